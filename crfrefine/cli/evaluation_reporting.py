@@ -80,6 +80,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     """Print the comparison, the separate counts, what became of the probabilities, what got worse, and the verdict as the last line."""
     from crfrefine.evaluate.options import SUMMARY_NAME
+    from crfrefine.statistics.comparison import describe_families
 
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
@@ -98,6 +99,9 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
             print(for_terminal(f"note: {note}"))
         if evaluation.power_note:
             print(f"power: {evaluation.power_note}")
+        families = describe_families(evaluation.summary)
+        if families:
+            print(f"p (Holm): {families}")
         _print_files(evaluation)
         if judged is not None and judged.probabilities is not None:
             print(for_terminal(judged.probabilities.sentence))
@@ -209,7 +213,7 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
         metric.value_text(comparison.mean),
         metric.difference_text(comparison.mean_difference),
         metric.interval_text(*comparison.interval),
-        format_p(row.p_holm),
+        format_p(row.p_adjusted),
         f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
     )
 

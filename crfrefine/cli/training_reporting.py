@@ -68,12 +68,15 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
+    from crfrefine.statistics.comparison import describe_families
+
     judged = result.comparison.verdict
     if verbosity > QUIET:
         first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
         change = f"change, {_metrics()[0].difference_unit}"
         names = ("region", "method", first, change, "95 % CI", "p (Holm)", "better/equal/worse", *others)
         print_table(names, _rows(result), numbers=(first, change, *others))
+        print(f"p (Holm): {describe_families(result.comparison.summary)}")
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
@@ -113,7 +116,7 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
                     # The others are compared with the first method.
                     "" if comparison is None else first.difference_text(comparison.mean_difference),
                     "" if comparison is None else first.interval_text(*comparison.interval),
-                    "" if comparison is None else format_p(row.p_holm),
+                    "" if comparison is None else format_p(row.p_adjusted),
                     "" if comparison is None else f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
                     *(metric.value_text(found[metric.name, region, method].mean) for metric in others),
                 )

@@ -16,8 +16,7 @@ from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
-from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, summarize
-from crfrefine.statistics.paired import detectable_difference
+from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
 from crfrefine.statistics.verdict import Verdict, verdict
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
@@ -126,7 +125,9 @@ class Evaluation:
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
         rows += summarize(table, baseline, metrics=calibrated, regions=tuple(self.regions), mean_regions=self.judged_regions)
         rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,) if calibrated else ())
-        return [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated]
+        return correct(
+            [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated], self.judged_regions
+        )
 
     @cached_property
     def verdict(self) -> Verdict | None:
@@ -167,17 +168,16 @@ class Evaluation:
             return None
         comparison, count = judged.comparison, judged.comparison.num_pairs
         cases = f"{count} case{'' if count == 1 else 's'}"
-        level = judged.alpha / judged.num_comparisons
-        if smallest_p_value(count) > level:
+        if smallest_p_value(count) > judged.alpha:
             return f"with {cases} no difference, however large, could have been significant"
-        seen = detectable_difference(comparison.standard_deviation, count, alpha=level)
+        seen = comparison.detectable_difference
         if not seen > 0:
             return f"the differences of all {cases} are equal: there is no scatter to tell what could have been seen"
         unit = DICE.difference_unit
         return (
             f"with {cases} and differences that scatter by {DICE.difference_text(comparison.standard_deviation, '')} {unit}, a mean "
             f"difference of {DICE.title} below {DICE.difference_text(seen, '')} {unit} could hardly have been seen "
-            f"(power 80 %, level {level:.3g})"
+            f"(power 80 %, level {judged.alpha:g})"
         )
 
     @cached_property

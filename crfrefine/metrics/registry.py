@@ -239,6 +239,9 @@ CALIBRATION_METRICS = _by_name(
 )
 """The metrics of probabilities, in the order of reports."""
 
+NLL = CALIBRATION_METRICS["nll"]
+"""A proper score, which only the true probabilities minimize."""
+
 METRICS: dict[str, Metric] = {**MASK_METRICS, **CALIBRATION_METRICS}
 """All of them."""
 

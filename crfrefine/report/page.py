@@ -20,7 +20,7 @@ from crfrefine.report.summary_table import summary_lines
 from crfrefine.report.verdict_part import declines, figures, judged_rivals, tone
 from crfrefine.report.viewer import ViewerCase
 from crfrefine.report.wording import wording_of
-from crfrefine.statistics.comparison import MEAN
+from crfrefine.statistics.comparison import MEAN, describe_families
 from crfrefine.statistics.verdict import ENDPOINT
 
 _ASSETS = files("crfrefine.report") / "assets"
@@ -74,6 +74,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         verdict_regions=[report.region_title(region) for region in report.verdict.regions] if report.verdict is not None else [],
         figures=figures(report),
         declines=list(declines(report)),
+        families=describe_families(report.summary),
         undefined=[
             (report.region_title(region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
         ]

@@ -68,7 +68,7 @@ def summary_lines(report: ReportInput, method: str) -> Iterator[SummaryLine]:
             after=wording.number(after),
             difference=wording.change(difference),
             interval=interval_text(comparison, wording) if comparison else UNDEFINED,
-            p_value=p_text(row.p_holm) if comparison else UNDEFINED,
+            p_value=p_text(row.p_adjusted) if comparison else UNDEFINED,
             effect=effect_text(comparison) if comparison else UNDEFINED,
             counts=(comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
             num_pairs=num_pairs,

@@ -33,7 +33,7 @@ def figures(report: ReportInput) -> list[tuple[str, str, str]]:
         if row is None:
             return []
         return [(f"Mean {title}", dice.number(row.mean), f"n = {row.num_values}"), (f"Median {title}", dice.number(row.median), "")]
-    comparison, p_holm = report.verdict.comparison, report.verdict.p_holm
+    comparison = report.verdict.comparison
     means = f"{dice.number(comparison.mean_baseline)} → {dice.number(comparison.mean)}"
     return [
         (f"Mean {title}", means, f"{report.baseline} → {report.method}"),
@@ -42,7 +42,7 @@ def figures(report: ReportInput) -> list[tuple[str, str, str]]:
             dice.change(comparison.mean_difference),
             f"{dice.metric.difference_unit}, 95 % CI {interval_text(comparison, dice)}",
         ),
-        ("p (Wilcoxon)", p_text(p_holm), "after Holm" if report.verdict.num_comparisons > 1 else "two-sided, paired"),
+        ("p (Wilcoxon)", p_text(comparison.p_value), "two-sided, paired; this question alone"),
         ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
     ]
 
@@ -79,7 +79,7 @@ def judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
             "ours": dice.number(rival.comparison.mean),
             "difference": dice.change(rival.comparison.mean_difference),
             "interval": interval_text(rival.comparison, dice),
-            "p_value": p_text(rival.p_holm),
+            "p_value": p_text(rival.p_adjusted),
             "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
             "is_beaten": rival.is_beaten,
         }

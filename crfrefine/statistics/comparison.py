@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
-from crfrefine.metrics.regions import RESERVED
-from crfrefine.metrics.registry import metric_named
+from crfrefine.metrics.regions import ALL_LABELS, RESERVED
+from crfrefine.metrics.registry import DICE, NLL, metric_named
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
 from crfrefine.text import listed
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 
 MEAN = RESERVED
 """Region name that stands for the mean over regions."""
+
+
+class Family(StrEnum):
+    """What a p value is corrected over, for each method by itself; the first two are single tests, which need no correction."""
+
+    ENDPOINT = "endpoint"
+    """Dice over the judged regions, the question of the verdict."""
+    PROBABILITIES = "probabilities"
+    """The negative log likelihood, the question of whether the probabilities got better."""
+    OTHER_METRICS = "other metrics"
+    """Every other metric over the judged regions, so that strictness does not grow with the number of labels."""
+    SINGLE_REGIONS = "single regions"
+    """Every metric, Dice included, in single regions."""
+
+
+CORRECTED = {Family.OTHER_METRICS: "of other metrics over the judged regions", Family.SINGLE_REGIONS: "in single regions"}
+"""The families of several tests, in words."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +185,9 @@ class SummaryRow:
         median: over the cases with a value.
         comparison: with the baseline, over the cases where both have a value; None for the baseline itself and for metrics that
             only describe.
-        p_holm: the p value of the comparison after Holm's correction. The family is the regions of the method in this metric; the row
-            MEAN is a separate test and keeps its p value.
+        p_adjusted: the p value of the comparison after Holm's correction over its family: the one to show. NaN without a test.
+        family: of tests; None without a test, as for a metric that is a function of another one.
+        family_size: number of tests in it.
     """
 
     method: str
@@ -179,7 +198,9 @@ class SummaryRow:
     mean: float
     median: float
     comparison: PairedComparison | None = None
-    p_holm: float = math.nan
+    p_adjusted: float = math.nan
+    family: Family | None = None
+    family_size: int = 0
 
 
 def summarize(
@@ -222,37 +243,84 @@ def summarize(
                     table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
                     for name in names
                 ]
-            p_values = [math.nan if comparison is None else comparison.p_value for comparison in comparisons]
-            adjusted = holm(p_values[: len(chosen)]) + tuple(p_values[len(chosen) :])
-            for name, comparison, p_holm in zip(names, comparisons, adjusted, strict=True):
+            for name, comparison in zip(names, comparisons, strict=True):
                 values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
-                rows.append(_summary_row(method, name, metric, values, comparison, p_holm))
-    return rows
+                rows.append(_summary_row(method, name, metric, values, comparison))
+    return correct(rows, averaged)
 
 
-def summary_dicts(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
-    """Return the summary for a JSON file: plain types, None for an undefined or infinite number."""
-    return [without_nonfinite(asdict(row)) for row in rows]
+def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
+    """Return the rows with their families, and their p values after Holm's correction over these.
+
+    Args:
+        rows: all that are shown together, of any methods.
+        regions: the judged regions.
+    """
+    lead = regions[0] if len(regions) == 1 else MEAN
+    scored: dict[str, list[str]] = {}
+    for row in rows:
+        if row.metric == NLL.name and row.comparison is not None and row.comparison.num_pairs:
+            scored.setdefault(row.method, []).append(row.region)
+    asked = {method: next((name for name in (ALL_LABELS, MEAN) if name in names), names[0]) for method, names in scored.items()}
+    members: dict[tuple[str, Family], list[tuple[int, float]]] = {}
+    for number, row in enumerate(rows):
+        family = _family(row, lead, asked.get(row.method))
+        if family is not None and row.comparison is not None:
+            members.setdefault((row.method, family), []).append((number, row.comparison.p_value))
+    corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
+    for (_, family), tests in members.items():
+        for (number, _), p_adjusted in zip(tests, holm([p_value for _, p_value in tests]), strict=True):
+            corrected[number] = replace(rows[number], p_adjusted=p_adjusted, family=family, family_size=len(tests))
+    return corrected
 
 
-def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
-    """Return the summary as cells of a table, the head first; differences of ratios are in points (hundredths)."""
-    head = [
-        "metric",
-        "region",
-        "method",
-        "n",
-        "undefined",
-        "mean",
-        "median",
-        "difference",
-        "95 % CI",
-        "p",
-        "p (Holm)",
-        "effect",
-        "better/equal/worse",
-    ]
-    return [[*head, "worst case"], *(_cells(row) for row in rows)]
+def _family(row: SummaryRow, lead: str, asked: str | None) -> Family | None:
+    """Return the family of a row's test; `lead` is the region of the verdict, `asked` that of the probabilities."""
+    if row.comparison is None or not row.comparison.num_pairs or metric_named(row.metric).follows:
+        return None
+    if (row.metric, row.region) == (DICE.name, lead):
+        return Family.ENDPOINT
+    if (row.metric, row.region) == (NLL.name, asked):
+        return Family.PROBABILITIES
+    return Family.OTHER_METRICS if row.region == lead else Family.SINGLE_REGIONS
+
+
+def describe_families(rows: Iterable[SummaryRow]) -> str:
+    """Say in one sentence which p values are corrected, and over how many tests; empty if there are none."""
+    sizes: dict[Family, int] = {}
+    for row in rows:
+        if row.family is not None:
+            sizes[row.family] = max(sizes.get(row.family, 0), row.family_size)
+    if not sizes:
+        return ""
+    single = {Family.ENDPOINT: f"{DICE.title} over the judged regions", Family.PROBABILITIES: NLL.noun}
+    alone = [name for family, name in single.items() if family in sizes]
+    parts = [f"{' and '.join(alone)} {'are' if len(alone) > 1 else 'is'} tested alone"] if alone else []
+    over = describe_correction(sizes)
+    parts += [f"Holm's correction, within each method, is {over}"] if over else []
+    return f"Wilcoxon's signed-rank test; {'; '.join(parts)}"
+
+
+def describe_correction(sizes: Mapping[Family, int]) -> str:
+    """Say over which families, and how many tests in each, p values are corrected; empty if none is."""
+    found = [(sizes.get(family, 0), words) for family, words in CORRECTED.items()]
+    return " and ".join(f"over {size} test{'s' * (size != 1)} {words}" for size, words in found if size)
+
+
+def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
+    """Return the summary for a JSON file: plain types, None for an undefined or infinite number.
+
+    `p_holm` keeps its meaning of version 0.2.0: corrected over the regions of one method in one metric.
+    """
+    of_metric: dict[tuple[str, str], list[int]] = {}
+    former = [math.nan if row.comparison is None else row.comparison.p_value for row in rows]
+    for number, row in enumerate(rows):
+        if row.region not in (MEAN, ALL_LABELS):
+            of_metric.setdefault((row.method, row.metric), []).append(number)
+    for numbers in of_metric.values():
+        for number, p_holm in zip(numbers, holm([former[number] for number in numbers]), strict=True):
+            former[number] = p_holm
+    return [without_nonfinite({**asdict(row), "p_holm": p_holm}) for row, p_holm in zip(rows, former, strict=True)]
 
 
 def format_p(p_value: float) -> str:
@@ -265,9 +333,7 @@ def format_p(p_value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _summary_row(
-    method: str, region: str, metric: str, values: NDArray[np.float64], comparison: PairedComparison | None, p_holm: float
-) -> SummaryRow:
+def _summary_row(method: str, region: str, metric: str, values: NDArray[np.float64], comparison: PairedComparison | None) -> SummaryRow:
     defined = values[~np.isnan(values)]
     return SummaryRow(
         method=method,
@@ -278,27 +344,7 @@ def _summary_row(
         mean=float(defined.mean()) if defined.size else math.nan,
         median=float(np.median(defined)) if defined.size else math.nan,
         comparison=comparison,
-        p_holm=p_holm,
     )
-
-
-def _cells(row: SummaryRow) -> list[str]:
-    metric = metric_named(row.metric)
-    means = metric.value_text(row.mean), metric.value_text(row.median)
-    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), *means]
-    if row.comparison is None:
-        return cells + [""] * 7
-    comparison = row.comparison
-    return [
-        *cells,
-        metric.difference_text(comparison.mean_difference),
-        metric.interval_text(*comparison.interval),
-        format_p(comparison.p_value),
-        format_p(row.p_holm),
-        "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}",
-        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-        f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else "",
-    ]
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

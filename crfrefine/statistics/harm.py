@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crfrefine.metrics.registry import DICE, metric_named
-from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
-from crfrefine.statistics.paired import PairedComparison, holm
+from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, describe_correction, format_p
+from crfrefine.statistics.paired import PairedComparison
 
 _MOST_NAMED = 6
 
@@ -23,7 +23,7 @@ class Decline:
         name: both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
         is_overall: whether it is the mean over the judged regions, or the only judged region.
         comparison: method minus baseline; `losses` cases are worse, `wins` better.
-        p_holm: its p value after Holm's correction over its family.
+        p_holm: its p value in the summary, after Holm's correction over its family.
     """
 
     metric: str
@@ -59,49 +59,44 @@ class Harm:
 
 
 def find_harm(
-    summary: Iterable[SummaryRow],
+    summary: Sequence[SummaryRow],
     method: str,
-    regions: Sequence[str],
     *,
     titles: Mapping[str, str] | None = None,
     alpha: float = 0.05,
 ) -> Harm:
     """Find the metrics in which a method is worse than its baseline.
 
-    Holm's correction is over two families: the other metrics over the judged regions, whose strictness must not grow with the number of
-    labels, and all single regions in all metrics, Dice included. A metric that is a function of another one is not repeated.
+    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is
+    not repeated, and neither is the one that `judge_probabilities` tells of.
 
     Args:
         summary: rows of `summarize`; those of the method count.
         method: the judged method.
-        regions: whose mean Dice decides the verdict.
         titles: displayed name of each region; default: its name.
         alpha: level of the two-sided tests after Holm's correction.
     """
-    lead = regions[0] if len(regions) == 1 else MEAN
-    overall: list[tuple[SummaryRow, PairedComparison]] = []
-    single: list[tuple[SummaryRow, PairedComparison]] = []
-    for row in summary:
-        if row.method != method or row.comparison is None or not row.comparison.num_pairs or metric_named(row.metric).follows:
-            continue
-        if row.region != lead:
-            single.append((row, row.comparison))
-        elif row.metric != DICE.name:
-            overall.append((row, row.comparison))
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
-    for family in (overall, single):
-        adjusted = holm([comparison.p_value for _, comparison in family])
-        for (row, comparison), p_holm in zip(family, adjusted, strict=True):
-            name = _name(row, is_overall=family is overall, titles=titles or {})
-            decline = Decline(row.metric, row.region, name, family is overall, comparison, p_holm)
-            # As a test of ranks is significant, so its direction is that of the ranks.
-            if p_holm < alpha and _sign(row.metric) * comparison.effect_size < 0:
-                significant.append(decline)
-            elif comparison.losses > comparison.num_pairs / 2 and (family is overall or row.metric == DICE.name):
-                in_most_cases.append(decline)
-    sentence = _sentence(significant, in_most_cases, num_compared=len(overall) + len(single), has_regions=bool(single))
-    return Harm(sentence, tuple(significant), tuple(in_most_cases), len(overall) + len(single))
+    sizes = dict.fromkeys(CORRECTED, 0)
+    tested = [
+        (row, row.comparison, row.family)
+        for family in CORRECTED
+        for row in summary
+        if row.method == method and row.family == family and row.family is not None and row.comparison is not None
+    ]
+    for row, comparison, family in tested:
+        sizes[family] += 1
+        is_overall = family == Family.OTHER_METRICS
+        name = _name(row, is_overall=is_overall, titles=titles or {})
+        decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
+        # As a test of ranks is significant, so its direction is that of the ranks.
+        if row.p_adjusted < alpha and _sign(row.metric) * comparison.effect_size < 0:
+            significant.append(decline)
+        elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
+            in_most_cases.append(decline)
+    sentence = _sentence(significant, in_most_cases, sizes)
+    return Harm(sentence, tuple(significant), tuple(in_most_cases), sum(sizes.values()))
 
 
 def _sign(metric: str) -> int:
@@ -124,16 +119,15 @@ def _told(declines: Sequence[Decline]) -> list[Decline]:
     return [decline for decline in declines if decline.is_overall or decline.metric not in overall]
 
 
-def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], *, num_compared: int, has_regions: bool) -> str:
-    if not num_compared:
+def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], sizes: Mapping[Family, int]) -> str:
+    if not any(sizes.values()):
         return "No other metric could be compared."
     if not significant and not in_most_cases:
-        return f"No other metric got worse in most cases{f', nor {DICE.title} in any region' if has_regions else ''}."
-    parts = []
-    if significant:
-        parts.append(f"What got worse (p after Holm): {_listed(significant)}.")
-    else:
-        parts.append("No other metric got significantly worse.")
+        return f"No other metric got worse in most cases{f', nor {DICE.title} in any region' if sizes[Family.SINGLE_REGIONS] else ''}."
+    corrected = f"p after Holm {describe_correction(sizes)}"
+    if not significant:
+        return f"Nothing else got significantly worse. Worse in most cases, but not significantly ({corrected}): {_listed(in_most_cases)}."
+    parts = [f"What got worse ({corrected}): {_listed(significant)}."]
     if in_most_cases:
         parts.append(f"Worse in most cases, but not significantly: {_listed(in_most_cases)}.")
     return " ".join(parts)

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.metrics.registry import CALIBRATION_METRICS, metric_named
-from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
+from crfrefine.metrics.registry import CALIBRATION_METRICS, NLL, metric_named
+from crfrefine.statistics.comparison import Family, SummaryRow, format_p
 from crfrefine.statistics.paired import PairedComparison
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
-ENDPOINT = "nll"
-"""The deciding metric: a proper score, which only the true probabilities minimize."""
+ENDPOINT = NLL.name
+"""The deciding metric."""
 
 
 class Change(StrEnum):
@@ -53,28 +52,30 @@ class ProbabilityChange:
 def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
 
-    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions.
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the
+    summary that is tested alone.
 
     Args:
         summary: rows of `summarize`; those of the method count.
         method: the judged method.
         alpha: level of the two-sided test.
     """
-    compared: dict[tuple[str, str], PairedComparison] = {}
-    for row in summary:
-        if row.method == method and row.metric in CALIBRATION_METRICS and row.comparison is not None and row.comparison.num_pairs:
-            compared[row.region, row.metric] = row.comparison
-    regions = [region for region, metric in compared if metric == ENDPOINT]
-    if not regions:
+    rows = [row for row in summary if row.method == method]
+    region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
+    if region is None:
         return None
-    region = next((name for name in (ALL_LABELS, MEAN) if name in regions), regions[0])
-    deciding = compared[region, ENDPOINT]
+    compared = {
+        row.metric: row.comparison
+        for row in rows
+        if row.region == region and row.metric in CALIBRATION_METRICS and row.comparison is not None
+    }
+    deciding = compared[ENDPOINT]
     change = _change(deciding, alpha)
     if _is_same(deciding):
         same = f"{metric_named(ENDPOINT).noun} {metric_named(ENDPOINT).value_text(deciding.mean)} with both"
         return ProbabilityChange(change, f"The probabilities are as good as before: {same}.", region, deciding)
-    others = [name for name in CALIBRATION_METRICS if name != ENDPOINT and (region, name) in compared]
-    figures = [_figures(name, compared[region, name]) for name in (ENDPOINT, *others)]
+    others = [name for name in CALIBRATION_METRICS if name != ENDPOINT and name in compared]
+    figures = [_figures(name, compared[name]) for name in (ENDPOINT, *others)]
     return ProbabilityChange(change, f"{_WORDS[change]}: {', '.join(figures)}.", region, deciding)
 
 

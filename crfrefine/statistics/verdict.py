@@ -15,8 +15,8 @@ from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
 from crfrefine.statistics.harm import Harm, find_harm
-from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, detectable_difference, holm
-from crfrefine.statistics.probabilities import ProbabilityChange, judge_probabilities
+from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
+from crfrefine.statistics.probabilities import Change, ProbabilityChange, judge_probabilities
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
 _METRIC = DICE
@@ -35,6 +35,7 @@ class Outcome(StrEnum):
     MIXED = "mixed"
     HURTS = "hurts"
     TOO_FEW = "too few cases"
+    NOT_TESTED = "not tested"
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Rival:
     Attributes:
         name: of the rival.
         comparison: the judged method minus the rival; without pairs if no case has both.
-        p_holm: its p value after Holm's correction over all comparisons of the verdict; NaN without pairs.
+        gain: its mean Dice minus the baseline's; NaN without a case that both have.
+        p_adjusted: its p value after Holm's correction over the rivals; NaN without pairs.
         is_beaten: whether the judged method is significantly better.
     """
 
     name: str
     comparison: PairedComparison
-    p_holm: float
+    gain: float
+    p_adjusted: float
     is_beaten: bool
 
 
@@ -64,9 +67,8 @@ class Verdict:
         method: the judged method.
         baseline: the method that it should improve.
         regions: the regions over which Dice was averaged.
-        comparison: method minus baseline, mean Dice.
-        p_holm: its p value after Holm's correction over the baseline and all rivals.
-        alpha: the level that p_holm was compared with.
+        comparison: method minus baseline, mean Dice. This one question is tested alone, so that its p value is also that of the summary.
+        alpha: the level that p values were compared with.
         rivals: the methods that it should beat as well.
         notes: further facts that the reader must know, one sentence each, such as cases left out.
         harm: what got worse besides; None if no other metric was looked at.
@@ -79,7 +81,6 @@ class Verdict:
     baseline: str
     regions: tuple[str, ...]
     comparison: PairedComparison
-    p_holm: float
     alpha: float
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
@@ -87,14 +88,21 @@ class Verdict:
     probabilities: ProbabilityChange | None = None
 
     @property
-    def num_comparisons(self) -> int:
-        """Size of the family of Holm's correction: the baseline and the rivals that have a case in common with the method."""
+    def num_rivals(self) -> int:
+        """Size of the family of Holm's correction over the rivals: those that have a case in common with the method."""
         return _family(self.rivals)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a JSON file: plain types, None for an undefined or infinite number."""
-        content: dict[str, Any] = without_nonfinite(asdict(self))
-        return content | {"outcome": self.outcome.value}
+        """Return it for a JSON file: plain types, None for an undefined or infinite number.
+
+        `p_holm` keeps its meaning of version 0.2.0: corrected over the baseline and all rivals together.
+        """
+        content: dict[str, Any] = asdict(self)
+        former = holm([self.comparison.p_value, *(rival.comparison.p_value for rival in self.rivals)])
+        rivals = [{**rival, "p_holm": p_holm} for rival, p_holm in zip(content["rivals"], former[1:], strict=True)]
+        shown = {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value, "p_holm": former[0], "rivals": rivals}
+        plain: dict[str, Any] = without_nonfinite(content | shown)
+        return plain
 
 
 def verdict(
@@ -115,6 +123,9 @@ def verdict(
 ) -> Verdict:
     """Judge whether a method improves on a baseline, and on simple rivals.
 
+    The question about the baseline is tested alone, and only if its answer is yes are the rivals looked at, with Holm's correction
+    over these.
+
     Args:
         table: the measurements, with Dice.
         method: to be judged.
@@ -127,7 +138,7 @@ def verdict(
         summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse, and whether the
             probabilities got better, is looked up there. Default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
-        alpha: level of the two-sided test after Holm's correction over the baseline and all rivals.
+        alpha: level of the two-sided tests.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
@@ -136,24 +147,33 @@ def verdict(
     """
     if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
-    others = (baseline, *rivals)
-    comparisons = [
-        table.compare(method, other, MEAN, ENDPOINT, regions=regions, seed=seed, num_resamples=num_resamples) for other in others
-    ]
-    num_cases = len(table.cases)
-    comparisons += [compare_pairs([math.nan] * num_cases, [math.nan] * num_cases, cases=table.cases) for _ in unmeasured]
-    adjusted = holm([comparison.p_value for comparison in comparisons])
+    options: dict[str, Any] = {"regions": regions, "seed": seed, "num_resamples": num_resamples}
+    primary = table.compare(method, baseline, MEAN, ENDPOINT, **options)
+    nothing = [math.nan] * len(table.cases)
+    found = [table.compare(method, rival, MEAN, ENDPOINT, **options) for rival in rivals]
+    found += [compare_pairs(nothing, nothing, cases=table.cases) for _ in unmeasured]
     judged = tuple(
-        Rival(name, comparison, p_holm, _direction(comparison, p_holm, alpha) == 1)
-        for name, comparison, p_holm in zip((*rivals, *unmeasured), comparisons[1:], adjusted[1:], strict=True)
+        Rival(name, comparison, _gain(table, name, baseline, regions), p_adjusted, _direction(comparison, p_adjusted, alpha) == 1)
+        for name, comparison, p_adjusted in zip(
+            (*rivals, *unmeasured), found, holm([comparison.p_value for comparison in found]), strict=True
+        )
     )
-    outcome, sentence = _decide(subject or method, comparisons[0], adjusted[0], judged, alpha, rivals_are_simple=rivals_are_simple)
     chosen = table.regions if regions is None else tuple(regions)
-    notes = _notes(table, method, baseline, chosen, comparisons[0]) + _notes_on_rivals(table, judged, comparisons[0].num_pairs)
-    harm = None if summary is None else find_harm(summary, method, chosen, titles=titles, alpha=alpha)
+    notes = _notes(table, method, baseline, chosen, primary) + _notes_on_rivals(table, judged, primary.num_pairs)
+    harm = None if summary is None else find_harm(summary, method, titles=titles, alpha=alpha)
     probabilities = None if summary is None else judge_probabilities(summary, method, alpha=alpha)
-    sentence += _but(outcome, harm, baseline, has_rivals=bool(judged))
-    return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes, harm, probabilities)
+    outcome, sentence = _decide(subject or method, baseline, primary, alpha)
+    if outcome == Outcome.HELPS:
+        if not all(rival.is_beaten for rival in judged):
+            outcome = Outcome.NOT_BETTER_THAN_SIMPLE
+        sentence += _against_rivals(subject or method, primary, judged, alpha, are_simple=rivals_are_simple)
+        sentence += _but(harm, probabilities, baseline)
+    return Verdict(outcome, sentence, method, baseline, chosen, primary, alpha, judged, notes, harm, probabilities)
+
+
+def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str, *, alpha: float = 0.05) -> Verdict:
+    """Return the verdict on a method that was not measured in every case; `reason` is the rest of a sentence."""
+    return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), alpha, (), ())
 
 
 def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:
@@ -171,99 +191,106 @@ def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int
     return None
 
 
+def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] | None) -> float:
+    """Return the mean difference between a rival and the baseline, over the cases that both have."""
+    if rival not in table.methods:
+        return math.nan
+    values, others = table.means(ENDPOINT, [rival, baseline], regions)
+    gains = (values - others)[~np.isnan(values - others)]
+    return float(gains.mean()) if gains.size else math.nan
+
+
 def _family(rivals: Sequence[Rival]) -> int:
-    return 1 + sum(rival.comparison.num_pairs > 0 for rival in rivals)
+    return sum(rival.comparison.num_pairs > 0 for rival in rivals)
 
 
-def _decide(
-    subject: str, primary: PairedComparison, p_holm: float, rivals: Sequence[Rival], alpha: float, *, rivals_are_simple: bool
-) -> tuple[Outcome, str]:
-    family = _family(rivals)
+def _decide(subject: str, baseline: str, primary: PairedComparison, alpha: float) -> tuple[Outcome, str]:
+    """Return the answer, and sentences of which the first is the answer in words."""
     count = primary.num_pairs
-    figures = _figures(primary, p_holm, family)
     if count and primary.ties == count:
-        return Outcome.NO_DIFFERENCE, f"no difference (the same mean {_METRIC.title} in {_all_cases(count)}): do not use it"
-    if family * smallest_p_value(count) > alpha:
-        return Outcome.TOO_FEW, _too_few(primary, family, alpha)
-    direction = _direction(primary, p_holm, alpha)
+        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {_all_cases(count)}: do not use it."
+    if smallest_p_value(count) > alpha:
+        return Outcome.TOO_FEW, _too_few(primary, alpha)
+    direction = _direction(primary, primary.p_value, alpha)
+    change = f"Mean {_METRIC.title} {_quantity(primary.mean_difference)} against {baseline} ({_figures(primary)})"
     if direction is None:
-        return Outcome.MIXED, _mixed(primary, figures)
+        return Outcome.MIXED, _mixed(primary, change)
     if direction == 0:
-        # Holm's strictest level; how far Holm relaxes it depends on the other comparisons.
-        seen = detectable_difference(primary.standard_deviation, count, alpha=alpha / family)
-        power = f"; a mean difference below {_quantity(seen, '')} could hardly have been seen"
-        return Outcome.NO_DIFFERENCE, f"no significant difference ({figures}{power}): do not use it"
+        seen = _quantity(primary.detectable_difference, "")
+        return Outcome.NO_DIFFERENCE, (
+            f"No significant difference. {change}; a mean difference below {seen} could hardly have been seen: do not use it."
+        )
+    named = subject[0].upper() + subject[1:] if subject.startswith("the ") else subject
     if direction < 0:
-        return Outcome.HURTS, f"it hurts ({figures}): do not use it"
-    helps = f"{subject} helps ({figures})"
-    against = _against_rivals(rivals, family, rivals_are_simple=rivals_are_simple)
-    return (Outcome.HELPS if all(rival.is_beaten for rival in rivals) else Outcome.NOT_BETTER_THAN_SIMPLE), helps + against
+        return Outcome.HURTS, f"{named} hurts. {change}: do not use it."
+    return Outcome.HELPS, f"{named} helps. {change}."
 
 
-def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: bool) -> str:
-    """Return how a method that helps compares with its rivals; the text follows the comparison with the baseline."""
-
-    def figures(rival: Rival) -> str:
-        return _figures(rival.comparison, rival.p_holm, family)
-
+def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival], alpha: float, *, are_simple: bool) -> str:
+    """Return how a method that helps compares with its rivals, as further sentences."""
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
-    strongest = min(
-        [rival for rival in compared if not rival.is_beaten] or compared, key=lambda rival: rival.comparison.mean_difference, default=None
-    )
+    kind = ("simple method" if are_simple else "other method") + (" that could be compared" if missing else "")
+    # Of those that are not beaten, if there are any, the strongest.
+    strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference), default=None)
     parts = []
-    if strongest is not None and not strongest.is_beaten:
-        if rivals_are_simple:
-            return f", but not more than {strongest.name} does ({figures(strongest)}): prefer that, it is simpler"
-        parts.append(f", but not significantly more than {strongest.name} does ({figures(strongest)})")
-    elif strongest is not None:
-        kind = "simple method" if rivals_are_simple else "other method"
-        if missing:
-            kind += " that could be compared"
-        parts.append(f", and more than every {kind}: than the best of them, {strongest.name}, by {figures(strongest)}")
+    if strongest is not None:
+        direction = _direction(strongest.comparison, strongest.p_adjusted, alpha)
+        corrected = f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
+        gains = f"{subject} {_METRIC.difference_text(primary.mean_difference)}, {strongest.name} {_quantity(strongest.gain)}"
+        p_text = f"(p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
+        advice = f": prefer {strongest.name}, it is simpler" if are_simple else ""
+        if direction == 1:
+            parts.append(f"It gains more than every {kind}, the best of which is {strongest.name}: {gains} {p_text}.")
+        elif direction == -1:
+            parts.append(f"But {strongest.name} gains more: {gains} {p_text}{advice}.")
+        elif len(compared) * smallest_p_value(strongest.comparison.num_pairs) > alpha:
+            needed = _fewest_cases(alpha / len(compared))
+            parts.append(f"Too few cases to tell whether it gains more than {strongest.name}: {gains} {p_text}; {needed} are needed.")
+        else:
+            what = "the difference is not significant" if direction == 0 else "the mean and the ranks of the difference disagree"
+            parts.append(f"But not shown to gain more than {strongest.name}: {gains}; {what} {p_text}{advice}.")
     if missing:
-        parts.append(f"; no case allows a comparison with {' or '.join(missing)}")
-    return "".join(parts)
+        parts.append(f"No case allows a comparison with {' or '.join(missing)}.")
+    return "".join(f" {part}" for part in parts)
 
 
-def _but(outcome: Outcome, harm: Harm | None, baseline: str, *, has_rivals: bool) -> str:
-    """Return the end of a sentence of praise if something got significantly worse; else nothing."""
-    if harm is None or not harm.headline or outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE):
-        return ""
-    worse = f"{harm.headline} got significantly worse"
-    # After a sentence on the rivals, "worse" needs its counterpart.
-    return f"; {worse} than with {baseline}" if has_rivals else f", but {worse}"
+def _but(harm: Harm | None, probabilities: ProbabilityChange | None, baseline: str) -> str:
+    """Return the end of praise if something got significantly worse; else nothing."""
+    worse = [harm.headline] if harm is not None and harm.headline else []
+    worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
+    return f" But worse than with {baseline}, significantly: {', '.join(worse)}." if worse else ""
 
 
-def _mixed(primary: PairedComparison, figures: str) -> str:
+def _mixed(primary: PairedComparison, change: str) -> str:
     if primary.effect_size < 0:
-        return f"no clear benefit: more cases lose than gain, though their mean may be zero or better ({figures}): do not use it"
+        return f"No clear benefit. More cases lose than gain, though their mean may be zero or better. {change}: do not use it."
     worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
     advice = f"look at the worst cases before using it ({worst})" if worst else "do not rely on it"
-    return f"no clear benefit: more cases gain than lose, but their mean may be zero or worse ({figures}); {advice}"
+    return f"No clear benefit. More cases gain than lose, but their mean may be zero or worse. {change}: {advice}."
 
 
-def _too_few(primary: PairedComparison, family: int, alpha: float) -> str:
+def _too_few(primary: PairedComparison, alpha: float) -> str:
     count = primary.num_pairs
-    enough = next(number for number in range(1, 64) if family * smallest_p_value(number) <= alpha)
     seen = ""
     if count:
-        correction = f" after Holm over {family} comparisons" if family > 1 else ""
-        best = min(1.0, family * smallest_p_value(count))
+        best = format_p(smallest_p_value(count))
         seen = (
             f" (mean {_METRIC.title} {_quantity(primary.mean_difference)}, {_better_cases(primary)}; "
-            f"even if all cases agreed p would be {format_p(best)}{correction})"
+            f"even if all cases agreed p would be {best})"
         )
-    return f"too few cases to tell: n = {count}{seen}, and at least {enough} are needed for p < {alpha:g}"
+    return f"Too few cases. n = {count}{seen}, and at least {_fewest_cases(alpha)} are needed for p < {alpha:g}."
 
 
-def _figures(comparison: PairedComparison, p_holm: float, family: int) -> str:
-    parts = [f"mean {_METRIC.title} {_quantity(comparison.mean_difference)}"]
+def _fewest_cases(level: float) -> int:
+    """Return the number of cases from which a test can reach a level."""
+    return next(number for number in range(1, 64) if smallest_p_value(number) <= level)
+
+
+def _figures(comparison: PairedComparison) -> str:
     interval = _METRIC.interval_text(*comparison.interval, sign="")
-    if interval:
-        parts.append(f"95 % CI {interval}")
-    parts.append(f"p {format_p(p_holm)}" + (" after Holm" if family > 1 else ""))
-    return ", ".join([*parts, _better_cases(comparison)])
+    parts = [f"95 % CI {interval}"] if interval else []
+    return ", ".join([*parts, f"p {format_p(comparison.p_value)}", _better_cases(comparison)])
 
 
 def _better_cases(comparison: PairedComparison) -> str:

@@ -46,7 +46,7 @@ def describe_origin(result: TrainingResult) -> str:
     lines = [
         f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.cases.files)} cases, "
         f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
-        f"Verdict on cases held out: {result.comparison.verdict.sentence}.",
+        f"Verdict on cases held out: {result.comparison.verdict.sentence}",
     ]
     if result.cases.regions is not None:
         lines.append(f"For one sigmoid channel per region, lists of weights in their order: {result.cases.regions.describe()}.")

@@ -308,18 +308,20 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert judged["regions"] == ["whole"]
     assert judged["comparison"]["mean_difference"] == pytest.approx((dice["after"] - dice["before"]).mean())
     assert judged["comparison"]["p_value"] == pytest.approx(2 / 2**9)  # all nine signs agree
-    assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # and there are two comparisons
+    assert judged["p_adjusted"] == judged["comparison"]["p_value"]  # the question is tested alone
+    assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # as in 0.2.0, of two comparisons
     assert judged["outcome"] == "not better than simple"
     lines = result.stdout.splitlines()
-    assert lines[-1].startswith("verdict: the refinement helps")
-    assert "), but not significantly more than twin does (" in lines[-1]
+    assert lines[-1].startswith("verdict: The refinement helps. ")
+    assert " But not shown to gain more than twin: the refinement +" in lines[-1]
     assert "simple" not in lines[-1]  # nobody said that the twin is
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
-    seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
+    seen = 100 * detectable_difference(deviation, 9)
     assert lines[-2] == judged["harm"]["sentence"] == "No other metric got worse in most cases, nor Dice in any region."
-    assert lines[-3].startswith("power: with 9 cases")
+    assert lines[-3].startswith("p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions is tested alone; ")
+    assert lines[-4].startswith("power: with 9 cases")
     assert "units: differences of dice, surface_dice in points (hundredths)" in lines
-    assert lines[-3].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
+    assert lines[-4].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.05)")
 
 
 def _better_but_smaller(root):
@@ -344,14 +346,19 @@ def test_what_got_worse_is_said_beside_the_verdict(tmp_path):
     summary = _better_but_smaller(tmp_path)
     judged = summary["verdict"]
     assert judged["outcome"] == "helps"
-    assert judged["sentence"].endswith("10 of 10 cases better), but sensitivity got significantly worse")
+    assert judged["sentence"].endswith("10 of 10 cases better). But worse than with network, significantly: sensitivity.")
     (decline,) = judged["harm"]["significant"]
     assert (decline["metric"], decline["region"], decline["is_overall"]) == ("sensitivity", "1", True)
     assert (decline["comparison"]["losses"], decline["comparison"]["num_pairs"]) == (10, 10)
     compared = ("sensitivity", "precision", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
     assert decline["p_holm"] == pytest.approx(len(compared) * 2 / 2**10), "all signs agree, in a family of seven"
     change = 100 * decline["comparison"]["mean_difference"]
-    expected = f"What got worse (p after Holm): sensitivity in 10 of 10 cases ({change:.2f} points on average, p 0.014)."
+    assert {row["p_adjusted"] for row in summary["summary"] if (row["metric"], row["region"]) == ("sensitivity", "1")} == {
+        None,
+        decline["p_holm"],
+    }, "of the baseline, and of the prediction: the same as in the sentence"
+    family = "p after Holm over 7 tests of other metrics over the judged regions"
+    expected = f"What got worse ({family}): sensitivity in 10 of 10 cases ({change:.2f} points on average, p 0.014)."
     assert judged["harm"]["sentence"] == expected
     assert summary["stdout"].splitlines()[-2:] == [expected, f"verdict: {judged['sentence']}"]
     assert expected in (tmp_path / "report" / "report.html").read_text()
@@ -394,7 +401,7 @@ def test_too_few_cases_are_said_to_be_too_few(tmp_path):
     study = write_study(tmp_path, 3)
     result = run_here(*study.arguments)
     assert "power: with 3 cases no difference, however large, could have been significant" in result.stdout
-    assert "verdict: too few cases to tell: n = 3" in result.stdout.splitlines()[-1]
+    assert "verdict: Too few cases. n = 3" in result.stdout.splitlines()[-1]
 
 
 def test_quiet_says_the_verdict_alone(tmp_path):
@@ -453,7 +460,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
     assert "no image of 1 of 3 cases, such as case2" in result.stderr
     assert files_in(study.output) == ["cases", "metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
-    assert "too few cases to tell: n = 3" in page
+    assert "Too few cases. n = 3" in page
     assert "whole" in page
     assert str(images) in page
 

@@ -236,8 +236,8 @@ def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
     assert result.status == 1
     lines = result.stdout.splitlines()
     assert "note: rival could not be measured in any case." in lines
-    assert lines[-1].startswith("verdict: the refinement helps (")
-    assert lines[-1].endswith("; no case allows a comparison with rival")
+    assert lines[-1].startswith("verdict: The refinement helps. ")
+    assert lines[-1].endswith(" No case allows a comparison with rival.")
     assert any(line.startswith("power: with 6 cases") and line.endswith("level 0.05)") for line in lines)
     judged = json.loads((study.output / "summary.json").read_text())["verdict"]
     assert judged["outcome"] == "not better than simple"

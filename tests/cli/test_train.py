@@ -91,7 +91,7 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     table = [line.split("\t") for line in lines[:-3]]
     assert table[0][:3] == ["region", "method", "Dice"]
     assert [(row[0], row[1]) for row in table[1:]] == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
-    assert lines[-1].startswith("verdict: too few cases to tell: n = 4")
+    assert lines[-1].startswith("verdict: Too few cases. n = 4")
     judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
     harm = judged["harm"]
     assert lines[-2] == harm["sentence"]

@@ -11,7 +11,17 @@ import pytest
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import MASK_METRICS
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, measurements_of, summarize, summary_dicts, summary_text
+from crfrefine.statistics.comparison import (
+    MEAN,
+    Family,
+    Measurement,
+    ResultTable,
+    correct,
+    describe_families,
+    measurements_of,
+    summarize,
+    summary_dicts,
+)
 from crfrefine.statistics.paired import compare_pairs, holm
 
 NAN = math.nan
@@ -63,7 +73,7 @@ def test_a_case_without_any_measurement_is_undefined_and_named():
     assert table.missing_cases("network") == ()
 
 
-def test_the_summary_holds_the_comparisons_with_holm_over_the_regions():
+def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
     rows = {(row.method, row.region): row for row in summarize(_table(), "network")}
     assert list(rows) == [(method, region) for method in ("network", "crf", "other") for region in ("whole", "core", MEAN)]
     assert all(rows["network", region].comparison is None for region in ("whole", "core", MEAN))
@@ -77,8 +87,10 @@ def test_the_summary_holds_the_comparisons_with_holm_over_the_regions():
             assert rows[method, region].comparison.p_value == comparison.p_value
             assert rows[method, region].comparison.interval == comparison.interval
         p_values = [comparison.p_value for comparison in expected.values()]
-        assert [rows[method, region].p_holm for region in ("whole", "core")] == list(holm(p_values))
-        assert rows[method, MEAN].p_holm == rows[method, MEAN].comparison.p_value
+        assert [rows[method, region].p_adjusted for region in ("whole", "core")] == list(holm(p_values))
+        assert {rows[method, region].family for region in ("whole", "core")} == {Family.SINGLE_REGIONS}
+        assert rows[method, MEAN].p_adjusted == rows[method, MEAN].comparison.p_value
+        assert (rows[method, MEAN].family, rows[method, MEAN].family_size) == (Family.ENDPOINT, 1)
     assert rows["other", "core"].comparison.num_only_method == 1
     assert rows["crf", MEAN].comparison.mean_difference == pytest.approx((0.03 + 0.015 + 0.015 + 0.01) / 4)
 
@@ -86,7 +98,52 @@ def test_the_summary_holds_the_comparisons_with_holm_over_the_regions():
 def test_some_metrics_and_regions_only():
     rows = summarize(_table(), "network", metrics=["dice"], regions=["core"])
     assert [(row.method, row.region) for row in rows] == [("network", "core"), ("crf", "core"), ("other", "core")]
-    assert rows[1].p_holm == rows[1].comparison.p_value
+    assert rows[1].p_adjusted == rows[1].comparison.p_value
+
+
+def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
+    """Dice of the only judged region and the likelihood are tested alone, what follows from Dice is not, and the rest has two families."""
+    rng = np.random.default_rng(5)
+    steps = {(name, region): 0.02 + 0.1 * rng.standard_normal(9) for name in ("dice", "iou", "precision", "assd_mm") for region in "12"}
+    steps |= {(name, "all"): 0.02 + 0.1 * rng.standard_normal(9) for name in ("ece", "nll")}
+    table = ResultTable(
+        Measurement(f"c{number}", region, metric, 1.0 + (step if method == "crf" else 0.0), method)
+        for (metric, region), row in steps.items()
+        for number, step in enumerate(row)
+        for method in ("network", "crf")
+    )
+    rows = summarize(table, "network", metrics=("dice", "iou", "precision", "assd_mm"), regions=("1", "2"), num_resamples=50)
+    rows += summarize(table, "network", metrics=("ece", "nll"), regions=("all",), num_resamples=50)
+    found = {(row.metric, row.region): row for row in correct(rows, ["1"]) if row.method == "crf"}
+    raw = {key: row.comparison.p_value for key, row in found.items()}
+    assert found["dice", "1"].p_adjusted == raw["dice", "1"]
+    assert found["nll", "all"].p_adjusted == raw["nll", "all"]
+    families = {
+        Family.OTHER_METRICS: [("precision", "1"), ("assd_mm", "1")],
+        Family.SINGLE_REGIONS: [
+            ("dice", "2"),
+            ("precision", "2"),
+            ("assd_mm", "2"),
+            ("dice", MEAN),
+            ("precision", MEAN),
+            ("assd_mm", MEAN),
+            ("ece", "all"),
+        ],
+    }
+    for family, keys in families.items():
+        assert {key for key, row in found.items() if row.family == family} == set(keys)
+        assert {found[key].family_size for key in keys} == {len(keys)}
+        assert [found[key].p_adjusted for key in keys] == pytest.approx(holm([raw[key] for key in keys]))
+    for region in ("1", "2", MEAN):
+        assert found["iou", region].family is None
+        assert math.isnan(found["iou", region].p_adjusted)
+    assert describe_families(found.values()) == (
+        "Wilcoxon's signed-rank test; Dice over the judged regions and negative log likelihood are tested alone; Holm's correction, within "
+        "each method, is over 2 tests of other metrics over the judged regions and over 7 tests in single regions"
+    )
+    former = {(row["metric"], row["region"]): row["p_holm"] for row in summary_dicts(rows) if row["method"] == "crf"}
+    assert [former["assd_mm", region] for region in "12"] == pytest.approx(holm([raw["assd_mm", region] for region in "12"]))
+    assert (former["assd_mm", MEAN], former["nll", "all"]) == (raw["assd_mm", MEAN], raw["nll", "all"])
 
 
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
@@ -123,22 +180,6 @@ def test_measured_cases_make_a_table_and_a_json_file():
     assert mean_dice["comparison"]["wins"] == 3
     # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.
     assert mean_dice["comparison"]["detectable_difference"] is None
-
-
-def test_the_table_for_people():
-    rows = summary_text(summarize(_table(), "network"))
-    assert len({len(row) for row in rows}) == 1
-    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "0.7500", "0.7500"]
-    assert set(rows[1][7:]) == {""}
-    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "0.7650", "0.7750", "+1.50"]
-    assert rows[4][9:] == ["0.25", "0.5", "+1.00", "3/1/0", ""]
-    assert rows[7][-2:] == ["1/1/2", "case_0 -10.00"]
-
-
-def test_a_metric_that_is_undefined_everywhere_is_an_empty_field():
-    rows = summary_text(summarize(_table({("a", "x"): [NAN, NAN], ("b", "x"): [NAN, 1.0]}, "hd_mm"), "a"))
-    assert rows[1] == ["hd_mm", "x", "a", "0", "2", *[""] * 9]
-    assert rows[2] == ["hd_mm", "x", "b", "1", "1", "1.00", "1.00", "", "", "", "", "", "0/0/0", ""]
 
 
 def test_names_that_are_not_there_are_listed():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.statistics.comparison import Measurement, ResultTable
-from crfrefine.statistics.paired import detectable_difference, holm
-from crfrefine.statistics.verdict import Outcome, verdict
+from crfrefine.statistics.comparison import Measurement, ResultTable, format_p
+from crfrefine.statistics.paired import holm
+from crfrefine.statistics.verdict import Outcome, not_tested, verdict
 
 SUBJECT = "the trained CRF"
 
@@ -37,9 +37,8 @@ def test_it_helps():
     assert judged.outcome == Outcome.HELPS
     better = np.count_nonzero(gains > 0)
     assert judged.sentence == (
-        f"the trained CRF helps (mean Dice +0.50 points, 95 % CI 0.42 to 0.58, p 8e-20, {better} of 120 cases better)"
+        f"The trained CRF helps. Mean Dice +0.50 points against network (95 % CI 0.42 to 0.58, p 8e-20, {better} of 120 cases better)."
     )
-    assert judged.p_holm == judged.comparison.p_value
     assert judged.notes == ()
 
 
@@ -47,11 +46,20 @@ def test_it_helps_more_than_every_simple_method():
     gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "smoothing": _spread(40, -0.5, 0.3)[::-1]}
     judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"), subject=SUBJECT)
     assert judged.outcome == Outcome.HELPS
-    assert judged.sentence.startswith("the trained CRF helps (mean Dice +1.00 points, 95 % CI ")
-    assert "after Holm, 40 of 40 cases better), and more than every simple method: than the best of them, scaling, by " in judged.sentence
-    assert "mean Dice +0.90 points" in judged.sentence
-    p_values = [judged.comparison.p_value, *(rival.comparison.p_value for rival in judged.rivals)]
-    assert (judged.p_holm, *(rival.p_holm for rival in judged.rivals)) == holm(p_values)
+    p_values = [rival.comparison.p_value for rival in judged.rivals]
+    adjusted = holm(p_values)
+    assert [rival.p_adjusted for rival in judged.rivals] == list(adjusted)
+    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +1.00 points against network (95 % CI ")
+    assert judged.sentence.endswith(
+        f"p {format_p(judged.comparison.p_value)}, 40 of 40 cases better). It gains more than every simple method, the best of which is "
+        f"scaling: the trained CRF +1.00, scaling +0.10 points (p {format_p(adjusted[0])} after Holm over 2 rivals, "
+        f"{judged.rivals[0].comparison.wins} of 40 cases better)."
+    )
+    content = judged.to_dict()
+    former = holm([judged.comparison.p_value, *p_values])
+    assert content["p_adjusted"] == judged.comparison.p_value
+    assert (content["p_holm"], *(rival["p_holm"] for rival in content["rivals"])) == former
+    assert [rival["p_adjusted"] for rival in content["rivals"]] == list(adjusted)
     assert all(rival.is_beaten for rival in judged.rivals)
 
 
@@ -59,9 +67,13 @@ def test_it_helps_but_not_more_than_a_simple_method():
     gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "largest component": _spread(40, 1.05, 0.5)[::-1]}
     judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "largest component"), subject=SUBJECT)
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.startswith("the trained CRF helps (mean Dice +1.00 points")
-    assert "), but not more than largest component does (mean Dice -0.05 points, 95 % CI " in judged.sentence
-    assert judged.sentence.endswith("cases worse): prefer that, it is simpler")
+    rival = judged.rivals[1]
+    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +1.00 points against network (")
+    assert judged.sentence.endswith(
+        " But not shown to gain more than largest component: the trained CRF +1.00, largest component +1.05 points; the difference is not "
+        f"significant (p {format_p(rival.p_adjusted)} after Holm over 2 rivals, {rival.comparison.losses} of 40 cases worse): "
+        "prefer largest component, it is simpler."
+    )
     assert [rival.is_beaten for rival in judged.rivals] == [True, False]
 
 
@@ -69,8 +81,8 @@ def test_a_simple_method_that_is_significantly_better_is_named():
     gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 3.0, 0.5)}
     judged = verdict(_table(gains), "crf", "network", rivals=("scaling",))
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.startswith("crf helps (")
-    assert "40 of 40 cases worse): prefer that" in judged.sentence
+    assert judged.sentence.startswith("crf helps. ")
+    assert " But scaling gains more: crf +1.00, scaling +3.00 points (p 2e-12, 40 of 40 cases worse): prefer scaling" in judged.sentence
 
 
 def test_no_significant_difference():
@@ -80,48 +92,37 @@ def test_no_significant_difference():
     assert 0.2 < power < 0.5
     low, high = (f"{100 * end:.2f}" for end in judged.comparison.interval)
     assert judged.sentence == (
-        f"no significant difference (mean Dice +0.05 points, 95 % CI {low} to {high}, p {judged.p_holm:.2g}, 16 of 30 cases better; "
-        f"a mean difference below {power:.2f} points could hardly have been seen): do not use it"
+        f"No significant difference. Mean Dice +0.05 points against network (95 % CI {low} to {high}, p {judged.comparison.p_value:.2g}, "
+        f"16 of 30 cases better); a mean difference below {power:.2f} points could hardly have been seen: do not use it."
     )
-
-
-def test_with_rivals_the_difference_that_could_be_seen_is_larger():
-    gains = {"crf": _spread(30, 0.05, 1.0), "scaling": _spread(30, 0.0, 1.0)[::-1], "smoothing": _spread(30, 0.0, 0.5)[::-1]}
-    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"))
-    seen = 100 * detectable_difference(judged.comparison.standard_deviation, 30, alpha=0.05 / 3)
-    assert seen > 100 * judged.comparison.detectable_difference + 0.01
-    assert f"a mean difference below {seen:.2f} points could hardly have been seen" in judged.sentence
 
 
 def test_no_difference_at_all():
     """Training that ends at the identity, even with few cases."""
     judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.NO_DIFFERENCE
-    assert judged.sentence == "no difference (the same mean Dice in all 3 cases): do not use it"
+    assert judged.sentence == "No difference. The mean Dice is the same in all 3 cases: do not use it."
 
 
 def test_it_hurts():
     judged = verdict(_table({"crf": _spread(20, -2.0, 1.0)}), "crf", "network", rivals=(), subject=SUBJECT)
     assert judged.outcome == Outcome.HURTS
-    assert judged.sentence.startswith("it hurts (mean Dice -2.00 points, 95 % CI -2.")
-    assert judged.sentence.endswith("20 of 20 cases worse): do not use it")
+    assert judged.sentence.startswith("The trained CRF hurts. Mean Dice -2.00 points against network (95 % CI -2.")
+    assert judged.sentence.endswith("20 of 20 cases worse): do not use it.")
 
 
 @pytest.mark.parametrize(
     ("num_cases", "num_rivals", "text"),
     [
-        (4, 0, "p would be 0.12), and at least 6 are needed for p < 0.05"),
-        (5, 0, "p would be 0.062), and at least 6 are needed for p < 0.05"),
-        (7, 4, "p would be 0.078 after Holm over 5 comparisons), and at least 8 are needed for p < 0.05"),
+        (4, 0, "p would be 0.12), and at least 6 are needed for p < 0.05."),
+        (5, 4, "p would be 0.062), and at least 6 are needed for p < 0.05."),
     ],
 )
 def test_too_few_cases(num_cases, num_rivals, text):
     rivals = {f"rival {number}": _spread(num_cases, 0.0, 1.0) for number in range(num_rivals)}
     judged = verdict(_table({"crf": _spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals), subject=SUBJECT)
     assert judged.outcome == Outcome.TOO_FEW
-    assert judged.sentence.startswith(
-        f"too few cases to tell: n = {num_cases} (mean Dice +14.00 points, {num_cases} of {num_cases} cases better"
-    )
+    assert judged.sentence.startswith(f"Too few cases. n = {num_cases} (mean Dice +14.00 points, {num_cases} of {num_cases} cases better")
     assert judged.sentence.endswith(text)
 
 
@@ -130,7 +131,25 @@ def test_just_enough_cases(num_cases, num_rivals):
     rivals = {f"rival {number}": -_spread(num_cases, 5.0, 1.0) for number in range(num_rivals)}
     judged = verdict(_table({"crf": _spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals))
     assert judged.outcome == Outcome.HELPS
-    assert judged.p_holm < 0.05
+    assert judged.comparison.p_value < 0.05
+
+
+def test_too_few_cases_for_the_rivals_are_no_reason_to_prefer_one():
+    """With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead."""
+    rivals = {f"rival {number}": _spread(6, 0.1 * number, 1.0)[::-1] for number in range(4)}
+    judged = verdict(_table({"crf": _spread(6, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals), subject=SUBJECT)
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +14.00 points against network (")
+    assert judged.sentence.endswith(
+        " Too few cases to tell whether it gains more than rival 3: the trained CRF +14.00, rival 3 +0.30 points "
+        "(p 0.12 after Holm over 4 rivals, 6 of 6 cases better); 8 are needed."
+    )
+
+
+def test_what_was_not_measured_is_not_tested():
+    judged = not_tested("crf", "network", ["left"], "the time ran out")
+    assert (judged.outcome, judged.sentence) == (Outcome.NOT_TESTED, "Not tested: the time ran out.")
+    assert json.loads(json.dumps(judged.to_dict(), allow_nan=False))["comparison"]["num_pairs"] == 0
 
 
 def test_many_small_gains_and_a_few_disasters_are_no_clear_benefit():
@@ -138,8 +157,8 @@ def test_many_small_gains_and_a_few_disasters_are_no_clear_benefit():
     gains[[3, 17, 40]] = -12.0, -15.0, -9.0
     judged = verdict(_table({"crf": gains}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.MIXED
-    assert judged.sentence.startswith("no clear benefit: more cases gain than lose, but their mean may be zero or worse (mean Dice -0.")
-    assert judged.sentence.endswith("look at the worst cases before using it (case_017 -15.00, case_003 -12.00, case_040 -9.00)")
+    assert judged.sentence.startswith("No clear benefit. More cases gain than lose, but their mean may be zero or worse. Mean Dice -0.")
+    assert judged.sentence.endswith("look at the worst cases before using it (case_017 -15.00, case_003 -12.00, case_040 -9.00).")
 
 
 def test_many_small_losses_and_a_few_great_gains_are_no_clear_benefit():
@@ -147,8 +166,8 @@ def test_many_small_losses_and_a_few_great_gains_are_no_clear_benefit():
     gains[[3, 17, 40]] = 12.0, 15.0, 9.0
     judged = verdict(_table({"crf": gains}), "crf", "network")
     assert judged.outcome == Outcome.MIXED
-    assert judged.sentence.startswith("no clear benefit: more cases lose than gain, though their mean may be zero or better (mean Dice +0.")
-    assert judged.sentence.endswith("do not use it")
+    assert judged.sentence.startswith("No clear benefit. More cases lose than gain, though their mean may be zero or better. Mean Dice +0.")
+    assert judged.sentence.endswith("do not use it.")
 
 
 def test_the_mean_over_regions_decides_and_regions_can_be_chosen():
@@ -188,7 +207,7 @@ def test_no_case_at_all():
     table = ResultTable(Measurement("c", "x", "dice", math.nan, method) for method in ("network", "crf"))
     judged = verdict(table, "crf", "network")
     assert judged.outcome == Outcome.TOO_FEW
-    assert judged.sentence == "too few cases to tell: n = 0, and at least 6 are needed for p < 0.05"
+    assert judged.sentence == "Too few cases. n = 0, and at least 6 are needed for p < 0.05."
 
 
 def test_the_verdict_as_json():
@@ -218,8 +237,8 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     gains = {"crf": [*_spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better); no case allows a comparison with rival or other")
-    assert judged.num_comparisons == 1
+    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better). No case allows a comparison with rival or other.")
+    assert judged.num_rivals == 0
     assert [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals] == [
         ("rival", False, 0),
         ("other", False, 0),
@@ -232,15 +251,15 @@ def test_what_is_said_of_the_rivals_that_are_there_if_one_is_missing():
     gains = {"crf": _spread(20, 1.0, 0.5), "rival": [*_spread(19, 0.1, 0.6)[::-1], math.nan]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert ", and more than every other method that could be compared: than the best of them, rival, by mean Dice" in judged.sentence
-    assert judged.sentence.endswith("; no case allows a comparison with other")
+    assert " It gains more than every other method that could be compared, the best of which is rival: crf +1.00, rival" in judged.sentence
+    assert judged.sentence.endswith(" No case allows a comparison with other.")
     assert judged.notes == ("The comparison with rival is over 19 cases, not 20.", "other could not be measured in any case.")
 
 
 def test_a_rival_that_need_not_be_simple_is_not_recommended():
     gains = {"crf": _spread(40, 1.0, 0.5), "other network": _spread(40, 1.05, 0.5)[::-1]}
     sentence = verdict(_table(gains), "crf", "network", rivals=["other network"], rivals_are_simple=False).sentence
-    assert "), but not significantly more than other network does (mean Dice -0.05 points" in sentence
+    assert " But not shown to gain more than other network: crf +1.00, other network +1.05 points; the difference is not sig" in sentence
     assert "simple" not in sentence
 
 

@@ -205,7 +205,7 @@ def test_the_verdict_is_on_the_crf_with_its_rules():
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     expected = {SCALING_RULES: False, SMOOTHING_RULES: True, GUIDED_RULES: True, DICE_RULES: True, LARGEST: True, RULES: True}
     assert {rival.name: rival.is_beaten for rival in read.rivals} == expected
-    assert read.sentence.startswith("the trained CRF with small-object rules helps")
+    assert read.sentence.startswith("The trained CRF with small-object rules helps.")
 
 
 def test_chosen_rules_survive_their_own_text():
