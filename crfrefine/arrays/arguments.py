@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.errors import InputError
-from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.io.volume import LARGEST_LABEL, SPACING_RANGE, is_plausible
 
-SPACING_RANGE = (1e-9, 1e9)
-"""mm; from far below an electron microscope's voxel to the limit of positions in float32."""
+BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"
+"""What distances are taken, for messages."""
 
 _NOT_FINITE = "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
 
@@ -161,9 +161,6 @@ def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[floa
         steps = np.asarray(spacing, dtype=np.float64)
     except (TypeError, ValueError):
         steps = np.empty(0)
-    low, high = SPACING_RANGE
-    if steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all():
-        raise InputError(
-            f"spacing is {spacing}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}), one per grid axis"
-        )
+    if steps.shape not in ((), (num_dims,)) or not is_plausible(steps.flat):
+        raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm ({BOUNDS}), one per grid axis")
     return tuple(float(step) for step in np.broadcast_to(steps, (num_dims,)))

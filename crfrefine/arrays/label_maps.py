@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,26 @@ def vanished_labels(changes: LabelChanges) -> dict[int, int]:
     """Return the labels that a label map had before and has no longer, ascending, with their voxels before."""
     pairs = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
     return {label: before for label, (before, after) in pairs if before and not after}
+
+
+def widen(mask: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.bool_]:
+    """Return where a True voxel is within reach: in a box around each voxel, as much of it as lies in the grid.
+
+    Args:
+        mask: of any shape; stays as it is.
+        reach: voxels along each axis, to both sides; may be larger than the grid.
+    """
+    near = mask.copy()
+    for axis, most in enumerate(reach):
+        lines, done = np.moveaxis(near, axis, 0), 0
+        last = min(most, len(lines) - 1)
+        while done < last:  # Twice as far with each step, whatever the reach.
+            step = min(done + 1, last - done)
+            before = lines.copy()
+            lines[step:] |= before[:-step]
+            lines[:-step] |= before[step:]
+            done += step
+    return near
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.text import listed
@@ -102,10 +102,8 @@ def leave_far_out(logits: NDArray[np.float32], reach: Sequence[int]) -> None:
         logits: (channels, *grid), result of `one_hot_logits`; changed.
         reach: voxels along each axis, to both sides.
     """
-    size = tuple(2 * extent + 1 for extent in reach)
     for channel in logits:
-        near = ndimage.maximum_filter((channel == CONFIDENCE).view(np.uint8), size=size, mode="constant", cval=0)
-        np.copyto(channel, np.float32(ABSENT_LOGIT), where=near == 0)
+        np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
 
 
 def channel_numbers(labels: NDArray[np.unsignedinteger[Any]], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:

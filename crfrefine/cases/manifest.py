@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of, suffix_of
 from crfrefine.io.recognition import require_volume, suffix_to_write
 from crfrefine.io.system import ignores_case, is_refused
+from crfrefine.io.volume import is_plausible
 from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
@@ -98,7 +98,7 @@ def _cell_problems(row: Row) -> list[str]:
 
 def _spacing_problems(parts: Sequence[str]) -> list[str]:
     try:
-        usable = all(math.isfinite(float(part)) and float(part) > 0.0 for part in parts)
+        usable = is_plausible([float(part) for part in parts])
     except ValueError:
         usable = False
     if usable and len(parts) <= _MOST_AXES and len(parts) != 1:

@@ -13,17 +13,16 @@ REACH, SPATIAL_REACH = 3.0, 4.0
 """Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
 
 
-def reach_of_axes(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return the voxels along each axis after which every kernel ends, for a grid of any number of axes.
+def reach_of_axes(spec: KernelSetSpec, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther away, however wide a kernel is.
 
     Args:
         spec: the kernels.
         spacing: mm, one per grid axis, in the same order as theirs.
+        shape: voxels along each grid axis; any number of axes.
     """
-    return tuple(
-        max(
-            (math.ceil((SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step) for kernel in spec.kernels),
-            default=0,
-        )
-        for axis, step in enumerate(spec.distances(spacing))
-    )
+    reach = []
+    for axis, (step, extent) in enumerate(zip(spec.distances(spacing), shape, strict=True)):
+        widths = [(SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step for kernel in spec.kernels]
+        reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
+    return tuple(reach)

@@ -116,7 +116,7 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
         raise CapacityError(f"volume.weight above 0 needs the whole volume at once, and {message}")
     num_planes, kernels = volume.values.shape[1], volume.models[0].kernels
     num_iterations = max(model.mean_field.num_iterations for model in volume.models)
-    reach = reach_of_axes(kernels, volume.spacing)[0]
+    reach = reach_of_axes(kernels, volume.spacing, volume.values.shape[1:])[0]
     halo = halo_planes(num_iterations, reach)
     plain = [ModelSpec(model.kernels, dataclasses.replace(model.mean_field, tolerance=0.0)) for model in volume.models]
     volume = dataclasses.replace(volume, models=plain, origin=volume.origin or default_origin(volume.image, volume.mask))

@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import InputError
-from crfrefine.io.volume import spacing_of
+from crfrefine.io.volume import SPACING_RANGE, TIMES, is_plausible, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGEST_MM = 1e9
-SMALLEST_MM = 1e-9
+LARGEST_MM = SPACING_RANGE[1]
 
 
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
-    """Raise InputError if an affine is singular, or places voxels absurdly far away."""
+    """Raise InputError if an affine is singular, or places voxels absurdly near to each other or far away."""
     is_sane = bool((np.abs(affine) < LARGEST_MM).all())  # Also False for NaN.
-    if is_sane and min(spacing_of(affine, num_axes), default=0.0) > SMALLEST_MM and _flatness(affine, num_axes) > 1e-6:
+    spacing = spacing_of(affine, num_axes) if is_sane else ()
+    if spacing and is_plausible(spacing) and _flatness(affine, num_axes) > 1e-6:
         return
-    rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
-    raise InputError(f"{path}: the geometry in the header is not usable: its affine is [{rows}]; repair the header")
+    if min(spacing, default=0.0) > 0.0 and not is_plausible(spacing):
+        size = TIMES.join(f"{step:g}" for step in spacing)
+        problem = f"its voxels measure {size} mm; expected {SPACING_RANGE[0]:g} mm or more. Its lengths may be in another unit"
+    else:
+        problem = "its affine is [" + "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3]) + "]"
+    raise InputError(f"{path}: the geometry in the header is not usable: {problem}; repair the header")
 
 
 def _flatness(affine: NDArray[np.float64], num_axes: int) -> float:

@@ -5,7 +5,7 @@ A grid is a shape and an affine; the affine takes voxel indices (x, y, z) to wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations, product
 from pathlib import Path
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from crfrefine.io.unchanged import FileState
 
 TIMES = "\u00d7"
+
+SPACING_RANGE = (1e-6, 1e9)
+"""mm between neighboring voxels: from an electron microscope's to the limit of positions in float32. Bodies have 1e-4 to 1e3."""
 
 LARGEST_LABEL = 65535
 """Largest label of a label map: they are read and written as 16-bit integers at most."""
@@ -132,6 +135,12 @@ class Volume:
     def channels(self) -> NDArray[Any]:
         """The data as (channels, *grid), a view."""
         return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
+
+
+def is_plausible(spacing: Iterable[float]) -> bool:
+    """Return whether all distances between voxels are within SPACING_RANGE; False for NaN."""
+    low, high = SPACING_RANGE
+    return all(low <= step <= high for step in spacing)
 
 
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:

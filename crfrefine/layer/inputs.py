@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.arrays.arguments import BOUNDS
 from crfrefine.arrays.padding import check_share
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.io.volume import is_plausible
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
@@ -90,16 +92,16 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
         num_axes: axes of the grid.
 
     Raises:
-        InputError: another shape, or a distance that is not positive.
+        InputError: another shape, or a distance outside `crfrefine.io.volume.SPACING_RANGE`.
     """
     plain = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
     try:
         steps = np.asarray(plain, dtype=np.float64)
     except (TypeError, ValueError):
         steps = np.empty(0)
-    if steps.shape not in ((), (num_axes,), (num_items, num_axes)) or not (np.isfinite(steps) & (steps > 0)).all():
+    if steps.shape not in ((), (num_axes,), (num_items, num_axes)) or not is_plausible(steps.flat):
         raise InputError(
-            f"spacing is {spacing}; expected positive distances in mm: one number, {num_axes} for the grid's axes, "
+            f"spacing is {spacing}; expected positive distances in mm ({BOUNDS}): one number, {num_axes} for the grid's axes, "
             f"or an array of {num_items} x {num_axes} (batch x axes)"
         )
     return [tuple(row) for row in np.broadcast_to(steps, (num_items, num_axes)).tolist()]

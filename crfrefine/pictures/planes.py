@@ -106,7 +106,8 @@ def find_largest_change(changed: NDArray[np.bool_], steps: Sequence[float]) -> t
     if box is None:
         return None
     inside = changed[box]
-    size = [2 * round(CHANGE_WINDOW_MM / 2 / step) + 1 for step in steps]  # odd, so that it has a middle
+    reach = [min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) for step, extent in zip(steps, inside.shape, strict=True)]
+    size = [2 * most + 1 for most in reach]  # odd, so that it has a middle
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
     found = np.unravel_index(int(density.argmax()), density.shape)

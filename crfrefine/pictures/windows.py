@@ -130,7 +130,7 @@ def _border(structure: NDArray[np.bool_], steps: Sequence[float]) -> tuple[NDArr
     """Return the voxels near the border on either side, in a box of the grid."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
-    reach = [max(1, round(_BORDER_MM / step)) for step in steps]
+    reach = [min(max(1, round(_BORDER_MM / step)), extent) for step, extent in zip(steps, structure.shape, strict=True)]
     found = bounding_box(structure)
     assert found is not None
     box = tuple(slice(max(0, part.start - most), part.stop + most) for part, most in zip(found, reach, strict=True))

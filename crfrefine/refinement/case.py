@@ -51,7 +51,7 @@ def refine(
         logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
             `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
-        spacing: distance between neighboring voxels in mm, one per grid axis or one for all.
+        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all.
         parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look

@@ -91,7 +91,7 @@ def refine_label_map(
         )
         require_memory(4 * len(channels) * stored.size, what, memory_limit())
         logits = one_hot_logits(stored, channels)
-        leave_far_out(logits, reach_of_axes(kernels, ordered_steps))
+        leave_far_out(logits, reach_of_axes(kernels, ordered_steps, stored.shape))
         result = refine_channels(order.to_user(logits), image, spacing=steps, parameters=chosen, mask=mask, input_type="logits", **options)
         return renumbered(result, channels, num_labels)
     check_decision_on_tiles(parameters, len(channels))

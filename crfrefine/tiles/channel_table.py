@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.tiles.grid import TILE
-from crfrefine.tiles.label_sets import num_rings, widen
+from crfrefine.tiles.label_sets import num_rings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,6 +75,8 @@ def channel_table(
     Returns:
         (C, *tiles), the label of each channel; -1: none.
     """
+    from scipy import ndimage
+
     first, second, third = (math.ceil(extent / tile) for extent, tile in zip(reach, TILE, strict=True))
     parts = []
     for label, own in enumerate(sets.domains):

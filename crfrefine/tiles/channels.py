@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
-from crfrefine.tiles.label_sets import widen
+from crfrefine.arrays.label_maps import widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +41,8 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
         sets: the labels of each tile.
         rings: tiles that messages can cross along each axis.
     """
+    from scipy import ndimage
+
     parts = []
     neighbors = np.ones((3, 3, 3), np.bool_)
     for label, tiles in enumerate(sets.domains):

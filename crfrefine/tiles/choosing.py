@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.reach import REACH
 from crfrefine.tiles.grid import TILE
-from crfrefine.tiles.label_sets import num_rings, widen
+from crfrefine.tiles.label_sets import num_rings
 
 if TYPE_CHECKING:
     from crfrefine.tiles.label_sets import LabelSets

@@ -113,12 +113,14 @@ class TileGrid:
         return (z0, y0, x0), (z1, y1, x1)
 
 
-def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float]) -> Extents:
-    """Return the voxels along each axis after which every kernel ends, for a grid of three axes (see `TileGrid`).
+def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
+    """Return the voxels along each axis after which every kernel ends, or the grid.
 
     Args:
         spec: the kernels, in storage order.
-        spacing: mm, one per grid axis in storage order.
+        spacing: mm, one per axis of the original grid in storage order.
+        grid: the tiles.
     """
-    first, second, third = (0,) * (3 - len(spacing)) + reach_of_axes(spec, spacing)
+    leading = MOST_DIMS - len(spacing)
+    first, second, third = (0,) * leading + reach_of_axes(spec, spacing, grid.shape[leading:])
     return first, second, third

@@ -69,7 +69,7 @@ def refine_label_tiles(
     grid = TileGrid.of(numbers.shape)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if mask is None else np.ascontiguousarray(mask).reshape(grid.shape)
-    reach = kernel_reach(spec.kernels, spacing)
+    reach = kernel_reach(spec.kernels, spacing, grid)
     near = find_tiles_near_labels(grid, labels, spec.mean_field.num_labels, reach_of_messages(spec, reach), settings.threads)
     voxels = count_inside(grid, inside)
     near &= voxels > 0

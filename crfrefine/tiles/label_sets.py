@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.compiled import load_engine
 from crfrefine.threads import available_threads
 from crfrefine.tiles.grid import TILE, Extents, TileGrid
@@ -25,13 +25,6 @@ def num_rings(reach: Extents) -> Extents:
     """
     first, second, third = (math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
     return first, second, third
-
-
-def widen(tiles: NDArray[np.bool_], rings: Extents) -> NDArray[np.bool_]:
-    """Return the tiles that are True and those up to `rings` tiles away from one along each axis."""
-    size = tuple(2 * extent + 1 for extent in rings)
-    wider: NDArray[np.bool_] = ndimage.maximum_filter(tiles, size=size, mode="constant", cval=0)
-    return wider
 
 
 def find_domains(present: NDArray[np.bool_], may_matter: NDArray[np.bool_], rings: Extents) -> NDArray[np.bool_]:

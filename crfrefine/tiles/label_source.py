@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.tiles.grid import TILE
 
@@ -73,9 +72,7 @@ class LabelMapChannels:
         box = bounding_box(occurs)
         if box is not None:
             wider = tuple(slice(max(0, axis.start - extent), axis.stop + extent) for axis, extent in zip(box, self.reach, strict=True))
-            size = tuple(2 * extent + 1 for extent in self.reach)
-            near = ndimage.maximum_filter(occurs[wider].view(np.uint8), size=size, mode="constant", cval=0)
-            logits[wider][near != 0] = 0.0
+            logits[wider][widen(occurs[wider], self.reach)] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.specs import ChannelLabels
 from crfrefine.tiles.channel_table import channel_table
 from crfrefine.tiles.grid import TILE, Extents
-from crfrefine.tiles.label_sets import num_rings, widen
+from crfrefine.tiles.label_sets import num_rings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

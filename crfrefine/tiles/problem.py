@@ -63,8 +63,8 @@ class TileProblem:
 
     @property
     def reach(self) -> Extents:
-        """Voxels along each axis after which every kernel ends."""
-        return kernel_reach(self.spec.kernels, self.spacing)
+        """Voxels along each axis after which every kernel ends, or the grid."""
+        return kernel_reach(self.spec.kernels, self.spacing, self.grid)
 
     @property
     def num_voxels(self) -> int:

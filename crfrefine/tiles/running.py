@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.engines.origin import default_origin
 from crfrefine.tiles.channels import Channels, share_channels
 from crfrefine.tiles.grid import TILE
-from crfrefine.tiles.label_sets import num_rings, widen
+from crfrefine.tiles.label_sets import num_rings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

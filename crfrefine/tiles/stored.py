@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import widen
 from crfrefine.tiles.bricks import Brick, Piece, cut_bricks
 from crfrefine.tiles.grid import TILE, TileGrid
-from crfrefine.tiles.label_sets import num_rings, widen
+from crfrefine.tiles.label_sets import num_rings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

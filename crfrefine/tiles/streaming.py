@@ -99,7 +99,7 @@ def refine_stream(
     best_by_tile = survey.best_by_tile()
     labels = survey.labels.astype(np.min_scalar_type(stream.num_labels - 1), copy=False)
     survey.release()
-    reach = kernel_reach(spec.kernels, spacing)
+    reach = kernel_reach(spec.kernels, spacing, grid)
     store, present, may_matter = store_channels(stream.read, survey, thresholds, reach, threads)
     maps = fit_intensity(image, parameters.intensity, mask)
     problem = TileProblem(

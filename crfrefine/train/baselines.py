@@ -118,7 +118,8 @@ def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequen
 
     if sigma_mm == 0:
         return logits
-    widths = [sigma_mm / distance for distance in spacing]
+    # Wider filters see nothing but the edges anyway; their weights would fill the memory.
+    widths = [min(sigma_mm / distance, 4.0 * extent) for distance, extent in zip(spacing, logits.shape[1:], strict=True)]
     return np.stack([gaussian_filter(label, widths, mode="nearest") for label in logits])
 
 

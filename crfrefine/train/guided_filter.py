@@ -76,7 +76,9 @@ class Guide:
 
     def __init__(self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]) -> None:
         self._image = image
-        self._sizes = [2 * round(radius_mm / distance) + 1 for distance in spacing]
+        # Larger windows see nothing but the edges anyway, and would fill the memory.
+        radii = [min(round(radius_mm / distance), 16 * extent) for distance, extent in zip(spacing, image.shape[1:], strict=True)]
+        self._sizes = [2 * radius + 1 for radius in radii]
         self._means = [self._box(modality) for modality in image]
         self._covariances = [
             [self._box(image[row] * image[column]) - self._means[row] * self._means[column] for column in range(row + 1)]

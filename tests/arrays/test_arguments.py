@@ -112,9 +112,9 @@ def test_only_real_numbers(values):
         refined(values)
 
 
-@pytest.mark.parametrize("spacing", [1e-320, 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300), None])
+@pytest.mark.parametrize("spacing", [1e-320, 3e-9, (1, 1, 9e-7), 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300), None])
 def test_a_spacing_that_is_none(spacing):
-    with pytest.raises(InputError, match="expected 3 positive distances in mm"):
+    with pytest.raises(InputError, match=r"expected 3 positive distances in mm \(from 1e-06 to 1e\+09; convert other units\)"):
         refine(CASE.logits, CASE.image, spacing=spacing)
 
 

@@ -49,7 +49,9 @@ def test_a_label_that_does_not_occur_takes_no_part():
     assert np.isfinite(np.float16(ABSENT_LOGIT))
 
 
-@pytest.mark.parametrize(("shape", "reach"), [((5, 4, 7), (1, 0, 2)), ((9, 6), (2, 30)), ((3, 4, 2, 5), (0, 1, 1, 2)), ((11,), (3,))])
+@pytest.mark.parametrize(
+    ("shape", "reach"), [((5, 4, 7), (1, 0, 2)), ((9, 6), (2, 30)), ((3, 4, 2, 5), (0, 1, 1, 2)), ((11,), (3,)), ((4, 9), (10**15, 1))]
+)
 def test_labels_take_part_in_a_box_around_where_they_occur(shape, reach):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(shape) < 0.1, rng.integers(0, 5, shape), 0)

@@ -106,6 +106,7 @@ def changed(**cells: str) -> list[str]:
         (changed(spacing="1;1;-2"), "spacing: expected mm along each axis, such as 1;1;2.5; got '1;1;-2'"),
         (changed(spacing="1x1x2"), "spacing: expected mm along each axis"),
         (changed(spacing="1;nan;2"), "spacing: expected mm along each axis"),
+        (changed(spacing="1;3e-9;2"), "spacing: expected mm along each axis"),
         (changed(spacing="2.5"), "spacing: expected mm along each axis"),
         (changed(output="{archive}/p1/scan.nii.gz"), "would replace an input of line 2"),
     ],

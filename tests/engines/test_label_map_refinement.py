@@ -5,6 +5,7 @@ import pytest
 
 import crfrefine
 from crfrefine.arrays.one_hot import CONFIDENCE
+from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import InputError
 
 SHAPE = (9, 7, 6)
@@ -113,3 +114,25 @@ def test_more_labels_than_the_parameters_have_values_for(labels, image):
 def test_a_label_map_in_place_of_logits_names_the_input_type(labels, image, dtype):
     with pytest.raises(InputError, match=r'to refine a label map .*, give input_type="labels"'):
         refined(labels.astype(dtype), image, input_type="auto")
+
+
+@pytest.mark.parametrize(("theta", "expected"), [(0.9, (6, 39, 1)), (1e9, (29, 39, 4)), (1e300, (29, 39, 49))])
+def test_kernels_end_with_the_grid(theta, expected):
+    changes = {"bilateral.theta_alpha": 2.0, "spatial.theta_gamma": theta, "spatial.weight": 1.0}
+    kernels = PARAMETERS.replace(**changes).resolve(2, 1, 3).kernels
+    assert reach_of_axes(kernels, (1.0, 1e-6, 1e9), (30, 40, 50)) == expected
+    assert reach_of_axes(kernels, (1.0, 1e-6, 1.0), (1, 2, 1)) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("changes", [{}, {"mean_field.label_threshold": 0.0}], ids=["tiles", "all labels everywhere"])
+def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
+    """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
+    rng = np.random.default_rng(0)
+    labels, image = rng.integers(0, 20, (3, 17, 2)), rng.normal(size=(3, 17, 2))
+
+    def marginals(theta):
+        wide = {"spatial.theta_gamma": theta, "spatial.weight": 1.0, **changes}
+        return refined(labels, image, parameters=PARAMETERS.replace(**wide), device=device).marginals
+
+    np.testing.assert_allclose(marginals(1e9), marginals(1e5), atol=1e-6)

@@ -84,6 +84,10 @@ META_HEADERS = {
     "spacing infinite": (meta_text(ElementSpacing="1 1e999 1"), "expected 3 finite numbers"),
     "spacing tiny": (meta_text(ElementSpacing="1 1e-300 1"), "geometry in the header is not usable"),
     "spacing huge": (meta_text(ElementSpacing="1 1e300 1"), "geometry in the header is not usable"),
+    "spacing in another unit": (
+        meta_text(ElementSpacing="1e-6 3e-9 2e-6"),
+        "its voxels measure 1e-06\u00d73e-09\u00d72e-06 mm; expected 1e-06 mm or",
+    ),
     "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
     "offset far": (meta_text(Offset="1 1e200 1"), "geometry in the header is not usable"),
     "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Origin = 1 2 4; expected the same as Offset says"),

@@ -102,3 +102,9 @@ def test_the_largest_change_is_where_most_voxels_changed():
     x, y, z = find_largest_change(changed, STEPS)
     assert (40 <= x < 43, 30 <= y < 32, z) == (True, True, 5)
     assert find_largest_change(changed & False, STEPS) is None
+
+
+def test_the_window_around_a_change_is_no_larger_than_what_changed():
+    changed = np.zeros(GRID_SHAPE, bool)
+    changed[10:13, 20:22, 4] = changed[40, 20, 4] = True
+    assert find_largest_change(changed, (1e-12, 1.5, 4.0)) in {(x, y, 4) for x in (10, 11, 12) for y in (20, 21)}

@@ -92,3 +92,11 @@ def test_what_is_no_tissue_gives_no_contrast(structure):
     weak[~structure] = 0
     modalities = [strong, weak]
     assert choose_modality(modalities, [choose_window(channel, structure) for channel in modalities], structure, STEPS) == 0
+
+
+def test_a_border_is_no_wider_than_the_grid(structure):
+    """Voxels so close to each other that the border's width would not fit into memory; it is told apart as in a grid that it just fills."""
+    strong, weak = noise(100, 5, 4), noise(100, 5, 5)
+    weak[structure] += 400
+    windows = [choose_window(channel, structure) for channel in (strong, weak)]
+    assert choose_modality([strong, weak], windows, structure, (1e-12, 1e-12, 4.0)) == 1

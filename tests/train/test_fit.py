@@ -249,6 +249,8 @@ def test_smoothing_is_chosen_where_it_helps():
         assert choose_best(smoothing_scores(right, REGIONS, sigmas, workers), sigmas, [0, 1]) == 0.0
     crop = rough[0]
     assert smoothed(crop.logits, 0.0, crop.spacing) is crop.logits
+    along_x = smoothed(crop.logits.astype(np.float32), 1.0, (1e9, 1e9, 1e-12))
+    assert np.ptp(along_x, axis=3).max() < 0.1 * np.ptp(crop.logits), "far wider than the grid"
 
 
 def test_the_prior_pulls_values_back_to_where_they_began():

@@ -53,6 +53,13 @@ def test_windows_are_those_of_the_definition(num_modalities):
         np.testing.assert_allclose(own[inside], by_definition(channel, image, epsilon)[inside], atol=1e-3)
 
 
+def test_windows_far_larger_than_the_grid_are_all_of_it():
+    """Of which only the outermost voxels matter, repeated on both sides."""
+    channel = np.random.default_rng(0).random((4, 5, 7)).astype(np.float32)
+    (filtered,) = Guide(np.zeros((1, 4, 5, 7), np.float32), 3.0, (1.0, 2.0, 1e-12)).filter(channel, [1.0])
+    assert np.ptp(filtered, axis=2).max() < 0.1 * np.ptp(channel)
+
+
 def test_a_large_epsilon_is_a_box_filter_and_a_small_one_keeps_edges():
     image = np.zeros((1, 5, 6, 20), np.float32)
     image[..., 10:] = 1.0
