@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
+from crfrefine import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
 try:
@@ -16,7 +17,7 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
-from crfrefine.layer import functional, graphs, inputs, notices, operators, raw
+from crfrefine.layer import functional, graphs, inputs, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -75,7 +76,8 @@ class CrfRnn(CrfValues):
         """Refine a network's logits.
 
         Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask.
-        A warning reports them if they are more than one in a hundred.
+        A warning reports them if they are more than one in a hundred. Another warning, once per layer, reports logits that look like
+        probabilities.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
@@ -114,6 +116,7 @@ class CrfRnn(CrfValues):
         kernels: Sequence[RecordingKernels] | None,
     ) -> Tensor:
         inputs.engine_for(logits.device)
+        inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
 
         def known_spacing() -> inputs.Spacing:
             return 1.0 if kernels is not None else self._known_spacing(spacing)
@@ -244,11 +247,16 @@ class CrfRnn(CrfValues):
         """Return the spacing, or 1 mm with a warning, once per layer."""
         if spacing is not None:
             return spacing
-        told = self.__dict__.setdefault("_told", set())
+        told = self._told_so_far()
         if self._start.mean_field.positions != "voxels" and "spacing" not in told:
             told.add("spacing")
             notices.warn(notices.NO_SPACING)
         return 1.0
+
+    def _told_so_far(self) -> set[str]:
+        """Return the warnings issued so far; a layer that was saved by an older version has none."""
+        told: set[str] = self.__dict__.setdefault("_told", set())
+        return told
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

@@ -14,7 +14,7 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("axes", "control_groups", "errors", "text"),
+    ("axes", "control_groups", "errors", "notices", "text"),
     ("memory_sources", "threads"),
     ("failures", "memory", "notebook", "specs"),
     ("execution", "io"),

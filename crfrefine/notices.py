@@ -1,4 +1,4 @@
-"""Warnings of the layer, shown at the user's line that called it rather than inside PyTorch."""
+"""Warnings to callers from Python, shown at their own line rather than inside this package or PyTorch. Errors are in `errors.py`."""
 
 from __future__ import annotations
 
