@@ -90,8 +90,8 @@ def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], 
 
 def look_like_probabilities(logits: Tensor) -> bool:
     """Whether logits (B, L, *grid) lie in [0, 1] and sum to 1 over labels; a few voxels tell, padding does not count."""
-    places = (slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
-    some = logits.detach()[(..., *places)].float()
+    places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
+    some = logits.detach()[(slice(None), slice(None), *places)].float()
     tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
     low, high = some.amin(1), some.amax(1)
     fits = (low >= -tolerance) & (high <= 1.0 + tolerance) & ((some.sum(1) - 1.0).abs() <= tolerance)

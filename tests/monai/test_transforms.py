@@ -41,6 +41,10 @@ def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) ->
     return crfrefine.refine(logits, image, spacing=spacing, parameters=PARAMETERS, **options)
 
 
+def test_the_transforms_are_reached_with_one_import():
+    assert crfrefine.monai.CrfRefined is CrfRefined
+
+
 @pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
 def test_a_case_is_what_refine_makes_of_it(output):
     logits, image = make_case()
