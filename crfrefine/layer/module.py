@@ -148,7 +148,7 @@ class CrfRnn(CrfValues):
         self,
         logits: Tensor,
         image: Tensor,
-        spacing: inputs.Spacing = 1.0,
+        spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
         threads: int | None = None,
@@ -170,6 +170,7 @@ class CrfRnn(CrfValues):
         Raises:
             InputError, BackendUnavailableError, CapacityError: as `forward`.
         """
+        spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
         return raw.refine_normalized(logits, image, spacing, mask, self._terms(), self._run(threads), kernels=kernels)
 
     def _terms(self) -> raw.Terms:
@@ -214,7 +215,7 @@ class CrfRnn(CrfValues):
     def build_normalized(
         self,
         image: Tensor,
-        spacing: inputs.Spacing = 1.0,
+        spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
         num_labels: int | None = None,
@@ -233,7 +234,7 @@ class CrfRnn(CrfValues):
                 image,
                 bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
                 theta_gamma=self.theta_gamma,
-                spacing=spacing,
+                spacing=self._known_spacing(spacing),
                 mask=mask,
                 normalization=settings.normalization,
                 filter=settings.filter,
@@ -245,13 +246,7 @@ class CrfRnn(CrfValues):
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
-        if spacing is not None:
-            return spacing
-        told = self._told_so_far()
-        if self._start.mean_field.positions != "voxels" and "spacing" not in told:
-            told.add("spacing")
-            notices.warn(notices.NO_SPACING)
-        return 1.0
+        return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told_so_far())
 
     def _told_so_far(self) -> set[str]:
         """Return the warnings issued so far; a layer that was saved by an older version has none."""

@@ -89,9 +89,8 @@ def _refine(
     inputs.warn_of_probabilities(logits, _told(settings), warnings.append)
 
     def known_spacing() -> Tensor | float:
-        if spacing is None and run.parameters.mean_field.positions != "voxels":
-            warnings.append(notices.NO_SPACING)
-        return 1.0 if spacing is None else spacing
+        matters = run.parameters.mean_field.positions != "voxels"
+        return notices.known_spacing(spacing, matters=matters, told=_told(settings), tell=warnings.append)
 
     def compute() -> Tensor:
         terms = raw.Terms(*leaves[2:])  # type: ignore[arg-type]

@@ -130,17 +130,43 @@ def test_each_layer_says_it_and_its_replicas_do_not() -> None:
     assert len(shout_of(lambda: crfrefine.CrfRnn(3, 2).build_kernels(image))) == 1
 
 
+def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm() -> None:
+    layer, (logits, image) = models()["alone"]
+    mean_field, build_kernels = crfrefine.layer.functional.mean_field, crfrefine.layer.functional.build_kernels
+    for call in (
+        lambda **spacing: layer.refine_normalized(logits, image, **spacing),
+        lambda **spacing: crfrefine.CrfRnn(3, 2).build_normalized(image, **spacing),
+        lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
+        lambda **spacing: mean_field(logits, image, bilateral=[], spatial=(1.0, 1.0), **spacing),
+        lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
+        lambda **spacing: crfrefine.refine(logits[0].numpy(), image[0].numpy(), input_type="logits", **spacing),
+    ):
+        seen = shout_of(call)
+        assert [str(warning.message).partition(",")[0] for warning in seen] == ["no spacing was given"]
+        assert seen[0].filename == __file__
+        assert shout_of(lambda call=call: call(spacing=1.0)) == []
+
+
 def test_nothing_is_said_where_spacing_does_not_matter() -> None:
     layer, (logits, image) = models()["alone"]
     kernels = layer.build_kernels(image, SPACING)
+    voxels = crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"})
+    arrays = logits[0].numpy(), image[0].numpy()
+    mean_field = crfrefine.layer.functional.mean_field
     in_voxels = crfrefine.CrfRnn(3, 2, parameters=crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"}))
     for call in (
         lambda: layer(logits, image, SPACING),
         lambda: layer(logits, image, kernels=kernels),
         lambda: in_voxels(logits, image),
         lambda: in_voxels.build_kernels(image),
+        lambda: layer.refine_normalized(logits, image, kernels=kernels),
+        lambda: mean_field(logits, image, bilateral=[]),
+        lambda: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], positions="voxels"),
+        lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
     ):
         assert shout_of(call) == []
+    in_ml = voxels.replace(**{"postprocess.min_component_ml": 0.01})
+    assert len(shout_of(lambda: crfrefine.refine(*arrays, input_type="logits", parameters=in_ml))) == 1
 
 
 def probabilities(dtype: torch.dtype = torch.float32) -> Tensor:
