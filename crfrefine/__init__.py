@@ -7,6 +7,15 @@
     CrfRnn              the CRF as a PyTorch module, to train it behind a network (needs PyTorch)
     crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
 
+Modules, imported when they are first used:
+    errors              the errors below
+    layer               more for training: partial_cross_entropy, functional.mean_field (needs PyTorch)
+    metrics             overlap, distances, calibration of label maps: overlap.measure_case
+    monai               transforms of MONAI: CrfRefine, CrfRefined (needs MONAI)
+    parameters          the sections of CrfParameters: sections.SpatialParameters
+    refining_again      RefiningAgain, for programs that refine one case with ever new parameters
+    statistics          whether a difference is real: comparison.summarize, verdict.verdict
+
 `help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
 
 Errors that a user can cause are kinds of CrfRefineError, and their messages say what to do:
@@ -24,6 +33,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crfrefine import errors as errors
+    from crfrefine import layer as layer
+    from crfrefine import metrics as metrics
+    from crfrefine import monai as monai
+    from crfrefine import parameters as parameters
+    from crfrefine import refining_again as refining_again
+    from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
@@ -51,7 +67,8 @@ _ERRORS = (
     "InputError",
     "UnsupportedFormatError",
 )
-_NEED_TORCH = ("CrfRnn", "crf_loss")
+_MODULES = ("errors", "layer", "metrics", "monai", "parameters", "refining_again", "statistics")
+_NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
@@ -63,16 +80,19 @@ _MODULE_OF = {
 }
 
 # What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
-# seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module.
-__all__ = ["CrfParameters", "RefinementResult", "refine"]
+# seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module. Nor are the errors, whose pages have a
+# hundred lines each on the methods of every exception.
+__all__ = ["CrfParameters", "RefinementResult", "RegionScheme", "refine"]
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f"crfrefine.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'crfrefine' has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 
@@ -80,5 +100,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from importlib.util import find_spec
 
-    # `help` and completion get every name that is listed: without PyTorch, these raise BackendUnavailableError.
-    return sorted({"__version__", *_MODULE_OF} - (set(_NEED_TORCH) if find_spec("torch") is None else set()))
+    # `help` and completion get every name that is listed: without PyTorch, these raise BackendUnavailableError. `monai` is not among them,
+    # since importing MONAI takes many seconds.
+    names = {"__version__", *_MODULE_OF, *_MODULES} - {"monai"}
+    return sorted(names - (set(_NEED_TORCH) if find_spec("torch") is None else set()))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crfrefine import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
 try:
@@ -55,7 +56,7 @@ def mean_field(
     temperature: Tensor | float = 1.0,
     bias: Values = 0.0,
     volume: tuple[Tensor | float, str] | None = None,
-    spacing: inputs.Spacing = 1.0,
+    spacing: inputs.Spacing | None = None,
     mask: Tensor | None = None,
     num_iterations: int = 5,
     damping: float = 0.0,
@@ -77,7 +78,7 @@ def mean_field(
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
         volume: weight (0 to 1) of the volume term, and what it keeps, "expected", "argmax" or "largest"; None: no such term.
-        spacing: mm; one number, one per axis, or (B, axes).
+        spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
         damping: share of the old log-marginals in a step, 0 ≤ damping < 1.
@@ -165,7 +166,7 @@ def mean_field(
             )
             settings = label_sets.PackSettings(label_threshold, tells_labels, threads or torch.get_num_threads())
             make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), settings)
-        kernels = _build(image, wanted, spacing, mask, threads, copy=False, make=make)
+        kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, make=make)
     _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
     items = [
         MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
@@ -180,7 +181,7 @@ def build_kernels(
     *,
     bilateral: Sequence[tuple[Values, Values]],
     theta_gamma: Values | None = None,
-    spacing: inputs.Spacing = 1.0,
+    spacing: inputs.Spacing | None = None,
     mask: Tensor | None = None,
     normalization: str = "symmetric",
     filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
@@ -196,7 +197,7 @@ def build_kernels(
         image: (B, M, *grid) on the scale of theta_beta, finite; its type, float32 or float64, sets the precision.
         bilateral: theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
         theta_gamma: bandwidth of the smoothness kernel (one, or one per axis; mm); None: no such term.
-        spacing: mm; one number, one per axis, or (B, axes).
+        spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         normalization: "symmetric", "after" or "none".
         filter: as in `mean_field`; "auto" also depends on `num_labels` and `num_iterations`.
@@ -222,7 +223,12 @@ def build_kernels(
     betas = [spread(beta, image.shape[1], f"bilateral.{m}.theta_beta") for m, (_, beta) in enumerate(bilateral)]
     gamma = None if theta_gamma is None else spread(theta_gamma, num_axes, "spatial.theta_gamma")
     wanted = _kernel_set(alphas, betas, gamma, normalization, filter, positions, num_labels, num_iterations)
-    return _build(image, wanted, spacing, mask, threads, copy=copy)
+    return _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=copy)
+
+
+def _known_spacing(spacing: inputs.Spacing | None, wanted: KernelSetSpec) -> inputs.Spacing:
+    """Return the spacing, or 1 mm with a warning; it matters if there is a kernel in mm."""
+    return notices.known_spacing(spacing, matters=wanted.positions != "voxels" and len(wanted.kernels) > 0)
 
 
 def _kernel_set(

@@ -6,7 +6,7 @@ It checks shapes, devices and finite values, not the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import BOUNDS
 from crfrefine.arrays.padding import check_share
+from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.io.volume import is_plausible
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 LARGEST_PADDING = 1e4
 """Well above any logit of a network."""
+
+_LOOKED_AT = 8
+"""Most voxels along an axis that are looked at to tell probabilities from logits."""
 
 Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
 """mm: one number, one per axis, or one row per batch item."""
@@ -62,6 +66,39 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
         )
     if image.device != logits.device:
         raise InputError(f"the image is on {image.device}, the logits are on {logits.device}; move one of them")
+
+
+def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], None]) -> None:
+    """Warn, once for all calls that share `told`, of logits that look like probabilities.
+
+    A GPU has to be waited for before the host can look, so only the first call there does.
+
+    Args:
+        logits: (B, L, *grid).
+        told: what has been said before; a word is added.
+        warn: called with the text.
+    """
+    if "probabilities" in told:
+        return
+    found = look_like_probabilities(logits)
+    if found or logits.device.type != "cpu":
+        told.add("probabilities")
+    if found:
+        warn(
+            "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; the CRF takes logits, a network's output "
+            "before its softmax; for probabilities, pass probabilities.clamp_min(1e-7).log()"
+        )
+
+
+def look_like_probabilities(logits: Tensor) -> bool:
+    """Whether logits (B, L, *grid) lie in [0, 1] and sum to 1 over labels; a few voxels tell, padding does not count."""
+    places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
+    some = logits.detach()[(slice(None), slice(None), *places)].float()
+    tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
+    low, high = some.amin(1), some.amax(1)
+    fits = (low >= -tolerance) & (high <= 1.0 + tolerance) & ((some.sum(1) - 1.0).abs() <= tolerance)
+    is_padding = low == high
+    return bool((fits | is_padding).all() & ~is_padding.all())
 
 
 def engine_for(device: torch.device) -> Backend:

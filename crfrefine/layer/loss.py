@@ -19,6 +19,7 @@ except ImportError as error:
 
 import numpy as np
 
+from crfrefine import notices
 from crfrefine.layer import autograd, graphs, inputs
 from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.intensity import normalize_batch
@@ -34,6 +35,9 @@ __all__ = ["crf_loss"]
 
 _LEAST = -80.0
 """Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite."""
+
+_TOLD: set[str] = set()
+"""Warnings that this process has issued."""
 
 
 @graphs.not_exported
@@ -53,7 +57,8 @@ def crf_loss(
 
     With Q = softmax(logits) and the appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
     sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels. It is lowest, 0, where all voxels have the
-    same label for certain, so it is no loss by itself. The gradient reaches the logits only.
+    same label for certain, so it is no loss by itself. The gradient reaches the logits only. Probabilities in place of logits are reported
+    by a warning, once per process.
 
     Args:
         logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in float64, every other type in float32.
@@ -175,6 +180,7 @@ def _prepared(
     threads: int | None,
 ) -> tuple[Tensor, list[RecordingKernels]]:
     """Return the logarithms of the probabilities, finite, and the kernels; arguments as `crf_loss`."""
+    inputs.warn_of_probabilities(logits, _TOLD, notices.warn)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
     _check_logits(log_q)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
+from crfrefine import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
 try:
@@ -16,7 +17,7 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
-from crfrefine.layer import functional, graphs, inputs, notices, operators, raw
+from crfrefine.layer import functional, graphs, inputs, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -75,7 +76,8 @@ class CrfRnn(CrfValues):
         """Refine a network's logits.
 
         Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask.
-        A warning reports them if they are more than one in a hundred.
+        A warning reports them if they are more than one in a hundred. Another warning, once per layer, reports logits that look like
+        probabilities.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
@@ -114,6 +116,7 @@ class CrfRnn(CrfValues):
         kernels: Sequence[RecordingKernels] | None,
     ) -> Tensor:
         inputs.engine_for(logits.device)
+        inputs.warn_of_probabilities(logits, self._told_so_far(), notices.warn)
 
         def known_spacing() -> inputs.Spacing:
             return 1.0 if kernels is not None else self._known_spacing(spacing)
@@ -145,7 +148,7 @@ class CrfRnn(CrfValues):
         self,
         logits: Tensor,
         image: Tensor,
-        spacing: inputs.Spacing = 1.0,
+        spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
         threads: int | None = None,
@@ -167,6 +170,7 @@ class CrfRnn(CrfValues):
         Raises:
             InputError, BackendUnavailableError, CapacityError: as `forward`.
         """
+        spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
         return raw.refine_normalized(logits, image, spacing, mask, self._terms(), self._run(threads), kernels=kernels)
 
     def _terms(self) -> raw.Terms:
@@ -211,7 +215,7 @@ class CrfRnn(CrfValues):
     def build_normalized(
         self,
         image: Tensor,
-        spacing: inputs.Spacing = 1.0,
+        spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
         num_labels: int | None = None,
@@ -230,7 +234,7 @@ class CrfRnn(CrfValues):
                 image,
                 bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
                 theta_gamma=self.theta_gamma,
-                spacing=spacing,
+                spacing=self._known_spacing(spacing),
                 mask=mask,
                 normalization=settings.normalization,
                 filter=settings.filter,
@@ -242,13 +246,12 @@ class CrfRnn(CrfValues):
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
-        if spacing is not None:
-            return spacing
-        told = self.__dict__.setdefault("_told", set())
-        if self._start.mean_field.positions != "voxels" and "spacing" not in told:
-            told.add("spacing")
-            notices.warn(notices.NO_SPACING)
-        return 1.0
+        return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told_so_far())
+
+    def _told_so_far(self) -> set[str]:
+        """Return the warnings issued so far; a layer that was saved by an older version has none."""
+        told: set[str] = self.__dict__.setdefault("_told", set())
+        return told
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crfrefine import notices
 from crfrefine.errors import InputError
-from crfrefine.layer import graphs, notices, raw
+from crfrefine.layer import graphs, inputs, raw
 from crfrefine.parameters.model import CrfParameters
 
 _NUM_TENSORS = 11
@@ -85,11 +86,11 @@ def _refine(
     ]
     run = raw.Run(_parameters(settings), num_iterations, threads or torch.get_num_threads(), label_threshold)
     warnings: list[str] = []
+    inputs.warn_of_probabilities(logits, _told(settings), warnings.append)
 
     def known_spacing() -> Tensor | float:
-        if spacing is None and run.parameters.mean_field.positions != "voxels":
-            warnings.append(notices.NO_SPACING)
-        return 1.0 if spacing is None else spacing
+        matters = run.parameters.mean_field.positions != "voxels"
+        return notices.known_spacing(spacing, matters=matters, told=_told(settings), tell=warnings.append)
 
     def compute() -> Tensor:
         terms = raw.Terms(*leaves[2:])  # type: ignore[arg-type]
@@ -160,6 +161,12 @@ def _kept(token: Tensor) -> Any:
 
 def _fake_token(like: Tensor) -> Tensor:
     return like.new_empty(1, dtype=torch.int64, device="cpu")
+
+
+@functools.lru_cache(maxsize=32)
+def _told(settings: str) -> set[str]:
+    """Return what callers have been told of layers with these settings: an operator does not know which layer it is called for."""
+    return set()
 
 
 @functools.lru_cache(maxsize=32)

@@ -39,7 +39,8 @@ class CrfRefine(Transform):
         input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities".
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
             RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
-        spacing: mm, one per axis of the grid, for tensors without metadata, or in place of what the metadata say.
+        spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or in place of what the metadata say. None:
+            that of the metadata, without which the transform raises InputError.
         device: where to compute, as in `crfrefine.refine`; None: the CPU, wherever the tensors are.
         threads: CPU threads; None: the cores that this process may use. In the workers of a DataLoader, 1.
 
@@ -59,7 +60,7 @@ class CrfRefine(Transform):
         output: str = "logits",
         input_type: str = "auto",
         regions: RegionScheme | Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
-        spacing: Sequence[float] | None = None,
+        spacing: float | Sequence[float] | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -148,13 +149,11 @@ def _by_name(regions: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> Mapping[
     return found
 
 
-def _checked(spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the spacing as numbers, one per axis."""
+def _checked(spacing: float | Sequence[float]) -> float | tuple[float, ...]:
+    """Return the spacing as numbers, one per axis, or one for all."""
+    is_one = np.ndim(spacing) == 0
     try:
-        num_axes = len(spacing)
-    except TypeError:
-        raise ConfigError(f"spacing: expected one distance in mm per axis of the grid, got {shorten_value(spacing)}") from None
-    try:
-        return given_spacing(spacing, num_axes)
+        steps = given_spacing(spacing, 1 if is_one else len(spacing))  # type: ignore[arg-type]
     except InputError as error:
         raise ConfigError(str(error)) from None
+    return steps[0] if is_one else steps

@@ -38,15 +38,15 @@ def check_kind(*values: Any) -> None:
             raise InputError(f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files")
 
 
-def is_batch_of(logits: Any, image: Any, spacing: Sequence[float] | None) -> bool:
+def is_batch_of(logits: Any, image: Any, spacing: float | Sequence[float] | None) -> bool:
     """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
 
-    The number of distances decides, else the metadata.
+    The number of distances decides, else the metadata, else, with one distance for all axes, the shapes.
 
     Raises:
-        InputError: neither is there, or they do not fit the shape.
+        InputError: nothing decides, or it does not fit the shape.
     """
-    if spacing is not None:
+    if isinstance(spacing, Sequence):
         if logits.ndim - len(spacing) not in (1, 2):
             raise InputError(
                 f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} distances; expected one per axis of the grid, "
@@ -54,19 +54,32 @@ def is_batch_of(logits: Any, image: Any, spacing: Sequence[float] | None) -> boo
             )
         return bool(logits.ndim - len(spacing) == 2)
     known = next((value for value in (logits, image) if isinstance(value, MetaTensor)), None)
-    if known is None:
+    if known is not None:
+        return bool(known.is_batch)
+    if spacing is None:
         raise InputError(f"the spacing is unknown: {_no_place('the image', image)}; {_ADVICE}")
-    return bool(known.is_batch)
+    return _is_batch_by_shape(tuple(logits.shape), tuple(image.shape))
 
 
-def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: Sequence[float] | None) -> tuple[float, ...]:
+def _is_batch_by_shape(logits: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Return whether shapes are those of a batch; where they may be either, a grid has at most three axes."""
+    may_be_batch = len(logits) > 2 and logits[:1] + logits[2:] == image[:1] + image[2:]
+    if len(logits) == _MOST_AXES + 1 and may_be_batch and logits == image:
+        raise InputError(
+            f"logits and image both have shape {logits}: of one case in 3-D, or of a batch in 2-D? Give spacing as one distance per axis "
+            "of the grid, which tells"
+        )
+    return may_be_batch and (logits[1:] != image[1:] or len(logits) > _MOST_AXES + 1)
+
+
+def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: float | Sequence[float] | None) -> tuple[float, ...]:
     """Return the distance between neighboring voxels of one case in mm, one per axis, after checking that all are on one grid.
 
     Args:
         logits: (L, *grid).
         image: (M, *grid).
         mask: (1, *grid) or (*grid); None: everywhere.
-        spacing: mm, one per axis, in place of what the metadata say; None: from the affine of the image, else of the logits.
+        spacing: mm, one per axis or one for all, in place of what the metadata say; None: from the affine of the image, else of the logits.
 
     Raises:
         GridMismatchError: the shapes or the affines differ.
@@ -85,7 +98,7 @@ def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: Sequence[fl
     for (name, value, shape), place in zip(named[1:], places[1:], strict=True):
         _check_grid(("logits", logits, grid, places[0]), (name, value, shape, place))
     if spacing is not None:
-        return tuple(spacing)
+        return tuple(spacing) if isinstance(spacing, Sequence) else (spacing,) * len(grid)
     known = next((place for place in (places[1], places[0]) if place is not None), None)
     if known is None:
         raise InputError(f"the spacing is unknown: {_no_place(_label('image', image), image)}, and neither have the logits one; {_ADVICE}")

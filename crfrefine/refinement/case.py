@@ -15,6 +15,7 @@ from crfrefine.arrays.arguments import check_no_label_map, given_array, given_la
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
+from crfrefine.notices import known_spacing
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.channels import refine_channels
 from crfrefine.refinement.label_map import refine_label_map
@@ -32,7 +33,7 @@ def refine(
     logits: NDArray[np.floating[Any]],
     image: NDArray[Any],
     *,
-    spacing: Sequence[float] | float = 1.0,
+    spacing: Sequence[float] | float | None = None,
     parameters: CrfParameters | str | Path | None = None,
     mask: NDArray[Any] | None = None,
     input_type: str = "auto",
@@ -51,7 +52,8 @@ def refine(
         logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
             `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
-        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all.
+        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all. None: 1 mm, with a
+            warning if it matters.
         parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
@@ -92,8 +94,9 @@ def refine(
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")
+    in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
     shared: dict[str, Any] = {
-        "spacing": spacing,
+        "spacing": known_spacing(spacing, matters=in_mm),
         "parameters": parameters,
         "mask": mask,
         "device": device,

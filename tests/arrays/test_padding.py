@@ -96,16 +96,16 @@ def test_a_small_crop_of_a_large_scan_is_no_placeholder():
     rng = np.random.default_rng(0)
     logits = np.zeros((2, 120, 115, 105), np.float32)
     logits[:, 40:51, 50:60, 30:40] = rng.normal(size=(2, 11, 10, 10))
-    result = refine(logits, rng.normal(size=logits.shape[1:]).astype(np.float32), parameters=STRONG)
+    result = refine(logits, rng.normal(size=logits.shape[1:]).astype(np.float32), spacing=1.0, parameters=STRONG)
     assert result.num_padding_voxels == logits[0].size - 1100
     logits[:, 40:42] = 0.0
     with pytest.raises(InputError, match="Is this a cropped output with mostly padding, or a placeholder file"):
-        refine(logits, np.zeros(logits.shape[1:], np.float32))
+        refine(logits, np.zeros(logits.shape[1:], np.float32), spacing=1.0)
 
 
 def test_logits_of_nothing_but_a_constant_are_not_taken_for_probabilities():
     with pytest.raises(InputError, match="all labels have the same value at 210 of 210 voxels"):
-        refine(np.full((3, 5, 7, 6), 3.0, np.float32), np.zeros((5, 7, 6)))
+        refine(np.full((3, 5, 7, 6), 3.0, np.float32), np.zeros((5, 7, 6)), spacing=1.0)
 
 
 def test_without_the_rule_padding_would_be_flooded():
@@ -142,7 +142,7 @@ def test_next_to_nothing_but_padding_is_refused(num_left):
     logits[1, 7, 5, 6 : 6 + num_left] = 1.0
     image = np.random.default_rng(0).normal(size=(15, 11, 13))
     with pytest.raises(InputError, match=f"all labels have the same value at {15 * 11 * 13 - num_left} of {15 * 11 * 13} voxels"):
-        refine(logits, image, input_type="logits")
+        refine(logits, image, spacing=1.0, input_type="logits")
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -1.0, 0.25])

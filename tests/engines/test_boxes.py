@@ -160,13 +160,13 @@ def test_memory_follows_the_box_and_not_the_volume_around_it(threshold, kind):
     changes = {"mean_field.label_threshold": threshold, "intensity.normalization": kind, "mean_field.num_iterations": 1}
     parameters = CrfParameters().replace(**changes)
     case = logits[(slice(None), *inner)].copy(), image[(slice(None), *inner)].copy()
-    crfrefine.refine(*case, mask=mask[inner].copy(), parameters=parameters, threads=1)
+    crfrefine.refine(*case, spacing=1.0, mask=mask[inner].copy(), parameters=parameters, threads=1)
     tracemalloc.start()
-    crfrefine.refine(*case, mask=mask[inner].copy(), parameters=parameters, threads=1)
+    crfrefine.refine(*case, spacing=1.0, mask=mask[inner].copy(), parameters=parameters, threads=1)
     of_box = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
-    crfrefine.refine(logits, image, mask=mask, parameters=parameters, threads=1)
+    crfrefine.refine(logits, image, spacing=1.0, mask=mask, parameters=parameters, threads=1)
     of_volume = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert of_volume - of_box < 6 * mask.size, (of_volume / mask.size, of_box / mask.size)

@@ -91,16 +91,16 @@ def result_rules(kind):
 def test_a_label_map_with_few_labels_can_be_decided_too():
     labels = random_case(3).logits.argmax(0)
     image = random_case(3).image
-    result = crfrefine.refine(labels, image, input_type="labels", parameters=DICE)
+    result = crfrefine.refine(labels, image, spacing=1.0, input_type="labels", parameters=DICE)
     np.testing.assert_array_equal(result.label_map, dice_labels(result.marginals))
 
 
 def test_a_label_map_with_many_labels_cannot():
     labels = np.arange(8 * 9 * 10).reshape(8, 9, 10) % 20
     with pytest.raises(ConfigError, match=r"postprocess\.decision: 'dice' .* 20 labels .* 'argmax', or mean_field\.label_threshold = 0"):
-        crfrefine.refine(labels, np.zeros(labels.shape), input_type="labels", parameters=DICE)
+        crfrefine.refine(labels, np.zeros(labels.shape), spacing=1.0, input_type="labels", parameters=DICE)
     whole = DICE.replace(**{"mean_field.label_threshold": 0.0})
-    assert crfrefine.refine(labels, np.zeros(labels.shape), input_type="labels", parameters=whole).num_labels == 20
+    assert crfrefine.refine(labels, np.zeros(labels.shape), spacing=1.0, input_type="labels", parameters=whole).num_labels == 20
 
 
 def test_the_file_keeps_it_and_refuses_others(tmp_path):

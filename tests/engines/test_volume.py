@@ -258,7 +258,7 @@ def test_label_maps_with_many_labels_keep_volumes() -> None:
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
     parameters = _parameters(1.0).replace(**{"volume.keep": "argmax", "mean_field.temperature": 0.5})
-    found = refine(labels, image, parameters=parameters, input_type="labels", device=BACKENDS[-1])
+    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels", device=BACKENDS[-1])
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
 
 
@@ -267,8 +267,8 @@ def test_label_maps_have_no_expected_volumes() -> None:
     labels = np.zeros((9, 11, 13), np.uint8)
     labels[4, 5:7, 6:9] = 1
     with pytest.raises(ConfigError, match=r"volume\.keep: 'expected' sums .*set it to 'argmax'"):
-        refine(labels, labels * 10.0, parameters=_parameters(0.5), input_type="labels", device=BACKENDS[-1])
-    refine(labels, labels * 10.0, parameters=_parameters(0.0), input_type="labels", device=BACKENDS[-1])
+        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels", device=BACKENDS[-1])
+    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels", device=BACKENDS[-1])
 
 
 def _parameters(weight: float):

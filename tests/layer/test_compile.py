@@ -34,6 +34,7 @@ pytestmark = [
 @pytest.fixture
 def nothing_compiled_before() -> None:
     torch._dynamo.reset()
+    operators._told.cache_clear()
 
 
 class Segmenter(nn.Module):
@@ -225,8 +226,30 @@ def test_errors_and_warnings_come_out_of_a_graph() -> None:
         compiled(random_images(), torch.zeros(GRID, dtype=torch.bool))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        compiled(random_images(), None, None)
-    assert any(str(warning.message).startswith("no spacing was given") for warning in seen)
+        for _ in range(3):
+            compiled(random_images(), None, None)
+    assert sum(str(warning.message).startswith("no spacing was given") for warning in seen) == 1
+
+
+def test_probabilities_are_said_once_out_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crfrefine.layer import loss as losses
+
+    monkeypatch.setattr(losses, "_TOLD", set())
+    layer = Segmenter({}).crf
+
+    def step(logits: Tensor, image: Tensor) -> Tensor:
+        given = logits.softmax(1)
+        return layer(given, image, SPACING).square().mean() + crf_loss(given, image, SPACING, theta_alpha=2.0, theta_beta=0.3)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    logits = torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = [compiled(logits, random_images()) for _ in range(3)]
+    assert sum("look like probabilities" in str(warning.message) for warning in seen) == 2  # the layer's and the loss's
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(found[0], step(logits, random_images()), rtol=0.0, atol=0.0)
 
 
 def test_padding_of_the_logits_is_left_out() -> None:

@@ -572,7 +572,7 @@ def test_values_that_are_not_finite_are_named() -> None:
     with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
         small_layer(intensity__normalization="zscore")(logits, image, SPACING)
     with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
-        mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)])
+        mean_field(logits, image, spacing=SPACING, bilateral=[(1.0, 1.0, 0.1)])
 
 
 def test_integer_logits_and_complex_images_are_refused() -> None:
@@ -634,7 +634,7 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: flo
 def test_no_appearance_kernel_means_no_gradient_to_the_image() -> None:
     logits, image = batch(1)
     image.requires_grad_()
-    mean_field(logits, image, bilateral=[], spatial=(1.0, 2.0)).square().sum().backward()
+    mean_field(logits, image, spacing=SPACING, bilateral=[], spatial=(1.0, 2.0)).square().sum().backward()
     assert not image.grad.any()
 
 

@@ -130,17 +130,98 @@ def test_each_layer_says_it_and_its_replicas_do_not() -> None:
     assert len(shout_of(lambda: crfrefine.CrfRnn(3, 2).build_kernels(image))) == 1
 
 
+def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm() -> None:
+    layer, (logits, image) = models()["alone"]
+    mean_field, build_kernels = crfrefine.layer.functional.mean_field, crfrefine.layer.functional.build_kernels
+    for call in (
+        lambda **spacing: layer.refine_normalized(logits, image, **spacing),
+        lambda **spacing: crfrefine.CrfRnn(3, 2).build_normalized(image, **spacing),
+        lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
+        lambda **spacing: mean_field(logits, image, bilateral=[], spatial=(1.0, 1.0), **spacing),
+        lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
+        lambda **spacing: crfrefine.refine(logits[0].numpy(), image[0].numpy(), input_type="logits", **spacing),
+    ):
+        seen = shout_of(call)
+        assert [str(warning.message).partition(",")[0] for warning in seen] == ["no spacing was given"]
+        assert seen[0].filename == __file__
+        assert shout_of(lambda call=call: call(spacing=1.0)) == []
+
+
 def test_nothing_is_said_where_spacing_does_not_matter() -> None:
     layer, (logits, image) = models()["alone"]
     kernels = layer.build_kernels(image, SPACING)
+    voxels = crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"})
+    arrays = logits[0].numpy(), image[0].numpy()
+    mean_field = crfrefine.layer.functional.mean_field
     in_voxels = crfrefine.CrfRnn(3, 2, parameters=crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"}))
     for call in (
         lambda: layer(logits, image, SPACING),
         lambda: layer(logits, image, kernels=kernels),
         lambda: in_voxels(logits, image),
         lambda: in_voxels.build_kernels(image),
+        lambda: layer.refine_normalized(logits, image, kernels=kernels),
+        lambda: mean_field(logits, image, bilateral=[]),
+        lambda: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], positions="voxels"),
+        lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
     ):
         assert shout_of(call) == []
+    in_ml = voxels.replace(**{"postprocess.min_component_ml": 0.01})
+    assert len(shout_of(lambda: crfrefine.refine(*arrays, input_type="logits", parameters=in_ml))) == 1
+
+
+def probabilities(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of three labels, with padding of zeros beside them, as of a crop."""
+    generator = torch.Generator().manual_seed(4)
+    found = (2.0 * torch.randn(2, 3, *GRID, generator=generator, dtype=torch.float64)).softmax(1)
+    found[..., -1] = 0.0
+    return found.to(dtype)
+
+
+def told_of_probabilities(call: Callable[[], object]) -> list[warnings.WarningMessage]:
+    return [warning for warning in shout_of(call) if "look like probabilities" in str(warning.message)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line(dtype: torch.dtype) -> None:
+    given, image = probabilities(dtype), torch.rand(2, 2, *GRID)
+    for _ in range(2):
+        layer = crfrefine.CrfRnn(3, 2)
+        seen = [warning for _ in range(3) for warning in told_of_probabilities(lambda layer=layer: layer(given, image, SPACING))]
+        assert len(seen) == 1
+        assert (seen[0].category, seen[0].filename) == (UserWarning, __file__)
+        assert str(seen[0].message).endswith("for probabilities, pass probabilities.clamp_min(1e-7).log()")
+
+
+def test_the_advice_on_probabilities_works() -> None:
+    """The logarithm of probabilities and the logits that they came from give the same marginals; 1e-5: some roundings of float32."""
+    logits = 2.0 * torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4))
+    image, layer = torch.rand(2, 2, *GRID), crfrefine.CrfRnn(3, 2)
+    found = [layer(values, image, SPACING).softmax(1) for values in (logits.softmax(1).clamp_min(1e-7).log(), logits)]
+    torch.testing.assert_close(*found, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [torch.rand(2, 3, *GRID), 3.0 * probabilities() - 1.0, probabilities()[:, :2], torch.full((2, 3, *GRID), -torch.inf)],
+    ids=["in [0, 1]", "sums of 1 outside", "sums below 1", "padding alone"],
+)
+def test_other_logits_are_no_probabilities(logits: Tensor) -> None:
+    assert not crfrefine.layer.inputs.look_like_probabilities(logits)
+
+
+def test_few_voxels_tell_probabilities() -> None:
+    """However large the grid; a GPU, which would have to be waited for, is asked once."""
+    told: set[str] = set()
+    large = probabilities()[:1, :, :1, :1, :1].expand(1, 3, 4000, 3000, 2000)
+    assert told_of_probabilities(lambda: crfrefine.layer.inputs.warn_of_probabilities(large, told, warnings.warn))
+    elsewhere = torch.empty(1, 3, *GRID, device="meta")
+    told.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[Tensor] = []
+        patch.setattr(crfrefine.layer.inputs, "look_like_probabilities", lambda logits: bool(asked.append(logits)))
+        for _ in range(3):
+            crfrefine.layer.inputs.warn_of_probabilities(elsewhere, told, warnings.warn)
+    assert len(asked) == 1
 
 
 def test_a_layer_that_has_warned_is_saved_and_copied_as_before() -> None:

@@ -41,6 +41,10 @@ def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) ->
     return crfrefine.refine(logits, image, spacing=spacing, parameters=PARAMETERS, **options)
 
 
+def test_the_transforms_are_reached_with_one_import():
+    assert crfrefine.monai.CrfRefined is CrfRefined
+
+
 @pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
 def test_a_case_is_what_refine_makes_of_it(output):
     logits, image = make_case()
@@ -290,6 +294,26 @@ def test_wrong_numbers_of_channels():
         CrfRefine(PARAMETERS, spacing=(1.0, 2.0))(placed(logits), placed(image))
 
 
+def test_one_distance_is_that_of_every_axis():
+    """Of one case and of a batch, in 3-D and 2-D: the grids of logits and image tell which it is."""
+    logits, image = make_case(29)
+    one, each = CrfRefine(PARAMETERS, spacing=1.5), CrfRefine(PARAMETERS, spacing=(1.5, 1.5, 1.5))
+    np.testing.assert_array_equal(one(logits, image), each(logits, image))
+    np.testing.assert_array_equal(one(placed(logits), placed(image)).numpy(), each(logits, image))
+    np.testing.assert_array_equal(one(logits[None], image[None]), each(logits, image)[None])
+    alike = np.stack([logits] * 2)[:, :2], np.stack([image] * 2)
+    np.testing.assert_array_equal(one(*alike), each(*alike))
+    plane = logits[..., 0], image[..., 0]
+    in_2d = CrfRefine(PARAMETERS, spacing=(1.5, 1.5))
+    np.testing.assert_array_equal(one(*plane), in_2d(*plane))
+    planes = np.stack([plane[0]] * 2), np.stack([plane[1]] * 2)
+    np.testing.assert_array_equal(one(*planes), in_2d(*planes))
+    either = planes[0][:, :2], planes[1]
+    with pytest.raises(InputError, match=r"of one case in 3-D, or of a batch in 2-D\? Give spacing as one distance per axis"):
+        one(*either)
+    assert in_2d(*either).shape == (2, 2, *GRID[:2])
+
+
 def test_pending_lazy_operations_are_refused():
     logits, image = (placed(array) for array in make_case(28))
     image.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
@@ -302,7 +326,8 @@ def test_pending_lazy_operations_are_refused():
     [
         ({"output": "mask"}, "output: expected one of logits, probabilities, labels; got 'mask'"),
         ({"input_type": "labels"}, "input_type: expected one of auto, logits, probabilities; got 'labels'"),
-        ({"spacing": 1.0}, "spacing: expected one distance in mm per axis of the grid, got 1.0"),
+        ({"spacing": 0.0}, "spacing is 0.0; expected"),
+        ({"spacing": "1 mm"}, "spacing is 1 mm; expected"),
         ({"spacing": (1.0, -1.0)}, "spacing is .*; expected 2 positive distances"),
         ({"parameters": "no-such-preset"}, "no-such-preset"),
         ({"parameters": {"bilateral": {"theta": 1.0}}}, "bilateral.theta"),

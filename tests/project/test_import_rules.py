@@ -14,7 +14,7 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("axes", "control_groups", "errors", "text"),
+    ("axes", "control_groups", "errors", "notices", "submodules", "text"),
     ("memory_sources", "threads"),
     ("failures", "memory", "notebook", "specs"),
     ("execution", "io"),
@@ -215,6 +215,26 @@ def test_importing_the_package_imports_neither_torch_nor_cupy(tripwires):
         "import crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]; from crfrefine import *",
         path_first=tripwires,
     )
+
+
+def test_modules_are_attributes_and_cost_nothing_until_they_are_used():
+    """Completion offers them, and so do the pages of the interface; none is imported, nor what stands behind it."""
+    code = (
+        "import sys, crfrefine\n"
+        "named = dir(crfrefine)\n"
+        "modules = ('errors', 'layer', 'metrics', 'parameters', 'refining_again', 'statistics')\n"
+        "print({*modules} <= {*named}, [name for name in sys.modules if name.startswith('crfrefine.') or name == 'numpy'])\n"
+        "print(crfrefine.metrics.overlap.measure_case.__name__, crfrefine.statistics.verdict.verdict.__name__)\n"
+        "print(crfrefine.parameters.sections.SpatialParameters.__name__, crfrefine.refining_again.RefiningAgain.__name__)\n"
+        "print('overlap' in dir(crfrefine.metrics), hasattr(crfrefine.metrics, 'nothing'), hasattr(crfrefine, 'nothing'))\n"
+    )
+    assert run_python(code).split("\n") == [
+        "True []",
+        "measure_case verdict",
+        "SpatialParameters RefiningAgain",
+        "True False False",
+        "",
+    ]
 
 
 def test_a_whole_run_imports_neither_torch_nor_cupy(tripwires):

@@ -1,0 +1,46 @@
+"""Warnings to callers from Python, shown at their own line rather than inside this package or PyTorch. Errors are in `errors.py`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+_S = TypeVar("_S")
+
+_NO_SPACING = (
+    "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of the grid "
+    "(spacing=1.0 if they are)"
+)
+
+_OWN = ("crfrefine", "torch")
+
+
+def warn(text: str) -> None:
+    """Issue a UserWarning at the first line up the stack that is neither this package's nor PyTorch's."""
+    level, frame = 1, sys._getframe().f_back
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level + 1)
+
+
+def known_spacing(
+    spacing: _S | None, *, matters: bool = True, told: set[str] | None = None, tell: Callable[[str], None] = warn
+) -> _S | float:
+    """Return the spacing, or 1 mm with a warning: the rule of every function whose spacing may be left out.
+
+    Args:
+        spacing: as the caller gave it; None: not at all.
+        matters: whether the result depends on it; if not, there is no warning.
+        told: what has been said before, to warn once for all calls that share it; a word is added. None: every call warns, of which
+            Python shows one for each line of the caller's code.
+        tell: called with the text of the warning.
+    """
+    if spacing is not None:
+        return spacing
+    told = set() if told is None else told
+    if matters and "spacing" not in told:
+        told.add("spacing")
+        tell(_NO_SPACING)
+    return 1.0
