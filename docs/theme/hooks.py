@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import html
 import importlib.util
+import json
 import logging
 import os
 import posixpath
@@ -80,7 +81,15 @@ def page_of(path: str) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text
+    if file.suffix == ".ipynb":
+        return "\n\n".join(shown_cell(cell) for cell in json.loads(text)["cells"])
     return f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{LANGUAGES.get(file.suffix, '')}\n{text}\n````\n"
+
+
+def shown_cell(cell: dict[str, Any]) -> str:
+    """The Markdown of a notebook's cell, without its outputs."""
+    source = "".join(cell["source"])
+    return source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
 
 
 def first_sentence(module: Path) -> str:

@@ -1,0 +1,393 @@
+"""Every Python and shell block of the README and of the pages in docs runs as it is printed, on made-up files of the names that it uses.
+
+A page's blocks run one after the other in one folder, so later ones find what earlier ones wrote. What cannot run here is in `ELSEWHERE`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from bids_helpers import write_bids
+from cli_helpers import run_here, save_nifti
+from dicom_helpers import save, slices
+from evaluation_helpers import softmax
+from nnunet_helpers import AFFINE, write_json, write_predictions, write_tree
+from training_helpers import phantom
+
+import crfrefine
+from crfrefine.cli.entries import bids_arguments
+from crfrefine.demo.phantom import Phantom, write_phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
+
+ELSEWHERE = {
+    r"pip install|make |docker |apptainer |export |set |mike ": "installs, builds, or sets a variable",
+    r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|WHEEL=": "the tests of examples and benchmarks run these",
+    r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
+    r"nnUNetv2_|for fold in|TotalSegmentator|bosh |for gpu in": "other people's programs",
+    r"crfrefine tune ": "waits for a person; the tests of the page drive it",
+    r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
+    r"mkdir ": "writes into the home folder, or links to an executable on the path",
+}
+"""The beginning of a statement of a shell, and why it does not run here."""
+
+SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2", "--max-minutes", "0.02"), "evaluate": ("--processes", "1")}
+"""What is added to a command so that it takes no time."""
+
+
+def statements(block: str) -> Iterator[str]:
+    """The statements of a shell block: lines that belong together, without comments."""
+    statement = ""
+    for line in block.replace("\\\n", " ").splitlines():
+        statement = f"{statement}\n{line}" if statement else line.strip()
+        try:
+            words = shlex.split(statement, comments=True)
+        except ValueError:  # A quotation goes on in the next line.
+            continue
+        if words and words[0] == "for" and words[-1] != "done":
+            continue
+        if words:
+            yield statement
+        statement = ""
+
+
+def is_elsewhere(statement: str) -> bool:
+    return any(re.match(pattern, statement, re.DOTALL) for pattern in ELSEWHERE)
+
+
+def run_shell(block: str, folder: Path) -> None:
+    """Run a block by the shell, with the command on its path."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    for name, content in (("crfrefine", f'exec "{sys.executable}" -m crfrefine "$@"'), ("my_report", "test -s")):
+        (tools / name).write_text(f'#!/bin/sh\n{content} "$@"\n' if name == "my_report" else f"#!/bin/sh\n{content}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+    failed = folder / "failed.txt"
+    assert not failed.exists(), f"{block}\n{done.stderr}"
+
+
+def run_statement(statement: str, folder: Path) -> None:
+    if is_elsewhere(statement):
+        return
+    words = [os.path.expandvars(word) for word in shlex.split(statement, comments=True)]
+    if words[0] not in ("crfrefine", "crfrefine-bids") or {"|", "&&", ">"} & set(words):
+        return run_shell(statement, folder)
+    arguments = words[1:] if words[0] == "crfrefine" else bids_arguments(words[1:])
+    result = run_here(*arguments, *SHORT.get(arguments[0], ()))
+    # `status` leaves with 1 where something is missing: here, the parts of a run that other jobs would do.
+    assert result.status <= (arguments[0] == "status"), f"{statement}\n{result.stdout}{result.stderr}"
+    return None
+
+
+# ---- The files and arrays that the pages name
+
+CASES = ("case0", "case1", "case2")
+STRUCTURES = ("shell", "core", "cyst", "rest")
+
+
+def five_labels(seed: int) -> Phantom:
+    """A phantom whose first label is two: the fifth is its further part along x."""
+    case = phantom(seed)
+    logits = np.concatenate([case.logits, case.logits[1:2] - 3])
+    far = np.zeros(case.labels.shape, bool)
+    far[5:] = True
+    logits[1] -= 3 * far
+    logits[4] += 3 * far
+    labels = np.where(far & (case.labels == 1), 4, case.labels).astype(np.uint8)
+    return Phantom(case.image, labels, logits.astype(np.float32), case.spacing)
+
+
+def write_structures(folder: Path, labels: np.ndarray) -> None:
+    for label, name in enumerate(STRUCTURES, 1):
+        save_nifti(folder / f"{name}.nii.gz", (labels == label).astype(np.uint8), AFFINE)
+
+
+def write_channels(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    save_nifti(path, np.moveaxis(values, 0, -1).astype(np.float32), affine)
+
+
+def write_cases(root: Path) -> None:
+    """Folders with a file per case."""
+    for seed, case_id in enumerate(CASES):
+        case = five_labels(seed)
+        network = case.logits.argmax(axis=0).astype(np.uint8)
+        for folder in ("images", "imagesTs", "imagesTr", "study/images", "heart/images"):
+            for modality, values in enumerate(case.image):
+                save_nifti(root / folder / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
+        for folder in ("logits", "logitsTs", "study/logits", "heart/logits"):
+            write_channels(root / folder / f"{case_id}.nii.gz", case.logits)
+        write_channels(root / "region_logits" / f"{case_id}.nii.gz", case.logits[1:4])
+        for folder in ("labels", "labelsTs", "study/labels"):
+            save_nifti(root / folder / f"{case_id}.nii.gz", case.labels, AFFINE)
+        for folder in ("others", "predictions"):
+            save_nifti(root / folder / f"{case_id}.nii.gz", network, AFFINE)
+        coarse = AFFINE @ np.diag([2.0, 2.0, 2.0, 1.0])
+        coarse[:3, 3] += AFFINE[:3, :3] @ [0.5, 0.5, 0.5]
+        write_channels(root / "logits_at_1.25mm" / f"{case_id}.nii.gz", case.logits[:, ::2, ::2, ::2], coarse)
+        save_nifti(root / "label_maps_at_1.25mm" / f"{case_id}.nii.gz", network[::2, ::2, ::2], coarse)
+        write_structures(root / "reference" / case_id, case.labels)
+        write_structures(root / "outputs" / case_id, network)
+        write_structures(root / "dataset" / case_id / "segmentations", network)
+        save_nifti(root / "dataset" / case_id / "ct.nii.gz", case.image[0].astype(np.int16), AFFINE)
+
+
+def write_refined(root: Path) -> None:
+    """Label maps as `infer` leaves them, with the names of their labels."""
+    for seed, case_id in enumerate(CASES):
+        save_nifti(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels, AFFINE)
+    write_json(
+        root / "refined" / "dataset.json", {"labels": {"background": 0, **{name: label for label, name in enumerate(STRUCTURES, 1)}}}
+    )
+
+
+def write_single_files(root: Path) -> None:
+    """Files of one case, in the formats that the pages show."""
+    case = five_labels(3)
+    probabilities = softmax(case.logits)
+    for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
+        save_nifti(root / f"{name}.nii.gz", values.astype(np.int16), AFFINE)
+    for name, values in {"segmentation": case.logits.argmax(axis=0), "refined": case.labels, "label": case.labels}.items():
+        save_nifti(root / f"{name}.nii.gz", values.astype(np.uint8), AFFINE)
+    write_structures(root / "segmentations", case.logits.argmax(axis=0))
+    write_structures(root / "reference_segmentations", case.labels)
+    write_channels(root / "logits.nii.gz", case.logits)
+    write_channels(root / "probabilities.nii.gz", probabilities)
+    np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+    for name, values in {"t2": case.image[0], "background": case.logits[0], "prostate": case.logits[1]}.items():
+        suffix = "mhd" if name == "t2" else "mha"
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / f"{name}.{suffix}")
+    vectors = SimpleITK.GetImageFromArray(np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True)
+    SimpleITK.WriteImage(vectors, root / "logits.mha")
+    crfrefine.CrfParameters.load("default").save(root / "params.toml")
+    shutil.copy(root / "params.toml", root / "trained.toml")
+    shutil.copy(root / "params.toml", root / "mine.toml")
+    shutil.copy(root / "params.toml", root / "heart" / "params.toml")
+
+
+def write_world(root: Path) -> None:
+    """Files of all names in the pages."""
+    write_cases(root)
+    write_single_files(root)
+
+
+def write_nnunet(root: Path) -> None:
+    """A trained network of each name in the pages, and predictions."""
+    tree = write_tree(root, count=4)
+    write_predictions(tree)
+    for folder in (tree.raw, tree.preprocessed, tree.network.parent):
+        for name in ("Dataset004_Hippocampus", "Dataset004_NAME"):
+            shutil.copytree(folder, folder.parent / name)
+
+
+def write_clusters(root: Path) -> None:
+    """A folder per case."""
+    shutil.rmtree(root / "study")
+    for seed in range(2):
+        case = five_labels(seed)
+        folder = root / "study" / f"case{seed}"
+        save_nifti(folder / "t1.nii.gz", case.image[0].astype(np.int16), AFFINE)
+        np.savez(folder / "probabilities.npz", probabilities=softmax(case.logits).transpose(0, 3, 2, 1))
+
+
+def write_manifest(root: Path) -> None:
+    lines = [
+        "case,images,logits",
+        *(f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz" for case in CASES),
+    ]
+    (root / "archive").mkdir()
+    (root / "archive" / "cases.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_dataset(root: Path) -> None:
+    """A BIDS dataset, with the reference among its derivatives."""
+    write_bids(root, "sub-01", "sub-02")
+    shutil.move(root / "manual", root / "dataset" / "derivatives" / "manual")
+
+
+def write_radiology(root: Path) -> None:
+    """A series, a segmentation of it, and logits."""
+    pytest.importorskip("highdicom", reason="needs the extra dicom")
+    case = five_labels(0)
+    save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
+    write_channels(root / "logits.nii.gz", case.logits)
+    save_nifti(root / "labels.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
+    assert run_here("convert", "labels.nii.gz", "segmentation.dcm", "--like", "CT_series").status == 0
+
+
+def write_summaries(root: Path) -> None:
+    """Records of a run, in both forms."""
+    write_cases(root)
+    for name in ("summary.json", "summary.jsonl"):
+        assert run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", name).status == 0
+
+
+def write_new_cases(root: Path) -> None:
+    """New cases of the tutorial's kind."""
+    write_phantom(phantom(0), root)
+    for name in ("images", "logits"):
+        (root / name).rename(root / f"{name}Ts")
+
+
+FILES: dict[str, tuple[Callable[[Path], None], ...]] = {
+    "README.md": (write_world, write_nnunet),
+    "docs/for/nnunet.md": (write_nnunet,),
+    "docs/guide/nnunet.md": (write_world, write_nnunet),
+    "docs/guide/learning.md": (write_world, write_nnunet),
+    "docs/guide/bids.md": (write_dataset,),
+    "docs/guide/clusters.md": (write_world, write_clusters),
+    "docs/guide/refining.md": (write_world, write_manifest),
+    "docs/guide/evaluating.md": (write_world, write_refined),
+    "docs/guide/monai.md": (),
+    "docs/for/radiology.md": (write_radiology,),
+    "docs/reference/summary.md": (write_summaries,),
+    "docs/tutorial.md": (write_new_cases,),
+}
+"""What writes the files of a page; of all others `write_world`."""
+
+
+def case_arrays(channels: int = 5, modalities: int = 2) -> dict[str, Any]:
+    """Arrays as in docs/guide/python.md."""
+    random = np.random.default_rng(0)
+    shape = (9, 11, 6)
+    mask = np.zeros(shape, bool)
+    mask[2:5, 3:9, 1:4] = True
+    return {
+        "logits": random.normal(size=(channels, *shape)).astype(np.float32),
+        "log_odds": random.normal(size=(3, *shape)).astype(np.float32),
+        "image": random.uniform(size=(modalities, *shape)).astype(np.float32),
+        "mask": mask,
+    }
+
+
+def tensors(channels: int, modalities: int) -> dict[str, Any]:
+    """A small network with its batch, as in docs/guide/layer.md."""
+    torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
+    torch.manual_seed(0)
+    shape = (9, 11, 6)
+    image = torch.rand(2, modalities, *shape)
+    arrays = case_arrays(channels, modalities)
+    for name in ("logits", "image"):
+        np.save(name, arrays[name])
+    return {
+        "numpy": np,
+        "torch": torch,
+        "network": torch.nn.Conv3d(modalities, channels, 3, padding=1),
+        "image": image,
+        "labels": torch.randint(channels, (2, *shape)),
+        "scribbles": torch.randint(channels + 1, (2, *shape)),
+        "step": 2,
+        "warm_up": 1,
+        "weight": 0.1,
+        "index": 0,
+        "cases": [(image, (1.0, 1.25, 2.0), None)],
+    }
+
+
+def measured_cases() -> dict[str, Any]:
+    """Label maps of two methods, as in docs/reference/metrics.md."""
+    pairs = [five_labels(seed) for seed in range(4)]
+    labels = {f"case{seed}": case.labels for seed, case in enumerate(pairs)}
+    networks = {f"case{seed}": case.logits.argmax(axis=0).astype(np.uint8) for seed, case in enumerate(pairs)}
+    methods = {case: {"network": networks[case], "crf": labels[case], "largest component": networks[case]} for case in labels}
+    return {"cases": list(labels), "labels": labels, "predictions": methods}
+
+
+def monai_pipeline() -> dict[str, Any]:
+    """A loader of one case and a network, as in docs/guide/monai.md."""
+    torch = pytest.importorskip("torch", reason="the transforms need PyTorch")
+    data = pytest.importorskip("monai.data", reason="needs MONAI")
+    transforms = pytest.importorskip("monai.transforms", reason="needs MONAI")
+    case = five_labels(0)
+    save_nifti(Path("images/CASE_0000.nii.gz"), case.image[0].astype(np.int16), AFFINE)
+    write_channels(Path("logits/CASE.nii.gz"), case.logits)
+    load = [transforms.LoadImaged("image"), transforms.EnsureChannelFirstd("image"), transforms.ScaleIntensityd("image")]
+    preprocessing = transforms.Compose([*load, transforms.Spacingd("image", (4.0, 4.0, 6.0))])
+    dataset = data.Dataset([{"image": "images/CASE_0000.nii.gz"}], preprocessing)
+    names = ("Compose", "Invertd", "AsDiscreted", "SaveImaged")
+    return {
+        **{name: getattr(transforms, name) for name in names},
+        "Path": Path,
+        "nibabel": nib,
+        "np": np,
+        "preprocessing": preprocessing,
+        "loader": data.DataLoader(dataset, batch_size=1),
+        "decollate_batch": data.decollate_batch,
+        "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False),
+        "logits": case.logits,
+    }
+
+
+NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": case_arrays,
+    "docs/guide/python.md": case_arrays,
+    "docs/guide/layer.md": lambda: tensors(5, 4),
+    "docs/guide/scribbles.md": lambda: tensors(4, 1),
+    "docs/guide/monai.md": monai_pipeline,
+    "docs/for/pydensecrf.md": lambda: {
+        **case_arrays(),
+        "image": case_arrays()["image"][0],
+        "probabilities": softmax(case_arrays()["logits"]),
+    },
+    "docs/reference/metrics.md": measured_cases,
+}
+"""What the Python blocks of a page take as given."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.usefixtures("one_torch_thread")
+def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+    name = page.relative_to(ROOT).as_posix()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+    text = page.read_text(encoding="utf-8")
+    blocks = [(text[: block.start()].count("\n") + 2, *block.groups()) for block in _BLOCK.finditer(text)]
+    needs_files = any(language == "sh" and not all(map(is_elsewhere, statements(code))) for _, language, code in blocks)
+    for write in FILES.get(name, (write_world,) if needs_files else ()):
+        write(tmp_path)
+    names = NAMES.get(name, dict)() if any(language == "python" for _, language, _ in blocks) else {}
+    for line, language, code in blocks:
+        if language == "python":
+            if "pydensecrf" in code and importlib.util.find_spec("pydensecrf") is None:
+                continue
+            # Lines of the page, so that a traceback shows where it failed.
+            exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+        elif code.startswith("#!"):
+            run_shell(code, tmp_path)
+        else:
+            for statement in statements(code):
+                run_statement(statement, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement", ["crfrefine infer -i nowhere -p logits -o refined", "false", "crfrefine info imagesTs | grep nothing"]
+)
+def test_a_statement_that_fails_is_seen(statement, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_cases(tmp_path)
+    with pytest.raises(AssertionError):
+        run_statement(statement, tmp_path)
