@@ -167,7 +167,9 @@ def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(algorit
     assert pydicom.dcmread(tmp_path / "out.dcm").SeriesDescription == "Kidneys, converted with crfrefine"
     save_nifti(tmp_path / "plain.nii", labels_of(1, 2), AFFINE)
     assert run_here("convert", tmp_path / "plain.nii", tmp_path / "plain.dcm", "--like", series).status == 0
-    assert item_of(tmp_path / "plain.dcm").SegmentAlgorithmName == "unknown"
+    plain = item_of(tmp_path / "plain.dcm")
+    assert plain.SegmentAlgorithmName == "unknown"
+    assert "SegmentationAlgorithmIdentificationSequence" not in plain
 
 
 def test_convert_names_the_series_that_is_missing_and_calls_an_image_an_image(tmp_path):
