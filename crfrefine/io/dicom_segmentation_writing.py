@@ -153,10 +153,16 @@ def _encoded(highdicom: Any, sources: list[Any], numbers: NDArray[np.uint16], co
 
 def _series_number(image: Any, refined: Sequence[Mapping[str, Any]]) -> int:
     """Return a hundred times the number of the images, so that viewers list it behind them, but more than that of a source."""
-    of_image = max(int(image.get("SeriesNumber") or 0), 0)
+    of_image = _whole(image.get("SeriesNumber"))
     behind = _NUMBERS_PER_SERIES * of_image
-    before = [int(one["SeriesNumber"]) for one in refined if one["SeriesNumber"] is not None]
-    return min(max(behind if behind <= _LARGEST_NUMBER else of_image, *(number + 1 for number in before), 1), _LARGEST_NUMBER)
+    after = [_whole(one["SeriesNumber"]) + 1 for one in refined]
+    return min(max(behind if behind <= _LARGEST_NUMBER else of_image, *after, 1), _LARGEST_NUMBER)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number of a data set; 0 if there is none, or something else."""
+    text = str(value).strip()
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _series_description(source: Mapping[str, Any], ending: str) -> str:

@@ -112,6 +112,8 @@ def describe(highdicom: Any, number: int, segment: Segment, *, is_refined: bool,
     if stored is not None:
         _keep(item, stored, is_refined=is_refined)
         item.SegmentNumber = number
+    elif not is_refined:
+        del item.SegmentationAlgorithmIdentificationSequence  # Nothing is known of it; its name says so.
     _put_label(item, number, segment.label)
     return item
 

@@ -20,6 +20,7 @@ from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.segments import named_segments
+from crfrefine.io.series import is_series
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader
 from crfrefine.text import counted
 
@@ -52,7 +53,8 @@ def convert_file(
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
     source, target = Path(source), Path(target)
-    require_suffix(target)
+    if require_suffix(target).check_image is not None and like is None:
+        raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
     _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
@@ -84,7 +86,9 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
-    return f"{_told(header)} -> {target}: label map"
+    # Whole numbers may be those of an image, too, where a scanner has no scaling.
+    kind = "image" if is_series(header.path) else "label map"
+    return f"{_told(header, kind)} -> {target}: {kind}"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:

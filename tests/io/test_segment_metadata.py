@@ -167,7 +167,19 @@ def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(algorit
     assert pydicom.dcmread(tmp_path / "out.dcm").SeriesDescription == "Kidneys, converted with crfrefine"
     save_nifti(tmp_path / "plain.nii", labels_of(1, 2), AFFINE)
     assert run_here("convert", tmp_path / "plain.nii", tmp_path / "plain.dcm", "--like", series).status == 0
-    assert item_of(tmp_path / "plain.dcm").SegmentAlgorithmName == "unknown"
+    plain = item_of(tmp_path / "plain.dcm")
+    assert plain.SegmentAlgorithmName == "unknown"
+    assert "SegmentationAlgorithmIdentificationSequence" not in plain
+
+
+def test_convert_names_the_series_that_is_missing_and_calls_an_image_an_image(tmp_path):
+    source = slicer_file(tmp_path / "source.seg.nrrd", labels_of(4, 2), AFFINE, KIDNEY, CYST)
+    result = run_here("convert", source, tmp_path / "out.dcm")
+    assert result.status == 1
+    assert f"{tmp_path / 'out.dcm'}: a DICOM segmentation refers to the DICOM series it was made on; name its folder" in result.stderr
+    series = save(tmp_path / "mr", slices(numbers((4, 5, 2), dtype=np.uint16), AFFINE))
+    told = run_here("convert", series, tmp_path / "out.nii.gz")
+    assert f"{series}: image, 4×5×2 -> {tmp_path / 'out.nii.gz'}: image" in told.stdout + told.stderr
 
 
 def test_labels_with_gaps_are_added_to_the_description_and_taken_from_it(series, tmp_path):
@@ -221,7 +233,7 @@ def test_names_in_any_language_come_through_whatever_the_images_use(tmp_path):
     assert (written.SegmentSequence[0].SegmentLabel, written.SegmentSequence[0].SegmentDescription) == ("νεφρός", "αριστερός")
 
 
-@pytest.mark.parametrize(("of_images", "expected"), [(3, 300), (None, 1), (2_000_000_000, 2_000_000_000)])
+@pytest.mark.parametrize(("of_images", "expected"), [(3, 300), (None, 1), (-4, 1), (2_000_000_000, 2_000_000_000)])
 def test_the_number_of_the_series_follows_from_that_of_the_images(of_images, expected, tmp_path):
     found = list(slices(numbers((4, 5, 2), dtype=np.int16), AFFINE))
     for one in found:
