@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from crfrefine.engines.cuda.mode import asked_mode
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,21 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
 
     device = int(array.device.index)
     stream = torch.cuda.current_stream(device).cuda_stream
+    before, pools = _state.device, asked_mode().pool
+    memory = _as_pytorchs(cupy, stream) if pools else nullcontext()
+    # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
+    with torch.cuda.device(device), _as_cupys(cupy, stream, device), memory:
+        _state.device = device if pools else before
+        try:
+            yield
+        finally:
+            _state.device = before
+
+
+def _as_pytorchs(cupy: Any, stream: int) -> AbstractContextManager[Any]:
+    """Return the context in which CuPy's memory is PyTorch's, of one of its streams."""
+    import torch
+
     # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     pool = cupy.get_default_memory_pool()
     if pool.free_bytes() > 0:
@@ -60,15 +77,8 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
         except torch.cuda.OutOfMemoryError as error:  # CuPy's own error is a MemoryError, and callers expect one
             raise MemoryError(str(error)) from error
 
-    allocator = cupy.cuda.PythonFunctionAllocator(allocate, _free).malloc
-    before = _state.device
-    # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
-    with torch.cuda.device(device), _as_cupys(cupy, stream, device), cupy.cuda.using_allocator(allocator):
-        _state.device = device
-        try:
-            yield
-        finally:
-            _state.device = before
+    context: AbstractContextManager[Any] = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, _free).malloc)
+    return context
 
 
 def cached_bytes() -> int | None:
