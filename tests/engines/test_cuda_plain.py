@@ -66,7 +66,7 @@ def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch:
 def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though CUDA says so only when somebody waits."""
     machine.breaks_in = "update"
-    with pytest.raises(DeviceLostError, match=r"in the kernel mean_field\.update with .*'CRF_LABELS': 4.*cudaErrorIllegalAddress"):
+    with pytest.raises(DeviceLostError, match=r"in the kernel update of mean_field with .*'CRF_LABELS': 4.*cudaErrorIllegalAddress"):
         refined(case, "plain", monkeypatch)
     assert machine.notes[-2:] == ["wait", "update"]
 

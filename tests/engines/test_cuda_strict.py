@@ -23,6 +23,7 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.lattice import LatticeFilter
+from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE, Mode
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
@@ -494,3 +495,20 @@ def test_a_plain_run_for_a_tensor_has_cupys_memory(borrowed: tuple[list[Any], An
         assert notes[1:] == [(0, 4001)]
         assert cached_bytes() is None
     assert notes[2:] == [("no", (0, 4001)), ("no", notes[0])]
+
+
+def test_memory_that_cannot_be_given_back_is_an_error_of_the_run(borrowed: tuple[list[Any], Any]) -> None:
+    """Of the one that gives it back, or of the next; CuPy's own call drops the exception."""
+    notes, cupy = borrowed
+
+    def give_back() -> None:
+        with pytest.raises(RuntimeError, match="invalid device pointer: 77"):
+            notes[3][1](77, 1)
+
+    with pytest.raises(GpuError, match="memory could not be given back to PyTorch: invalid device pointer: 77"), following(cupy, _Tensor()):
+        give_back()
+    give_back()
+    with pytest.raises(GpuError, match="pointer: 77"), following(cupy, _Tensor()):
+        raise AssertionError("the run has begun")
+    with following(cupy, _Tensor()):
+        pass

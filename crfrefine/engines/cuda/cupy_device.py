@@ -210,15 +210,15 @@ class CupyDevice:
     ) -> None:
         if num_blocks == 0:
             return
-        with self._checked(f"before the kernel {source}.{kernel}"):
+        with self._checked("before the kernel", kernel):
             pass  # an error of CuPy's own kernels
-        with self._checked(f"in the kernel {source}.{kernel} with {dict(constants)}"):
+        with self._checked("in the kernel", kernel, "of", source, "with", constants):
             function = self._function(source, kernel, constants)
             packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
             function((num_blocks,), (block,), tuple(packed))
 
     @contextmanager
-    def _checked(self, where: str) -> Iterator[None]:
+    def _checked(self, *where: object) -> Iterator[None]:
         """Return the context of a launch: if the mode asks for it, it is waited for at the end, and an error says where it was."""
         if not self.mode.checks or self._is_recording:
             yield
@@ -227,7 +227,7 @@ class CupyDevice:
             yield
             self.synchronize()
         except (*self._errors, self.xp.cuda.compiler.CompileException) as error:
-            raise GpuError(where, error) from error
+            raise GpuError(" ".join(map(str, where)), error) from error
 
     def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
         """Return the compiled kernel; CuPy caches compiled kernels on disk by their text."""

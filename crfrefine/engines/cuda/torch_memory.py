@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.mode import asked_mode
 
 
@@ -33,6 +34,9 @@ class _State(threading.local):
 
 _state = _State()
 
+_not_freed: list[Exception] = []
+"""Errors of memory that was to be given back. CuPy does so where Python prints exceptions and goes on."""
+
 
 @contextmanager
 def following(cupy: Any, array: Any) -> Iterator[None]:
@@ -43,12 +47,16 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     Args:
         cupy: the array module; its device is current.
         array: the engine's input; anything but a tensor on a GPU changes nothing.
+
+    Raises:
+        GpuError: memory of this run, or of an earlier one, could not be given back to PyTorch.
     """
     if not _is_tensor(array):
         yield
         return
     import torch
 
+    _check_freed()
     device = int(array.device.index)
     stream = torch.cuda.current_stream(device).cuda_stream
     before, pools = _state.device, asked_mode().pool
@@ -60,6 +68,7 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
             yield
         finally:
             _state.device = before
+    _check_freed()
 
 
 def _as_pytorchs(cupy: Any, stream: int) -> AbstractContextManager[Any]:
@@ -110,4 +119,16 @@ def _free(pointer: int, _: int) -> None:
     if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process
         import torch
 
-        torch.cuda.caching_allocator_delete(pointer)
+        try:
+            torch.cuda.caching_allocator_delete(pointer)
+        except Exception as error:
+            _not_freed.append(error)
+            raise
+
+
+def _check_freed() -> None:
+    """Raise the first error of memory that was given back since the last call."""
+    if _not_freed:
+        error = _not_freed[0]
+        _not_freed.clear()
+        raise GpuError("memory could not be given back to PyTorch", error) from error
