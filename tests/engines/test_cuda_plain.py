@@ -49,7 +49,7 @@ def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefin
 def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each makes use of what it says."""
     expected, used = None, {}
-    for asked in ("graphs", "plain", "plain, graphs", "plain,copies"):
+    for asked in ("graphs", "", "plain", "plain, graphs", "plain,copies"):
         machine.notes.clear()
         found = refined(case, asked, monkeypatch)
         used[asked] = {word for word in ("graph", "copy") if word in machine.notes}
@@ -60,7 +60,7 @@ def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch:
             kernels = [number for number, note in enumerate(machine.notes) if note not in ("wait", "copy")]
             assert len(kernels) > 20
             assert all(machine.notes[number - 1] == machine.notes[number + 1] == "wait" for number in kernels)
-    assert used == {"graphs": {"graph", "copy"}, "plain": set(), "plain, graphs": {"graph"}, "plain,copies": {"copy"}}
+    assert used == {"graphs": {"graph", "copy"}, "": {"copy"}, "plain": set(), "plain, graphs": {"graph"}, "plain,copies": {"copy"}}
 
 
 def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
