@@ -57,10 +57,10 @@ class GridSize:
         voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_beta)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
         cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
-        ends = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
-        lowest = tuple(low for low, _ in ends)
+        spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
+        lowest = tuple(low for low, _ in spans)
         # One more than the span: a difference of intensities may be rounded up into the next cell.
-        bins = tuple(high - low + _SPAN + 1 for low, high in ends)
+        bins = tuple(high - low + _SPAN + 1 for low, high in spans)
         last = np.floor(positions[-1])
         ends = np.minimum(np.arange(0, len(last), LANES) + LANES, len(last)) - 1
         tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)
