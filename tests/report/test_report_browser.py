@@ -275,7 +275,8 @@ def test_what_a_row_is_about_stays_in_sight_while_a_table_is_scrolled(page):
     page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
     spans = page.execute_script(
         "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
-        " ...[...table.querySelectorAll('tr:not(:has([colspan]))')].filter((row) => row.checkVisibility()).flatMap((row) => [row.cells[0], row.cells[1]])]"
+        " ...[...table.querySelectorAll('tr:not(:has([colspan]))')].filter((row) => row.checkVisibility())"
+        ".flatMap((row) => [row.cells[0], row.cells[1]])]"
         ".map((node) => { const box = node.getBoundingClientRect(); return [box.left, box.right]; }))"
     )
     assert len(spans) >= 2

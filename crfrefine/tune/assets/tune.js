@@ -33,10 +33,10 @@ function enqueue(job) {
     }
   };
   numWaiting += 1;
-  queue = queue.then(run).catch((error) => error.message).finally(() => {
+  queue = queue.then(run).finally(() => {
     numWaiting -= 1;
     digest();
-  });
+  }).catch((error) => error.message);
   return queue;
 }
 
