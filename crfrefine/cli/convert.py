@@ -52,5 +52,5 @@ def convert(
         note = convert_file(source, target, to=to.value if to is not None else None, like=like)
     if not note:
         raise typer.Exit(1)
-    print(for_terminal(note), file=sys.stderr)
+    print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
     print(target)

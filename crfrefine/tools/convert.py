@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.axes import file_order
+from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
@@ -77,7 +78,8 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
-    return f"{_told(header)} -> {target}: label map"
+    doubt = f"\n{header.path.name} looks like an image; its values were written as labels" if looks_like_image(labels.data) else ""
+    return f"{_told(header)} -> {target}: label map{doubt}"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
