@@ -77,6 +77,8 @@ def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generato
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two are complete the other way round."""
+    if not images or not logits:
+        return False
     if not (images[0].is_dir() and logits[0].is_dir()):
         return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
     try:

@@ -120,7 +120,7 @@ def _documentation() -> str:
         stated = metadata("crfrefine").get_all("Project-URL") or []
     except PackageNotFoundError:  # A source tree that is not installed.
         return ""
-    addresses = dict(text.split(", ", 1) for text in stated if ", " in text)
+    addresses: dict[str, str] = dict(text.split(", ", 1) for text in stated if ", " in text)
     return addresses.get("Documentation", addresses.get("Homepage", ""))
 
 
