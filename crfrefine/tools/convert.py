@@ -78,8 +78,8 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
-    doubt = f"\n{header.path.name} looks like an image; its values were written as labels" if looks_like_image(labels.data) else ""
-    return f"{_told(header)} -> {target}: label map{doubt}"
+    kind = "image" if looks_like_image(labels.data) else "label map"
+    return f"{_told(header, kind)} -> {target}: {kind}"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:

@@ -156,12 +156,12 @@ def test_labels_in_an_archive_are_refused_before_voxels_are_read(files, tmp_path
     assert "cut off" not in result.stderr
 
 
-def test_an_image_that_becomes_a_label_map_is_told(files, tmp_path):
+def test_an_image_of_whole_numbers_is_called_an_image(files, tmp_path):
     image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
     told = run_here("convert", image, tmp_path / "out.nrrd")
     assert told.status == 0
-    assert told.stderr.endswith("\n  scan.nii.gz looks like an image; its values were written as labels\n")
-    assert "looks like" not in run_here("convert", files["image"], tmp_path / "out.nrrd").stderr
+    assert told.stderr == f"{image}: image, 18×15×11 -> {tmp_path / 'out.nrrd'}: image\n"
+    assert ": label map" in run_here("convert", files["labels"], tmp_path / "out.nrrd").stderr
 
 
 def test_a_note_is_a_line_of_its_own(files, tmp_path):
