@@ -135,7 +135,7 @@ def looks_like_image(values: NDArray[Any]) -> bool:
 
 
 def _count_labels(values: NDArray[Any]) -> int:
-    """Return how many values a label map has as far as a sample tells; 0 for an image."""
+    """Return the number of different values if they are labels as far as a sample tells; 0 for an image."""
     sample = _sample(values)
     inside = sample[:, 1:] != 0
     present = np.unique(sample)
