@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.axes import file_order
+from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
@@ -87,7 +88,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
     # Whole numbers may be those of an image, too, where a scanner has no scaling.
-    kind = "image" if is_series(header.path) else "label map"
+    kind = "image" if is_series(header.path) or looks_like_image(labels.data) else "label map"
     return f"{_told(header, kind)} -> {target}: {kind}"
 
 

@@ -205,6 +205,16 @@ def test_modalities_in_numbered_folders(tmp_path):
     assert [path.name for path in case.images] == ["case_0000", "case_0001"]
 
 
+def test_modalities_in_folders_that_are_links(tmp_path):
+    """A data set made of links to an archive, whose folders have other names."""
+    for number in range(2):
+        save(tmp_path / "archive" / f"series{number}", slices(STORED, AFFINE))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"case_{number:04d}").symlink_to(tmp_path / "archive" / f"series{number}")
+    (case,) = discover_cases(tmp_path / "images", None)
+    assert (case.case_id, [path.name for path in case.images]) == ("case", ["case_0000", "case_0001"])
+
+
 def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):
     folder = save(tmp_path / "case", slices(STORED, AFFINE))
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
