@@ -107,10 +107,10 @@ def require_same_identity(headers: Iterable[IdentifiedFile | None], *, allow: bo
     return notes
 
 
-def describe_mismatch(headers: Iterable[IdentifiedFile]) -> str:
-    """Return what two of the files differ in, with their paths; "" if they can be of one case."""
+def describe_mismatch(headers: Iterable[IdentifiedFile], *, allow: bool) -> str:
+    """Return what two of the files differ in, with their paths; "" if they can be of one case, as for `require_same_identity`."""
     try:
-        require_same_identity(headers)
+        require_same_identity(headers, allow=allow)
     except InputError as error:
         return str(error)
     return ""

@@ -119,6 +119,10 @@ def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
     folder = run_here("info", tmp_path)
     assert folder.status == 1
     assert "wrong: case 'case': DICOM files of different patients" in folder.stdout
+    shutil.rmtree(tmp_path / "case_0001")
+    shutil.copytree(made["study"], tmp_path / "case_0001")
+    assert "different studies" in run_here("info", tmp_path).stdout
+    assert run_here("info", tmp_path, ALLOW).status == 0
 
 
 def test_what_one_side_lacks_is_no_difference(made, tmp_path):
