@@ -40,7 +40,9 @@ class DicomIdentity:
     @property
     def details(self) -> tuple[tuple[str, str], ...]:
         """Pairs of name and value to show."""
-        return tuple((name, shorten(value or "not given")) for name, value in zip(("patient", "study", "frame"), self.values, strict=True))
+        return tuple(
+            (name, shorten(value or "not given")) for name, value in zip(("patient", "study", "frame of ref"), self.values, strict=True)
+        )
 
     def completed_by(self, other: DicomIdentity) -> DicomIdentity:
         """Return the identity with what only the other one knows."""
