@@ -92,9 +92,9 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
         ) from None
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
-    if _is_series(header):
-        return f"{_told(header, 'image, a DICOM series')} -> {target}: the same whole numbers"
-    return f"{_told(header)} -> {target}: label map"
+    # Whole numbers may be those of an image, too.
+    kind = "image" if _is_series(header) else "label map"
+    return f"{_told(header, kind)} -> {target}: {kind}"
 
 
 def _is_series(header: VolumeHeader) -> bool:

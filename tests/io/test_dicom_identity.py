@@ -95,6 +95,14 @@ def test_another_study_or_frame_needs_the_option(command, made, tmp_path):
     assert f"are of different {what}, which {ALLOW} accepts" in allowed.stderr
 
 
+def test_methods_are_of_one_patient_although_the_reference_names_none(made, tmp_path):
+    io.write_label_map(tmp_path / "reference.nii.gz", LABELS, io.read_volume(made["own"]))
+    baseline = ("-b", f"network={made['seg of patient']}")
+    result = run_here("evaluate", made["seg of own"], tmp_path / "reference.nii.gz", *baseline, "-o", tmp_path / "out", "--no-report")
+    assert result.status == 1
+    assert "DICOM files of different patients" in result.stderr
+
+
 def test_training_refuses_another_study_before_it_begins(made, tmp_path):
     for folder, name in (("logits", "seg of own"), ("labels", "seg of study")):
         (tmp_path / folder).mkdir()

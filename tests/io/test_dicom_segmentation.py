@@ -250,7 +250,7 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
 
 def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):
     done = run_here("convert", series, tmp_path / "image.nii.gz")
-    assert "image, a DICOM series" in done.stderr
+    assert "case: image, " in done.stderr
     assert "label map" not in done.stderr
     dark = save(tmp_path / "dark", slices(numbers(SHAPE, dtype=np.int16) - 1000, AFFINE))
     refused = run_here("convert", dark, tmp_path / "dark.nii.gz")
