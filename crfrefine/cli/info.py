@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import HelpOption, ResampleOption, parse_path
+from crfrefine.cli.options import AllowMismatchedDicomOption, HelpOption, ResampleOption, parse_path
 from crfrefine.cli.progress import print_failure, print_traceback
 from crfrefine.text import for_terminal, printable
 
@@ -16,6 +16,7 @@ def info(
     ctx: typer.Context,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     wants_help: HelpOption = False,
 ) -> None:
     """Show what a file is, or what is wrong in a folder of cases."""
@@ -40,7 +41,7 @@ def info(
         if number:
             print()
         if path.is_dir() and not is_series(path):
-            is_well &= _show_folder(path, verbose, resample=resample)
+            is_well &= _show_folder(path, verbose, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
             continue
         lines: list[tuple[str, str]] = []
         with CaseWork(fail, path):
@@ -50,18 +51,18 @@ def info(
             print(printable(str(path)))
         for name, value in lines:
             print(f"  {name:<12}  {for_terminal(value)}")
-    mismatch = describe_mismatch(headers)
+    mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
     if mismatch:
         print(for_terminal(f"\nnote: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
 
 
-def _show_folder(path: Path, verbose: bool, *, resample: bool) -> bool:
+def _show_folder(path: Path, verbose: bool, *, resample: bool, allow_mismatched_dicom: bool) -> bool:
     """Print the cases of a folder; return whether there is no problem."""
     from crfrefine.tools.info import inspect_folder
 
-    report = inspect_folder(path, resample=resample)
+    report = inspect_folder(path, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
     cases, problems = len(report.cases), len(report.problems)
     counts = f"{cases} case{'' if cases == 1 else 's'} in order, {problems} problem{'' if problems == 1 else 's'}"
     print(f"{printable(str(path))}: {counts}")
