@@ -214,6 +214,15 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     assert contents[0] == contents[1] == contents[2]
 
 
+@pytest.mark.parametrize("options", [(), ("-q",)], ids=["", "quiet"])
+def test_a_case_that_takes_long_says_how_far_it_is(folders, monkeypatch, options):
+    """Where there is no bar; a short case says nothing of its stages."""
+    assert "so far" not in infer(folders).stderr
+    monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
+    said = re.findall(r"^b: mean field (.)/5, 0 s so far$", infer(folders, *options).stderr, flags=re.MULTILINE)
+    assert said == ([] if options else list("01234"))
+
+
 def test_continue_does_what_is_missing_or_broken(folders):
     assert infer(folders).status == 0
     kept, broken, missing = (folders.output / f"{case_id}.nii.gz" for case_id in "abc")
