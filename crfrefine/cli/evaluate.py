@@ -112,6 +112,7 @@ def evaluate(
         int | None,
         typer.Option(
             "--processes",
+            "--threads",
             metavar="N",
             min=1,
             max=MAX_THREADS,
@@ -124,7 +125,9 @@ def evaluate(
     case_timeout: CaseTimeoutOption = None,
     resample: ResampleOption = False,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--continue", "--resume", help="Reuse cases with the files and options of an earlier run.")
+    ] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
