@@ -193,9 +193,7 @@ def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str |
         return None
     if run.num_parts != part[0] or run.part_id == part[1] or run.head.get("output_folder") != os.path.realpath(output):
         return None
-    return (
-        f"{path}: replaces the summary of part {run.part_id} of the same run; name another file for each part, or `status` cannot see them"
-    )
+    return f"{path}: replaces the summary of part {run.part_id} of the same run; name another file for each part, or leave --summary out"
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class RecordedRun:
     not_reached: list[Mapping[str, Any]] = field(default_factory=list)
     is_interrupted: bool = True
 
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What it refines with, to be compared."""
+        return as_read(self.head["parameters"])
+
 
 def is_lines(path: Path) -> bool:
     """Return whether a summary of this name has a line per record."""
@@ -93,7 +99,7 @@ def refined_with(run: RecordedRun, other: Mapping[str, Any] | None) -> dict[str,
         run: the run that has a record of it.
         other: `other_parameters` of the record.
     """
-    return as_read({**run.head["parameters"], **(other or {})})
+    return as_read({**run.head["parameters"], **other}) if other else run.parameters
 
 
 def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
+"""What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`infer/summary_reading.py` reads the summaries, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
+`infer/summary_reading.py` reads both, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
 the commands; `evaluation.py` reads the summaries of `evaluate`.
 """
 
