@@ -21,7 +21,7 @@ from crfrefine.engines.compiled import load_engine
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.tiles.grid import TILE, TileGrid
 
-SHAPES = ((3,), (17, 4), (1, 9, 5), (4, 5, 17), (9, 17, 20))
+SHAPES = ((3,), (17, 4), (1, 9, 5), (4, 5, 17), (6, 7, 18))
 GRID = TileGrid((9, 17, 20))
 NUMBERS: tuple[Any, ...] = (
     0,
