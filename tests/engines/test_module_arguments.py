@@ -89,6 +89,7 @@ WRONG: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "out, fewer channels": ("shape of the values", lambda e: message(e, out=values(2, *SHAPE))),
     "one label": ("2 to 65536 labels", lambda e: built(e, num_labels=1)),
     "no labels": ("2 to 65536 labels", lambda e: built(e, num_labels=0)),
+    "too many labels": ("2 to 65536 labels", lambda e: built(e, num_labels=65538)),
     "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
     "origin, too short": ("expected an origin", lambda e: built(e, origin=([0, 0], [0.0]))),
     "logits, no axes": ("expected an array", lambda e: run(e, logits=values())),
