@@ -24,6 +24,7 @@ from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +96,8 @@ def mean_field(
         the marginals. Outside the mask: logits / temperature.
 
     Raises:
-        InputError: shapes do not fit, an empty mask, an image that is not finite, a bandwidth or temperature that is not positive.
+        InputError: shapes do not fit, an empty mask, logits that hold NaN or +infinity inside the mask, an image that is not finite, a
+            bandwidth or temperature that is not positive.
         ConfigError: a setting is not one of its allowed words, or is out of range.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
@@ -104,6 +106,7 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     inputs.engine_for(logits.device)
+    check_threads(threads)
     MeanFieldParameters(
         num_iterations=num_iterations,
         damping=damping,
@@ -168,6 +171,8 @@ def mean_field(
             make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), settings)
         kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, make=make)
     _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
+    if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
+        inputs.check_logits(logits, mask)
     items = [
         MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
         for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
@@ -216,6 +221,7 @@ def build_kernels(
     """
     inputs.check_image(image)
     inputs.engine_for(image.device)
+    check_threads(threads)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
     spread = functools.partial(_spread, dtype=torch.float64)
     num_axes = image.ndim - 2

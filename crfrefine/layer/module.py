@@ -20,6 +20,7 @@ except ImportError as error:
 from crfrefine.layer import functional, graphs, inputs, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
@@ -92,8 +93,8 @@ class CrfRnn(CrfValues):
             the marginals. Outside the mask: logits / temperature.
 
         Raises:
-            InputError: shapes do not fit the layer or each other, an empty mask, an image that is not finite, parameters that became NaN,
-                a batch item whose logits are equal for all labels nearly everywhere.
+            InputError: shapes do not fit the layer or each other, an empty mask, logits that hold NaN or +infinity inside the mask, an
+                image that is not finite, parameters that became NaN, a batch item whose logits are equal for all labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
@@ -187,6 +188,7 @@ class CrfRnn(CrfValues):
         )
 
     def _run(self, threads: int | None = None) -> raw.Run:
+        check_threads(threads)
         return raw.Run(self._start, self.num_iterations, threads or self.threads or torch.get_num_threads(), self.label_threshold)
 
     def build_kernels(

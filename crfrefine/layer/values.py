@@ -17,6 +17,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
+from crfrefine.threads import check_threads
 
 GROUPS = ("weights", "compatibility", "theta", "temperature", "bias", "volume")
 """Groups of parameters that can be learned or frozen."""
@@ -92,6 +93,7 @@ class CrfValues(nn.Module):
         self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
         if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
             raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
+        check_threads(threads)
         self.threads = threads
         self.label_threshold = parameters.mean_field.label_threshold if label_threshold is None else label_threshold
         MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
