@@ -15,7 +15,7 @@ from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.region_channels import check_channels
-from crfrefine.arrays.region_scheme import RegionScheme, check_regions
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.parameters.region_model import resolve_regions
@@ -71,7 +71,6 @@ def refine_channels(
         mask = given_array(mask, "mask").astype(np.bool_, copy=False)
     if image.ndim == channels.ndim - 1:
         image = image[None]
-    regions = check_regions(regions)
     check_shapes(channels, image, mask, fewest_channels=2 if regions is None else 1)
     steps = given_spacing(spacing, channels.ndim - 1)
     models = _resolve(parameters, channels, len(image), regions)
