@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.gathering import Selection, blocks
@@ -199,11 +199,11 @@ class RefinementResult(Reported):
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
-    def logits_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+    def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
         return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
 
-    def marginals_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+    def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
 
         Args:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.errors import InputError
 from crfrefine.io.volume import LARGEST_LABEL
@@ -189,7 +188,7 @@ def _whole(values: NDArray[Any]) -> bool:
     return bool((values >= 0).all() and (values == np.floor(values)).all())
 
 
-def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[float, ...]:
+def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
     """Return the spacing as one distance in mm per grid axis.
 
     Raises:
@@ -203,7 +202,7 @@ def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[floa
     if steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all():
         is_batch = steps.shape == (num_dims - 1,)
         raise InputError(
-            f"spacing is {spacing}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}), one per grid axis"
+            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}), one per grid axis"
             + ("\n  If the first axis of the arrays is that of a batch, give each of its cases by itself." if is_batch else "")
         )
     return tuple(float(step) for step in np.broadcast_to(steps, (num_dims,)))

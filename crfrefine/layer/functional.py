@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from crfrefine import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -28,7 +30,6 @@ from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
     from crfrefine.engines.base import RecordingKernels
 
@@ -36,7 +37,7 @@ __all__ = ["build_kernels", "mean_field"]
 
 _HOST = torch.device("cpu")
 
-Values = Tensor | Sequence[float] | float
+Values = Tensor | Sequence[float] | float | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
 LEAST_LEARNED = 1e-6
@@ -58,7 +59,7 @@ def mean_field(
     bias: Values = 0.0,
     volume: tuple[Tensor | float, str] | None = None,
     spacing: inputs.Spacing | None = None,
-    mask: Tensor | None = None,
+    mask: inputs.Mask | None = None,
     num_iterations: int = 5,
     damping: float = 0.0,
     normalization: str = "symmetric",
@@ -187,7 +188,7 @@ def build_kernels(
     bilateral: Sequence[tuple[Values, Values]],
     theta_gamma: Values | None = None,
     spacing: inputs.Spacing | None = None,
-    mask: Tensor | None = None,
+    mask: inputs.Mask | None = None,
     normalization: str = "symmetric",
     filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
     positions: str = "mm",
@@ -261,7 +262,7 @@ def _build(
     image: Tensor,
     wanted: KernelSetSpec,
     spacing: inputs.Spacing,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     threads: int | None,
     *,
     copy: bool,

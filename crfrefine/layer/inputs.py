@@ -29,8 +29,11 @@ LARGEST_PADDING = 1e4
 _LOOKED_AT = 8
 """Most voxels along an axis that are looked at to tell probabilities from logits."""
 
-Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
+Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
 """mm: one number, one per axis, or one row per batch item."""
+
+Mask = Tensor | NDArray[Any]
+"""Nonzero inside."""
 
 
 def check_tensor(value: Any, name: str) -> None:
@@ -146,7 +149,7 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
     return [tuple(row) for row in np.broadcast_to(steps, (num_items, num_axes)).tolist()]
 
 
-def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
+def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
     """Return a boolean mask (*grid) for each batch item, or None for all of them.
 
     Args:
@@ -233,7 +236,7 @@ def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], devic
     return torch.stack([everywhere if mask is None else mask.to(device) for mask in masks])
 
 
-def check_logits(logits: Tensor, mask: Tensor | None) -> None:
+def check_logits(logits: Tensor, mask: Mask | None) -> None:
     """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the mask: one such voxel would become all of its item."""
     if logits.detach().amax() < math.inf:  # False for NaN
         return

@@ -6,7 +6,7 @@ Needs PyTorch.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 
@@ -49,9 +49,9 @@ def crf_loss(
     *,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None = None,
-    intensity: IntensityParameters | str = "percentile",
-    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
+    mask: inputs.Mask | None = None,
+    intensity: IntensityParameters | Literal["percentile", "zscore", "none"] = "percentile",
+    filter: Literal["auto", "exact", "truncated", "lattice", "grid"] = "auto",  # noqa: A002 - the parameter's name in the configuration
     threads: int | None = None,
 ) -> Tensor:
     """Return how much similar neighbors disagree about their labels: the Potts energy of a network's probabilities.
@@ -120,7 +120,7 @@ def _loss(
     spacing: inputs.Spacing,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     intensity: IntensityParameters | str,
     filter: str,  # noqa: A002 - the parameter's name in the configuration
     threads: int | None,
@@ -176,7 +176,7 @@ def _prepared(
     spacing: inputs.Spacing,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     intensity: IntensityParameters | str,
     filter: str,  # noqa: A002 - the parameter's name in the configuration
     threads: int | None,

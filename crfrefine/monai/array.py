@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,7 @@ import numpy as np
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Transform
 from monai.utils import TransformBackends, convert_to_dst_type
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
@@ -61,7 +61,7 @@ class CrfRefine(Transform):
         output: Output | None = None,
         input_type: InputType = "auto",
         regions: GivenRegions | None = None,
-        spacing: float | Sequence[float] | None = None,
+        spacing: ArrayLike | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -145,7 +145,7 @@ def _cases(batch: Any) -> list[Any]:
     return decollate_batch(batch) if isinstance(batch, MetaTensor) else list(batch)
 
 
-def _checked(spacing: float | Sequence[float]) -> float | tuple[float, ...]:
+def _checked(spacing: ArrayLike) -> float | tuple[float, ...]:
     """Return the spacing as numbers, one per axis, or one for all."""
     is_one = np.ndim(spacing) == 0
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.probabilities import InputType
 from crfrefine.arrays.region_scheme import GivenRegions
@@ -54,7 +55,7 @@ class CrfRefined(MapTransform):
         output: Output | None = None,
         input_type: InputType = "auto",
         regions: GivenRegions | None = None,
-        spacing: float | Sequence[float] | None = None,
+        spacing: ArrayLike | None = None,
         threads: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
 
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
 from crfrefine.arrays.one_hot import channels_of, present_labels
@@ -23,21 +20,22 @@ from crfrefine.refinement.label_map import refine_label_map
 from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import ArrayLike
 
+    from crfrefine.arrays.probabilities import InputType
     from crfrefine.engines.base import Progress
     from crfrefine.refinement_result import RefinementResult
     from crfrefine.refining_again import RefiningAgain
 
 
 def refine(
-    logits: NDArray[np.floating[Any]],
-    image: NDArray[Any],
+    logits: ArrayLike,
+    image: ArrayLike,
     *,
-    spacing: Sequence[float] | float | None = None,
+    spacing: ArrayLike | None = None,
     parameters: CrfParameters | str | Path | None = None,
-    mask: NDArray[Any] | None = None,
-    input_type: str = "auto",
+    mask: ArrayLike | None = None,
+    input_type: InputType = "auto",
     regions: GivenRegions | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -97,7 +95,7 @@ def refine(
     """
     check_threads(threads)
     parameters = as_parameters(parameters)
-    logits, image = given_array(logits, "logits"), given_array(image, "image")
+    given, intensities = given_array(logits, "logits"), given_array(image, "image")
     in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
     shared: dict[str, Any] = {
         "spacing": known_spacing(spacing, matters=in_mm),
@@ -109,7 +107,7 @@ def refine(
         "again": again,
     }
     if input_type == "labels":
-        labels = given_label_map(logits, image)
+        labels = given_label_map(given, intensities)
         channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
         num_labels = parameters.num_labels or channels[-1] + 1
         if channels[-1] >= num_labels:
@@ -117,6 +115,6 @@ def refine(
                 f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
                 "parameters for all labels, or merge labels"
             )
-        return refine_label_map(labels, image, channels, num_labels, **shared)
-    check_no_label_map(logits, image, input_type)
-    return refine_channels(logits, image, input_type=input_type, regions=given_regions(regions), **shared)
+        return refine_label_map(labels, intensities, channels, num_labels, **shared)
+    check_no_label_map(given, intensities, input_type)
+    return refine_channels(given, intensities, input_type=input_type, regions=given_regions(regions), **shared)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
@@ -39,9 +39,9 @@ def refine_channels(
     channels: NDArray[np.floating[Any]],
     image: NDArray[Any],
     *,
-    spacing: Sequence[float] | float,
+    spacing: ArrayLike,
     parameters: CrfParameters,
-    mask: NDArray[Any] | None = None,
+    mask: ArrayLike | None = None,
     input_type: str = "logits",
     regions: RegionScheme | None = None,
     device: str = "cpu",
