@@ -55,12 +55,12 @@ def _best_of_folds(plan: Plan, folds: Sequence[FoldResult], journal: Journal) ->
 
 
 def _best_start(plan: Plan, prepared: Prepared | None, journal: Journal) -> FitResult:
-    """Return the start that gained most where all were tried, without any training."""
+    """Return the start that gained most of those that were tried, without any training."""
     if prepared is None or journal.done.screening is None:
         return no_crf(plan.base, math.nan)
     dice = np.array(journal.done.screening, dtype=float)
     network = prepared.rivals.smoothing[screened_cases(plan.num_cases), 0]  # with a width of 0
-    best = max(range(len(prepared.starts)), key=lambda start: np.nan_to_num(mean_defined(dice[:, start]), nan=-1.0))
+    best = max(range(dice.shape[1]), key=lambda start: np.nan_to_num(mean_defined(dice[:, start]), nan=-1.0))
     differences = dice[:, best] - network
     gains = tuple(differences[~np.isnan(differences)].tolist())
     start = prepared.starts[best]

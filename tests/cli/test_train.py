@@ -277,7 +277,7 @@ def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["options"]["learn"] == groups.split(",")
-    rows = [line.split("\t")[:2] for line in result.stdout.splitlines()[1:-3]]
+    rows = [line.split("\t")[:2] for line in result.stdout.splitlines()[1:-4]]
     assert [method for region, method in rows if region == "mean"] == [name for name in shown_methods(ALL_MEASURED) if name != NNUNET]
     assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED) - {NNUNET}
     assert (report["verdict"]["method"], report["verdict_without_postprocessing"]["method"]) == (TRAINED_RULES, TRAINED)
