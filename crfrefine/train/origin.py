@@ -73,7 +73,7 @@ def describe_origin(result: TrainingResult) -> str:
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
         )
     lines += _rules_lines(result)
-    if final.kind == UNTRAINED:
+    if final.kind == UNTRAINED or (final.trained is None and not final.is_calibration):  # the latter: a start, when the time ran out
         return _wrapped(lines)
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")

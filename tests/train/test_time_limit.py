@@ -129,6 +129,7 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
         assert report["options"]["num_folds"] == 2
         assert sum(len(fold["held_out"]) for fold in report["folds"]) == num_measured
         written = (tmp_path / "stopped.toml").read_text()
+        assert (": trained, " in written) == (num_measured > 0)
         assert report["verdict"]["sentence"] in " ".join(written.replace("#", " ").split())
         assert bool(np.any(CrfParameters.load(tmp_path / "stopped.toml").bilateral[0].weight)) == has_weights
     ended = run("stopped.toml", resume=True)
