@@ -152,7 +152,10 @@ class BilateralInput:
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_alpha, first, voxels.box_shape, voxels.spacing, strict=True):
             if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
-                raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")
+                raise CapacityError(
+                    f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
+                    "bandwidth, and check the spacing"
+                )
         ends = extremes(device, (modality.reshape(-1)[voxels.grid_index] for modality in image[: len(self.theta_beta)]))
         lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
         zero = list(lowest)
@@ -163,7 +166,7 @@ class BilateralInput:
                 zero[m] = float(dtype.type(origin.intensity[m]))
             if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > LARGEST_FEATURE:
                 raise CapacityError(
-                    f"theta_beta {theta:f} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
+                    f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
                 )
         num_features = len(self.theta_beta) + voxels.num_axes
