@@ -14,7 +14,6 @@ from recorded_cupy import Machine
 
 import crfrefine
 from crfrefine import ConfigError, refine
-from crfrefine.engines.cuda import cupy_device, current_gpu
 from crfrefine.engines.cuda.mode import VARIABLE, Mode, asked_mode
 from crfrefine.errors import DeviceLostError
 
@@ -23,14 +22,8 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A GPU; large arrays are those of 1000 bytes."""
-    monkeypatch.setattr(current_gpu, "_is_own_process", False)
-    monkeypatch.setattr(cupy_device, "_LARGE", 1000)
-    engines = crfrefine.engines.get_backend.__globals__["_cuda_backend"]
-    engines.cache_clear()
-    with recorded_cupy.installed(1) as found:
+    with recorded_cupy.for_a_program(1, monkeypatch) as found:
         yield found
-    engines.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +32,7 @@ def case() -> Case:
 
 
 def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefine.RefinementResult:
-    crfrefine.engines.get_backend.__globals__["_cuda_backend"].cache_clear()
+    recorded_cupy.forget_engines()
     monkeypatch.setenv(VARIABLE, asked)
     found = refine(case.logits, case.image, spacing=(1.0, 1.5, 2.5), parameters=PARAMETERS, device="cuda")
     _ = found.logits

@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cuda_shim
 import numpy as np
 from numpy.typing import NDArray
 from pretended_gpus import SITE, CudaError
 
-from crfrefine.engines.cuda import cupy_device
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda import cupy_device, current_gpu
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, source_names
+
+if TYPE_CHECKING:
+    import pytest
 
 REFUSED = 46
 """`cudaErrorDevicesUnavailable`."""
@@ -273,6 +277,22 @@ def installed(number: int) -> Iterator[Machine]:
     finally:
         del sys.modules["cupy"]
         vars(cupy_device).update(before)
+
+
+@contextmanager
+def for_a_program(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """The same for somebody's program, whose engines are new; large arrays are those of 1000 bytes."""
+    monkeypatch.setattr(current_gpu, "_is_own_process", False)
+    monkeypatch.setattr(cupy_device, "_LARGE", 1000)
+    forget_engines()
+    with installed(number) as found:
+        yield found
+    forget_engines()
+
+
+def forget_engines() -> None:
+    """Have engines open their GPUs anew."""
+    get_backend.__globals__["_cuda_backend"].cache_clear()
 
 
 def environment(state: Path, number: int) -> dict[str, str]:
