@@ -349,7 +349,7 @@ def _placed(
     placed = place(labels)
     lost: dict[int, int] = {}
     if not np.may_share_memory(placed, labels):
-        # On another grid, small structures may have got lost.
+        # On another grid, small structures may be lost.
         before, present = present, present_labels(placed)
         if gone := set(before) - {0, *present}:
             lost = {label: int(np.count_nonzero(labels == label)) for label in sorted(gone)}
