@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import VolumeHeader
 
-EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p what the network made of them."
+EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 
 _VOXELS_LOOKED_AT = 1 << 16
 _MOST_LABELS = 256
@@ -125,7 +125,7 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
 
 
 def looks_like_image(values: NDArray[Any]) -> bool:
-    """Return whether values that were read as a label map look like those of an image: many, with noise. Only a sample is looked at.
+    """Return whether a sample of values that were read as a label map looks like an image: many values, with noise.
 
     Args:
         values: (*grid), whole numbers.

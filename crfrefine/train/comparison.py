@@ -74,7 +74,7 @@ def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
 
 
 def _of_cut_short(judged: Verdict, folds: tuple[FoldResult, ...]) -> Verdict:
-    """Return a verdict, or none on trainings that found nothing in the time that they had."""
+    """Return the verdict, or `not tested` if trainings were cut short and found no gain."""
     number = num_cut_short(folds)
     if not number:
         return judged
