@@ -92,12 +92,13 @@ class ReferenceGrid:
         )
 
 
-def read_reference(path: Path, structures: Mapping[str, int] | None = None, *, allow_mismatched_dicom: bool = False) -> Volume:
+def read_reference(path: Path, structures: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read the label map of the reference.
 
     Args:
         path: a label map; with `structures`, perhaps a folder of them.
-        structures: number of each structure by its name.
+        structures: number of each structure by its name; empty: the reference is no folder of them.
+        told: as for `read_structures`.
         allow_mismatched_dicom: whether files of structures may be DICOM of different studies and frames of reference.
 
     Raises:
@@ -105,7 +106,7 @@ def read_reference(path: Path, structures: Mapping[str, int] | None = None, *, a
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if structures:
-        return read_structures(path, structures, allow_mismatched_dicom=allow_mismatched_dicom)
+        return read_structures(path, structures, told, allow_mismatched_dicom=allow_mismatched_dicom)
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     if header.num_channels > 1:
         raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
@@ -114,9 +115,15 @@ def read_reference(path: Path, structures: Mapping[str, int] | None = None, *, a
 
 
 def read_masks(
-    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading = NO_REGIONS
+    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading, told: list[str]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them; `regions`: which channels are regions.
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
+
+    Args:
+        files: of the method.
+        grid: of the reference.
+        regions: which channels are regions.
+        told: as for `read_structures`.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
@@ -126,7 +133,7 @@ def read_masks(
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and files.structures:
-        found = read_structures(files.label_map, files.structures, allow_mismatched_dicom=grid.allow_mismatched_dicom)
+        found = read_structures(files.label_map, files.structures, told, allow_mismatched_dicom=grid.allow_mismatched_dicom)
         return _onto(grid, found, "structures"), None
     if files.label_map is not None and not _holds_probabilities(files.label_map, regions):
         return _read_label_map(files.label_map, grid), None

@@ -286,7 +286,7 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
 def copy_ahead(settings: CaseSettings, read: ReadCase) -> None:
     """Let the engine begin to copy the next case to where it computes, while it computes the one before.
 
-    An error here is none of the case: it comes again when the case is computed, if it is one. What nobody expects is a warning.
+    An error here does not fail the case: a real one comes again when the case is computed. An unexpected one is a warning.
     """
     from crfrefine.axes import StorageOrder
     from crfrefine.cases.case import Case

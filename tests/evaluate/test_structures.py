@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
@@ -151,6 +152,21 @@ def test_files_on_several_grids_are_cases(tmp_path):
         write_cohort(tmp_path / what, ("heart", "liver", "lung"), [np.broadcast_to(half, SHAPE) for half in HALVES[:3]])
         save_nifti(tmp_path / what / "lung.nii.gz", np.zeros((5, 4, 3), np.uint8), affine())
     assert not has_structures(EvaluationOptions(tmp_path / "pred", tmp_path / "ref", tmp_path / "report"))
+
+
+def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
+    """Its parts keep all of its voxels in reference and prediction alike, so that it has no value in any case."""
+    for what in ("ref", "pred"):
+        for case_id in ("p1", "p2"):
+            parts = [np.asanyarray(nib.load(study / what / case_id / f"kidney_{side}.nii.gz").dataobj) for side in ("left", "right")]
+            save_nifti(study / what / case_id / "kidneys.nii.gz", np.maximum(*parts), affine())
+    result, summary = evaluate(study, study / "pred", study / "ref", "--structures", "--no-report")
+    assert result.status == 0, result.stderr
+    told = "structures that lose most of their voxels to smaller ones: kidneys keeps 0 of "
+    for part in ("reference", "prediction"):
+        assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
+        assert all(any(note.startswith(f"{part}: {told}") for note in case["notes"]) for case in summary["cases"])
+    assert "case 'p2'" not in result.stderr, "once per side"
 
 
 def test_of_many_structures_the_terminal_shows_means(tmp_path):
