@@ -46,7 +46,7 @@ help:
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
-	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices for the engine (EXAMPLES=5000)'
+	@echo 'make fuzz      damaged files for every reader, wrong calls and odd models for the engine (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make docs      the documentation as a site in build/docs; a broken link or an undocumented name is an error'

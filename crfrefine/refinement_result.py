@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.gathering import Selection, blocks
@@ -92,9 +92,11 @@ class DenseLogits:
         return decode(self._result.held)
 
 
-@dataclass(frozen=True, repr=False, match_args=False)  # Fields have names, no promised order.
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
 class RefinementResult(Reported):
     """A refined case.
+
+    Results are equal if their values are, bit for bit; the order of axes in memory, device, threads and timings do not matter.
 
     Attributes:
         label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
@@ -119,11 +121,11 @@ class RefinementResult(Reported):
     label_map: NDArray[np.unsignedinteger[Any]]
     network_label_map: NDArray[np.unsignedinteger[Any]]
     channels: RefinedChannels
-    order: StorageOrder
+    order: StorageOrder = field(compare=False)
     report: MeanFieldReport
-    timings: dict[str, float] = field(default_factory=dict)
-    device: str = "cpu"
-    threads: int | None = None
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+    device: str = field(default="cpu", compare=False)
+    threads: int | None = field(default=None, compare=False)
     num_padding_voxels: int = 0
     voxels_removed: int = 0
     voxels_filled: int = 0
@@ -140,6 +142,16 @@ class RefinementResult(Reported):
             object.__setattr__(self, "channel_labels", tuple(range(self.channels.num_channels)))
         if not self.num_labels:
             object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the values, arrays too: what the dataclass would do asks whether an array is true."""
+        if not isinstance(other, RefinementResult):
+            return NotImplemented
+        pairs = [
+            (getattr(self, entry.name), getattr(other, entry.name)) for entry in fields(self) if entry.compare and entry.name != "channels"
+        ]
+        same = all(np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two for one, two in pairs)
+        return same and np.array_equal(self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense()))
 
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
@@ -187,11 +199,11 @@ class RefinementResult(Reported):
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
-    def logits_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+    def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
         return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
 
-    def marginals_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+    def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
 
         Args:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from crfrefine.control_groups import core_quota, read_text
+from crfrefine.errors import ConfigError
 
 SHARE = "CRFREFINE_WORKER_THREADS"
 """Variable of the environment: the share of the cores that the worker of a cluster gives to each of its cases."""
@@ -43,6 +44,14 @@ def thread_limit() -> ThreadLimit:
     if allowed < (os.cpu_count() or 1):
         return ThreadLimit(allowed, "the affinity of this process, which taskset and batch systems set")
     return ThreadLimit(allowed, "the cores of this machine")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ConfigError unless an argument is a number of threads, or None."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
+        raise ConfigError(f"threads: expected a whole number of at least 1, or None for all cores that may be used; got {threads!r}")
 
 
 def available_threads() -> int:

@@ -60,7 +60,7 @@ def main() -> None:
             finally:
                 process.terminate()
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, kmeans=4).save(buffer, "PNG", optimize=True)
     if len(buffer.getvalue()) > MOST_BYTES:
         sys.exit(f"the picture has {len(buffer.getvalue())} bytes, more than {MOST_BYTES}")
     output.write_bytes(buffer.getvalue())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.errors import InputError
 from crfrefine.io.volume import LARGEST_LABEL, SPACING_RANGE, is_plausible
@@ -42,12 +41,20 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
             f"{name} is a SimpleITK {type(value).__name__}; expected an array: give sitk.GetArrayFromImage({name}), whose axes are "
             f"(z, y, x), and {name}.GetSpacing()[::-1] as the spacing"
         )
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError(
+            f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as "
+            f"mask=~np.ma.getmaskarray({name}), (*grid)"
+        )
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's message for tensors on a GPU or with a gradient
-        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        # PyTorch's message for tensors on a GPU, with a gradient, or of a type that numpy does not have.
+        advice = f"; give {name}.detach().float().cpu()" if library == "torch" else ""
+        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}{advice}") from error
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers")
+        advice = f"; give {name}.astype(np.float32)" if array.dtype.name == "bfloat16" else ""
+        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers{advice}")
     return array
 
 
@@ -56,12 +63,18 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
     if logits.ndim < 2:
         raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
     grid = logits.shape[1:]
+    if math.prod(logits.shape) == 0:
+        raise InputError(f"logits have shape {logits.shape}, which has no voxels")
+    fits = image.shape[1:] == grid and image.ndim == logits.ndim and len(image) > 0
     if len(logits) < fewest_channels:
-        raise InputError(f"logits have {len(logits)} label; at least two are needed, the background among them")
-    if math.prod(grid) == 0:
-        raise InputError(f"the grid {grid} has no voxels")
-    if image.shape[1:] != grid or image.ndim != logits.ndim or len(image) == 0:
-        raise InputError(f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}")
+        # A grid has seldom more than three axes: a batch of one case is likelier.
+        advice = _describe_one_channel(logits) if fits and logits.ndim <= 4 else _describe_layout(logits.shape, image.shape)
+        raise InputError(f"logits have 1 label; at least two are needed, the background among them{advice}")
+    if not fits:
+        raise InputError(
+            f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}"
+            + _describe_layout(logits.shape, image.shape)
+        )
     if mask is None:
         return
     if mask.shape != grid:
@@ -70,6 +83,30 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
         raise InputError(_NOT_FINITE)
     if not np.any(mask):
         raise InputError("the mask is empty: there is no voxel to refine")
+
+
+def _describe_one_channel(logits: NDArray[Any]) -> str:
+    """Return what one channel (1, *grid) may be, and what to give then."""
+    if _holds_whole_numbers(logits):
+        return (
+            '\n  They hold whole numbers from 0 up, as a label map does: give the label map (*grid), logits[0], with input_type="labels" '
+            "(crfrefine.monai takes its channel, too)."
+        )
+    is_probability = logits.min() >= 0 and logits.max() <= 1
+    return '\n  For the one channel of a sigmoid, give regions={"structure": 1}' + (
+        ' and input_type="probabilities".' if is_probability else "."
+    )
+
+
+def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """Return what to give for a batch, or for channels that are the last axis; nothing if shapes look like neither."""
+    if len(logits) > 2 and logits[2:] == image[len(image) - len(logits) + 2 :]:
+        of_image = "image[i]" if len(image) == len(logits) and image[0] == logits[0] else "image"
+        return f"\n  If the first axis is that of a batch, give each of its cases by itself: refine(logits[i], {of_image}, ...)."
+    if logits[:-1] in (image, image[1:], image[:-1]):
+        of_image = ", and np.moveaxis(image, -1, 0)" if logits[:-1] == image[:-1] else ""
+        return f"\n  If the last axis of the logits is that of the labels, give np.moveaxis(logits, -1, 0){of_image}."
+    return ""
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -151,7 +188,7 @@ def _whole(values: NDArray[Any]) -> bool:
     return bool((values >= 0).all() and (values == np.floor(values)).all())
 
 
-def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[float, ...]:
+def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
     """Return the spacing as one distance in mm per grid axis.
 
     Raises:
@@ -162,5 +199,9 @@ def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[floa
     except (TypeError, ValueError):
         steps = np.empty(0)
     if steps.shape not in ((), (num_dims,)) or not is_plausible(steps.flat):
-        raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm ({BOUNDS}), one per grid axis")
+        is_batch = steps.shape == (num_dims - 1,)
+        raise InputError(
+            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm ({BOUNDS}), one per grid axis"
+            + ("\n  If the first axis of the arrays is that of a batch, give each of its cases by itself." if is_batch else "")
+        )
     return tuple(float(step) for step in np.broadcast_to(steps, (num_dims,)))

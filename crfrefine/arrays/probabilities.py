@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from crfrefine.text import see
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
+InputType = Literal["auto", "logits", "probabilities", "labels"]
+INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
 SMALLEST_PROBABILITY = 1e-7
 """Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import ConfigError
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
@@ -152,11 +152,34 @@ def derive_class_order(names: Sequence[str], labels: Sequence[Sequence[int]]) ->
     return tuple(order)
 
 
-def check_regions(regions: object) -> RegionScheme | None:
-    """Return the argument `regions` of a function, a RegionScheme or None; raise InputError for anything else."""
+GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
+"""Regions as callers may give them."""
+
+
+def given_regions(regions: GivenRegions | None) -> RegionScheme | None:
+    """Return the argument `regions` of a function as a RegionScheme, or None.
+
+    Args:
+        regions: a RegionScheme, a dictionary of names and their labels, or pairs of these, in the order of the channels.
+
+    Raises:
+        ConfigError: anything else, or regions that do not fit each other.
+    """
     if regions is None or isinstance(regions, RegionScheme):
         return regions
-    raise InputError(f"regions: expected a RegionScheme, {_EXAMPLE}; got {shorten_value(regions)}")
+    if isinstance(regions, Mapping):
+        return RegionScheme.of(regions)
+    try:
+        pairs = [(name, labels) for name, labels in regions]
+        found = dict(pairs)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, {_EXAMPLE}; "
+            f"got {shorten_value(regions)}"
+        ) from None
+    if len(found) < len(pairs):
+        raise ConfigError(f"regions: a name is there twice: {shorten_value(regions)}")
+    return RegionScheme.of(found)
 
 
 def _labels(name: str, value: Any) -> tuple[int, ...]:

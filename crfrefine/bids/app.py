@@ -77,7 +77,7 @@ def run_participants(
     with tempfile.TemporaryDirectory(prefix="crfrefine-bids-") as folder:
         manifest = Path(folder) / "cases.csv"
         _write_manifest(manifest, cases)
-        run = run_inference(replace(inference, images=(), logits=(), output=options.output, manifest=manifest), observer)
+        run = run_inference(replace(inference, images=(), logits=(), output=options.output, manifest=manifest, record=False), observer)
     done = {record.case_id for record in run.cases if record.status != "failed"}
     for case in cases:
         if case.name in done:

@@ -21,6 +21,8 @@ from crfrefine.io.volume import is_plausible
 from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
+_MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
+_LONGEST_NAME = 255  # Bytes; the limit of usual file systems.
 _MOST_OF_A_NAME = 200
 _MOST_OF_A_PROBLEM = 1000
 _MOST_AXES = 3
@@ -73,6 +75,12 @@ def _cell_problems(row: Row) -> list[str]:
         if len(row.cells.get(name, ())) > 1
     ]
     problems += [f"{name}: a path cannot hold the character NUL" for name, parts in row.cells.items() if "\0" in "".join(parts)]
+    problems += [
+        f"{name}: {shorten(text)} is too long: a path has at most {_MOST_OF_A_PATH} characters, and each of its names {_LONGEST_NAME} bytes"
+        for name in ("images", "logits", "mask", "output")
+        for text in row.cells.get(name, ())
+        if len(text) > _MOST_OF_A_PATH or any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in Path(text).parts)
+    ]
     if problems:
         return problems
     (name,) = row.cells["case"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.axes import StorageOrder
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import discover_cases, list_files, logits_named
 from crfrefine.errors import CrfRefineError, InputError
@@ -28,6 +29,7 @@ EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p what the ne
 
 _VOXELS_LOOKED_AT = 1 << 16
 _MOST_LABELS = 256
+_FEWEST_GRAY_VALUES = 32
 _LEAST_ALIKE = 0.5
 """Share of foreground voxels that have the value of their neighbor: nearly all in a label map, few in an image, which has noise."""
 
@@ -75,6 +77,8 @@ def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generato
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two are complete the other way round."""
+    if not images or not logits:
+        return False
     if not (images[0].is_dir() and logits[0].is_dir()):
         return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
     try:
@@ -120,15 +124,30 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
     return list(found.values())
 
 
+def looks_like_image(values: NDArray[Any]) -> bool:
+    """Return whether values that were read as a label map are rather those of an image: many, with noise. A sample tells.
+
+    Args:
+        values: (*grid), whole numbers.
+    """
+    stored = StorageOrder.of_files(values.ndim).to_storage(values)
+    return len(np.unique(_sample(stored))) > _FEWEST_GRAY_VALUES and _count_labels(stored) == 0
+
+
 def _count_labels(values: NDArray[Any]) -> int:
-    """Return how many values a label map has as far as a sample tells; 0 for an image."""
-    sample = values.reshape(-1, values.shape[-1])
-    if sample.size > _VOXELS_LOOKED_AT:
-        # At random, since every n-th row may be at the border of its plane.
-        sample = sample[np.random.default_rng(0).integers(len(sample), size=_VOXELS_LOOKED_AT // sample.shape[1] + 1)]
+    """Return the number of different values if they are labels as far as a sample tells; 0 for an image."""
+    sample = _sample(values)
     inside = sample[:, 1:] != 0
     present = np.unique(sample)
     if not inside.any() or not 1 < len(present) <= _MOST_LABELS or present[0] < 0 or np.mod(present, 1).any():
         return 0
     alike = np.mean(sample[:, 1:][inside] == sample[:, :-1][inside])
     return len(present) if alike >= _LEAST_ALIKE else 0
+
+
+def _sample(values: NDArray[Any]) -> NDArray[Any]:
+    """Return rows of voxels, at random: every n-th row might be at the border of its plane."""
+    rows = values.reshape(-1, values.shape[-1])
+    if rows.size <= _VOXELS_LOOKED_AT:
+        return rows
+    return rows[np.random.default_rng(0).integers(len(rows), size=_VOXELS_LOOKED_AT // rows.shape[1] + 1)]

@@ -55,5 +55,5 @@ def convert(
         )
     if not note:
         raise typer.Exit(1)
-    print(for_terminal(note), file=sys.stderr)
+    print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
     print(target)

@@ -121,6 +121,7 @@ def evaluate(
         int | None,
         typer.Option(
             "--processes",
+            "--threads",
             metavar="N",
             min=1,
             max=MAX_THREADS,
@@ -134,7 +135,9 @@ def evaluate(
     resample: ResampleOption = False,
     allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--continue", "--resume", help="Reuse cases with the files and options of an earlier run.")
+    ] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")

@@ -245,4 +245,4 @@ MasksOption = Annotated[
     ),
 ]
 
-ContinueOption = Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")]
+ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from crfrefine.cli.progress import NORMAL, VERBOSE, RunReporter
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_LISTED = 20
 
+SILENT_SECONDS = 30.0
+"""So long a case may take without a line about it."""
+
 
 class Reporter(RunReporter, InferenceObserver):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case.
@@ -29,6 +33,7 @@ class Reporter(RunReporter, InferenceObserver):
         super().__init__(verbosity)
         self._summary: RunSummary | None = None
         self._notes: set[str] = set()
+        self._case_started = self._told = time.monotonic()
 
     def _describe_rest(self) -> str:
         if self._summary is None:
@@ -47,11 +52,20 @@ class Reporter(RunReporter, InferenceObserver):
 
     def case_started(self, case_id: str, number: int) -> None:
         """Show the name of the case."""
+        self._case_started = time.monotonic()
         self._line.update(text=case_id, detail="")
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Show the stage, and count the steps of a case as parts of it, so that even the first case has a remaining time."""
-        self._line.update(text=case_id or None, detail=f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
+        """Show the stage, and count the steps of a case as parts of it, so that even the first case has a remaining time.
+
+        Without a bar, a large case says now and then how far it is.
+        """
+        detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
+        self._line.update(text=case_id or None, detail=detail)
+        now = time.monotonic()
+        if case_id and not self._line.is_shown and now - max(self._told, self._case_started) >= SILENT_SECONDS:
+            self._line.say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
+            self._told = now
         if num_steps > 1:
             self._line.update(completed=self._ended + 0.9 * step / num_steps)
 

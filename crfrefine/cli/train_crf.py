@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -131,10 +132,10 @@ def train_crf(
     dask: DaskOption = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option("--max-minutes", metavar="M", help="End regularly within about this time.", show_default=False),
+        typer.Option("--max-minutes", metavar="M", help="End within this time, with what there is by then.", show_default=False),
     ] = None,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run with the same options.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", "--continue", help="Continue a stopped run with the same options.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
@@ -151,6 +152,7 @@ def train_crf(
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     placement = parse_placement(workers, dask)
+    started = time.monotonic()  # PyTorch takes seconds to load, and --max-minutes counts them
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.model import CrfParameters
@@ -197,5 +199,5 @@ def train_crf(
         strict=strict,
     )
     with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:
-        result = run_training(options, reporter)
+        result = run_training(options, reporter, started=started)
     print_training(result, verbosity=1 + verbose - quiet)

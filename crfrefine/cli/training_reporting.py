@@ -72,11 +72,13 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
 
     judged = result.comparison.verdict
     if verbosity > QUIET:
+        rows = _rows(result)
         first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
         change = f"change, {_metrics()[0].difference_unit}"
         names = ("region", "method", first, change, "95 % CI", "p (Holm)", "better/equal/worse", *others)
-        print_table(names, _rows(result), numbers=(first, change, *others))
-        print(f"p (Holm): {describe_families(result.comparison.summary)}")
+        if rows:
+            print_table(names, rows, numbers=(first, change, *others))
+            print(f"p (Holm): {describe_families(result.comparison.summary)}")
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it."""
 
+
+def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
+    """Return a callback for a part of the work, which counts the steps of all parts.
+
+    Args:
+        progress: told of them; None: nobody is.
+        number: of the part, from 0.
+        count: of parts.
+        what: a part is, for the names of its stages; "": they stay as they are.
+    """
+    if progress is None:
+        return None
+    name = f", {what} {number + 1} of {count}" if what else ""
+
+    def tell(stage: str, step: int, num_steps: int) -> None:
+        progress(stage + name, number * num_steps + step, count * num_steps)
+
+    return tell
+
+
 Range = tuple[float, float]
 """Smallest and largest value."""
 

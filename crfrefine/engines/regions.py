@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Progress
+from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Progress, of_part
 from crfrefine.engines.boxes import crop
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def region_mean_field(
     for region, model in enumerate(models):
         binary[1] = log_odds[region]
         run = kernels.run_last if region == len(models) - 1 else kernels.run
-        outcome = run(binary, model.mean_field, progress=_counted(progress, region, len(models)))
+        outcome = run(binary, model.mean_field, progress=of_part(progress, region, len(models)))
         np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
         reports.append(outcome.report)
         for stage, seconds in outcome.timings.items():  # The kernels were built once, and each run reports that.
@@ -78,14 +78,3 @@ def joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
     energies = [[*report.energy, *[report.energy[-1]] * (num_iterations - len(report.energy))] for report in reports if report.energy]
     energy = tuple(sum(of_step) for of_step in zip(*energies, strict=True))
     return MeanFieldReport(num_iterations, all(report.converged for report in reports), energy, reports[0].filters)
-
-
-def _counted(progress: Progress | None, region: int, num_regions: int) -> Progress | None:
-    """Return a callback that counts the steps of all regions."""
-    if progress is None:
-        return None
-
-    def tell(stage: str, step: int, num_steps: int) -> None:
-        progress(stage, region * num_steps + step, num_regions * num_steps)
-
-    return tell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from crfrefine.metrics.overlap import measure_case
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VolumeHeader
     from crfrefine.metrics.registry import RegionValues
 
 
@@ -55,10 +55,12 @@ class _Reference:
     Attributes:
         volume: as read.
         ignored: (*grid) True where voxels are ignored; None: no voxel is ignored.
+        met: files of the methods that were compared with it.
     """
 
     volume: Volume
     ignored: NDArray[np.bool_] | None
+    met: list[VolumeHeader] = field(default_factory=list)
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -68,7 +70,7 @@ class _Reference:
     def grid(self, settings: Settings) -> ReferenceGrid:
         """Return its grid, for one method."""
         assert self.volume.header is not None
-        return ReferenceGrid(self.volume.header, settings.resample, allow_mismatched_dicom=settings.allow_mismatched_dicom)
+        return ReferenceGrid(self.volume.header, settings.resample, allow_mismatched_dicom=settings.allow_mismatched_dicom, met=self.met)
 
 
 def _without_ignored(volume: Volume, job: Job) -> _Reference:

@@ -57,12 +57,14 @@ class ReferenceGrid:
         resample: whether to interpolate; otherwise another grid is an error.
         notes: gets a sentence about each file that was interpolated, and of DICOM that differs.
         allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+        met: the files of the case so far: the reference need not be DICOM.
     """
 
     header: VolumeHeader
     resample: bool = False
     notes: list[str] = field(default_factory=list)
     allow_mismatched_dicom: bool = False
+    met: list[VolumeHeader] = field(default_factory=list)
 
     @property
     def work(self) -> WorkGrid:
@@ -70,13 +72,14 @@ class ReferenceGrid:
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise an error if a file does not belong to the reference.
+        """Raise an error if a file does not belong to the reference and the files before it.
 
         Raises:
             GridMismatchError: it is on another grid, and cannot or must not be interpolated.
-            InputError: both are DICOM, of different patients, studies or frames of reference.
+            InputError: two of them are DICOM, of different patients, studies or frames of reference.
         """
-        self.notes.extend(require_same_identity((self.header, other), allow=self.allow_mismatched_dicom))
+        self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.allow_mismatched_dicom))
+        self.met.append(other)
         if self.header.on_same_grid(other):
             return
         if self.resample:

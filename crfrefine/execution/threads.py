@@ -14,6 +14,10 @@ from typing import Self
 from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore, never
 
 
+def _go_on() -> None:
+    """Nothing stops the work."""
+
+
 class Threads(Executor):
     """Several items at a time; closing drops pending items and waits for the others.
 
@@ -64,11 +68,13 @@ class Workers:
     Args:
         threads: number of threads.
         one_by_one: whether device computations run one at a time.
+        check: called before each item, perhaps in another thread; what it raises ends the work.
     """
 
-    def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
+    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = _go_on) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
+        self._check = check
         self._executor = Threads(threads)
 
     def __enter__(self) -> Self:
@@ -79,10 +85,18 @@ class Workers:
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Like `run`, for computations of the model."""
-        return [function(item, self.threads) for item in items] if self._one_by_one else self.run(function, items)
+        return self.run_one_by_one(function, items) if self._one_by_one else self.run(function, items)
+
+    def run_one_by_one(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Like `run`, one item after the other with all threads."""
+        return [self._checked(function, item, self.threads) for item in items]
 
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use."""
         if len(items) < self.threads or self.threads == 1:
-            return [function(item, self.threads) for item in items]
-        return self._executor.results(lambda item: function(item, 1), items)
+            return self.run_one_by_one(function, items)
+        return self._executor.results(lambda item: self._checked(function, item, 1), items)
+
+    def _checked(self, function: Callable[[Item, int], Result], item: Item, threads: int) -> Result:
+        self._check()
+        return function(item, threads)

@@ -66,10 +66,12 @@ class Task:
         return (*self.files.images, *self.files.logits, self.files.mask)
 
     def earlier(self) -> CaseRecord | None:
-        """Return the record of a case whose outputs exist, are complete, and are on its grid."""
+        """Return the record of a case whose outputs exist, are complete, are on its grid, and have not come from other parameters."""
         from crfrefine.infer.outputs import is_complete
 
         record = self.recorded or CaseRecord(self.case_id)
+        if record.other_parameters is not None:
+            return None
         return replace(record, status="skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
 
 

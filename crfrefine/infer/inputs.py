@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.declared_labels import declared_labels
 from crfrefine.cases.label_files import discover_network_cases
@@ -18,6 +20,7 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import label_maps_of
 from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.series import is_series
+from crfrefine.parameters.model import CrfParameters
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     # No file has to say how many labels logits have.
     where = folders if options.input_type in ("auto", "labels") else ()
     declared, notes = declared_labels(found, where, options.parameters.num_labels)
-    told = [*found.notes, *(note for note in notes if note not in found.notes)]
+    told = [*_without_crf(options.parameters), *found.notes, *(note for note in notes if note not in found.notes)]
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
     label_maps = label_maps_of(found, options.output, options.output_format).values()
@@ -71,6 +74,14 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         allow_mismatched_dicom=options.allow_mismatched_dicom,
     )
     return RunInputs(tuple(found), reading, structures, names, tuple(told))
+
+
+def _without_crf(parameters: CrfParameters) -> list[str]:
+    """Return a note if the parameters refine nothing, as those of a training that found no CRF better than the network."""
+    weights = [kernel.weight for kernel in parameters.bilateral] + [parameters.spatial.weight, parameters.volume.weight]
+    if any(np.any(weight) for weight in weights):
+        return []
+    return ["all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels"]
 
 
 def _find_cases(options: InferenceOptions) -> CaseList:

@@ -38,6 +38,7 @@ class InferenceOptions:
         part_id: number of this process, from 0.
         fail_fast: stop at the first bad case.
         summary: JSON file to write; JSON lines if its name ends in `.jsonl`.
+        record: whether a folder of results gets a record of the run, which `status` and `resume` read.
         config: the file of the parameters, so that no output overwrites it.
         nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
         manifest: a table that names the files of each case, in place of `images`, `logits` and files of masks.
@@ -65,6 +66,7 @@ class InferenceOptions:
     part_id: int = 0
     fail_fast: bool = False
     summary: Path | None = None
+    record: bool = True
     config: Path | None = None
     nnunet: Path | None = None
     manifest: Path | None = None

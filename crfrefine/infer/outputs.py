@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
 from crfrefine.infer.label_files import LabelFiles, segments_in
+from crfrefine.infer.run_record import RECORD_FOLDER
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.dicom_identity import differences
 from crfrefine.io.files import files_read, files_written, identities
@@ -231,6 +232,8 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
+    if path.parent.name == RECORD_FOLDER:
+        raise InputError(f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder")
     check_small_file(path)
     if special_kind(path) is not None and not suffix_of(path):
         return  # A device or a pipe replaces no file.

@@ -17,6 +17,7 @@ from crfrefine.infer.inputs import find_inputs
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
 from crfrefine.infer.records import RunSummary
+from crfrefine.infer.run_record import record_file
 from crfrefine.infer.structure_names import check_names_file
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
@@ -36,6 +37,8 @@ class RunPlan:
         summary: of the run, without its cases.
         notes: what the user should know.
         names_file: where the names of structures are written; None: nowhere.
+        record: the record in the output folder; None: there is none.
+        has_record: whether that of earlier runs is there and is kept.
     """
 
     settings: CaseSettings
@@ -44,6 +47,8 @@ class RunPlan:
     summary: RunSummary
     notes: tuple[str, ...]
     names_file: Path | None
+    record: Path | None
+    has_record: bool
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
@@ -78,7 +83,10 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         also_read=options.also_read,
         output_format=options.output_format,
     )
-    earlier, of_other_part = _read_earlier(options, cases, outputs)
+    named = tuple(map(os.path.realpath, options.inputs))
+    can_record = options.record and any(not files.problem for files in cases)
+    record = record_file(options.output, named, options.num_parts, options.part_id) if can_record else None
+    earlier, of_other_part = _read_earlier(options, cases, outputs, named, record)
     tasks = [
         Task(number, files, plan, earlier.of_outputs.get(files.case_id))
         for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
@@ -87,8 +95,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     for folder in {folder for task in tasks if not task.files.problem for folder in task.outputs.folders()}:
         check_writable(folder)
     names_file = check_names_file(inputs.structures, cases, options.output)
-    if options.summary is not None:
-        check_small_output(options.summary)
+    for path in (options.summary, record):
+        if path is not None:
+            check_small_output(path)
     limit = memory_limit(options.max_memory)
     planned = label_maps_of(select_part(inputs.cases, 1, 0), options.output, options.output_format)
     summary = RunSummary(
@@ -104,14 +113,15 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         num_cases=len(cases),
         all_cases={case_id: str(path) for case_id, path in planned.items()},
         output_folder=os.path.realpath(options.output),
-        inputs=tuple(map(os.path.realpath, options.inputs)),
+        inputs=named,
         working_folder=working_folder(),
         command=options.command,
         resumed=options.resume,
         earlier=earlier.all(),
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
-    return RunPlan(settings, tasks, devices, summary, (*inputs.notes, *of_other_part, *earlier.notes), names_file)
+    notes = (*inputs.notes, *of_other_part, *earlier.notes)
+    return RunPlan(settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
 
 
 def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
@@ -134,15 +144,15 @@ def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
 
 
 def _read_earlier(
-    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles]
+    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str], record: Path | None
 ) -> tuple[EarlierRecords, tuple[str, ...]]:
-    """Return what an earlier summary says of the cases, and a note if it is of another part of the folder."""
-    if options.summary is None:
-        return EarlierRecords(), ()
-    check_summary_path(options.summary, cases, outputs, options.also_read)
+    """Return what earlier runs say of the cases, and a note if the summary is of another part of the folder."""
+    if options.summary is not None:
+        check_summary_path(options.summary, cases, outputs, options.also_read)
     part = (options.num_parts, options.part_id)
     if options.resume:
         label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
-        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part), ()
-    note = note_on_other_part(options.summary, options.output, part)
+        folder = None if record is None else options.output
+        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part, folder=folder, inputs=inputs), ()
+    note = None if options.summary is None else note_on_other_part(options.summary, options.output, part)
     return EarlierRecords(), () if note is None else (note,)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.execution.records import Record
 from crfrefine.io.json import without_nonfinite
+from crfrefine.text import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from crfrefine.arrays.label_maps import LabelChanges
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -182,6 +183,24 @@ class RunSummary:
     def to_json(self) -> str:
         """Return the text of the JSON file."""
         return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def note_on_num_labels(records: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return what the user should know if the cases of a run have different numbers of labels; None if they have not.
+
+    Label maps do not count: without a declaration, each has as many labels as its largest one says.
+
+    Args:
+        records: of cases, as they stand in a JSON file.
+    """
+    found: dict[int, list[str]] = {}
+    for values in records:
+        if values.get("input_type") in ("logits", "probabilities") and isinstance(values.get("num_labels"), int):
+            found.setdefault(values["num_labels"], []).append(str(values["case_id"]))
+    if len(found) < 2:
+        return None
+    groups = "; ".join(f"{number} of {listed(case_ids)}" for number, case_ids in sorted(found.items()))
+    return f"cases have different numbers of labels, as results of different networks have: {groups}"
 
 
 def to_line(values: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from crfrefine.execution.pipeline import pipeline
 from crfrefine.failures import CaseWork, Failure, describe_failure
 from crfrefine.infer.case_work import Task, begin_case, copy_ahead, load, process_case, refine_case, write
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.records import CaseRecord, RunSummary, note_on_num_labels
 from crfrefine.memory import memory_limit
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from crfrefine.execution.read_ahead import Admit
     from crfrefine.infer.case_work import ReadCase
     from crfrefine.infer.outputs import RefinedArrays
+    from crfrefine.infer.summary_file import SummaryFile
+    from crfrefine.infer.summary_lines import SummaryLines
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
@@ -79,6 +81,7 @@ class _Run:
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.infer.plan import plan_run
         from crfrefine.infer.summary_file import summary_file
+        from crfrefine.infer.summary_lines import SummaryLines
 
         self.options = options
         self._observer = observer
@@ -87,7 +90,11 @@ class _Run:
         plan = self._plan = plan_run(options)
         self._notes = list(plan.notes)
         self._settings, self._tasks, self._summary = plan.settings, plan.tasks, plan.summary
-        self._file = summary_file(options.summary, plan.summary, resume=options.resume)
+        self._files: list[SummaryFile | SummaryLines] = []
+        if plan.record is not None:
+            self._files.append(SummaryLines(plan.record, plan.summary, append=plan.has_record))
+        if options.summary is not None:
+            self._files.append(summary_file(options.summary, plan.summary, resume=options.resume))
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
@@ -149,9 +156,12 @@ class _Run:
             self._tell(self._observer.note, note)
         if self._plan.names_file is not None:
             write_names(self._plan.names_file, self._settings.structures)
-        self._file.save_first()
+        for file in self._files:
+            file.save_first()
         try:
             run()
+            if (text := note_on_num_labels(record.kept or vars(record) for record in self._summary.cases)) is not None:
+                self._tell(self._observer.note, text)
         except (KeyboardInterrupt, CrfRefineError):
             self._summary.interrupted = True
             raise
@@ -159,8 +169,10 @@ class _Run:
             self._summary.seconds = time.perf_counter() - started
             order = {task.case_id: task.number for task in self._tasks}
             self._summary.cases = sorted(self._summary.cases, key=lambda record: order[record.case_id])
-            self._file.save_last()
-            self._tell(self._observer.run_ended, self._summary)
+            with ExitStack() as ending:  # An error of one file, such as a full disk, keeps none of the others from being written.
+                ending.callback(self._tell, self._observer.run_ended, self._summary)
+                for file in self._files:
+                    ending.callback(file.save_last)
         return self._summary
 
     def _waiting(self, stage: str) -> None:
@@ -235,7 +247,8 @@ class _Run:
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)
-        self._file.case_ended(record)
+        for file in self._files:
+            file.case_ended(record)
         self._tell(self._observer.case_ended, record)
 
     def _note(self, record: CaseRecord, text: str) -> None:

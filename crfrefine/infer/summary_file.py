@@ -25,15 +25,15 @@ _SHARE_OF_TIME = 0.05
 """Saving a summary of many thousand cases takes longer: it may take this share of the time."""
 
 
-def summary_file(path: Path | None, summary: RunSummary, *, resume: bool) -> SummaryFile | SummaryLines:
+def summary_file(path: Path, summary: RunSummary, *, resume: bool) -> SummaryFile | SummaryLines:
     """Return the file for a summary, by its name.
 
     Args:
-        path: the file; None: no summary was requested.
+        path: the file.
         summary: the run, to which cases are added.
         resume: whether lines go behind those of earlier runs.
     """
-    if path is not None and is_lines(path):
+    if is_lines(path):
         return SummaryLines(path, summary, append=resume)
     return SummaryFile(path, summary)
 
@@ -44,14 +44,14 @@ class SummaryFile:
     A pipe or a device takes the last content alone.
 
     Args:
-        path: the file; None: no summary was requested.
+        path: the file.
         summary: the run, to which cases are added.
     """
 
-    def __init__(self, path: Path | None, summary: RunSummary) -> None:
+    def __init__(self, path: Path, summary: RunSummary) -> None:
         self._path = path
         self._summary = summary
-        self._saves_early = path is not None and special_kind(path) is None
+        self._saves_early = special_kind(path) is None
         self._started = time.perf_counter()
         self._timer: threading.Timer | None = None
         self._due = time.monotonic()
@@ -86,15 +86,14 @@ class SummaryFile:
             if self._timer is not None:
                 self._timer.cancel()
         with self._writing:
-            if self._path is not None:
-                write_small_file(self._path, self._summary.to_json().encode())
+            write_small_file(self._path, self._summary.to_json().encode())
 
     def _save(self) -> None:
         with self._lock:
             self._timer = None  # A case that ends from now on asks for the next save.
             self._due = time.monotonic() + SAVE_SECONDS
         with self._writing:
-            if self._path is None or not self._saves_early:
+            if not self._saves_early:
                 return
             started = time.monotonic()
             seconds = time.perf_counter() - self._started

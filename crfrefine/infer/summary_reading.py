@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crfrefine.errors import InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.infer.records import SCHEMA
-from crfrefine.io.json import parse_json, read_json, require_usable
+from crfrefine.io.json import parse_json, read_json, require_usable, without_nonfinite
 from crfrefine.io.paths import require_file
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 LINES_SUFFIX = ".jsonl"
@@ -59,6 +63,11 @@ class RecordedRun:
     not_reached: list[Mapping[str, Any]] = field(default_factory=list)
     is_interrupted: bool = True
 
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What it refines with, to be compared."""
+        return as_read(self.head["parameters"])
+
 
 def is_lines(path: Path) -> bool:
     """Return whether a summary of this name has a line per record."""
@@ -81,6 +90,24 @@ def read_summary(path: Path) -> list[RecordedRun]:
         is_damaged = not isinstance(error, _OtherContentError)
         reason = shorten(error, MOST_OF_A_REASON)
         raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {reason}", is_damaged=is_damaged) from None
+
+
+def refined_with(run: RecordedRun, other: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters that a case was refined with, to be compared.
+
+    Args:
+        run: the run that has a record of it.
+        other: `other_parameters` of the record.
+    """
+    return as_read({**run.head["parameters"], **other}) if other else run.parameters
+
+
+def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as they stand in a summary: lists for tuples, and keys that an older version did not have at their defaults."""
+    with suppress(ConfigError):  # A newer version may have more keys.
+        parameters = CrfParameters.from_dict(parameters).to_dict()
+    table: dict[str, Any] = json.loads(json.dumps(without_nonfinite(dict(parameters))))
+    return table
 
 
 def unfinished_line(content: bytes) -> int:

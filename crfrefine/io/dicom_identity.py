@@ -40,7 +40,9 @@ class DicomIdentity:
     @property
     def details(self) -> tuple[tuple[str, str], ...]:
         """Pairs of name and value to show."""
-        return tuple((name, shorten(value or "not given")) for name, value in zip(("patient", "study", "frame"), self.values, strict=True))
+        return tuple(
+            (name, shorten(value or "not given")) for name, value in zip(("patient", "study", "frame of ref"), self.values, strict=True)
+        )
 
     def completed_by(self, other: DicomIdentity) -> DicomIdentity:
         """Return the identity with what only the other one knows."""
@@ -107,10 +109,10 @@ def require_same_identity(headers: Iterable[IdentifiedFile | None], *, allow: bo
     return notes
 
 
-def describe_mismatch(headers: Iterable[IdentifiedFile]) -> str:
-    """Return what two of the files differ in, with their paths; "" if they can be of one case."""
+def describe_mismatch(headers: Iterable[IdentifiedFile], *, allow: bool) -> str:
+    """Return what two of the files differ in, with their paths; "" if they can be of one case, as for `require_same_identity`."""
     try:
-        require_same_identity(headers)
+        require_same_identity(headers, allow=allow)
     except InputError as error:
         return str(error)
     return ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _KEYWORDS = (
     *KEYWORDS,
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances"),
-    *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ImagesInAcquisition", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
@@ -72,6 +72,7 @@ class Slice:
         is_compressed: whether it compresses the pixels.
         number: of the instance in the series, if given.
         promised: number of instances of the series, if given.
+        in_acquisition: number of images of the acquisition, if given.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class Slice:
     is_compressed: bool
     number: int | None
     promised: int | None
+    in_acquisition: int | None
 
     @property
     def name(self) -> str:
@@ -185,7 +187,8 @@ def _interpret(path: Path, found: Any, frame: int | None, values: Any) -> Slice:
         raise UnsupportedFormatError(f"{path}: damaged DICOM file: expected two spacings, sizes above 0 and a slope other than 0")
     thickness = abs(_number(values, "SpacingBetweenSlices", 0.0)) or _number(values, "SliceThickness", 0.0)
     # A file of several frames has one number for all of them.
-    number, promised = found.get("InstanceNumber") if frame is None else None, found.get("NumberOfSeriesRelatedInstances")
+    number, in_acquisition = (found.get(keyword) if frame is None else None for keyword in ("InstanceNumber", "ImagesInAcquisition"))
+    promised = found.get("NumberOfSeriesRelatedInstances")
     return Slice(
         path=path,
         frame=frame,
@@ -206,6 +209,7 @@ def _interpret(path: Path, found: Any, frame: int | None, values: Any) -> Slice:
         is_compressed=bool(syntax.is_compressed) and not syntax.is_deflated,
         number=None if number is None else int(number),
         promised=None if promised is None else int(promised),
+        in_acquisition=None if in_acquisition is None else int(in_acquisition),
     )
 
 
@@ -241,6 +245,13 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
         raise InputError(
             f"{folder}: incomplete series: its files, such as {first.path.name}, say that it has {promised} images, "
             f"{num_files} are there; copy or export it again"
+        )
+    # No error: manufacturers also count the images of other series that were made of the same acquisition.
+    in_acquisition = max((one.in_acquisition or 0 for one in slices), default=0)
+    if in_acquisition > len(slices):
+        notes.append(
+            f"the files say that their acquisition has {in_acquisition} images, {len(slices)} are here: slices at the ends may be missing, "
+            "unless other series were made of it"
         )
     if numbers and not 0 <= numbers[0] <= 1:
         notes.append(f"the series begins with instance {numbers[0]}: slices before it may be missing")

@@ -175,6 +175,11 @@ def _choose(path: Path, members: list[str]) -> str:
     keys = [name.removesuffix(".npy") for name in members]
     found = [kind for kind in KINDS if kind in keys]
     if len(found) == 1:
+        if keys.count(found[0]) > 1:
+            twice = listed([name for name in members if name.removesuffix(".npy") == found[0]])
+            raise UnsupportedFormatError(
+                f"{path}: expected one array {found[0]!r}, found {twice}: programs differ in which of them they take; write the file again"
+            )
         if f"{found[0]}.npy" not in members:
             raise UnsupportedFormatError(
                 f"{path}: expected the array {found[0]!r} as {found[0]}.npy in the archive, found a member {found[0]!r} without .npy; "

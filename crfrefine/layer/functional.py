@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from crfrefine import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -24,10 +26,10 @@ from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
     from crfrefine.engines.base import RecordingKernels
 
@@ -35,7 +37,7 @@ __all__ = ["build_kernels", "mean_field"]
 
 _HOST = torch.device("cpu")
 
-Values = Tensor | Sequence[float] | float
+Values = Tensor | Sequence[float] | float | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
 LEAST_LEARNED = 1e-6
@@ -57,7 +59,7 @@ def mean_field(
     bias: Values = 0.0,
     volume: tuple[Tensor | float, str] | None = None,
     spacing: inputs.Spacing | None = None,
-    mask: Tensor | None = None,
+    mask: inputs.Mask | None = None,
     num_iterations: int = 5,
     damping: float = 0.0,
     normalization: str = "symmetric",
@@ -95,7 +97,8 @@ def mean_field(
         the marginals. Outside the mask: logits / temperature.
 
     Raises:
-        InputError: shapes do not fit, an empty mask, an image that is not finite, a bandwidth or temperature that is not positive.
+        InputError: shapes do not fit, an empty mask, logits that hold NaN or +infinity inside the mask, an image that is not finite, a
+            bandwidth or temperature that is not positive.
         ConfigError: a setting is not one of its allowed words, or is out of range.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
@@ -104,6 +107,7 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     inputs.engine_for(logits.device)
+    check_threads(threads)
     MeanFieldParameters(
         num_iterations=num_iterations,
         damping=damping,
@@ -168,6 +172,8 @@ def mean_field(
             make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), settings)
         kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, make=make)
     _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
+    if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
+        inputs.check_logits(logits, mask)
     items = [
         MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
         for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
@@ -182,7 +188,7 @@ def build_kernels(
     bilateral: Sequence[tuple[Values, Values]],
     theta_gamma: Values | None = None,
     spacing: inputs.Spacing | None = None,
-    mask: Tensor | None = None,
+    mask: inputs.Mask | None = None,
     normalization: str = "symmetric",
     filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
     positions: str = "mm",
@@ -216,6 +222,7 @@ def build_kernels(
     """
     inputs.check_image(image)
     inputs.engine_for(image.device)
+    check_threads(threads)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
     spread = functools.partial(_spread, dtype=torch.float64)
     num_axes = image.ndim - 2
@@ -255,7 +262,7 @@ def _build(
     image: Tensor,
     wanted: KernelSetSpec,
     spacing: inputs.Spacing,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     threads: int | None,
     *,
     copy: bool,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.arrays.arguments import BOUNDS
+from crfrefine.arrays.arguments import BOUNDS, given_array
 from crfrefine.arrays.padding import check_share
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.engines import get_backend
@@ -30,8 +30,11 @@ LARGEST_PADDING = 1e4
 _LOOKED_AT = 8
 """Most voxels along an axis that are looked at to tell probabilities from logits."""
 
-Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
+Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
 """mm: one number, one per axis, or one row per batch item."""
+
+Mask = Tensor | NDArray[Any]
+"""Nonzero inside."""
 
 
 def check_tensor(value: Any, name: str) -> None:
@@ -57,7 +60,10 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
     if not logits.is_floating_point():
         raise InputError(f"logits have type {logits.dtype}; expected floating-point numbers")
     if logits.shape[1] < 2:
-        raise InputError(f"logits have {logits.shape[1]} label; at least two are needed, the background among them")
+        raise InputError(
+            f"logits have {logits.shape[1]} label; at least two are needed, the background among them; for the one channel of a sigmoid, "
+            "before the sigmoid, give torch.cat([torch.zeros_like(logits), logits], 1)"
+        )
     check_image(image)
     if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
         raise InputError(
@@ -144,7 +150,7 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
     return [tuple(row) for row in np.broadcast_to(steps, (num_items, num_axes)).tolist()]
 
 
-def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
+def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
     """Return a boolean mask (*grid) for each batch item, or None for all of them.
 
     Args:
@@ -158,7 +164,7 @@ def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)
-    inside = torch.as_tensor(mask).detach()
+    inside = torch.as_tensor(mask if isinstance(mask, Tensor) else given_array(mask, "mask")).detach()
     if inside.is_floating_point() and not torch.isfinite(inside).all():
         raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
     inside = inside != 0
@@ -229,6 +235,20 @@ def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], devic
         return None
     everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)
     return torch.stack([everywhere if mask is None else mask.to(device) for mask in masks])
+
+
+def check_logits(logits: Tensor, mask: Mask | None) -> None:
+    """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the mask: one such voxel would become all of its item."""
+    if logits.detach().amax() < math.inf:  # False for NaN
+        return
+    bad = ~(logits.detach() < math.inf).all(1)
+    for index, (item, inside) in enumerate(zip(bad, masks_by_item(mask, len(logits), logits.shape[2:]), strict=True)):
+        count = int((item if inside is None else item & inside.to(item.device)).sum())
+        if count:
+            raise InputError(
+                f"the logits of batch item {index} hold NaN or +infinity at {count} voxels inside the mask, which would spread to all "
+                "others; has the training diverged?"
+            )
 
 
 def check_finite(image: Tensor, index: int) -> None:

@@ -21,7 +21,7 @@ _CONSTANT = float(torch.finfo(torch.float32).tiny)
 
 
 def normalize_batch(
-    image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, *, threads: int | None = None
+    image: Tensor, parameters: IntensityParameters, mask: inputs.Mask | None, dtype: torch.dtype, *, threads: int | None = None
 ) -> Tensor:
     """Normalize each item of a batch by itself.
 

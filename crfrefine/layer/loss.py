@@ -6,7 +6,7 @@ Needs PyTorch.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 
@@ -25,6 +25,7 @@ from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.specs import MeanFieldSpec
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +49,9 @@ def crf_loss(
     *,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None = None,
-    intensity: IntensityParameters | str = "percentile",
-    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
+    mask: inputs.Mask | None = None,
+    intensity: IntensityParameters | Literal["percentile", "zscore", "none"] = "percentile",
+    filter: Literal["auto", "exact", "truncated", "lattice", "grid"] = "auto",  # noqa: A002 - the parameter's name in the configuration
     threads: int | None = None,
 ) -> Tensor:
     """Return how much similar neighbors disagree about their labels: the Potts energy of a network's probabilities.
@@ -99,6 +100,7 @@ def crf_loss(
     Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
+    check_threads(threads)
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
@@ -118,7 +120,7 @@ def _loss(
     spacing: inputs.Spacing,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     intensity: IntensityParameters | str,
     filter: str,  # noqa: A002 - the parameter's name in the configuration
     threads: int | None,
@@ -174,7 +176,7 @@ def _prepared(
     spacing: inputs.Spacing,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     intensity: IntensityParameters | str,
     filter: str,  # noqa: A002 - the parameter's name in the configuration
     threads: int | None,

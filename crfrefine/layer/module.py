@@ -20,6 +20,7 @@ except ImportError as error:
 from crfrefine.layer import functional, graphs, inputs, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
@@ -69,7 +70,7 @@ class CrfRnn(CrfValues):
         logits: Tensor,
         image: Tensor,
         spacing: inputs.Spacing | None = None,
-        mask: Tensor | None = None,
+        mask: inputs.Mask | None = None,
         *,
         kernels: Sequence[RecordingKernels] | None = None,
     ) -> Tensor:
@@ -92,8 +93,8 @@ class CrfRnn(CrfValues):
             the marginals. Outside the mask: logits / temperature.
 
         Raises:
-            InputError: shapes do not fit the layer or each other, an empty mask, an image that is not finite, parameters that became NaN,
-                a batch item whose logits are equal for all labels nearly everywhere.
+            InputError: shapes do not fit the layer or each other, an empty mask, logits that hold NaN or +infinity inside the mask, an
+                image that is not finite, parameters that became NaN, a batch item whose logits are equal for all labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
@@ -106,13 +107,27 @@ class CrfRnn(CrfValues):
             return self._in_a_graph(logits, image, spacing, mask)
         return self._computed(logits, image, spacing, mask, kernels)
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            logits: Tensor,
+            image: Tensor,
+            spacing: inputs.Spacing | None = None,
+            mask: inputs.Mask | None = None,
+            *,
+            kernels: Sequence[RecordingKernels] | None = None,
+        ) -> Tensor:
+            """Do as `forward`; the method of `nn.Module` takes and returns Any."""
+            ...
+
     @graphs.outside_graphs
     def _computed(
         self,
         logits: Tensor,
         image: Tensor,
         spacing: inputs.Spacing | None,
-        mask: Tensor | None,
+        mask: inputs.Mask | None,
         kernels: Sequence[RecordingKernels] | None,
     ) -> Tensor:
         inputs.engine_for(logits.device)
@@ -123,7 +138,7 @@ class CrfRnn(CrfValues):
 
         return raw.refine(logits, image, known_spacing, mask, self._terms(), self._run(), notices.warn, kernels=kernels)
 
-    def _in_a_graph(self, logits: Tensor, image: Tensor, spacing: inputs.Spacing | None, mask: Tensor | None) -> Tensor:
+    def _in_a_graph(self, logits: Tensor, image: Tensor, spacing: inputs.Spacing | None, mask: inputs.Mask | None) -> Tensor:
         """Do as `forward` for `torch.compile`, which reads this; what depends on the numbers in tensors is inside the operator."""
         dtype = inputs.compute_dtype(logits)
         out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
@@ -149,7 +164,7 @@ class CrfRnn(CrfValues):
         logits: Tensor,
         image: Tensor,
         spacing: inputs.Spacing | None = None,
-        mask: Tensor | None = None,
+        mask: inputs.Mask | None = None,
         *,
         threads: int | None = None,
         kernels: Sequence[RecordingKernels] | None = None,
@@ -187,10 +202,11 @@ class CrfRnn(CrfValues):
         )
 
     def _run(self, threads: int | None = None) -> raw.Run:
+        check_threads(threads)
         return raw.Run(self._start, self.num_iterations, threads or self.threads or torch.get_num_threads(), self.label_threshold)
 
     def build_kernels(
-        self, image: Tensor, spacing: inputs.Spacing | None = None, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+        self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
     ) -> list[RecordingKernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
@@ -216,7 +232,7 @@ class CrfRnn(CrfValues):
         self,
         image: Tensor,
         spacing: inputs.Spacing | None = None,
-        mask: Tensor | None = None,
+        mask: inputs.Mask | None = None,
         *,
         num_labels: int | None = None,
         threads: int | None = None,
@@ -261,5 +277,5 @@ class CrfRnn(CrfValues):
         if image.shape[1] != self.num_modalities:
             raise InputError(f"image {tuple(image.shape)} has {image.shape[1]} modalities; the layer was made for {self.num_modalities}")
 
-    def _normalized(self, image: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
         return normalize_batch(image, self._start.intensity, mask, dtype, threads=self.threads or torch.get_num_threads())

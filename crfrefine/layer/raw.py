@@ -77,7 +77,7 @@ def refine(
     logits: Tensor,
     image: Tensor,
     spacing: Callable[[], inputs.Spacing],
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     terms: Terms,
     run: Run,
     warn: Callable[[str], None],
@@ -106,7 +106,7 @@ def refine_normalized(
     logits: Tensor,
     image: Tensor,
     spacing: inputs.Spacing,
-    mask: Tensor | None,
+    mask: inputs.Mask | None,
     terms: Terms,
     run: Run,
     *,
@@ -138,8 +138,8 @@ def refine_normalized(
 
 
 def _without_padding(
-    logits: Tensor, mask: Tensor | None, kernels: Sequence[RecordingKernels] | None, warn: Callable[[str], None]
-) -> tuple[Tensor, Tensor | None]:
+    logits: Tensor, mask: inputs.Mask | None, kernels: Sequence[RecordingKernels] | None, warn: Callable[[str], None]
+) -> tuple[Tensor, inputs.Mask | None]:
     padding, grid = inputs.find_padding(logits), logits.shape[2:]
     if padding is None:
         return logits, mask

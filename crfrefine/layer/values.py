@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
+from crfrefine.threads import check_threads
 
-GROUPS = ("weights", "compatibility", "theta", "temperature", "bias", "volume")
-"""Groups of parameters that can be learned or frozen."""
+Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
+"""A group of parameters that can be learned or frozen."""
+
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 class CrfValues(nn.Module):
@@ -43,12 +46,12 @@ class CrfValues(nn.Module):
         parameters: CrfParameters | str | Path | None = None,
         *,
         per_label_weights: bool | None = None,
-        compatibility: str = "full",
+        compatibility: Literal["full", "potts"] = "full",
         symmetric_compatibility: bool | None = None,
         anisotropic: bool | None = None,
         spatial: bool | None = None,
         volume: bool | None = None,
-        learn: Iterable[str] = GROUPS,
+        learn: str | Iterable[str] = GROUPS,
         num_iterations: int | None = None,
         threads: int | None = None,
         label_threshold: float | None = None,
@@ -92,6 +95,7 @@ class CrfValues(nn.Module):
         self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
         if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
             raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
+        check_threads(threads)
         self.threads = threads
         self.label_threshold = parameters.mean_field.label_threshold if label_threshold is None else label_threshold
         MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
@@ -133,7 +137,7 @@ class CrfValues(nn.Module):
         self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if self._has_volume else None)
         self.freeze()
         for group in (learn,) if isinstance(learn, str) else learn:
-            self.unfreeze(group)
+            self._set_learning([group], learns=True)
 
     def _make_compatibility(self, start: CompatibilityParameters, kind: str, symmetric: bool | None) -> None:
         matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
@@ -217,7 +221,7 @@ class CrfValues(nn.Module):
         state_dict.setdefault(f"{prefix}raw_bias", torch.zeros_like(self.raw_bias))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def freeze(self, *groups: str) -> Self:
+    def freeze(self, *groups: Group) -> Self:
         """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:
@@ -225,7 +229,7 @@ class CrfValues(nn.Module):
         """
         return self._set_learning(groups, learns=False)
 
-    def unfreeze(self, *groups: str) -> Self:
+    def unfreeze(self, *groups: Group) -> Self:
         """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:

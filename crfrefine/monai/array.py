@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Transform
 from monai.utils import TransformBackends, convert_to_dst_type
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
+from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.monai.case import case_spacing, check_kind, file_of, is_batch_of, to_numpy
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine
 from crfrefine.text import shorten_value
+from crfrefine.threads import check_threads
 
-OUTPUTS = ("logits", "probabilities", "labels")
-INPUT_TYPES = ("auto", "logits", "probabilities")
+Output = Literal["logits", "probabilities", "labels"]
 
 
 class CrfRefine(Transform):
@@ -35,8 +36,8 @@ class CrfRefine(Transform):
     Args:
         parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys.
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
-            `postprocess`, its components and its decision, applied.
-        input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities".
+            `postprocess`, its components and its decision, applied. None: "labels" for label maps, else "logits".
+        input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities"; "labels": label maps.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
             RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
         spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or in place of what the metadata say. None:
@@ -57,30 +58,34 @@ class CrfRefine(Transform):
         self,
         parameters: CrfParameters | str | Path | Mapping[str, Any] | None = "default",
         *,
-        output: str = "logits",
-        input_type: str = "auto",
-        regions: RegionScheme | Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
-        spacing: float | Sequence[float] | None = None,
+        output: Output | None = None,
+        input_type: InputType = "auto",
+        regions: GivenRegions | None = None,
+        spacing: ArrayLike | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (("output", output, OUTPUTS), ("input_type", input_type, INPUT_TYPES)):
+        usual: Output = "labels" if input_type == "labels" else "logits"
+        for name, value, known in (("output", output or usual, get_args(Output)), ("input_type", input_type, INPUT_TYPES)):
             if value not in known:
                 raise ConfigError(f"{name}: expected one of {', '.join(known)}; got {shorten_value(value)}")
+        if input_type == "labels" and output not in (None, "labels"):
+            raise ConfigError(f"output: a label map becomes a label map, so with input_type='labels' it is 'labels'; got {output!r}")
         self.parameters = CrfParameters.from_dict(parameters) if isinstance(parameters, Mapping) else as_parameters(parameters)
-        self.output = output
+        self.output: Output = output or usual
         self.input_type = input_type
-        self.regions = regions if isinstance(regions, RegionScheme) or regions is None else RegionScheme.of(_by_name(regions))
+        self.regions = given_regions(regions)
         self.spacing = None if spacing is None else _checked(spacing)
         self.device = device or "cpu"
+        check_threads(threads)
         self.threads = threads
 
     def __call__(self, logits: Any, image: Any, mask: Any | None = None) -> Any:
         """Return the refined logits, probabilities or labels, as the settings say.
 
         Args:
-            logits: (L, *grid) or a batch (B, L, *grid): MetaTensor, tensor or array. With regions: (R, *grid).
+            logits: (L, *grid) or a batch (B, L, *grid): MetaTensor, tensor or array. With regions: (R, *grid). Label maps: (1, *grid).
             image: (M, *grid) or (B, M, *grid), on the grid of the logits; intensities as the parameters expect them.
             mask: (1, *grid) or (B, 1, *grid), nonzero where the model applies; None: everywhere.
 
@@ -106,8 +111,13 @@ class CrfRefine(Transform):
         """Return the result of one case as an array."""
         try:
             spacing = case_spacing(logits, image, mask, self.spacing)
+            given = to_numpy(logits)
+            if self.input_type == "labels":
+                if len(given) != 1:
+                    raise InputError(f"the label map has shape {given.shape}; expected one channel, (1, *grid)")
+                given = given[0]
             result = refine(
-                to_numpy(logits),
+                given,
                 to_numpy(image),
                 spacing=spacing,
                 parameters=self.parameters,
@@ -135,21 +145,7 @@ def _cases(batch: Any) -> list[Any]:
     return decollate_batch(batch) if isinstance(batch, MetaTensor) else list(batch)
 
 
-def _by_name(regions: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return name to labels, in the order of the channels."""
-    if isinstance(regions, Mapping):
-        return regions
-    try:
-        pairs = [(name, labels) for name, labels in regions]
-        found = dict(pairs)
-    except (TypeError, ValueError):
-        raise ConfigError(f"regions: expected pairs of a name and labels, or a dictionary of these; got {shorten_value(regions)}") from None
-    if len(found) < len(pairs):
-        raise ConfigError(f"regions: a name is there twice: {shorten_value(regions)}")
-    return found
-
-
-def _checked(spacing: float | Sequence[float]) -> float | tuple[float, ...]:
+def _checked(spacing: ArrayLike) -> float | tuple[float, ...]:
     """Return the spacing as numbers, one per axis, or one for all."""
     is_one = np.ndim(spacing) == 0
     try:

@@ -132,7 +132,7 @@ def affine_of(value: Any) -> NDArray[np.float64] | None:
 def to_numpy(value: Any) -> NDArray[Any]:
     """Return the values of a tensor on any device, or of an array; what numpy has no type for becomes float32."""
     if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
+        return value  # type: ignore[no-any-return] # `refine` refuses masked arrays
     plain = value.as_tensor() if isinstance(value, MetaTensor) else value
     plain = plain.detach().cpu()
     array: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()

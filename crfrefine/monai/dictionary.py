@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
+from numpy.typing import ArrayLike
 
-from crfrefine.monai.array import CrfRefine
+from crfrefine.arrays.probabilities import InputType
+from crfrefine.arrays.region_scheme import GivenRegions
+from crfrefine.monai.array import CrfRefine, Output
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -24,7 +28,11 @@ class CrfRefined(MapTransform):
         mask_key: of the mask; None: everywhere.
         device: as in `CrfRefine`.
         allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be missing where there are logits.
-        **settings: `output`, `input_type`, `regions`, `spacing` and `threads` of `CrfRefine`.
+        output: as in `CrfRefine`.
+        input_type: as in `CrfRefine`.
+        regions: as in `CrfRefine`.
+        spacing: as in `CrfRefine`.
+        threads: as in `CrfRefine`.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -39,16 +47,23 @@ class CrfRefined(MapTransform):
         self,
         keys: Hashable | Sequence[Hashable],
         image_key: Hashable | Sequence[Hashable] = "image",
-        parameters: Any = "default",
+        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = "default",
         mask_key: Hashable | Sequence[Hashable] | None = None,
         device: str | None = None,
         allow_missing_keys: bool = False,
-        **settings: Any,
+        *,
+        output: Output | None = None,
+        input_type: InputType = "auto",
+        regions: GivenRegions | None = None,
+        spacing: ArrayLike | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_keys = ensure_tuple_rep(image_key, len(self.keys))
         self.mask_keys = ensure_tuple_rep(mask_key, len(self.keys))
-        self.refine = CrfRefine(parameters, device=device, **settings)
+        self.refine = CrfRefine(
+            parameters, output=output, input_type=input_type, regions=regions, spacing=spacing, device=device, threads=threads
+        )
 
     @property
     def parameters(self) -> CrfParameters:

@@ -5,39 +5,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
 from crfrefine.arrays.one_hot import channels_of, present_labels
+from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.notices import known_spacing
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.channels import refine_channels
 from crfrefine.refinement.label_map import refine_label_map
+from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import ArrayLike
 
-    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.arrays.probabilities import InputType
     from crfrefine.engines.base import Progress
     from crfrefine.refinement_result import RefinementResult
     from crfrefine.refining_again import RefiningAgain
 
 
 def refine(
-    logits: NDArray[np.floating[Any]],
-    image: NDArray[Any],
+    logits: ArrayLike,
+    image: ArrayLike,
     *,
-    spacing: Sequence[float] | float | None = None,
+    spacing: ArrayLike | None = None,
     parameters: CrfParameters | str | Path | None = None,
-    mask: NDArray[Any] | None = None,
-    input_type: str = "auto",
-    regions: RegionScheme | None = None,
+    mask: ArrayLike | None = None,
+    input_type: InputType = "auto",
+    regions: GivenRegions | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -59,7 +58,8 @@ def refine(
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
             like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
-            labels on the same kernels, and together they become the label map. None: the channels are labels, together one softmax.
+            labels on the same kernels, and together they become the label map. A dictionary of names and their labels, pairs of these, or a
+            RegionScheme. None: the channels are labels, together one softmax.
         device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
@@ -71,7 +71,8 @@ def refine(
     Raises:
         InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
             place of logits, logits that are equal for all labels nearly everywhere.
-        ConfigError: a list in the parameters has the wrong length for this case, or the preset or file does not exist.
+        ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
+            each other, or a number of threads below 1.
         BackendUnavailableError: the device is not available.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -92,8 +93,9 @@ def refine(
         >>> result.changes.voxels_changed
         1
     """
+    check_threads(threads)
     parameters = as_parameters(parameters)
-    logits, image = given_array(logits, "logits"), given_array(image, "image")
+    given, intensities = given_array(logits, "logits"), given_array(image, "image")
     in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
     shared: dict[str, Any] = {
         "spacing": known_spacing(spacing, matters=in_mm),
@@ -105,7 +107,7 @@ def refine(
         "again": again,
     }
     if input_type == "labels":
-        labels = given_label_map(logits, image)
+        labels = given_label_map(given, intensities)
         channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
         num_labels = parameters.num_labels or channels[-1] + 1
         if channels[-1] >= num_labels:
@@ -113,6 +115,6 @@ def refine(
                 f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
                 "parameters for all labels, or merge labels"
             )
-        return refine_label_map(labels, image, channels, num_labels, **shared)
-    check_no_label_map(logits, image, input_type)
-    return refine_channels(logits, image, input_type=input_type, regions=regions, **shared)
+        return refine_label_map(labels, intensities, channels, num_labels, **shared)
+    check_no_label_map(given, intensities, input_type)
+    return refine_channels(given, intensities, input_type=input_type, regions=given_regions(regions), **shared)

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.region_channels import check_channels
-from crfrefine.arrays.region_scheme import RegionScheme, check_regions
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.parameters.region_model import resolve_regions
@@ -39,9 +39,9 @@ def refine_channels(
     channels: NDArray[np.floating[Any]],
     image: NDArray[Any],
     *,
-    spacing: Sequence[float] | float,
+    spacing: ArrayLike,
     parameters: CrfParameters,
-    mask: NDArray[Any] | None = None,
+    mask: ArrayLike | None = None,
     input_type: str = "logits",
     regions: RegionScheme | None = None,
     device: str = "cpu",
@@ -71,7 +71,6 @@ def refine_channels(
         mask = given_array(mask, "mask").astype(np.bool_, copy=False)
     if image.ndim == channels.ndim - 1:
         image = image[None]
-    regions = check_regions(regions)
     check_shapes(channels, image, mask, fewest_channels=2 if regions is None else 1)
     steps = given_spacing(spacing, channels.ndim - 1)
     models = _resolve(parameters, channels, len(image), regions)

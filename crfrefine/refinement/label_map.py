@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
@@ -39,9 +39,9 @@ def refine_label_map(
     channels: Sequence[int],
     num_labels: int,
     *,
-    spacing: Sequence[float] | float,
+    spacing: ArrayLike,
     parameters: CrfParameters,
-    mask: NDArray[Any] | None = None,
+    mask: ArrayLike | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,

@@ -323,6 +323,26 @@ def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     return [without_nonfinite({**asdict(row), "p_holm": p_holm}) for row, p_holm in zip(rows, former, strict=True)]
 
 
+def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
+    """Return the summary as cells of a table, the head first; differences of ratios are in points (hundredths)."""
+    head = [
+        "metric",
+        "region",
+        "method",
+        "n",
+        "undefined",
+        "mean",
+        "median",
+        "difference",
+        "95 % CI",
+        "p",
+        "p (Holm)",
+        "effect",
+        "better/equal/worse",
+    ]
+    return [[*head, "worst case"], *(_cells(row) for row in rows)]
+
+
 def format_p(p_value: float) -> str:
     """Return a p value as people write it: two digits from 0.001 on, one below, such as "3e-12"; empty if undefined."""
     if math.isnan(p_value):
@@ -345,6 +365,25 @@ def _summary_row(method: str, region: str, metric: str, values: NDArray[np.float
         median=float(np.median(defined)) if defined.size else math.nan,
         comparison=comparison,
     )
+
+
+def _cells(row: SummaryRow) -> list[str]:
+    metric = metric_named(row.metric)
+    means = metric.value_text(row.mean), metric.value_text(row.median)
+    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), *means]
+    if row.comparison is None:
+        return cells + [""] * 7
+    comparison = row.comparison
+    return [
+        *cells,
+        metric.difference_text(comparison.mean_difference),
+        metric.interval_text(*comparison.interval),
+        format_p(comparison.p_value),
+        format_p(row.p_adjusted),
+        "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}",
+        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+        f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else "",
+    ]
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class CaseStatus:
         return {"case_id": self.case_id, "part_id": self.part_id, "state": self.state, "output": str(self.output), "reason": self.reason}
 
 
-def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecord | None, first_start: str) -> CaseStatus:
+def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecord | None, first_start: str, parameters: str) -> CaseStatus:
     """Return what is known of a case. Files are not opened: `infer --continue` reads them to their end.
 
     Args:
@@ -67,6 +67,7 @@ def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecor
         label_map: where its label map goes.
         record: its last record, if it has any.
         first_start: time, UTC, from which on a label map without a record is a result of this run; "": any.
+        parameters: of the last run of its part, as text to compare.
     """
     changed = time_of_change(label_map)
     there = changed is not None
@@ -83,6 +84,8 @@ def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecor
     gone = next((path for path in named if not is_there(path)), None)
     if gone is not None:
         return CaseStatus(case_id, part_id, MISSING, label_map, f"{gone} is gone")
+    if record.parameters != parameters:
+        return CaseStatus(case_id, part_id, MISSING, label_map, "refined with other parameters than those of the last run")
     is_changed = values.get("written") is not None and values["written"] != changed
     return CaseStatus(case_id, part_id, DONE, label_map, is_changed=is_changed)
 

@@ -61,6 +61,6 @@ def _command(settings: Mapping[str, Any]) -> str | None:
     words = shlex.split(settings["command_line"] or "")
     if not words:
         return None
-    if "--continue" not in words:
+    if not {"--continue", "--resume"} & set(words):
         words[2:2] = ["--continue"]  # Behind a "--" it would be a folder.
     return go_there(str(settings.get("working_folder") or ""), " ".join(map(quote, words)))

@@ -1,6 +1,6 @@
-"""What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
+"""What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`infer/summary_reading.py` reads the summaries, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
+`infer/summary_reading.py` reads both, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
 the commands; `evaluation.py` reads the summaries of `evaluate`.
 """
 
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
-from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
+from crfrefine.infer.records import note_on_num_labels
+from crfrefine.infer.run_record import records_in
+from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary, refined_with
 from crfrefine.io.files import identities
 from crfrefine.io.paths import is_there
 from crfrefine.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
@@ -21,7 +23,7 @@ from crfrefine.status.evaluation import evaluation_status
 from crfrefine.status.recorded_runs import FoundRun, require_cases
 from crfrefine.status.report import PartStatus, RunStatus, StatusReport
 from crfrefine.status.rest_command import rest_command
-from crfrefine.text import counted, listed
+from crfrefine.text import counted, listed, shorten
 
 SUFFIXES = (".json", LINES_SUFFIX)
 
@@ -30,7 +32,7 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
     """Merge summaries.
 
     Args:
-        paths: summaries, and folders that hold some, such as the output folder of a run.
+        paths: output folders of runs, summaries, and folders that hold some.
 
     Raises:
         InputError: a file is not a summary, or a folder holds none.
@@ -57,7 +59,7 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
 
 
 def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
-    """Return the content of a summary, or of all summaries in a folder; damaged ones there become notes."""
+    """Return the content of a summary, or of all summaries and records of runs in a folder; damaged ones there become notes."""
     if not path.is_dir():
         try:
             return {path: read_summary(path)}
@@ -68,6 +70,7 @@ def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] 
             return {path: other}
     try:
         files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+        files += records_in(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
     found: dict[Path, list[RecordedRun] | RunStatus] = {}
@@ -81,8 +84,9 @@ def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] 
                 found[file] = other
     if not found and not notes:
         raise InputError(
-            f"{path}: holds no summary of `infer`\n  Name the files that --summary wrote. A run without --summary has none: run it again "
-            "with --continue and --summary; what is done is skipped and recorded."
+            f"{path}: holds no record of `infer`\n  Name the output folder of a run, or the files that --summary wrote. A run whose output "
+            "is a file keeps no record,\n  nor did earlier versions: run the command again with --continue; what is done is skipped and "
+            "recorded."
         )
     return found
 
@@ -96,18 +100,14 @@ def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
     """
     last = group[-1]
     label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
-    records: dict[str, PlacedRecord] = {}
-    for found in group:
-        for values in found.run.not_reached:
-            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(found.run, values)))
-        for values in found.run.cases:
-            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(found.run, values))
+    records = _last_records(group)
     num_parts = last.run.num_parts
     own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
     num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
     starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
+    wanted = [_parameters((own.get(part_id) or last).run, {}) for part_id in range(num_used)]
     cases = [
-        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts])
+        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts], wanted[number % num_parts])
         for number, (case_id, path) in enumerate(label_maps.items())
     ]
     parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
@@ -115,9 +115,34 @@ def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
     return RunStatus(output_folder, cases, parts, notes)
 
 
+def _last_records(group: Sequence[FoundRun]) -> dict[str, PlacedRecord]:
+    """Return the last record of each case. A run without --continue does all of its cases again: older records of these are void."""
+    records: dict[str, PlacedRecord] = {}
+    begun = None
+    for found in group:
+        run = found.run
+        # A run may have left two files: its record, and its summary.
+        if not run.head.get("resumed") and (found.started, run.num_parts, run.part_id) != begun:
+            for case_id in list(run.head["all_cases"])[run.part_id :: run.num_parts]:
+                records.pop(case_id, None)
+        begun = (found.started, run.num_parts, run.part_id)
+        for values in run.not_reached:
+            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(run, values)))
+        for values in run.cases:
+            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(run, values))
+    return records
+
+
+def _with_labels(values: Mapping[str, Any], names: object) -> str:
+    """Return the name of a case with the labels that vanished in it."""
+    known = names if isinstance(names, dict) else {}
+    labels = values["vanished_labels"] if isinstance(values["vanished_labels"], list) else []
+    return f"{shorten(values['case_id'], 40)} ({listed([str(known.get(str(label), label)) for label in labels])})"
+
+
 def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
     """Return what a case was refined with, as text to compare."""
-    return json.dumps({**run.head["parameters"], **(values.get("other_parameters") or {})}, sort_keys=True)
+    return json.dumps(refined_with(run, values.get("other_parameters")), sort_keys=True)
 
 
 def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
@@ -162,6 +187,11 @@ def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapp
             f"{counted(len(kept), 'case')} not done, with a label map of an earlier run, which --continue keeps: {listed(kept)}; "
             "to refine these cases again, remove these label maps first"
         )
+    done = [records[case.case_id].values for case in cases if case.state == DONE and case.case_id in records]
+    if vanished := [_with_labels(values, group[-1].run.head.get("label_names")) for values in done if values.get("vanished_labels")]:
+        notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
+    if (note := note_on_num_labels(done)) is not None:
+        notes.append(note)
     kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
     if len(kinds) > 1:
         notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")

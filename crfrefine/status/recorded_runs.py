@@ -52,7 +52,7 @@ def require_cases(run: RecordedRun, path: Path) -> None:
     if not {"all_cases", "inputs", "command", "output_folder", "working_folder", "started"} <= head.keys():
         raise InputError(
             f"{path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
-            "  Run `infer --continue` with the same --summary: what is done is skipped and recorded."
+            "  Run `infer --continue` again: what is done is skipped and recorded."
         )
     texts = [head["output_folder"], head["working_folder"], *head["inputs"], *head["command"]] if _are_lists(head) else [None]
     if not all(map(_can_be_a_name, texts)) or _time(head["started"]) is None:

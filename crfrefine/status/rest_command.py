@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 _FLAG = "--continue"
+_ALIASES = (_FLAG, "--resume")
 _OPTIONS = ("--num-parts", "--part-id", "--summary")
 
 
@@ -66,7 +67,7 @@ def _without_options(arguments: Sequence[str]) -> tuple[list[str], str]:
     words = iter(arguments)
     for word in words:
         name, is_joined, value = word.partition("=")
-        if word == _FLAG:
+        if word in _ALIASES:
             continue
         if name not in _OPTIONS:
             kept.append(word)

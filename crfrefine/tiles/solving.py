@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.engines.base import FeatureOrigin, MeanFieldReport
+from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, of_part
 from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_tiles
 from crfrefine.specs import ModelSpec
@@ -90,8 +90,6 @@ def run_slabs(
     timings: dict[str, float] = {}
     filters: tuple[str, ...] = ()
     for number, slab in enumerate(slabs):
-        if settings.progress is not None:
-            settings.progress("slab", number, len(slabs))
         grid = TileGrid((slab.last - slab.first, *problem.grid.shape[1:]))
         position = (origin.position[0] - slab.first, *origin.position[1:])
         part = dataclasses.replace(
@@ -108,8 +106,10 @@ def run_slabs(
         part_sets = LabelSets(grid, rows_of(sets.domains, slab))
         if not part_sets.active.any():
             continue
-        quiet = dataclasses.replace(settings, progress=None)
-        found = run_tiles(part, pack(part, part_sets, settings.threads, is_direct=is_direct), backend, quiet, is_direct=is_direct)
+        own_settings = dataclasses.replace(settings, progress=of_part(settings.progress, number, len(slabs), "slab"))
+        if own_settings.progress is not None:
+            own_settings.progress("label sets", 0, 1)
+        found = run_tiles(part, pack(part, part_sets, settings.threads, is_direct=is_direct), backend, own_settings, is_direct=is_direct)
         own = np.searchsorted(sets.tiles, [row // TILE[0] * per_row for row in (slab.start, slab.stop + TILE[0] - 1)])
         inner = np.searchsorted(
             part_sets.tiles, [row // TILE[0] * per_row for row in (slab.start - slab.first, slab.stop - slab.first + TILE[0] - 1)]

@@ -12,15 +12,16 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.axes import file_order
+from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.dicom_identity import require_same_identity
+from crfrefine.io.dicom_series import SeriesTemplate
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.segments import named_segments
-from crfrefine.io.series import is_series
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader
 from crfrefine.text import counted
 
@@ -83,12 +84,24 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.VOLUME_SUFFIXES)
-    labels = io.read_labels(header.path, grid=like.header)
+    try:
+        labels = io.read_labels(header.path, grid=like.header)
+    except InputError as error:
+        if not _is_series(header):
+            raise
+        raise InputError(
+            f"{error}\n  A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images."
+        ) from None
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
     # Whole numbers may be those of an image, too, where a scanner has no scaling.
-    kind = "image" if is_series(header.path) else "label map"
+    kind = "image" if _is_series(header) or looks_like_image(labels.data) else "label map"
     return f"{_told(header, kind)} -> {target}: {kind}"
+
+
+def _is_series(header: VolumeHeader) -> bool:
+    """Return whether a file is an image by its format."""
+    return isinstance(header.template, SeriesTemplate)
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
@@ -147,6 +160,11 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     if like is not None and not header.on_same_grid(like):
         raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
     chosen = like or header
+    if require_suffix(target).check_header is not None and not _is_series(chosen):
+        raise InputError(
+            f"{target}: a DICOM segmentation refers to the DICOM series it was made on, and {chosen.path} is {chosen.format}: "
+            "name the folder of that series with --like, or write another format, such as .nii.gz or .seg.nrrd"
+        )
     if chosen.affine is None or chosen.spacing is None:
         if not require_suffix(target).holds_scores_alone:
             raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")

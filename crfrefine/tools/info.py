@@ -17,6 +17,7 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.failures import CaseWork, Causes, Failure
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
+from crfrefine.text import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,12 +85,13 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     return lines
 
 
-def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
+def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
     Args:
         folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
         resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
     """
     from crfrefine.cases.case import read_case_headers
 
@@ -106,6 +108,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
     regions = find_regions(None, [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])] or [folder], notes)
     report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
     num_labels: dict[int, list[str]] = {}
+    told: dict[str, list[str]] = {}
     for path in archives:
         with CaseWork(report.fail, path):
             header = io.read_header(path)
@@ -113,7 +116,8 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
         with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
-            headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
+            reading = ReadingOptions(regions=regions, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+            headers = read_case_headers(files, reading)
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
@@ -124,6 +128,10 @@ def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderRepor
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
             report.cases[files.case_id] = ", ".join(parts)
+            for one in headers.images:
+                for remark in one.remarks:
+                    told.setdefault(remark, []).append(one.path.name)
+    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in told.items())
     if len(num_labels) > 1:
         declared = [number for number in num_labels if number and (number == regions.num_labels or regions.declares(number))]
         usual = max(declared or num_labels, key=lambda number: len(num_labels[number]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.failures import expected_error
+from crfrefine.failures import Causes, expected_error
 
 _MOST_NAMED = 3
 
@@ -46,7 +47,15 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
 
 
 def describe_bad(problems: Sequence[str], num_cases: int, folder: Path) -> str:
-    """Return the message about several cases; the first few are named."""
-    shown = "\n  ".join(problems[:_MOST_NAMED])
-    more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+    """Return the message about several cases: the first ones of the first few causes, and the others with one of these causes."""
+    causes = Causes()
+    first = [problem for problem in problems if causes.is_new(_case_of(problem), problem)]
+    shown = "\n  ".join([*first[:_MOST_NAMED], *causes.others()])
+    more = f"\n  and {len(first) - _MOST_NAMED} more" if len(first) > _MOST_NAMED else ""
     return f"{folder}: {len(problems)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
+
+
+def _case_of(problem: str) -> str:
+    """Return the name of the case that a message begins with; otherwise what it begins with, such as the name of a file."""
+    found = re.match(r"case '([^']*)': ", problem)
+    return problem.partition(":")[0] if found is None else found[1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
-from crfrefine.statistics.verdict import Outcome, Verdict, verdict
+from crfrefine.statistics.verdict import Outcome, Verdict, not_tested, verdict
 from crfrefine.train.methods import (
     ALL_MEASURED,
     DICE,
@@ -32,6 +32,7 @@ from crfrefine.train.methods import (
     TRAINED_RULES,
     MethodValues,
 )
+from crfrefine.train.plan import Plan
 from crfrefine.train.results import Comparison, FoldResult, num_cut_short
 
 _RECALIBRATIONS = (SCALING, SMOOTHING, GUIDED, DICE)
@@ -39,15 +40,20 @@ _RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, D
 _RECALIBRATIONS_RULES = (SCALING_RULES, SMOOTHING_RULES, GUIDED_RULES, DICE_RULES)
 
 
-def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
+def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
     """Return the comparison of the methods on the cases that the folds held out.
 
     Args:
-        folds: together they hold out every case once.
-        seed: seed of the confidence intervals.
+        folds: together they hold out every case once; fewer if the time ran out, and then nothing is tested.
+        plan: of the run; its seed is that of the confidence intervals.
     """
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
+    if len(measured) < plan.num_cases:
+        reason = f"the time ran out before all cases were measured ({len(measured)} of {plan.num_cases})"
+        untested = not_tested(TRAINED, NETWORK, [region.name for region in plan.regions], reason)
+        return Comparison(table, [], [], [], [], untested, untested)
+    seed = plan.options.seed
     pair, pair_of_rules = (
         ResultTable(line for line in table if line.method in methods) for methods in ((LARGEST, TRAINED_LARGEST), (RULES, TRAINED_RULES))
     )
@@ -55,9 +61,7 @@ def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
     read, alone = judge(table, summary, summary_of_largest)
     calibration = _summarize_probabilities(measured, seed)
     change = judge_probabilities(calibration, TRAINED)
-    read, alone = (replace(one, probabilities=change) for one in (read, alone))
-    if num_cut_short(folds):
-        read, alone = (replace(one, sentence=f"the time ran out before the training was finished: {one.sentence}") for one in (read, alone))
+    read, alone = (_of_cut_short(replace(one, probabilities=change), folds) for one in (read, alone))
     return Comparison(
         table=table,
         summary=summary,
@@ -67,6 +71,17 @@ def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
         verdict=read,
         verdict_alone=alone,
     )
+
+
+def _of_cut_short(judged: Verdict, folds: tuple[FoldResult, ...]) -> Verdict:
+    """Return a verdict, or none on trainings that found nothing in the time that they had."""
+    number = num_cut_short(folds)
+    if not number:
+        return judged
+    reason = f"the time ran out before the training was finished in {number} of {len(folds)} folds"
+    if judged.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE):
+        return replace(judged, sentence=f"{judged.sentence} Not all was tried: {reason}.")
+    return replace(judged, outcome=Outcome.NOT_TESTED, sentence=f"Not tested: {reason}.")
 
 
 def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:

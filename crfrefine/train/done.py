@@ -65,7 +65,7 @@ class Done:
 
     Attributes:
         parts: the folds in their order, and the training on all cases.
-        screening: mean Dice of each screened case (row) with each start (column); None: the starts were not tried.
+        screening: mean Dice of each screened case (row) with each start (column), perhaps of the first starts only; None: none was tried.
         training: `Fit.state` of the training in progress; None: there is none.
         seconds: duration of the run so far.
     """

@@ -43,7 +43,7 @@ def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResul
 
 
 def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
-    gains = _gains_held_out(folds)
+    gains = gains_held_out(folds)
     found = [fold for fold in folds if not fold.tuned.fit.is_network]
     if not found or not is_gain(gains):
         network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
@@ -72,7 +72,7 @@ def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: S
     return fit
 
 
-def _gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
+def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
     """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
     gains = []
     for fold in folds:

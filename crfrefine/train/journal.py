@@ -30,7 +30,7 @@ class Journal:
         return self._done
 
     def note_screening(self, screening: list[list[float]]) -> None:
-        """The starts were tried."""
+        """Record the starts that were tried so far."""
         self._done = replace(self._done, screening=screening)
         self.save()
 

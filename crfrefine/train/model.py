@@ -63,8 +63,8 @@ class Model:
         self._device = device
         self._base = parameters
         has_matrix = parameters.compatibility.matrix is not None
-        kind, has_volume = "full" if has_matrix else "potts", True if "volume" in learn else None
-        self.layer = CrfRnn(*sizes, parameters, compatibility=kind, volume=has_volume, learn=tuple(learn))
+        has_volume = True if "volume" in learn else None
+        self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
         if not learn:
             # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
             self.layer.double()

@@ -45,7 +45,7 @@ def describe_origin(result: TrainingResult) -> str:
     final, options = result.final.fit, result.options
     lines = [
         f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.cases.files)} cases, "
-        f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
+        f"{result.num_folds} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.comparison.verdict.sentence}",
     ]
     if result.cases.regions is not None:
@@ -59,7 +59,8 @@ def describe_origin(result: TrainingResult) -> str:
             f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
         )
     if final.is_network:
-        lines.append("No CRF was better than the network alone: all weights are 0, and `infer` returns the network's labels.")
+        when = " in the time that there was" if final.stopped_by_time else ""
+        lines.append(f"No CRF was better than the network alone{when}: all weights are 0, and `infer` returns the network's labels.")
         return _wrapped([*lines, *_rules_lines(result)])
     if final.is_calibration:
         lines.append("No CRF was better than the network recalibrated: all weights are 0; what is learned is temperature and bias.")
@@ -72,7 +73,7 @@ def describe_origin(result: TrainingResult) -> str:
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
         )
     lines += _rules_lines(result)
-    if final.kind == UNTRAINED:
+    if final.kind == UNTRAINED or (final.trained is None and not final.is_calibration):  # the latter: a start, when the time ran out
         return _wrapped(lines)
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
@@ -95,7 +96,8 @@ def _training_lines(result: TrainingResult) -> list[str]:
     if is_part_way(final.kind):
         return [*told, "Part of the way from the preset default to what was trained on all cases, which is not better by more than chance."]
     if final.best_optimizer_step == 0:
-        return [*told, f"The values are those of {final.start}; training on all cases brought nothing better."]
+        more = "" if final.stopped_by_time else "; training on all cases brought nothing better"
+        return [*told, f"The values are those of {final.start}{more}."]
     return [*told, f"Trained on all cases, beginning with {final.start}."]
 
 

@@ -30,6 +30,5 @@ def is_large(case: Case) -> bool:
 
 def on_cases(function: Callable[[int, int], Result], numbers: Sequence[int], workers: Workers, *, one_at_a_time: bool) -> list[Result]:
     """Return `function(number, threads)` of each case, in order."""
-    if one_at_a_time:
-        return [function(number, workers.threads) for number in numbers]
-    return workers.run(function, list(numbers))
+    run = workers.run_one_by_one if one_at_a_time else workers.run
+    return run(function, list(numbers))

@@ -36,7 +36,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "nnunet": None if options.data.nnunet is None else str(options.data.nnunet),
                 "learn": list(options.learn),
                 "loss": options.loss,
-                "num_folds": len(result.folds),
+                "num_folds": result.num_folds,
                 "num_iterations": options.num_optimizer_steps,
                 "seed": options.seed,
                 "max_minutes": options.max_minutes,

@@ -69,12 +69,13 @@ class TrainingResult:
         cases: the cases.
         regions: what was measured.
         base: the model that was started from.
-        folds: of the cross-validation.
-        final: tuned on all cases.
+        folds: of the cross-validation that were measured.
+        final: tuned on all cases, or the best so far if the time ran out.
         comparison: of the methods, on the cases that the folds held out.
         seconds: of the run.
         device: where the CRF was computed.
         threads: CPU threads.
+        num_folds: of the cross-validation; more than `folds` if the time ran out.
     """
 
     options: TrainingOptions
@@ -87,6 +88,7 @@ class TrainingResult:
     seconds: float
     device: str
     threads: int
+    num_folds: int
 
     @property
     def num_cut_short(self) -> int:

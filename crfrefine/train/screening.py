@@ -48,14 +48,18 @@ class Screened:
 
 
 def screen_starts(prepared: Prepared, session: Session) -> Screened:
-    """Try all starts on some cases, unless the journal has the result; all folds use it."""
+    """Try all starts on some cases, but for those that the journal has the results of; all folds use them."""
     starts, material = prepared.starts, prepared.material
     cases = tuple(screened_cases(len(material.crops)))
     dice = session.journal.done.screening
-    if dice is None and len(starts) > NUM_TRAINED:
+    if len(starts) > NUM_TRAINED and (dice is None or len(dice[0]) < len(starts)):
         session.observer.stage_started(f"trying {len(starts)} starts")
-        dice = screen(material, starts, cases, session.workers, lambda count: session.progress.tried(count, len(starts)))
-        session.journal.note_screening(dice)
+
+        def tell(table: list[list[float]]) -> None:
+            session.journal.note_screening(table)
+            session.progress.tried(len(table[0]), len(starts))
+
+        dice = screen(material, starts, cases, session.workers, tell, dice)
     return Screened(starts, cases, dice)
 
 
@@ -65,7 +69,12 @@ def screened_cases(num_cases: int) -> list[int]:
 
 
 def screen(
-    material: Material, starts: Sequence[Start], cases: Sequence[int], workers: Workers, tell: Callable[[int], None]
+    material: Material,
+    starts: Sequence[Start],
+    cases: Sequence[int],
+    workers: Workers,
+    tell: Callable[[list[list[float]]], None],
+    done: list[list[float]] | None = None,
 ) -> list[list[float]]:
     """Return the mean Dice of each case (row) with each start (column).
 
@@ -74,16 +83,16 @@ def screen(
         starts: to be tried.
         cases: to try them on.
         workers: to compute with.
-        tell: called with the number of starts that are done.
+        tell: called with the result so far, after each start.
+        done: an earlier result of the first starts, which are not tried again.
     """
-    columns = []
-    for number, start in enumerate(starts):
+    table: list[list[float]] = done or [[] for _ in cases]
+    for start in starts[len(table[0]) :]:
         model = Model(start.parameters, (), material.sizes, material.device)
         samples = [material.samples[case] for case in cases]
         scores = workers.run_on_device(lambda sample, threads, model=model: model.score(sample, material.loss, threads), samples)  # type: ignore[misc]
-        columns.append([mean_dice(score.confusion, material.regions) for score in scores])
-        tell(number + 1)
-    table: list[list[float]] = np.array(columns).T.tolist()
+        table = [[*row, mean_dice(score.confusion, material.regions)] for row, score in zip(table, scores, strict=True)]
+        tell(table)
     return table
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
+from crfrefine.train.baselines import LARGEST_KINDS, VectorScaling, fit_vector_scaling
 from crfrefine.train.dice_rival import ARGMAX, DiceDecision, tune_decision
+from crfrefine.train.done import Part
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.folds import Split
 from crfrefine.train.guided_filter import UNGUIDED, Guidance
@@ -64,6 +66,21 @@ def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared:
         session.observer.stage_started(f"{plan.part_names[number]}: choosing small-object rules")
         rules = choose_rules_for(fit, split.seen, prepared.material, session.workers)
         session.journal.note_part(number, replace(session.journal.part(number), rules=rules))
-    rivals = prepared.rivals
-    sigma_mm, kind = rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen)
-    return Tuned(fit, scaling, sigma_mm, kind, rules, prepared.guided.best(split.seen), decision)
+    return tuned_so_far(session.journal.part(number), fit, split.seen, plan, prepared)
+
+
+def tuned_so_far(part: Part, fit: FitResult, cases: Sequence[int], plan: Plan, prepared: Prepared | None) -> Tuned:
+    """Return a trained CRF and what is tuned of its rivals; what is not leaves the network as it is.
+
+    Args:
+        part: of the journal, with the rivals that take time.
+        fit: the trained CRF.
+        cases: that it was trained on.
+        plan: of the run.
+        prepared: what all parts share; None: the cases were not read.
+    """
+    scaling = part.scaling or VectorScaling(1.0, (0.0,) * plan.cases.num_channels)
+    if prepared is None:
+        return Tuned(fit, scaling, 0.0, LARGEST_KINDS[0], part.rules)
+    sigma_mm, kind = prepared.rivals.best_sigma_mm(cases), prepared.rivals.best_kind(cases)
+    return Tuned(fit, scaling, sigma_mm, kind, part.rules, prepared.guided.best(cases), part.decision or ARGMAX)

@@ -125,6 +125,7 @@ class Session:
             "has_reference": case.reference is not None,
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
+            "is_as_opened": state.parameters == self._options.inputs.parameters,
             "output": None if self._options.output is None else str(self._options.output),
             **self._described_parameters(state),
         }

@@ -8,5 +8,4 @@
 #SBATCH --signal=B:TERM@60
 set -euo pipefail
 exec crfrefine infer -i "$1" -p "$2" -o "$3" --continue --quiet \
-    --num-parts "$SLURM_ARRAY_TASK_COUNT" --part-id "$SLURM_ARRAY_TASK_ID" \
-    --summary "$3/summary_$SLURM_ARRAY_TASK_ID.jsonl"
+    --num-parts "$SLURM_ARRAY_TASK_COUNT" --part-id "$SLURM_ARRAY_TASK_ID"

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/printed.h"
 #include "cpu/simd.h"
 
 namespace crf {
@@ -61,13 +62,14 @@ void BilateralInput::check_span() const {
     for (int a = 0; a < voxels->num_axes; ++a) {
         const int64_t farthest = std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
         if (static_cast<double>(farthest) * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
-            throw CapacityError("theta_alpha " + std::to_string(theta_alpha[a]) +
-                                " is less than a millionth of the volume's extent; use a larger bandwidth");
+            throw CapacityError("theta_alpha " + printed(theta_alpha[a]) + " is less than a millionth of the volume's extent, " +
+                                std::to_string(voxels->box_shape[a]) + " voxels " + printed(voxels->spacing[a]) +
+                                " apart; use a larger bandwidth, and check the spacing");
     }
     for (size_t m = 0; m < intensity.size(); ++m) {
         const double below = static_cast<double>(lowest[m]) - zero[m], above = static_cast<double>(highest[m]) - zero[m];
         if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] > kLargestFeature)
-            throw CapacityError("theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
+            throw CapacityError("theta_beta " + printed(theta_beta[m]) + " of modality " + std::to_string(m) +
                                 " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
                                 "intensities");
     }

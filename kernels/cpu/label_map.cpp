@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 
+#include "cpu/module_arguments.h"
 #include "cpu/simd.h"
 #include "cpu/thread_pool.h"
 
@@ -69,6 +69,9 @@ void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64
 
 void label_map(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logits, int threads,
                const nb::ndarray<nb::c_contig, nb::device::cpu>& out) {
+    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
+    require(shape_of(out) == grid_shape(logits), "expected a label map on the grid of the logits");
+    require(logits.shape(0) <= (out.dtype() == nb::dtype<uint8_t>() ? 256 : kMostLabels), "expected a type that holds all labels");
     const int num_labels = static_cast<int>(logits.shape(0));
     const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
     const float* from = logits.data();
@@ -81,12 +84,15 @@ void label_map(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& lo
         for_pieces_of_grid(grid_size, threads,
                            [&](int64_t first, int64_t count) { argmax_piece(from, num_labels, grid_size, first, count, to); });
     } else {
-        throw std::invalid_argument("label maps are uint8 or uint16");
+        throw InputError("label maps are uint8 or uint16");
     }
 }
 
 void softmax(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logits, int threads,
              const nb::ndarray<float, nb::c_contig, nb::device::cpu>& out) {
+    require(logits.ndim() > 0 && logits.shape(0) > 0 && logits.shape(0) <= kMostLabels,
+            "expected logits (label, *grid), one label or more");
+    require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
     const int num_labels = static_cast<int>(logits.shape(0));
     const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
     for_pieces_of_grid(grid_size, threads, [&](int64_t first, int64_t count) {
@@ -95,6 +101,7 @@ void softmax(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logi
 }
 
 std::vector<float> channel_ranges(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& channels, int threads) {
+    require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
     const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
     const int64_t grid_size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
     const int64_t num_pieces = (grid_size + kPiece - 1) / kPiece;

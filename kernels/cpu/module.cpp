@@ -1,6 +1,7 @@
 // The Python module: arrays in, arrays out, no rules of the model.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -26,14 +27,19 @@ namespace {
 
 // Of the first kernel. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
+                    const std::vector<double>& spacing, const BilateralArgument& bilateral, const std::vector<double>& theta_gamma,
                     const std::string& normalization, const std::string& filter, int threads, const FloatOut& out) {
+    const std::vector<int64_t> grid = checked_grid(values, mask, spacing);
+    require(image.ndim() > 0 && grid_shape(image) == grid, "expected an image (modality, *grid) on the grid of the values");
+    require(shape_of(out) == shape_of(values), "expected room for the messages in the shape of the values");
+    require(!bilateral.empty() || !theta_gamma.empty(), "expected a kernel");
+    require(values.shape(0) <= kMostLabels, "expected at most 65536 channels");
     const int num_channels = static_cast<int>(values.shape(0));
-    const KernelSpecs specs = make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_channels, 1);
+    const KernelSpecs specs = make_specs(size_of(image), bilateral, theta_gamma, normalization, filter, num_channels, 1);
     nb::gil_scoped_release release;
     ThreadPool pool(threads);
     pool.poll = check_signals;
-    const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
+    const Voxels voxels(grid, spacing, mask_data(mask));
     Workspace workspace;
     const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
                                BuildCallback());
@@ -60,8 +66,11 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
 nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
                            const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
                            int num_filterings) {
+    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
+    require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
+    require(num_channels >= 1 && num_channels <= kMostLabels && num_filterings >= 0, "expected channels, and 0 filterings or more");
     ThreadPool pool(1);
-    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+    const Voxels voxels(grid, spacing, mask_data(mask));
     const BilateralInput input(voxels, on_box_axes(voxels, theta_alpha), theta_beta,
                                channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
     const FilterCosts costs = estimate_costs(input, num_channels, num_filterings);
@@ -76,11 +85,13 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
 // The filter that each appearance kernel would get, and what its memory depends on: the lattice's vertices per voxel, estimated from a few
 // tiles, or the grid's cells; 0 for other filters.
 nb::list plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                      const nb::list& bilateral, const std::string& filter, int num_labels, int num_iterations, int threads) {
-    const KernelSpecs specs = make_specs(bilateral_specs(bilateral), {}, "none", filter, num_labels - 1, num_iterations);
+                      const BilateralArgument& bilateral, const std::string& filter, int num_labels, int num_iterations, int threads) {
+    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
+    require(num_labels >= 2, "expected from 2 to 65536 labels");
+    const KernelSpecs specs = make_specs(size_of(image), bilateral, {}, "none", filter, num_labels - 1, num_iterations);
     ThreadPool pool(threads);
     pool.poll = check_signals;
-    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+    const Voxels voxels(grid, spacing, mask_data(mask));
     nb::list planned;
     for (const KernelSpecs::Bilateral& kernel : specs.bilateral) {
         const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_alpha), kernel.theta_beta,
@@ -95,7 +106,7 @@ nb::list plan_filters(const FloatArray& image, const std::optional<MaskArray>& m
 // The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
-    nb::exception<InputError>(m, "EngineInputError", PyExc_RuntimeError);
+    nb::exception<InputError>(m, "EngineInputError", PyExc_ValueError);
     const nb::exception<std::bad_alloc> memory_error(m, "EngineMemoryError", PyExc_RuntimeError);
     nb::register_exception_translator(
         [](const std::exception_ptr& thrown, void* type) {
@@ -117,7 +128,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     crf::define_errors(m);
     m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
-          "filter"_a, "threads"_a, "out"_a);
+          "filter"_a, "threads"_a, "out"_a.noconvert());
     m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
           "num_channels"_a, "num_filterings"_a);
     m.def("plan_filters", &crf::plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
@@ -125,8 +136,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     crf::define_lattice_passes(m);
     crf::define_kernels(m);
     crf::define_tiles(m);
-    m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
-    m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
+    m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);
     m.def("cpu_level", &crf::cpu_level);
 }

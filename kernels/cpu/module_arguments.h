@@ -1,4 +1,4 @@
-// Argument types of the Python module.
+// Argument types of the Python module, and their checks: what is behind the module trusts sizes, lists and bandwidths.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -6,11 +6,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/errors.h"
 #include "cpu/kernel_set.h"
 
 namespace crf {
@@ -19,11 +21,37 @@ using FloatArray = nanobind::ndarray<const float, nanobind::c_contig, nanobind::
 using FloatOut = nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>;
 using MaskArray = nanobind::ndarray<const bool, nanobind::c_contig, nanobind::device::cpu>;
 
+// Labels are kept in 16 bits where there is one per voxel.
+constexpr int64_t kMostLabels = 1 << 16;
+
+inline void require(bool condition, const char* otherwise) {
+    if (!condition) throw InputError(otherwise);
+}
+
+// `count` finite numbers above 0.
+void require_positive(const std::vector<double>& values, size_t count, const char* otherwise);
+
+template <class Array>
+std::vector<int64_t> shape_of(const Array& array, size_t first_axis = 0) {
+    std::vector<int64_t> shape;
+    for (size_t a = first_axis; a < array.ndim(); ++a) shape.push_back(static_cast<int64_t>(array.shape(a)));
+    return shape;
+}
+
 // The grid shape of (channel, *grid).
 template <class Array>
 std::vector<int64_t> grid_shape(const Array& channels) {
-    std::vector<int64_t> shape;
-    for (size_t a = 1; a < channels.ndim(); ++a) shape.push_back(static_cast<int64_t>(channels.shape(a)));
+    return shape_of(channels, 1);
+}
+
+// The grid shape of (channel, *grid), once mask and spacing fit it. Reads no voxel.
+template <class Array>
+std::vector<int64_t> checked_grid(const Array& channels, const std::optional<MaskArray>& mask, const std::vector<double>& spacing) {
+    require(channels.ndim() >= 2 && channels.shape(0) > 0, "expected channels on a grid, (channel, *grid), one channel or more");
+    const std::vector<int64_t> shape = grid_shape(channels);
+    for (int64_t extent : shape) require(extent <= std::numeric_limits<int32_t>::max(), "expected at most 2^31 - 1 voxels along an axis");
+    require(!mask || shape_of(*mask) == shape, "expected a mask on the grid of the channels");
+    require_positive(spacing, shape.size(), "expected one spacing per axis of the grid, finite and above 0");
     return shape;
 }
 
@@ -42,10 +70,22 @@ std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64
 // Position and intensity of a feature origin.
 using OriginArgument = std::pair<std::vector<int64_t>, std::vector<double>>;
 
-// A list of (theta_alpha, theta_beta), one per bilateral kernel.
-std::vector<KernelSpecs::Bilateral> bilateral_specs(const nanobind::list& bilateral);
+// (theta_alpha, theta_beta) of each bilateral kernel.
+using BilateralArgument = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
 
-KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
+// What is known of the image when the kernels' settings are checked.
+struct ImageSize {
+    size_t num_axes, num_modalities;
+};
+
+template <class Array>
+ImageSize size_of(const Array& image) {
+    return {image.ndim() - 1, image.shape(0)};
+}
+
+void require_bandwidths(const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const ImageSize& image);
+
+KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilateral, const std::vector<double>& theta_gamma,
                        const std::string& normalization, const std::string& filter, int num_channels, int num_iterations,
                        const std::optional<OriginArgument>& origin = std::nullopt);
 

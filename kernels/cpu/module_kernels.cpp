@@ -6,6 +6,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -31,14 +33,19 @@ class Kernels {
     using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
-    Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
-            const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
-            int num_iterations, const std::vector<int>& user_axis, const std::optional<OriginArgument>& origin, int threads,
-            const nb::object& progress)
+    Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+            const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
+            const std::string& filter, int num_labels, int num_iterations, const std::vector<int>& user_axis,
+            const std::optional<OriginArgument>& origin, int threads, const nb::object& progress)
         : image_(image),
-          grid_shape_(grid_shape(image)),
-          num_labels_(num_labels),
-          specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin)) {
+          grid_shape_(checked_grid(image, mask, spacing)),
+          num_modalities_(static_cast<int64_t>(image.shape(0))),
+          num_labels_(checked_count(num_labels)),
+          specs_(make_specs(size_of(image), bilateral, theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin)) {
+        std::vector<int> sorted = user_axis;
+        std::sort(sorted.begin(), sorted.end());
+        for (size_t a = 0; a < sorted.size(); ++a) require(sorted[a] == static_cast<int>(a), "expected each axis of the user once");
+        require(sorted.empty() || sorted.size() == grid_shape_.size(), "expected one axis of the user per axis of the grid");
         nb::gil_scoped_release release;
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads);
@@ -52,6 +59,7 @@ class Kernels {
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
+    const std::vector<int64_t>& grid() const { return grid_shape_; }
     KernelSet<T>& set() const { return *set_; }
     std::vector<std::string> descriptions() const { return descriptions_; }
 
@@ -70,12 +78,13 @@ class Kernels {
                  bool is_last_run, const nb::object& progress, const Out& out) {
         MeanFieldOptions<T> options =
             make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, num_iterations, labels, tile);
+        require(tolerance >= 0, "expected a tolerance of 0 or more");
         options.tolerance = tolerance;
         options.is_last_run = is_last_run;
-        const GridView<const T> from = view_of(logits);
-        const GridView<T> to = dense_view(out.data(), grid_shape(out), grid_shape(out) != grid_shape_);
-        require(to.label_stride == (to.is_box ? voxels_->box_size : voxels_->grid_size) && (!from.is_box || from.shape == to.shape),
-                "expected logits on the grid of the image or on the box of its mask");
+        const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
+        require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
+        const GridView<const T> from = view_of(logits, reads_box);
+        const GridView<T> to = dense_view(out.data(), grid_shape(out), writes_box);
         options.gives_marginals = is_last_run && !to.is_box && num_voxels() == voxels_->grid_size;
         MeanFieldOutcome outcome;
         auto marginals = std::make_unique<Buffer<T>>();
@@ -113,8 +122,10 @@ class Kernels {
         const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
         double temperature, double damping, const std::vector<T>& bias, const Volume& volume, const std::optional<LabelArray>& labels,
         const std::vector<int64_t>& tile, const Out& out, const Out& record) {
-        const MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, bias, volume,
-                                                         num_steps(record.shape(0), volume), labels, tile);
+        const MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, num_steps(record, volume), labels, tile);
+        require_whole(logits);
+        require_whole(out);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         nb::gil_scoped_release release;
@@ -136,11 +147,18 @@ class Kernels {
                       const std::vector<int64_t>& tile, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
         const MeanFieldOptions<T> options =
             make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, static_cast<int>(step.size()), labels, tile);
-        require(num_steps(record.shape(0), volume) == static_cast<int>(step.size()) &&
-                    (!options.keeps_volumes() || volume_bias.size() == step.size()) &&
-                    static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
-                    static_cast<int64_t>(record.shape(2)) == num_voxels(),
-                "the record was not produced by forward() with these weights");
+        require(
+            num_steps(record, volume) == static_cast<int>(step.size()) &&
+                (!options.keeps_volumes() || (volume_bias.size() == step.size() &&
+                                              std::all_of(volume_bias.begin(), volume_bias.end(),
+                                                          [&](const auto& of_step) { return of_step.size() == size_t(num_labels_); }))) &&
+                static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
+            "the record was not produced by forward() with these weights");
+        require_whole(logits);
+        require_whole(gradient);
+        require_whole(grad_logits);
+        require(!grad_image || (grid_shape(*grad_image) == grid_shape_ && static_cast<int64_t>(grad_image->shape(0)) == num_modalities_),
+                "expected room for the gradient in the shape of the image");
         MeanFieldGradients gradients;
         {
             nb::gil_scoped_release release;
@@ -165,11 +183,34 @@ class Kernels {
     }
 
    private:
-    GridView<const T> view_of(const PartOfArray& channels) const {
+    static int checked_count(int num_labels) {
+        require(num_labels >= 2 && num_labels <= kMostLabels, "expected from 2 to 65536 labels");
+        return num_labels;
+    }
+
+    // Channels of all labels on the box of the mask; else they are on the whole grid.
+    template <class Channels>
+    bool is_on_box(const Channels& channels) const {
+        require(channels.ndim() == grid_shape_.size() + 1 && static_cast<int64_t>(channels.shape(0)) == num_labels_,
+                "expected an array (label, *grid) of the labels that the kernels were built for");
+        const std::vector<int64_t> shape = grid_shape(channels);
+        if (shape == grid_shape_) return false;
+        std::vector<int64_t> box(grid_shape_.size(), 1);
+        for (int a = 0; a < voxels_->num_axes; ++a) box[voxels_->source_axis[a]] = voxels_->box_shape[a];
+        require(shape == box, "expected logits on the grid of the image or on the box of its mask");
+        return true;
+    }
+
+    template <class Channels>
+    void require_whole(const Channels& channels) const {
+        require(!is_on_box(channels), "expected logits on the grid of the image");
+    }
+
+    GridView<const T> view_of(const PartOfArray& channels, bool is_box) const {
         const std::vector<int64_t> shape = grid_shape(channels);
         require(channels.stride(channels.ndim() - 1) == 1 || shape.back() == 1,
                 "the voxels of a row of the logits do not follow one another");
-        GridView<const T> view{channels.data(), shape != grid_shape_, channels.stride(0), shape, {}};
+        GridView<const T> view{channels.data(), is_box, channels.stride(0), shape, {}};
         for (size_t a = 1; a < channels.ndim(); ++a) view.stride.push_back(channels.stride(a));
         return view;
     }
@@ -179,20 +220,25 @@ class Kernels {
         image_ = Array();
     }
 
-    static void require(bool condition, const char* otherwise) {
-        if (!condition) throw InputError(otherwise);
-    }
-
     // With a volume term, the marginals after the last step are recorded, too.
-    static int num_steps(size_t num_recorded, const Volume& volume) {
-        return static_cast<int>(num_recorded) - (std::get<0>(volume) < std::numeric_limits<double>::infinity() ? 1 : 0);
+    static int num_steps(const auto& record, const Volume& volume) {
+        require(record.ndim() == 3, "expected a record (steps, channels, voxels)");
+        return static_cast<int>(record.shape(0)) - (std::get<0>(volume) < std::numeric_limits<double>::infinity() ? 1 : 0);
     }
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                                      double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
                                      int num_iterations, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
         require(!is_spent_, "these kernels have had their last run; build them anew");
-        require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
+        const int num_all = labels ? num_labels_of(compatibility) : num_labels_;
+        require(static_cast<int64_t>(compatibility.size()) == int64_t{num_all} * num_all, "expected one penalty per pair of labels");
+        require(weights.size() == set_->kernels.size() &&
+                    std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_all; }),
+                "expected one list of weights per kernel, with one weight per label");
+        require(num_iterations >= 0, "expected 0 iterations or more");
+        require(std::isfinite(temperature) && static_cast<T>(temperature) > 0, "expected a temperature that is finite and above 0");
+        require(damping >= 0 && damping < 1, "expected a damping from 0 to less than 1");
+        require(std::get<0>(volume) >= 0, "expected a slack of 0 or more");
         MeanFieldOptions<T> options;
         options.num_labels = num_labels_;
         options.weight = weights;
@@ -210,14 +256,30 @@ class Kernels {
             options.volume_part.assign(part->data(), part->data() + part->size());
         }
         require(!labels || !options.keeps_volumes(), "labels that share channels have no volumes");
-        require(bias.empty() || bias.size() * bias.size() == compatibility.size(), "expected one bias per label");
+        require(bias.empty() || static_cast<int>(bias.size()) == num_all, "expected one bias per label");
         options.watch_energy = energy_is_lowered(specs_.normalization);
         if (labels) {
-            int num_all = 0;
-            while (static_cast<size_t>(num_all) * num_all < compatibility.size()) ++num_all;
+            require_table(*labels, tile, num_all);
             options.channel_labels = std::make_shared<ChannelLabels>(*voxels_, grid_shape_, tile, labels->data(), num_labels_, num_all);
         }
         return options;
+    }
+
+    static int num_labels_of(const std::vector<T>& compatibility) {
+        int num_all = 0;
+        while (static_cast<size_t>(num_all) * num_all < compatibility.size()) ++num_all;
+        return num_all;
+    }
+
+    // The label of each channel in each tile.
+    void require_table(const LabelArray& labels, const std::vector<int64_t>& tile, int num_all) const {
+        std::vector<int64_t> shape{num_labels_};
+        require(tile.size() == grid_shape_.size() && std::all_of(tile.begin(), tile.end(), [](int64_t extent) { return extent > 0; }),
+                "expected one extent of a tile per axis of the grid, above 0");
+        for (size_t a = 0; a < tile.size(); ++a) shape.push_back((grid_shape_[a] - 1) / tile[a] + 1);
+        require(shape_of(labels) == shape, "expected a table (channel, *tiles) of labels");
+        require(std::all_of(labels.data(), labels.data() + labels.size(), [&](int32_t label) { return label < num_all; }),
+                "expected labels that have weights and penalties");
     }
 
     // Intensities first, then all axes of the grid; the bandwidths of axes with one voxel have no effect.
@@ -231,6 +293,7 @@ class Kernels {
 
     Array image_;  // the source of the features; given up before the last run
     const std::vector<int64_t> grid_shape_;
+    const int64_t num_modalities_;
     bool is_spent_ = false;
     const int num_labels_;
     const KernelSpecs specs_;
@@ -245,7 +308,7 @@ template <class T>
 void define_class(nb::module_& m, const char* name) {
     using K = Kernels<T>;
     nb::class_<K>(m, name)
-        .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
+        .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const BilateralArgument&,
                       const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&,
                       const std::optional<OriginArgument>&, int, const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
@@ -253,17 +316,28 @@ void define_class(nb::module_& m, const char* name) {
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
         .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a,
-             "labels"_a.none(), "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
+             "labels"_a.none(), "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a.noconvert())
         .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
-             "volume"_a, "labels"_a.none(), "tile"_a, "out"_a, "record"_a)
+             "volume"_a, "labels"_a.none(), "tile"_a, "out"_a.noconvert(), "record"_a.noconvert())
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "volume_bias"_a, "gradient"_a, "weights"_a, "compatibility"_a,
              "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a,
-             "grad_logits"_a, "grad_image"_a.none());
+             "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
 }
 
 }  // namespace
 
-KernelSet<float>& kernel_set_of(const nb::handle& kernels) { return nb::cast<const Kernels<float>&>(kernels).set(); }
+namespace {
+
+const Kernels<float>& single_kernels(const nb::handle& kernels) {
+    require(nb::isinstance<Kernels<float>>(kernels), "expected an object of Kernels32");
+    return nb::cast<const Kernels<float>&>(kernels);
+}
+
+}  // namespace
+
+KernelSet<float>& kernel_set_of(const nb::handle& kernels) { return single_kernels(kernels).set(); }
+
+std::vector<int64_t> grid_of(const nb::handle& kernels) { return single_kernels(kernels).grid(); }
 
 void define_kernels(nb::module_& m) {
     define_class<float>(m, "Kernels32");

@@ -118,8 +118,10 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
 
 nb::dict lattice_passes(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
                         const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int threads) {
+    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
+    require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
     ThreadPool pool(threads);
-    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+    const Voxels voxels(grid, spacing, mask_data(mask));
     const BilateralInput input(voxels, on_box_axes(voxels, theta_alpha), theta_beta,
                                channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
     return with_key_space(input, [&](const auto& geometry, const auto& space) { return run_passes(input, geometry, space, pool); });

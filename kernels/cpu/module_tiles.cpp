@@ -7,11 +7,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "cpu/errors.h"
 #include "cpu/module_arguments.h"
 #include "cpu/module_kernels.h"
+#include "cpu/module_tile_arguments.h"
 #include "cpu/tile_labels.h"
 #include "cpu/tile_mean_field.h"
 #include "cpu/tiles.h"
@@ -22,13 +25,6 @@ using namespace nb::literals;
 namespace crf {
 
 namespace {
-
-using Stored = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // float32 or float16; uint8 or uint16
-using Writable = nb::ndarray<nb::c_contig, nb::device::cpu>;
-using TileList = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Table = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 
 bool is_half(const Stored& values) {
     return values.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && values.dtype().bits == 16;
@@ -54,14 +50,22 @@ void with_labels(const Stored& values, Body&& body) {
 class Tiles {
    public:
     Tiles(const std::array<int64_t, 3>& shape, const std::array<int64_t, 3>& tile, int threads)
-        : tiling_({shape[0], shape[1], shape[2]}, {tile[0], tile[1], tile[2]}), threads_(threads) {}
+        : tiling_(checked_tiling(shape, tile)), threads_(threads) {}
 
     void survey(const Stored& values, int64_t first_plane, int label, bool is_probability, float bias, float inverse_temperature,
                 const std::optional<MaskArray>& mask, const Out<float>& log_sum, const Out<float>& best, const Out<uint16_t>& labels,
                 const Out<bool>& is_equal, const std::optional<Out<float>>& best_biased, const Out<float>& tile_margin) const {
+        const int64_t num_planes = checked_planes(values, tiling_);
+        require(num_planes > 0 && first_plane >= 0 && first_plane <= tiling_.shape[0] - num_planes, "expected planes of the grid");
+        require(label >= 0 && label < kMostLabels, "expected a label from 0 to 65535");
+        for (const Out<float>* array : {&log_sum, &best}) require_grid(*array, tiling_);
+        require_grid(labels, tiling_);
+        require_grid(is_equal, tiling_);
+        require_grid(mask, tiling_);
+        if (best_biased) require_grid(*best_biased, tiling_);
+        require_size(tile_margin, tiling_.num_tiles(), "expected room for one margin per tile");
         float* const biased = best_biased ? best_biased->data() : nullptr;
         const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), biased, inverse_temperature, bias};
-        const int64_t num_planes = static_cast<int64_t>(values.shape(0));
         with_stored(values, [&](const auto* data) {
             run([&](ThreadPool& pool) {
                 survey_channel(tiling_, data, first_plane, num_planes, label, {is_probability}, mask_data(mask), state, tile_margin.data(),
@@ -73,6 +77,10 @@ class Tiles {
     void margins(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float bias,
                  float inverse_temperature, const std::optional<MaskArray>& mask, const Out<float>& log_sum,
                  const Out<float>& margin) const {
+        require_source(values, is_whole_grid, tiles);
+        require_grid(mask, tiling_);
+        require_grid(log_sum, tiling_);
+        require_size(margin, static_cast<int64_t>(tiles.size()), "expected room for one margin per tile");
         const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
         with_stored(values, [&](const auto* data) {
             run([&](ThreadPool& pool) {
@@ -82,6 +90,10 @@ class Tiles {
     }
 
     void gather(const Stored& values, const TileList& tiles, const Writable& out) const {
+        require_source(values, true, tiles);
+        require_size(out, static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels(), "expected room for the voxels of the tiles");
+        require(out.dtype() == values.dtype() && (is_half(values) || values.dtype() == nb::dtype<float>()),
+                "expected float32 or float16, and room for the same type");
         run([&](ThreadPool& pool) {
             const int64_t count = static_cast<int64_t>(tiles.shape(0));
             if (is_half(values)) {
@@ -95,6 +107,8 @@ class Tiles {
 
     void fill_entries(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, const TileList& entries,
                       const FloatOut& out) const {
+        require_source(values, is_whole_grid, tiles);
+        require_entries(tiles, entries, out, tiling_);
         with_stored(values, [&](const auto* data) {
             run([&](ThreadPool& pool) {
                 crf::fill_entries(tiling_, source(data, is_whole_grid, tiles), {is_probability}, entries.data(), out.data(), pool);
@@ -103,16 +117,31 @@ class Tiles {
     }
 
     void mark_near(const Stored& label_map, const std::array<int64_t, 3>& reach, const Out<uint8_t>& near) const {
+        require_grid(label_map, tiling_);
+        require_reach(reach);
+        const int64_t num_labels = static_cast<int64_t>(near.size()) / tiling_.num_tiles();
+        require_size(near, num_labels * tiling_.num_tiles(), "expected room for one mark per label and tile");
         with_labels(label_map, [&](const auto* data) {
-            run([&](ThreadPool& pool) { mark_tiles_near_labels(tiling_, data, {reach[0], reach[1], reach[2]}, near.data(), pool); });
+            run([&](ThreadPool& pool) {
+                mark_tiles_near_labels(tiling_, data, {reach[0], reach[1], reach[2]}, num_labels, near.data(), pool);
+            });
         });
     }
 
     // logits: of the label at its own voxels, near them, and elsewhere.
     void fill_labels(const Stored& label_map, int64_t first_plane, int label, const std::array<int64_t, 3>& reach,
                      const std::array<float, 3>& logits, const TileList& tiles, const TileList& entries, const FloatOut& out) const {
+        const int64_t num_planes = checked_planes(label_map, tiling_);
+        require(first_plane >= 0 && first_plane <= num_planes - tiling_.shape[0], "expected a label map with the planes of the grid");
+        require_reach(reach);
+        int64_t size = 1;
+        for (int a = 0; a < 3; ++a) {
+            require(reach[a] <= (kLargestNeighborhood / size - tiling_.tile[a]) / 2, "expected a shorter reach");
+            size *= tiling_.tile[a] + 2 * reach[a];
+        }
+        require_entries(tiles, entries, out, tiling_);
         with_labels(label_map, [&]<class Label>(const Label* data) {
-            const LabelPlanes<Label> map{data, static_cast<int64_t>(label_map.shape(0)), first_plane};
+            const LabelPlanes<Label> map{data, num_planes, first_plane};
             run([&](ThreadPool& pool) {
                 fill_label_entries(tiling_, map, label, {reach[0], reach[1], reach[2]}, {logits[0], logits[1], logits[2]}, tiles.data(),
                                    static_cast<int64_t>(tiles.shape(0)), entries.data(), out.data(), pool);
@@ -121,6 +150,13 @@ class Tiles {
     }
 
    private:
+    // The whole grid, or the voxels of the tiles one after the other.
+    void require_source(const Stored& values, bool is_whole_grid, const TileList& tiles) const {
+        require_tiles(tiles, tiling_);
+        const int64_t size = is_whole_grid ? tiling_.num_voxels() : static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels();
+        require_size(values, size, "expected the voxels of the grid, or those of the tiles");
+    }
+
     template <class T>
     static TileSource<T> source(const T* values, bool is_whole_grid, const TileList& tiles) {
         return {values, is_whole_grid, tiles.data(), static_cast<int64_t>(tiles.shape(0))};
@@ -151,7 +187,7 @@ class LabelSets {
           first_entry_(first_entry),
           label_(label),
           settled_(settled),
-          set_{Tiling({shape[0], shape[1], shape[2]}, {tile[0], tile[1], tile[2]}),
+          set_{checked_tiling(shape, tile),
                mask_data(mask),
                static_cast<int64_t>(active.shape(0)),
                active.data(),
@@ -160,6 +196,7 @@ class LabelSets {
                settled.data(),
                {}},
           threads_(threads) {
+        require_sets();
         set_.index.assign(set_.tiling.num_tiles(), -1);
         for (int64_t i = 0; i < set_.num_active; ++i) set_.index[set_.active[i]] = i;
     }
@@ -169,12 +206,24 @@ class LabelSets {
     // theta_beta, or empty. exceeds: (entry) set to 1 where a label was above `threshold`, after any step, within `reach` of a tile where
     // it takes no part although `may_matter` (label, tile) says that it might; None: no such check.
     nb::dict run(const nb::object& kernels32, int num_channels, const Labels& of_entry, const Labels& of_settled, const FloatArray& image,
-                 const std::vector<std::pair<std::vector<double>, std::vector<double>>>& bilateral, const std::vector<double>& spatial,
-                 const std::string& normalization, const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility,
-                 bool is_potts, double temperature, double damping, int num_iterations, double tolerance,
+                 const BilateralArgument& bilateral, const std::vector<double>& spatial, const std::string& normalization,
+                 const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts, double temperature,
+                 double damping, int num_iterations, double tolerance,
                  const nb::ndarray<const LaneMask, nb::c_contig, nb::device::cpu>& open, int64_t num_voxels, const nb::object& progress,
                  const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter,
                  const std::array<int64_t, 3>& reach, double threshold, const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
+        KernelSet<float>* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
+        require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility);
+        require_images(image, bilateral, spatial);
+        if (built) require_channels(grid_of(kernels32), num_channels, of_entry, of_settled);
+        require(std::isfinite(temperature) && static_cast<float>(temperature) > 0, "expected a temperature that is finite and above 0");
+        require(damping >= 0 && damping < 1 && tolerance >= 0, "expected a damping from 0 to less than 1, and a tolerance of 0 or more");
+        require(num_iterations >= 0 && num_voxels > 0, "expected 0 iterations or more, and voxels");
+        require_open(open);
+        require_values(logits);
+        require_values(out);
+        require_reach(reach);
+        if (may_matter) require_borders(*may_matter, exceeds);
         MeanFieldOptions<float> options;
         options.num_labels = static_cast<int>(weights.front().size());
         options.weight = weights;
@@ -190,7 +239,6 @@ class LabelSets {
         options.watch_energy = energy_is_lowered(kind) && (may_matter || !(options.is_potts && options.last_is_implied()));
         const std::function<void(int, int)> report_build = reporter(progress, "build"), report_step = reporter(progress, "mean field");
         MeanFieldOutcome outcome;
-        KernelSet<float>* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool([&](ThreadPool& pool) {
             const BlockCache cache;
@@ -226,18 +274,27 @@ class LabelSets {
     // `may_matter` (label, tile) says that it might. values: (entry, voxel of a tile), refined logits.
     void check(const FloatArray& values, const MaskArray& may_matter, const std::array<int64_t, 3>& reach, double threshold,
                const Out<uint8_t>& flags) const {
+        require_values(values);
+        require_borders(may_matter, flags);
+        require_reach(reach);
         run_pool([&](ThreadPool& pool) {
             check_entries(set_, values.data(), may_matter.data(), {reach[0], reach[1], reach[2]}, threshold, flags.data(), pool);
         });
     }
 
     void open_voxels(const FloatArray& logits, float temperature, float settled, bool whole_rows, const Out<LaneMask>& open) const {
+        require_values(logits);
+        require_size(open, num_rows(), "expected room for the voxels of one row of an active tile each");
         run_pool([&](ThreadPool& pool) { find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(), pool); });
     }
 
     void decode(const FloatArray& values, const Writable& label_map) const {
+        require_values(values);
+        require_grid(label_map, set_.tiling);
+        const bool is_short = label_map.dtype() == nb::dtype<uint8_t>();
+        require((is_short && most_ < 256) || label_map.dtype() == nb::dtype<uint16_t>(), "expected uint8 or uint16, and all labels to fit");
         run_pool([&](ThreadPool& pool) {
-            if (label_map.dtype() == nb::dtype<uint8_t>()) {
+            if (is_short) {
                 decode_entries(set_, values.data(), static_cast<uint8_t*>(label_map.data()), pool);
             } else {
                 decode_entries(set_, values.data(), static_cast<uint16_t*>(label_map.data()), pool);
@@ -246,6 +303,70 @@ class LabelSets {
     }
 
    private:
+    int64_t num_rows() const { return set_.num_active * (set_.tiling.tile_voxels() / kLanes); }
+
+    // Numbers of tiles and of entries ascend, and each tile has one label or more. Notes the largest label.
+    void require_sets() {
+        const Tiling& tiling = set_.tiling;
+        require_grid(mask_, tiling);
+        require_tiles(active_, tiling);
+        require_size(settled_, tiling.num_tiles(), "expected one settled label per tile, -1 where there is none");
+        require_size(first_entry_, set_.num_active + 1, "expected the first entry of each active tile, and the number of entries");
+        require(set_.first_entry[0] == 0 && set_.num_entries() == static_cast<int64_t>(label_.size()), "expected one label per entry");
+        for (int64_t i = 0; i < set_.num_active; ++i)
+            require(set_.first_entry[i] < set_.first_entry[i + 1] && (i == 0 || set_.active[i - 1] < set_.active[i]),
+                    "expected ascending tiles, each with entries");
+        for (int64_t e = 0; e < set_.num_entries(); ++e) {
+            require(set_.label[e] >= 0 && set_.label[e] < kMostLabels, "expected labels from 0 to 65535");
+            most_ = std::max(most_, set_.label[e]);
+        }
+        const int32_t* const settled = set_.settled;
+        require(std::all_of(settled, settled + tiling.num_tiles(), [](int32_t label) { return label >= -1 && label < kMostLabels; }),
+                "expected settled labels from -1 to 65535");
+    }
+
+    void require_values(const auto& values) const {
+        require_size(values, set_.num_entries() * set_.tiling.tile_voxels(), "expected one value per entry and voxel of a tile");
+    }
+
+    void require_borders(const MaskArray& may_matter, const Out<uint8_t>& flags) const {
+        require(static_cast<int64_t>(may_matter.size()) >= (most_ + 1) * set_.tiling.num_tiles(), "expected one mark per label and tile");
+        require_size(flags, set_.num_entries(), "expected room for one flag per entry");
+    }
+
+    void require_model(size_t num_kernels, const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility) const {
+        require(!weights.empty() && weights.size() == num_kernels, "expected one list of weights per kernel, and a kernel");
+        const size_t num_labels = weights.front().size();
+        require(num_labels > static_cast<size_t>(most_) &&
+                    std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return own.size() == num_labels; }),
+                "expected one weight per label");
+        require(compatibility.size() == num_labels * num_labels, "expected one penalty per pair of labels");
+    }
+
+    void require_images(const FloatArray& image, const BilateralArgument& bilateral, const std::vector<double>& spatial) const {
+        require(image.ndim() > 0, "expected an image (modality, *grid)");
+        require_size(image, static_cast<int64_t>(image.shape(0)) * set_.tiling.num_voxels(), "expected an image (modality, *grid)");
+        require_bandwidths(bilateral, spatial, {3, image.shape(0)});
+    }
+
+    void require_channels(std::vector<int64_t> grid, int num_channels, const Labels& of_entry, const Labels& of_settled) const {
+        grid.insert(grid.begin(), grid.size() < 3 ? 3 - grid.size() : 0, 1);
+        require(std::equal(grid.begin(), grid.end(), set_.tiling.shape, set_.tiling.shape + 3),
+                "expected kernels of the grid of the tiles");
+        require(num_channels >= 1 && num_channels <= kMostLabels, "expected a channel");
+        require_size(of_entry, set_.num_entries(), "expected one channel per entry");
+        require_size(of_settled, set_.tiling.num_tiles(), "expected one channel per tile, -1 where it is not settled");
+    }
+
+    // Voxels beyond the end of the grid are never open.
+    void require_open(const nb::ndarray<const LaneMask, nb::c_contig, nb::device::cpu>& open) const {
+        require_size(open, num_rows(), "expected the open voxels of one row of an active tile each");
+        const TileSet whole{set_.tiling, nullptr, 0, nullptr, nullptr, nullptr, nullptr, {}};
+        const int64_t rows = set_.tiling.tile_voxels() / kLanes;
+        for (int64_t i = 0; i < num_rows(); ++i)
+            require((open.data()[i] & ~lanes_inside(whole, set_.active[i / rows], i % rows)) == 0, "expected open voxels of the grid");
+    }
+
     template <class Body>
     void run_pool(Body&& body) const {
         nb::gil_scoped_release release;
@@ -259,6 +380,7 @@ class LabelSets {
     const Labels label_, settled_;
     TileSet set_;
     int threads_;
+    int32_t most_ = 0;  // the largest label
 };
 
 }  // namespace
@@ -270,22 +392,24 @@ void define_tiles(nb::module_& m) {
              "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a, "settled"_a, "threads"_a)
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
              "spatial"_a, "normalization"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
-             "tolerance"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a, "may_matter"_a.none(), "reach"_a,
-             "threshold"_a, "exceeds"_a, "unsent"_a, "has_room"_a)
-        .def("check", &LabelSets::check, "values"_a, "may_matter"_a, "reach"_a, "threshold"_a, "flags"_a)
-        .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a, "whole_rows"_a, "open"_a)
-        .def("decode", &LabelSets::decode, "values"_a, "label_map"_a);
+             "tolerance"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(), "may_matter"_a.none(),
+             "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a, "has_room"_a)
+        .def("check", &LabelSets::check, "values"_a, "may_matter"_a, "reach"_a, "threshold"_a, "flags"_a.noconvert())
+        .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a, "whole_rows"_a, "open"_a.noconvert())
+        .def("decode", &LabelSets::decode, "values"_a, "label_map"_a.noconvert());
     nb::class_<Tiles>(m, "Tiles")
         .def(nb::init<const std::array<int64_t, 3>&, const std::array<int64_t, 3>&, int>(), "shape"_a, "tile"_a, "threads"_a)
         .def("survey", &Tiles::survey, "values"_a, "first_plane"_a, "label"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a,
-             "mask"_a.none(), "log_sum"_a, "best"_a, "labels"_a, "is_equal"_a, "best_biased"_a.none(), "tile_margin"_a)
+             "mask"_a.none(), "log_sum"_a.noconvert(), "best"_a.noconvert(), "labels"_a.noconvert(), "is_equal"_a.noconvert(),
+             "best_biased"_a.noconvert().none(), "tile_margin"_a.noconvert())
         .def("margins", &Tiles::margins, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a,
-             "mask"_a.none(), "log_sum"_a, "margin"_a)
-        .def("gather", &Tiles::gather, "values"_a, "tiles"_a, "out"_a)
-        .def("fill_entries", &Tiles::fill_entries, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "entries"_a, "out"_a)
-        .def("mark_near", &Tiles::mark_near, "label_map"_a, "reach"_a, "near"_a)
+             "mask"_a.none(), "log_sum"_a, "margin"_a.noconvert())
+        .def("gather", &Tiles::gather, "values"_a, "tiles"_a, "out"_a.noconvert())
+        .def("fill_entries", &Tiles::fill_entries, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "entries"_a,
+             "out"_a.noconvert())
+        .def("mark_near", &Tiles::mark_near, "label_map"_a, "reach"_a, "near"_a.noconvert())
         .def("fill_labels", &Tiles::fill_labels, "label_map"_a, "first_plane"_a, "label"_a, "reach"_a, "logits"_a, "tiles"_a, "entries"_a,
-             "out"_a);
+             "out"_a.noconvert());
 }
 
 }  // namespace crf

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/errors.h"
 #include "cpu/tile_set.h"
 
 namespace crf {
@@ -57,7 +58,8 @@ void widen(const Tiling& tiling, const Neighborhood& around, Occurrence& found) 
 }  // namespace
 
 template <class Label>
-void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3], uint8_t* near, ThreadPool& pool) {
+void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3], int64_t num_labels, uint8_t* near,
+                            ThreadPool& pool) {
     const int64_t num_tiles = tiling.num_tiles();
     pool.run(num_tiles, [&](int64_t tile, int) {
         std::vector<LabelBox<Label>> boxes;
@@ -76,6 +78,7 @@ void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const 
                 }
             }
         for (const LabelBox<Label>& box : boxes) {
+            if (box.label >= num_labels) throw InputError("a label map holds a label that has no channel");
             int64_t low[3], high[3];
             for (int a = 0; a < 3; ++a) {
                 low[a] = std::max<int64_t>(0, box.low[a] - reach[a]) / tiling.tile[a];
@@ -127,8 +130,8 @@ void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int
     });
 }
 
-template void mark_tiles_near_labels(const Tiling&, const uint8_t*, const int64_t (&)[3], uint8_t*, ThreadPool&);
-template void mark_tiles_near_labels(const Tiling&, const uint16_t*, const int64_t (&)[3], uint8_t*, ThreadPool&);
+template void mark_tiles_near_labels(const Tiling&, const uint8_t*, const int64_t (&)[3], int64_t, uint8_t*, ThreadPool&);
+template void mark_tiles_near_labels(const Tiling&, const uint16_t*, const int64_t (&)[3], int64_t, uint8_t*, ThreadPool&);
 template void fill_label_entries(const Tiling&, const LabelPlanes<uint8_t>&, int, const int64_t (&)[3], const LabelLogits&, const int64_t*,
                                  int64_t, const int64_t*, float*, ThreadPool&);
 template void fill_label_entries(const Tiling&, const LabelPlanes<uint16_t>&, int, const int64_t (&)[3], const LabelLogits&, const int64_t*,

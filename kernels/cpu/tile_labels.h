@@ -21,10 +21,11 @@ struct LabelLogits {
     float own, near, absent;
 };
 
-// near: (label, tile) set to 1 for the tiles that reach a label: those with a voxel in the box of the label's voxels of some tile,
-// widened by `reach`. It is set wherever a voxel has the label within reach, and in few other tiles.
+// near: (label, tile), for labels below num_labels, set to 1 for the tiles that reach a label: those with a voxel in the box of the label's
+// voxels of some tile, widened by `reach`. It is set wherever a voxel has the label within reach, and in few other tiles.
 template <class Label>
-void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3], uint8_t* near, ThreadPool& pool);
+void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3], int64_t num_labels, uint8_t* near,
+                            ThreadPool& pool);
 
 // Writes the logits of a label in some tiles, one tile after the other at the places of their entries, as `fill_entries` does. A voxel is
 // near a label if the label occurs up to `reach` voxels away along each axis.

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
+
+#include "cpu/printed.h"
 
 namespace crf {
 
@@ -16,6 +19,20 @@ constexpr double kLargestSquare = kTruncationRadius * kTruncationRadius * (1 + k
 // More rows than these are not worth counting: such a window is far too large for any use.
 constexpr double kMostRows = 1e6;
 
+// A list of more pairs would take over 250 MB, and their sums days.
+constexpr double kMostPairs = 1e6;
+
+void require_few_pairs(const BilateralInput& input) {
+    if (num_window_pairs(input) <= kMostPairs) return;
+    std::string theta, spacing;
+    for (int a = 0; a < input.voxels->num_axes; ++a) {
+        theta += (a ? " x " : "") + printed(input.theta_alpha[a]);
+        spacing += (a ? " x " : "") + printed(input.voxels->spacing[a]);
+    }
+    throw CapacityError("a truncated sum with theta_alpha " + theta + " on voxels of " + spacing +
+                        " visits over a million pairs for each voxel; use a smaller bandwidth, or mean_field.filter = \"auto\"");
+}
+
 }  // namespace
 
 int64_t window_radius(double sigma, int64_t extent) {
@@ -24,6 +41,7 @@ int64_t window_radius(double sigma, int64_t extent) {
 }
 
 std::vector<WindowOffset> list_window(const BilateralInput& input) {
+    require_few_pairs(input);
     const Voxels& voxels = *input.voxels;
     const int axes = voxels.num_axes;
     std::vector<WindowOffset> window;

@@ -1,5 +1,7 @@
 """What `refine` is given: arrays in, and a sentence for everything that is not what it seems."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -106,13 +108,88 @@ def test_tensors_are_taken_where_numpy_can():
         refined(given.clone().requires_grad_())
 
 
+def test_what_numpy_cannot_take_comes_with_what_to_give():
+    torch = pytest.importorskip("torch")
+    given = torch.from_numpy(CASE.logits).to(torch.bfloat16).requires_grad_()
+    with pytest.raises(InputError, match=r"; give logits\.detach\(\)\.float\(\)\.cpu\(\)$"):
+        refined(given)
+    np.testing.assert_array_equal(refined(given.detach().float().cpu()).logits, refined(given.detach().float().numpy()).logits)
+
+
+def test_a_mask_that_an_array_brings_is_not_lost():
+    hidden = CASE.image[0] > 0.5
+    image = np.ma.MaskedArray(CASE.image, np.stack([hidden] * len(CASE.image)))
+    for name, changes in {
+        "image": {"image": image},
+        "mask": {"mask": image[0]},
+        "logits": {"logits": np.ma.masked_less(CASE.logits, 0.0)},
+    }.items():
+        with pytest.raises(
+            InputError, match=rf"{name} is a masked array, .*give {name}\.filled\(0\), .* mask=~np\.ma\.getmaskarray\({name}\)"
+        ):
+            refined(**changes)
+    followed = refined(image=image.filled(0), mask=~np.ma.getmaskarray(image)[0])
+    np.testing.assert_array_equal(followed.logits, refined(image=np.where(hidden, 0, CASE.image), mask=~hidden).logits)
+    assert refined(image=np.ma.MaskedArray(CASE.image)) == refined()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_no_threads_are_refused(threads):
+    with pytest.raises(ConfigError, match="threads: expected a whole number of at least 1, or None"):
+        refined(threads=threads)
+
+
+@pytest.mark.parametrize("num_cases", [1, 2])
+def test_a_batch_is_named_and_each_of_its_cases_is_taken(num_cases):
+    logits, images = np.stack([CASE.logits] * num_cases), np.stack([CASE.image] * num_cases)
+    for image in (images, images[:, :1], CASE.image[0]):
+        with pytest.raises(
+            InputError, match=r"If the first axis is that of a batch, give each of its cases by itself: refine\(logits\[i\], image"
+        ):
+            refined(logits, image)
+    alike = images[:, :1].repeat(logits.shape[1], 1)
+    with pytest.raises(InputError, match="first axis"):  # as if of one case in 4-D
+        refined(logits, alike)
+    assert refined(logits[0], images[0]).label_map.shape == LABELS.shape
+
+
+def test_channels_last_are_named_and_taken_when_they_are_moved():
+    logits, image = np.moveaxis(CASE.logits, 0, -1), np.moveaxis(CASE.image, 0, -1)
+    for given in (CASE.image, CASE.image[0]):
+        with pytest.raises(InputError, match=r"last axis of the logits is that of the labels, give np\.moveaxis\(logits, -1, 0\)\.$"):
+            refined(logits, given)
+    with pytest.raises(InputError, match=r"give np\.moveaxis\(logits, -1, 0\), and np\.moveaxis\(image, -1, 0\)\.$"):
+        refined(logits, image)
+    np.testing.assert_array_equal(refined(np.moveaxis(logits, -1, 0), np.moveaxis(image, -1, 0)).label_map, refined().label_map)
+
+
+@pytest.mark.parametrize("as_probability", [False, True])
+def test_one_channel_of_a_sigmoid_is_named_and_taken_as_a_region(as_probability):
+    log_odds = CASE.logits[1:2] - CASE.logits[:1]
+    given = 1 / (1 + np.exp(-log_odds)) if as_probability else log_odds
+    options = {"input_type": "probabilities"} if as_probability else {}
+    advice = 'give regions={"structure": 1}' + (' and input_type="probabilities".' if as_probability else ".")
+    with pytest.raises(InputError, match=f"logits have 1 label; .*\n.*{re.escape(advice)}$"):
+        refined(given)
+    found = refined(given, regions={"structure": 1}, **options)
+    two = refined(np.concatenate([np.zeros_like(log_odds), log_odds]), input_type="logits")
+    np.testing.assert_array_equal(found.label_map, two.label_map)
+
+
+def test_a_label_map_with_a_channel_is_named_and_taken_without():
+    given = LABELS[None].astype(np.float32)
+    with pytest.raises(InputError, match=r'as a label map does: give the label map \(\*grid\), logits\[0\], with input_type="labels"'):
+        refined(given)
+    assert refined(given[0], input_type="labels").label_map.shape == LABELS.shape
+
+
 @pytest.mark.parametrize("values", [CASE.logits.astype(complex), CASE.logits.astype(object), np.full(CASE.logits.shape, "a")])
 def test_only_real_numbers(values):
     with pytest.raises(InputError, match="expected an array of real numbers"):
         refined(values)
 
 
-@pytest.mark.parametrize("spacing", [1e-320, 3e-9, (1, 1, 9e-7), 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300), None])
+@pytest.mark.parametrize("spacing", [1e-320, 3e-9, (1, 1, 9e-7), 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300)])
 def test_a_spacing_that_is_none(spacing):
     with pytest.raises(InputError, match=r"expected 3 positive distances in mm \(from 1e-06 to 1e\+09; convert other units\)"):
         refine(CASE.logits, CASE.image, spacing=spacing)

@@ -103,6 +103,8 @@ def changed(**cells: str) -> list[str]:
         (changed(output="x.npz"), "output: x.npz does not end in one of"),
         (changed(output=".nii.gz"), "output: .nii.gz has a dot in front: it would be hidden"),
         (changed(output="sub/.x.mha"), "output: sub/.x.mha has a dot in front"),
+        *((changed(**{name: "x" * 5000 + ".nii.gz"}), f"line 2: {name}: {'x' * 79}… is too long: ") for name in HEAD[1:5]),
+        (changed(output="d/" * 2500 + "x.nii.gz"), "line 2: output: d/d/"),
         (changed(spacing="1;1;-2"), "spacing: expected mm along each axis, such as 1;1;2.5; got '1;1;-2'"),
         (changed(spacing="1x1x2"), "spacing: expected mm along each axis"),
         (changed(spacing="1;nan;2"), "spacing: expected mm along each axis"),
@@ -193,7 +195,7 @@ def test_a_name_that_no_system_takes_is_no_file(archive, tmp_path):
     """The folder of structures is looked for before the file."""
     path = write(archive / "cases.csv", ["one", "p2/x.nii.gz", "y" * 5000])
     for input_type in ("labels", "logits"):
-        with pytest.raises(InputError, match=r"1 problem; no case is refined\n  line 2: logits: .*/yyyy*…$") as raised:
+        with pytest.raises(InputError, match=r"1 problem; no case is refined\n  line 2: logits: y{79}… is too long: ") as raised:
             read_manifest(path, tmp_path / "out", input_type=input_type)
         assert len(str(raised.value)) < 1500
 

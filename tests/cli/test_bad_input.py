@@ -266,8 +266,8 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
         assert not name.startswith(".")
         assert np.isfinite(load_nifti(small_disk / name)).all()
     assert not {"bad.nii.gz", "good.nii.gz"} & set(files_in(small_disk))
-    for path in small_disk.iterdir():
-        path.unlink()
+    for name in files_in(small_disk):
+        (small_disk / name).unlink()
     assert run_here("infer", *options, "--continue").status == 0
 
 

@@ -154,3 +154,18 @@ def test_labels_in_an_archive_are_refused_before_voxels_are_read(files, tmp_path
     assert result.status == 1
     assert "unknown file type" in result.stderr
     assert "cut off" not in result.stderr
+
+
+def test_an_image_of_whole_numbers_is_called_an_image(files, tmp_path):
+    image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
+    told = run_here("convert", image, tmp_path / "out.nrrd")
+    assert told.status == 0
+    assert told.stderr == f"{image}: image, 18×15×11 -> {tmp_path / 'out.nrrd'}: image\n"
+    assert ": label map" in run_here("convert", files["labels"], tmp_path / "out.nrrd").stderr
+
+
+def test_a_note_is_a_line_of_its_own(files, tmp_path):
+    (tmp_path / "dataset.json").write_text("no JSON")
+    lines = run_here("convert", files["logits"], tmp_path / "out.nrrd").stderr.splitlines()
+    assert lines[0].endswith("continuing without it")
+    assert "out.nrrd" in lines[1]

@@ -210,8 +210,17 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     contents = []
     for threads in (1, 2, 2):
         assert infer(folders, "--threads", threads, "--save-probabilities", "--save-logits").status == 0
-        contents.append({path.name: path.read_bytes() for path in folders.output.iterdir()})
+        contents.append({name: (folders.output / name).read_bytes() for name in files_in(folders.output)})
     assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize("options", [(), ("-q",)], ids=["", "quiet"])
+def test_a_case_that_takes_long_says_how_far_it_is(folders, monkeypatch, options):
+    """Where there is no bar; a short case says nothing of its stages."""
+    assert "so far" not in infer(folders).stderr
+    monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
+    said = re.findall(r"^b: mean field (.)/5, 0 s so far$", infer(folders, *options).stderr, flags=re.MULTILINE)
+    assert said == ([] if options else list("01234"))
 
 
 def test_continue_does_what_is_missing_or_broken(folders):
@@ -261,8 +270,8 @@ def test_fail_fast_stops_at_the_first_bad_case(folders):
     assert going_on.status == 1
     assert files_in(folders.output) == ["b.nii.gz", "c.nii.gz"]
     assert going_on.stderr.splitlines()[-1] == "failed: a"
-    for path in folders.output.iterdir():
-        path.unlink()
+    for name in files_in(folders.output):
+        (folders.output / name).unlink()
     stopped = infer(folders, "--fail-fast")
     assert stopped.status == 1
     assert "not started" in stopped.stderr

@@ -1,6 +1,7 @@
 """`--nnunet` on the command line: the same results as by hand, usage errors, and what is written where."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -162,6 +163,21 @@ def test_a_case_that_was_not_predicted_fails_alone(tmp_path):
     assert "no case1.npz" in result.stderr
 
 
+def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, monkeypatch):
+    """It works as it stands, but for the folder of the results."""
+    tree = write_tree(tmp_path)
+    for path in write_predictions(tree).glob("*.npz"):
+        path.unlink()
+    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out")
+    assert result.status == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("  Or refine the label maps: crfrefine infer -i ")
+    words = shlex.split(line.partition(": crfrefine ")[2])
+    monkeypatch.chdir(tmp_path)
+    assert run_here(*words, "--set", "mean_field.num_iterations=1").status == 0
+    assert files_in(tmp_path / "OUTPUT") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
+
+
 def test_validated_cases_are_refined_in_parts(trained, tmp_path):
     tree, _ = trained
     for part in (0, 1):
@@ -238,4 +254,4 @@ def test_regions_of_a_trained_network(tmp_path):
     result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "p.toml", *SHORT)
     assert result.status == 0, result.stderr
     assert "4 cases, 3 overlapping regions, 4 labels, 2 modalities" in result.stderr
-    assert {line.split("\t")[0] for line in result.stdout.splitlines()[1:-3]} == {"whole", "core", "cyst", "mean"}
+    assert {line.split("\t")[0] for line in result.stdout.splitlines()[1:-4]} == {"whole", "core", "cyst", "mean"}

@@ -179,3 +179,18 @@ def test_an_arrow_is_spelled_too():
         [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60, check=True
     )
     assert done.stdout.decode() == "a -> b <= \\u03c3...\\u03c3->" + os.linesep
+
+
+def test_one_word_for_one_thing_in_all_commands(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    for _ in range(2):
+        result = run_here("infer", *folders.arguments, "--resume")
+        assert result.status == 0
+    assert result.stdout.splitlines()[1].startswith("a\tskipped")
+    labels = folders.output
+    for options in (("--threads", "1"), ("--processes", "1", "--resume"), ("--threads", "1", "--continue")):
+        result = run_here("evaluate", folders.output, labels, "-o", tmp_path / "report", "--no-report", *options)
+        assert result.status == 0, result.stderr
+    for name in ("--resume", "--continue"):
+        result = run_here("train-crf", name, "-o", tmp_path / "p.toml")
+        assert "name the folder of the data" in " ".join(result.stderr.split()), "the option itself is known"

@@ -176,8 +176,8 @@ def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backen
 @pytest.mark.parametrize(
     ("kind", "match", "changes"),
     [
-        (CapacityError, "theta_alpha 0.000001.* less than a millionth", {"theta_alpha": (1e-6, 2.0, 2.0)}),
-        (CapacityError, "theta_beta 0.000000.* less than a millionth", {"theta_beta": (1e-7, 0.2)}),
+        (CapacityError, "theta_alpha 1e-06 is less than a millionth .* 9 voxels 1 apart", {"theta_alpha": (1e-6, 2.0, 2.0)}),
+        (CapacityError, "theta_beta 1e-07 .* less than a millionth", {"theta_beta": (1e-7, 0.2)}),
         (CapacityError, "128 is the most", {"theta_alpha": (1e-4,) * 3, "theta_beta": (1e-5,) * 8, "filter": "lattice"}),
         (CapacityError, "at most 28 features .* not 29", {"theta_beta": (0.2,) * 26, "filter": "lattice"}),
         (InputError, "unknown filter 'box'", {"filter": "box"}),

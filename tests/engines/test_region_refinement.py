@@ -163,7 +163,14 @@ def test_what_does_not_fit_is_refused():
     probabilities = dataclasses.replace(case, logits=1 / (1 + np.exp(-case.logits)))
     assert "expected log-odds of regions, found values that all lie in [0, 1]" in refusal(probabilities)
     assert "expected probabilities between 0 and 1" in refusal(case, input_type="probabilities")
-    assert "regions: expected a RegionScheme, such as RegionScheme.of(" in refusal(case, {"whole": [1, 2]})
+    assert "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme" in refusal(case, ["whole", "core"])
+
+
+@pytest.mark.parametrize("form", [dict, lambda pairs: pairs])
+def test_a_dictionary_or_pairs_are_a_scheme(form):
+    case = case_of(NESTED)
+    given = form(list(zip(NESTED.names, map(list, NESTED.labels), strict=True)))
+    assert refine(case, given) == refine(case, NESTED)
 
 
 def test_progress_counts_the_steps_of_all_regions():

@@ -1,4 +1,7 @@
-"""Give every reader damaged files: `make fuzz FUZZ_ARGS="--minutes 60 --seed 7"`. A finding comes with the command that repeats it."""
+"""Give every reader damaged files, and the engine wrong arguments and odd models: `make fuzz FUZZ_ARGS="--minutes 60 --seed 7"`.
+
+A finding comes with the command that repeats it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from fuzz_dicom import dicom_targets
+from fuzz_engine import engine_targets
 from fuzz_planted import planted_targets
 from fuzz_runs import run_targets
 from fuzz_texts import text_targets
@@ -22,7 +26,7 @@ STRIDE = 1 << 32  # Between the first inputs of two seeds: no input is given twi
 
 def main() -> int:
     """Return 1 if there is a finding."""
-    targets = {target.name: target for target in (*volume_targets(), *dicom_targets(), *text_targets(), *run_targets())}
+    targets = {target.name: target for target in (*volume_targets(), *dicom_targets(), *text_targets(), *run_targets(), *engine_targets())}
     planted = {target.name: target for target in planted_targets()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", action="append", choices=[*targets, *planted], help="repeatable; default: all but the planted ones")

@@ -6,13 +6,16 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from fuzz_dicom import dicom_targets
+from fuzz_engine import engine_targets
 from fuzz_runs import run_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
+from fuzz_worker import Target, examine
 
 RUN = Path(__file__).with_name("run.py")
 PLANTED = {
@@ -63,11 +66,27 @@ def test_a_finding_is_made_again_by_its_number() -> None:
     assert r"a, 1 bytes: b'\x07'" in done.stdout
 
 
-@pytest.mark.parametrize("target", [*volume_targets(), *dicom_targets(), *text_targets(), *run_targets()], ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    "target", [*volume_targets(), *dicom_targets(), *text_targets(), *run_targets(), *engine_targets()], ids=lambda target: target.name
+)
 def test_an_input_depends_on_its_number_alone(target) -> None:
     first, second = ([target.make(random.Random(seed)) for seed in range(20)] for _ in range(2))
     assert first == second
     assert len({repr(content) for content in first}) > 10
+
+
+def test_an_input_is_alone_in_its_folder(tmp_path: Path) -> None:
+    def make(rng: random.Random) -> Mapping[str, bytes]:
+        return {str(number): b"" for number in range(rng.randint(1, 4))}
+
+    def read(path: Path, rng: random.Random) -> None:
+        seen.append(sorted(found.name for found in path.parent.iterdir()))
+
+    seen: list[list[str]] = []
+    target = Target("folder", make, read)
+    for seed in range(20):
+        examine(target, tmp_path, seed)
+    assert [*map(len, seen)] == [len(make(random.Random(f"folder {seed}"))) for seed in range(20)]
 
 
 def test_time_ends_a_run() -> None:

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from crfrefine.demo.phantom import make_phantom
+from crfrefine.infer.run_record import RECORD_FOLDER
 
 GRID_SHAPE = (18, 15, 11)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
@@ -102,5 +103,5 @@ def data_folder() -> Path:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return all names in a folder, hidden ones too."""
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    """Return all names in a folder, hidden ones too, but not the folder with the records of runs."""
+    return sorted(path.name for path in folder.iterdir() if path.name != RECORD_FOLDER) if folder.is_dir() else []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from dicom_helpers import save, slices
+from dicom_helpers import enhanced, save, slices
 from fuzz_mutations import mutated, mutated_numbers
 from fuzz_volumes import read_volume
 from fuzz_worker import Target
@@ -32,7 +32,10 @@ def _bytes(found: pydicom.Dataset) -> bytes:
 
 @cache
 def _series() -> tuple[tuple[bytes, ...], ...]:
-    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two."""
+    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two.
+
+    The last two are single files of several frames.
+    """
     found = []
     for kind, dtype in enumerate((np.int16, np.uint8, np.int16, np.uint16, np.int16)):
         stored = np.arange(36).reshape(SHAPE).astype(dtype)
@@ -48,6 +51,10 @@ def _series() -> tuple[tuple[bytes, ...], ...]:
             elif kind == 4:
                 one.RescaleSlope = number + 1
         found.append(tuple(map(_bytes, series if kind in (0, 4) else series[:2])))
+    frames = enhanced(slices(np.arange(36).reshape(SHAPE).astype(np.int16), AFFINE, slope=1.5))
+    found.append((_bytes(frames),))
+    frames.compress(RLELossless, generate_instance_uid=False)
+    found.append((_bytes(frames),))
     return tuple(found)
 
 

@@ -114,6 +114,9 @@ def examine(target: Target, folder: Path, seed: int) -> bool:
     """Give a reader the input of one seed in this process; return whether it was taken, raise whatever breaks the rule."""
     rng = random.Random(f"{target.name} {seed}")
     files = target.make(rng)
+    for earlier in folder.iterdir():  # A reader of a folder would see what another input has left there.
+        if earlier.name not in files:
+            earlier.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     path = folder / next(iter(files))

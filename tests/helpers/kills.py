@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from crfrefine.infer.run_record import RECORD_FOLDER
+
 NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "50"))
 """Of each command; `make test-faults` sets more."""
 
@@ -98,7 +100,7 @@ class Work:
     def files(self) -> dict[str, bytes]:
         """Return the content of all files of the output, by name; of JSON and HTML, without what differs between any two runs."""
         paths = [path for output in self.outputs for path in (sorted(output.rglob("*")) if output.is_dir() else [output])]
-        return {str(path): without_run(path) for path in paths if path.is_file()}
+        return {str(path): without_run(path) for path in paths if path.is_file() and not is_record(path)}
 
 
 def without_run(path: Path) -> bytes:
@@ -116,6 +118,11 @@ def _without_run(value: object) -> object:
     if isinstance(value, dict):
         return {name: _without_run(inner) for name, inner in value.items() if name not in _OF_THE_RUN}
     return [_without_run(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a record of a run, which says how it went."""
+    return path.parent.name == RECORD_FOLDER and path.name.startswith("run-")
 
 
 def is_hidden(path: Path) -> bool:

@@ -17,6 +17,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.execution.observer import Observer
+from crfrefine.infer.inputs import find_inputs
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.plan import select_part
 from crfrefine.infer.records import CaseRecord, RunSummary
@@ -75,6 +76,15 @@ def test_observer_is_told_everything_in_order(tmp_path):
     ]
     assert any(event[:2] == ("note", "a") for event in recorder.events)
     assert [record.case_id for record in summary.cases] == ["a", "b", "c"]
+
+
+def test_parameters_without_any_weight_are_told_of_once(tmp_path):
+    """As a training leaves them that found no CRF better than the network: a weight for one label, or a volume term, is a CRF."""
+    folders = write_folders(tmp_path, "a", "b")
+    none = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
+    for key, value in (("mean_field.bias", 0.5), ("spatial.weight", (0.0, 1.0)), ("volume.weight", 0.5), ("bilateral.weight", (0.0, 2.0))):
+        notes = find_inputs(options_for(folders, parameters=none.replace(**{key: value}))).notes
+        assert sum("all weights of the parameters are 0" in note for note in notes) == (key == "mean_field.bias")
 
 
 def test_at_most_one_case_is_read_ahead_and_one_is_being_written(tmp_path, monkeypatch):

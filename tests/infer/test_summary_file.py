@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cli_helpers import Folders, command, files_in, load_nifti, run_here, save_n
 
 from crfrefine.infer.earlier import read_earlier
 from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.run_record import RECORD_FOLDER
 from crfrefine.infer.summary_file import SAVE_SECONDS, SummaryFile
 from crfrefine.parameters.model import CrfParameters
 
@@ -30,6 +32,11 @@ def summary(tmp_path: Path) -> Path:
 
 def infer(folders: Folders, summary: Path, *options: object):
     return run_here("infer", *folders.arguments, "--summary", summary, *options)
+
+
+def forget(folders: Folders) -> None:
+    """Leave the output as a run of an earlier version does, which kept no record there."""
+    shutil.rmtree(folders.output / RECORD_FOLDER)
 
 
 def content(summary: Path) -> dict:
@@ -57,11 +64,29 @@ def test_skipped_cases_keep_what_is_known_of_them(folders, summary):
     assert b[2] != ""
 
 
-def test_without_an_earlier_summary_skipped_cases_have_no_values(folders, summary):
+def test_without_a_record_skipped_cases_have_no_values(folders, summary):
+    """Which is said: nobody knows how they were refined."""
     assert run_here("infer", *folders.arguments).status == 0
+    forget(folders)
     for _ in range(2):
-        assert infer(folders, summary, "--continue").status == 0
+        result = infer(folders, summary, "--continue")
+        assert result.status == 0
+        assert "3 existing label maps have no record in it, as after a kill: a, b, c; " in result.stderr
         assert [(case["status"], case["energy"], case["written"]) for case in content(summary)["cases"]] == [("skipped", [], None)] * 3
+
+
+def test_skipped_cases_have_the_values_of_the_record_in_the_output_folder(folders, summary):
+    assert run_here("infer", *folders.arguments).status == 0
+    assert infer(folders, summary, "--continue").status == 0
+    assert [(case["status"], case["num_iterations"] > 0) for case in content(summary)["cases"]] == [("skipped", True)] * 3
+
+
+def test_a_damaged_record_is_named_and_replaced(folders, summary):
+    assert run_here("infer", *folders.arguments).status == 0
+    (record,) = (folders.output / RECORD_FOLDER).iterdir()
+    record.write_text("notes of mine\n")
+    assert f"{record}: expected the summary of an earlier" in run_here("infer", *folders.arguments, "--continue").stderr
+    assert f"{record}: " not in run_here("infer", *folders.arguments, "--continue").stderr
 
 
 def test_an_empty_file_is_no_summary(folders, summary):
@@ -73,6 +98,7 @@ def test_an_empty_file_is_no_summary(folders, summary):
 def test_a_case_that_ended_after_the_last_save_is_named(folders, summary):
     """As a kill leaves it: a label map without a record, beside records of other cases."""
     assert infer(folders, summary).status == 0
+    forget(folders)
     kept = content(summary)
     kept["cases"] = [case for case in kept["cases"] if case["case_id"] != "b"]
     summary.write_text(json.dumps(kept))
@@ -91,6 +117,7 @@ def test_a_label_map_that_another_run_wrote_is_not_described_by_the_record(folde
     time.sleep(0.02)  # clocks of files may tick slowly
     assert run_here("infer", *folders.arguments, "--set", "bilateral.weight=9").status == 0
     (folders.output / "c.nii.gz").unlink()
+    forget(folders)
     result = infer(folders, summary, "--continue", "--set", "bilateral.weight=9")
     assert result.status == 0
     assert f"{summary}: 2 label maps were changed since it was written: a, b; their records are left out" in result.stderr
@@ -101,28 +128,56 @@ def test_a_label_map_that_another_run_wrote_is_not_described_by_the_record(folde
     ]
 
 
-def test_other_parameters_are_noted_and_recorded(folders, summary):
+@pytest.mark.parametrize("keeps", ["record", "summary"])
+def test_cases_of_other_parameters_are_named_and_refined_again(folders, summary, tmp_path, keeps):
+    """So that the folder holds what an undisturbed run gives, whichever of the two files knows it."""
     before = ("--set", "bilateral.weight=2", "--set", "intensity.normalization=zscore")
-    assert infer(folders, summary, *before).status == 0
+    options = ("--summary", summary) if keeps == "summary" else ()
+
+    def run(*changes: object):
+        result = run_here("infer", *folders.arguments, *options, *changes)
+        if keeps == "summary":
+            forget(folders)
+        assert result.status == 0
+        return result.stderr
+
+    run(*before)
     (folders.output / "a.nii.gz").unlink()
-    assert infer(folders, summary, "--continue", *before).stderr.count("other parameters") == 0
+    assert "other parameters" not in run("--continue", *before)
     (folders.output / "a.nii.gz").unlink()
-    said = "2 cases were refined with other parameters: b, c (other values of intensity.normalization, bilateral.weight)"
+    said = run("--continue")
+    names = "b, c (other values of intensity.normalization, bilateral.weight)"
+    assert f"2 cases were refined with other parameters: {names}; --continue refines them again\n" in said
+    assert "3 done in" in said
+    assert "3 skipped in" in run("--continue")
+    assert run_here("infer", *folders.arguments, "-o", tmp_path / "undisturbed").status == 0
+    for name in files_in(folders.output):
+        assert (folders.output / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_a_run_that_is_stopped_before_cases_of_other_parameters_keeps_what_is_known_of_them(folders, summary):
+    assert infer(folders, summary, "--set", "bilateral.weight=2").status == 0
+    (folders.logits / "a.nii.gz").write_bytes(b"")
+    assert infer(folders, summary, "--continue", "--fail-fast").status == 1
+    _, c = content(summary)["not_reached"]
+    assert c["other_parameters"]["bilateral"][0]["weight"] == 2.0
+    assert set(c["other_parameters"]) == {"bilateral"}
+
+
+def test_cases_of_other_inputs_are_named(folders, tmp_path):
+    """The same names in another folder may be the output of another network."""
+    assert run_here("infer", *folders.arguments).status == 0
+    shutil.copytree(folders.logits, tmp_path / "other")
     for _ in range(2):
-        assert said in infer(folders, summary, "--continue").stderr
-        a, b, c = content(summary)["cases"]
-        assert a["other_parameters"] is None
-        assert b["other_parameters"] == c["other_parameters"]
-        assert b["other_parameters"]["bilateral"][0]["weight"] == 2.0
-        assert set(b["other_parameters"]) == {"intensity", "bilateral"}
-    # Back to the parameters of the first run, the note is about the other case.
-    result = infer(folders, summary, "--continue", *before)
-    assert "1 case was refined with other parameters: a (other values of intensity.normalization, bilateral.weight)" in result.stderr
-    assert [case["other_parameters"] is None for case in content(summary)["cases"]] == [False, True, True]
+        result = run_here("infer", *replace(folders, logits=tmp_path / "other").arguments, "--continue")
+        assert "3 cases were refined from other inputs than those that are named now: a, b, c; " in result.stderr
+        assert "3 skipped in" in result.stderr
+    assert "inputs" not in run_here("infer", *folders.arguments, "--continue").stderr
 
 
 def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folders, summary):
     assert infer(folders, summary).status == 0
+    forget(folders)
     older = content(summary)
     del older["parameters"]["mean_field"]["damping"], older["parameters"]["postprocess"]
     summary.write_text(json.dumps(older))

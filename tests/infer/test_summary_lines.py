@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from special_file_helpers import Reader, make_pipe
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.run_record import RECORD_FOLDER
 from crfrefine.infer.summary_file import summary_file
 from crfrefine.infer.summary_lines import SummaryLines
 from crfrefine.infer.summary_reading import NotASummaryError, read_summary
@@ -71,6 +73,7 @@ def test_a_torn_last_line_is_left_out_and_removed(folders, lines, torn):
     (run,) = read_summary(lines)
     assert [case["case_id"] for case in run.cases] == ["a", "b"]
     assert run.is_interrupted
+    shutil.rmtree(folders.output / RECORD_FOLDER)
     result = infer(folders, lines, "--continue")
     assert result.status == 0, result.stderr
     assert "1 existing label map has no record in it, as after a kill: c; " in result.stderr

@@ -73,7 +73,7 @@ COMMANDS = ("infer", "mask", "modality", "evaluate", "convert")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_patient_is_refused_with_the_option_too(command, made, tmp_path):
-    for more in ((), (ALLOW,)):
+    for more in ((), (ALLOW,)) if command == "convert" else ((ALLOW,),):
         result = run(command, made, "patient", tmp_path, *more)
         assert result.status == 1
         assert "DICOM files of different patients\n" in result.stderr
@@ -95,6 +95,14 @@ def test_another_study_or_frame_needs_the_option(command, made, tmp_path):
     assert f"are of different {what}, which {ALLOW} accepts" in allowed.stderr
 
 
+def test_methods_are_of_one_patient_although_the_reference_names_none(made, tmp_path):
+    io.write_label_map(tmp_path / "reference.nii.gz", LABELS, io.read_volume(made["own"]))
+    baseline = ("-b", f"network={made['seg of patient']}")
+    result = run_here("evaluate", made["seg of own"], tmp_path / "reference.nii.gz", *baseline, "-o", tmp_path / "out", "--no-report")
+    assert result.status == 1
+    assert "DICOM files of different patients" in result.stderr
+
+
 def test_training_refuses_another_study_before_it_begins(made, tmp_path):
     for folder, name in (("logits", "seg of own"), ("labels", "seg of study")):
         (tmp_path / folder).mkdir()
@@ -112,6 +120,7 @@ def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
     assert shown.status == 0
     assert "patient       P-9999" in shown.stdout
     assert "study         1.2.77" in shown.stdout
+    assert "frame of ref  1.2.5" in shown.stdout
     assert "note: these are not files of one case: DICOM files of different patients" in shown.stdout
     assert "not files of one case" not in run_here("info", made["own"], made["seg of own"]).stdout
     for number, name in enumerate(("own", "patient")):
@@ -119,6 +128,10 @@ def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
     folder = run_here("info", tmp_path)
     assert folder.status == 1
     assert "wrong: case 'case': DICOM files of different patients" in folder.stdout
+    shutil.rmtree(tmp_path / "case_0001")
+    shutil.copytree(made["study"], tmp_path / "case_0001")
+    assert "different studies" in run_here("info", tmp_path).stdout
+    assert run_here("info", tmp_path, ALLOW).status == 0
 
 
 def test_what_one_side_lacks_is_no_difference(made, tmp_path):

@@ -246,3 +246,20 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
     assert [segment.name for segment in io.read_header(tmp_path / "second/case.dcm").segments] == ["anterior", "posterior"]
     measured = run_here("evaluate", tmp_path / "second", tmp_path / "out", "-o", tmp_path / "report")
     assert measured.status == 0, measured.stderr
+
+
+def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):
+    done = run_here("convert", series, tmp_path / "image.nii.gz")
+    assert "case: image, " in done.stderr
+    assert "label map" not in done.stderr
+    dark = save(tmp_path / "dark", slices(numbers(SHAPE, dtype=np.int16) - 1000, AFFINE))
+    refused = run_here("convert", dark, tmp_path / "dark.nii.gz")
+    assert refused.status == 1
+    assert "A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images." in refused.stderr
+    seg = tmp_path / "seg.dcm"
+    io.write_label_map(seg, labels_of(1, 2), io.read_volume(series))
+    refused = run_here("convert", seg, tmp_path / "other.dcm")
+    assert refused.status == 1
+    assert "seg.dcm is DICOM segmentation: name the folder of that series with --like, or write another format" in refused.stderr
+    assert run_here("convert", seg, tmp_path / "other.dcm", "--like", series).status == 0
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "other.dcm").data, io.read_labels(seg).data)

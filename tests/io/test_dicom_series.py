@@ -168,6 +168,33 @@ def test_uneven_slices_within_a_tenth_are_a_note(tmp_path):
     assert any("not quite evenly spaced: IM" in note and "0.1 mm off" in note for note in header.notes)
 
 
+def in_acquisition(count):
+    def apply(found):
+        for one in found:
+            one.ImagesInAcquisition = count
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("what", "kept", "expected"),
+    [
+        (lambda found: None, slice(1, None), "case: the series begins with instance 2: slices before it may be missing"),
+        (in_acquisition(7), slice(None, -2), "case: the files say that their acquisition has 7 images, 5 are here"),
+        (in_acquisition(7), slice(None), ""),
+        (in_acquisition(1), slice(None), ""),  # Scanners that count an image at a time.
+    ],
+)
+def test_slices_that_may_be_missing_at_the_ends_are_notes(what, kept, expected, tmp_path):
+    found = list(slices(STORED, AFFINE))
+    what(found)
+    folder = save(tmp_path / "images/case", found[kept])
+    shown = run_here("info", tmp_path / "images")
+    assert shown.status == 0
+    assert (f"note: {expected}" in shown.stdout) if expected else ("note" not in shown.stdout)
+    assert (expected.removeprefix("case: ") in run_here("info", folder).stdout) if expected else not io.read_header(folder).notes
+
+
 def test_other_files_of_the_folder(tmp_path):
     folder = save(tmp_path / "case", slices(STORED, AFFINE), name="IM{:04d}")
     (folder / "LICENSE").write_text("free")
@@ -203,6 +230,16 @@ def test_modalities_in_numbered_folders(tmp_path):
     (case,) = discover_cases(tmp_path, None)
     assert case.case_id == "case"
     assert [path.name for path in case.images] == ["case_0000", "case_0001"]
+
+
+def test_modalities_in_folders_that_are_links(tmp_path):
+    """A data set made of links to an archive, whose folders have other names."""
+    for number in range(2):
+        save(tmp_path / "archive" / f"series{number}", slices(STORED, AFFINE))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"case_{number:04d}").symlink_to(tmp_path / "archive" / f"series{number}")
+    (case,) = discover_cases(tmp_path / "images", None)
+    assert (case.case_id, [path.name for path in case.images]) == ("case", ["case_0000", "case_0001"])
 
 
 def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):

@@ -341,6 +341,15 @@ def test_a_damaged_header_gives_an_error_of_ours_or_a_volume(offset, value, head
         assert min(read.spacing) > 0
 
 
+def test_an_offset_of_0_means_right_after_the_header(tmp_path):
+    """As docs/reference/formats.md says: byte 352, although the field says 0."""
+    values = numbers((4, 5, 6))
+    content = bytearray(gzip.decompress(save_nifti(tmp_path / "a.nii.gz", values).read_bytes()))
+    struct.pack_into("<f", content, 108, 0.0)
+    (tmp_path / "b.nii").write_bytes(content)
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "b.nii").data, values)
+
+
 def test_a_header_that_promises_too_much_does_not_allocate(tmp_path):
     """30000³ voxels in a file of a few hundred bytes."""
     content = bytearray(gzip.decompress(save_nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6))).read_bytes()))

@@ -3,6 +3,7 @@
 import io as standard_io
 import pickle
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -176,3 +177,22 @@ def test_an_array_of_a_shape_that_makes_no_sense(tmp_path, dtype, shape):
     with pytest.raises(UnsupportedFormatError) as caught:
         io.read_header(tmp_path / "a.npz")
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+
+
+@pytest.mark.parametrize("names", [("logits", "logits.npy"), ("logits.npy", "logits"), ("logits.npy", "logits.npy")])
+def test_two_members_of_one_name_are_refused(names, tmp_path):
+    """numpy takes `logits`, and the last one of two."""
+    first, second = (numbers((3, 6, 5, 4)).astype(np.float32) + add for add in (0, 1))
+    content = []
+    for array in (first, second):
+        buffer = standard_io.BytesIO()
+        np.save(buffer, array)
+        content.append(buffer.getvalue())
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "case.npz", "w") as archive:
+        warnings.simplefilter("ignore")  # zipfile's, of a name that is there twice.
+        for name, data in zip(names, content, strict=True):
+            archive.writestr(name, data)
+    with pytest.raises(
+        UnsupportedFormatError, match=r"case\.npz: expected one array 'logits', found logits(\.npy)?, logits(\.npy)?: programs differ"
+    ):
+        io.read_header(tmp_path / "case.npz")

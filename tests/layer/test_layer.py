@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 import torch_oracle as oracle  # noqa: E402 - needs PyTorch
 from torch import Tensor, nn  # noqa: E402
 
-from crfrefine import CrfParameters, CrfRnn, refine  # noqa: E402
+from crfrefine import CrfParameters, CrfRnn, crf_loss, refine  # noqa: E402
 from crfrefine.engines import get_backend  # noqa: E402
 from crfrefine.engines.cpu import CpuBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError  # noqa: E402
@@ -573,6 +573,47 @@ def test_values_that_are_not_finite_are_named() -> None:
         small_layer(intensity__normalization="zscore")(logits, image, SPACING)
     with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
         mean_field(logits, image, spacing=SPACING, bilateral=[(1.0, 1.0, 0.1)])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item(value: float) -> None:
+    """It is refused inside the mask, with kernels or without; outside of it, it stays where it is."""
+    logits, image = batch()
+    layer, mask = small_layer(), torch.ones(2, *GRID, dtype=torch.bool)
+    mask[1, 2, 3, 4] = False
+    expected = layer(logits, image, SPACING, mask)
+    logits[1, 0, 2, 3, 4] = value
+    message = r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, which would spread to all others"
+    for options in ({}, {"kernels": layer.build_kernels(image, SPACING)}):
+        with pytest.raises(InputError, match=message):
+            layer(logits, image, SPACING, **options)
+    with pytest.raises(InputError, match=message):
+        mean_field(logits, image, spacing=SPACING, bilateral=[(1.0, 1.0, 0.1)])
+    for options in ({"mask": mask}, {"kernels": layer.build_kernels(image, SPACING, mask)}):
+        found = layer(logits, image, SPACING, **options)
+        torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
+
+
+def test_one_channel_of_a_sigmoid_is_taken_as_its_error_advises() -> None:
+    logits, image = batch()
+    one = logits[:, :1]
+    with pytest.raises(InputError, match=r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"):
+        CrfRnn(2, 2)(one, image, SPACING)
+    assert CrfRnn(2, 2)(torch.cat([torch.zeros_like(one), one], 1), image, SPACING).shape == (2, 2, *GRID)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int) -> None:
+    logits, image = batch(1)
+    for call in (
+        lambda: CrfRnn(3, 2, threads=threads),
+        lambda: small_layer().refine_normalized(logits, image, SPACING, threads=threads),
+        lambda: mean_field(logits, image, spacing=SPACING, bilateral=[], threads=threads),
+        lambda: build_kernels(image, spacing=SPACING, bilateral=[], num_labels=3, threads=threads),
+        lambda: crf_loss(logits, image, SPACING, theta_alpha=1.0, theta_beta=0.1, threads=threads),
+    ):
+        with pytest.raises(ConfigError, match="threads: expected a whole number of at least 1"):
+            call()
 
 
 def test_integer_logits_and_complex_images_are_refused() -> None:

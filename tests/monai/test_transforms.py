@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -325,20 +326,51 @@ def test_pending_lazy_operations_are_refused():
     ("settings", "message"),
     [
         ({"output": "mask"}, "output: expected one of logits, probabilities, labels; got 'mask'"),
-        ({"input_type": "labels"}, "input_type: expected one of auto, logits, probabilities; got 'labels'"),
+        ({"input_type": "label"}, "input_type: expected one of auto, logits, probabilities, labels; got 'label'"),
+        ({"input_type": "labels", "output": "logits"}, "output: a label map becomes a label map, .* it is 'labels'; got 'logits'"),
+        ({"threads": 0}, "threads: expected a whole number of at least 1"),
         ({"spacing": 0.0}, "spacing is 0.0; expected"),
         ({"spacing": "1 mm"}, "spacing is 1 mm; expected"),
         ({"spacing": (1.0, -1.0)}, "spacing is .*; expected 2 positive distances"),
         ({"parameters": "no-such-preset"}, "no-such-preset"),
         ({"parameters": {"bilateral": {"theta": 1.0}}}, "bilateral.theta"),
         ({"regions": {"core": []}}, "core"),
-        ({"regions": "core"}, "regions: expected pairs of a name and labels"),
+        ({"regions": "core"}, "regions: expected a dictionary of names and their labels"),
         ({"regions": [("core", 1), ("core", 2)]}, "regions: a name is there twice"),
     ],
 )
 def test_settings_are_checked_when_the_transform_is_made(settings, message):
     with pytest.raises(ConfigError, match=message):
         CrfRefined("pred", **settings)
+
+
+def test_a_typing_error_names_the_transform_and_all_arguments_are_in_its_signature():
+    with pytest.raises(TypeError, match=r"CrfRefined\.__init__\(\) got an unexpected keyword argument 'ouput'"):
+        CrfRefined("pred", ouput="labels")
+    of_one, of_dictionaries = (inspect.signature(kind).parameters for kind in (CrfRefine, CrfRefined))
+    assert {*of_one} <= {*of_dictionaries}
+    assert all(of_one[name].default == of_dictionaries[name].default for name in of_one)
+
+
+def test_a_label_map_is_refined_as_its_error_advises():
+    """With a channel, as LoadImaged and EnsureChannelFirstd leave it, of floats; the result is a label map, too."""
+    logits, image = make_case(30)
+    labels = logits.argmax(0)
+    given = placed(labels[None].astype(np.float32))
+    for modalities in (1, 2):
+        with pytest.raises(InputError, match=r'(give|with) input_type="labels"'):
+            CrfRefine(PARAMETERS)(given, placed(image[:modalities]))
+        found = CrfRefine(PARAMETERS, input_type="labels")(given, placed(image[:modalities]))
+        np.testing.assert_array_equal(found[0].numpy(), wanted(labels, image[:modalities], input_type="labels").label_map)
+    assert found.dtype == torch.uint8
+    with pytest.raises(InputError, match=r"the label map has shape \(3, 9, 7, 6\); expected one channel"):
+        CrfRefine(PARAMETERS, input_type="labels")(placed(logits), placed(image))
+
+
+def test_a_masked_array_is_refused():
+    logits, image = make_case(31)
+    with pytest.raises(InputError, match="image is a masked array"):
+        CrfRefine(PARAMETERS, spacing=1.0)(logits, np.ma.masked_less(image, 0.0))
 
 
 def test_paths_in_place_of_tensors_are_refused():

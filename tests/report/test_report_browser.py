@@ -268,6 +268,24 @@ def test_a_table_wider_than_the_screen_says_so(page):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+def test_what_a_row_is_about_stays_in_sight_while_a_table_is_scrolled(page):
+    """On a phone: metric and region side by side, and all of the caption."""
+    resize(page, 390)
+    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
+    spans = page.execute_script(
+        "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
+        " ...[...table.querySelectorAll('tr:not(:has([colspan]))')].filter((row) => row.checkVisibility())"
+        ".flatMap((row) => [row.cells[0], row.cells[1]])]"
+        ".map((node) => { const box = node.getBoundingClientRect(); return [box.left, box.right]; }))"
+    )
+    assert len(spans) >= 2
+    for box, caption, *cells in spans:
+        assert box[0] <= caption[0] < caption[1] <= box[1]
+        for metric, region in zip(cells[::2], cells[1::2], strict=True):
+            assert box[0] <= metric[0] < metric[1] <= region[0] + 1 < region[1] <= box[1] - 100, "there is room for numbers"
+
+
 @pytest.mark.parametrize("preferred", ["light", "dark"])
 def test_the_side_where_a_table_goes_on_is_in_shadow(page, preferred):
     """Pixels at the edges of the box, between two rows of text: shaded on the right first, on the left after scrolling to the end."""

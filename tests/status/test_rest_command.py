@@ -58,3 +58,9 @@ def test_a_shell_reads_back_every_word(word):
     done = subprocess.run(["bash", "-c", f"printf %s {quote(word)}"], capture_output=True, check=True)
     assert done.stdout == os.fsencode(word)
     assert quote(word).isprintable()
+
+
+def test_either_name_of_the_option_is_given_once():
+    for name in ("--continue", "--resume"):
+        command = rest_command(("infer", "-i", "a", name, "-o", "b"), 1, 0, of_part=0, folder="")
+        assert command == "crfrefine infer -i a -o b --continue"

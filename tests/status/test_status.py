@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, command, files_in, run_here, run_process, write_case, write_folders
+from cli_helpers import Folders, command, files_in, load_nifti, run_here, run_process, save_nifti, write_case, write_folders
 
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.run import run_inference
+from crfrefine.infer.run_record import RECORD_FOLDER
 from crfrefine.status.finding import find_status
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -162,6 +164,7 @@ def test_a_folder_that_was_moved_is_named(folders):
 def test_a_label_map_from_before_the_run_is_not_taken_for_its_result(folders):
     """The command with --continue would keep it, so a note says what to do."""
     assert infer(folders).status == 0
+    shutil.rmtree(folders.output / RECORD_FOLDER)  # as of an earlier version
     for path in folders.output.iterdir():
         os.utime(path, (1e9, 1e9))
     assert part(folders, 0, num_parts=2).status == 0
@@ -228,6 +231,83 @@ def test_a_damaged_summary_beside_whole_ones_is_named(folders):
     result = run_here("status", "out")
     assert result.status == 1
     assert "note: out/part_9.json: not JSON: " in result.stdout
+
+
+# ---- The record in the output folder
+
+
+def records(folder: Path = Path("out")) -> list[Path]:
+    return sorted((folder / RECORD_FOLDER).iterdir())
+
+
+def test_a_run_needs_no_summary(folders, tmp_path):
+    """The commands for the rest name none either."""
+    Path("logits/b.nii.gz").rename("logits/hidden")
+    assert infer(folders).status == 1
+    assert len(records()) == 1
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "failed", "c": "done", "d": "done", "e": "done"}
+    assert "--summary" not in run["commands"][0]
+    Path("logits/hidden").rename("logits/b.nii.gz")
+    run_in_shell(f"cd {shlex.quote(str(Path.cwd()))} && {run['commands'][0]}", tmp_path)
+    assert set(states(status_of("out", exit_status=0)).values()) == {"done"}
+    assert len(records()) == 1
+
+
+def test_a_summary_beside_the_record_is_a_copy(folders):
+    assert infer(folders, "--summary", "out/s.json").status == 0
+    lines = [json.loads(line) for line in records()[0].read_text().splitlines()]
+    assert [line for line in lines if "case_id" in line] == json.loads(Path("out/s.json").read_text())["cases"]
+    assert len(states(status_of("out", exit_status=0))) == 5
+
+
+def test_parts_keep_records_of_their_own(folders):
+    """They may run at the same time."""
+    for part_id in (0, 2):
+        assert infer(folders, "--num-parts", 3, "--part-id", part_id).status == 0
+    assert len(records()) == 2
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "done", "e": "missing"}
+    assert [entry["run"] for entry in run["parts"]] == ["ended", "not started", "ended"]
+
+
+def test_a_new_run_makes_the_records_of_the_last_one_void(folders):
+    """Without --continue all cases are done again, with another number of parts, too."""
+    assert infer(folders).status == 0
+    assert infer(folders, "--num-parts", 2, "--part-id", 0, "--set", "bilateral.weight=9").status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "missing", "e": "done"}
+    assert {case["reason"] for case in run["cases"]} == {None, "refined with other parameters than those of the last run"}
+
+
+def test_a_file_as_output_and_a_run_without_cases_leave_no_record(folders):
+    options = ("-i", "images/a_0000.nii.gz", "-i", "images/a_0001.nii.gz", "-p", "logits/a.nii.gz", "--threads", 1)
+    assert run_here("infer", *options, "-o", "one/a.nii.gz").status == 0
+    assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
+    for path in Path("logits").iterdir():
+        path.unlink()
+    assert infer(folders).status == 1
+    assert not folders.output.exists()
+
+
+def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_named(folders):
+    """Logits of another network among the others; kernels that outvote all labels of two cases."""
+    few = load_nifti(Path("logits/c.nii.gz"))[..., :3]
+    save_nifti(Path("logits/c.nii.gz"), few)
+    said = infer(folders, "--set", "postprocess.min_component_ml=1000").stderr
+    note = "cases have different numbers of labels, as results of different networks have: 3 of c; 4 of a, b, d, e"
+    assert note in said
+    assert note in infer(folders, "--set", "postprocess.min_component_ml=1000", "--continue").stderr
+    run = status_of("out", exit_status=0)
+    assert note in run["notes"]
+    (vanished,) = [text for text in run["notes"] if text.startswith("labels vanished in 5 cases: a (1, 2, 3), ")]
+    assert "c (1, 2)" in vanished
+
+
+def test_no_summary_goes_where_the_records_are(folders):
+    result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.jsonl")
+    assert result.status == 1
+    assert "is for the records that runs keep themselves" in result.stderr
 
 
 def test_wrong_usage():

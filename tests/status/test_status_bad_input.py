@@ -34,7 +34,7 @@ def change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("notes.json", '{"labels": {}}', "holds no summary of `infer`"),
+        ("notes.json", '{"labels": {}}', "holds no record of `infer`"),
         ("old.json", '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}', "does not say which cases the run has"),
     ],
 )

@@ -194,8 +194,12 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     whole = refined(labels, image, changes)
     limit = int(whole.channels.computed().size * 17 * 0.8)
     options = {"spacing": SPACING, "parameters": parameters}
-    cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit)
+    told = []
+    cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit, progress=lambda *of: told.append(of))
     assert "slabs" in cut.filters[0]
+    steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
+    assert {stage for stage, _ in steps} == {f"mean field, slab {number} of 9" for number in range(1, 10)}, "steps inside slabs are told"
+    assert [share for _, share in steps] == sorted(share for _, share in steps)
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
 

@@ -99,6 +99,23 @@ def test_two_files_for_one_thing_are_refused_by_name(tmp_path):
         find_cases(locate_folders(tmp_path))
 
 
+def test_cases_with_one_cause_are_told_together(tmp_path):
+    """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
+    write_cases(tmp_path, 5)
+    for number in range(1, 4):
+        path = tmp_path / "logits" / f"case{number}.nii.gz"
+        save_nifti(path, np.moveaxis(phantom(number).logits, 0, -1)[:-2], phantom(number).affine)
+    (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
+        find_cases(locate_folders(tmp_path))
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if line.startswith("  case")] == [
+        "  case 'case1': logits and image are on different grids",
+        f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty",
+    ]
+    assert lines[-1] == "  2 more cases failed like 'case1' (case2, case3): logits and image are on different grids"
+
+
 @pytest.mark.parametrize(
     ("file", "reason"),
     [

@@ -216,7 +216,11 @@ def test_a_given_model_keeps_its_structure_and_is_the_only_start_without_theta()
 def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):
     starts = [start(4.0), start(8.0), start(40.0)]
     with Workers(2) as workers:
-        table = np.array(screen(material(useful), starts, [0, 1, 2], workers, lambda count: None))
+        rows = screen(material(useful), starts, [0, 1, 2], workers, lambda table: None)
+        told = []
+        assert screen(material(useful), starts, [0, 1, 2], workers, told.append, [row[:2] for row in rows]) == rows
+    assert told == [rows], "those that were tried before are not tried again"
+    table = np.array(rows)
     assert table.shape == (3, 3)
     table[2] = [0.0, 0.0, 9.0]
     assert [one.name for one in choose_starts(starts, table, [0, 1, 2], (0, 1), 2)] != ["theta_alpha 40"]

@@ -103,6 +103,25 @@ def test_a_slider_changes_contours_and_dice_and_what_is_saved_is_what_was_shown(
         assert text.split()[-1] == f"{200 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()):.2f}"
 
 
+def test_sliders_go_back_to_where_they_began(page):
+    def choose(name):
+        page.execute_script(
+            "const node = document.querySelector('#preset'); node.value = arguments[0]; node.dispatchEvent(new Event('change'))", name
+        )
+
+    shown = "document.querySelector('#toml').textContent"
+    choose("default")
+    wait(page, f"{shown}.includes('num_iterations = 5 ')")
+    slide(page, "mean_field.num_iterations", 0.35)
+    wait(page, f"{shown}.includes('num_iterations = 7 ')")
+    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    page.refresh()
+    wait_until_done(page)
+    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    choose("")
+    wait(page, f"{shown}.includes('num_iterations = 5 ')")
+
+
 def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
     from selenium.webdriver.common.keys import Keys
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ def find_predicted_cases(predictions: PredictionFolder, *, images: Path | None =
     archives = {path.stem: path for path in sorted(folder.glob("*.npz"))}
     if not archives:
         why = "was run without --save_probabilities" if arguments.get(_SAVE) is False else "has written label maps alone, or nothing yet"
-        raise InputError(f"{folder}: no CASE.npz: nnUNetv2_predict {why}\n  {_AGAIN}")
+        has_label_maps = any(path.name.endswith(VOLUME_SUFFIXES) for path in folder.iterdir())
+        raise InputError(
+            f"{folder}: no CASE.npz: nnUNetv2_predict {why}\n  {_AGAIN}"
+            + (f"\n  Or refine the label maps: {_command_for_label_maps(folder, arguments, images)}" if has_label_maps else "")
+        )
     found = _images_of(folder, arguments, images, masks)
     predicted = {stem_of(path) for path in folder.iterdir() if path.name.endswith(VOLUME_SUFFIXES)}
     cases = []
@@ -57,6 +62,15 @@ def find_predicted_cases(predictions: PredictionFolder, *, images: Path | None =
     if stray:
         notes.append(f"{folder}: predictions without images are ignored ({len(stray)}), such as {archives[stray[0]].name}")
     return CaseList(cases, notes)
+
+
+def _command_for_label_maps(folder: Path, arguments: Any, images: Path | None) -> str:
+    """Return the command that refines label maps; the folder of the images is that of the prediction, if it is still there."""
+    source = arguments.get(_SOURCE)
+    places = _places(folder, source, arguments.get(_OUTPUT)) if isinstance(source, str) else []
+    place = images or next((place for place in places if is_there(place) and place.is_dir()), None)
+    quoted = "IMAGES" if place is None else shlex.quote(str(place))
+    return f"crfrefine infer -i {quoted} -p {shlex.quote(str(folder))} --input-type labels -o OUTPUT"
 
 
 def _images_of(folder: Path, arguments: Any, images: Path | None, masks: Path | None) -> CaseList:

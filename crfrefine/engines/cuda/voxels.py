@@ -143,7 +143,10 @@ class BilateralInput:
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_alpha, first, voxels.box_shape, voxels.spacing, strict=True):
             if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
-                raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")
+                raise CapacityError(
+                    f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
+                    "bandwidth, and check the spacing"
+                )
         lowest, highest, zero = [], [], []
         for m, theta in enumerate(theta_beta):
             inside = image[m].reshape(-1)[voxels.grid_index]
@@ -156,7 +159,7 @@ class BilateralInput:
                 zero[m] = float(dtype.type(origin.intensity[m]))
             if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > LARGEST_FEATURE:
                 raise CapacityError(
-                    f"theta_beta {theta:f} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
+                    f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
                 )
         num_features = len(self.theta_beta) + voxels.num_axes

@@ -1,5 +1,5 @@
 // A plane of the case: fetched as labels and gray values, drawn with sharp contours, and moved through with mouse and keyboard.
-const UNKNOWN = 0xffff, MOST_PIXELS = 520;
+const UNKNOWN = 0xffff;
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 export function make(tag, attributes, ...children) {
@@ -93,9 +93,9 @@ export class Plane {
       this.output.textContent = `${place[spec.through] + 1} / ${page.grid[spec.through]}`;
     }
     if (!layers) return;
-    const highest = parseFloat(getComputedStyle(this.view).maxHeight) || MOST_PIXELS;
+    const highest = parseFloat(getComputedStyle(this.view).maxHeight);
     const room = Math.max(80, this.view.clientWidth), perMm = Math.min(room / spec.mm[0], highest / spec.mm[1]);
-    const dense = window.devicePixelRatio || 1, width = Math.round(spec.mm[0] * perMm), height = Math.max(8, Math.round(spec.mm[1] * perMm));
+    const dense = window.devicePixelRatio || 1, width = Math.max(8, Math.floor(spec.mm[0] * perMm)), height = Math.max(8, Math.floor(spec.mm[1] * perMm));
     canvas.width = width * dense;
     canvas.height = height * dense;
     canvas.style.width = `${width}px`;

@@ -4,7 +4,7 @@ import { buildControls } from "./sliders.js";
 
 const find = (id) => document.getElementById(id);
 const page = { place: [], grid: [], modality: 0, look: {}, colors: [], rgb: [], hidden: new Set(), box: null, move };
-const LOOKS = { network: "n", refined: "r", reference: "l", changes: "c" };
+const CHANGED = "changed", LOOKS = { network: "n", refined: "r", reference: "l", changes: "c" };
 let planes = [], about = null, number = 0, result = null, names = [], hasEnded = false;
 
 async function ask(address, sent) {
@@ -33,10 +33,10 @@ function enqueue(job) {
     }
   };
   numWaiting += 1;
-  queue = queue.then(run).catch((error) => error.message).finally(() => {
+  queue = queue.then(run).finally(() => {
     numWaiting -= 1;
     digest();
-  });
+  }).catch((error) => error.message);
   return queue;
 }
 
@@ -63,7 +63,8 @@ function show(described) {
   const isOther = described.opened !== about?.opened;
   about = described;
   options(find("case"), about.cases.map((name) => [name, name]), about.case);
-  options(find("preset"), about.presets.map((name) => [name, name || "as opened"]), "");
+  options(find("preset"), [...about.presets.map((name) => [name, name || "as opened"]), [CHANGED, CHANGED]], about.is_as_opened ? "" : CHANGED);
+  find("preset").lastElementChild.hidden = true;
   if (isOther) showCase();
   take(about, true);
 }
@@ -128,7 +129,10 @@ function take(parameters, isNew) {
   find("toml").textContent = parameters.toml;
   find("download").href = `data:text/plain;charset=utf-8,${encodeURIComponent(parameters.toml)}`;
   find("saved").textContent = "";
-  if (!isNew) return;
+  if (!isNew) {
+    find("preset").value = CHANGED;  // Then each of them can be chosen again.
+    return;
+  }
   numBuilt += 1;
   changes.clear();
   buildControls(find("sliders"), parameters.controls, change);
@@ -296,7 +300,8 @@ find("case").addEventListener("change", async () => {
   find("status").textContent = "Reading …";
   document.body.dataset.state = "reading";
   await act("case", { name: find("case").value }, show);
-  find("main").inert = find("case").disabled = hasEnded;
+  find("main").inert = false;
+  find("case").disabled = hasEnded;
   find("case").value = about.case;
   digest();
 });

@@ -1,0 +1,152 @@
+"""The compiled module refuses arguments that do not fit each other, by a ValueError, before it reads what is not there.
+
+`tests/fuzz/test_calls.py` makes up many more such calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.compiled import load_engine
+from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.specs import KernelSetSpec, KernelSpec
+from crfrefine.tiles.grid import TILE
+
+SHAPE = (8, 9, 10)
+SPACING, THETA = [1.0, 1.5, 2.0], [2.0, 2.0, 3.0]
+PENALTIES = [0.0, 1.0, 1.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    try:
+        return load_engine()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def values(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def message(engine: Any, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        **{"values": values(3, *SHAPE), "image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": [(THETA, [0.1])]},
+        **{"theta_gamma": [], "normalization": "none", "filter": "auto", "threads": 1, "out": values(3, *SHAPE), **changes},
+    }
+    return engine.message(**settings)
+
+
+def built(engine: Any, num_labels: int = 2, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        **{"image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": [(THETA, [0.1])], "theta_gamma": []},
+        **{"normalization": "symmetric", "filter": "auto", "num_iterations": 2, "user_axis": [], "origin": None, "threads": 1},
+        **{"progress": None, **changes},
+    }
+    return engine.Kernels32(num_labels=num_labels, **settings)
+
+
+def run(engine: Any, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        **{"logits": values(2, *SHAPE), "weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": True, "temperature": 1.0},
+        **{"damping": 0.0, "bias": [], "volume": (math.inf, False, None), "labels": None, "tile": [], "num_iterations": 2},
+        **{"tolerance": 0.0, "is_last_run": True, "progress": None, "out": values(2, *SHAPE), **changes},
+    }
+    return built(engine).run(**settings)
+
+
+def label_sets(engine: Any, **changes: Any) -> Any:
+    """One active tile of two labels."""
+    settings: dict[str, Any] = {
+        **{"shape": SHAPE, "tile": TILE, "mask": None, "active": np.array([1]), "first_entry": np.array([0, 2]), "threads": 1},
+        **{"label": np.array([0, 3], np.int32), "settled": np.array([2, -1], np.int32), **changes},
+    }
+    return engine.LabelSets(**settings)
+
+
+WRONG: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "softmax, fewer channels": ("in the shape of the logits", lambda e: e.softmax(values(3, *SHAPE), 1, values(2, *SHAPE))),
+    "softmax, no axes": ("expected logits", lambda e: e.softmax(values(), 1, values())),
+    "softmax, no labels": ("expected logits", lambda e: e.softmax(values(0, 4), 1, values(0, 4))),
+    "label_map, no axes": ("expected logits", lambda e: e.label_map(values(), 1, values(dtype=np.uint8))),
+    "label_map, a smaller grid": ("on the grid", lambda e: e.label_map(values(3, 7, 5), 1, values(7, 4, dtype=np.uint8))),
+    "label_map, more labels than 8 bits": ("holds all labels", lambda e: e.label_map(values(257, 2), 1, values(2, dtype=np.uint8))),
+    "channel_ranges, no axes": ("expected channels", lambda e: e.channel_ranges(values(), 1)),
+    "mask of 8 voxels": ("expected a mask", lambda e: message(e, mask=np.ones((2, 2, 2), np.bool_))),
+    "spacing, none": ("one spacing per axis", lambda e: message(e, spacing=[])),
+    "spacing, NaN": ("one spacing per axis", lambda e: message(e, spacing=[1.0, math.nan, 1.0])),
+    "theta_alpha, negative": ("one theta_alpha per axis", lambda e: message(e, bilateral=[([2.0, -2.0, 3.0], [0.1])])),
+    "theta_beta, too few": ("one theta_beta per modality", lambda e: message(e, bilateral=[(THETA, [])])),
+    "theta_gamma, NaN": ("one theta_gamma per axis", lambda e: message(e, bilateral=[], theta_gamma=[math.nan] * 3)),
+    "no kernel": ("expected a kernel", lambda e: message(e, bilateral=[])),
+    "image, another grid": ("grid of the values", lambda e: message(e, image=values(1, 8, 9, 9))),
+    "out, fewer channels": ("shape of the values", lambda e: message(e, out=values(2, *SHAPE))),
+    "one label": ("2 to 65536 labels", lambda e: built(e, num_labels=1)),
+    "no labels": ("2 to 65536 labels", lambda e: built(e, num_labels=0)),
+    "too many labels": ("2 to 65536 labels", lambda e: built(e, num_labels=65538)),
+    "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
+    "origin, too short": ("expected an origin", lambda e: built(e, origin=([0, 0], [0.0]))),
+    "logits, no axes": ("expected an array", lambda e: run(e, logits=values())),
+    "logits, more labels": ("expected an array", lambda e: run(e, logits=values(3, *SHAPE), out=values(3, *SHAPE))),
+    "logits, another grid": ("or on the box of its mask", lambda e: run(e, logits=values(2, 8, 9, 9))),
+    "weights, too few": ("one weight per label", lambda e: run(e, weights=[[1.0]])),
+    "weights, none": ("one list of weights per kernel", lambda e: run(e, weights=[])),
+    "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[0.0])),
+    "temperature, 0": ("expected a temperature", lambda e: run(e, temperature=0.0)),
+    "labels that have no weight": (
+        "have weights and penalties",
+        lambda e: run(e, labels=np.full((2, 1, 1, 1), 2, np.int32), tile=[8, 16, 16]),
+    ),
+    "Tiles, a grid of zeros": ("a grid with voxels", lambda e: e.Tiles((0, 0, 0), TILE, 1)),
+    "Tiles, tiles of zeros": ("tiles with voxels", lambda e: e.Tiles(SHAPE, (0, 0, 0), 1)),
+    "Tiles, more than can be counted": ("a grid with voxels", lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1)),
+    "gather, a tile of no grid": (
+        "tiles of the grid",
+        lambda e: e.Tiles(SHAPE, TILE, 1).gather(values(*SHAPE), np.array([2]), values(1, math.prod(TILE))),
+    ),
+    "mark_near, a label without a channel": (
+        "no channel",
+        lambda e: e.Tiles(SHAPE, TILE, 1).mark_near(np.full(SHAPE, 3, np.uint8), (1, 1, 1), np.zeros((3, 2), np.uint8)),
+    ),
+    "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=np.array([2]))),
+    "sets, too few labels": ("one label per entry", lambda e: label_sets(e, label=np.array([0], np.int32))),
+    "sets, mask of 8 voxels": ("one value per voxel of the grid", lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_))),
+    "sets, too few values": (
+        "one value per entry",
+        lambda e: label_sets(e).decode(values(1, math.prod(TILE)), np.zeros(SHAPE, np.uint8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_that_do_not_fit_are_refused(engine: Any, name: str) -> None:
+    what, call = WRONG[name]
+    with pytest.raises(ValueError, match=what):
+        call(engine)
+
+
+def test_the_same_calls_with_arguments_that_fit(engine: Any) -> None:
+    assert message(engine)
+    assert run(engine)["num_iterations"] == 2
+    label_sets(engine).decode(values(2, math.prod(TILE)), np.zeros(SHAPE, np.uint8))
+
+
+def test_results_are_not_written_to_a_copy(engine: Any) -> None:
+    """Another type or order of the axes would need one."""
+    with pytest.raises(TypeError):
+        engine.softmax(values(2, 3, 4), 1, values(2, 3, 4, dtype=np.float64))
+    with pytest.raises(TypeError):
+        engine.softmax(values(2, 3, 4), 1, np.asfortranarray(values(2, 3, 4)))
+
+
+def test_a_window_of_millions_of_voxels_is_refused_before_it_is_listed() -> None:
+    """A list of these would take a gigabyte; a case of one byte per voxel is small."""
+    spec = KernelSetSpec((KernelSpec((900.0, 1200.0), (0.1,)),), "none", "truncated", 2, 1)
+    with pytest.raises(CapacityError, match=r"theta_alpha 900 x 1200 on voxels of 1 x 1\.5 visits over a million pairs"):
+        get_backend("cpu").kernels(np.zeros((1, 1100, 1000), np.float32), None, (1.0, 1.5), spec)
