@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,8 +42,9 @@ REPEATS = 10
 START_SECONDS, COMPILE_SECONDS, LAUNCH_SECONDS = 60.0, 90.0, 15.0
 MOST_HANGS = 2
 """Of a kernel: more of its launches would take the time of others."""
-_GUARD = 256
-_GUARD_BYTE = 0xA5
+_KILL_SECONDS = 5.0
+_GUARD = np.full(256, 0xA5, dtype=np.uint8)
+_INSIDE = slice(len(_GUARD), -len(_GUARD))
 
 
 class Record:
@@ -114,18 +115,18 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     launch = record.launches[number]
     pieces = record.memory(launch)
     function = _compile(cupy, record, launch["text"], launch["kernel"])
-    guarded = [np.concatenate([_guard(), before, _guard()]) for before, _ in pieces]
+    guarded = [np.concatenate([_GUARD, before, _GUARD]) for before, _ in pieces]
 
     def run(memory: list[Any]) -> None:
-        inside = [piece[_GUARD:-_GUARD] for piece in memory]
+        inside = [piece[_INSIDE] for piece in memory]
         function((launch["grid"],), (launch["block"],), tuple(arguments_of(launch, inside)), shared_mem=launch["shared"])
 
     memory = [cupy.asarray(piece) for piece in guarded]
     run(memory)
     cupy.cuda.runtime.deviceSynchronize()
     found = [cupy.asnumpy(piece) for piece in memory]
-    line = compare(launch, pieces, [piece[_GUARD:-_GUARD] for piece in found])
-    if any((piece[end] != _GUARD_BYTE).any() for piece in found for end in (slice(None, _GUARD), slice(-_GUARD, None))):
+    line = compare(launch, pieces, [piece[_INSIDE] for piece in found])
+    if any((ends != _GUARD).any() for piece in found for ends in (piece[: len(_GUARD)], piece[-len(_GUARD) :])):
         line = {**line, "outcome": "wrong", "error": "it writes outside of its arrays"}
     changed = [after is not None for _, after in launch["memory"]]
     copies = [
@@ -140,11 +141,8 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     end.synchronize()
     seconds = 1e-3 * cupy.cuda.get_elapsed_time(begin, end) / REPEATS
     num_bytes = sum(before.nbytes for before, _ in pieces)
-    return {**line, "microseconds": round(1e6 * seconds, 2), "gb_per_second": round(num_bytes / max(seconds, 1e-9) / 1e9, 2)}
-
-
-def _guard() -> Any:
-    return np.full(_GUARD, _GUARD_BYTE, dtype=np.uint8)
+    speed = round(num_bytes / max(seconds, 1e-9) / 1e9, 2)
+    return {**line, "microseconds": round(1e6 * seconds, 2), "bytes": num_bytes, "gb_per_second": speed}
 
 
 def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Sequence[Any]) -> Line:
@@ -224,12 +222,9 @@ class Player:
     def play(self, *, num_compilers: int, compile_only: bool = False) -> Counter[str]:
         """Compile everything, launch everything; how many launches had which outcome."""
         compiled: dict[int, Line] = {}
-        texts = range(len(self.record.texts))
-        shares = [list(texts[i::num_compilers]) for i in range(num_compilers)]
+        texts = list(range(len(self.record.texts)))
         with ThreadPoolExecutor(num_compilers) as pool:
-            done = [pool.submit(self._work, "compile", share, compiled.__setitem__) for share in shares if share]
-        for future in done:
-            future.result()
+            list(pool.map(lambda i: self._work("compile", texts[i::num_compilers], compiled.__setitem__), range(num_compilers)))
         outcomes: Counter[str] = Counter()
         by_source: dict[str, list[int]] = {}
 
@@ -237,9 +232,15 @@ class Player:
             launch = self.record.launches[number]
             text = compiled[launch["text"]]
             what = {"source": self.record.texts[launch["text"]]["source"], "kernel": launch["kernel"], "constants": launch["constants"]}
-            num_bytes = sum(int(np.prod(a["shape"])) * np.dtype(a["dtype"]).itemsize for a in launch["arguments"] if a and "shape" in a)
-            size = {"threads": launch["grid"] * launch["block"], "bytes": num_bytes}
-            self._write({"step": "kernel", **what, **size, "compile_seconds": text.get("compile_seconds"), **line})
+            self._write(
+                {
+                    "step": "kernel",
+                    **what,
+                    "threads": launch["grid"] * launch["block"],
+                    "compile_seconds": text.get("compile_seconds"),
+                    **line,
+                }
+            )
             outcomes[line["outcome"]] += 1
 
         for number, launch in enumerate(self.record.launches):
@@ -255,15 +256,8 @@ class Player:
 
     def _work(self, mode: str, numbers: list[int], keep: Callable[[int, Line], None]) -> None:
         """Give numbers to processes, one after the other; a new one goes on behind the number that ended the last."""
-        left = list(numbers)
-        while left:
-            left = self._skip_hung(left, keep) if mode == "launch" else left
-            if not left:
-                return
-            if time.monotonic() >= self._end:
-                for number in left:
-                    keep(number, {"outcome": "not run", "error": "the time was up"})
-                return
+        left = numbers
+        while left := self._due(mode, left, keep):
             with _process([sys.executable, __file__, str(self._path), "--child", mode], left) as (answers, said):
                 begun, outcome, error = False, "crash", ""
                 while left:
@@ -293,11 +287,16 @@ class Player:
                 self._hangs[self.record.launches[number]["kernel"]] += 1
             keep(number, {"outcome": outcome, "error": error})
 
-    def _skip_hung(self, numbers: list[int], keep: Callable[[int, Line], None]) -> list[int]:
-        hung = {number for number in numbers if self._hangs[self.record.launches[number]["kernel"]] >= MOST_HANGS}
-        for number in sorted(hung):
-            keep(number, {"outcome": "not run", "error": f"this kernel has hung {MOST_HANGS} times"})
-        return [number for number in numbers if number not in hung]
+    def _due(self, mode: str, numbers: list[int], keep: Callable[[int, Line], None]) -> list[int]:
+        """What may still run; all else is told why not."""
+        late, due = time.monotonic() >= self._end, []
+        for number in numbers:
+            if late or (mode == "launch" and self._hangs[self.record.launches[number]["kernel"]] >= MOST_HANGS):
+                error = "the time was up" if late else f"this kernel has hung {MOST_HANGS} times"
+                keep(number, {"outcome": "not run", "error": error})
+            else:
+                due.append(number)
+        return due
 
 
 @contextlib.contextmanager
@@ -310,31 +309,30 @@ def _process(command: list[str], numbers: list[int]) -> Iterator[tuple[queue.Que
         answers: queue.Queue[Line | None] = queue.Queue()
 
         def read() -> None:
-            assert process.stdout is not None
-            for text in process.stdout:
+            for text in cast("Any", process.stdout):
                 with contextlib.suppress(ValueError):  # half a line of a process that was killed
                     answers.put(json.loads(text))
             answers.put(None)
 
         def said() -> str:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1.0)
             errors.seek(0)
-            return errors.read().strip() or f"status {process.poll()}"
+            return f"status {process.returncode}: {errors.read().strip()}"
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            with contextlib.suppress(BrokenPipeError):
-                assert process.stdin is not None
-                process.stdin.write(" ".join(map(str, numbers)))
-                process.stdin.close()
+            with contextlib.suppress(BrokenPipeError), cast("Any", process.stdin) as stdin:
+                stdin.write(" ".join(map(str, numbers)))
             yield answers, said
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            reader.join(timeout=5.0)
-            if process.stdout is not None and not reader.is_alive():
-                process.stdout.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
+                process.wait(timeout=_KILL_SECONDS)
+                reader.join()
+                cast("Any", process.stdout).close()
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,30 +124,11 @@ def calls(lines: Path, record: Path) -> dict[int, Call]:
 
 
 def _test(path: str) -> Step:
-    # Other people's warnings are their own business. A graph that could not be recorded is a RuntimeWarning.
-    options = [
-        "-v",
-        "-rs",
-        "--tb=short",
-        "-k",
-        "cuda and not shim",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        "-W",
-        "error::RuntimeWarning",
-    ]
-    return Step(f"test {Path(path).stem}", 215, [sys.executable, "-m", "pytest", *options, path], _tests_environment())
-
-
-@cache
-def _tests_environment() -> dict[str, str]:
-    """Where the package is installed, the source tree must not hide it. In a checkout alone PYTHONPATH leads to it."""
-    program = "import sys, importlib.util as util; sys.exit(util.find_spec('crfrefine') is None)"
-    if subprocess.run([sys.executable, "-P", "-c", program], check=False, cwd=HERE).returncode == 0:
-        return {"PYTHONSAFEPATH": "1"}
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    # Other people's warnings are their own business. A graph that could not be recorded is a RuntimeWarning. With a safe path the source
+    # tree does not hide an installed package.
+    warnings = ["-W", "default", "-W", "error::RuntimeWarning"]
+    options = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda and not shim", *warnings]
+    return Step(f"test {Path(path).stem}", 215, [sys.executable, "-m", "pytest", *options, path], {"PYTHONSAFEPATH": "1"})
 
 
 def _sanitizer(tool: str, command: list[str]) -> Step:
