@@ -36,8 +36,8 @@ _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
 
 ELSEWHERE = {
-    r"pip install|make |docker |apptainer |export |set |mike ": "installs, builds, or sets a variable",
-    r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|WHEEL=": "the tests of examples and benchmarks run these",
+    r"pip (install|download)|make |docker |apptainer |export |set |mike ": "installs, builds, or sets a variable",
+    r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
     r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
     r"nnUNetv2_|for fold in|TotalSegmentator|bosh |for gpu in": "other people's programs",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
