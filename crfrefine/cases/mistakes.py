@@ -119,7 +119,7 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
         count = _count_labels(modality)
         if count:
             found[path] = (
-                f"{path.name} looks like a label map, not like an image: {count} values, whole numbers in connected areas; -i takes the images"
+                f"{path.name} looks like a label map, not like an image: {count} values, in connected areas; -i takes the images"
             )
     return list(found.values())
 
