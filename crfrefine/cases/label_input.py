@@ -217,8 +217,13 @@ class Overlap:
         note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {one} and {other}"
         if not self.losers:
             return (note,)
-        losers = listed([f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()], MOST_SHOWN)
-        return note, f"{LOST} to smaller ones: {losers}; if it is a union of others, leave its file out and unite its refined parts"
+        return note, f"{self.lost}; if it is a union of others, leave its file out and unite its refined parts"
+
+    @property
+    def lost(self) -> str:
+        """Which structures keep less than half of their voxels; "" if none."""
+        losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
+        return f"{LOST} to smaller ones: {listed(losers, MOST_SHOWN)}" if losers else ""
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:

@@ -17,12 +17,13 @@ from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume
 
 
-def read_structures(path: Path, numbers: Mapping[str, int], *, allow_mismatched_dicom: bool = False) -> Volume:
+def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read a folder of structures, or a label map whose labels have names, with the numbers of a run.
 
     Args:
         path: a folder with one binary file per structure, or a label map with a `dataset.json` in its folder or the one above.
         numbers: number of each structure by its name.
+        warnings: gets a sentence about structures that lose most of their voxels to others.
         allow_mismatched_dicom: as for `require_same_identity`.
 
     Raises:
@@ -41,7 +42,9 @@ def read_structures(path: Path, numbers: Mapping[str, int], *, allow_mismatched_
                 f"{header.path}: expected one value per voxel, as in a binary file of one structure; found {header.num_channels}"
             )
     require_same_identity(headers, allow=allow_mismatched_dicom)
-    labels, _ = merge_structures(headers, numbers)
+    labels, overlap = merge_structures(headers, numbers)
+    if overlap.losers:
+        warnings.append(f"{overlap.lost}; to measure a union of others, leave its file out and name it with --regions")
     return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *first.geometry(), first.path, first)
 
 

@@ -165,3 +165,18 @@ def test_of_many_structures_the_terminal_shows_means(tmp_path):
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
     assert len(summary["regions"]) == 24
     assert len([line for line in evaluate(*arguments, "-v")[0].stdout.splitlines() if line.startswith("dice")]) == 25
+
+
+def test_structures_that_others_cover_are_named(study):
+    """A union has no row of its own, since its parts keep all its voxels: that must not go unsaid, nor fill the screen."""
+    for what in ("ref", "pred"):
+        for case_id in ("p1", "p2"):
+            write_structures(study / what / case_id, label_map(0, (1, 2, 3)) > 0, {"both": 1})
+    result, summary = evaluate(study, study / "pred", study / "ref", "--no-report")
+    assert result.status == 0, result.stderr
+    assert (
+        result.stderr.count("note: case 'p1': reference: structures that lose most of their voxels to smaller ones: both keeps 0 of") == 1
+    )
+    assert result.stderr.count("both keeps") == 2, "the reference and the prediction, each once"
+    assert "name it with --regions" in result.stderr
+    assert any("both keeps 0 of" in note for note in summary["cases"][0]["notes"])
