@@ -53,7 +53,8 @@ def info(
             print(f"  {name:<12}  {for_terminal(value)}")
     mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
     if mismatch:
-        print(for_terminal(f"\nnote: these are not files of one case: {mismatch}"))
+        print()
+        print(for_terminal(f"note: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
 
