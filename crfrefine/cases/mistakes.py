@@ -52,6 +52,8 @@ def require_any_output(cases: CaseList, folder: Path) -> None:
         advice = ", or a folder for each case, of one binary file per structure, with --input-type labels"
         message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
         message += advice if (folder / names[0]).is_dir() else ""
+    elif any(map(is_series, cases[0].images)):
+        message += f"\n  {cases[0].images[0]} is taken for the DICOM series of one case; several cases need a folder each."
     there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
     found = f"\n  There are {listed(there)}." if there else describe_others(folder)
     raise InputError(message + (found if any(folder.iterdir()) else "\n  The folder is empty."))

@@ -173,3 +173,4 @@ def test_series_of_dicom_slices_are_images(folders, tmp_path):
     right = run_here("infer", "-i", save(tmp_path / "other", found, name="c{}.dcm"), "-p", tmp_path / "pred", "-o", tmp_path / "out")
     assert right.status == 1
     assert EXCHANGED not in right.stderr
+    assert "other is taken for the DICOM series of one case; several cases need a folder each." in right.stderr
