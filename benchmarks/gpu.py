@@ -1,136 +1,138 @@
-"""The GPU engine: tested, checked against the CPU's, then timed: against the bytes it has to move, the CPU engine, and others on the GPU.
+"""What `gpu_steps.py` asks of the GPU engine, one thing per process: it appends lines of JSON to the file that -o names, or prints them.
 
-It needs a GPU, CuPy and this repository (docs/guide/gpu.md). No time is taken where a result is wrong. What is known is written to the
-file that -o names at once; --from-record makes the tables of such files, without a GPU.
+gpu.py environment               versions, machine and GPU
+gpu.py contact CASE FILTER       a small case, computed twice, against the CPU engine
+gpu.py time WORKLOAD             times, if the small case of that kind is right (--once: one run, for a profiler)
+gpu.py refine WORKLOAD           crfrefine.refine from raw intensities to label maps
+gpu.py command WORKLOAD          crfrefine infer on files
+gpu.py peers                     the exact filter in plain PyTorch
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import environment
-from gpu_cases import CPU_THREADS, SPECS, check
+import numpy as np
+from gpu_cases import CPU_THREADS, KIND_OF, SPECS, contact, parameters_of, run
 from gpu_peers import plain_torch
-from gpu_record import Record, as_text, failures, merged
-from gpu_tables import tables
-from gpu_tests import run_tests, sanitize
+from gpu_replay import append
 from gpu_times import describe_gpu, time_workload
-from peers import ROOT
-from report import write_between_markers
+from workloads import make
 
+import crfrefine
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
-from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.errors import BackendUnavailableError
 
-REFERENCE = ROOT / "docs" / "reference"
-
-
-def yardstick() -> Backend:
-    """What results are compared with: the CPU engine, or where it was not built the slow reference, on smaller cases."""
-    try:
-        return get_backend("cpu")
-    except BackendUnavailableError as error:
-        sys.stderr.write(f"  {error}: compared with the reference instead; no times of the CPU\n")
-        return get_backend("reference")
+Keep = Callable[[dict[str, Any]], None]
 
 
-def write(content: dict[str, Any]) -> None:
-    """Put a record and its tables into the documentation, if it is whole."""
-    if wrong := failures(content):
-        raise SystemExit("benchmark: nothing is written to docs/, as the record has failures:\n  " + "\n  ".join(wrong))
-    if not content.get("workloads"):
-        raise SystemExit("benchmark: nothing is written to docs/, as the record has no times")
-    (REFERENCE / "gpu_benchmarks.json").write_text(as_text(content), encoding="utf-8")
-    write_between_markers(REFERENCE / "benchmarks.md", "gpu", tables(content))
+def _engine(device: str) -> CudaBackend:
+    found = get_backend(device)
+    assert isinstance(found, CudaBackend)
+    return found
 
 
-def measure(gpu: CudaBackend, record: Record, options: argparse.Namespace) -> None:
-    """Do what the options ask for, in order; times only where all before was right."""
-    expected = yardstick()
-    is_engine = isinstance(expected, CpuBackend)
-    record.save(
-        environment=environment.describe("cupy", "torch"),
-        device=describe_gpu(gpu.device.xp),
-        arguments=sys.argv[1:],
-        cpu_threads=CPU_THREADS,
-        compared_with="CPU engine" if is_engine else "reference",
-    )
-    started = time.perf_counter()
-    check(gpu, expected, lambda found: record.save(check=found))
-    num_wrong = len(failures(record.content))
-    num_right = len(record.content["check"]) - num_wrong
-    seconds = time.perf_counter() - started
-    sys.stderr.write(
-        f"  {num_right} results agree with those of the {record.content['compared_with']}, {num_wrong} do not; {seconds:.0f} s\n"
-    )
-    if options.tests:
-        run_tests(lambda found: record.save(tests=found))
-    if options.sanitize:
-        sanitize(lambda found: record.save(sanitizer=found))
-    if options.check_only or (options.workloads is None and (options.tests or options.sanitize)) or failures(record.content):
+def _environment(options: argparse.Namespace, keep: Keep) -> None:
+    found = environment.describe("cupy-cuda13x", "cupy-cuda12x", "torch")
+    keep({"environment": found, "cpu_threads": CPU_THREADS})  # whatever the GPU says
+    keep({"device": describe_gpu(_engine(options.device).device.xp)})
+
+
+def _contact(options: argparse.Namespace, keep: Keep) -> None:
+    entry = contact(_engine(options.device), get_backend("cpu"), options.workload, options.filter)
+    keep(entry)
+    if "failed" in entry:
+        raise SystemExit(entry["failed"])
+
+
+def _time(options: argparse.Namespace, keep: Keep) -> None:
+    gpu, spec = _engine(options.device), SPECS[options.workload]
+    if options.once:
+        run(gpu, spec, make(spec), parameters_of(spec, num_iterations=2, filter_name=options.filter))
         return
-    try:
-        record.save(plain_torch=plain_torch(gpu))
-    except Exception:  # PyTorch's trouble, or ours: our own times come without it
-        record.save(plain_torch={"failed": traceback.format_exc(limit=-6)})
-    workloads: dict[str, dict[str, Any]] = {}
-    for name in options.workloads or SPECS:
+    cpu = get_backend("cpu")
+    if wrong := contact(gpu, cpu, KIND_OF[spec.name], options.filter).get("failed"):
+        raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
+    time_workload(gpu, cpu, spec, options.filter, keep=keep)
 
-        def keep(found: dict[str, Any], name: str = name) -> None:
-            workloads[name] = dict(found)
-            record.save(workloads=workloads)
 
-        try:
-            time_workload(gpu, expected if is_engine and not options.no_cpu else None, SPECS[name], repeats=options.repeats, keep=keep)
-        except Exception:  # the other workloads may do
-            keep({**workloads.get(name, {}), "failed": traceback.format_exc(limit=-6)})
-        sys.stderr.write(f"  {name}: {as_text(workloads[name])}")
+def _refine(options: argparse.Namespace, keep: Keep) -> None:
+    spec = SPECS[options.workload]
+    arrays = make(spec)
+    for attempt in ("first", "second"):
+        started = time.perf_counter()
+        found = crfrefine.refine(
+            arrays.logits, arrays.image, mask=arrays.mask, spacing=spec.spacing, input_type="logits", device=options.device
+        )
+        labels = found.label_map
+        keep({"attempt": attempt, "seconds": time.perf_counter() - started, "labels": np.bincount(labels.ravel()).tolist()})
+
+
+def _command(options: argparse.Namespace, keep: Keep) -> None:
+    import nibabel
+
+    spec = SPECS[options.workload]
+    arrays = make(spec)
+    affine = np.diag([*spec.spacing, 1.0])
+    with tempfile.TemporaryDirectory() as folder:
+        images, logits = Path(folder) / "images", Path(folder) / "logits"
+        for place in (images, logits):
+            place.mkdir()
+        for number, modality in enumerate(arrays.image):
+            nibabel.save(nibabel.Nifti1Image(modality, affine), images / f"case_{number:04d}.nii")
+        nibabel.save(nibabel.Nifti1Image(np.moveaxis(arrays.logits, 0, -1), affine), logits / "case.nii")
+        command = [sys.executable, "-m", "crfrefine", "infer", "-i", str(images), "-p", str(logits), "--input-type", "logits"]
+        for attempt in ("first", "second"):
+            started = time.perf_counter()
+            output = ["-o", f"{folder}/{attempt}", "--device", options.device, "-v"]
+            done = subprocess.run([*command, *output], capture_output=True, text=True, check=False)
+            keep({"attempt": attempt, "seconds": time.perf_counter() - started, "status": done.returncode, "said": done.stderr[-3000:]})
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+
+
+def _peers(options: argparse.Namespace, keep: Keep) -> None:
+    keep(plain_torch(_engine(options.device)))
+
+
+_STEPS = {"environment": _environment, "contact": _contact, "time": _time, "refine": _refine, "command": _command, "peers": _peers}
 
 
 def main() -> None:
-    """Check, time, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, help="JSON file to write; without it, the record goes to the standard output")
+    """Do one thing; what goes wrong is a line, too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=_STEPS)
+    parser.add_argument("workload", nargs="?", choices=SPECS, default="Lm")
+    parser.add_argument("filter", nargs="?", default="lattice")
+    parser.add_argument("--once", action="store_true")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tests", action="store_true", help="run the tests that need a GPU")
-    parser.add_argument("--sanitize", action="store_true", help="run every kernel under compute-sanitizer, if that is installed")
-    parser.add_argument("--check-only", action="store_true", help="no times")
-    parser.add_argument(
-        "--workloads", nargs="+", choices=SPECS, help="which ones to time; the default is all, or none with --tests or --sanitize"
-    )
-    parser.add_argument("--no-cpu", action="store_true", help="do not time the CPU engine")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--from-record", nargs="+", type=Path, metavar="FILE", help="measure nothing: make the tables of these records")
-    parser.add_argument("--write", action="store_true", help="write gpu_benchmarks.json and its section of benchmarks.md in docs/reference")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    if options.from_record:
-        content = merged(options.from_record)
-        if options.write:
-            write(content)
+    what = {"step": options.step, "workload": options.workload, "filter": options.filter, "mode": os.environ.get("CRFREFINE_CUDA", "all")}
+
+    def keep(found: dict[str, Any]) -> None:
+        line = {**what, **found}
+        if options.output is None:
+            print(json.dumps(line), flush=True)
         else:
-            sys.stdout.write(tables(content))
-        return
+            append(options.output, line)
+
     try:
-        gpu = get_backend(options.device)
-    except BackendUnavailableError as error:
-        raise SystemExit(f"benchmark: nothing to measure: {error}") from error
-    assert isinstance(gpu, CudaBackend)
-    record = Record(options.output)
-    measure(gpu, record, options)
-    record.save(complete=True)
-    if options.output is None and not options.write:
-        sys.stdout.write(as_text(record.content))
-    if wrong := failures(record.content):
-        raise SystemExit("benchmark: failed:\n  " + "\n  ".join(wrong))
-    if options.write:
-        write(record.content)
+        _STEPS[options.step](options, keep)
+    except Exception:
+        keep({"failed": traceback.format_exc(limit=-6)})
+        raise
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +12,13 @@ from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine import CrfParameters
 from crfrefine.engines.base import Backend, MeanFieldResult
-from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.grid import MOST_MODALITIES
 
 CT = WorkloadSpec("CT", (512, 512, 400), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, spacing=(0.8, 0.8, 1.0))
 # The bandwidths of the default preset, which are about those that are learned from real cases.
 REAL = replace(WORKLOADS["Lm"], name="Lm-1.5mm", theta_alpha=1.5, theta_beta=0.05, theta_gamma=1.0)
 SPECS = {spec.name: spec for spec in (WORKLOADS["Lm"], WORKLOADS["L"], WORKLOADS["Lm-mid"], WORKLOADS["Lm-fine"], REAL, CT)}
 SMALL = {"Lm": (31, 40, 27), "L": (36, 30, 25), "CT": (40, 36, 31)}
-SMALLER = {"Lm": (13, 16, 11), "L": (12, 14, 10), "CT": (15, 13, 12)}  # for the reference
+KIND_OF = {name: "Lm" if spec.brain == "mask" else "CT" if name == "CT" else "L" for name, spec in SPECS.items()}
 CPU_THREADS = 2
 # float32 logits of size 10 after five steps whose messages are summed in another order.
 MOST_DIFFERENCE = 1e-3
@@ -53,11 +49,10 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters
     return result
 
 
-def num_vertices(result: MeanFieldResult) -> int:
-    """Of the lattice that the run has built."""
+def num_vertices(result: MeanFieldResult) -> int | None:
+    """Of the lattice that the run has built; None: it has built none."""
     found = re.search(r"(\d+) vertices", result.filters[0])
-    assert found is not None
-    return int(found[1])
+    return None if found is None else int(found[1])
 
 
 def small(spec: WorkloadSpec, shape: tuple[int, ...]) -> tuple[WorkloadSpec, WorkloadArrays]:
@@ -67,40 +62,29 @@ def small(spec: WorkloadSpec, shape: tuple[int, ...]) -> tuple[WorkloadSpec, Wor
     return found, replace(make(replace(found, brain="no")), mask=mask)
 
 
-def check(gpu: Backend, expected: Backend, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Every filter on small cases of each kind: the CPU's vertices and logits, the same bits twice, and no warning.
+def contact(gpu: Backend, cpu: Backend, kind: str, filter_name: str) -> dict[str, Any]:
+    """A small case against the CPU: its vertices and logits, the same bits twice, and no warning.
 
-    Each is tried, whatever comes of the others: its entry has the largest difference of a logit, or what is wrong. `keep` is called
-    with the entries so far.
+    Returns:
+        The largest difference of a logit, and what is wrong, if anything is.
     """
-    is_engine = isinstance(expected, CpuBackend)
-    found: dict[str, dict[str, Any]] = {}
-    for name, shape in (SMALL if is_engine else SMALLER).items():
-        spec, arrays = small(SPECS[name], shape)
-        has_grid = is_engine and spec.num_modalities <= MOST_MODALITIES  # the reference has no grid
-        for filter_name in ("exact", "truncated", *(["grid"] if has_grid else []), "lattice"):
-            parameters = parameters_of(spec, num_iterations=5, filter_name=filter_name)
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always", RuntimeWarning)
-                try:
-                    entry = _compare(*(run(backend, spec, arrays, parameters) for backend in (gpu, gpu, expected)), is_engine=is_engine)
-                except Exception:  # of a driver or a compiler: what it says is what the record is for
-                    entry = {"failed": traceback.format_exc(limit=-6)}
-            texts = [str(warning.message) for warning in warned if issubclass(warning.category, RuntimeWarning)]
-            if texts:
-                entry = {**entry, "failed": "; ".join([*filter(None, [entry.get("failed")]), *texts])}
-            found[f"{spec.name}.{filter_name}"] = entry
-            keep(found)
+    spec, arrays = small(SPECS[kind], SMALL[kind])
+    parameters = parameters_of(spec, num_iterations=5, filter_name=filter_name)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", RuntimeWarning)
+        entry = _compare(*(run(backend, spec, arrays, parameters) for backend in (gpu, gpu, cpu)))
+    texts = [str(warning.message) for warning in warned if issubclass(warning.category, RuntimeWarning)]
+    return {**entry, "failed": "; ".join([*filter(None, [entry.get("failed")]), *texts])} if texts else entry
 
 
-def _compare(once: MeanFieldResult, twice: MeanFieldResult, expected: MeanFieldResult, *, is_engine: bool) -> dict[str, Any]:
+def _compare(once: MeanFieldResult, twice: MeanFieldResult, expected: MeanFieldResult) -> dict[str, Any]:
     difference = largest_difference(once, expected)
     entry: dict[str, Any] = {"difference": difference}
     if not difference <= MOST_DIFFERENCE:
         entry["failed"] = f"logits differ from those expected by {difference:.2g}"
     elif not (np.array_equal(once.logits, twice.logits) and once.energy == twice.energy):
         entry["failed"] = "two runs differ"
-    elif is_engine and "vertices" in once.filters[0] and num_vertices(once) != num_vertices(expected):
+    elif "vertices" in once.filters[0] and num_vertices(once) != num_vertices(expected):
         entry["failed"] = f"{num_vertices(once)} vertices, not the CPU's {num_vertices(expected)}"
     return entry
 

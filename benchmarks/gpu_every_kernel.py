@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import crfrefine
+import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import Device
@@ -78,8 +80,32 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         for filter_name in ("exact", "truncated", "lattice", "grid"):
             modalities = image[:2] if filter_name == "grid" else image
             _run_backward(engine, logits.astype(dtype), modalities.astype(dtype), mask, filter_name)
+    _run_label_counts(engine, image, mask)
+    _refine(engine, logits, image)
     device.synchronize()
     return watched.launched
+
+
+def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
+    """Rows of one, two and eight channels, forward and backward."""
+    rng = np.random.default_rng(11)
+    for num_labels in (2, 3, 9):
+        logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
+        for filter_name, modalities in (("exact", image[:1]), ("truncated", image[:1]), ("lattice", image), ("grid", image[:1])):
+            _run_backward(engine, logits, modalities, mask, filter_name)
+
+
+def _refine(engine: Any, logits: Any, image: Any) -> None:
+    """As a caller does: raw intensities, padding, the filter that the engine chooses, and label maps."""
+    logits[:, :2] = 0.0
+    before = crfrefine.engines._TABLE
+    crfrefine.engines._TABLE = ((r"cuda", lambda _: engine), *before)
+    try:
+        for num_modalities in (1, 4):
+            found = crfrefine.refine(logits, 500.0 * image[:num_modalities], spacing=SPACING, device="cuda")
+            _ = found.label_map, found.logits
+    finally:
+        crfrefine.engines._TABLE = before
 
 
 def _run_grids(engine: Any, logits: Any, image: Any) -> None:
@@ -154,11 +180,14 @@ def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
-    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
-    kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", filter_name, num_labels=5, num_iterations=2))
-    weights = np.full((2, 5), 0.5)
+    num_labels = len(logits)
+    wide = 3.0 if filter_name == "grid" else 1.0  # a narrow kernel has a grid of many cells
+    terms = (KernelSpec((1.2 * wide, 1.7 * wide, 1.4 * wide), (0.4 * wide,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
+    spec = KernelSetSpec(terms, "symmetric", filter_name, num_labels=num_labels, num_iterations=2)
+    kernels = engine.kernels(image, mask, SPACING, spec)
+    weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8
-    model = MeanFieldSpec(weights, 1.0 - np.eye(5), 2)
+    model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)
     tape = kernels.forward(logits, model)
     kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=True, wants_image=True)
 

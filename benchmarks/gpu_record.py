@@ -1,70 +1,198 @@
-"""The record of a measurement: written whenever there is more of it, so that a run that is stopped loses nothing; and several as one."""
+"""Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU: `python benchmarks/gpu_record.py RECORD.npz`.
+
+No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel and its constants one launch of the small cases of
+`gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every array before and after.
+A kernel runs twice, its threads in order and in reverse: what then differs depends on who comes first.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import hashlib
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gpu_every_kernel import run_all
+from gpu_replay import arguments_of, view
+from numpy.typing import NDArray
 
-class Record:
-    """A dictionary with a file.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+from cuda_shim import ShimDevice, run_kernel
+
+from crfrefine.engines.cuda.cupy_device import BLOCK
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
+
+MOST_BYTES = 48 << 20
+_ENOUGH = 1 << 19
+"""Bytes of a launch: the first one below is kept, or else the smallest."""
+_UNWRITTEN = 0x55
+"""Each byte of new memory, so that a record is the same each time: as float32 1.5e13."""
+
+
+class RecordingDevice(ShimDevice):
+    """Remembers a launch of each kernel and its constants.
 
     Attributes:
-        content: what is written.
+        found: by source, kernel and constants.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Take a file that is not there yet; None: the standard output, at the end."""
-        if path is not None and path.exists():
-            raise SystemExit(f"benchmark: {path} is there already; name another file, or remove it")
-        self._path = path
-        self.content: dict[str, Any] = {"complete": False}
+    def __init__(self) -> None:
+        super().__init__()
+        self.xp = _Xp()
+        self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._last: dict[tuple[Any, ...], int] = {}
 
-    def save(self, **entries: Any) -> None:
-        """Add entries and write all of them, whole or not at all."""
-        self.content |= entries
-        if self._path is None:
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        key = source, kernel, tuple(sorted(constants.items()))
+        size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
+        known = self._last.get(key, 1 << 62)
+        if self._captured is not None or num_threads == 0 or known <= _ENOUGH or size >= known:
+            super().launch(source, kernel, constants, num_threads, *arguments)
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(as_text(self.content), encoding="utf-8")
-        partial.replace(self._path)
+        self._last[key] = size
+        self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
 
 
-def as_text(content: dict[str, Any]) -> str:
-    """As it is stored."""
-    return json.dumps(content, indent=1) + "\n"
+class _Xp:
+    """numpy, whose new memory always holds the same."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def empty(self, *arguments: Any, **options: Any) -> Any:
+        return _filled(np.empty(*arguments, **options))
+
+    def empty_like(self, *arguments: Any, **options: Any) -> Any:
+        return _filled(np.empty_like(*arguments, **options))
 
 
-def merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """The records of one measurement that was taken in parts, of the same sources on the same kind of GPU."""
-    whole: dict[str, Any] = {}
-    for path in paths:
-        try:
-            part = json.loads(path.read_text(encoding="utf-8"))
-            origin = part["environment"]["source"], part["device"]["gpu"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"benchmark: {path} is no record of benchmarks/gpu.py ({error!r})") from error
-        if whole and origin != (whole["environment"]["source"], whole["device"]["gpu"]):
-            raise SystemExit(f"benchmark: {path} is of sources and GPU {origin}, unlike {paths[0]}")
-        workloads = part.pop("workloads", {})
-        if twice := workloads.keys() & whole.get("workloads", {}).keys():
-            raise SystemExit(f"benchmark: {path} and an earlier record both have {', '.join(sorted(twice))}")
-        complete = part.pop("complete") and whole.get("complete", True)
-        whole = {**part, **whole, "workloads": {**whole.get("workloads", {}), **workloads}, "complete": complete}
-    return whole
+def _filled(array: NDArray[Any]) -> NDArray[Any]:
+    ctypes.memset(array.ctypes.data, _UNWRITTEN, array.nbytes)
+    return array
 
 
-def failures(content: dict[str, Any]) -> list[str]:
-    """What went wrong, a line each; nothing where all is well."""
-    found = [f"check {name}: {entry['failed']}" for name, entry in content.get("check", {}).items() if "failed" in entry]
-    found += [f"{name}: {entry['failed']}" for name, entry in content.get("workloads", {}).items() if "failed" in entry]
-    for name, entry in content.get("workloads", {}).items():
-        runs = [run for run in entry.get("compile", {}).values() if isinstance(run, dict) and "failed" in run]
-        found += [f"{name} in a process of its own: {run['failed']}" for run in runs[:1]]
-    for name in ("tests", "sanitizer", "plain_torch"):
-        if "failed" in content.get(name, {}):
-            found.append(f"{name}: {content[name]['failed']}")
+def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Run a launch: how to repeat it, and what it leaves."""
+    has_blocks = f"CRF_BLOCK_KERNEL({kernel}," in source.text
+    launch: dict[str, Any] = {
+        "source": source,
+        "kernel": kernel,
+        "constants": dict(constants),
+        "grid": num_items if has_blocks else -(-num_items // BLOCK),
+        "block": constants["CRF_THREADS"] if has_blocks else BLOCK,
+        "shared": 0,
+        "names": [parameter.name for parameter in source.kernels[kernel]],
+    }
+    pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
+    packed = pack_arguments(source, kernel, constants, arguments)
+    launch["arguments"] = [None if given is None else _described(value, pieces) for given, value in zip(arguments, packed, strict=True)]
+    before = [_bytes(*piece) for piece in pieces]
+    reverse = [piece.copy() for piece in before]
+    again = [None if value is None else given for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)]
+    run_kernel(source, kernel, constants, num_items, again, num_workers=0)
+    run_kernel(source, kernel, constants, num_items, arguments)
+    after = [_bytes(*piece) for piece in pieces]
+    launch["memory"] = list(zip(before, after, strict=True))
+    for argument in launch["arguments"]:
+        if argument is not None and "piece" in argument:
+            argument["order"] = _order(view(argument, after), view(argument, reverse))
+    return launch
+
+
+def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
+    """(begin, end) of the memory that arrays lie in; those that overlap share a piece."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays):
+        if found and (begin < found[-1][1] or (begin, end) == found[-1]):
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
     return found
+
+
+def _bytes(begin: int, end: int) -> NDArray[np.uint8]:
+    return np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
+
+
+def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    if not isinstance(value, np.ndarray):
+        return {"value": value.item(), "dtype": str(value.dtype)}
+    begin = value.ctypes.data
+    piece = next(i for i, (low, high) in enumerate(pieces) if low <= begin and begin + value.nbytes <= high)
+    return {"piece": piece, "offset": begin - pieces[piece][0], "dtype": str(value.dtype), "shape": list(value.shape)}
+
+
+def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
+    """Whether what a kernel writes keeps its order, whoever comes first; or only its set; or neither."""
+    if one.tobytes() == other.tobytes():
+        return "kept"
+    return "set" if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)) else "any"
+
+
+def write(path: Path, launches: Sequence[dict[str, Any]]) -> int:
+    """Write a record; its size. What occurs twice is stored once.
+
+    Raises:
+        SystemExit: it would be too large to carry.
+    """
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    bodies: list[str] = []
+    texts: dict[str, int] = {}
+    descriptions: list[dict[str, Any]] = []
+    entries = []
+
+    def store(array: NDArray[np.uint8]) -> str:
+        name = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+        arrays[name] = array
+        return name
+
+    for launch in launches:
+        source = launch["source"]
+        if source.text not in texts:
+            texts[source.text] = len(texts)
+            defines = "".join(line for line in source.text.splitlines(keepends=True)[: len(launch["constants"])])
+            body = source.text[len(defines) :]
+            if body not in bodies:
+                bodies.append(body)
+            descriptions.append({"source": source.name, "defines": defines, "body": bodies.index(body), "options": source.options})
+        names = [(store(before), None if np.array_equal(before, after) else store(after)) for before, after in launch["memory"]]
+        entries.append({**launch, "source": source.name, "text": texts[source.text], "memory": names})
+    index = json.dumps({"bodies": bodies, "texts": descriptions, "launches": entries}).encode()
+    partial = path.with_name(path.name + ".partial.npz")
+    np.savez_compressed(partial, index=np.frombuffer(index, dtype=np.uint8), **arrays)
+    size = partial.stat().st_size
+    if size >= MOST_BYTES:
+        partial.unlink()
+        raise SystemExit(f"gpu_record: expected a record below {MOST_BYTES >> 20} MiB, found {size / 2**20:.0f} MiB: record smaller cases")
+    partial.replace(path)
+    return size
+
+
+def record(path: Path, cases: Callable[[Any], object] = run_all) -> int:
+    """Run the cases, and write what was launched; how many launches are in the record."""
+    device = RecordingDevice()
+    cases(device)
+    write(path, list(device.found.values()))
+    return len(device.found)
+
+
+def main() -> None:
+    """Record everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    number = record(options.record)
+    size = options.record.stat().st_size / 2**20
+    print(f"{options.record}: {number} kernels with their constants, {size:.1f} MiB, {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,62 @@
-"""The GPU's record to its section of `docs/reference/benchmarks.md`."""
+"""What the first run on a GPU has left (`gpu_steps.py`), as tables: `python benchmarks/gpu_tables.py OUT/call*.jsonl`.
+
+No GPU is needed. With --write they go into `docs/reference/benchmarks.md`, unless something was wrong.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from gpu_replay import read_lines
+from gpu_steps import ROOT, failed_runs
 from markdown_table import markdown_table
-from report import provenance
+from report import provenance, write_between_markers
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def gathered(paths: Sequence[Path]) -> dict[str, Any]:
+    """The record of one or more calls, of the same sources on the same kind of GPU.
+
+    Raises:
+        SystemExit: they are of different ones, or say not what they are of.
+    """
+    whole: dict[str, Any] = {"contact": {}, "workloads": {}, "peers": {"skipped": "not run"}, "failed": []}
+    for path in paths:
+        lines = read_lines([path])
+        own: dict[str, Any] = {}
+        for line in (line for line in lines if line.get("step") == "environment"):
+            own |= line
+        if not {"environment", "device"} <= own.keys():
+            raise SystemExit(f"benchmark: {path} has no line of the environment and the GPU: it is no record, or nothing worked")
+        if any(whole.get(key, own[key])[name] != own[key][name] for key, name in (("environment", "source"), ("device", "gpu"))):
+            raise SystemExit(f"benchmark: {path} is of sources {own['environment']['source']} on {own['device']['gpu']}, unlike {paths[0]}")
+        whole |= {key: own[key] for key in ("environment", "device", "cpu_threads")}
+        whole["failed"] += failed_runs(lines)
+        for line in lines:
+            title = " ".join(str(line.get(key)) for key in ("workload", "filter", "mode"))
+            title = title.removesuffix(" all").removesuffix(" lattice")
+            if line.get("step") == "contact":
+                whole["contact"][title] = line
+            elif line.get("step") == "time":
+                whole["workloads"][title] = {**whole["workloads"].get(title, {}), **line}
+            elif line.get("step") == "peers":
+                whole["peers"] = line
+    return whole
+
+
+def write(content: dict[str, Any]) -> None:
+    """Put a record and its tables into the documentation, if it is whole."""
+    wrong = content["failed"] or ([] if content["workloads"] else ["it has no times"])
+    if wrong:
+        raise SystemExit("benchmark: nothing is written to docs/, as the record has failures:\n  " + "\n  ".join(wrong))
+    (REFERENCE / "gpu_benchmarks.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_between_markers(REFERENCE / "benchmarks.md", "gpu", tables(content))
 
 
 def _times(found: dict[str, Any], key: str, ours: float) -> str:
@@ -22,11 +73,6 @@ def _exact(torch: dict[str, Any]) -> str:
     return f"{torch['voxels']} voxels: {theirs:.3g} s in plain PyTorch {torch['torch']}, {ours:.3g} s here"
 
 
-def _compile(found: dict[str, Any]) -> str:
-    times = found.get("compile", {}).get("empty_cache", {})
-    return f"{times['compile']:.1f} s" if "compile" in times else "not measured"
-
-
 def _gib(num_bytes: int | None) -> str:
     return "not measured" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
 
@@ -35,9 +81,9 @@ def _speed_row(name: str, found: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {'×'.join(map(str, found['grid_shape']))}",
         f"{found['voxels']}",
-        f"{found['vertices']}, {found['vertices'] / found['voxels']:.2g} per voxel",
+        f"{found['vertices']}, {found['vertices'] / found['voxels']:.2g} per voxel" if found["vertices"] else found["filters"][0],
         f"**{1e3 * found['seconds_a_step']:.2f} ms**",
-        f"{1e3 * found['floor_seconds_a_step']:.2f} ms, {found['times_the_floor']:.1f}×",
+        f"{1e3 * found['floor_seconds_a_step']:.2f} ms, {found['times_the_floor']:.1f}×" if found["vertices"] else "–",
         f"{found['copy_bytes_a_second'] / 1e12:.2f} TB/s",
         *(f"{1e3 * found['stage_seconds'][stage]:.1f} ms" for stage in ("upload", "build", "steps", "download")),
         f"{found['seconds']:.3f} s",
@@ -47,35 +93,51 @@ def _speed_row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def _memory_row(name: str, found: dict[str, Any]) -> list[str]:
-    return [name, _compile(found), _gib(found["peak_bytes"]), _gib(found["host_peak_bytes"]), _gib(found["pinned_bytes"])]
+    return [name, f"{found['first_seconds']:.1f} s", _gib(found["peak_bytes"]), _gib(found["host_peak_bytes"]), _gib(found["pinned_bytes"])]
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The section, from a record of `gpu.py`."""
+    """The section."""
     device = record["device"]
-    workloads = {name: found for name, found in record["workloads"].items() if "failed" not in found}
+    workloads = {name: found for name, found in record["workloads"].items() if "seconds" in found and "failed" not in found}
     header = ["workload", "voxels", "vertices", "per iteration", "its bytes at the copy's speed", "copy", "upload", "build", "steps"]
     header += ["download", "end to end", f"CPU engine, {record['cpu_threads']} threads", "MONAI's CRF"]
-    failed = sorted(record["workloads"].keys() - workloads.keys())
-    differences = [entry["difference"] for entry in record["check"].values() if "difference" in entry]
-    wrong = sum("failed" in entry for entry in record["check"].values())
+    differences = [entry["difference"] for entry in record["contact"].values() if "difference" in entry]
+    wrong = sorted(name for name, entry in record["contact"].items() if "failed" in entry)
     warned = sorted({text for found in workloads.values() for text in found["warnings"]})
     return (
         f"{device['gpu']}, {device['memory_gib']} GiB; CuPy {device['cupy']}, driver {device['driver']}. "
-        f"{len(record['check'])} results were compared with the {record['compared_with']}'s first, each computed twice: "
-        f"{wrong or 'none'} {'were' if wrong > 1 else 'was'} wrong. "
+        f"{len(record['contact'])} results were compared with the CPU engine's, each computed twice: wrong were "
+        f"{', '.join(wrong) or 'none'}. "
         + (f"Largest difference of a logit: {max(differences):.2g}.\n\n" if differences else "\n\n")
         + markdown_table(header, [_speed_row(name, found) for name, found in workloads.items()])
-        + ("" if not failed else f"\nNot measured, as it failed: {', '.join(failed)}.\n")
+        + ("" if not record["failed"] else f"\nFailed: {'; '.join(record['failed'])}.\n")
         + ("" if not warned else f"\nWarnings: {'; '.join(warned)}.\n")
         + "\n"
         + markdown_table(
-            ["workload", "compilation, empty cache", "the GPU's memory", "the process's memory", "of it page-locked by CuPy"],
+            ["workload", "first run of a process", "the GPU's memory", "the process's memory", "of it page-locked by CuPy"],
             [_memory_row(name, found) for name, found in workloads.items()],
         )
-        + f"\nOne exact filtering, {_exact(record.get('plain_torch', {'skipped': 'not run'}))}. End to end runs from the host's arrays to "
+        + f"\nOne exact filtering, {_exact(record['peers'])}. End to end runs from the host's arrays to "
         + "its logits, five iterations; upload, build, steps and download are its parts, each until the GPU is done with it. An iteration "
-        + "is the difference that fifty more make. MONAI's starts and ends on the GPU. Compilation happens once a machine: it is what a "
-        + "first run takes longer than the second.\n\n"
+        + "is the difference that fifty more make. MONAI's starts and ends on the GPU. A first run "
+        + "has what compilation its kernels still need.\n\n"
         + provenance(record)
     )
+
+
+def main() -> None:
+    """Print the tables, or write them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lines", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="write gpu_benchmarks.json and its section of benchmarks.md in docs/reference")
+    options = parser.parse_args()
+    content = gathered(options.lines)
+    if options.write:
+        write(content)
+    else:
+        sys.stdout.write(tables(content))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -23,8 +18,8 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
 
 MORE_STEPS = 50
+REPEATS = 3
 STAGES = ("upload", "build", "steps", "download")
-_HERE = Path(__file__).resolve().parent
 
 
 def bytes_a_step(spec: WorkloadSpec, num_voxels: int, vertices: int) -> float:
@@ -56,24 +51,28 @@ def copy_bandwidth(xp: Any) -> float:
     return 2.0 * source.nbytes / best
 
 
-def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, *, repeats: int) -> dict[str, Any]:
+def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, filter_name: str) -> dict[str, Any]:
     """Seconds end to end with 5 steps, of each stage, and of a step: the difference that many more steps make.
 
     The device is waited for at the end of each stage.
     """
-    run(backend, spec, arrays, parameters_of(spec, num_iterations=5))  # compilation and first allocations are not counted
+    started = time.perf_counter()
+    run(backend, spec, arrays, parameters_of(spec, num_iterations=5, filter_name=filter_name))
+    first = time.perf_counter() - started  # with first allocations, and compilation as far as the small case left any
     ends, results = [], {}
     for num_iterations in (5, 5 + MORE_STEPS):
         results[num_iterations] = []
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             started = time.perf_counter()
-            results[num_iterations].append(run(backend, spec, arrays, parameters_of(spec, num_iterations=num_iterations)))
+            parameters = parameters_of(spec, num_iterations=num_iterations, filter_name=filter_name)
+            results[num_iterations].append(run(backend, spec, arrays, parameters))
             if num_iterations == 5:
                 ends.append(time.perf_counter() - started)
     few, many = (min(result.timings["steps"] for result in found) for found in results.values())
     stages = {stage: min(result.timings[stage] for result in results[5]) for stage in STAGES}
     return {
         "seconds": min(ends),
+        "first_seconds": first,
         "stage_seconds": stages,
         "seconds_a_step": (many - few) / MORE_STEPS,
         "vertices": num_vertices(results[5][0]),
@@ -89,10 +88,8 @@ def measure_cpu(cpu: Backend, spec: WorkloadSpec, arrays: WorkloadArrays) -> dic
     return {"seconds": seconds, "stage_seconds": dict(result.timings), "seconds_a_step": result.timings["steps"] / 5}
 
 
-def time_workload(
-    gpu: CudaBackend, cpu: Backend | None, spec: WorkloadSpec, *, repeats: int, keep: Callable[[dict[str, Any]], None]
-) -> None:
-    """All figures of a workload; `keep` is called with those so far, whenever there are more."""
+def time_workload(gpu: CudaBackend, cpu: Backend, spec: WorkloadSpec, filter_name: str, *, keep: Callable[[dict[str, Any]], None]) -> None:
+    """All figures of a workload; `keep` is called with more of them as they come."""
     arrays, xp = make(spec), gpu.device.xp
     pool = xp.get_default_memory_pool()
     pool.free_all_blocks()
@@ -100,30 +97,28 @@ def time_workload(
     pool.free_all_blocks()
     with warnings.catch_warnings(record=True) as warned, _HostMemory(xp) as host:
         warnings.simplefilter("always", RuntimeWarning)
-        found = measure(gpu, spec, arrays, repeats=repeats)
+        found = measure(gpu, spec, arrays, filter_name)
     num_voxels = int(arrays.mask.sum()) if arrays.mask is not None else arrays.logits[0].size
-    floor = bytes_a_step(spec, num_voxels, found["vertices"]) / bandwidth
+    if found["vertices"] is not None:
+        floor = bytes_a_step(spec, num_voxels, found["vertices"]) / bandwidth
+        found |= {"floor_seconds_a_step": floor, "times_the_floor": found["seconds_a_step"] / floor}
     found |= {
         "grid_shape": list(spec.grid_shape),
         "voxels": num_voxels,
         "copy_bytes_a_second": bandwidth,
-        "floor_seconds_a_step": floor,
-        "times_the_floor": found["seconds_a_step"] / floor,
         "peak_bytes": int(pool.total_bytes()),
         "host_peak_bytes": host.peak_bytes,
         "pinned_bytes": host.pinned_bytes,
         "warnings": [str(warning.message) for warning in warned],
     }
     keep(found)
-    found["compile"] = compile_times(spec)
-    keep(found)
+    if filter_name != "lattice":
+        return
     ours = run(gpu, spec, arrays, parameters_of(spec, num_iterations=5)).logits.argmax(axis=0)
     pool.free_all_blocks()  # for those who have a pool of their own
-    found["monai"] = monai_crf(spec, arrays, ours)
-    keep(found)
-    if cpu is not None:
-        found["cpu"] = measure_cpu(cpu, spec, arrays)
-        keep(found)
+    keep({"monai": monai_crf(spec, arrays, ours)})
+    if spec.brain == "mask":  # on more voxels the CPU would take the time of other steps
+        keep({"cpu": measure_cpu(cpu, spec, arrays)})
 
 
 class _HostMemory:
@@ -161,33 +156,6 @@ class _HostMemory:
         peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
         if self._resets and peak is not None:
             self.peak_bytes = 1024 * int(peak)
-
-
-_compiled: dict[tuple[object, ...], dict[str, Any]] = {}
-
-
-def compile_times(spec: WorkloadSpec) -> dict[str, Any]:
-    """Seconds of a first run in a process of its own, with an empty cache of compiled kernels and with the cache that this leaves.
-
-    On a small case of the kind: its kernels are those of the large one. Cases whose kernels are the same are measured once.
-    """
-    key = len(spec.grid_shape), spec.num_labels, spec.num_modalities, spec.brain
-    if key not in _compiled:
-        with tempfile.TemporaryDirectory() as cache:
-            places = {"CUPY_CACHE_DIR": f"{cache}/cupy", "CUDA_CACHE_PATH": f"{cache}/driver"}
-            empty, filled = (_first_run(spec.name, {**os.environ, **places}) for _ in range(2))
-            size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
-        _compiled[key] = {"empty_cache": empty, "filled_cache": filled, "cache_bytes": size}
-    return _compiled[key]
-
-
-def _first_run(name: str, environment: dict[str, str]) -> dict[str, Any]:
-    command = [sys.executable, str(_HERE / "gpu_first_refine.py"), name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode:
-        return {"failed": done.stderr[-2000:]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def describe_gpu(xp: Any) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def known_spacing(
     Args:
         spacing: as the caller gave it; None: not at all.
         matters: whether the result depends on it; if not, there is no warning.
-        told: what has been said before, to warn once for all calls that share it; a word is added. None: every call warns, of which
-            Python shows one for each line of the caller's code.
+        told: what has been said before, to warn once for all calls that share it; a word is added. None: every call warns, and Python
+            shows one for each line of the caller's code.
         tell: called with the text of the warning.
     """
     if spacing is not None:

@@ -175,7 +175,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if files.problem:
         raise InputError(files.problem)
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    # Before the grids, which usually differ then, too: to resample would be the wrong way out.
+    # Before the grids are checked, which usually differ as well: the advice to resample would be wrong here.
     _require_same_identity(files, options, *images)
     for image in images[1:]:
         if not images[0].on_same_grid(image):

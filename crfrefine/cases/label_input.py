@@ -221,7 +221,7 @@ class Overlap:
 
     @property
     def lost(self) -> str:
-        """Which structures keep less than half of their voxels; "" if none."""
+        """The structures that keep less than half of their voxels, in words; empty if there are none."""
         losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
         return f"{LOST} to smaller ones: {listed(losers, MOST_SHOWN)}" if losers else ""
 
@@ -349,7 +349,7 @@ def _placed(
     placed = place(labels)
     lost: dict[int, int] = {}
     if not np.may_share_memory(placed, labels):
-        # On another grid, small structures may have got lost.
+        # On another grid, small structures may be lost.
         before, present = present, present_labels(placed)
         if gone := set(before) - {0, *present}:
             lost = {label: int(np.count_nonzero(labels == label)) for label in sorted(gone)}

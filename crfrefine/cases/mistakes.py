@@ -1,4 +1,4 @@
-"""Files that were handed in as what they are not, and folders without what a run needs: recognized, and said once.
+"""Recognizes files that were given in the wrong place and folders that lack what a run needs, and says so once.
 
 What a single case lacks is in `discovery` and `label_files`.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import VolumeHeader
 
-EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p what the network made of them."
+EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 
 _VOXELS_LOOKED_AT = 1 << 16
 _MOST_LABELS = 256
@@ -36,7 +36,7 @@ _LEAST_ALIKE = 0.5
 
 
 def require_any_output(cases: CaseList, folder: Path) -> None:
-    """Raise InputError if no case has what a network left behind, because there is none in the folder.
+    """Raise InputError if no case has a network's output, because the folder holds none.
 
     Args:
         cases: those of a run.
@@ -68,7 +68,7 @@ def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generato
         logits: what was given with `-p`.
 
     Raises:
-        InputError: with the message of any error inside.
+        InputError: with the message of the error that was caught.
     """
     try:
         yield
@@ -101,7 +101,7 @@ def naming_exchanged_files(images: Sequence[VolumeHeader], network: VolumeHeader
         network: the file that is read as a label map.
 
     Raises:
-        InputError: the one inside, with more to say.
+        InputError: the one that was caught, with a longer message.
     """
     try:
         yield
@@ -124,13 +124,14 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
         count = _count_labels(modality)
         if count:
             found[path] = (
-                f"{path.name} looks like a label map, not like an image: {count} values, whole numbers in areas; -i takes the images"
+                f"{path.name} looks like a label map, not like an image: {count} values, whole numbers in connected areas; "
+                "-i takes the images"
             )
     return list(found.values())
 
 
 def looks_like_image(values: NDArray[Any]) -> bool:
-    """Return whether values that were read as a label map are rather those of an image: many, with noise. A sample tells.
+    """Return whether a sample of values that were read as a label map looks like an image: many values, with noise.
 
     Args:
         values: (*grid), whole numbers.

@@ -1,4 +1,4 @@
-"""The help of commands with many options, in panels: what is given, what is written, and what hardly anybody needs last.
+"""The help of commands with many options, in panels: input first, then output, and options that hardly anybody needs last.
 
 Typer's own panels need Rich, which would double the time that `--help` takes, and keep the order of the function's parameters.
 """

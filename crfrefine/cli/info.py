@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,9 +11,13 @@ from crfrefine.cli.options import AllowMismatchedDicomOption, HelpOption, Resamp
 from crfrefine.cli.progress import print_failure, print_traceback
 from crfrefine.text import for_terminal, printable
 
+if TYPE_CHECKING:
+    from crfrefine.tools.info import FolderReport
+
 
 def info(
     ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
     allow_mismatched_dicom: AllowMismatchedDicomOption = False,
@@ -27,46 +31,56 @@ def info(
     from crfrefine.io import VolumeHeader, read_header
     from crfrefine.io.dicom_identity import describe_mismatch
     from crfrefine.io.series import is_series
-    from crfrefine.tools.info import describe_header
+    from crfrefine.tools.info import describe_header, inspect_folder
 
     headers: list[VolumeHeader] = []
-    is_well = True
+    found: list[dict[str, Any]] = []
 
     def fail(failure: Failure) -> None:
-        nonlocal is_well
-        is_well = False
+        found.append({"path": str(path), "problems": [failure.message]})
         print_failure(failure, verbose=verbose)
 
     for number, path in enumerate(paths):
-        if number:
+        if number and not as_json:
             print()
         if path.is_dir() and not is_series(path):
-            is_well &= _show_folder(path, verbose, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+            report = inspect_folder(path, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+            found.append({"path": str(path), "cases": report.cases, "notes": report.notes, "problems": report.problems})
+            if not as_json:
+                _show_folder(report, verbose)
             continue
-        lines: list[tuple[str, str]] = []
         with CaseWork(fail, path):
             headers.append(read_header(path))
             lines = describe_header(headers[-1], values=verbose)
-        if lines:
-            print(printable(str(path)))
-        for name, value in lines:
-            print(f"  {name:<12}  {for_terminal(value)}")
+            notes = [value for name, value in lines if name == "note"]
+            found.append(
+                {"path": str(path), "properties": dict(line for line in lines if line[0] != "note"), "notes": notes, "problems": []}
+            )
+            if not as_json:
+                _show_file(path, lines)
     mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
-    if mismatch:
+    is_well = not any(one["problems"] for one in found)
+    if as_json:
+        import json
+
+        print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": [mismatch] if mismatch else []}, indent=2))
+    elif mismatch:
         print()
         print(for_terminal(f"note: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
 
 
-def _show_folder(path: Path, verbose: bool, *, resample: bool, allow_mismatched_dicom: bool) -> bool:
-    """Print the cases of a folder; return whether there is no problem."""
-    from crfrefine.tools.info import inspect_folder
+def _show_file(path: Path, lines: list[tuple[str, str]]) -> None:
+    print(printable(str(path)))
+    for name, value in lines:
+        print(f"  {name:<12}  {for_terminal(value)}")
 
-    report = inspect_folder(path, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+
+def _show_folder(report: FolderReport, verbose: bool) -> None:
     cases, problems = len(report.cases), len(report.problems)
     counts = f"{cases} case{'' if cases == 1 else 's'} in order, {problems} problem{'' if problems == 1 else 's'}"
-    print(f"{printable(str(path))}: {counts}")
+    print(f"{printable(str(report.path))}: {counts}")
     shown = {printable(case_id): line for case_id, line in report.cases.items()}
     width = max(map(len, shown), default=0)
     for name, line in shown.items():
@@ -77,4 +91,3 @@ def _show_folder(path: Path, verbose: bool, *, resample: bool, allow_mismatched_
         print(for_terminal(f"  wrong: {problem}"))
     for trace in report.tracebacks if verbose else ():
         print_traceback(trace)
-    return not report.problems

@@ -73,7 +73,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _usage_errors() -> Generator[None]:
-    """Give Typer's errors about the command line the form of all others, and shorten what they quote."""
+    """Print Typer's errors about the command line in the form of all other errors, and shorten what they quote."""
     try:
         yield
     except _UsageError as error:

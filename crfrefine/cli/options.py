@@ -202,7 +202,7 @@ OverridesOption = Annotated[
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
-    """Return the presets and TOML files here whose names begin so, each with a few words; where there is none, shells complete files."""
+    """Return the presets, and the TOML files in the current folder, that begin with `incomplete`, each with a few words."""
     from crfrefine.parameters.presets import list_presets, purpose_of
 
     presets = [(name, purpose_of(name)) for name in list_presets()]

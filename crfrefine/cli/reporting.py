@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MOST_LISTED = 20
 
 SILENT_SECONDS = 30.0
-"""So long a case may take without a line about it."""
+"""Seconds that a case may take without a line about it."""
 
 
 class Reporter(RunReporter, InferenceObserver):

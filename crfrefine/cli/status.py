@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_LISTED = 20
 _MOST_OF_A_REASON = 300
-_RUN = {"interrupted": "; interrupted, or still running", "not started": "; no summary of it: not started"}
+_RUN = {"interrupted": "; interrupted, or still running", "not started": "; no record of it: not started"}
 
 
 def status(

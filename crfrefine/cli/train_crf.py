@@ -132,7 +132,7 @@ def train_crf(
     dask: DaskOption = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option("--max-minutes", metavar="M", help="End within this time, with what there is by then.", show_default=False),
+        typer.Option("--max-minutes", metavar="M", help="End within this time, with the result so far.", show_default=False),
     ] = None,
     strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", "--resume", help="Continue a stopped run with the same options.")] = False,

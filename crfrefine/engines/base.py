@@ -27,7 +27,7 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
     """Return a callback for a part of the work, which counts the steps of all parts.
 
     Args:
-        progress: told of them; None: nobody is.
+        progress: is told of them; None: nobody is.
         number: of the part, from 0.
         count: of parts.
         what: a part is, for the names of its stages; "": they stay as they are.

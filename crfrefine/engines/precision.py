@@ -1,4 +1,4 @@
-"""Half precision is a GPU's: everywhere else it is refused, never replaced."""
+"""Half precision works on GPUs only: everywhere else it is refused, never replaced."""
 
 from __future__ import annotations
 

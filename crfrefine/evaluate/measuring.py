@@ -38,10 +38,9 @@ def measure_pair(job: Job) -> CaseResult:
         if job.pair.problem:
             raise InputError(job.pair.problem)
         allowed = job.settings.allow_mismatched_dicom
-        warnings: list[str] = []
-        volume = read_reference(job.pair.reference, job.pair.structures, warnings, allow_mismatched_dicom=allowed)
-        result.warnings += [f"reference: {text}" for text in warnings]
-        reference = _without_ignored(volume, job)
+        told: list[str] = []
+        reference = _without_ignored(read_reference(job.pair.reference, job.pair.structures, told, allow_mismatched_dicom=allowed), job)
+        result.warnings += [f"reference: {text}" for text in told]
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
@@ -89,8 +88,9 @@ def _without_ignored(volume: Volume, job: Job) -> _Reference:
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
     grid = reference.grid(settings)
     channels = settings.channels.get(name, NO_REGIONS)
-    label_map, soft = read_masks(files, grid, channels)
-    result.warnings += [f"{name}: {text}" for text in grid.warnings]
+    told: list[str] = []
+    label_map, soft = read_masks(files, grid, channels, told)
+    result.warnings += [f"{name}: {text}" for text in told]
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
     if files.label_map is not None:

@@ -56,7 +56,6 @@ class ReferenceGrid:
         header: the header of the reference.
         resample: whether to interpolate; otherwise another grid is an error.
         notes: gets a sentence about each file that was interpolated, and of DICOM that differs.
-        warnings: gets a sentence about structures that others cover.
         allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         met: the files of the case so far: the reference need not be DICOM.
     """
@@ -64,7 +63,6 @@ class ReferenceGrid:
     header: VolumeHeader
     resample: bool = False
     notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     allow_mismatched_dicom: bool = False
     met: list[VolumeHeader] = field(default_factory=list)
 
@@ -94,15 +92,13 @@ class ReferenceGrid:
         )
 
 
-def read_reference(
-    path: Path, structures: Mapping[str, int] | None = None, warnings: list[str] | None = None, *, allow_mismatched_dicom: bool = False
-) -> Volume:
+def read_reference(path: Path, structures: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read the label map of the reference.
 
     Args:
         path: a label map; with `structures`, perhaps a folder of them.
-        structures: number of each structure by its name.
-        warnings: gets a sentence about structures that others cover.
+        structures: number of each structure by its name; empty: the reference is no folder of them.
+        told: as for `read_structures`.
         allow_mismatched_dicom: whether files of structures may be DICOM of different studies and frames of reference.
 
     Raises:
@@ -110,7 +106,7 @@ def read_reference(
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if structures:
-        return read_structures(path, structures, [] if warnings is None else warnings, allow_mismatched_dicom=allow_mismatched_dicom)
+        return read_structures(path, structures, told, allow_mismatched_dicom=allow_mismatched_dicom)
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     if header.num_channels > 1:
         raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
@@ -119,9 +115,15 @@ def read_reference(
 
 
 def read_masks(
-    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading = NO_REGIONS
+    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading, told: list[str]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them; `regions`: which channels are regions.
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
+
+    Args:
+        files: of the method.
+        grid: of the reference.
+        regions: which channels are regions.
+        told: as for `read_structures`.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
@@ -131,7 +133,7 @@ def read_masks(
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and files.structures:
-        found = read_structures(files.label_map, files.structures, grid.warnings, allow_mismatched_dicom=grid.allow_mismatched_dicom)
+        found = read_structures(files.label_map, files.structures, told, allow_mismatched_dicom=grid.allow_mismatched_dicom)
         return _onto(grid, found, "structures"), None
     if files.label_map is not None and not _holds_probabilities(files.label_map, regions):
         return _read_label_map(files.label_map, grid), None

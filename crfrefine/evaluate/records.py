@@ -49,7 +49,7 @@ class CaseResult(Record):
 
     Attributes:
         values: by method; methods that could not be measured are missing.
-        warnings: optional results that are missing, and structures that others cover, with the name of the method, or "reference".
+        warnings: optional results that are missing and structures that others cover, each after the name of the method, or "reference".
     """
 
     status: str = "measured"

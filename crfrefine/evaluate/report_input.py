@@ -72,7 +72,7 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: Sequence[str], note: Callable[[str], None]) -> CaseImages:
-    reference = read_reference(pair.reference, pair.structures, allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
+    reference = read_reference(pair.reference, pair.structures, [], allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
     assert reference.header is not None
     grid = ReferenceGrid(reference.header, evaluation.options.resample, allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
     method, regions = evaluation.options.name, evaluation.settings.channels
@@ -91,8 +91,8 @@ def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: S
         case=pair.case_id,
         image=np.stack(channels) if channels else None,
         reference=_solid(reference.data),
-        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], grid, regions[baseline])[0]),
-        after=_solid(read_masks(pair.methods[method], grid, regions[method])[0]),
+        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], grid, regions[baseline], [])[0]),
+        after=_solid(read_masks(pair.methods[method], grid, regions[method], [])[0]),
         affine=reference.affine,
         modality_names=tuple(titles),
     )

@@ -17,13 +17,13 @@ from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume
 
 
-def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
+def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read a folder of structures, or a label map whose labels have names, with the numbers of a run.
 
     Args:
         path: a folder with one binary file per structure, or a label map with a `dataset.json` in its folder or the one above.
         numbers: number of each structure by its name.
-        warnings: gets a sentence about structures that lose most of their voxels to others.
+        told: gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
         allow_mismatched_dicom: as for `require_same_identity`.
 
     Raises:
@@ -43,8 +43,8 @@ def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str],
             )
     require_same_identity(headers, allow=allow_mismatched_dicom)
     labels, overlap = merge_structures(headers, numbers)
-    if overlap.losers:
-        warnings.append(f"{overlap.lost}; to measure a union of others, leave its file out and name it with --regions")
+    if overlap.lost:
+        told.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")
     return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *first.geometry(), first.path, first)
 
 

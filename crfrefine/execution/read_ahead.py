@@ -66,7 +66,7 @@ class ReadAhead(Generic[Item, Loaded]):
         self._items = enumerate(items)
         self._read, self._ready, self._stop = read, ready, stop
         self._most_readers, self._most_bytes = most_readers, most_bytes
-        self._changed = threading.Condition()  # of the fields below; its lock may be taken again by who has it
+        self._changed = threading.Condition()  # of the fields below; its owner may take its lock again
         self._begun: dict[int, _Begun[Loaded]] = {}
         self._num_readers = self._num_ended = self._num_taken = 0
         self._is_closed = False

@@ -106,7 +106,7 @@ def read_earlier(
         notes += _notes_on_missing(place, without)
     if from_elsewhere:
         notes.append(
-            f"{_count(from_elsewhere, 'case')} refined from other inputs than those that are named now: {listed(from_elsewhere)}; "
+            f"{_count(from_elsewhere, 'case')} refined from inputs other than those given now: {listed(from_elsewhere)}; "
             "--continue keeps these results; omit it to refine all cases again"
         )
     if again := [case_id for case_id, record in outputs.items() if record.other_parameters]:
@@ -145,7 +145,7 @@ def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:
         have = "label map has" if len(unrecorded) == 1 else "label maps have"
         notes.append(
             f"{place}: {len(unrecorded)} existing {have} no record in it, as after a kill: {listed(unrecorded)}; "
-            "what is skipped without a record has null fields, and may be of other parameters"
+            "cases that are skipped without a record have null fields, and may have been refined with other parameters"
         )
     return notes
 

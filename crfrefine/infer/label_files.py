@@ -22,7 +22,7 @@ _MOST_OF_A_STEM = 100
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Where the labels of a case go; which ones there are, is known once the label map is.
+    """Where the labels of a case go. Which labels there are is known only when the label map is.
 
     Attributes:
         folder: gets the files, and holds nothing else.
@@ -52,7 +52,7 @@ class LabelFiles:
 
 
 def segments_in(files: CaseFiles) -> tuple[Segment, ...]:
-    """Return what the label map of a case says of its labels; nothing if the network's output is anything else."""
+    """Return what the label map of a case says of its labels; nothing if the network's output is not a label map."""
     from crfrefine.io import read_header
 
     return read_header(files.logits[0]).segments if len(files.logits) == 1 else ()

@@ -63,7 +63,7 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:
-    """Return what a run will do, once all that can be checked beforehand is checked.
+    """Return what a run will do, after all checks that can be made in advance.
 
     Raises:
         CrfRefineError: the run is impossible: no case, no device, no place to write.

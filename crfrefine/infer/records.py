@@ -186,7 +186,7 @@ class RunSummary:
 
 
 def note_on_num_labels(records: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return what the user should know if the cases of a run have different numbers of labels; None if they have not.
+    """Return a note if the cases of a run have different numbers of labels, else None.
 
     Label maps do not count: without a declaration, each has as many labels as its largest one says.
 

@@ -1,4 +1,4 @@
-"""The record that a run keeps in its output folder: which file it is, and which ones are there.
+"""The record that a run keeps in its output folder: the name of its file, and the records that are already there.
 
 `summary_lines.py` writes it, a line as each case ends; `earlier.py` and `status` read it. Each part has a file of its own: several
 processes, perhaps on several machines, may then write at the same time.

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from crfrefine.infer.records import CaseRecord, RunSummary
 
 _SHARE_OF_TIME = 0.05
-"""Part of the time that waiting for the disk may take. A kill loses nothing that was written; a power cut, what the disk has not yet."""
+"""Part of the time that waiting for the disk may take.
+
+A kill loses nothing that was written; a power cut loses what the disk has not written yet.
+"""
 
 
 class SummaryLines:

@@ -1,4 +1,4 @@
-"""Whose a DICOM file is: patient, study, frame of reference. Files of one case must agree; how files are read is elsewhere."""
+"""Patient, study and frame of reference of a DICOM file. The files of one case must agree; other modules read the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = ("patients", "studies", "frames of reference")
 
 @dataclass(frozen=True)
 class DicomIdentity:
-    """Whose a file is; "" where it does not say so, as after de-identification.
+    """Patient, study and frame of reference of a file; "" where it does not name them, as after de-identification.
 
     Attributes:
         patient: PatientID.
@@ -45,12 +45,12 @@ class DicomIdentity:
         )
 
     def completed_by(self, other: DicomIdentity) -> DicomIdentity:
-        """Return the identity with what only the other one knows."""
+        """Return the identity, completed by what only the other one has."""
         return DicomIdentity(*(own or others for own, others in zip(self.values, other.values, strict=True)))
 
 
 class IdentifiedFile(Protocol):
-    """What of a header is needed here; files of other formats than DICOM have no identity."""
+    """The fields of a header that are needed here; only DICOM files have an identity."""
 
     @property
     def path(self) -> Path:
@@ -95,7 +95,7 @@ def require_same_identity(headers: Iterable[IdentifiedFile | None], *, allow: bo
     for header in headers:
         if header is None or header.identity is None:
             continue
-        # All pairs: the first file may lack what the second and the third differ in.
+        # All pairs are compared: the first file may lack a field in which the second and the third differ.
         told = ""
         for earlier, identity in known:
             found = differences(identity, header.identity)
@@ -124,7 +124,7 @@ def _mismatch(one: IdentifiedFile, other: IdentifiedFile, found: list[str], case
     where = "" if case_id is None else f"case {case_id!r}: "
     if found[0] == KEYWORDS[0]:
         way_out = (
-            "Files of two patients are not used together. If both are of one patient, correct PatientID, or convert the segmentation to "
+            "Files of two patients cannot be used together. If both are of one patient, correct PatientID, or convert the segmentation to "
             "a format without patients, such as .nii.gz."
         )
     else:

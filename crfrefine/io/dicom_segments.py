@@ -127,7 +127,7 @@ def sources_of(segments: Sequence[Segment]) -> list[Mapping[str, Any]]:
 def _keep(item: Any, stored: Any, *, is_refined: bool) -> None:
     """Put all that a file says of a segment into a new description, and say that the segment was refined.
 
-    What a hand drew is no longer drawn by hand alone; the name of an algorithm gets an ending.
+    A segment drawn by hand is no longer manual alone; the name of an algorithm gets a suffix.
     """
     item.update(copy.deepcopy(stored))
     name, identified = "SegmentAlgorithmName", "SegmentationAlgorithmIdentificationSequence"

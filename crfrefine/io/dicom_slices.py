@@ -34,7 +34,7 @@ _GROUPS = {
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
-"""Where a file of several frames keeps what a file of one slice has at its top: for each frame, or once for all of them."""
+"""The group in which a file of several frames keeps what a file of one slice has at its top level: for each frame, or once for all."""
 
 _SAME_PLACE = 1e-3
 """Slices that are nearer to each other, as a part of the usual step, are at one place."""

@@ -23,7 +23,7 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
-"""Type 2 of the standard: in every file, but perhaps without a value. De-identification takes them away."""
+"""Attributes of type 2 of the standard: in every file, but perhaps without a value. De-identification removes them."""
 
 OTHER_FORMATS = "write another format, such as .nii.gz or .seg.nrrd"
 
@@ -116,7 +116,7 @@ def _sources(template: SeriesTemplate, slices: tuple[Slice, ...]) -> list[Any]:
 
 
 def _step(slices: tuple[Slice, ...]) -> float:
-    """Return mm from slice to slice, which stands for a thickness that nothing gives."""
+    """Return the distance between slices in mm, which replaces a thickness that no file gives."""
     if len(slices) == 1:
         return slices[0].thickness or 1.0
     return float((slices[-1].position - slices[0].position) @ slices[0].normal) / (len(slices) - 1)

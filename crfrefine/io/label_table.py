@@ -9,7 +9,7 @@ from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import shorten
 
 MOST_BYTES = 1 << 22
-"""Of all extensions of a file that are looked at."""
+"""Most bytes of a file's extensions that are looked at."""
 
 
 def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:

@@ -1,4 +1,6 @@
-"""What Linux offers for files and other systems do not: flags of `os.open`, locks, owners, files without names. Asked for here alone.
+"""What Linux offers for files and other systems do not: flags of `os.open`, locks, owners, files without names.
+
+This module alone asks the operating system for it.
 
 macOS has no `/proc` and no files without names. Windows has no locks of this kind and no owners, and an open file keeps its name there: it
 can be neither replaced nor removed before it is closed.

@@ -77,7 +77,7 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
 def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], None]) -> None:
     """Warn, once for all calls that share `told`, of logits that look like probabilities.
 
-    A GPU has to be waited for before the host can look, so only the first call there does.
+    The host has to wait for a GPU before it can look, so only the first call on a GPU looks.
 
     Args:
         logits: (B, L, *grid).
@@ -238,7 +238,7 @@ def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], devic
 
 
 def check_logits(logits: Tensor, mask: Mask | None) -> None:
-    """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the mask: one such voxel would become all of its item."""
+    """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the mask: one such voxel would spread to all of its item."""
     if logits.detach().amax() < math.inf:  # False for NaN
         return
     bad = ~(logits.detach() < math.inf).all(1)

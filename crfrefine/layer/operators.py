@@ -165,7 +165,7 @@ def _fake_token(like: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _told(settings: str) -> set[str]:
-    """Return what callers have been told of layers with these settings: an operator does not know which layer it is called for."""
+    """Return the warnings issued for layers with these settings: an operator does not know which layer calls it."""
     return set()
 
 

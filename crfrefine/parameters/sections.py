@@ -136,7 +136,7 @@ class VolumeParameters(Section):
         if self.keep == "expected" and (self.weight > 0.0 or is_learned):
             raise ConfigError(
                 "volume.keep: 'expected' sums a network's probabilities, which a label map does not have: each of its voxels has the same "
-                "doubt, and together they are a volume that nothing has; set it to 'argmax' or 'largest', or use logits"
+                "doubt, and together they are a volume that no label has; set it to 'argmax' or 'largest', or use logits"
             )
 
 

@@ -261,7 +261,7 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
     for row in rows:
         if row.metric == NLL.name and row.comparison is not None and row.comparison.num_pairs:
             scored.setdefault(row.method, []).append(row.region)
-    asked = {method: next((name for name in (ALL_LABELS, MEAN) if name in names), names[0]) for method, names in scored.items()}
+    asked = {method: next((name for name in (ALL_LABELS, lead) if name in names), names[0]) for method, names in scored.items()}
     members: dict[tuple[str, Family], list[tuple[int, float]]] = {}
     for number, row in enumerate(rows):
         family = _family(row, lead, asked.get(row.method))

@@ -259,7 +259,7 @@ def _but(harm: Harm | None, probabilities: ProbabilityChange | None, baseline: s
     """Return the end of praise if something got significantly worse; else nothing."""
     worse = [harm.headline] if harm is not None and harm.headline else []
     worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
-    return f" But worse than with {baseline}, significantly: {', '.join(worse)}." if worse else ""
+    return f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
 
 
 def _mixed(primary: PairedComparison, change: str) -> str:

@@ -19,7 +19,7 @@ class PartStatus:
     Attributes:
         part_id: its number, from 0.
         counts: number of its cases by state.
-        run: "ended", "interrupted" (or still running), or "not started" where there is no summary of it.
+        run: "ended", "interrupted" (or still running), or "not started" where there is no record of it.
         summary: the summary of its last run.
         command: does what is left; None if nothing is, or if the run was not started from a command line.
     """

@@ -8,7 +8,7 @@ RESERVED_SHARE = 0.15
 """Share of the allowed time that no training gets: for the comparison and for writing."""
 
 MOST_FINISHING_SECONDS = 10.0
-"""Where not all is done in time, work ends this long before, or a tenth of the time before: what there is must still be written."""
+"""Work ends this long before the limit, or a tenth of the time before it if that is shorter, so that the results can still be written."""
 
 
 class TimeIsUpError(Exception):

@@ -74,7 +74,7 @@ def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
 
 
 def _of_cut_short(judged: Verdict, folds: tuple[FoldResult, ...]) -> Verdict:
-    """Return a verdict, or none on trainings that found nothing in the time that they had."""
+    """Return the verdict, or `not tested` if trainings were cut short and found no gain."""
     number = num_cut_short(folds)
     if not number:
         return judged
@@ -128,7 +128,7 @@ def judge(
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
     if helps and LARGEST in unbeaten and set(unbeaten) <= {LARGEST, NNUNET}:
-        subject = "with the largest component kept, the trained CRF"
+        subject = "the trained CRF with the largest component"
         rivals_of_largest = (*_RECALIBRATIONS_LARGEST, *nnunet)
         read = verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals_of_largest, subject=subject, summary=summary_of_largest)
         return read, alone

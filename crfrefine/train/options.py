@@ -59,7 +59,7 @@ class TrainingOptions:
         seed: order of the cases and their folds; the same seed gives the same result.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
-        max_minutes: the run ends within this time, with what there is by then; None: no limit.
+        max_minutes: the run ends within this time, with its result so far; None: no limit.
         resume: go on from the checkpoint of a run that was stopped.
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: whether logits, labels and masks on another grid are interpolated onto the image's.

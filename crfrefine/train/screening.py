@@ -48,7 +48,7 @@ class Screened:
 
 
 def screen_starts(prepared: Prepared, session: Session) -> Screened:
-    """Try all starts on some cases, but for those that the journal has the results of; all folds use them."""
+    """Try all starts on some cases, except starts whose results are in the journal; all folds use the results."""
     starts, material = prepared.starts, prepared.material
     cases = tuple(screened_cases(len(material.crops)))
     dice = session.journal.done.screening

@@ -70,7 +70,7 @@ def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared:
 
 
 def tuned_so_far(part: Part, fit: FitResult, cases: Sequence[int], plan: Plan, prepared: Prepared | None) -> Tuned:
-    """Return a trained CRF and what is tuned of its rivals; what is not leaves the network as it is.
+    """Return a trained CRF and its rivals; a rival that was not tuned yet is the network unchanged.
 
     Args:
         part: of the journal, with the rivals that take time.

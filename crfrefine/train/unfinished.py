@@ -1,4 +1,4 @@
-"""What a run has found whose time is over before all is done: the folds that were measured, and the best model so far."""
+"""The result of a run that ran out of time: the folds that were measured, and the best model so far."""
 
 from __future__ import annotations
 

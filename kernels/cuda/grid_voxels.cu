@@ -144,9 +144,11 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
     const int64 last_x = (row_length < first_x + kLanes ? row_length : first_x + kLanes) - 1;
     const int rows = num_rows - first_row < kRows ? static_cast<int>(num_rows - first_row) : kRows;
     const int first_cell = cell[first_x], width = cell[last_x] + kSpan - first_cell;
-    const int most = CRF_CELLS / (kRows * width);
+    // None fits only if the tables are damaged: then the sums are no numbers, where a loop would never end.
+    const int most = width < kSpan ? 0 : CRF_CELLS / (kRows * width);
     CRF_PHASE(thread) {
         total[thread] = zero_row<CRF_WIDTH>();
+        if (most == 0) total[thread].value[0] = sqrt(Real(-1.0));
         voxel[thread] = -1;
         const int row = thread / kLanes;
         const int64 x = first_x + thread % kLanes;
@@ -154,7 +156,7 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
         const int64 place = (plane * num_rows + first_row + row) * row_length + x;
         voxel[thread] = number ? number[place] : place;
     }
-    for (int64 first_bin = 0; first_bin < bins; first_bin += most) {
+    for (int64 first_bin = 0; first_bin < bins && most > 0; first_bin += most) {
         const int count = bins - first_bin < most ? static_cast<int>(bins - first_bin) : most;
         CRF_PHASE(thread) {
             CRF_ROLLED

@@ -100,12 +100,14 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
 // channel_weight: as in slice_values, of the kernel whose message is sliced here.
 // weighted_ones: (voxel) the weighted message of all ones, only if the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
-// out: (label, *grid) or nullptr; may be `kept`.
-CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, const Channels* messages, const Vertices* rows, const uint32* corner_vertex,
-           const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale, const Real* channel_weight,
-           const Real* weighted_ones, const Real* compatibility, int is_potts, int wants_divergence, const double* state, const Real* kept,
-           Real* out, int64 num_threads, double* partial) {
+// out: (label, *grid) or nullptr; may be `kept`. What is `__restrict__` is written by nobody meanwhile: it is loaded by way of the cache
+// for such data, once per voxel and before the stores.
+CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size, const int64* __restrict__ grid_index,
+           int64 num_voxels, Real inverse_temperature, Channels* marginals, const Channels* __restrict__ messages,
+           const Vertices* __restrict__ rows, const uint32* __restrict__ corner_vertex, const uint16* __restrict__ corner_weight,
+           int num_corners, Real amplitude, const Real* __restrict__ scale, const Real* __restrict__ channel_weight,
+           const Real* __restrict__ weighted_ones, const Real* __restrict__ compatibility, int is_potts, int wants_divergence,
+           const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
     const Real step = static_cast<Real>(state[kStep]);
     sum_over_voxels(num_voxels, num_threads, partial, [&](int64 n, Sums& sums) {
         const int64 place = grid_index[n];

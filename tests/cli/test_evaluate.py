@@ -346,7 +346,7 @@ def test_what_got_worse_is_said_beside_the_verdict(tmp_path):
     summary = _better_but_smaller(tmp_path)
     judged = summary["verdict"]
     assert judged["outcome"] == "helps"
-    assert judged["sentence"].endswith("10 of 10 cases better). But worse than with network, significantly: sensitivity.")
+    assert judged["sentence"].endswith("10 of 10 cases better). But significantly worse than with network: sensitivity.")
     (decline,) = judged["harm"]["significant"]
     assert (decline["metric"], decline["region"], decline["is_overall"]) == ("sensitivity", "1", True)
     assert (decline["comparison"]["losses"], decline["comparison"]["num_pairs"]) == (10, 10)

@@ -1,5 +1,6 @@
 """`crfrefine info`: what a file is, which cases a folder holds, and what is wrong with them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_other_formats(root, tmp_path):
     np.savez(tmp_path / "x.npz", probabilities=np.zeros((3, 4, 5, 6), np.float32))
     shown = fields(run_here("info", tmp_path / "x.npz").stdout)
     assert (shown["shape"], shown["channels"], shown["spacing"]) == ("6×5×4", "3", "none in this format")
+
+
+def test_json_has_what_is_shown(root):
+    broken = root / "broken.nii"
+    broken.write_bytes(b"no volume")
+    path = root / "images" / "a_0000.nii.gz"
+    result = run_here("info", "--json", path, root, broken)
+    file, folder, bad = json.loads(result.stdout)["paths"]
+    assert file["path"] == str(path)
+    assert file["properties"] == fields(run_here("info", path).stdout)
+    assert list(folder["cases"]) == ["a", "b", "c"]
+    assert folder["problems"] == []
+    assert bad["problems"][0] in result.stderr
+    assert (result.status, json.loads(result.stdout)["is_well"]) == (1, False)
 
 
 def test_several_files_and_one_that_is_broken(root):

@@ -176,6 +176,16 @@ def test_rows_in_half_precision_are_loaded_whole(width: int, load: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("is_sliced", [0, 1])
+def test_the_update_loads_what_nobody_writes_through_the_cache_for_it(is_sliced: int) -> None:
+    """All but the marginals, the logits of the step before and the run's state, which it may write."""
+    constants = next(constants for constants in HOT["mean_field"] if constants["CRF_LABELS"] == 5 and constants["CRF_SLICES"] == is_sliced)
+    code = nvrtc.intermediate_code(kernel_source("mean_field", constants))["update"]
+    loads = re.findall(r"ld\.global(\.nc)?\.", code)
+    assert 0 < loads.count("") < 10 < loads.count(".nc")
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "name",
     [

@@ -22,6 +22,7 @@ from crfrefine.engines.cuda import mean_field
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available, num_driver_devices
 from crfrefine.engines.cuda.lattice import Lattice
+from crfrefine.engines.cuda.mode import Mode
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError
 
@@ -49,6 +50,7 @@ def test_a_graph_does_what_launches_do(engine: CudaBackend, filter_name: str, mo
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(21, 18, 24))
     parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=9)
     results = []
+    monkeypatch.setattr(engine.device, "mode", Mode(graphs=True))
     for fewest in (2, 2, 100):
         monkeypatch.setattr(mean_field, "_FEWEST_REPEATED", fewest)
         results.append(engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters))

@@ -263,3 +263,10 @@ def test_groups_cover_the_cells_of_a_plane() -> None:
         assert homes * bins <= 128
         along = 1 + max(0, -(-(made._last.num_cells - homes) // (homes - 3)))
         assert num_groups == along * -(-made._bins[0] // bins)
+
+
+def test_damaged_tables_end_in_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in a loop without end: a block with room for no cell finds nothing."""
+    monkeypatch.setattr(grid.GridSize, "shared_cells", lambda self, width: 4)
+    found = _message(cuda_shim.shim_backend(), random_case(3, num_modalities=1), 4.21, 0.13, num_channels=1)
+    assert np.isnan(found).all()

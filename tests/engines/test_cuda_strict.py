@@ -23,7 +23,9 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.lattice import LatticeFilter
+from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
+from crfrefine.engines.cuda.mode import VARIABLE, Mode
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
@@ -356,6 +358,7 @@ def test_a_driver_that_does_not_record_is_not_the_end(refuses: str) -> None:
     stream = _Stream(refuses)
     device = object.__new__(CupyDevice)
     device.xp = SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: stream))
+    device.mode = Mode(graphs=True)
     launched = []
 
     def launches() -> None:
@@ -423,8 +426,9 @@ class _OutOfMemoryError(RuntimeError):
     """PyTorch's."""
 
 
-def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards."""
+@pytest.fixture
+def borrowed(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Any]:
+    """What is asked of CuPy and PyTorch, in order, and that CuPy; PyTorch frees only what lies at 64."""
     notes: list[Any] = []
 
     @contextmanager
@@ -438,6 +442,11 @@ def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
             raise _OutOfMemoryError("too much")
         notes.append((size, device, stream))
         return 64
+
+    def free(pointer: int) -> None:
+        if pointer != 64:
+            raise RuntimeError(f"invalid device pointer: {pointer}")
+        notes.append(("freed", pointer))
 
     streams = SimpleNamespace(null="the default stream", from_external=lambda given: noted(given.__cuda_stream__()))
     pool = SimpleNamespace(free_bytes=lambda: 1, free_all_blocks=lambda: notes.append("CuPy's pool is emptied"))
@@ -453,11 +462,17 @@ def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=4000 + device), device=noted)
     allocator = SimpleNamespace(
         caching_allocator_alloc=allocate,
-        caching_allocator_delete=lambda pointer: notes.append(("freed", pointer)),
+        caching_allocator_delete=free,
         OutOfMemoryError=_OutOfMemoryError,
     )
     torch = SimpleNamespace(Tensor=_Tensor, cuda=SimpleNamespace(**vars(memory), **vars(current), **vars(allocator)))
     monkeypatch.setitem(sys.modules, "torch", torch)
+    return notes, cupy
+
+
+def test_work_for_a_tensor_is_pytorchs(borrowed: tuple[list[Any], Any]) -> None:
+    """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards."""
+    notes, cupy = borrowed
     with following(cupy, _Tensor()):
         emptied, device, stream, (malloc, free) = notes
         assert (emptied, device, stream) == ("CuPy's pool is emptied", 1, (0, 4001))
@@ -470,3 +485,30 @@ def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cached_bytes() == 101 - 30
     assert notes[-3:] == [("no", (malloc, free)), ("no", stream), ("no", device)]
     assert cached_bytes() is None
+
+
+def test_a_plain_run_for_a_tensor_has_cupys_memory(borrowed: tuple[list[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PyTorch's stream."""
+    monkeypatch.setenv(VARIABLE, "plain")
+    notes, cupy = borrowed
+    with following(cupy, _Tensor()):
+        assert notes[1:] == [(0, 4001)]
+        assert cached_bytes() is None
+    assert notes[2:] == [("no", (0, 4001)), ("no", notes[0])]
+
+
+def test_memory_that_cannot_be_given_back_is_an_error_of_the_run(borrowed: tuple[list[Any], Any]) -> None:
+    """Of the one that gives it back, or of the next; CuPy's own call drops the exception."""
+    notes, cupy = borrowed
+
+    def give_back() -> None:
+        with pytest.raises(RuntimeError, match="invalid device pointer: 77"):
+            notes[3][1](77, 1)
+
+    with pytest.raises(GpuError, match="memory could not be given back to PyTorch: invalid device pointer: 77"), following(cupy, _Tensor()):
+        give_back()
+    give_back()
+    with pytest.raises(GpuError, match="pointer: 77"), following(cupy, _Tensor()):
+        raise AssertionError("the run has begun")
+    with following(cupy, _Tensor()):
+        pass

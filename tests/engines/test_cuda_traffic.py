@@ -166,3 +166,16 @@ def test_messages_are_stored_before_they_are_added_to() -> None:
     for adds, expected in ((0, 1.0), (1, 2.0)):
         device.launch("spatial", "gather_from_box", constants, 6, rows, index, 6, None, weight, total, adds)
         np.testing.assert_array_equal(total, expected)
+
+
+@pytest.mark.parametrize("filter_name", ["lattice", "grid"])
+def test_modalities_and_axes_are_waited_for_together(filter_name: str) -> None:
+    """The ends of all of them come back at once: a wait for each would idle the device between."""
+    waits = []
+    for num_modalities in (1, 2):
+        case = random_case(3, num_modalities, num_labels=2, masked=True, grid_shape=(7, 6, 9))
+        device = CountingDevice()
+        spec = resolve(case, mean_field__filter=filter_name, spatial__weight=0.0).kernels
+        CudaBackend(device).kernels(case.image, case.mask, case.spacing, spec)
+        waits.append(sum(device.waits.values()))
+    assert waits[0] == waits[1] <= 6

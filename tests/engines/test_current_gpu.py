@@ -17,7 +17,7 @@ from recorded_cupy import Machine
 
 import crfrefine
 from crfrefine import CrfParameters, refine
-from crfrefine.engines.cuda import cupy_device, current_gpu
+from crfrefine.engines.cuda import current_gpu
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -28,14 +28,8 @@ PARAMETERS = CrfParameters().replace(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """Two GPUs, for somebody's program; large arrays are those of 1000 bytes."""
-    monkeypatch.setattr(current_gpu, "_is_own_process", False)
-    monkeypatch.setattr(cupy_device, "_LARGE", 1000)
-    engines = crfrefine.engines.get_backend.__globals__["_cuda_backend"]
-    engines.cache_clear()
-    with recorded_cupy.installed(2) as found:
+    with recorded_cupy.for_a_program(2, monkeypatch) as found:
         yield found
-    engines.cache_clear()
 
 
 @pytest.fixture

@@ -115,7 +115,11 @@ def run_kernel(
     Raises:
         KernelFaultError: one that the emulation notices.
     """
-    packed = pack_arguments(source, kernel, constants, arguments)
+    run_packed(source, kernel, num_items, pack_arguments(source, kernel, constants, arguments), num_workers=num_workers)
+
+
+def run_packed(source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, num_workers: int = 1) -> None:
+    """Run a kernel with arguments in the driver's form; see `run_kernel`."""
     cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
     held = [np.array(cell) for cell in cells]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))

@@ -11,19 +11,23 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cuda_shim
 import numpy as np
 from numpy.typing import NDArray
 from pretended_gpus import SITE, CudaError
 
-from crfrefine.engines.cuda import cupy_device
-from crfrefine.engines.cuda.sources import kernel_source
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda import cupy_device, current_gpu
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, source_names
+
+if TYPE_CHECKING:
+    import pytest
 
 REFUSED = 46
 """`cudaErrorDevicesUnavailable`."""
@@ -37,6 +41,8 @@ class Machine:
         contexts: GPUs on which this process has one.
         refusing: GPUs that another process has for itself.
         set_to: GPUs that threads were set to, in order.
+        notes: kernels that were launched or recorded, graphs, copies beside the launches, and waits for a stream, in order.
+        breaks_in: the kernel that breaks the GPU, once it runs.
     """
 
     def __init__(self, number: int) -> None:
@@ -44,6 +50,10 @@ class Machine:
         self.contexts: set[int] = set()
         self.refusing: set[int] = set()
         self.set_to: list[int] = []
+        self.notes: list[str] = []
+        self.breaks_in = ""
+        self.recorded: list[Callable[[], None]] | None = None
+        self._is_broken = False
         self._threads = threading.local()
 
     @property
@@ -59,6 +69,18 @@ class Machine:
     def use(self) -> None:
         """Something happens on the GPU of this thread."""
         self._open(self.current)
+        if self._is_broken:
+            raise CudaError(700, "cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def run(self, kernel: str, work: Callable[[], None]) -> None:
+        """Launch a kernel, or record it; what it breaks shows later."""
+        self.use()
+        self.notes.append(kernel)
+        if self.recorded is not None:
+            self.recorded.append(work)
+            return
+        work()
+        self._is_broken = self._is_broken or kernel == self.breaks_in
 
     def _open(self, number: int) -> None:
         if number in self.refusing:
@@ -117,7 +139,46 @@ class Stream:
         machine.use()
 
     def synchronize(self) -> None:
+        assert machine.recorded is None, "a wait while steps are recorded"
+        machine.notes.append("wait")
         machine.use()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        machine.recorded = []
+
+    def end_capture(self) -> Any:
+        recorded, machine.recorded = machine.recorded or [], None
+
+        def launch() -> None:
+            machine.notes.append("graph")
+            for work in recorded:
+                work()
+
+        return SimpleNamespace(launch=launch)
+
+
+class Module:
+    """CuPy's `RawModule`: its kernels run as C++, with every thread of their blocks."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...], backend: str) -> None:
+        name = next(name for name in source_names() if code.endswith(kernel_source(name, {}).text))
+        self._source = KernelSource(name, code, {}, options)
+
+    def get_function(self, kernel: str) -> Callable[..., None]:
+        is_of_blocks = f"CRF_BLOCK_KERNEL({kernel}," in self._source.text
+
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            plain = [_plain(value) for value in arguments]
+            num_items = grid[0] if is_of_blocks else grid[0] * block[0]
+            machine.run(kernel, lambda: cuda_shim.run_packed(self._source, kernel, num_items, plain))
+
+        return launch
 
 
 class Device:
@@ -143,6 +204,7 @@ class Device:
 
 def _copy(target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
     machine.use()
+    machine.notes.append("copy")
     ctypes.memmove(target, source, num_bytes)
 
 
@@ -174,6 +236,7 @@ class Cupy:
         Event=Event,
         Stream=Stream,
     )
+    RawModule = Module
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(np, name)
@@ -196,37 +259,12 @@ class Cupy:
         return SimpleNamespace(free_bytes=lambda: 0)
 
 
-class RecordedDevice(cupy_device.CupyDevice):
-    """Launches run on the host; all else is CuPy's."""
-
-    _captured: list[Callable[[], None]] | None = None
-
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        machine.use()
-
-        def run() -> None:
-            cuda_shim.run_kernel(kernel_source(source, constants), kernel, constants, num_threads, [_plain(value) for value in arguments])
-
-        if self._captured is None:
-            run()
-        else:
-            self._captured.append(run)
-
-    launch_blocks = launch
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        self._captured = captured = []
-        launches()
-        self._captured = None
-        return lambda: [run() for run in captured] and None
-
-
 def install(number: int) -> None:
     """Have this process find so many GPUs."""
     global machine
     machine = Machine(number)
     sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
-    vars(cupy_device).update(num_driver_devices=lambda: number, is_available=lambda: number > 0, CupyDevice=RecordedDevice)
+    vars(cupy_device).update(num_driver_devices=lambda: number, is_available=lambda: number > 0)
 
 
 @contextmanager
@@ -239,6 +277,22 @@ def installed(number: int) -> Iterator[Machine]:
     finally:
         del sys.modules["cupy"]
         vars(cupy_device).update(before)
+
+
+@contextmanager
+def for_a_program(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """The same for somebody's program, whose engines are new; large arrays are those of 1000 bytes."""
+    monkeypatch.setattr(current_gpu, "_is_own_process", False)
+    monkeypatch.setattr(cupy_device, "_LARGE", 1000)
+    forget_engines()
+    with installed(number) as found:
+        yield found
+    forget_engines()
+
+
+def forget_engines() -> None:
+    """Have engines open their GPUs anew."""
+    get_backend.__globals__["_cuda_backend"].cache_clear()
 
 
 def environment(state: Path, number: int) -> dict[str, str]:

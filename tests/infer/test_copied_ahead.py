@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cli_helpers import save_nifti, write_folders
 
 from crfrefine.engines.cpu import CpuBackend
+from crfrefine.errors import CapacityError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.run import run_inference
 
@@ -72,14 +74,20 @@ def test_an_interrupted_run_keeps_nothing(told: list[tuple[Any, ...]], tmp_path:
     assert any(event[:3] == ("copy", None, None) for event in told if event[0] == "copy" and event[1] is None)
 
 
-def test_an_error_of_copying_ahead_is_none_of_the_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes again when the case is computed, if it is one of the case."""
+@pytest.mark.parametrize(
+    "error", [CapacityError("too little memory"), RuntimeError("no page-locked memory")], ids=["expected", "unexpected"]
+)
+def test_an_error_of_copying_ahead_is_none_of_the_run(error: Exception, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again when the case is computed, if it is one of the case; what nobody expects is said."""
     folders = write_folders(tmp_path, "a", "b", "c")
 
     def refused(self: CpuBackend, logits: Any = None, image: Any = None) -> None:
         if logits is not None:
-            raise RuntimeError("no page-locked memory")
+            raise error
 
     monkeypatch.setattr(CpuBackend, "copy_ahead", refused)
-    summary = run_inference(InferenceOptions(images=(folders.images,), logits=(folders.logits,), output=folders.output, device="cpu"))
-    assert summary.count("done") == 3
+    options = InferenceOptions(images=(folders.images,), logits=(folders.logits,), output=folders.output, device="cpu")
+    message = r"case '[abc]' could not be copied to the GPU ahead of time, and is copied when it is computed: RuntimeError\('no page-locked"
+    expected = contextlib.nullcontext() if isinstance(error, CapacityError) else pytest.warns(RuntimeWarning, match=message)
+    with expected:
+        assert run_inference(options).count("done") == 3

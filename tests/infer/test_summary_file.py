@@ -170,7 +170,7 @@ def test_cases_of_other_inputs_are_named(folders, tmp_path):
     shutil.copytree(folders.logits, tmp_path / "other")
     for _ in range(2):
         result = run_here("infer", *replace(folders, logits=tmp_path / "other").arguments, "--continue")
-        assert "3 cases were refined from other inputs than those that are named now: a, b, c; " in result.stderr
+        assert "3 cases were refined from inputs other than those given now: a, b, c; " in result.stderr
         assert "3 skipped in" in result.stderr
     assert "inputs" not in run_here("infer", *folders.arguments, "--continue").stderr
 

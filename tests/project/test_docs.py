@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,17 +84,22 @@ def broken_paths(text: str) -> list[str]:
     return missing + [problem for problem in (broken_target(ROOT / "README.md", path) for path in documents) if problem]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_link_and_path_of_a_page_leads_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    assert broken_links(page, text) == []
-    assert broken_paths(text) == []
+def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -> dict[str, list[str]]:
+    """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
+    found = {named(path): problems(path, path.read_text(encoding="utf-8")) for path in paths}
+    return {name: wrong for name, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix != ".md" and path != Path(__file__)], ids=named)
-def test_every_document_that_code_and_messages_name_exists(path):
-    documents = (page + anchor for page, anchor in _DOCUMENT.findall(path.read_text(encoding="utf-8")))
-    assert [problem for problem in (broken_target(ROOT / "README.md", page) for page in documents) if problem] == []
+def test_every_link_and_path_of_a_page_leads_somewhere():
+    assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
+
+
+def test_every_document_that_code_and_messages_name_exists():
+    def missing(_: Path, text: str) -> list[str]:
+        targets = (broken_target(ROOT / "README.md", page + anchor) for page, anchor in _DOCUMENT.findall(text))
+        return [problem for problem in targets if problem]
+
+    assert of_each((path for path in TEXTS if path.suffix != ".md" and path != Path(__file__)), missing) == {}
 
 
 def paths_in_messages(source: str) -> list[str]:
@@ -145,10 +150,9 @@ def test_every_page_is_on_the_map():
     assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
 
 
-@pytest.mark.parametrize("path", [path for path in TEXTS if path != Path(__file__)], ids=named)
-def test_texts_use_the_usual_words(path):
+def test_texts_use_the_usual_words():
     """ "One per kernel" and "backward pass", as CONTRIBUTING.md asks."""
-    assert _UNUSUAL.findall(path.read_text(encoding="utf-8")) == []
+    assert of_each((path for path in TEXTS if path != Path(__file__)), lambda _, text: _UNUSUAL.findall(text)) == {}
 
 
 @pytest.mark.parametrize("text", ["one a kernel", "nats a voxel", "the way back", "a gradient by theta", "one bandwidth an axis"])
@@ -201,19 +205,22 @@ def shell_lines(text: str) -> Iterator[list[str]]:
             yield from (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("crfrefine "))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_commands_of_examples_exist(page):
-    for command, *words in shell_lines(page.read_text(encoding="utf-8")):
+def unknown_options(_: Path, text: str) -> list[str]:
+    """Options in the shell blocks of a page that their command does not have."""
+    found: list[str] = []
+    for command, *words in shell_lines(text):
         words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]
         used = {word.partition("=")[0] for word in words if _OPTION.fullmatch(word.partition("=")[0])}
-        assert used <= options_of(command), command
+        found += [f"{command} {option}" for option in sorted(used - options_of(command))]
+    return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_python_of_examples_is_python(page):
-    for language, block in _FENCE.findall(page.read_text(encoding="utf-8")):
-        if language == "python":
-            ast.parse(block)
+def test_the_commands_of_examples_exist():
+    assert of_each(PAGES, unknown_options) == {}
+
+
+def test_an_unknown_option_of_an_example_is_seen():
+    assert unknown_options(ROOT, "```sh\ncrfrefine infer -i a --turbo | grep --color x\n```\n") == ["infer --turbo"]
 
 
 # ---- Parameters

@@ -95,7 +95,7 @@ def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     table = _table(changes)
     judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=200), titles=TITLES, num_resamples=200)
     assert judged.outcome == Outcome.HELPS
-    assert judged.sentence.endswith("20 of 20 cases better). But worse than with network, significantly: Dice of 2 back.")
+    assert judged.sentence.endswith("20 of 20 cases better). But significantly worse than with network: Dice of 2 back.")
     (decline,) = judged.harm.significant
     assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
     assert decline.p_holm == 2 * decline.comparison.p_value == 2 * 2 / 2**20
@@ -191,7 +191,7 @@ def test_praise_on_rivals_ends_with_what_is_worse_than_with_the_baseline():
     table = ResultTable([*table, *rival])
     judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network", num_resamples=50), num_resamples=50)
     assert " It gains more than every simple method, the best of which is rival: crf +10.01, rival +0.00 points (p " in judged.sentence
-    assert judged.sentence.endswith(" But worse than with network, significantly: precision.")
+    assert judged.sentence.endswith(" But significantly worse than with network: precision.")
 
 
 def test_a_sentence_without_praise_stays_as_it_is():

@@ -82,7 +82,7 @@ def test_a_part_that_never_started_is_seen_and_its_command_does_it(folders, tmp_
     monkeypatch.chdir("/")
     result = run_here("status", tmp_path / "arch ive's" / "out")
     assert result.status == 1
-    assert "part 1: 0 of 2 done, 2 missing; no summary of it: not started" in result.stdout
+    assert "part 1: 0 of 2 done, 2 missing; no record of it: not started" in result.stdout
     assert "missing: b, e\n" in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("cd ")]
     run_in_shell(line, tmp_path)

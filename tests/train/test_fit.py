@@ -181,6 +181,7 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06}
     read, alone = judge(table_of_gains(gains))
     assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
+    assert read.sentence.startswith("The trained CRF with the largest component ")
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     others = [(name, True) for name in (SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)]
     assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), *others]

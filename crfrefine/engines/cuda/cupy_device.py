@@ -20,7 +20,8 @@ from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.ahead import Ahead
 from crfrefine.engines.cuda.cupy_lane import CupyLane
 from crfrefine.engines.cuda.current_gpu import on_gpu
-from crfrefine.engines.cuda.loss import LossWatch
+from crfrefine.engines.cuda.loss import GpuError, LossWatch
+from crfrefine.engines.cuda.mode import asked_mode
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
@@ -134,6 +135,8 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
 class CupyDevice:
     """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
+    _is_recording = False
+
     def __init__(self, index: int = 0) -> None:
         """Open a GPU.
 
@@ -143,7 +146,9 @@ class CupyDevice:
         Raises:
             BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
                 a forked process; says what to do.
+            ConfigError: the environment asks for a mode that there is not.
         """
+        self.mode = asked_mode()
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
         count = num_driver_devices()
@@ -163,7 +168,8 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
         cuda = self.xp.cuda
-        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), self._ask)
+        self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
+        self._loss = LossWatch(self.name, self._errors, self._ask)
         try:
             with on_gpu(cuda.runtime, index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
@@ -193,19 +199,35 @@ class CupyDevice:
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel; see `Device.launch`."""
-        if num_threads == 0:
-            return
-        function = self._function(source, kernel, constants)
-        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
-        function((-(-num_threads // BLOCK),), (BLOCK,), tuple(packed))
+        self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
         """Run a block kernel; see `Device.launch_blocks`."""
+        self._launch(source, kernel, constants, num_blocks, constants["CRF_THREADS"], arguments)
+
+    def _launch(
+        self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, block: int, arguments: tuple[Any, ...]
+    ) -> None:
         if num_blocks == 0:
             return
-        function = self._function(source, kernel, constants)
-        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
-        function((num_blocks,), (constants["CRF_THREADS"],), tuple(packed))
+        with self._checked("before the kernel", kernel):
+            pass  # an error of CuPy's own kernels
+        with self._checked("in the kernel", kernel, "of", source, "with", constants):
+            function = self._function(source, kernel, constants)
+            packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
+            function((num_blocks,), (block,), tuple(packed))
+
+    @contextmanager
+    def _checked(self, *where: object) -> Iterator[None]:
+        """Return the context of a launch: if the mode asks for it, it is waited for at the end, and an error says where it was."""
+        if not self.mode.checks or self._is_recording:
+            yield
+            return
+        try:
+            yield
+            self.synchronize()
+        except (*self._errors, self.xp.cuda.compiler.CompileException) as error:
+            raise GpuError(" ".join(map(str, where)), error) from error
 
     def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
         """Return the compiled kernel; CuPy caches compiled kernels on disk by their text."""
@@ -228,14 +250,16 @@ class CupyDevice:
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""
-        if array.nbytes >= _LARGE and array.flags.c_contiguous:
+        if array.nbytes >= _LARGE and array.flags.c_contiguous and self.transfers is not None:
             return self.transfers.download(array)
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
 
     @property
-    def transfers(self) -> Transfers:
+    def transfers(self) -> Transfers | None:
         """Copies on a stream of their own; see `Device.transfers`. First used inside `active`, perhaps by two threads at once."""
+        if not self.mode.copies:
+            return None
         with self._making_transfers:
             self._transfers = self._transfers or Transfers(self, CupyLane(self.xp))
             return self._transfers
@@ -267,6 +291,8 @@ class CupyDevice:
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
         """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""
+        if not self.mode.graphs:
+            return launches
         try:
             replay = self._record(launches)
         except RuntimeError as error:
@@ -283,6 +309,8 @@ class CupyDevice:
                 _warn_of_plain_launches(error)
                 replay = launches
                 launches()
+            with self._checked("in the recorded steps"):
+                pass
 
         return repeat
 
@@ -292,9 +320,11 @@ class CupyDevice:
         stream = self.xp.cuda.Stream(non_blocking=True)
         with stream:
             stream.begin_capture()
+            self._is_recording = True
             try:
                 launches()
             finally:
+                self._is_recording = False
                 graph = stream.end_capture()  # in any case: a stream left recording would break everything after it
         replay: Callable[[], None] = graph.launch
         return replay

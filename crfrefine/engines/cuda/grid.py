@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.device import WIDEST_ROW, check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
 from crfrefine.engines.cuda.room import Room
-from crfrefine.engines.cuda.voxels import BilateralInput
+from crfrefine.engines.cuda.voxels import BilateralInput, extremes
 from crfrefine.engines.cuda.window import LANES, list_tiles
 from crfrefine.errors import CapacityError, InputError
 
@@ -57,9 +57,10 @@ class GridSize:
         voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_beta)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
         cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
-        lowest = tuple(math.floor(float(feature.min())) for feature in modalities)
+        spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
+        lowest = tuple(low for low, _ in spans)
         # One more than the span: a difference of intensities may be rounded up into the next cell.
-        bins = tuple(math.floor(float(feature.max())) - low + _SPAN + 1 for feature, low in zip(modalities, lowest, strict=True))
+        bins = tuple(high - low + _SPAN + 1 for low, high in spans)
         last = np.floor(positions[-1])
         ends = np.minimum(np.arange(0, len(last), LANES) + LANES, len(last)) - 1
         tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)

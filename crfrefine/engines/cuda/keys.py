@@ -149,9 +149,10 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     is_first = xp.concatenate([xp.ones(1, dtype=bool), key[1:] != key[:-1]])
     begin = xp.flatnonzero(is_first)
     met = xp.concatenate([begin[1:], xp.full(1, key.size, dtype=begin.dtype)]) - begin
-    distinct, once, twice = float(begin.size), float((met == 1).sum()), float((met == 2).sum())
+    distinct = float(begin.size)
     if every == 1:
         return distinct
+    once, twice = map(float, voxels.device.download(xp.stack([(met == 1).sum(), (met == 2).sum()])))
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
     most = float(voxels.num_voxels * (simplices.num_features + 1))
     return most if distinct + unmet > most else distinct + unmet

@@ -63,11 +63,14 @@ class VertexLists:
         num_vertices = int(begin.size) - 1
         self.group = group_size(int(entry_voxel.size), num_vertices)
         vertices = xp.arange(num_vertices, dtype=np.int64)
-        first, free = 0, num_vertices
+        first, free, num_lists = 0, num_vertices, num_vertices
         self.segments, length, vertex = _cut(xp, begin[1:] - begin[:-1], vertices, SEGMENT[self.group], first, free)
+        pieces = self.segments
         self.levels: list[Pieces] = []
         while vertex.size:
-            first, free = free, free + int(length.sum())
+            # A list in one piece goes to its vertex, so the rows that were added are the pieces of the others.
+            in_one = num_lists - len(vertex)
+            first, free, num_lists = free, free + len(pieces) - in_one, len(vertex)
             pieces, length, vertex = _cut(xp, length, vertex, FAN_IN, first, free)
             self.levels.append(pieces)
         self.num_rows = free

@@ -12,6 +12,18 @@ _OUT_OF_MEMORY = 2
 """`cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`."""
 
 
+class GpuError(RuntimeError):
+    """An error of CUDA, or of its compiler, and where it was.
+
+    Attributes:
+        status: CUDA's number of it; None: the compiler's.
+    """
+
+    def __init__(self, where: str, error: Exception) -> None:
+        super().__init__(f"{where}: {error}")
+        self.status = getattr(error, "status", None)
+
+
 class LossWatch:
     """Whether a GPU still works in this process.
 
@@ -25,7 +37,8 @@ class LossWatch:
     """
 
     def __init__(self, name: str, errors: tuple[type[Exception], ...], ask: Callable[[], object]) -> None:
-        self._name, self._errors, self._ask = name, errors, ask
+        self._name, self._ask = name, ask
+        self._errors: tuple[type[Exception], ...] = (*errors, GpuError)
         self._reason: str | None = None
 
     @contextmanager

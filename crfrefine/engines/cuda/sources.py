@@ -103,7 +103,7 @@ def _signatures(name: str, real: type[np.generic], at_vertices: type[np.generic]
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
         for declaration in match[2].split(","):
-            kind, _, label = declaration.replace("const ", "").strip().rpartition(" ")
+            kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
             parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), _ROWS.get(base)))
         kernels[match[1]] = tuple(parameters)

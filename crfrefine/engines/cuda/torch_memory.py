@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from crfrefine.engines.cuda.loss import GpuError
+from crfrefine.engines.cuda.mode import asked_mode
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class _State(threading.local):
 
 _state = _State()
 
+_not_freed: list[Exception] = []
+"""Errors of memory that was to be given back. CuPy does so where Python prints exceptions and goes on."""
+
 
 @contextmanager
 def following(cupy: Any, array: Any) -> Iterator[None]:
@@ -41,14 +47,34 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     Args:
         cupy: the array module; its device is current.
         array: the engine's input; anything but a tensor on a GPU changes nothing.
+
+    Raises:
+        GpuError: memory of this run, or of an earlier one, could not be given back to PyTorch.
     """
     if not _is_tensor(array):
         yield
         return
     import torch
 
+    _check_freed()
     device = int(array.device.index)
     stream = torch.cuda.current_stream(device).cuda_stream
+    before, pools = _state.device, asked_mode().pool
+    memory = _as_pytorchs(cupy, stream) if pools else nullcontext()
+    # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
+    with torch.cuda.device(device), _as_cupys(cupy, stream, device), memory:
+        _state.device = device if pools else before
+        try:
+            yield
+        finally:
+            _state.device = before
+    _check_freed()
+
+
+def _as_pytorchs(cupy: Any, stream: int) -> AbstractContextManager[Any]:
+    """Return the context in which CuPy's memory is PyTorch's, of one of its streams."""
+    import torch
+
     # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     pool = cupy.get_default_memory_pool()
     if pool.free_bytes() > 0:
@@ -60,15 +86,8 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
         except torch.cuda.OutOfMemoryError as error:  # CuPy's own error is a MemoryError, and callers expect one
             raise MemoryError(str(error)) from error
 
-    allocator = cupy.cuda.PythonFunctionAllocator(allocate, _free).malloc
-    before = _state.device
-    # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
-    with torch.cuda.device(device), _as_cupys(cupy, stream, device), cupy.cuda.using_allocator(allocator):
-        _state.device = device
-        try:
-            yield
-        finally:
-            _state.device = before
+    context: AbstractContextManager[Any] = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, _free).malloc)
+    return context
 
 
 def cached_bytes() -> int | None:
@@ -100,4 +119,16 @@ def _free(pointer: int, _: int) -> None:
     if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process
         import torch
 
-        torch.cuda.caching_allocator_delete(pointer)
+        try:
+            torch.cuda.caching_allocator_delete(pointer)
+        except Exception as error:
+            _not_freed.append(error)
+            raise
+
+
+def _check_freed() -> None:
+    """Raise the first error of memory that was given back since the last call."""
+    if _not_freed:
+        error = _not_freed[0]
+        _not_freed.clear()
+        raise GpuError("memory could not be given back to PyTorch", error) from error

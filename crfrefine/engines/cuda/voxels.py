@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,8 +65,8 @@ class Voxels:
         for extent in reversed(grid_shape):
             coordinates.insert(0, rest % extent)
             rest = rest // extent
-        low = [int(c.min()) for c in coordinates]
-        high = [int(c.max()) + 1 for c in coordinates]
+        ends = [(int(low), int(high)) for low, high in extremes(device, coordinates)]
+        low, high = [first for first, _ in ends], [last + 1 for _, last in ends]
         last = len(grid_shape) - 1
         self.source_axis = [a for a in range(last + 1) if high[a] - low[a] > 1 or a == last]
         self.box_shape = [high[a] - low[a] for a in self.source_axis]
@@ -103,6 +103,15 @@ class Voxels:
     def of_box_axes(self, per_grid_axis: Sequence[float]) -> list[float]:
         """Pick the values of the box's axes."""
         return [float(per_grid_axis[a]) for a in self.source_axis]
+
+
+def extremes(device: Device, arrays: Iterable[Any]) -> list[NDArray[Any]]:
+    """Return (smallest, largest) of each array, of which one is there at a time; not a number if one of its values is none.
+
+    The host waits once for all of them.
+    """
+    found = [device.xp.stack([array.min(), array.max()]) for array in arrays]
+    return list(device.download(device.xp.stack(found))) if found else []
 
 
 class BilateralInput:
@@ -147,13 +156,11 @@ class BilateralInput:
                     f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
                     "bandwidth, and check the spacing"
                 )
-        lowest, highest, zero = [], [], []
+        ends = extremes(device, (modality.reshape(-1)[voxels.grid_index] for modality in image[: len(self.theta_beta)]))
+        lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
+        zero = list(lowest)
         for m, theta in enumerate(theta_beta):
-            inside = image[m].reshape(-1)[voxels.grid_index]
-            lowest.append(float(inside.min()))
-            zero.append(lowest[m])
-            highest.append(float(inside.max()))
-            if not bool(xp.isfinite(inside).all()):
+            if not math.isfinite(lowest[m]) or not math.isfinite(highest[m]):
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
             if origin is not None:
                 zero[m] = float(dtype.type(origin.intensity[m]))
@@ -188,8 +195,8 @@ class BilateralInput:
         positions = [(0.0, 0.0)] * voxels.num_axes
         for a, scale in enumerate(position_scale):
             positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
-        ends = zip(lowest, highest, zero, theta_beta, strict=True)
-        self.ranges = [((bottom - own) / theta, (top - own) / theta) for bottom, top, own, theta in ends] + positions
+        spans = zip(lowest, highest, zero, theta_beta, strict=True)
+        self.ranges = [((bottom - own) / theta, (top - own) / theta) for bottom, top, own, theta in spans] + positions
 
     def single(self) -> BilateralInput:
         """The same features from the image in float32, from which a lattice is built."""

@@ -87,7 +87,7 @@ function showCase() {
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
   showNotes(about.notes);
-  // Nothing of another case stays.
+  // Remove everything that shows another case.
   result = null;
   find("scores").tBodies[0].replaceChildren();
   find("energy").replaceChildren();

@@ -1,0 +1,87 @@
+"""CRFREFINE_CUDA: the same results without graphs, without copies beside the launches, and with a wait that names a kernel's error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cuda_shim
+import numpy as np
+import pytest
+import recorded_cupy
+from gpu_refinement import PARAMETERS
+from oracles import Case, random_case
+from recorded_cupy import Machine
+
+import crfrefine
+from crfrefine import ConfigError, refine
+from crfrefine.engines.cuda.mode import VARIABLE, Mode, asked_mode
+from crfrefine.errors import DeviceLostError
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with recorded_cupy.for_a_program(1, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return random_case(3, num_modalities=2, num_labels=4, grid_shape=(7, 11, 9))
+
+
+def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefine.RefinementResult:
+    recorded_cupy.forget_engines()
+    monkeypatch.setenv(VARIABLE, asked)
+    found = refine(case.logits, case.image, spacing=(1.0, 1.5, 2.5), parameters=PARAMETERS, device="cuda")
+    _ = found.logits
+    return found
+
+
+def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each makes use of what it says."""
+    expected, used = None, {}
+    for asked in ("graphs", "", "plain", "plain, graphs", "plain,copies"):
+        machine.notes.clear()
+        found = refined(case, asked, monkeypatch)
+        used[asked] = {word for word in ("graph", "copy") if word in machine.notes}
+        expected = expected or found
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert found.energy == expected.energy
+        if asked == "plain":
+            kernels = [number for number, note in enumerate(machine.notes) if note not in ("wait", "copy")]
+            assert len(kernels) > 20
+            assert all(machine.notes[number - 1] == machine.notes[number + 1] == "wait" for number in kernels)
+    assert used == {"graphs": {"graph", "copy"}, "": {"copy"}, "plain": set(), "plain, graphs": {"graph"}, "plain,copies": {"copy"}}
+
+
+def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though CUDA says so only when somebody waits."""
+    machine.breaks_in = "update"
+    with pytest.raises(DeviceLostError, match=r"in the kernel update of mean_field with .*'CRF_LABELS': 4.*cudaErrorIllegalAddress"):
+        refined(case, "plain", monkeypatch)
+    assert machine.notes[-2:] == ["wait", "update"]
+
+
+@pytest.mark.parametrize("asked", ["slow", "plain,slow", "Plain"])
+def test_an_unknown_mode_is_refused(asked: str, machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where `auto` would take the CPU if the GPU could not be used."""
+    monkeypatch.setenv(VARIABLE, asked)
+    for device in ("cuda", "auto"):
+        with pytest.raises(ConfigError, match=rf"CRFREFINE_CUDA is '{asked}'; expected plain, or what to switch on \(graphs, copies"):
+            crfrefine.engines.get_backend(device)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("", Mode()),
+        ("plain", Mode(graphs=False, copies=False, pool=False, checks=True)),
+        ("plain,pool", Mode(graphs=False, copies=False, pool=True, checks=True)),
+        ("checks", Mode(checks=True)),
+    ],
+)
+def test_modes_have_names(asked: str, expected: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, asked)
+    assert asked_mode() == expected

@@ -1,0 +1,141 @@
+"""Recorded launches of the GPU engine's kernels, played on a stand-in for CuPy: what is wrong has a line of its own and costs no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from cuda_shim import KernelText
+from script_imports import importing_from
+
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.sources import kernel_source
+from crfrefine.specs import KernelSetSpec, KernelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "tests" / "helpers" / "replayed_site"
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The recorder and the player."""
+    with importing_from(ROOT / "benchmarks") as load:
+        yield load("gpu_record"), load("gpu_replay")
+
+
+def _cases(device: Any) -> None:
+    """One filtering with a spatial kernel: six kernels, three of them with rows of one and of two channels."""
+    rng = np.random.default_rng(3)
+    kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7)),), "symmetric", "auto", num_labels=3, num_iterations=1)
+    mask = rng.random((5, 4, 7)) < 0.7
+    CudaBackend(device).message(rng.random((2, 5, 4, 7), dtype=np.float32), None, mask, (1.0, 0.8, 1.5), kernels)
+
+
+@pytest.fixture(scope="module")
+def record(modules: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("gpu") / "record.npz"
+    modules[0].record(path, _cases)
+    return path
+
+
+@pytest.fixture
+def play(modules: tuple[ModuleType, ModuleType], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plays the record with faults; gives the line of each kernel and width."""
+
+    def run(faults: dict[str, str], *options: str) -> dict[tuple[str, int], Any]:
+        sources = [kernel_source(launch["source"], launch["constants"]) for launch in modules[1].Record(record).launches]
+        libraries = {hashlib.sha256(source.text.encode()).hexdigest(): cuda_shim._library(KernelText(source))._name for source in sources}
+        monkeypatch.setenv("PYTHONPATH", str(SITE))  # CuPy and numpy, and nothing of the engine
+        monkeypatch.setenv("REPLAY_LIBRARIES", json.dumps(libraries))
+        monkeypatch.setenv("REPLAY_FAULTS", json.dumps(faults))
+        monkeypatch.setenv("REPLAY_STARTED", str(tmp_path / "started"))
+        output = tmp_path / "lines.jsonl"
+        output.unlink(missing_ok=True)
+        status = modules[1].main([str(record), "-o", str(output), "--compilers", "1", *options])
+        lines = modules[1].read_lines([output])
+        found = {(line["kernel"], line["constants"]["CRF_WIDTH"]): line for line in lines}
+        assert len(found) == len(lines)
+        assert status == int(any(line["outcome"] != "right" for line in lines))
+        return found
+
+    return run
+
+
+def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, ModuleType], record: Path) -> None:
+    """Source text and options to the letter, whole blocks, and memory before and after."""
+    found = modules[1].Record(record)
+    for launch in found.launches:
+        expected = kernel_source(launch["source"], launch["constants"])
+        assert found.code(launch["text"]) == expected.text
+        assert tuple(found.texts[launch["text"]]["options"]) == expected.options
+        assert len(launch["arguments"]) == len(expected.kernels[launch["kernel"]])
+        assert any(after is not None for _, after in launch["memory"])
+    keys = [(launch["source"], launch["kernel"], str(launch["constants"])) for launch in found.launches]
+    assert len(set(keys)) == len(keys) > 4
+
+
+def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
+    """All is right without faults. Each fault is a line of its kernel, and all other lines are as before."""
+    right = play({})
+    assert {line["outcome"] for line in right.values()} == {"right"}
+    assert all(line["microseconds"] > 0.0 and line["difference"] < 1e-6 for line in right.values())
+    planted = {
+        ("filter_values", 2): ("sticky", "crash", "illegal memory access"),
+        ("filter_near_axis", 2): ("wrong", "wrong", "numbers of argument 6 (to, float32) differ"),
+        ("filter_near_axis_to_voxels", 2): ("outside", "wrong", "it writes outside of its arrays"),
+        ("normalizer", 1): ("compile", "compile error", "identifier is undefined"),
+        ("gather_rows", 2): ("hang", "hang", "no answer in 5 s"),
+        ("scatter_rows", 2): ("crash", "crash", "the process ended"),
+    }
+    found = play({f"{kernel} {width}": fault for (kernel, width), (fault, _, _) in planted.items()}, "--limits", "60", "60", "5")
+    assert {key: line["outcome"] for key, line in found.items()} == dict.fromkeys(right, "right") | {
+        key: outcome for key, (_, outcome, _) in planted.items()
+    }
+    assert all(text in found[key]["error"] for key, (_, _, text) in planted.items())
+    _wait_for_end_of(int((tmp_path / "started").read_text(encoding="ascii")))
+
+
+def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    """What has not run has lines that say so, and the table has all of them."""
+    found = play({}, "--seconds", "0")
+    assert {line["outcome"] for line in found.values()} == {"not run"}
+    text = modules[1].table(modules[1].read_lines([tmp_path / "lines.jsonl"]))
+    assert text.startswith(f"{len(found)} launches: {len(found)} not run")
+    assert text.count("\n| spatial.filter_values | outputs 8, width") == 2
+
+
+def test_integers_are_equal_and_numbers_nearly(modules: tuple[ModuleType, ModuleType]) -> None:
+    """The tolerance is a share of the largest number that is written; what nobody has written has no part in it."""
+    player = modules[1]
+    before = np.array([1e13, 0.0, 0.0], dtype=np.float32)
+    expected = np.array([1e13, 2.0, 1e-6], dtype=np.float32)
+    for off, num_wrong in ((3e-5, 0), (5e-5, 1)):
+        got = expected + np.array([0.0, 0.0, off], dtype=np.float32)
+        assert player._differences(before, expected, got, is_double=False)[1] == num_wrong
+    got = np.array([1e13, np.nan, 1e-6], dtype=np.float32)
+    assert player._differences(before, expected, got, is_double=False) == (np.inf, 1)
+    ones = np.ones(3)
+    assert player._differences(0.0 * ones, ones, ones + 1e-9, is_double=False)[1] == 0  # sums of float32 numbers
+    assert player._differences(0.0 * ones, ones, ones + 1e-9, is_double=True)[1] == 3
+    whole = np.arange(3, dtype=np.uint64)
+    assert player._differences(whole, whole, whole + np.uint64(1), is_double=False)[1] == 3
+
+
+def _wait_for_end_of(process: int) -> None:
+    """What a process that hangs has started, ends with it."""
+    for _ in range(100):
+        state = Path(f"/proc/{process}/stat")
+        if not state.exists() or state.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {process} is still there")
