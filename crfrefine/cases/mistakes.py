@@ -18,6 +18,7 @@ from crfrefine.cases.discovery import discover_cases, list_files, logits_named
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, suffix_of
 from crfrefine.io.recognition import describe_others
+from crfrefine.io.series import is_series
 from crfrefine.text import listed
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def require_any_output(cases: CaseList, folder: Path) -> None:
         advice = ", or a folder for each case, of one binary file per structure, with --input-type labels"
         message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
         message += advice if (folder / names[0]).is_dir() else ""
+    elif any(map(is_series, cases[0].images)):
+        message += f"\n  {cases[0].images[0]} is taken for the DICOM series of one case; several cases need a folder each."
     there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
     found = f"\n  There are {listed(there)}." if there else describe_others(folder)
     raise InputError(message + (found if any(folder.iterdir()) else "\n  The folder is empty."))
@@ -76,9 +79,11 @@ def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generato
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
-    """Return whether the cases of the two are complete the other way round."""
-    if not images or not logits:
+    """Return whether the cases of the two are complete the other way round; no network makes a series of DICOM slices."""
+    if not images or not logits or is_series(images[0]):
         return False
+    if is_series(logits[0]):
+        return True
     if not (images[0].is_dir() and logits[0].is_dir()):
         return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
     try:

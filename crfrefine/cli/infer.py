@@ -11,7 +11,6 @@ from crfrefine.cli.options import (
     MAX_PARTS,
     AllowMismatchedDicomOption,
     ConfigOption,
-    ContinueOption,
     DevicesOption,
     ImagesOption,
     InputType,
@@ -79,7 +78,14 @@ def infer(
         bool, typer.Option("--save-structures", help="Also write one binary file per structure or label, CASE/NAME.nii.gz.")
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
-    resume: ContinueOption = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            "--resume",
+            help="Skip cases whose output exists and is complete; refine those of other parameters again.",
+        ),
+    ] = False,
     num_parts: Annotated[
         int, typer.Option("--num-parts", metavar="N", min=1, max=MAX_PARTS, help="Number of processes that share the cases.")
     ] = 1,
@@ -103,7 +109,7 @@ def infer(
             "--summary",
             metavar="FILE.json|.jsonl",
             parser=parse_path,
-            help="Write a record of each case; .jsonl: a line as each ends.",
+            help="Write a copy of the record of each case, which the output folder has; .jsonl: a line as each ends.",
             show_default=False,
         ),
     ] = None,

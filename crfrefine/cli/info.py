@@ -65,7 +65,8 @@ def info(
 
         print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": [mismatch] if mismatch else []}, indent=2))
     elif mismatch:
-        print(for_terminal(f"\nnote: these are not files of one case: {mismatch}"))
+        print()
+        print(for_terminal(f"note: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
 

@@ -29,7 +29,7 @@ def status(
     """Show what is left of folder runs, and the commands for it."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
-        raise typer.BadParameter("name summaries, or folders that hold them", param_hint="PATH...")
+        raise typer.BadParameter("name output folders of runs, or files that --summary wrote", param_hint="PATH...")
     from crfrefine.status.finding import find_status
 
     report = find_status(paths)

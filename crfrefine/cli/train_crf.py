@@ -135,7 +135,7 @@ def train_crf(
         typer.Option("--max-minutes", metavar="M", help="End within this time, with the result so far.", show_default=False),
     ] = None,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--resume", "--continue", help="Continue a stopped run with the same options.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help="Continue a stopped run with the same options.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:

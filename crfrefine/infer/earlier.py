@@ -101,7 +101,7 @@ def read_earlier(
         elif records and records[-1].record.status == FAILED:
             failures[case_id] = records[-1].record
         elif written is not None:
-            without[case_id] = any(one.record.written for one in records)
+            without[case_id] = any(_is_about(one.record, label_map) for one in records)
     if place is not None:
         notes += _notes_on_missing(place, without)
     if from_elsewhere:
@@ -129,6 +129,11 @@ def _true_records(records: Sequence[_Found], written: str | None) -> tuple[_Foun
     """
     true = [one for one in records if one.record.status != FAILED and one.record.written == written is not None]
     return (true[-1], next((one for one in reversed(true) if one.record.status == "done"), None)) if true else None
+
+
+def _is_about(record: CaseRecord, label_map: Path) -> bool:
+    """Return whether a record is about a label map of this name, not about one in another format."""
+    return record.written is not None and Path(str((record.kept or {}).get("output"))).name == label_map.name
 
 
 def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:

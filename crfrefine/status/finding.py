@@ -14,10 +14,10 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.infer.records import note_on_num_labels
-from crfrefine.infer.run_record import records_in
+from crfrefine.infer.run_record import RECORD_FOLDER, records_in
 from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary, refined_with
 from crfrefine.io.files import identities
-from crfrefine.io.paths import is_there
+from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
 from crfrefine.status.evaluation import evaluation_status
 from crfrefine.status.recorded_runs import FoundRun, require_cases
@@ -51,7 +51,8 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
                 continue
             for run in runs:
                 require_cases(run, file)
-                found = FoundRun(run, file)
+                named_by = runs[-1] if file.parent.name == RECORD_FOLDER else run
+                found = FoundRun(run, file, str(named_by.head.get("output_folder")))
                 groups.setdefault(found.key, []).append(found)
     report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.order)) for (output_folder, _), group in groups.items()]
     report.runs += others
@@ -61,6 +62,8 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
 def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
     """Return the content of a summary, or of all summaries and records of runs in a folder; damaged ones there become notes."""
     if not path.is_dir():
+        if suffix_of(path):
+            raise InputError(f"{path}: is no record: a run whose output is a file keeps none; name the file that --summary wrote")
         try:
             return {path: read_summary(path)}
         except NotASummaryError:

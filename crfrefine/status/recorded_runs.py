@@ -20,10 +20,12 @@ class FoundRun:
     Attributes:
         run: the run.
         path: the summary.
+        output_folder: where its results are now: a later run into the same folder may have found it under another name.
     """
 
     run: RecordedRun
     path: Path
+    output_folder: str
 
     @property
     def started(self) -> str:
@@ -43,7 +45,7 @@ class FoundRun:
     @property
     def key(self) -> tuple[str, tuple[str, ...]]:
         """What runs have in common whose summaries belong together: the output folder and the inputs."""
-        return str(self.run.head["output_folder"]), tuple(map(str, self.run.head["inputs"]))
+        return self.output_folder, tuple(map(str, self.run.head["inputs"]))
 
 
 def require_cases(run: RecordedRun, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, Folders, load_nifti, run_here, save_nifti, write_folders
+from dicom_helpers import save, slices
 
 from crfrefine.failures import Causes
 
@@ -157,3 +158,19 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     shown = run_here("info", data).stdout
     assert "s0001  3 structures" in shown
     assert f"-p {data} and -i {data} and --input-type labels" in shown
+
+
+def test_series_of_dicom_slices_are_images(folders, tmp_path):
+    """Given with -p, they were exchanged; given with -i, they were not, whatever their files are called."""
+    values = np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4)
+    found = list(slices(values, np.diag([1.0, 1.25, 2.5, 1.0])))
+    labels = folders.logits / "c0.nii.gz"
+    exchanged = run_here("infer", "-i", labels, "-p", save(tmp_path / "scan", found), "-o", tmp_path / "out.nii.gz")
+    assert exchanged.status == 1
+    assert EXCHANGED in exchanged.stderr
+    (tmp_path / "pred").mkdir()
+    shutil.copy(labels, tmp_path / "pred" / "c1.nii.gz")
+    right = run_here("infer", "-i", save(tmp_path / "other", found, name="c{}.dcm"), "-p", tmp_path / "pred", "-o", tmp_path / "out")
+    assert right.status == 1
+    assert EXCHANGED not in right.stderr
+    assert "other is taken for the DICOM series of one case; several cases need a folder each." in right.stderr

@@ -399,3 +399,13 @@ def test_parts_keep_their_own_summaries(tmp_path):
     cases = list(itertools.chain(*(content(path)["cases"] for path in paths)))
     assert [case["case_id"] for case in cases] == ["a", "c", "b", "d"]
     assert all(case["status"] == "skipped" and case["energy"] for case in cases)
+
+
+def test_a_record_of_another_format_is_of_another_file(folders):
+    """It does not say that the file which is there was changed."""
+    assert run_here("infer", *folders.arguments).status == 0
+    save_nifti(folders.output / "b.nii", load_nifti(folders.output / "b.nii.gz"))
+    result = run_here("infer", *folders.arguments, "--continue", "--output-format", ".nii")
+    assert result.status == 0
+    assert "1 existing label map has no record in it, as after a kill: b" in result.stderr
+    assert "changed since" not in result.stderr

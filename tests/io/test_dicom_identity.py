@@ -121,7 +121,7 @@ def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
     assert "patient       P-9999" in shown.stdout
     assert "study         1.2.77" in shown.stdout
     assert "frame of ref  1.2.5" in shown.stdout
-    assert "note: these are not files of one case: DICOM files of different patients" in shown.stdout
+    assert "\n\nnote: these are not files of one case: DICOM files of different patients\n" in shown.stdout
     assert "not files of one case" not in run_here("info", made["own"], made["seg of own"]).stdout
     for number, name in enumerate(("own", "patient")):
         shutil.copytree(made[name], tmp_path / f"case_{number:04d}")

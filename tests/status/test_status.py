@@ -304,6 +304,22 @@ def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_nam
     assert "c (1, 2)" in vanished
 
 
+def test_a_folder_that_was_moved_and_continued_has_one_state(folders):
+    infer(folders)
+    folders.output.rename("elsewhere")
+    (Path("elsewhere") / "b.nii.gz").unlink()
+    assert infer(Folders(folders.images, folders.logits, Path("elsewhere")), "--continue").status == 0
+    run = status_of("elsewhere", exit_status=0)
+    assert (Path(run["output_folder"]).name, run["num_done"], run["notes"]) == ("elsewhere", len(NAMES), [])
+
+
+def test_a_label_map_is_no_record(folders):
+    infer(folders)
+    result = run_here("status", folders.output / "a.nii.gz")
+    assert result.status == 1
+    assert "is no record: a run whose output is a file keeps none; name the file that --summary wrote" in result.stderr
+
+
 def test_no_summary_goes_where_the_records_are(folders):
     result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.jsonl")
     assert result.status == 1
