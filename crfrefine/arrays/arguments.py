@@ -42,10 +42,13 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
             f"(z, y, x), and {name}.GetSpacing()[::-1] as the spacing"
         )
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise InputError(
-            f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as "
-            f"mask=~np.ma.getmaskarray({name}), (*grid)"
+        advice = (
+            ""
+            if name == "mask"
+            else f", and where the model applies as mask=~np.ma.getmaskarray({name}), (*grid); of an array with channels, "
+            f"mask=~np.ma.getmaskarray({name}).any(0)"
         )
+        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0){advice}")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -101,8 +104,10 @@ def _describe_one_channel(logits: NDArray[Any]) -> str:
 def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
     """Return what to give for a batch, or for channels that are the last axis; nothing if shapes look like neither."""
     if len(logits) > 2 and logits[2:] == image[len(image) - len(logits) + 2 :]:
-        of_image = "image[i]" if len(image) == len(logits) and image[0] == logits[0] else "image"
-        return f"\n  If the first axis is that of a batch, give each of its cases by itself: refine(logits[i], {of_image}, ...)."
+        return (
+            "\n  If the first axis is that of a batch, give each of its cases by itself: refine(logits[i], ...) with the image of that "
+            "case, (modalities, *grid) or (*grid)."
+        )
     if logits[:-1] in (image, image[1:], image[:-1]):
         of_image = ", and np.moveaxis(image, -1, 0)" if logits[:-1] == image[:-1] else ""
         return f"\n  If the last axis of the logits is that of the labels, give np.moveaxis(logits, -1, 0){of_image}."
@@ -199,7 +204,7 @@ def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         steps = np.empty(0)
     if steps.shape not in ((), (num_dims,)) or not is_plausible(steps.flat):
-        is_batch = steps.shape == (num_dims - 1,)
+        is_batch = steps.size > 0 and steps.shape == (num_dims - 1,)
         raise InputError(
             f"spacing is {spacing!s}; expected {num_dims} positive distances in mm ({BOUNDS}), one per grid axis"
             + ("\n  If the first axis of the arrays is that of a batch, give each of its cases by itself." if is_batch else "")

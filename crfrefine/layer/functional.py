@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import notices
@@ -29,15 +30,13 @@ from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from crfrefine.engines.base import RecordingKernels
 
 __all__ = ["build_kernels", "mean_field"]
 
 _HOST = torch.device("cpu")
 
-Values = Tensor | Sequence[float] | float | NDArray[Any]
+Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
 LEAST_LEARNED = 1e-6

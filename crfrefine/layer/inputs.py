@@ -164,7 +164,7 @@ def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) 
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)
-    inside = torch.as_tensor(mask if isinstance(mask, Tensor) else given_array(mask, "mask")).detach()
+    inside = (mask if isinstance(mask, Tensor) else _tensor_of(given_array(mask, "mask"))).detach()
     if inside.is_floating_point() and not torch.isfinite(inside).all():
         raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
     inside = inside != 0
@@ -181,6 +181,11 @@ def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) 
         if not item.any():
             raise InputError(f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out")
     return list(masks)
+
+
+def _tensor_of(array: NDArray[Any]) -> Tensor:
+    """Return a copy of an array, which may be flipped, read-only, or of the other byte order: PyTorch takes none of these."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def masks_without_padding(padding: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:

@@ -12,7 +12,7 @@ from crfrefine.arrays.arguments import check_no_label_map, given_array, given_la
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.axes import StorageOrder
-from crfrefine.errors import InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.notices import known_spacing
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.channels import refine_channels
@@ -72,7 +72,7 @@ def refine(
         InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
             place of logits, logits that are equal for all labels nearly everywhere.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
-            each other, or a number of threads below 1.
+            each other or come with a label map, or a number of threads below 1.
         BackendUnavailableError: the device is not available.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -107,6 +107,8 @@ def refine(
         "again": again,
     }
     if input_type == "labels":
+        if regions is not None:
+            raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
         labels = given_label_map(given, intensities)
         channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
         num_labels = parameters.num_labels or channels[-1] + 1

@@ -119,17 +119,19 @@ def test_what_numpy_cannot_take_comes_with_what_to_give():
 def test_a_mask_that_an_array_brings_is_not_lost():
     hidden = CASE.image[0] > 0.5
     image = np.ma.MaskedArray(CASE.image, np.stack([hidden] * len(CASE.image)))
-    for name, changes in {
-        "image": {"image": image},
-        "mask": {"mask": image[0]},
-        "logits": {"logits": np.ma.masked_less(CASE.logits, 0.0)},
-    }.items():
-        with pytest.raises(
-            InputError, match=rf"{name} is a masked array, .*give {name}\.filled\(0\), .* mask=~np\.ma\.getmaskarray\({name}\)"
-        ):
-            refined(**changes)
-    followed = refined(image=image.filled(0), mask=~np.ma.getmaskarray(image)[0])
-    np.testing.assert_array_equal(followed.logits, refined(image=np.where(hidden, 0, CASE.image), mask=~hidden).logits)
+    logits = np.ma.masked_less(CASE.logits, -1.0)
+    for name, array in {"image": image, "logits": logits}.items():
+        advice = rf"give {name}\.filled\(0\), .* mask=~np\.ma\.getmaskarray\({name}\), .* mask=~np\.ma\.getmaskarray\({name}\)\.any\(0\)$"
+        with pytest.raises(InputError, match=f"{name} is a masked array, .*{advice}"):
+            refined(**{name: array})
+        shown = ~np.ma.getmaskarray(array).any(0)
+        assert refined(**{name: array.filled(0)}, mask=shown).energy == refined(**{name: array.data}, mask=shown).energy
+    with pytest.raises(InputError, match=r"mask is a masked array, whose mask would be lost; give mask\.filled\(0\)$"):
+        refined(mask=image[0])
+    alone = image[0]
+    assert refined(image=alone.filled(0), mask=~np.ma.getmaskarray(alone)) == refined(
+        image=np.where(hidden, 0, CASE.image[0]), mask=~hidden
+    )
     assert refined(image=np.ma.MaskedArray(CASE.image)) == refined()
 
 
@@ -142,9 +144,9 @@ def test_no_threads_are_refused(threads):
 @pytest.mark.parametrize("num_cases", [1, 2])
 def test_a_batch_is_named_and_each_of_its_cases_is_taken(num_cases):
     logits, images = np.stack([CASE.logits] * num_cases), np.stack([CASE.image] * num_cases)
-    for image in (images, images[:, :1], CASE.image[0]):
+    for image in (images, images[:, :1], images[:, 0], CASE.image[0]):
         with pytest.raises(
-            InputError, match=r"If the first axis is that of a batch, give each of its cases by itself: refine\(logits\[i\], image"
+            InputError, match=r"a batch, give .* by itself: refine\(logits\[i\], \.\.\.\) with the image of that case, \(mod"
         ):
             refined(logits, image)
     alike = images[:, :1].repeat(logits.shape[1], 1)
@@ -193,6 +195,16 @@ def test_only_real_numbers(values):
 def test_a_spacing_that_is_none(spacing):
     with pytest.raises(InputError, match=r"expected 3 positive distances in mm \(from 1e-06 to 1e\+09; convert other units\)"):
         refine(CASE.logits, CASE.image, spacing=spacing)
+
+
+def test_a_word_in_place_of_a_spacing_is_no_sign_of_a_batch():
+    with pytest.raises(InputError, match=r"one per grid axis$"):
+        refine(CASE.logits[:, 0, 0], CASE.image[:, 0, 0], spacing="one")
+
+
+def test_regions_of_a_label_map_are_refused():
+    with pytest.raises(ConfigError, match=r"regions: .* a label map has none; leave regions out"):
+        refined(LABELS, input_type="labels", regions={"structure": 1})
 
 
 def test_values_beyond_float32_are_refused_by_every_engine(backend):

@@ -531,7 +531,11 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
         layer(*last, torch.tensor(SPACING, dtype=torch.float64), mask[:, None].float()), expected, rtol=0.0, atol=0.0
     )
     rows = torch.tensor([SPACING, SPACING], dtype=torch.float64)
-    torch.testing.assert_close(layer(logits, image, rows, mask.numpy()), expected, rtol=0.0, atol=0.0)
+    array = mask.numpy()
+    read_only = array.copy()
+    read_only.setflags(write=False)
+    for same in (array, array.astype(">f4"), array[..., ::-1].copy()[..., ::-1], array.astype(np.uint16), read_only):
+        torch.testing.assert_close(layer(logits, image, rows, same), expected, rtol=0.0, atol=0.0)
     one_mask = layer(logits, image, list(SPACING), mask[0])
     torch.testing.assert_close(one_mask[0], expected[0], rtol=0.0, atol=0.0)
 
