@@ -49,6 +49,7 @@ def info(
             if not as_json:
                 _show_folder(report, verbose)
             continue
+        lines: list[tuple[str, str]] = []
         with CaseWork(fail, path):
             headers.append(read_header(path))
             lines = describe_header(headers[-1], values=verbose)
@@ -56,8 +57,8 @@ def info(
             found.append(
                 {"path": str(path), "properties": dict(line for line in lines if line[0] != "note"), "notes": notes, "problems": []}
             )
-            if not as_json:
-                _show_file(path, lines)
+        if lines and not as_json:
+            _show_file(path, lines)
     mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
     is_well = not any(one["problems"] for one in found)
     if as_json:
