@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from agreement_helpers import label_dice
-from cli_helpers import data_folder, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import data_folder, files_in, load_nifti, run_here, save_nifti, write_folders
 from oracles import random_case
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
@@ -171,7 +171,7 @@ def test_a_case_of_nothing_but_padding_fails_alone(tmp_path):
     result = run_here("infer", *folders.arguments, "--input-type", "logits")
     assert result.status == 1
     assert "all labels have the same value" in result.stderr
-    assert [file.name for file in folders.output.iterdir()] == ["good.nii.gz"]
+    assert files_in(folders.output) == ["good.nii.gz"]
 
 
 @pytest.mark.data
