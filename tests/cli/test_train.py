@@ -128,7 +128,7 @@ def test_the_report_holds_what_was_found(trained, data):
 def test_the_parameter_file_says_where_its_values_come_from(trained):
     text = trained[0].read_text()
     head = text[: text.index("schema")]
-    for words in ("4 cases, 2 folds", "Verdict on cases held out: too few cases", "bilateral.theta_alpha: trained", "folds"):
+    for words in ("4 cases, 2 folds", "Verdict on cases held out: Too few cases", "bilateral.theta_alpha: trained", "folds"):
         assert words in head
     assert "# mm" in text
 
@@ -150,7 +150,7 @@ def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_
     rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-4])}
     # A third of a point, where the same training gains more than ten on images that help; 0 if no CRF is chosen, as is usual.
     assert float(rows["mean", "trained CRF"][2]) >= float(rows["mean", "network"][2]) - 0.003
-    assert "do not use it" in result.stdout.splitlines()[-1] or "too few cases" in result.stdout.splitlines()[-1]
+    assert "do not use it" in result.stdout.splitlines()[-1] or "Too few cases" in result.stdout.splitlines()[-1]
     assert CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight == 0.0
     assert "No CRF was better than the network alone" in (tmp_path / "p.toml").read_text()
     assert CrfParameters.load(tmp_path / "p.toml").mean_field.output_temperature == 1.0

@@ -26,10 +26,14 @@ def matrix(seed: int, num_labels: int) -> dict[str, Any]:
 
 
 def run_both(case: TileCase, parameters: CrfParameters, threshold: float) -> tuple[RefinementResult, RefinementResult]:
-    """Refine with labels left out, and with all of them by the same sums: directly summed windows are those of "truncated"."""
+    """Refine with labels left out, and with all of them by the same sums.
+
+    Directly summed windows are those of "truncated"; "auto" may take "exact" where the part that labels share is small.
+    """
     tiles = refine(case, parameters, threshold, threads=1)
-    if any("direct" in line for line in tiles.filters):
-        parameters = parameters.replace(**{"mean_field.filter": "truncated"})
+    for found, name in (("direct", "truncated"), (": exact ", "exact")):
+        if any(found in line for line in tiles.filters):
+            parameters = parameters.replace(**{"mean_field.filter": name})
     return tiles, refine(case, parameters, 0.0, threads=1)
 
 
