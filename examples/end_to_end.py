@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from crfrefine import CrfParameters, CrfRnn, refine
+from crfrefine.errors import InputError
 
 SPACING = (1.0, 1.0, 1.6)  # mm
 GRID = (40, 44, 28)
@@ -163,16 +164,19 @@ def train_epoch(
         check_batch(batch)
         image, labels = batch["image"], batch["label"][:, 0].long()
         optimizer.zero_grad()
-        with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
-            logits = model(image, spacing)
+        names, advice = ", ".join(batch["name"]), "go on from the checkpoint with smaller learning rates"
+        try:
+            with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
+                logits = model(image, spacing)
+        except InputError as error:  # The layer refuses logits that are not finite.
+            raise FloatingPointError(f"{names}: {error}; {advice}") from None
         loss = nn.functional.cross_entropy(logits, labels)
         if loss.isfinite():
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         if not loss.isfinite() or (not norm.isfinite() and scaler.get_scale() <= 1.0):
-            names, found = ", ".join(batch["name"]), f"its loss is {loss.item()}, the norm of the gradient {norm.item()}"
-            raise FloatingPointError(f"{names}: {found}; go on from the checkpoint with smaller learning rates")
+            raise FloatingPointError(f"{names}: its loss is {loss.item()}, the norm of the gradient {norm.item()}; {advice}")
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())

@@ -260,6 +260,6 @@ def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_pa
     io.write_label_map(seg, labels_of(1, 2), io.read_volume(series))
     refused = run_here("convert", seg, tmp_path / "other.dcm")
     assert refused.status == 1
-    assert "seg.dcm is DICOM segmentation: name the folder of that series with --like, or write another format" in refused.stderr
+    assert "refers to the DICOM series it was made on; name its folder with --like SERIES" in refused.stderr
     assert run_here("convert", seg, tmp_path / "other.dcm", "--like", series).status == 0
     np.testing.assert_array_equal(io.read_labels(tmp_path / "other.dcm").data, io.read_labels(seg).data)

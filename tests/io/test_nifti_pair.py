@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import run_here
+from cli_helpers import files_in, run_here
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_nifti
 
 from crfrefine import io
@@ -108,7 +108,7 @@ def test_pairs_are_cases_and_outputs(tmp_path):
     for given in ("a.hdr", "a.img"):
         result = run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:])
         assert result.status == 0, result.stderr
-        assert sorted(path.name for path in (tmp_path / given[2:]).iterdir()) == ["a.hdr", "a.img"]
+        assert files_in(tmp_path / given[2:]) == ["a.hdr", "a.img"]
 
 
 def test_vectors_of_itk_are_images_and_logits(tmp_path):
