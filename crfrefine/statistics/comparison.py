@@ -310,7 +310,7 @@ def describe_correction(sizes: Mapping[Family, int]) -> str:
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
     """Return the summary for a JSON file: plain types, None for an undefined or infinite number.
 
-    `p_holm` keeps its meaning of version 0.2.0: corrected over the regions of one method in one metric.
+    `p_holm` is for scripts that read it before families had names: corrected over the regions of one method in one metric.
     """
     of_metric: dict[tuple[str, str], list[int]] = {}
     former = [math.nan if row.comparison is None else row.comparison.p_value for row in rows]

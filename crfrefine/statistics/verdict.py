@@ -95,7 +95,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number.
 
-        `p_holm` keeps its meaning of version 0.2.0: corrected over the baseline and all rivals together.
+        `p_holm` is for scripts that read it before families had names: corrected over the baseline and all rivals together.
         """
         content: dict[str, Any] = asdict(self)
         former = holm([self.comparison.p_value, *(rival.comparison.p_value for rival in self.rivals)])

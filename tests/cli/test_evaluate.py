@@ -309,7 +309,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert judged["comparison"]["mean_difference"] == pytest.approx((dice["after"] - dice["before"]).mean())
     assert judged["comparison"]["p_value"] == pytest.approx(2 / 2**9)  # all nine signs agree
     assert judged["p_adjusted"] == judged["comparison"]["p_value"]  # the question is tested alone
-    assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # as in 0.2.0, of two comparisons
+    assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # as before families had names, of two comparisons
     assert judged["outcome"] == "not better than simple"
     lines = result.stdout.splitlines()
     assert lines[-1].startswith("verdict: The refinement helps. ")
