@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -210,16 +210,14 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
     return [found for found in presets + files if found[0].startswith(incomplete)]
 
 
+def config_option(meaning: str, **settings: Any) -> Any:
+    """Return the option that takes a preset or a file of parameters; commands differ in what they do with it."""
+    return typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config, help=meaning, **settings)
+
+
 ConfigOption = Annotated[
     str,
-    typer.Option(
-        "-c",
-        "--config",
-        metavar="NAME|FILE",
-        parser=path_text,
-        autocompletion=complete_config,
-        help="A preset's name, or a TOML file.",
-    ),
+    config_option("A preset's name, or a TOML file."),
 ]
 
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]

@@ -75,7 +75,7 @@ class Reporter(RunReporter, InferenceObserver):
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._notes:
             self._line.say(f"{case_id}: {text}" if case_id else text)
-        elif text.startswith(VANISHED):  # What is gone is said of every case.
+        elif text.startswith(VANISHED):  # Every case names what it lost.
             self._line.say(f"{case_id}: {text.partition(';')[0]}")
         self._notes.add(gist)
 

@@ -22,9 +22,8 @@ from crfrefine.cli.options import (
     ResampleOption,
     StrictOption,
     ThreadsOption,
-    complete_config,
+    config_option,
     parse_path,
-    path_text,
 )
 from crfrefine.cli.placement_options import DaskOption, WorkersOption, parse_placement
 
@@ -76,15 +75,7 @@ def train_crf(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(
-            "-c",
-            "--config",
-            metavar="NAME|FILE",
-            parser=path_text,
-            autocompletion=complete_config,
-            help="Start from a preset or a TOML file. Default: several built-in starts.",
-            show_default=False,
-        ),
+        config_option("Start from a preset or a TOML file. Default: several built-in starts.", show_default=False),
     ] = None,
     overrides: OverridesOption = None,
     learn: Annotated[

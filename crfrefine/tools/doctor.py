@@ -24,7 +24,7 @@ from crfrefine.threads import thread_limit
 from crfrefine.tools.extras import Installation, read_installation
 
 PROGRAMS = {
-    "dcm2niix": "converts DICOM series that are not read, such as enhanced ones",
+    "dcm2niix": "converts DICOM series that are not read",
     "gdcmconv": "decodes compressed DICOM files that pydicom does not",
     "mnc2nii": "converts MINC volumes",
 }

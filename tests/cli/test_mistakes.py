@@ -1,4 +1,4 @@
-"""What users hand in as what it is not, and one cause that fails many cases: recognized, and said once."""
+"""Inputs that are not what the user takes them for, and one cause that fails many cases: recognized, and reported once."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_an_interrupted_run_keeps_nothing(told: list[tuple[Any, ...]], tmp_path:
     "error", [CapacityError("too little memory"), RuntimeError("no page-locked memory")], ids=["expected", "unexpected"]
 )
 def test_an_error_of_copying_ahead_is_none_of_the_run(error: Exception, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes again when the case is computed, if it is one of the case; what nobody expects is said."""
+    """An error of the case comes again when it is computed; an unexpected one is a warning."""
     folders = write_folders(tmp_path, "a", "b", "c")
 
     def refused(self: CpuBackend, logits: Any = None, image: Any = None) -> None:

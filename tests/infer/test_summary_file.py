@@ -65,7 +65,7 @@ def test_skipped_cases_keep_what_is_known_of_them(folders, summary):
 
 
 def test_without_a_record_skipped_cases_have_no_values(folders, summary):
-    """Which is said: nobody knows how they were refined."""
+    """A note tells so: nobody knows how they were refined."""
     assert run_here("infer", *folders.arguments).status == 0
     forget(folders)
     for _ in range(2):

@@ -155,7 +155,7 @@ def type_in(driver, name, value):
 
 
 def told_beside(driver, name):
-    """What a field has, whether it is marked, what is said of it, and the place of its slider."""
+    """The text of a field, whether it is marked, the message beside it, and the place of its slider."""
     return driver.execute_script(
         "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
         "const told = document.getElementById(field.getAttribute('aria-describedby'));"
