@@ -45,7 +45,7 @@ TESTS = (
 CASES = ("Lm", "L", "CT")
 FILTERS = ("exact", "truncated", "grid", "lattice")
 PLAIN = {"CRFREFINE_CUDA": "plain"}
-"""No graphs, no copies beside the launches, a wait after each launch: what fails here fails for no reason of these."""
+"""No copies beside the launches, a wait after each launch: what fails here fails for no reason of these."""
 _KILL_SECONDS = 5.0
 
 
@@ -124,8 +124,8 @@ def calls(lines: Path, record: Path) -> dict[int, Call]:
 
 
 def _test(path: str) -> Step:
-    # Other people's warnings are their own business. A graph that could not be recorded is a RuntimeWarning. With a safe path the source
-    # tree does not hide an installed package.
+    # Other people's warnings are their own business; the engine's are RuntimeWarnings. With a safe path the source tree does not hide an
+    # installed package.
     warnings = ["-W", "default", "-W", "error::RuntimeWarning"]
     options = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda and not shim", *warnings]
     return Step(f"test {Path(path).stem}", 215, [sys.executable, "-m", "pytest", *options, path], {"PYTHONSAFEPATH": "1"})

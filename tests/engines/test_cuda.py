@@ -533,24 +533,6 @@ def test_channels_go_in_rows(num_channels: int, width: int) -> None:
     assert not rows.ravel()[num_channels:].any()
 
 
-def test_recorded_steps_do_what_launched_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without a mask, keeping logits or not: the same bits whether a step is launched or a recording of it is repeated."""
-    from crfrefine.engines.cuda import mean_field
-
-    for masked, damping in ((True, 0.0), (False, 0.3)):
-        case = random_case(3, num_modalities=2, num_labels=4, masked=masked)
-        for filter_name in ("exact", "truncated", "lattice"):
-            parameters = resolve(
-                case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=6, mean_field__damping=damping
-            )
-            results = []
-            for fewest in (2, 100):
-                monkeypatch.setattr(mean_field, "_FEWEST_REPEATED", fewest)
-                results.append(cuda_shim.shim_backend().mean_field(case.logits, case.image, case.mask, case.spacing, parameters))
-            np.testing.assert_array_equal(results[0].logits, results[1].logits)
-            assert results[0].energy == results[1].energy
-
-
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_minus_infinity_forbids_a_label(damping: float) -> None:
     """As a logit of -200 does, whose marginal is 0 in float32 too: the same energies, and nothing that is not a number."""

@@ -75,7 +75,7 @@ def test_many_labels_are_the_one_pass_and_the_cpu(kind: str, num_labels: int, mo
 
 
 def test_many_labels_take_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the bound on, without being asked; and keep to a GPU's rules, with recorded steps among them."""
+    """From the bound on, without being asked; and keep to a GPU's rules."""
     for num_labels, source, kernel in ((32, "mean_field", "update"), (33, "many_labels", "update_many")):
         case = random_case(3, num_modalities=1, num_labels=num_labels, grid_shape=GRID)
         with strict_memory():
@@ -85,5 +85,4 @@ def test_many_labels_take_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             )
             logits = np.array(result.logits)
         assert {launched[:2] for launched in device.launched if launched[1].startswith("update")} == {(source, kernel)}
-        assert device.num_repeated > 0
         assert np.isfinite(logits).all()

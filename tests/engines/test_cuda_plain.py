@@ -1,4 +1,4 @@
-"""CRFREFINE_CUDA: the same results without graphs, without copies beside the launches, and with a wait that names a kernel's error."""
+"""CRFREFINE_CUDA: the same results without copies beside the launches, and with a wait that names a kernel's error."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefin
 def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each makes use of what it says."""
     expected, used = None, {}
-    for asked in ("graphs", "", "plain", "plain, graphs", "plain,copies"):
+    for asked in ("", "plain", "plain, copies"):
         machine.notes.clear()
         found = refined(case, asked, monkeypatch)
-        used[asked] = {word for word in ("graph", "copy") if word in machine.notes}
+        used[asked] = "copy" in machine.notes
         expected = expected or found
         np.testing.assert_array_equal(found.logits, expected.logits)
         assert found.energy == expected.energy
@@ -53,7 +53,7 @@ def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch:
             kernels = [number for number, note in enumerate(machine.notes) if note not in ("wait", "copy")]
             assert len(kernels) > 20
             assert all(machine.notes[number - 1] == machine.notes[number + 1] == "wait" for number in kernels)
-    assert used == {"graphs": {"graph", "copy"}, "": {"copy"}, "plain": set(), "plain, graphs": {"graph"}, "plain,copies": {"copy"}}
+    assert used == {"": True, "plain": False, "plain, copies": True}
 
 
 def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_an_unknown_mode_is_refused(asked: str, machine: Machine, case: Case, mo
     """Also where `auto` would take the CPU if the GPU could not be used."""
     monkeypatch.setenv(VARIABLE, asked)
     for device in ("cuda", "auto"):
-        with pytest.raises(ConfigError, match=rf"CRFREFINE_CUDA is '{asked}'; expected plain, or what to switch on \(graphs, copies"):
+        with pytest.raises(ConfigError, match=rf"CRFREFINE_CUDA is '{asked}'; expected plain, or what to switch on \(copies"):
             crfrefine.engines.get_backend(device)
 
 
@@ -77,8 +77,8 @@ def test_an_unknown_mode_is_refused(asked: str, machine: Machine, case: Case, mo
     ("asked", "expected"),
     [
         ("", Mode()),
-        ("plain", Mode(graphs=False, copies=False, pool=False, checks=True)),
-        ("plain,pool", Mode(graphs=False, copies=False, pool=True, checks=True)),
+        ("plain", Mode(copies=False, pool=False, checks=True)),
+        ("plain,pool", Mode(copies=False, pool=True, checks=True)),
         ("checks", Mode(checks=True)),
     ],
 )

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,9 @@ class ShimDevice:
         self.name = "cuda-shim"
         self._num_workers = num_workers
         self._free_bytes = free_bytes
-        self._captured: list[tuple[Any, ...]] | None = None
         self.ahead = Ahead(self)
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        if self._captured is not None:
-            self._captured.append((source, kernel, constants, num_threads, *arguments))
-            return
         run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, num_workers=self._num_workers)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
@@ -165,17 +161,6 @@ class ShimDevice:
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        self._captured = captured = []
-        launches()
-        self._captured = None
-
-        def repeat() -> None:
-            for launch in captured:
-                self.launch(*launch)
-
-        return repeat
 
     def free_bytes(self) -> int | None:
         return self._free_bytes

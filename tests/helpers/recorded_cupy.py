@@ -41,7 +41,7 @@ class Machine:
         contexts: GPUs on which this process has one.
         refusing: GPUs that another process has for itself.
         set_to: GPUs that threads were set to, in order.
-        notes: kernels that were launched or recorded, graphs, copies beside the launches, and waits for a stream, in order.
+        notes: kernels that were launched, copies beside the launches, and waits for a stream, in order.
         breaks_in: the kernel that breaks the GPU, once it runs.
     """
 
@@ -52,7 +52,6 @@ class Machine:
         self.set_to: list[int] = []
         self.notes: list[str] = []
         self.breaks_in = ""
-        self.recorded: list[Callable[[], None]] | None = None
         self._is_broken = False
         self._threads = threading.local()
 
@@ -73,12 +72,9 @@ class Machine:
             raise CudaError(700, "cudaErrorIllegalAddress: an illegal memory access was encountered")
 
     def run(self, kernel: str, work: Callable[[], None]) -> None:
-        """Launch a kernel, or record it; what it breaks shows later."""
+        """Launch a kernel; what it breaks shows later."""
         self.use()
         self.notes.append(kernel)
-        if self.recorded is not None:
-            self.recorded.append(work)
-            return
         work()
         self._is_broken = self._is_broken or kernel == self.breaks_in
 
@@ -139,7 +135,6 @@ class Stream:
         machine.use()
 
     def synchronize(self) -> None:
-        assert machine.recorded is None, "a wait while steps are recorded"
         machine.notes.append("wait")
         machine.use()
 
@@ -148,19 +143,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         pass
-
-    def begin_capture(self) -> None:
-        machine.recorded = []
-
-    def end_capture(self) -> Any:
-        recorded, machine.recorded = machine.recorded or [], None
-
-        def launch() -> None:
-            machine.notes.append("graph")
-            for work in recorded:
-                work()
-
-        return SimpleNamespace(launch=launch)
 
 
 class Module:

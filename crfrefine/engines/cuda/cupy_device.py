@@ -7,8 +7,7 @@ import importlib
 import importlib.util
 import os
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,8 +134,6 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
 class CupyDevice:
     """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
-    _is_recording = False
-
     def __init__(self, index: int = 0) -> None:
         """Open a GPU.
 
@@ -220,7 +217,7 @@ class CupyDevice:
     @contextmanager
     def _checked(self, *where: object) -> Iterator[None]:
         """Return the context of a launch: if the mode asks for it, it is waited for at the end, and an error says where it was."""
-        if not self.mode.checks or self._is_recording:
+        if not self.mode.checks:
             yield
             return
         try:
@@ -289,54 +286,8 @@ class CupyDevice:
         with on_gpu(self.xp.cuda.runtime, self._number):
             self.xp.cuda.runtime.deviceSynchronize()
 
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""
-        if not self.mode.graphs:
-            return launches
-        try:
-            replay = self._record(launches)
-        except RuntimeError as error:
-            _warn_of_plain_launches(error)
-            return launches
-
-        def repeat() -> None:
-            nonlocal replay
-            try:
-                replay()
-            except RuntimeError as error:
-                if replay is launches:
-                    raise
-                _warn_of_plain_launches(error)
-                replay = launches
-                launches()
-            with self._checked("in the recorded steps"):
-                pass
-
-        return repeat
-
-    def _record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        # On a separate stream that does not wait for the default one, where nothing may be recorded. Nothing runs here: the graph is later
-        # launched on the stream that is then current, after everything launched there before.
-        stream = self.xp.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            self._is_recording = True
-            try:
-                launches()
-            finally:
-                self._is_recording = False
-                graph = stream.end_capture()  # in any case: a stream left recording would break everything after it
-        replay: Callable[[], None] = graph.launch
-        return replay
-
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated, including unused memory in CuPy's or PyTorch's pool; see `Device.free_bytes`."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         cached = torch_memory.cached_bytes()
         return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)
-
-
-def _warn_of_plain_launches(error: Exception) -> None:
-    warnings.warn(
-        f"the GPU's steps could not be recorded and are launched one by one, which takes longer: {error}", RuntimeWarning, stacklevel=3
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,16 +61,6 @@ class Device(Protocol):
 
     def active(self) -> AbstractContextManager[Any]:
         """Return the context in which all calls and all arithmetic on the device's arrays must happen."""
-        ...
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that repeats the launches of another function at little cost.
-
-        Args:
-            launches: launches kernels that have run before, and does nothing else on the device: it neither allocates nor waits. It is
-                called once for recording, without running anything; everything it uses must outlive the last repetition. If a
-                device cannot record, this function itself is repeated.
-        """
         ...
 
     def free_bytes(self) -> int | None:

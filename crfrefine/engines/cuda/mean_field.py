@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,6 @@ from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
-
-_FEWEST_REPEATED = 4
-"""Number of steps from which recording them pays off."""
 
 MOST_IN_REGISTERS = 32
 """Labels up to which a thread keeps those of its voxel in registers; with more, it takes them in groups, twice (many_labels.cu)."""
@@ -77,57 +73,19 @@ def run_mean_field(
         watches_energy: whether a rise of the energy halves the steps.
         records: whether to save what the backward pass needs.
     """
-    kept: dict[str, Any] = {"volume_part": volume_part, "watches_energy": watches_energy, "records": records}
-    outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=spec.volume_weight == 0.0)
-    if outcome.num_iterations != num_launched:
-        warnings.warn(
-            f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        outcome, _ = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=False)
-    return outcome
-
-
-def _iterate(
-    voxels: Voxels,
-    kernels: Sequence[Kernel],
-    spec: MeanFieldSpec,
-    logits: Any,
-    progress: Callable[[int, int], None] | None,
-    *,
-    volume_part: NDArray[np.bool_] | None,
-    watches_energy: bool,
-    records: bool,
-    repeats: bool,
-) -> tuple[MeanFieldOutcome, int]:
-    """Run all steps; return their result and how many were launched. `repeats`: steps with the same launches may be recorded.
-
-    With a volume term they never are: the host decides what is launched.
-    """
     run = _Run(voxels, kernels, spec, logits, volume_part=volume_part, watches_energy=watches_energy, records=records)
     may_stop = spec.tolerance > 0.0
     # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
     # The energy of a Potts model with one weight for all labels does not rise.
     may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
     keeps = may_stop or spec.damping > 0.0 or (watches_energy and may_rise)
-    repeat: Callable[[], None] | None = None
-    num_launched = 0
     for t in range(spec.num_iterations):
         if progress is not None:
             progress(t, spec.num_iterations)
-        is_last = t + 1 == spec.num_iterations
-        # All steps but the last have the same launches. They are recorded after one of them has run, since single launches take longer than
-        # the work itself. The record writes to the buffers of the run, which live until its result has been waited for.
-        if records or not repeats or is_last or t == 0 or spec.num_iterations < _FEWEST_REPEATED:
-            run.step(keeps=keeps, is_last=is_last)
-        else:
-            repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
-            repeat()
-        num_launched += 1
+        run.step(keeps=keeps, is_last=t + 1 == spec.num_iterations)
         if may_stop and run.converged():
             break
-    return run.outcome(), num_launched
+    return run.outcome()
 
 
 class _Run:

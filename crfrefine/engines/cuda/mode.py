@@ -17,19 +17,17 @@ class Mode:
     """What is made use of.
 
     Attributes:
-        graphs: steps are recorded as a CUDA graph; an experiment, until a GPU has timed it.
         copies: arrays are copied on a stream of its own, those of the next case ahead of time.
         pool: memory for work on PyTorch's tensors is PyTorch's, not CuPy's.
         checks: the host waits for each launch, and an error names the kernel.
     """
 
-    graphs: bool = False
     copies: bool = True
     pool: bool = True
     checks: bool = False
 
 
-_PLAIN = Mode(graphs=False, copies=False, pool=False, checks=True)
+_PLAIN = Mode(copies=False, pool=False, checks=True)
 _NAMES = tuple(field.name for field in fields(Mode))
 
 
