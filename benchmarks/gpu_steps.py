@@ -31,7 +31,6 @@ TESTS = (
     "tests/engines/test_cuda_gpu.py",
     "tests/engines/test_cuda_held.py",
     "tests/engines/test_cuda_intensity.py",
-    "tests/engines/test_cuda_transfers.py",
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",
@@ -45,7 +44,7 @@ TESTS = (
 CASES = ("Lm", "L", "CT")
 FILTERS = ("exact", "truncated", "grid", "lattice")
 PLAIN = {"CRFREFINE_CUDA": "plain"}
-"""No copies beside the launches, a wait after each launch: what fails here fails for no reason of these."""
+"""CuPy's own memory, and a wait after each launch: what fails here fails for no reason of these."""
 _KILL_SECONDS = 5.0
 
 

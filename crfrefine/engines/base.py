@@ -334,18 +334,6 @@ class Backend(Protocol):
         """
         ...
 
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Begin to copy a case to where this engine computes, from another thread than the one that computes the case before.
-
-        Nothing depends on it but time. The engine keeps the arrays, which must not change, until `hold` and `hold_image` get the same
-        ones; without arguments it forgets what it has.
-
-        Args:
-            logits: (L, *grid) in C order.
-            image: (M, *grid) in C order, raw intensities.
-        """
-        ...
-
     def hold_image(self, image: NDArray[Any]) -> Any:
         """Return raw intensities (M, *grid) where this engine normalizes them: on a device if there is room, else the array itself.
 

@@ -21,9 +21,6 @@ class HostArrays:
         """Return the array itself; see `Backend.hold`."""
         return channels
 
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Nothing is copied; see `Backend.copy_ahead`."""
-
     def hold_image(self, image: NDArray[Any]) -> NDArray[Any]:
         """Return the array itself; see `Backend.hold_image`."""
         return image

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.ahead import Ahead
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, kernels_dir, pack_arguments
 from crfrefine.errors import BackendUnavailableError
@@ -134,7 +133,6 @@ class ShimDevice:
     """A device made of numpy and a C++ compiler."""
 
     xp: Any = np
-    transfers: Any = None
 
     def __init__(self, *, num_workers: int = 1, free_bytes: int | None = None) -> None:
         if compiler() is None:
@@ -142,7 +140,6 @@ class ShimDevice:
         self.name = "cuda-shim"
         self._num_workers = num_workers
         self._free_bytes = free_bytes
-        self.ahead = Ahead(self)
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, num_workers=self._num_workers)

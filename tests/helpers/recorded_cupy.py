@@ -7,7 +7,6 @@ PRETENDED_CUPY in the environment of a process says how many GPUs it finds; in t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -41,7 +40,7 @@ class Machine:
         contexts: GPUs on which this process has one.
         refusing: GPUs that another process has for itself.
         set_to: GPUs that threads were set to, in order.
-        notes: kernels that were launched, copies beside the launches, and waits for a stream, in order.
+        notes: kernels that were launched, and waits for a stream, in order.
         breaks_in: the kernel that breaks the GPU, once it runs.
     """
 
@@ -111,27 +110,10 @@ class Array(np.ndarray):
         return super().__array_function__(function, types, arguments, options)
 
 
-class Event:
-    def __init__(self, **_: object) -> None:
-        machine.use()
-
-    def record(self, stream: object) -> None:
-        machine.use()
-
-    def synchronize(self) -> None:
-        machine.use()
-
-    def __del__(self) -> None:
-        machine.use()
-
-
 class Stream:
     ptr = 1
 
     def __init__(self, **_: object) -> None:
-        machine.use()
-
-    def wait_event(self, event: Event) -> None:
         machine.use()
 
     def synchronize(self) -> None:
@@ -184,12 +166,6 @@ class Device:
             machine.use()
 
 
-def _copy(target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
-    machine.use()
-    machine.notes.append("copy")
-    ctypes.memmove(target, source, num_bytes)
-
-
 def _memory() -> tuple[int, int]:
     machine.use()
     return 1 << 34, 1 << 34
@@ -206,17 +182,11 @@ class Cupy:
             setDevice=lambda number: machine.set(number),
             deviceSynchronize=lambda: machine.use(),
             memGetInfo=_memory,
-            memcpyAsync=_copy,
-            memcpyHostToDevice=1,
-            memcpyDeviceToHost=2,
         ),
         driver=SimpleNamespace(CUDADriverError=CudaError),
         compiler=SimpleNamespace(CompileException=CudaError),
-        alloc_pinned_memory=lambda num_bytes: (machine.use(), bytearray(num_bytes))[1],
         get_current_stream=lambda: Stream(),
         Device=Device,
-        Event=Event,
-        Stream=Stream,
     )
     RawModule = Module
 

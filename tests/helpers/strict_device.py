@@ -24,10 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.sources import kernel_source
-from crfrefine.engines.cuda.transfers import Lane, Transfers
-
-BEING_FILLED: list[int] = []
-"""Numbers of the blocks that copies fill which were begun (strict_lane.py)."""
 
 
 class StrictError(AssertionError):
@@ -73,7 +69,6 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     Args:
         limit: bytes that it has; None: any number.
-        lane: for copies beside the launches; None: there are none.
         options: of the shim.
 
     Attributes:
@@ -82,10 +77,8 @@ class StrictDevice(cuda_shim.ShimDevice):
         downloaded_bytes: of all arrays together.
     """
 
-    def __init__(self, *, limit: int | None = None, lane: Lane | None = None, **options: Any) -> None:
+    def __init__(self, *, limit: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.transfers = None if lane is None else Transfers(self, lane)
-        BEING_FILLED.clear()
         self.xp = StrictModule()
         self._limit = limit
         self._used_before = counts()["bytes"]
@@ -111,10 +104,7 @@ class StrictDevice(cuda_shim.ShimDevice):
     def download(self, array: Any) -> NDArray[Any]:
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
-        _refuse_host(array, "download")
         self.downloaded_bytes += array.nbytes
-        if self.transfers is not None and array.nbytes and array.flags.c_contiguous:
-            return self.transfers.download(array)
         return np.frombuffer(bytearray(array.tobytes()), dtype=array.dtype).reshape(array.shape)  # in memory that is not the device's
 
     def free_bytes(self) -> int | None:
@@ -161,19 +151,12 @@ def counts(*, resets: bool = False) -> dict[str, int]:
 
 def block_of(array: Any) -> int:
     """The number of the block that an array lies in; 0: none."""
-    return block_at(array.ctypes.data, array.nbytes)
-
-
-def block_at(address: int, size: int) -> int:
-    """The number of the block that some bytes lie in; 0: none."""
-    return int(_library().block_of(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+    return int(_library().block_of(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)))
 
 
 def _refuse_host(operand: Any, where: str) -> None:
     if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
         raise StrictError(f"{where}: an array of the host among those of the device")
-    if BEING_FILLED and isinstance(operand, StrictArray) and block_of(operand) in BEING_FILLED:
-        raise StrictError(f"{where}: an array is used while it is being filled")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_byte
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.engine import ReferenceBackend
-from crfrefine.errors import BackendUnavailableError, CapacityError, DeviceLostError
+from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box, LabelChanges
@@ -90,7 +89,7 @@ class CudaBackend:
             logits, image, mask = self._inside(logits, box), self._inside(image, box), mask[box]
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(logits.shape), self.device.ahead.run():
+        with self._lock, self.device.active(), capacity(logits.shape):
             needed = case_bytes(
                 logits.shape,
                 len(image),
@@ -122,7 +121,7 @@ class CudaBackend:
         require_single(spec.precision, "a single message")
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(values.shape), self.device.ahead.run():
+        with self._lock, self.device.active(), capacity(values.shape):
             num_modalities = 0 if wanted.is_spatial or image is None else len(image)
             needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
@@ -170,9 +169,6 @@ class CudaBackend:
     def hold(self, channels: NDArray[np.float32]) -> HeldChannels | NDArray[np.float32]:
         """Return a copy on the device if it takes a small share of the free memory, else the array itself; see `Backend.hold`."""
         with self._lock, self.device.active(), capacity(channels.shape):
-            there = self.device.ahead.take(self.device.transfers, channels)
-            if there is not None:
-                return HeldChannels(self.device, there)
             if not self._has_room(4.0 * channels.size * SHARE):
                 return channels
             return HeldChannels(self.device, self.device.upload(np.asarray(channels, dtype=np.float32)))
@@ -182,21 +178,9 @@ class CudaBackend:
         if not can_be_held(image):
             return image
         with self._lock, self.device.active(), capacity(image.shape):
-            there = self.device.ahead.take(self.device.transfers, image)
-            if there is None and not self._has_room(image.nbytes * SHARE):
+            if not self._has_room(image.nbytes * SHARE):
                 return image
-            return HeldImage(self.device, image, there)
-
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Begin to copy the next case, while another one is computed, if there is room; see `Backend.copy_ahead`."""
-        arrays = [] if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous else [logits]
-        arrays += [] if image is None or not can_be_held(image) else [image]
-        if not arrays and (logits is not None or image is not None):
-            return
-        # An error here is no error of this case: it is copied again when it is computed, or the error is met again then.
-        with suppress(DeviceLostError, CapacityError), self.device.active(), capacity((0,)):
-            if self.device.transfers is not None:
-                self.device.ahead.begin(self.device.transfers, tuple(arrays))
+            return HeldImage(self.device, image)
 
     def normalize(
         self,
@@ -223,8 +207,8 @@ class CudaBackend:
             return before.changes(after, box)
 
     def _has_room(self, num_bytes: float) -> bool:
-        """Return whether so many bytes are free, or were without what was copied ahead."""
-        return num_bytes <= self.device.ahead.room(self.device.transfers, num_bytes)
+        free = self.device.free_bytes()
+        return free is None or num_bytes <= free
 
     def _inside(self, channels: Any, box: Box) -> Any:
         """Return channels in a box, where they are."""

@@ -6,7 +6,6 @@ import ctypes
 import importlib
 import importlib.util
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import torch_memory
-from crfrefine.engines.cuda.ahead import Ahead
-from crfrefine.engines.cuda.cupy_lane import CupyLane
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
 from crfrefine.engines.cuda.mode import asked_mode
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
-from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
@@ -177,9 +173,6 @@ class CupyDevice:
                     "(nvidia-smi lists them), take another GPU, or use --device cpu"
                 ) from error
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
-        self.ahead = Ahead(self)
-        self._transfers: Transfers | None = None
-        self._making_transfers = threading.Lock()
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -247,19 +240,8 @@ class CupyDevice:
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""
-        if array.nbytes >= _LARGE and array.flags.c_contiguous and self.transfers is not None:
-            return self.transfers.download(array)
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
-
-    @property
-    def transfers(self) -> Transfers | None:
-        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`, perhaps by two threads at once."""
-        if not self.mode.copies:
-            return None
-        with self._making_transfers:
-            self._transfers = self._transfers or Transfers(self, CupyLane(self.xp))
-            return self._transfers
 
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""

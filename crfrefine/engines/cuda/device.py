@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.callbacks import is_a_callers
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.cuda.ahead import Ahead
-    from crfrefine.engines.cuda.transfers import Transfers
-
 
 UNKNOWN_SHORTAGE = 2.0
 """`CapacityError.shortage` where an allocation failed whose size was not estimated."""
@@ -45,16 +40,6 @@ class Device(Protocol):
         """Return a copy on the host after all launches so far are done."""
         ...
 
-    @property
-    def transfers(self) -> Transfers | None:
-        """Copies beside the launches; None: this device has none."""
-        ...
-
-    @property
-    def ahead(self) -> Ahead:
-        """What was copied ahead."""
-        ...
-
     def synchronize(self) -> None:
         """Wait until all launches so far are done."""
         ...
@@ -71,7 +56,7 @@ class Device(Protocol):
 @contextmanager
 def active_for(device: Device, array: Any) -> Iterator[None]:
     """Activate the device for a run on an array: for a tensor on a GPU, on PyTorch's stream and in PyTorch's memory."""
-    with device.active(), following(device.xp, array), device.ahead.run():
+    with device.active(), following(device.xp, array):
         yield
 
 
@@ -81,9 +66,8 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
     Raises:
         CapacityError: too little memory is free; the message has the estimate and the free memory.
     """
-    device.ahead.reserve(num_bytes)
-    free = device.ahead.room(device.transfers, num_bytes)
-    if num_bytes > free:
+    free = device.free_bytes()
+    if free is not None and num_bytes > free:
         raise CapacityError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"

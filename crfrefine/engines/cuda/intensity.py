@@ -27,10 +27,10 @@ _INDEX_BYTES = 9.0
 class HeldImage:
     """(M, *grid) raw intensities of any type of numbers on a device, in C order."""
 
-    def __init__(self, device: Device, host: NDArray[Any], there: Any = None) -> None:
-        """Copy an image, unless it is there already."""
+    def __init__(self, device: Device, host: NDArray[Any]) -> None:
+        """Copy an image."""
         self.device, self.host = device, host
-        self.array = device.upload(host) if there is None else there
+        self.array = device.upload(host)
 
     @property
     def shape(self) -> tuple[int, ...]:

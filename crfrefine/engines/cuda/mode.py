@@ -17,17 +17,15 @@ class Mode:
     """What is made use of.
 
     Attributes:
-        copies: arrays are copied on a stream of its own, those of the next case ahead of time.
         pool: memory for work on PyTorch's tensors is PyTorch's, not CuPy's.
         checks: the host waits for each launch, and an error names the kernel.
     """
 
-    copies: bool = True
     pool: bool = True
     checks: bool = False
 
 
-_PLAIN = Mode(copies=False, pool=False, checks=True)
+_PLAIN = Mode(pool=False, checks=True)
 _NAMES = tuple(field.name for field in fields(Mode))
 
 
