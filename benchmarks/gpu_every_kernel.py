@@ -16,7 +16,6 @@ from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
@@ -72,7 +71,6 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_grids(engine, logits, image)
     _run_direct_sums(watched, image, mask)
-    _ask_about_channels(engine)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask)
@@ -120,18 +118,6 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
             for mask in (None, inside):
                 spacing = (*SPACING, 0.8)[: len(shape)]
                 engine.message(values, own, mask, spacing, KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1))
-
-
-def _ask_about_channels(engine: Any) -> None:
-    """Their ranges, label maps, changes and padding, with few labels and with many; and an image on the scale of the kernels."""
-    for num_labels in (5, 300):
-        held = engine.hold(np.random.default_rng(6).normal(size=(num_labels, *SHAPE)).astype(np.float32))
-        engine.channel_ranges(held)
-        engine.label_map(held)
-        engine.find_padding(held)
-        engine.changes(held, held, None)
-    image = np.random.default_rng(8).integers(0, 500, (2, *SHAPE)).astype(np.int16)
-    engine.normalize(engine.hold_image(image), IntensityParameters(), None, None)
 
 
 def _run_short_axes(engine: Any) -> None:

@@ -29,8 +29,7 @@ MOST_SECONDS = 530
 """Of a call, all steps at their limits. Unpacking wheels before has 30 more, so that a call ends within ten minutes."""
 TESTS = (
     "tests/engines/test_cuda_gpu.py",
-    "tests/engines/test_cuda_held.py",
-    "tests/engines/test_cuda_intensity.py",
+    "tests/engines/test_cuda_refinement.py",
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",

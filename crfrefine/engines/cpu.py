@@ -15,7 +15,6 @@ from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldR
 from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_volume
@@ -46,7 +45,7 @@ class PlannedFilter:
     num_cells: float = 0.0
 
 
-class CpuBackend(HostArrays):
+class CpuBackend:
     """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"

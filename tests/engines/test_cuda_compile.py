@@ -64,7 +64,6 @@ HOT = {
     ],
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
-    "channels": [{}],
     "many_labels": [
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": 8}
         for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
@@ -90,7 +89,6 @@ LARGE = {
     "grid_voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2, "CRF_THREADS": 128, "CRF_CELLS": 256},
     "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
     "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "channels": {"CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
     "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256, "CRF_GROUP": 8},

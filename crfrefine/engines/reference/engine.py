@@ -18,7 +18,6 @@ from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import crop
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
-from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.backward import mean_field_backward
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 
-class ReferenceBackend(HostArrays):
+class ReferenceBackend:
     """Exact sums over all pairs, or the plain lattice; `auto` takes the exact sums."""
 
     name = "reference"
