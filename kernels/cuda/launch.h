@@ -11,13 +11,13 @@
 //
 // Inside a phase `continue` ends it for the thread, and nothing may `return`. Code outside phases (loops around them, variables)
 // must be the same for all threads of the block. A shared element is read and written as a whole. Compiled as C++, a phase is a loop
-// over the block's threads (emulation.h), which detects missing barriers and uninitialized elements.
+// over the block's threads (tests/helpers/emulation.h), which detects missing barriers and uninitialized elements.
 #pragma once
 
 #include "portable.h"
 
 #if !defined(__CUDACC__)
-#include "cuda/emulation.h"
+#include <emulation.h>
 #endif
 
 namespace crf {

@@ -1,6 +1,6 @@
 """The GPU engine's direct sums in tiles that the threads of a block share: against brute force, in any order, and with nothing left out.
 
-The kernels run as C++; kernels/cuda/emulation.h watches what their threads share.
+The kernels run as C++; tests/helpers/emulation.h watches what their threads share.
 """
 
 from __future__ import annotations

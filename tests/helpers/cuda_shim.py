@@ -2,7 +2,7 @@
 
 The same orchestration and the same kernel sources run as on a device. Its threads run one after the other (`num_workers` 1), in reverse
 order (0), or on several of the processor's at once: whatever depended on who comes first would show. In kernels with barriers that is
-so of blocks, and of threads inside each phase; what a block shares is watched (kernels/cuda/emulation.h).
+so of blocks, and of threads inside each phase; what a block shares is watched (emulation.h).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.sources import KernelSource, kernel_source, kernels_dir, pack_arguments
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 # No contraction into fused multiply-adds, as on the device where it matters; warnings are errors but for the constants that one of two
@@ -72,10 +72,15 @@ def _build(path: Path, text: str, *options: str) -> Path:
 
 
 @cache
+def _emulation() -> str:
+    """What stands for a GPU's compiler where kernels are compiled as C++."""
+    return Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
+
+
+@cache
 def _standard_headers() -> Path:
     """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
-    lines = (kernels_dir() / "cuda" / "emulation.h").read_text(encoding="utf-8").splitlines(keepends=True)
-    text = "".join(line for line in lines if line.startswith("#include <"))
+    text = "".join(line for line in _emulation().splitlines(keepends=True) if line.startswith("#include <"))
     header = _folder() / f"standard-{_hash(text)}.hpp"
     _build(header.with_suffix(".hpp.gch"), text, "-x", "c++-header")
     if not header.exists():
@@ -97,7 +102,7 @@ class KernelText:
     """A source that can be a key: two of the same text are the same."""
 
     def __init__(self, source: KernelSource) -> None:
-        self.name, self.text = source.name, source.text
+        self.name, self.text = source.name, source.text.replace("#include <emulation.h>\n", _emulation())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KernelText) and other.text == self.text
