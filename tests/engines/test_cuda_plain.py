@@ -14,7 +14,7 @@ from recorded_cupy import Machine
 
 import crfrefine
 from crfrefine import ConfigError, refine
-from crfrefine.engines.cuda.mode import VARIABLE, Mode, asked_mode
+from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.errors import DeviceLostError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -42,7 +42,7 @@ def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefin
 def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host waits before and after each kernel only where it is asked to."""
     expected = None
-    for asked in ("", "plain", "plain, pool"):
+    for asked in ("", "plain"):
         machine.notes.clear()
         found = refined(case, asked, monkeypatch)
         expected = expected or found
@@ -62,24 +62,10 @@ def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: py
     assert machine.notes[-2:] == ["wait", "update"]
 
 
-@pytest.mark.parametrize("asked", ["slow", "plain,slow", "Plain"])
+@pytest.mark.parametrize("asked", ["slow", "plain,graphs", "Plain"])
 def test_an_unknown_mode_is_refused(asked: str, machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where `auto` would take the CPU if the GPU could not be used."""
     monkeypatch.setenv(VARIABLE, asked)
     for device in ("cuda", "auto"):
-        with pytest.raises(ConfigError, match=rf"CRFREFINE_CUDA is '{asked}'; expected plain, or what to switch on \(pool, checks"):
+        with pytest.raises(ConfigError, match=f"CRFREFINE_CUDA is '{asked}'; expected plain, or nothing"):
             crfrefine.engines.get_backend(device)
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ("", Mode()),
-        ("plain", Mode(pool=False, checks=True)),
-        ("plain,pool", Mode(pool=True, checks=True)),
-        ("checks", Mode(checks=True)),
-    ],
-)
-def test_modes_have_names(asked: str, expected: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, asked)
-    assert asked_mode() == expected

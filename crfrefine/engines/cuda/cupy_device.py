@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
-from crfrefine.engines.cuda.mode import asked_mode
+from crfrefine.engines.cuda.mode import is_plain
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
@@ -139,9 +139,9 @@ class CupyDevice:
         Raises:
             BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
                 a forked process; says what to do.
-            ConfigError: the environment asks for a mode that there is not.
+            ConfigError: `CRFREFINE_CUDA` is neither empty nor "plain".
         """
-        self.mode = asked_mode()
+        self._is_plain = is_plain()
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
         count = num_driver_devices()
@@ -209,8 +209,8 @@ class CupyDevice:
 
     @contextmanager
     def _checked(self, *where: object) -> Iterator[None]:
-        """Return the context of a launch: if the mode asks for it, it is waited for at the end, and an error says where it was."""
-        if not self.mode.checks:
+        """Return the context of a launch: in plain mode it is waited for at the end, and an error says where it was."""
+        if not self._is_plain:
             yield
             return
         try:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.callbacks import is_a_callers
+from crfrefine.engines.base import Progress
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
+
+_MARK = "_is_a_callers"
+"""Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's."""
 
 UNKNOWN_SHORTAGE = 2.0
 """`CapacityError.shortage` where an allocation failed whose size was not estimated."""
@@ -80,13 +84,50 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # CuPy's error is a MemoryError too
-        if is_a_callers(error):
+        if hasattr(error, _MARK):
             raise
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
             f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
             "use a mask or a smaller region, or --device cpu"
         ).with_shortage(UNKNOWN_SHORTAGE) from error
+
+
+def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    """Return a caller's progress function for one stage, to be called with a step and the number of steps."""
+    if progress is None:
+        return None
+
+    def call(step: int, num_steps: int) -> None:
+        try:
+            progress(stage, step, num_steps)
+        except MemoryError as error:
+            setattr(error, _MARK, True)
+            raise
+
+    return call
+
+
+class Room:
+    """Memory that all filterings of a filter use in turn: as much as the largest array so far has needed."""
+
+    def __init__(self, device: Device, what: str) -> None:
+        """Take a device; `what` is named if there is too little memory."""
+        self._device, self._what = device, what
+        self._bytes: Any = None
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an array with any values in it, until the next call.
+
+        Raises:
+            CapacityError: too little memory.
+        """
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._bytes is None or self._bytes.size < num_bytes:
+            self._bytes = None  # before more is allocated
+            check_memory(self._device, num_bytes, self._what)
+            self._bytes = self._device.xp.empty(num_bytes, dtype=np.uint8)
+        return self._bytes[:num_bytes].view(dtype).reshape(shape)
 
 
 WIDEST_ROW = 8

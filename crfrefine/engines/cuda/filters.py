@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import check_memory, row_constants
-from crfrefine.engines.cuda.room import Room
+from crfrefine.engines.cuda.device import Room, check_memory, row_constants
 from crfrefine.engines.cuda.sources import padded_count
 from crfrefine.engines.cuda.truncated import HALF_EXPONENT, PlainWindow, TiledWindow
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels

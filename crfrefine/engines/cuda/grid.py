@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import WIDEST_ROW, check_memory, row_constants, row_width
+from crfrefine.engines.cuda.device import WIDEST_ROW, Room, check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
-from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput, extremes
 from crfrefine.engines.cuda.window import LANES, list_tiles
 from crfrefine.errors import CapacityError, InputError

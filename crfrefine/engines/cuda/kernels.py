@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
-from crfrefine.engines.cuda.callbacks import staged
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field

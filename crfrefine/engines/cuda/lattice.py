@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
+from crfrefine.engines.cuda.device import Device, Room, check_memory, precision, row_constants
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
 from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
-from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 

@@ -131,7 +131,6 @@ class _Run:
         self._messages = xp.zeros_like(self._marginals) if not kernels else xp.empty_like(self._marginals) if storing else None
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
-        self._folded = self._fold_buffers()
         self._state = xp.zeros(_NUM_STATES + 2 * max(spec.num_iterations, 1), dtype=np.float64)
         self._inverse_temperature = dtype.type(1.0) / dtype.type(spec.temperature)
         self._bias = None if spec.bias is None else self._device.upload(np.asarray(spec.bias, dtype=dtype))
@@ -248,18 +247,12 @@ class _Run:
         else:
             self._launch(kernel, self._num_threads, *arguments)
 
-    def _fold_buffers(self) -> list[Any]:
-        buffers, count = [], self._num_threads
-        while count > _FOLD:
-            count = -(-count // _FOLD)
-            buffers.append(self._device.xp.empty((_NUM_SUMS, count), dtype=np.float64))
-        return buffers
-
     def _fold(self) -> Any:
         """Add up the sums of the threads until few are left."""
         sums = self._partial
-        for folded in self._folded:
-            count = folded.shape[1]
+        while sums.shape[1] > _FOLD:
+            count = -(-sums.shape[1] // _FOLD)
+            folded = self._device.xp.empty((_NUM_SUMS, count), dtype=np.float64)
             self._launch("fold_sums", _NUM_SUMS * count, sums, sums.shape[1], count, folded)
             sums = folded
         return sums
