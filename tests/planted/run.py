@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the sources, and tells which of them the tests catch.
 
-    python tests/planted/run.py [--room io] [--only NAME] [--tests usual|all] [--every] [--record FILE]
+    python tests/planted/run.py [--room io] [--only NAME] [--tests near|usual|all] [--every] [--record FILE]
 
 The faults are in the .toml files beside this script: a text that occurs once in a file, and what a tired developer would make of it. The
 copy, with the compiled engine beside it, is made from the files that git knows, and the working tree is never changed. For a fault in
@@ -11,6 +11,7 @@ compiled by the tests themselves.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -26,12 +27,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-USUAL_SECONDS, ALL_SECONDS = 600.0, 3600.0
+# A test that takes longer than this hangs, as a fault may make it.
+LONGEST_TEST = 300.0
 # What is asked where the tests of a fault, and those of its room, do not catch it.
 NEXT_RING = ("cli", "infer", "engines")
+RINGS_HELP = "near: those named and, unless they catch it, those of the room; usual: then those of cli, infer and engines"
 # A fault's text is gone from the copy.
 NOT_ASKED = "project/test_planted.py"
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", re.MULTILINE)
+_BEGUN = re.compile(r"^tests/(\S+?::\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """What the tests said. `caught`: by a failure, or by the time limit; `files`: of tests that failed, all of them with --every."""
+    """What the tests said. `first`: the first test that failed or hung; `files`: of all that failed, which are one unless --every."""
 
     fault: str
     room: str
@@ -93,6 +97,9 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.tree, self.build = folder / "tree", folder / "build"
         self._bytecode = folder / "bytecode"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w")  # Of two at a time, each would take the other's fault away.
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
         known = [Path(os.fsdecode(name)) for name in names.split(b"\0") if name]
         self._bring([*known, *(path.relative_to(ROOT) for path in (ROOT / "crfrefine").glob("_engine_*"))])
@@ -150,31 +157,27 @@ class Copy:
         for old in (self.tree / "crfrefine").glob(f"{target}.*"):
             shutil.copy(built, old)
 
-    def run(self, tests: Sequence[str], seconds: float, *, every: bool = False) -> list[str] | None:
-        """The failed tests of files or folders of tests/, only the first one unless `every`; None: the time ran out."""
-        options = ["-q", "--tb=no", "--no-header", "-rfE", "-p", "no:cacheprovider", "--ignore", f"tests/{NOT_ASKED}"]
-        command = ["-m", "pytest", *options, *([] if every else ["-x"]), *(f"tests/{name}" for name in tests)]
-        done = self._python(*command, seconds=seconds)
-        if done is None:
-            return None
-        if done.returncode in (0, 5):
+    def run(self, tests: Sequence[str], *, every: bool = False) -> list[str]:
+        """The failed tests of files or folders of tests/, only the first one unless `every`; one that hangs or ends Python is the last."""
+        limits = [f"faulthandler_timeout={LONGEST_TEST}", "faulthandler_exit_on_timeout=true"]
+        options = ["-v", "--tb=no", "--no-header", "-rfE", "-p", "no:cacheprovider", "--ignore", f"tests/{NOT_ASKED}"]
+        options += [word for limit in limits for word in ("-o", limit)] + ([] if every else ["-x"])
+        done = self._python("-m", "pytest", *options, *(f"tests/{name}" for name in tests))
+        if done.returncode in (0, 5):  # 5: none was chosen
             return []
-        return _FAILED.findall(done.stdout) or [f"{tests[0]}::(pytest ended with status {done.returncode})"]
+        return _FAILED.findall(done.stdout) or _BEGUN.findall(done.stdout)[-1:] or [tests[0]]
 
-    def _python(self, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess[str] | None:
+    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the copy. What it has started ends with it."""
         environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONPYCACHEPREFIX": str(self._bytecode)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace", "start_new_session": True}
         with subprocess.Popen([sys.executable, *arguments], cwd=self.tree, env=environment, **options) as process:
             try:
-                text, _ = process.communicate(timeout=seconds)
-            except BaseException as error:
+                text, _ = process.communicate()
+            finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    return None
-                raise
         return subprocess.CompletedProcess(arguments, process.returncode, text)
 
 
@@ -184,7 +187,8 @@ def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
     rings = {"named": list(fault.tests)}
     if (ROOT / "tests" / room).is_dir():
         rings["room"] = [room]
-    rings["next"] = [name for name in NEXT_RING if name != room]
+    if tests == "usual":
+        rings["next"] = [name for name in NEXT_RING if name != room]
     return {"all": ["."]} if tests == "all" else rings
 
 
@@ -192,24 +196,19 @@ def ask(copy: Copy, fault: Fault, tests: str, *, every: bool, healthy: dict[str,
     """Plant a fault and run tests. What fails without the fault, too, has not caught it."""
     started = time.monotonic()
     outcome = Outcome(fault.name, fault.room, False, None)
-    limit = ALL_SECONDS if tests == "all" else USUAL_SECONDS
     for ring, names in rings_of(fault, tests).items():
         with copy.planted(fault):
-            failed = copy.run(names, limit, every=every)
-        if failed is None:
-            outcome.caught, outcome.first = True, f"{names[0]}: longer than {limit:.0f} s"
+            failed = copy.run(names, every=every)
         found = []
-        for test in failed or ():
+        for test in failed:
             function = test.partition("[")[0]
             if function not in healthy:
-                healthy[function] = copy.run([function], limit) == []
+                healthy[function] = not copy.run([function])
             if healthy[function]:
                 found.append(test)
         if found:
-            outcome.caught, outcome.first = True, found[0]
+            outcome.caught, outcome.first, outcome.ring = True, found[0], ring
             outcome.files = sorted({test.partition("::")[0] for test in found})
-        if outcome.caught:
-            outcome.ring = ring
             break
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
@@ -226,14 +225,23 @@ def summary_of(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def table_of(outcomes: Sequence[Outcome]) -> str:
+    """The same as Markdown, with the file of the first test that failed, or all of them with --every."""
+    rows = [(outcome.room, outcome.fault, ", ".join(outcome.files) or outcome.first or "**nothing**") for outcome in outcomes]
+    lines = ["| room | fault | caught by |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in sorted(rows))]
+    title = "# What `run.py --table` has written\n\nThe file of the first test that failed; with `--every` all such files.\n\n"
+    return title + "\n".join(lines) + f"\n\n```text\n{summary_of(outcomes)}\n```\n"
+
+
 def main() -> int:
     """Ask about the chosen faults; 1 if one of them was not caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", action="append", help="faults of this room alone, such as io, cpu or cuda; repeatable")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault alone; repeatable")
-    parser.add_argument("--tests", choices=("usual", "all"), default="usual", help="usual: those named, the room's, then the next ring")
+    parser.add_argument("--tests", choices=("near", "usual", "all"), default="usual", help=RINGS_HELP)
     parser.add_argument("--every", action="store_true", help="do not stop at the first failure: note all files that catch a fault")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as a table in Markdown, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "planted", help="for the copy and what is compiled")
     given = parser.parse_args()
     faults = [fault for fault in read_faults() if fault.room in (given.room or [fault.room]) and fault.name in (given.only or [fault.name])]
@@ -256,6 +264,8 @@ def main() -> int:
             with given.record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
     print(summary_of(outcomes))
+    if given.table is not None:
+        given.table.write_text(table_of(outcomes), encoding="utf-8")
     return 0 if all(outcome.caught for outcome in outcomes) else 1
 
 
