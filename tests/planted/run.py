@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# A test that takes longer than this hangs, as a fault may make it.
-LONGEST_TEST = 300.0
+# Tests, or Python after them, that say nothing for so long hang, as a fault may make them.
+LONGEST_SILENCE = 300.0
 # What is asked where the tests of a fault, and those of its room, do not catch it.
 NEXT_RING = ("cli", "infer", "engines")
 RINGS_HELP = "near: those named and, unless they catch it, those of the room; usual: then those of cli, infer and engines"
@@ -159,26 +160,31 @@ class Copy:
 
     def run(self, tests: Sequence[str], *, every: bool = False) -> list[str]:
         """The failed tests of files or folders of tests/, only the first one unless `every`; one that hangs or ends Python is the last."""
-        limits = [f"faulthandler_timeout={LONGEST_TEST}", "faulthandler_exit_on_timeout=true"]
         options = ["-v", "--tb=no", "--no-header", "-rfE", "-p", "no:cacheprovider", "--ignore", f"tests/{NOT_ASKED}"]
-        options += [word for limit in limits for word in ("-o", limit)] + ([] if every else ["-x"])
-        done = self._python("-m", "pytest", *options, *(f"tests/{name}" for name in tests))
+        done = self._python("-m", "pytest", *options, *([] if every else ["-x"]), *(f"tests/{name}" for name in tests))
         if done.returncode in (0, 5):  # 5: none was chosen
             return []
         return _FAILED.findall(done.stdout) or _BEGUN.findall(done.stdout)[-1:] or [tests[0]]
 
     def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Python in the copy. What it has started ends with it."""
+        """Run Python in the copy, until it ends or has been silent for too long. What it has started ends with it."""
         environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONPYCACHEPREFIX": str(self._bytecode)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace", "start_new_session": True}
-        with subprocess.Popen([sys.executable, *arguments], cwd=self.tree, env=environment, **options) as process:
+        with tempfile.TemporaryFile() as said:
+            options = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
+            process = subprocess.Popen([sys.executable, *arguments], cwd=self.tree, env=environment, **options)
             try:
-                text, _ = process.communicate()
+                size, since = 0, time.monotonic()
+                while process.poll() is None and time.monotonic() - since < LONGEST_SILENCE:
+                    time.sleep(0.05)
+                    if os.fstat(said.fileno()).st_size > size:
+                        size, since = os.fstat(said.fileno()).st_size, time.monotonic()
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        return subprocess.CompletedProcess(arguments, process.returncode, text)
+                status = process.wait()
+            said.seek(0)
+            return subprocess.CompletedProcess(arguments, status, said.read().decode("utf-8", "replace"))
 
 
 def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
