@@ -22,6 +22,7 @@ def archive(tmp_path: Path) -> Path:
         save_nifti(tmp_path / "archive" / name, np.ones((6, 5, 4), np.int16))
     for name in ("p1/net.nii.gz", "net_of_p2.nii.gz"):
         save_nifti(tmp_path / "archive" / name, np.zeros((6, 5, 4, 3), np.float32))
+    (tmp_path / "link").symlink_to("archive")
     return tmp_path / "archive"
 
 
@@ -111,6 +112,7 @@ def changed(**cells: str) -> list[str]:
         (changed(spacing="1;3e-9;2"), "spacing: expected mm along each axis"),
         (changed(spacing="2.5"), "spacing: expected mm along each axis"),
         (changed(output="{archive}/p1/scan.nii.gz"), "would replace an input of line 2"),
+        (changed(output="{archive}/../link/p1/scan.nii.gz"), "would replace an input of line 2"),
     ],
 )
 def test_every_cell_is_checked(archive, tmp_path, row, problem):

@@ -166,12 +166,15 @@ def test_better_probabilities_are_told(tmp_path):
 
 
 def test_one_file_a_label_of_probabilities(tmp_path):
+    """Zeros for all labels, around a cropped output, are certain background."""
     study = write_study(tmp_path, 1)
     probabilities = softmax(logits_of(study.maps["labels"]["case0"], 1)).astype(np.float32)
+    probabilities[:, :, :2] = 0.0
     for label in range(3):
         save_map(tmp_path / "scores" / f"case0_ProbMapClass{label}.mha", probabilities[label])
     result = run_here(*study.arguments, "--probabilities", f"before={tmp_path / 'scores'}")
     assert result.status == 0, result.stderr
+    probabilities[0, :, :2] = 1.0
     expected = expected_calibration_of_all(probabilities, study.maps["labels"]["case0"])
     assert_equal(read_metrics(study.output), "case0", "all", "before", expected)
 
@@ -384,8 +387,8 @@ def test_the_mean_is_over_the_regions_that_were_asked_for(tmp_path):
 
 
 def test_labels_that_only_probabilities_know_have_rows_too(tmp_path):
-    """Four channels, of which the last is never the likeliest: empty masks, and a calibration all the same."""
-    study = write_study(tmp_path, 1)
+    """Four channels, of which the last is never the likeliest: empty masks, and a calibration all the same; none without probabilities."""
+    study = write_study(tmp_path, 2)
     reference = study.maps["labels"]["case0"]
     logits = logits_of(reference, 2, num_labels=4)
     logits[3] -= 20
@@ -395,6 +398,7 @@ def test_labels_that_only_probabilities_know_have_rows_too(tmp_path):
     nothing = np.zeros(SHAPE, bool)
     assert_equal(found, "case0", "3", "prediction", expected_overlap(nothing, nothing))
     assert_equal(found, "case0", "3", "prediction", expected_calibration(softmax(logits)[3], nothing))
+    assert all(math.isnan(found["case1", "3", metric, "prediction"]) for metric in CALIBRATION_METRICS)
 
 
 def test_too_few_cases_are_said_to_be_too_few(tmp_path):

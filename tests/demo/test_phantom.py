@@ -51,6 +51,8 @@ def test_nested_labels_and_background_outside_the_head(phantom):
     assert (phantom.labels[around_core] == 1).mean() > 0.9
     assert (phantom.image[:, 0, 0, 0] == 0).all()
     assert (phantom.image[:, phantom.labels > 0] > 0).all()
+    means = [[channel[ndimage.binary_erosion(phantom.labels == label)].mean() for label in range(1, 4)] for channel in phantom.image]
+    np.testing.assert_allclose(means, [[740, 640, 280], [360, 780, 300]], rtol=0.15)
 
 
 def test_any_grid_of_at_least_8_voxels_along_each_axis():

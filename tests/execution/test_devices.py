@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from typing import Any
 
 import pool_functions
@@ -28,3 +29,9 @@ def test_an_item_that_ends_with_the_one_that_stops_has_its_outcome(monkeypatch: 
     assert sorted(outcomes) == sorted(begun) == [0, 2], "1 is what the first device reads ahead"
     assert str(outcomes[0].error) == "no 0"
     assert outcomes[2].get() == 2
+
+
+def test_losses_that_are_not_in_a_row_do_not_cost_the_device() -> None:
+    processes = DeviceProcesses(("one",))
+    outcomes = dict(processes.map(attrgetter("item"), range(4), lambda item: None, is_lost=lambda result: result in (0, 2)))
+    assert {item: outcome.get() for item, outcome in outcomes.items()} == {item: item for item in range(4)}

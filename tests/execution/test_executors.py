@@ -14,6 +14,7 @@ from evaluation_helpers import children, is_running
 
 from crfrefine.execution.executor import Executor, Serial
 from crfrefine.execution.factory import make_executor
+from crfrefine.execution.process import Limits
 from crfrefine.execution.processes import Processes
 from crfrefine.execution.threads import Threads
 
@@ -77,6 +78,11 @@ def test_a_killed_process_costs_its_item_alone():
     assert lost.failure.kind == "InputError"
     assert signal.SIGKILL.name in lost.failure.message
     assert "--processes" in lost.failure.message
+
+
+def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
+    with Processes(1, Limits(seconds=3.0)) as executor:
+        assert executor.results(pool_functions.LoadedSlowly(), [-1]) == [1]
 
 
 def test_a_process_that_ends_by_itself_costs_its_item_alone():

@@ -73,6 +73,15 @@ def test_an_interrupt_waits_for_what_is_being_written():
     assert is_written.is_set()
 
 
+def test_what_goes_wrong_with_the_last_item_is_raised():
+    def write(item):
+        if item == 2:
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        run(range(3), write=write)
+
+
 def test_a_record_in_json_begins_with_the_case_and_ends_with_its_error():
     record = Record("a", "done", {"read": 1.0, "refine": 2.0, "refine.lattice": 1.5}, ["assumed"])
     assert record.seconds == 3.0

@@ -34,6 +34,18 @@ def square_slowly_from_the_end(number: int) -> int:
     return number**2
 
 
+def _load_slowly() -> object:
+    time.sleep(3.5)
+    return abs
+
+
+class LoadedSlowly:
+    """A function whose libraries take longer to load than 3 s."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return _load_slowly, ()
+
+
 def fail_at_two(number: int) -> int:
     if number == 2:
         raise ValueError(f"no {number}")
