@@ -26,7 +26,7 @@ from crfrefine.engines.cuda.mode import Mode
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
 
 
 @pytest.fixture

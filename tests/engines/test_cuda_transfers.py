@@ -317,6 +317,7 @@ def test_without_room_nothing_is_copied_ahead(lane: StrictLane) -> None:
     assert lane.num_copies == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")
 def test_on_a_gpu_another_thread_copies_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a folder run: many cases, larger than a buffer, with the bits of cases that are not copied ahead; a result that is as large."""

@@ -119,7 +119,7 @@ class Event:
     def __init__(self, **_: object) -> None:
         machine.use()
 
-    def record(self, stream: object) -> None:
+    def record(self, stream: object = None) -> None:
         machine.use()
 
     def synchronize(self) -> None:
@@ -173,7 +173,7 @@ class Module:
     def get_function(self, kernel: str) -> Callable[..., None]:
         is_of_blocks = f"CRF_BLOCK_KERNEL({kernel}," in self._source.text
 
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int = 0) -> None:
             plain = [_plain(value) for value in arguments]
             num_items = grid[0] if is_of_blocks else grid[0] * block[0]
             machine.run(kernel, lambda: cuda_shim.run_packed(self._source, kernel, num_items, plain))
@@ -224,6 +224,9 @@ class Cupy:
             setDevice=lambda number: machine.set(number),
             deviceSynchronize=lambda: machine.use(),
             memGetInfo=_memory,
+            getDeviceProperties=lambda number: {"name": b"a stand-in", "totalGlobalMem": 1 << 34, "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
             memcpyAsync=_copy,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,
@@ -232,6 +235,7 @@ class Cupy:
         compiler=SimpleNamespace(CompileException=CudaError),
         alloc_pinned_memory=lambda num_bytes: (machine.use(), bytearray(num_bytes))[1],
         get_current_stream=lambda: Stream(),
+        get_elapsed_time=lambda begin, end: 1.0,
         Device=Device,
         Event=Event,
         Stream=Stream,
@@ -256,7 +260,7 @@ class Cupy:
         return np.array(_plain(values), order="C")
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 0)
+        return SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None, total_bytes=lambda: 0)
 
 
 def install(number: int) -> None:
