@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -41,6 +42,8 @@ START_SECONDS, LAUNCH_SECONDS = 60.0, 30.0  # compilation takes a second
 MOST_HANGS = 2
 """Of a kernel: more of its launches would take the time of others."""
 _KILL_SECONDS = 5.0
+_ENDS_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG`."""
 _GUARD = np.full(256, 0xA5, dtype=np.uint8)
 _INSIDE = slice(len(_GUARD), -len(_GUARD))
 
@@ -174,12 +177,15 @@ def _differences(before: Any, expected: Any, got: Any, *, is_double: bool) -> tu
 
 def _child(path: Path) -> None:
     """Launch what the standard input names, a number a line; answer in lines of JSON."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGKILL)  # it is in a group of its own
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # others may print
     numbers = [int(word) for word in sys.stdin.read().split()]
     record = Record(path)
     import cupy
 
+    cupy.cuda.runtime.deviceSynchronize()  # without a driver or a GPU nothing begins
     for number in numbers:
         answers.write(json.dumps({"begin": number}) + "\n")
         try:

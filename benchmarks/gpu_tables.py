@@ -71,12 +71,18 @@ def kernels(lines: Sequence[Line]) -> str:
             ),
             line["outcome"],
             *(f"{line[key]:.3g}" if line.get(key) is not None else "–" for key in ("difference", "microseconds", "gb_per_second")),
-            line.get("error", "").split("\n")[0].replace("|", "/")[:160],
+            _ends(line.get("error", "")).replace("|", "/"),
         ]
         for line in found
     ]
     header = ["kernel", "constants", "outcome", "largest difference", "µs", "GB/s", "what is wrong"]
     return f"{len(found)} launches: {counts}\n\n" + markdown_table(header, rows)
+
+
+def _ends(text: str) -> str:
+    """The first line of an error and its last, which is what a traceback comes to."""
+    lines = text.splitlines() or [""]
+    return " … ".join(dict.fromkeys([lines[0][:160], lines[-1][:160]]))
 
 
 def _times(found: dict[str, Any], key: str, ours: float) -> str:
@@ -118,12 +124,13 @@ def tables(record: dict[str, Any]) -> str:
     workloads = {name: found for name, found in record["workloads"].items() if "seconds" in found and "failed" not in found}
     header = ["workload", "voxels", "vertices", "per iteration", "its bytes at the copy's speed", "copy", "upload", "build", "steps"]
     header += ["download", "end to end", f"CPU engine, {record['cpu_threads']} threads", "MONAI's CRF"]
-    differences = [entry["difference"] for entry in record["contact"].values() if "difference" in entry]
-    wrong = sorted(f"{name}: {entry['failed']}" for name, entry in record["contact"].items() if "failed" in entry)
+    compared = {name: entry for name, entry in record["contact"].items() if "skipped" not in entry}
+    differences = [entry["difference"] for entry in compared.values() if "difference" in entry]
+    wrong = sorted(f"{name}: {entry['failed'].strip().splitlines()[-1]}" for name, entry in compared.items() if "failed" in entry)
     warned = sorted({text for found in workloads.values() for text in found["warnings"]})
     return (
         f"{device['name']}, {device['memory'] / 2**30:.0f} GiB; CuPy {device['cupy']}, driver {device['driver']}. "
-        f"{len(record['contact'])} results were compared with the CPU engine's, each computed twice: "
+        f"{len(compared)} results were compared with the CPU engine's, each computed twice: "
         + (f"wrong were {'; '.join(wrong)}. " if wrong else "none was wrong. ")
         + (f"Largest difference: {max(differences):.2g}.\n\n" if differences else "\n\n")
         + markdown_table(header, [_speed_row(name, found) for name, found in workloads.items()])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +109,16 @@ def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
     _wait_for_end_of(int((tmp_path / "started").read_text(encoding="ascii")))
 
 
+def test_without_a_gpu_nothing_begins(play: Any) -> None:
+    """Each launch has a line with the reason."""
+    found = play({"all": "absent"})
+    assert {line["outcome"] for line in found.values()} == {"not run"}
+    assert all(
+        "no process began: the process ended: status 1" in line["error"] and "cudaErrorInsufficientDriver" in line["error"]
+        for line in found.values()
+    )
+
+
 def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path) -> None:
     """What has not run has lines that say so, and the table has all of them."""
     found = play({}, "--seconds", "0")
@@ -113,6 +127,28 @@ def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[Module
     assert text.startswith(f"{len(found)} launches: {len(found)} not run")
     assert text.count("\n| spatial.filter_values | outputs 8, width") == sum(key[0] == "filter_values" for key in found)
     assert "\n| spatial.filter_values | outputs 8, width 1, no scale, no number | not run |" in text
+
+
+def test_a_player_that_is_killed_leaves_no_process(
+    play: Any, modules: tuple[ModuleType, ...], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process hangs in a kernel, and is in a group of its own."""
+    play({}, "--seconds", "0")  # for its environment
+    monkeypatch.setenv("REPLAY_FAULTS", json.dumps({"gather_rows 2": "hang"}))
+    player = subprocess.Popen([sys.executable, modules[1].__file__, str(record)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = tmp_path / "started"
+    for _ in range(600):
+        if started.exists() and started.read_text(encoding="ascii"):
+            break
+        time.sleep(0.05)
+    sleeper = int(started.read_text(encoding="ascii"))
+    hanging = int(Path(f"/proc/{sleeper}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
+    try:
+        player.kill()
+        player.wait()
+        _wait_for_end_of(hanging)
+    finally:
+        os.kill(sleeper, signal.SIGKILL)
 
 
 def test_integers_are_equal_and_numbers_nearly(modules: tuple[ModuleType, ...]) -> None:
