@@ -89,8 +89,8 @@ def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, .
     assert len(set(zip(keys, nulls, strict=True))) == len(keys) > len(set(keys)) > 4
 
 
-def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
-    """All is right without faults. Each fault is a line of its kernel, and all other lines are as before."""
+def test_faults_cost_no_other_line(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path) -> None:
+    """All is right without faults. Each fault is a line of its kernel, first in the table, and all other lines are as before."""
     right = play({})
     assert {line["outcome"] for line in right.values()} == {"right"}
     assert all(line["microseconds"] > 0.0 and line["difference"] < 1e-6 for line in right.values())
@@ -106,6 +106,9 @@ def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
     outcomes = {key: outcome for key, (_, outcome, _) in planted.items()}
     assert {key: line["outcome"] for key, line in found.items()} == {key: outcomes.get(key[:2], "right") for key in right}
     assert all(planted[key[:2]][2] in line["error"] for key, line in found.items() if key[:2] in planted)
+    rows = modules[2].kernels(modules[1].read_lines([tmp_path / "lines.jsonl"])).splitlines()[4:]
+    assert [" right " not in row for row in rows] == sorted((key[:2] in planted for key in found), reverse=True)
+    assert all(any(text in row for row in rows) for _, _, text in planted.values())
     _wait_for_end_of(int((tmp_path / "started").read_text(encoding="ascii")))
 
 
