@@ -1,4 +1,4 @@
-"""Every kernel of the GPU engine on small cases, for tools that watch each access of memory (`gpu_tests.py`)."""
+"""Every kernel of the GPU engine on small cases, for tools that watch each access of memory (`gpu_first_run.py`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU: `python benchmarks/gpu_record.py RECORD.npz`.
 
-No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel and its constants one launch of the small cases of
-`gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every array before and after.
+No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its constants and the pointers that are null, one
+launch of the small cases of `gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every
+array before and after.
 A kernel runs twice, its threads in order and in reverse: what then differs depends on who comes first.
 """
 
@@ -37,10 +38,10 @@ _UNWRITTEN = 0x55
 
 
 class RecordingDevice(ShimDevice):
-    """Remembers a launch of each kernel and its constants.
+    """Remembers a launch of each kernel, its constants and the pointers that are null.
 
     Attributes:
-        found: by source, kernel and constants.
+        found: by these.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,8 @@ class RecordingDevice(ShimDevice):
         self._last: dict[tuple[Any, ...], int] = {}
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        key = source, kernel, tuple(sorted(constants.items()))
+        nulls = tuple(argument is None for argument in arguments)  # of these a kernel asks, and goes another way
+        key = source, kernel, tuple(sorted(constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
         known = self._last.get(key, 1 << 62)
         if num_threads == 0 or known <= _ENOUGH or size >= known:

@@ -24,7 +24,7 @@ from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
 
 
 @pytest.fixture

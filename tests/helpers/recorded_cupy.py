@@ -110,6 +110,20 @@ class Array(np.ndarray):
         return super().__array_function__(function, types, arguments, options)
 
 
+class Event:
+    def __init__(self, **_: object) -> None:
+        machine.use()
+
+    def record(self, stream: object = None) -> None:
+        machine.use()
+
+    def synchronize(self) -> None:
+        machine.use()
+
+    def __del__(self) -> None:
+        machine.use()
+
+
 class Stream:
     ptr = 1
 
@@ -137,7 +151,7 @@ class Module:
     def get_function(self, kernel: str) -> Callable[..., None]:
         is_of_blocks = f"CRF_BLOCK_KERNEL({kernel}," in self._source.text
 
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int = 0) -> None:
             plain = [_plain(value) for value in arguments]
             num_items = grid[0] if is_of_blocks else grid[0] * block[0]
             machine.run(kernel, lambda: cuda_shim.run_packed(self._source, kernel, num_items, plain))
@@ -182,10 +196,15 @@ class Cupy:
             setDevice=lambda number: machine.set(number),
             deviceSynchronize=lambda: machine.use(),
             memGetInfo=_memory,
+            getDeviceProperties=lambda number: {"name": b"a stand-in", "totalGlobalMem": 1 << 34, "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
         ),
         driver=SimpleNamespace(CUDADriverError=CudaError),
         compiler=SimpleNamespace(CompileException=CudaError),
         get_current_stream=lambda: Stream(),
+        Event=Event,
+        get_elapsed_time=lambda begin, end: 1.0,
         Device=Device,
     )
     RawModule = Module
@@ -208,7 +227,7 @@ class Cupy:
         return np.array(_plain(values), order="C")
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 0)
+        return SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None, total_bytes=lambda: 0)
 
 
 def install(number: int) -> None:
