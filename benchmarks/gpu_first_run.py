@@ -35,8 +35,8 @@ CASES = ("Lm", "L", "CT")
 WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")
 TOO_LARGE = {("Lm", "grid"), ("L", "grid")}
 """The grid of four modalities has too many cells."""
-MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "pool": {"CRFREFINE_CUDA": "plain,pool"}, "all": {}}
-"""What is switched on, step by step (docs/guide/gpu.md): what fails in plain mode fails for no reason of the rest."""
+MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "all": {}}
+"""What fails in plain mode (docs/guide/gpu.md) fails for no reason of the rest."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
         name = " ".join([*arguments, *([] if mode == "all" else [mode])])
         return [Step(name, seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines], MODES[mode])]
 
-    def contact(mode: str, *ways: str) -> list[Step]:
-        asked = [(case, way) for case in CASES for way in ways or WAYS if (case, way) not in TOO_LARGE]
+    def contact(mode: str) -> list[Step]:
+        asked = [(case, way) for case in CASES for way in WAYS if (case, way) not in TOO_LARGE]
         return [step for case, way in asked for step in gpu(60, "contact", case, way, mode=mode)]
 
     def replay(seconds: int) -> list[Step]:
@@ -83,7 +83,7 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
             *begin,
             replay(190),
             contact("plain"),
-            contact("pool", "layer") + contact("all"),
+            contact("all"),
             gpu(55, "time", "Lm"),
             gpu(55, "time", "Lm-1.5mm"),
             gpu(55, "time", "Lm", "auto"),

@@ -97,7 +97,7 @@ def test_every_call_ends_in_time(load: Any, tmp_path: Path) -> None:
         for together in found[1]
         if together[0].name.startswith("contact")
     ]
-    assert modes == [{"plain"}, {"plain,pool", "all"}]
+    assert modes == [{"plain"}, {"all"}]
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path: Path) -> None:
