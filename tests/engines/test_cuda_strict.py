@@ -139,36 +139,36 @@ def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type, p
     ]
 
 
-def _scale(device: StrictDevice, row_sum: Any, scale: Any) -> None:
-    device.launch("voxels", "normalizer", {"CRF_WIDTH": 1}, len(row_sum), row_sum, len(row_sum), 0, scale)
+def _add_up(device: StrictDevice, parts: Any, total: Any) -> None:
+    device.launch_blocks("sums", "add_up", {"CRF_THREADS": 64}, 1, parts, len(parts), total)
 
 
 @pytest.mark.parametrize(
     ("planted", "message"),
     [
-        (lambda device, a, b: _scale(device, a + 1.0, b), "memory is allocated while"),
+        (lambda device, a, b: _add_up(device, a + 1.0, b), "memory is allocated while"),
         (lambda device, a, b: device.download(b), "a download while"),
         (lambda device, a, b: device.upload(np.ones(3)), "an upload while"),
         (lambda device, a, b: device.synchronize(), "a wait while"),
-        (lambda device, a, b: device.launch("voxels", "normalizer", {"CRF_WIDTH": 2}, 8, a, 8, 0, b), "for the first time"),
+        (lambda device, a, b: device.launch_blocks("sums", "add_up", {"CRF_THREADS": 128}, 1, a, 8, b), "for the first time"),
     ],
 )
 def test_what_may_not_be_recorded_is_seen(device: StrictDevice, planted: Callable[..., None], message: str) -> None:
     """The stand-in itself: each fault, planted."""
-    a, b = device.upload(np.full(8, 4, np.float32)), device.xp.zeros(8, dtype=np.float32)
-    _scale(device, a, b)
+    a, b = device.upload(np.full(8, 4.0)), device.xp.zeros(1, dtype=np.float64)
+    _add_up(device, a, b)
     with pytest.raises(StrictError, match=message):
         device.capture(lambda: planted(device, a, b))
 
 
 def test_recorded_memory_must_outlive_its_repetitions(device: StrictDevice) -> None:
     """An array that is freed after it was recorded, as a temporary one would be; and the same with one that is kept."""
-    arrays = [device.upload(np.full(8, 4, np.float32)), device.xp.zeros(8, dtype=np.float32)]
-    _scale(device, *arrays)
-    repeat = device.capture(lambda: _scale(device, *arrays))
+    arrays = [device.upload(np.full(8, 4.0)), device.xp.zeros(1, dtype=np.float64)]
+    _add_up(device, *arrays)
+    repeat = device.capture(lambda: _add_up(device, *arrays))
     arrays[1][...] = 0.0
     repeat()
-    np.testing.assert_array_equal(device.download(arrays[1]), 0.25)
+    np.testing.assert_array_equal(device.download(arrays[1]), 32.0)
     del arrays[0]
     with pytest.raises(StrictError, match="freed since"):
         repeat()
@@ -177,16 +177,16 @@ def test_recorded_memory_must_outlive_its_repetitions(device: StrictDevice) -> N
 def test_memory_that_no_kernel_may_have_is_seen(device: StrictDevice) -> None:
     """The host's, rows at an odd place, and the host's among the device's in arithmetic."""
     xp = device.xp
-    rows, index, out = xp.zeros((5, 4), dtype=np.float32), xp.arange(4, dtype=np.int64), xp.zeros((4, 6), dtype=np.float32)
-    constants = {"CRF_WIDTH": 4}
-    device.launch("voxels", "scatter_rows", constants, 4, rows[1:], 4, index, 4, 6, out)
+    rows, begin, row = xp.zeros((5, 4), dtype=np.float32), xp.arange(2, dtype=np.uint32), xp.zeros(1, dtype=np.uint32)
+    piece = ("lattice", "sum_pieces", {"CRF_WIDTH": 4}, 1, begin, row, 1)
+    device.launch(*piece, rows[1:])
     with pytest.raises(StrictError, match="not in the device's memory"):
-        device.launch("voxels", "scatter_rows", constants, 4, np.zeros((4, 4), np.float32), 4, index, 4, 6, out)
+        device.launch(*piece, np.zeros((4, 4), np.float32))
     odd = xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4)
     with pytest.raises(StrictError, match="rows need 16"):
-        device.launch("voxels", "scatter_rows", constants, 4, odd, 4, index, 4, 6, out)
+        device.launch(*piece, odd)
     with pytest.raises(StrictError, match="an array of the host"):
-        out + np.ones((4, 6), np.float32)
+        rows + np.ones((5, 4), np.float32)
 
 
 def test_writing_beyond_an_array_is_seen() -> None:

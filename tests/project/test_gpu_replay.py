@@ -34,11 +34,14 @@ def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 
 def _cases(device: Any) -> None:
-    """One filtering with a spatial kernel: six kernels, three of them with rows of one and of two channels."""
+    """Filterings with direct sums and with a spatial kernel: three kernels, with rows of one, two and four channels."""
     rng = np.random.default_rng(3)
-    kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7)),), "symmetric", "auto", num_labels=3, num_iterations=1)
-    mask = rng.random((5, 4, 7)) < 0.7
-    CudaBackend(device).message(rng.random((2, 5, 4, 7), dtype=np.float32), None, mask, (1.0, 0.8, 1.5), kernels)
+    mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
+    for filter_name, theta_beta in (("exact", (0.4,)), ("truncated", (0.4,)), ("auto", None)):
+        kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7), theta_beta),), "symmetric", filter_name, num_labels=3, num_iterations=1)
+        for num_channels in (2, 3):
+            values = rng.random((num_channels, 5, 4, 7), dtype=np.float32)
+            CudaBackend(device).message(values, image, mask, (1.0, 0.8, 1.5), kernels)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +93,12 @@ def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
     assert {line["outcome"] for line in right.values()} == {"right"}
     assert all(line["microseconds"] > 0.0 and line["difference"] < 1e-6 for line in right.values())
     planted = {
-        ("filter_values", 2): ("sticky", "crash", "illegal memory access"),
-        ("filter_near_axis", 2): ("wrong", "wrong", "numbers of argument 6 (to, float32) differ"),
-        ("filter_near_axis_to_voxels", 2): ("outside", "wrong", "it writes outside of its arrays"),
-        ("normalizer", 1): ("compile", "compile error", "identifier is undefined"),
-        ("gather_rows", 2): ("hang", "hang", "no answer in 5 s"),
-        ("scatter_rows", 2): ("crash", "crash", "the process ended"),
+        ("filter_axis", 2): ("sticky", "crash", "illegal memory access"),
+        ("filter_all_pairs", 2): ("wrong", "wrong", "numbers of argument 6 (sum, float32) differ"),
+        ("filter_window", 2): ("outside", "wrong", "it writes outside of its arrays"),
+        ("filter_window", 1): ("compile", "compile error", "identifier is undefined"),
+        ("filter_axis", 1): ("hang", "hang", "no answer in 5 s"),
+        ("filter_all_pairs", 4): ("crash", "crash", "the process ended"),
     }
     found = play({f"{kernel} {width}": fault for (kernel, width), (fault, _, _) in planted.items()}, "--limits", "60", "60", "5")
     assert {key: line["outcome"] for key, line in found.items()} == dict.fromkeys(right, "right") | {
@@ -111,7 +114,7 @@ def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[Module
     assert {line["outcome"] for line in found.values()} == {"not run"}
     text = modules[1].table(modules[1].read_lines([tmp_path / "lines.jsonl"]))
     assert text.startswith(f"{len(found)} launches: {len(found)} not run")
-    assert text.count("\n| spatial.filter_values | outputs 8, width") == 2
+    assert text.count("\n| spatial.filter_axis | width") == 3
 
 
 def test_integers_are_equal_and_numbers_nearly(modules: tuple[ModuleType, ModuleType]) -> None:
