@@ -13,9 +13,7 @@ import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import Device
-from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
@@ -70,7 +68,6 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_grids(engine, logits, image)
-    _run_direct_sums(watched, image, mask)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask)
@@ -151,18 +148,6 @@ def _run_volumes(engine: Any, image: Any, mask: Any) -> None:
         model = MeanFieldSpec(weights, penalty, 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
         kernels.run(logits, model)
         kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
-
-
-def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
-    """With tiles and without, whichever the engine would choose."""
-    with device.active():
-        voxels = Voxels(device, SHAPE, SPACING, mask)
-        bilateral = BilateralInput(voxels, device.upload(image), [1.2] * 3, [0.4] * 4)
-        values = device.xp.ones((1, voxels.num_voxels, 4), dtype=np.float32)
-        for plain in (ExactFilter, TruncatedFilter):
-            for tiled in (False, True):
-                total = device.xp.zeros_like(values)
-                plain(bilateral, tiled=tiled).accumulate(values, None, None, device.xp.ones((1, 4), dtype=np.float32), total)
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:

@@ -33,12 +33,12 @@ def bytes_a_step(spec: WorkloadSpec, num_voxels: int, vertices: int) -> float:
     corners = spec.num_modalities + len(spec.grid_shape) + 1
     width = row_width(spec.num_labels - 1)
     row = 4.0 * width
-    splat = num_voxels * (8.0 * corners + row) + vertices * row
+    splat = num_voxels * (6.0 * corners + row + 4.0) + vertices * (row + 8.0)
     blur = corners * vertices * (8.0 + 2.0 * row)
-    slicing = num_voxels * (6.0 * corners + 4.0) + vertices * row  # in the update, to which the spatial kernel hands its message
+    slicing = num_voxels * (6.0 * corners + row + 4.0) + vertices * row
     box = float(np.prod(spec.grid_shape)) if spec.brain != "mask" else num_voxels * 6.0 / np.pi
-    numbers = 8.0 * box if spec.brain == "mask" else 0.0
-    spatial = 2.0 * (len(spec.grid_shape) - 1.0) * box * row + num_voxels * (2.0 * row + 8.0) + numbers
+    numbers = 4.0 * len(spec.grid_shape) * box if spec.brain == "mask" else 0.0
+    spatial = 2.0 * (len(spec.grid_shape) - 1.0) * box * row + num_voxels * (3.0 * row + 8.0) + numbers
     update = num_voxels * (4.0 * spec.num_labels + 3.0 * row + 12.0)
     return splat + blur + slicing + spatial + update
 

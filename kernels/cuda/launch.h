@@ -130,12 +130,6 @@ struct alignas(Width * sizeof(Real) >= 16 ? 16 : Width * sizeof(Real)) Row {
     Real value[Width];
 };
 
-// Features of a voxel side by side. Three or more are padded with zeros to whole loads of 16 bytes (32 in double
-// precision).
-CRF_HD constexpr int padded_count(int count) { return count <= 2 ? count : (count + 3) / 4 * 4; }
-template <int Count>
-using Features = Row<padded_count(Count)>;
-
 template <int Width>
 CRF_D Row<Width> zero_row() {
     Row<Width> row;
@@ -151,29 +145,12 @@ CRF_D void add_scaled(Row<Width>& to, Row<Width> from, Real factor) {
     for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
 }
 
-// 2^-(distance + |a - b|^2): both parts of a distance squared, in units in which the weight is a power of two.
-template <int Count>
-CRF_D Real weight_of(Real distance, Features<Count> a, Features<Count> b) {
-    CRF_UNROLL
-    for (int f = 0; f < Count; ++f) {
-        const Real difference = a.value[f] - b.value[f];
-        distance += difference * difference;
-    }
-    return power_of_two(-distance);
-}
-
-// to += channel_weight * factor * from.
-template <int Width>
-CRF_D void add_weighted(Row<Width>& to, Row<Width> from, Real factor, const Real* channel_weight) {
-    CRF_UNROLL
-    for (int c = 0; c < Width; ++c) to.value[c] += channel_weight[c] * factor * from.value[c];
-}
-
 // sum[n] += channel_weight * factor * from; without `adds`, what was there is not read.
 template <int Width>
 CRF_D void put_weighted(Row<Width>* sum, int64 n, Row<Width> from, Real factor, const Real* channel_weight, int adds) {
     Row<Width> out = adds ? sum[n] : zero_row<Width>();
-    add_weighted(out, from, factor, channel_weight);
+    CRF_UNROLL
+    for (int c = 0; c < Width; ++c) out.value[c] += channel_weight[c] * factor * from.value[c];
     sum[n] = out;
 }
 

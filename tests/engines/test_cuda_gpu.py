@@ -64,7 +64,7 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine: CudaBackend, num_
             names = ("vertex_low", "corner_vertex", "corner_weight", "after", "before")
             arrays = {name: getattr(lattice, name) for name in names}
             arrays |= {name: getattr(lattice.lists, name) for name in ("entry_voxel", "entry_weight")}
-            for level, pieces in enumerate((lattice.lists.segments, *lattice.lists.levels)):
+            for level, pieces in enumerate((lattice.lists.pieces, *lattice.lists.levels)):
                 arrays |= {f"begin {level}": pieces.begin, f"row {level}": pieces.row}
             lattices.append({name: device.download(array) for name, array in arrays.items()})
     for name, expected in lattices[1].items():

@@ -138,16 +138,16 @@ def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type, p
 def test_memory_that_no_kernel_may_have_is_seen(device: StrictDevice) -> None:
     """The host's, rows at an odd place, and the host's among the device's in arithmetic."""
     xp = device.xp
-    rows, index, out = xp.zeros((5, 4), dtype=np.float32), xp.arange(4, dtype=np.int64), xp.zeros((4, 6), dtype=np.float32)
-    constants = {"CRF_WIDTH": 4}
-    device.launch("voxels", "scatter_rows", constants, 4, rows[1:], 4, index, 4, 6, out)
+    rows, begin, row = xp.zeros((5, 4), dtype=np.float32), xp.arange(2, dtype=np.uint32), xp.zeros(1, dtype=np.uint32)
+    piece = ("lattice", "sum_pieces", {"CRF_WIDTH": 4}, 1, begin, row, 1)
+    device.launch(*piece, rows[1:])
     with pytest.raises(StrictError, match="not in the device's memory"):
-        device.launch("voxels", "scatter_rows", constants, 4, np.zeros((4, 4), np.float32), 4, index, 4, 6, out)
+        device.launch(*piece, np.zeros((4, 4), np.float32))
     odd = xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4)
     with pytest.raises(StrictError, match="rows need 16"):
-        device.launch("voxels", "scatter_rows", constants, 4, odd, 4, index, 4, 6, out)
+        device.launch(*piece, odd)
     with pytest.raises(StrictError, match="an array of the host"):
-        out + np.ones((4, 6), np.float32)
+        rows + np.ones((5, 4), np.float32)
 
 
 def test_writing_beyond_an_array_is_seen() -> None:

@@ -55,34 +55,6 @@ const char* run(void (*kernel)(Parameters...), long long num_items, int num_work
     return run_each(kernel, num_items, num_workers, arguments, std::index_sequence_for<Parameters...>{});
 }
 
-// ---- Half precision --------------------------------------------------------------------------------------------------------------
-
-// The bits of the nearest number in half precision, ties to even; infinity from 65520 on.
-inline unsigned short half_of(float x) {
-    unsigned bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const unsigned sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<unsigned short>(sign | 0x7e00u);
-    if (magnitude >= 0x47800000u) return static_cast<unsigned short>(sign | 0x7c00u);
-    // With its leading one, in units of the last place that half precision has there: 2^-24, or ten places below the leading one.
-    const int exponent = static_cast<int>(magnitude >> 23);
-    const unsigned significand = (magnitude & 0x7fffffu) | (exponent > 0 ? 0x800000u : 0u);
-    const int dropped = exponent >= 113 ? 13 : 126 - exponent;
-    if (dropped > 24) return static_cast<unsigned short>(sign);
-    const unsigned kept = significand >> dropped, rest = significand & ((1u << dropped) - 1u), half = 1u << (dropped - 1);
-    const unsigned rounded = kept + (rest > half || (rest == half && (kept & 1u)) ? 1u : 0u);
-    // The leading one, and what rounding carries into it, counts the exponent up.
-    return static_cast<unsigned short>(sign | (exponent >= 113 ? (static_cast<unsigned>(exponent - 113) << 10) + rounded : rounded));
-}
-
-inline float single_of(unsigned short half) {
-    const int exponent = half >> 10 & 0x1f;
-    const float significand = static_cast<float>(half & 0x3ff);
-    float x = exponent == 0 ? std::ldexp(significand, -24) : std::ldexp(significand + 1024.0f, exponent - 25);
-    if (exponent == 31) x = significand == 0.0f ? HUGE_VALF : NAN;
-    return half & 0x8000 ? -x : x;
-}
-
 // ---- Blocks ----------------------------------------------------------------------------------------------------------------------
 
 // The thread to run next; -1 after the last one. With several workers, each runs the threads in a different scrambled order.

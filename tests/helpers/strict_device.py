@@ -119,7 +119,7 @@ class StrictDevice(cuda_shim.ShimDevice):
                 raise StrictError(f"{where} is not in the device's memory")
             _refuse_host(argument, where)
             alignment = argument.dtype.itemsize
-            if parameter.row is not None:
+            if parameter.is_rows:
                 alignment = min(16, alignment * argument.shape[-1])
             if argument.ctypes.data % alignment:
                 raise StrictError(f"{where} lies {argument.ctypes.data % 256} bytes behind a multiple of 256; its rows need {alignment}")

@@ -38,11 +38,14 @@ def modules() -> Iterator[tuple[ModuleType, ...]]:
 
 
 def _cases(device: Any) -> None:
-    """Filtering with a spatial kernel, in a mask and everywhere: eight kernels, most with rows of one and of two channels."""
+    """Filterings with direct sums and with a spatial kernel: three kernels, with rows of one, two and four channels."""
     rng = np.random.default_rng(3)
-    kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7)),), "symmetric", "auto", num_labels=3, num_iterations=1)
-    for mask in (rng.random((5, 4, 7)) < 0.7, None):
-        CudaBackend(device).message(rng.random((2, 5, 4, 7), dtype=np.float32), None, mask, (1.0, 0.8, 1.5), kernels)
+    mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
+    for filter_name, theta_beta in (("exact", (0.4,)), ("truncated", (0.4,)), ("auto", None)):
+        kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7), theta_beta),), "symmetric", filter_name, num_labels=3, num_iterations=1)
+        for num_channels in (2, 3):
+            values = rng.random((num_channels, 5, 4, 7), dtype=np.float32)
+            CudaBackend(device).message(values, image, mask, (1.0, 0.8, 1.5), kernels)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +98,12 @@ def test_faults_cost_no_other_line(play: Any, modules: tuple[ModuleType, ...], t
     assert {line["outcome"] for line in right.values()} == {"right"}
     assert all(line["microseconds"] > 0.0 and line["difference"] < 1e-6 for line in right.values())
     planted = {
-        ("filter_values", 2): ("sticky", "crash", "illegal memory access"),
-        ("filter_near_axis", 2): ("wrong", "wrong", "numbers of argument 6 (to, float32) differ"),
-        ("filter_near_axis_to_voxels", 2): ("outside", "wrong", "it writes outside of its arrays"),
-        ("normalizer", 1): ("compile", "compile error", "identifier is undefined"),
-        ("gather_rows", 2): ("hang", "hang", "no answer in 5 s"),
-        ("scatter_rows", 2): ("crash", "crash", "the process ended"),
+        ("filter_axis", 2): ("sticky", "crash", "illegal memory access"),
+        ("filter_all_pairs", 2): ("wrong", "wrong", "numbers of argument 6 (sum, float32) differ"),
+        ("filter_window", 2): ("outside", "wrong", "it writes outside of its arrays"),
+        ("filter_window", 1): ("compile", "compile error", "identifier is undefined"),
+        ("filter_axis", 1): ("hang", "hang", "no answer in 5 s"),
+        ("filter_all_pairs", 4): ("crash", "crash", "the process ended"),
     }
     found = play({f"{kernel} {width}": fault for (kernel, width), (fault, _, _) in planted.items()}, "--limits", "60", "5")
     outcomes = {key: outcome for key, (_, outcome, _) in planted.items()}
@@ -128,8 +131,7 @@ def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[Module
     assert {line["outcome"] for line in found.values()} == {"not run"}
     text = modules[2].kernels(modules[1].read_lines([tmp_path / "lines.jsonl"]))
     assert text.startswith(f"{len(found)} launches: {len(found)} not run")
-    assert text.count("\n| spatial.filter_values | outputs 8, width") == sum(key[0] == "filter_values" for key in found)
-    assert "\n| spatial.filter_values | outputs 8, width 1, no scale, no number | not run |" in text
+    assert text.count("\n| spatial.filter_axis | width") == sum(key[0] == "filter_axis" for key in found)
 
 
 def test_a_player_that_is_killed_leaves_no_process(
@@ -137,7 +139,7 @@ def test_a_player_that_is_killed_leaves_no_process(
 ) -> None:
     """Its process hangs in a kernel, and is in a group of its own."""
     play({}, "--seconds", "0")  # for its environment
-    monkeypatch.setenv("REPLAY_FAULTS", json.dumps({"gather_rows 2": "hang"}))
+    monkeypatch.setenv("REPLAY_FAULTS", json.dumps({"filter_axis 1": "hang"}))
     player = subprocess.Popen([sys.executable, modules[1].__file__, str(record)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started = tmp_path / "started"
     for _ in range(600):

@@ -19,7 +19,6 @@ from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
 
@@ -111,7 +110,6 @@ class CudaBackend:
         threads: int | None = None,
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
-        require_single(spec.precision, "a single message")
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         with self._lock, self.device.active(), capacity(values.shape):
@@ -122,42 +120,16 @@ class CudaBackend:
             guide = device.upload(np.asarray(values[:0] if image is None else image, dtype=np.float32))
             plain = build_filter(voxels, guide, wanted, spec.filter, num_channels, 1)
             kernel = normalized(plain, voxels, spec.normalization)
-            width = row_width(num_channels)
-            channels = device.upload(np.asarray(values, dtype=np.float32))
-            rows = device.xp.empty((num_row_groups(num_channels), voxels.num_voxels, width), dtype=np.float32)
-            constants = {"CRF_WIDTH": width}
-            for g, group in enumerate(rows):
-                part = channels[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "gather_rows",
-                    constants,
-                    voxels.num_voxels,
-                    part,
-                    voxels.grid_size,
-                    len(part),
-                    voxels.grid_index,
-                    voxels.num_voxels,
-                    group,
-                )
-            total = device.xp.zeros_like(rows)
+            width, xp = row_width(num_channels), device.xp
+            channels = device.upload(np.asarray(values, dtype=np.float32)).reshape(num_channels, -1)
+            rows = xp.zeros((num_row_groups(num_channels), voxels.num_voxels, width), dtype=np.float32)
+            total, out = xp.zeros_like(rows), xp.zeros_like(channels)
+            for c, channel in enumerate(channels):
+                rows[c // width, :, c % width] = channel[voxels.grid_index]
             kernel.accumulate(rows, device.upload(grouped(np.ones(num_channels, dtype=np.float32), width)), total)
-            out = device.xp.zeros_like(channels)
-            for g, group in enumerate(total):
-                part = out[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "scatter_rows",
-                    constants,
-                    voxels.num_voxels,
-                    group,
-                    voxels.num_voxels,
-                    voxels.grid_index,
-                    len(part),
-                    voxels.grid_size,
-                    part,
-                )
-            return device.download(out)
+            for c, channel in enumerate(out):
+                channel[voxels.grid_index] = total[c // width, :, c % width]
+            return device.download(out.reshape(values.shape))
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`. Computed on the host, as what follows."""

@@ -23,7 +23,6 @@ from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
@@ -131,7 +130,6 @@ class CudaKernels:
         """Return the gradients of a loss; see `Kernels.backward`."""
         if spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        require_single(self._spec.precision, "the backward pass")
         spec = spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
