@@ -333,12 +333,14 @@ def test_a_file_of_parameters_is_never_replaced(folders, tmp_path):
     assert "the summary would replace a file of this run" in result.stderr
     assert own.read_text() == text
     folders.output.mkdir()
-    odd = folders.output / "good.nii.gz"
-    odd.write_text(text)
-    result = run_here("infer", *folders.arguments, "-c", odd)
-    assert result.status == 1
-    assert "would replace an input" in result.stderr
-    assert odd.read_text() == text
+    for name, options in (("good.nii.gz", ()), ("good_probabilities.nii.gz", ("--save-probabilities",))):
+        odd = folders.output / name
+        odd.write_text(text)
+        result = run_here("infer", *folders.arguments, "-c", odd, *options)
+        assert result.status == 1
+        assert "would replace an input" in result.stderr
+        assert odd.read_text() == text
+        odd.unlink()
 
 
 @pytest.mark.parametrize("end", [".mhd", ".nhdr"])

@@ -43,6 +43,14 @@ def content(summary: Path) -> dict:
     return json.loads(summary.read_text())
 
 
+def test_a_file_that_was_cut_off_is_written_again(folders, summary):
+    assert infer(folders, summary, "--save-probabilities").status == 0
+    for path in (folders.output / "a.nii.gz", folders.output / "b_probabilities.nii.gz"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert infer(folders, summary, "--save-probabilities", "--continue").status == 0
+    assert [case["status"] for case in content(summary)["cases"]] == ["done", "done", "skipped"]
+
+
 def test_skipped_cases_keep_what_is_known_of_them(folders, summary):
     """Through several runs, and in the table on standard output too."""
     assert infer(folders, summary, "--save-probabilities").status == 0

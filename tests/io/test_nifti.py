@@ -148,6 +148,11 @@ def test_scaling_is_applied_as_nibabel_does(stored, slope, inter, tmp_path):
         np.testing.assert_array_equal(io.read_volume(path).data, expected)
 
 
+def test_a_large_intercept_cancels_no_digits(tmp_path):
+    path = save_nifti(tmp_path / "image.nii", numbers((7, 5, 6), dtype=np.int32) + (1 << 26), slope=1.0, inter=-float(1 << 26))
+    np.testing.assert_array_equal(io.read_volume(path).data, numbers((7, 5, 6)))
+
+
 @pytest.mark.parametrize(
     "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
 )
