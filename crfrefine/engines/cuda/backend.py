@@ -128,35 +128,15 @@ class CudaBackend:
             constants = {"CRF_WIDTH": width}
             for g, group in enumerate(rows):
                 part = channels[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "gather_rows",
-                    constants,
-                    voxels.num_voxels,
-                    part,
-                    voxels.grid_size,
-                    len(part),
-                    voxels.grid_index,
-                    voxels.num_voxels,
-                    group,
-                )
+                given = (part, voxels.grid_size, len(part), voxels.grid_index, voxels.num_voxels, group)
+                device.launch("voxels", "gather_rows", constants, voxels.num_voxels, *given)
             total = device.xp.zeros_like(rows)
             kernel.accumulate(rows, device.upload(grouped(np.ones(num_channels, dtype=np.float32), width)), total)
             out = device.xp.zeros_like(channels)
             for g, group in enumerate(total):
                 part = out[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "scatter_rows",
-                    constants,
-                    voxels.num_voxels,
-                    group,
-                    voxels.num_voxels,
-                    voxels.grid_index,
-                    len(part),
-                    voxels.grid_size,
-                    part,
-                )
+                given = (group, voxels.num_voxels, voxels.grid_index, len(part), voxels.grid_size, part)
+                device.launch("voxels", "scatter_rows", constants, voxels.num_voxels, *given)
             return device.download(out)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
