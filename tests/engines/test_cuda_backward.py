@@ -134,17 +134,6 @@ def test_features_that_are_filtered_together_have_the_bits_of_single_ones(
             np.testing.assert_array_equal(getattr(other, name), getattr(found[0], name), err_msg=name)
 
 
-@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_gradients_are_the_same_bits_whatever_the_order_of_threads(filter_name: str, num_workers: int) -> None:
-    problem = Problem(5, dtype=np.float32, grid_shape=(11, 13, 9))
-    (_, found), (_, expected) = (
-        problem.gradients(cuda_shim.shim_backend(num_workers=workers), filter_name) for workers in (num_workers, 1)
-    )
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-
-
 class OnDevice:
     """An array that is on the device already, as a tensor is."""
 

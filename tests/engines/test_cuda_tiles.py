@@ -1,13 +1,14 @@
 """The GPU engine's direct sums in tiles that the threads of a block share: against brute force, in any order, and with nothing left out.
 
-The kernels run as C++; kernels/cuda/emulation.h watches what their threads share.
+The kernels run as C++ (tests/helpers/cuda_shim.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -17,7 +18,7 @@ from oracles import Case, brute_force_kernel, one_kernel, random_case
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import window
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter, window_radius
-from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source
 from crfrefine.engines.cuda.truncated import TiledWindow
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.engines.cuda.window import (
@@ -36,10 +37,8 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 ROUNDING = {np.float32: 3e-6, np.float64: 1e-13}
 
 
-def _input(
-    case: Case, theta_alpha: float | Sequence[float], theta_beta: float, dtype: type = np.float32, num_workers: int = 1
-) -> BilateralInput:
-    voxels = Voxels(cuda_shim.ShimDevice(num_workers=num_workers), case.image.shape[1:], case.spacing, case.mask)
+def _input(case: Case, theta_alpha: float | Sequence[float], theta_beta: float, dtype: type = np.float32, **options: Any) -> BilateralInput:
+    voxels = Voxels(cuda_shim.ShimDevice(**options), case.image.shape[1:], case.spacing, case.mask)
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
     return BilateralInput(voxels, case.image.astype(dtype), alphas, [theta_beta] * len(case.image))
 
@@ -119,19 +118,6 @@ def test_a_single_voxel_sends_to_itself(tiled: bool) -> None:
         for plain in (TruncatedFilter(bilateral, tiled=tiled), ExactFilter(bilateral, tiled=tiled)):
             given, found = _filtered(plain, int(mask.sum()), 3, np.float32)
             np.testing.assert_allclose(found, given, rtol=ROUNDING[np.float32])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("build", [ExactFilter, TruncatedFilter])
-def test_sums_are_the_same_bits_whatever_the_order_of_threads(build: Callable[..., ExactFilter | TruncatedFilter], dtype: type) -> None:
-    """Blocks and, inside each phase, their threads: in order, twice; in reverse; three blocks at once, with threads in disorder."""
-    case = random_case(3, 2, masked=True, grid_shape=(3, 18, 37))
-    results = []
-    for num_workers in (1, 1, 0, 3):
-        bilateral = _input(case, 1.2, 0.25, dtype, num_workers)
-        results.append(_filtered(build(bilateral, tiled=True), bilateral.voxels.num_voxels, 4, dtype)[1])
-    for other in results[1:]:
-        np.testing.assert_array_equal(other, results[0])
 
 
 def test_a_slab_that_does_not_fit_is_loaded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,54 +232,7 @@ def test_the_engines_agree_where_tiles_are_taken() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-# ---- What the emulation notices ------------------------------------------------------------------------------------------------------
-
-_EXACT = {"CRF_WIDTH": 4, "CRF_FEATURES": 3, "CRF_THREADS": 64, "CRF_SENDERS": 64}
-_SHARE = "CRF_SHARED(float, shared, CRF_THREADS); CRF_PER_THREAD(float, own);"
-
-# Bodies of a block of 64 threads that writes to `out`, and the fault in them.
-FAULTS = {
-    "none": ("CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[63 - t]; }", None),
-    "none, a thread's own": ("CRF_PHASE(t) { shared[t] = float(t); out[63 - t] = shared[t]; }", None),
-    "none, twice": (
-        "for (int i = 0; i < 2; ++i) { CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { if (i == 1) out[t] = shared[63 - t]; } }",
-        None,
-    ),
-    "a barrier is missing": ("CRF_PHASE(t) { shared[t] = float(t); out[t] = shared[63 - t]; }", "read"),
-    "a barrier is missing before the next write": (
-        "CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[63 - t]; shared[t] = 0.0f; }",
-        "another thread",
-    ),
-    "two threads write": ("CRF_PHASE(t) { shared[t / 2] = float(t); out[t] = 0.0f; }", "written by two threads"),
-    "nobody has written": ("CRF_PHASE(t) { if (t > 0) shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[t]; }", "nobody has written"),
-    "a place too far": ("CRF_PHASE(t) { shared[t + 1] = float(t); } CRF_PHASE(t) { out[t] = 0.0f; }", "outside"),
-    "between phases": ("CRF_PHASE(t) { shared[t] = out[t] = float(t); } out[0] = shared[0];", "between phases"),
-    "another's own": ("CRF_PHASE(t) { own[t] = float(t); } CRF_PHASE(t) { out[t] = own[63 - t]; }", "another thread"),
-}
-
-
-def _planted() -> KernelSource:
-    """All of them in one source, as kernels of their own."""
-    base = kernel_source("exact_tiles", _EXACT)
-    bodies = (f"CRF_BLOCK_KERNEL(planted_{i}, float* out) {{ {_SHARE} {body} }}" for i, (body, _) in enumerate(FAULTS.values()))
-    text = "\n".join([base.text, "namespace crf {", *bodies, "}", ""])
-    parameter = Parameter("out", np.dtype(np.float32), is_array=True, row=None)
-    return KernelSource("planted", text, {f"planted_{i}": (parameter,) for i in range(len(FAULTS))}, ())
-
-
-@pytest.mark.parametrize("num_workers", [1, 0, 3], ids=["in order", "in reverse", "in disorder"])
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_noticed(name: str, num_workers: int) -> None:
-    """Whatever order the threads of a phase run in; and nothing else is called a fault."""
-    out = np.full(64, np.nan, dtype=np.float32)
-    kernel, (_, fault) = f"planted_{list(FAULTS).index(name)}", FAULTS[name]
-    if fault is None:
-        cuda_shim.run_kernel(_planted(), kernel, {}, 1, (out,), num_workers=num_workers)
-        np.testing.assert_array_equal(out, np.arange(63, -1, -1))
-    else:
-        with pytest.raises(cuda_shim.KernelFaultError, match=fault):
-            cuda_shim.run_kernel(_planted(), kernel, {}, 1, (out,), num_workers=num_workers)
-
+# ---- What the watched emulation notices ----------------------------------------------------------------------------------------------
 
 # What is changed in the tiled kernels, and the fault that must come of it.
 MUTATIONS = {
@@ -312,7 +251,7 @@ MUTATIONS = {
 }
 
 
-# What the emulation cannot know to be wrong, as each place is written and read in due order.
+# What the watch cannot know to be wrong, as each place is written and read in due order.
 WRONG_SUMS = {
     "a column too few": ("window_tiles", "columns = kLanes - 1 + steps", "columns = kLanes - 2 + steps"),
     "the surroundings are one row off": ("window_tiles", "y = first_y - radius_y + row", "y = first_y - radius_y + row + 1"),
@@ -320,7 +259,7 @@ WRONG_SUMS = {
 }
 
 
-def _mutated(monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str) -> tuple[np.ndarray, np.ndarray]:
+def _mutated(monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the tiles of a changed kernel add up, and what they should."""
 
     def changed(source: str, constants: dict[str, int]) -> KernelSource:
@@ -330,7 +269,7 @@ def _mutated(monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str) -> 
         assert found.text.count(old) == 1
         return dataclasses.replace(found, text=found.text.replace(old, new))
 
-    bilateral = _input(random_case(3, 2, grid_shape=(2, 32, 64)), 1.2, 0.25)
+    bilateral = _input(random_case(3, 2, grid_shape=(2, 32, 64)), 1.2, 0.25, **options)
     build = {"window_tiles": TruncatedFilter, "exact_tiles": ExactFilter}[name]
     expected = _filtered(build(bilateral, tiled=False), bilateral.voxels.num_voxels, 4, np.float32)[1]
     monkeypatch.setattr(cuda_shim, "kernel_source", changed)
@@ -339,9 +278,9 @@ def _mutated(monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str) -> 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_fault_in_the_tiled_kernels_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the emulation alone: the sums are not looked at."""
+    """By the watch alone: the sums are not looked at."""
     with pytest.raises(cuda_shim.KernelFaultError):
-        _mutated(monkeypatch, *MUTATIONS[name])
+        _mutated(monkeypatch, *MUTATIONS[name], is_watched=True)
 
 
 @pytest.mark.parametrize("name", WRONG_SUMS)

@@ -112,13 +112,6 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path
     assert "==== after: done, status 0\n2\n" in log.read_text(encoding="utf-8")
 
 
-@needs_compiler
-def test_every_kernel_is_run_for_the_sanitizer(load: Any) -> None:
-    """A new kernel must not go unwatched."""
-    module = load("gpu_every_kernel")
-    assert module.every_kernel() - module.run_all(cuda_shim.ShimDevice()) == set()
-
-
 def test_the_tests_of_the_gpu_are_there(load: Any) -> None:
     """All files that have one, and no other."""
     listed = load("gpu_steps").TESTS
