@@ -40,7 +40,7 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,6 +50,7 @@ help:
 	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
+	@echo 'make test-gpu-emulated  the tests of the GPU engine that need no GPU, with each access to memory watched and a GPU'\''s arithmetic (minutes)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
 	@echo 'make fuzz      damaged files for every reader, wrong calls and odd models for the engine (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
@@ -189,6 +190,11 @@ sanitize-address sanitize-thread: sanitize-%: sanitized-engines $(VENV)/tools.st
 
 sanitized-engines: $(PACKAGE)
 	STRICT=$(STRICT) $(ASIDE) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
+
+# The GPU engine's kernels as C++ (tests/helpers/cuda_shim.py), all launches watched: threads that get in each other's way, memory beyond arrays
+# or never written; and a GPU's arithmetic against all tolerances.
+test-gpu-emulated: $(VENV)/train.stamp
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_WATCHED=1 $(BIN)/pytest $(PYTEST_ARGS) -k cuda tests/engines tests/layer
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp

@@ -228,20 +228,6 @@ def test_the_lattice_does_not_depend_on_who_comes_first(spread: tuple[float, flo
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
-@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
-def test_results_are_the_same_bits_whatever_the_order_of_threads(filter_name: str, num_workers: int) -> None:
-    """Logits and energies: no sum is taken in the order in which threads arrive, nothing is read while another thread writes it."""
-    case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(11, 8, 14))
-    parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__tolerance=1e-7)
-    plain, other = (
-        cuda_shim.shim_backend(num_workers=workers).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
-        for workers in (1, num_workers)
-    )
-    np.testing.assert_array_equal(other.logits, plain.logits)
-    assert other.energy == plain.energy
-
-
 def test_long_lists_are_a_tree() -> None:
     """With positions and intensities out of play all voxels hang on a few vertices: no thread adds up more than a few of them."""
     case = random_case(3, num_modalities=1, grid_shape=(17, 29, 47))

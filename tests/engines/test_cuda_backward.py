@@ -116,17 +116,6 @@ def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch: 
     assert_close(problem.gradients(cuda_shim.shim_backend(), filter_name)[1], expected, 1e-12)
 
 
-@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_gradients_are_the_same_bits_whatever_the_order_of_threads(filter_name: str, num_workers: int) -> None:
-    problem = Problem(5, dtype=np.float32, grid_shape=(11, 13, 9))
-    (_, found), (_, expected) = (
-        problem.gradients(cuda_shim.shim_backend(num_workers=workers), filter_name) for workers in (num_workers, 1)
-    )
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-
-
 class OnDevice:
     """An array that is on the device already, as a tensor is."""
 

@@ -1,12 +1,9 @@
-"""The GPU engine's direct sums and its spatial kernel against brute force, in any order of threads; and what the emulation notices.
-
-The kernels run as C++; kernels/cuda/emulation.h watches what threads of a block share.
-"""
+"""The GPU engine's direct sums and its spatial kernel against brute force; the kernels run as C++."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cuda_shim
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 from oracles import Case, brute_force_kernel, random_case
 
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
-from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source
+from crfrefine.engines.cuda.sources import kernel_source
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -23,10 +20,8 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 ROUNDING = {np.float32: 3e-6, np.float64: 1e-13}
 
 
-def _input(
-    case: Case, theta_alpha: float | Sequence[float], theta_beta: float, dtype: type = np.float32, num_workers: int = 1
-) -> BilateralInput:
-    voxels = Voxels(cuda_shim.ShimDevice(num_workers=num_workers), case.image.shape[1:], case.spacing, case.mask)
+def _input(case: Case, theta_alpha: float | Sequence[float], theta_beta: float, dtype: type = np.float32) -> BilateralInput:
+    voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
     return BilateralInput(voxels, case.image.astype(dtype), alphas, [theta_beta] * len(case.image))
 
@@ -105,68 +100,6 @@ def test_a_single_voxel_sends_to_itself() -> None:
             np.testing.assert_allclose(found, given, rtol=ROUNDING[np.float32])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("build", [ExactFilter, TruncatedFilter])
-def test_sums_are_the_same_bits_whatever_the_order_of_threads(build: Callable[..., ExactFilter | TruncatedFilter], dtype: type) -> None:
-    """In order, twice; in reverse; three at once."""
-    case = random_case(3, 2, masked=True, grid_shape=(3, 18, 37))
-    results = []
-    for num_workers in (1, 1, 0, 3):
-        bilateral = _input(case, 1.2, 0.25, dtype, num_workers)
-        results.append(_filtered(build(bilateral), bilateral.voxels.num_voxels, 4, dtype)[1])
-    for other in results[1:]:
-        np.testing.assert_array_equal(other, results[0])
-
-
-# ---- What the emulation notices ------------------------------------------------------------------------------------------------------
-
-_SUMS = {"CRF_THREADS": 64}
-_SHARE = "CRF_SHARED(float, shared, CRF_THREADS); CRF_PER_THREAD(float, own);"
-
-# Bodies of a block of 64 threads that writes to `out`, and the fault in them.
-FAULTS = {
-    "none": ("CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[63 - t]; }", None),
-    "none, a thread's own": ("CRF_PHASE(t) { shared[t] = float(t); out[63 - t] = shared[t]; }", None),
-    "none, twice": (
-        "for (int i = 0; i < 2; ++i) { CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { if (i == 1) out[t] = shared[63 - t]; } }",
-        None,
-    ),
-    "a barrier is missing": ("CRF_PHASE(t) { shared[t] = float(t); out[t] = shared[63 - t]; }", "read"),
-    "a barrier is missing before the next write": (
-        "CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[63 - t]; shared[t] = 0.0f; }",
-        "another thread",
-    ),
-    "two threads write": ("CRF_PHASE(t) { shared[t / 2] = float(t); out[t] = 0.0f; }", "written by two threads"),
-    "nobody has written": ("CRF_PHASE(t) { if (t > 0) shared[t] = float(t); } CRF_PHASE(t) { out[t] = shared[t]; }", "nobody has written"),
-    "a place too far": ("CRF_PHASE(t) { shared[t + 1] = float(t); } CRF_PHASE(t) { out[t] = 0.0f; }", "outside"),
-    "between phases": ("CRF_PHASE(t) { shared[t] = out[t] = float(t); } out[0] = shared[0];", "between phases"),
-    "another's own": ("CRF_PHASE(t) { own[t] = float(t); } CRF_PHASE(t) { out[t] = own[63 - t]; }", "another thread"),
-}
-
-
-def _planted() -> KernelSource:
-    """All of them in one source, as kernels of their own."""
-    base = kernel_source("sums", _SUMS)
-    bodies = (f"CRF_BLOCK_KERNEL(planted_{i}, float* out) {{ {_SHARE} {body} }}" for i, (body, _) in enumerate(FAULTS.values()))
-    text = "\n".join([base.text, "namespace crf {", *bodies, "}", ""])
-    parameter = Parameter("out", np.dtype(np.float32), is_array=True, is_rows=False)
-    return KernelSource("planted", text, {f"planted_{i}": (parameter,) for i in range(len(FAULTS))}, ())
-
-
-@pytest.mark.parametrize("num_workers", [1, 0, 3], ids=["in order", "in reverse", "in disorder"])
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_noticed(name: str, num_workers: int) -> None:
-    """Whatever order the threads of a phase run in; and nothing else is called a fault."""
-    out = np.full(64, np.nan, dtype=np.float32)
-    kernel, (_, fault) = f"planted_{list(FAULTS).index(name)}", FAULTS[name]
-    if fault is None:
-        cuda_shim.run_kernel(_planted(), kernel, {}, 1, (out,), num_workers=num_workers)
-        np.testing.assert_array_equal(out, np.arange(63, -1, -1))
-    else:
-        with pytest.raises(cuda_shim.KernelFaultError, match=fault):
-            cuda_shim.run_kernel(_planted(), kernel, {}, 1, (out,), num_workers=num_workers)
-
-
 # What is changed in kernels whose threads share memory, and must be noticed.
 MUTATIONS = {
     "threads without a number take part": ("sums", "if (thread >= half) continue;", ""),
@@ -179,19 +112,22 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_fault_in_what_threads_share_would_be_noticed(name: str) -> None:
-    """By the emulation alone: the sums are not looked at."""
+    """By the watch alone: the sums are not looked at."""
     source, old, new = MUTATIONS[name]
     constants = {"sums": {"CRF_THREADS": 64}, "products": {"CRF_ROWS": 3, "CRF_OTHERS": 2, "CRF_THREADS": 64, "CRF_TILE": 64}}[source]
     rows, others, parts = np.ones((3, 100), np.float32), np.ones((2, 100), np.float32), np.zeros(6 * 10)
     arguments = (parts, 30, np.zeros(2)) if source == "sums" else (rows, others, None, 100, 1, 1.0, parts)
     kernel = {"sums": "add_up", "products": "add_products"}[source]
     plain = kernel_source(source, constants)
-    cuda_shim.run_kernel(plain, kernel, constants, 1, arguments)
+    cuda_shim.run_kernel(plain, kernel, constants, 1, arguments, is_watched=True)
     assert plain.text.count(old) == 1
     with pytest.raises(cuda_shim.KernelFaultError):
-        cuda_shim.run_kernel(dataclasses.replace(plain, text=plain.text.replace(old, new)), kernel, constants, 1, arguments)
+        cuda_shim.run_kernel(
+            dataclasses.replace(plain, text=plain.text.replace(old, new)), kernel, constants, 1, arguments, is_watched=True
+        )
 
 
 # ---- Axes of the spatial kernel --------------------------------------------------------------------------------------------------------

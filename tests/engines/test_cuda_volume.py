@@ -74,17 +74,6 @@ def test_a_large_volume_is_summed_to_single_precision() -> None:
     np.testing.assert_allclose(sums.total(values), num_voxels * float(np.float32(0.1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
-def test_results_are_the_same_bits_whatever_the_order_of_threads(num_workers: int) -> None:
-    """Forward and backward."""
-    case = random_case(3, num_labels=9, masked=True, grid_shape=(11, 8, 14))
-    (plain, plain_grads), (other, grads) = (_run(cuda_shim.shim_backend(num_workers=workers), case) for workers in (1, num_workers))
-    np.testing.assert_array_equal(other.logits, plain.logits)
-    np.testing.assert_array_equal(other.volume_biases, plain.volume_biases)
-    np.testing.assert_array_equal(grads.logits, plain_grads.logits)
-    assert grads.volume_weight == plain_grads.volume_weight
-
-
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize("num_labels", [4, 9])
 def test_a_run_keeps_to_the_rules(keep: str, num_labels: int) -> None:

@@ -130,13 +130,6 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path
     assert "==== after: done, status 0\n2\n" in (tmp_path / "call.log").read_text(encoding="utf-8")
 
 
-@needs_compiler
-def test_every_kernel_is_run_for_the_sanitizer(load: Any) -> None:
-    """A new kernel must not go unwatched."""
-    module = load("gpu_every_kernel")
-    assert module.every_kernel() - module.run_all(cuda_shim.ShimDevice()) == set()
-
-
 def test_no_test_for_a_gpu_is_missed(load: Any, tmp_path: Path) -> None:
     """Call 2 has all files that `gpu_tests` finds; of a file that it does not find, or that has no marker, this very test run complains."""
     found = load("gpu_first_run").calls(tmp_path, tmp_path, [], tmp_path)[2]
