@@ -109,14 +109,18 @@ def test_asking_for_what_it_is_changes_nothing(files, tmp_path):
         pytest.param(["{logits}", "{logits}"], "is also the input", id="onto itself"),
         pytest.param(["{logits}", "{root}/nowhere/x.nii"], "there is no folder", id="no folder"),
         pytest.param(["{logits}", "{root}/x.nii", "--like", "{other}"], "not on the grid of --like", id="other grid"),
+        pytest.param(["{archive}", "{root}/x.nii", "--like", "{other}"], "not on the grid of --like", id="other grid of an archive"),
         pytest.param(["{float}", "{root}/x.nii"], "not a label map", id="an image"),
     ],
 )
 def test_bad_input(files, tmp_path, arguments, expected):
     other = save_nifti(tmp_path / "other.nii.gz", LABELS[:-1])
     floats = save_nifti(tmp_path / "float.nii.gz", LOGITS[..., 0])
+    archive = tmp_path / "archive.npz"
+    np.savez_compressed(archive, logits=LOGITS.T)
     before = files_in(tmp_path)
-    result = run_here("convert", *(text.format(**files, root=tmp_path, other=other, float=floats) for text in arguments))
+    places = {**files, "root": tmp_path, "other": other, "float": floats, "archive": archive}
+    result = run_here("convert", *(text.format(**places) for text in arguments))
     assert result.status == 1
     assert result.stdout == ""
     assert result.stderr.startswith("crfrefine: error: ")

@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the sources, and tells which of them the tests catch.
 
-    python tests/planted/run.py [--room io] [--only NAME] [--tests near|usual|all] [--every] [--record FILE]
+    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|usual|all] [--every] [--record FILE]
 
 The faults are in the .toml files beside this script: a text that occurs once in a file, and what a tired developer would make of it. The
 copy, with the compiled engine beside it, is made from the files that git knows, and the working tree is never changed. For a fault in
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGEST_SILENCE = 300.0
 # What is asked where the tests of a fault, and those of its room, do not catch it.
 NEXT_RING = ("cli", "infer", "engines")
-RINGS_HELP = "near: those named and, unless they catch it, those of the room; usual: then those of cli, infer and engines"
+RINGS_HELP = "those named with the fault; near: unless they catch it, the room's too; usual: then those of cli, infer and engines"
 # A fault's text is gone from the copy.
 NOT_ASKED = "project/test_planted.py"
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", re.MULTILINE)
@@ -191,7 +191,7 @@ def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
     """Tests to ask, one ring after the other until one of them catches the fault."""
     room = {"cpu": "engines", "cuda": "engines"}.get(fault.room, fault.room)
     rings = {"named": list(fault.tests)}
-    if (ROOT / "tests" / room).is_dir():
+    if tests != "named" and (ROOT / "tests" / room).is_dir():
         rings["room"] = [room]
     if tests == "usual":
         rings["next"] = [name for name in NEXT_RING if name != room]
@@ -244,7 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", action="append", help="faults of this room alone, such as io, cpu or cuda; repeatable")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault alone; repeatable")
-    parser.add_argument("--tests", choices=("near", "usual", "all"), default="usual", help=RINGS_HELP)
+    parser.add_argument("--tests", choices=("named", "near", "usual", "all"), default="usual", help=RINGS_HELP)
     parser.add_argument("--every", action="store_true", help="do not stop at the first failure: note all files that catch a fault")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as a table in Markdown, too")
