@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-from cuda_shim import ShimDevice, run_kernel
+from cuda_shim import FilledXp, ShimDevice, run_kernel
 
 from crfrefine.engines.cuda.cupy_device import BLOCK
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
@@ -33,8 +33,8 @@ from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arg
 MOST_BYTES = 48 << 20
 _ENOUGH = 1 << 19
 """Bytes of a launch: the first one below is kept, or else the smallest."""
-_UNWRITTEN = 0x55
-"""Each byte of new memory, so that a record is the same each time: as float32 1.5e13."""
+_UNWRITTEN = 0x55555555
+"""What new memory is full of, so that a record is the same each time: as float32 1.5e13."""
 
 
 class RecordingDevice(ShimDevice):
@@ -46,7 +46,7 @@ class RecordingDevice(ShimDevice):
 
     def __init__(self) -> None:
         super().__init__()
-        self.xp = _Xp()
+        self.xp = FilledXp(_UNWRITTEN)
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._last: dict[tuple[Any, ...], int] = {}
 
@@ -60,24 +60,6 @@ class RecordingDevice(ShimDevice):
             return
         self._last[key] = size
         self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
-
-
-class _Xp:
-    """numpy, whose new memory always holds the same."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def empty(self, *arguments: Any, **options: Any) -> Any:
-        return _filled(np.empty(*arguments, **options))
-
-    def empty_like(self, *arguments: Any, **options: Any) -> Any:
-        return _filled(np.empty_like(*arguments, **options))
-
-
-def _filled(array: NDArray[Any]) -> NDArray[Any]:
-    ctypes.memset(array.ctypes.data, _UNWRITTEN, array.nbytes)
-    return array
 
 
 def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:

@@ -186,10 +186,11 @@ def test_all_that_a_gpu_is_given_is_watched(runs: ModuleType) -> None:
     """The benchmarks' first contact with a GPU agrees with the CPU; the runs of all kernels leave out none of its kernels and constants."""
     with importing_from(BENCHMARKS) as load:
         cases = load("gpu_cases")
+        cases.SMALL = dict.fromkeys(cases.SMALL, (13, 9, 17))  # constants do not depend on it
         watched = runs.Watched(ShimDevice())
         for kind in cases.SMALL:
             for filter_name in ("exact", "truncated", "grid", "lattice"):
-                if filter_name != "grid" or kind == "CT":
+                if filter_name != "grid" or kind == "CT":  # of one or two modalities
                     entry = cases.contact(CudaBackend(watched), get_backend("cpu"), kind, filter_name)
                     assert "failed" not in entry, f"{kind}, {filter_name}: {entry}"
     covered = runs.run_all(ShimDevice())

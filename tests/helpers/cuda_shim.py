@@ -118,27 +118,18 @@ def _watch() -> Path:
     return _build("watch.so", text, *FLAGS, "-O2", "-shared")
 
 
+def library(source: KernelSource, *, is_watched: bool = False) -> ctypes.CDLL:
+    """The source's kernels, compiled."""
+    fuses = is_watched and "--fmad=false" not in source.options
+    text = source.text.replace("#include <emulation.h>\n", _emulation())
+    return _library(source.name, text, is_watched, "fast" if fuses else "off")
+
+
 @cache
-def _library(source: KernelText, *, is_watched: bool = False) -> ctypes.CDLL:
-    fuses = is_watched and not source.is_uncontracted
-    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={'fast' if fuses else 'off'}")
+def _library(name: str, text: str, is_watched: bool, contraction: str) -> ctypes.CDLL:
+    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={contraction}")
     libraries = (*_OWN_LIBRARIES, _watch()) if is_watched else ()
-    options = (*flags, "-shared", "-include", _standard_headers(flags))
-    return ctypes.CDLL(str(_build(f"{source.name}.so", source.text, *options, libraries=libraries)))
-
-
-class KernelText:
-    """A source that can be a key: two of the same text and options are the same."""
-
-    def __init__(self, source: KernelSource) -> None:
-        self.name, self.text = source.name, source.text.replace("#include <emulation.h>\n", _emulation())
-        self.is_uncontracted = "--fmad=false" in source.options
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KernelText) and (other.text, other.is_uncontracted) == (self.text, self.is_uncontracted)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+    return ctypes.CDLL(str(_build(f"{name}.so", text, *flags, "-shared", "-include", _standard_headers(flags), libraries=libraries)))
 
 
 def run_kernel(
@@ -170,7 +161,7 @@ def run_packed(
     cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
     held = [np.array(cell) for cell in cells]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-    run = getattr(_library(KernelText(source), is_watched=is_watched), f"launch_{kernel}")
+    run = getattr(library(source, is_watched=is_watched), f"launch_{kernel}")
     run.restype = ctypes.c_char_p
     with _WATCHING if is_watched else contextlib.nullcontext():
         if is_watched:
@@ -204,23 +195,25 @@ def _watch_library() -> ctypes.CDLL:
     return ctypes.CDLL(str(_watch()))
 
 
-class PoisonedXp:
-    """numpy, whose new memory is `POISON`."""
+class FilledXp:
+    """numpy, whose new memory is full of a number of 32 bits."""
+
+    def __init__(self, word: int) -> None:
+        self._word = word
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
     def empty(self, *arguments: Any, **options: Any) -> Any:
-        return _poisoned(np.empty(*arguments, **options))
+        return self._filled(np.empty(*arguments, **options))
 
     def empty_like(self, *arguments: Any, **options: Any) -> Any:
-        return _poisoned(np.empty_like(*arguments, **options))
+        return self._filled(np.empty_like(*arguments, **options))
 
-
-def _poisoned(array: NDArray[Any]) -> NDArray[Any]:
-    pattern = np.full(array.nbytes // 4 + 1, POISON, dtype=np.uint32)
-    ctypes.memmove(array.ctypes.data, pattern.ctypes.data, array.nbytes)
-    return array
+    def _filled(self, array: NDArray[Any]) -> NDArray[Any]:
+        words = np.full(array.nbytes // 4 + 1, self._word, dtype=np.uint32)
+        ctypes.memmove(array.ctypes.data, words.ctypes.data, array.nbytes)
+        return array
 
 
 class ShimDevice:
@@ -235,7 +228,7 @@ class ShimDevice:
         self._num_workers = num_workers
         self._is_watched = is_watched or all_are_watched()
         if self._is_watched:
-            self.xp = PoisonedXp()
+            self.xp = FilledXp(POISON)
         self._free_bytes = free_bytes
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import KernelText
 from script_imports import importing_from
 
 from crfrefine.engines.cuda.backend import CudaBackend
@@ -61,7 +60,7 @@ def play(modules: tuple[ModuleType, ...], record: Path, tmp_path: Path, monkeypa
 
     def run(faults: dict[str, str], *options: str) -> dict[tuple[Any, ...], Any]:
         sources = [kernel_source(launch["source"], launch["constants"]) for launch in modules[1].Record(record).launches]
-        libraries = {hashlib.sha256(source.text.encode()).hexdigest(): cuda_shim._library(KernelText(source))._name for source in sources}
+        libraries = {hashlib.sha256(source.text.encode()).hexdigest(): cuda_shim.library(source)._name for source in sources}
         monkeypatch.setenv("PYTHONPATH", str(SITE))  # CuPy and numpy, and nothing of the engine
         monkeypatch.setenv("REPLAY_LIBRARIES", json.dumps(libraries))
         monkeypatch.setenv("REPLAY_FAULTS", json.dumps(faults))
