@@ -24,6 +24,8 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 ASIDE := nice -n 10
 
 VENV := .venv
+# Levels of the engine. native: this machine's and the baseline; all: what the tests need, and from then on everything has.
+LEVELS := $(if $(filter test check,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
 WHEEL_TOOLS := build/wheel-tools
@@ -32,19 +34,23 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what is imported; pip would compile every file beforehand, on one core.
 INSTALL := $(PIP) install --quiet --no-compile
+# Prints groups of dependencies of pyproject.toml for `pip install -r`: the pip that a new environment has may be too old for --group.
+GROUPS := -c 'import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; print(*(line for name in sys.argv[1:] for line in groups[name]), sep="\n")'
+PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
-	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
-	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel, the site, sanitizers'
+	@echo 'make demo      .venv with the package built as a wheel and installed, then the main job on a phantom: masks, a picture and a table in demo/'
+	@echo 'make setup     .venv with the package and the tools of the tests'
+	@echo 'make test      setup with every level of the engine, then every check: formatting, lint, types, tests against the installed wheel, the site, sanitizers'
 	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
+	@echo 'make test-gpu-emulated  the tests of the GPU engine that need no GPU, with each access to memory watched and a GPU'\''s arithmetic (minutes)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
 	@echo 'make fuzz      damaged files for every reader, wrong calls and odd models for the engine (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
@@ -63,41 +69,47 @@ help:
 	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
-setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
+setup: $(PACKAGE) $(VENV)/viewer.stamp $(VENV)/tools.stamp
 
-# What builds the package, pinned; made anew when the list of tools changes. Of its own, so that `make -j 2` installs the other tools meanwhile.
+# One installation after the other, also with `make -j`: two at once would get in each other's way.
+
+# What builds the package, pinned; anew when the list of tools changes.
 $(VENV)/build.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "crfrefine needs Python 3.11 or later: make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -c constraints.txt --upgrade pip
-	$(INSTALL) -c constraints.txt --group build
-	touch $@
+	@echo 'setting up $(VENV): a few seconds'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(GROUPS) build | $(INSTALL) -c constraints.txt -r /dev/stdin
+	@touch $@
 
-# The package, built as users get it. The build folder is kept, so only changed C++ is compiled again.
-$(VENV)/wheel.stamp: $(VENV)/build.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
-	rm -rf dist
-	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=$(STRICT) --wheel-dir dist .
-	touch $@
+# The package, built as users get it. The build folder is kept, so only changed C++ is compiled again, and levels that are not there yet.
+$(VENV)/wheel-$(LEVELS).stamp: $(VENV)/build.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
+	@echo 'compiling the engine, what has changed of it: on two cores up to $(if $(filter native,$(LEVELS)),a minute and a half,two minutes)'
+	@rm -rf dist
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=$(STRICT) \
+	  --config-settings=cmake.define.CRFREFINE_LEVELS=$(LEVELS) --wheel-dir dist .
+	@touch $@
 
-# The tools, pinned.
-$(VENV)/tools.stamp: $(VENV)/build.stamp
-	$(INSTALL) -c constraints.txt --group dev
-	touch $@
-
-$(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/wheel.stamp
-	$(INSTALL) --no-deps --force-reinstall dist/*.whl
-	$(INSTALL) -c constraints.txt dist/*.whl
-	touch $@
-
-# torch, which training and its tests need and the demo does not. After the viewer: two installations at once would get in each other's way.
-$(VENV)/train.stamp: $(VENV)/package.stamp | $(VENV)/viewer.stamp
-	$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
-	touch $@
+$(PACKAGE): $(VENV)/wheel-$(LEVELS).stamp
+	@echo 'installing the package and what it needs: some seconds'
+	@$(PIP) uninstall --quiet --quiet --yes crfrefine
+	@$(INSTALL) -c constraints.txt dist/*.whl
+	@touch $@
 
 # The slice viewer of reports: one file of nilearn is read, so none of what nilearn runs on is needed.
-$(VENV)/viewer.stamp: $(VENV)/package.stamp
-	$(INSTALL) --no-deps -c constraints.txt nilearn
-	touch $@
+$(VENV)/viewer.stamp: constraints.txt | $(PACKAGE)
+	@$(INSTALL) --no-deps -c constraints.txt nilearn
+	@touch $@
+
+# The tools of `make test` and `make lint`, pinned.
+$(VENV)/tools.stamp: $(VENV)/build.stamp | $(VENV)/viewer.stamp
+	@echo 'installing the tools of the tests: a minute or two'
+	@$(BIN)/python $(GROUPS) test lint | $(INSTALL) -c constraints.txt -r /dev/stdin
+	@touch $@
+
+# torch, which training and its tests need and the demo does not.
+$(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
+	@$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
+	@touch $@
 
 # A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
 browser:
@@ -109,8 +121,8 @@ $(RELEASE_ENV)/tools.stamp: constraints.txt
 	$(RELEASE_ENV)/bin/python -m pip --disable-pip-version-check install --quiet build twine 'readme-renderer[md]' cffconvert
 	touch $@
 
-release-check: $(VENV)/package.stamp $(RELEASE_ENV)/tools.stamp
-	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python tests/helpers/release_check.py $(RELEASE_ENV)/bin/python
+release-check: $(PACKAGE) $(RELEASE_ENV)/tools.stamp
+	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python packaging/release_check.py $(RELEASE_ENV)/bin/python
 
 # Wheels for many systems; the compiler and what checks the wheels in an environment of their own.
 $(WHEEL_TOOLS)/tools.stamp: constraints.txt
@@ -119,25 +131,24 @@ $(WHEEL_TOOLS)/tools.stamp: constraints.txt
 	touch $@
 
 wheels: $(WHEEL_TOOLS)/tools.stamp
-	@PIP_CONSTRAINT=$(abspath constraints.txt) $(WHEEL_TOOLS)/bin/python tests/helpers/build_wheels.py $(WHEEL_TOOLS)/bin/python $(WHEEL_ARGS)
+	@PIP_CONSTRAINT=$(abspath constraints.txt) $(WHEEL_TOOLS)/bin/python packaging/build_wheels.py $(WHEEL_TOOLS)/bin/python $(WHEEL_ARGS)
 
 # A wheel for another Python than the one of .venv, to be carried elsewhere: make wheel-for PYTHON=python3.12
 wheel-for:
-	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheels .
+	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --config-settings=cmake.define.CRFREFINE_LEVELS=all --wheel-dir build/wheels .
 	@ls build/wheels/*.whl
 
-demo: setup
+demo: $(PACKAGE) $(VENV)/viewer.stamp
 	$(BIN)/crfrefine demo -o demo
 
-man: setup
+man: $(PACKAGE)
 	@mkdir -p build
 	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 # The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.
 $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --upgrade pip
-	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --group docs
+	$(DOCS_VENV)/bin/python $(GROUPS) docs | $(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r /dev/stdin
 	touch $@
 
 # Not --quiet: what is not shown is not counted as an error either.
@@ -160,7 +171,7 @@ check: setup $(VENV)/train.stamp browser
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
 # it is left out: only networks other than U-Nets need it.
-$(NNUNET_VENV)/nnunet.stamp: $(VENV)/package.stamp
+$(NNUNET_VENV)/nnunet.stamp: $(PACKAGE)
 	test -x $(NNUNET_VENV)/bin/python || $(PYTHON) -m venv $(NNUNET_VENV)
 	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]" pytest
 	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt nnunetv2
@@ -174,18 +185,23 @@ test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 # The engine compiled once for each set of sanitizers, into build/sanitize, and the tests that go through all of it; with `make -j 2` side by side.
 test-sanitizers: $(addprefix sanitize-,$(SANITIZE))
 
-sanitize-address sanitize-thread: sanitize-%: sanitized-engines
+sanitize-address sanitize-thread: sanitize-%: sanitized-engines $(VENV)/tools.stamp
 	STRICT=$(STRICT) $(ASIDE) sh tests/helpers/run_sanitizers.sh test $(abspath $(BIN)) $*
 
-sanitized-engines: $(VENV)/package.stamp
+sanitized-engines: $(PACKAGE)
 	STRICT=$(STRICT) $(ASIDE) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
+
+# The GPU engine's kernels as C++ (tests/helpers/cuda_shim.py), all launches watched: threads that get in each other's way, memory beyond arrays
+# or never written; and a GPU's arithmetic against all tolerances.
+test-gpu-emulated: $(VENV)/train.stamp
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_WATCHED=1 $(BIN)/pytest $(PYTEST_ARGS) -k cuda tests/engines tests/layer
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp
 	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
 
 # Damaged files for every reader of the installed package, and made-up grids and features for the engine.
-fuzz: $(VENV)/package.stamp
+fuzz: setup
 	PYTHONSAFEPATH=1 CRFREFINE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -p no:xdist tests/fuzz/test_engine.py
 	PYTHONSAFEPATH=1 $(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
 

@@ -1,8 +1,8 @@
-"""What `gpu_steps.py` asks of the GPU engine, one thing per process: it appends lines of JSON to the file that -o names, or prints them.
+"""What `gpu_first_run.py` asks of the GPU engine, one thing per process: lines of JSON, appended to the file that -o names, or printed.
 
 gpu.py environment               versions, machine and GPU
-gpu.py contact CASE FILTER       a small case, computed twice, against the CPU engine
-gpu.py time WORKLOAD             times, if the small case of that kind is right (--once: one run, for a profiler)
+gpu.py contact CASE WAY          a small case, computed twice, against the CPU engine, in a way of `gpu_cases.contact`
+gpu.py time WORKLOAD [FILTER]    times, if the small case of that kind is right (--once: one run, for a profiler)
 gpu.py refine WORKLOAD           crfrefine.refine from raw intensities to label maps
 gpu.py command WORKLOAD          crfrefine infer on files
 gpu.py peers                     the exact filter in plain PyTorch
@@ -11,7 +11,6 @@ gpu.py peers                     the exact filter in plain PyTorch
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,9 +24,8 @@ from typing import Any
 import environment
 import numpy as np
 from gpu_cases import CPU_THREADS, KIND_OF, SPECS, contact, parameters_of, run
-from gpu_peers import plain_torch
 from gpu_replay import append
-from gpu_times import describe_gpu, time_workload
+from gpu_times import plain_torch, time_workload, torch_with_gpu
 from workloads import make
 
 import crfrefine
@@ -46,11 +44,14 @@ def _engine(device: str) -> CudaBackend:
 def _environment(options: argparse.Namespace, keep: Keep) -> None:
     found = environment.describe("cupy-cuda13x", "cupy-cuda12x", "torch")
     keep({"environment": found, "cpu_threads": CPU_THREADS})  # whatever the GPU says
-    keep({"device": describe_gpu(_engine(options.device).device.xp)})
+    keep({"device": _engine(options.device).device.properties()})
 
 
 def _contact(options: argparse.Namespace, keep: Keep) -> None:
-    entry = contact(_engine(options.device), get_backend("cpu"), options.workload, options.filter)
+    if options.way == "layer" and isinstance(missing := torch_with_gpu(), str):
+        keep({"skipped": missing})
+        return
+    entry = contact(_engine(options.device), get_backend("cpu"), options.workload, options.way)
     keep(entry)
     if "failed" in entry:
         raise SystemExit(entry["failed"])
@@ -59,12 +60,12 @@ def _contact(options: argparse.Namespace, keep: Keep) -> None:
 def _time(options: argparse.Namespace, keep: Keep) -> None:
     gpu, spec = _engine(options.device), SPECS[options.workload]
     if options.once:
-        run(gpu, spec, make(spec), parameters_of(spec, num_iterations=2, filter_name=options.filter))
+        run(gpu, spec, make(spec), parameters_of(spec, num_iterations=2, filter_name=options.way))
         return
     cpu = get_backend("cpu")
-    if wrong := contact(gpu, cpu, KIND_OF[spec.name], options.filter).get("failed"):
+    if wrong := contact(gpu, cpu, KIND_OF[spec.name], options.way).get("failed"):
         raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
-    time_workload(gpu, cpu, spec, options.filter, keep=keep)
+    time_workload(gpu, cpu, spec, options.way, keep=keep)
 
 
 def _refine(options: argparse.Namespace, keep: Keep) -> None:
@@ -114,19 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=_STEPS)
     parser.add_argument("workload", nargs="?", choices=SPECS, default="Lm")
-    parser.add_argument("filter", nargs="?", default="lattice")
+    parser.add_argument("way", nargs="?", default="lattice")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    what = {"step": options.step, "workload": options.workload, "filter": options.filter, "mode": os.environ.get("CRFREFINE_CUDA", "all")}
+    what = {"step": options.step, "workload": options.workload, "way": options.way, "mode": os.environ.get("CRFREFINE_CUDA", "all")}
 
     def keep(found: dict[str, Any]) -> None:
-        line = {**what, **found}
-        if options.output is None:
-            print(json.dumps(line), flush=True)
-        else:
-            append(options.output, line)
+        append(options.output, {**what, **found})
 
     try:
         _STEPS[options.step](options, keep)

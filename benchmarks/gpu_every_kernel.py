@@ -1,4 +1,4 @@
-"""Every kernel of the GPU engine on small cases, for tools that watch each access of memory (`gpu_tests.py`)."""
+"""Every kernel of the GPU engine on small cases, for what watches each access of memory: the tests, and `compute-sanitizer` on a GPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import Device
-from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+
+Launched = tuple[str, str, tuple[tuple[str, int], ...]]
+"""Source, kernel, and its constants."""
 
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
 
@@ -27,28 +27,47 @@ class Watched:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.launched: set[tuple[str, str]] = set()
+        self.launched: set[Launched] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         if num_threads:
-            self.launched.add((source, kernel))
+            self.launched.add((source, kernel, tuple(sorted(constants.items()))))
         self._device.launch(source, kernel, constants, num_threads, *arguments)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
         if num_blocks:
-            self.launched.add((source, kernel))
+            self.launched.add((source, kernel, tuple(sorted(constants.items()))))
         self._device.launch_blocks(source, kernel, constants, num_blocks, *arguments)
 
 
-def every_kernel() -> set[tuple[str, str]]:
-    """(source, kernel) of all there are."""
-    return {(name, kernel) for name in source_names() for kernel in kernel_source(name, {}).kernels}
+def not_run(launched: set[Launched]) -> list[str]:
+    """The kernels that are missing there, as "source.kernel"."""
+    every = {(name, kernel) for name in source_names() for kernel in kernel_source(name, {}).kernels}
+    return [f"{source}.{kernel}" for source, kernel in sorted(every - {found[:2] for found in launched})]
 
 
-def run_all(device: Device) -> set[tuple[str, str]]:
+def run_each(device: Device) -> set[Launched]:
+    """Run each kernel with few constants, on few voxels; what was launched."""
+    watched = Watched(device)
+    engine: Any = CudaBackend(watched)
+    rng = np.random.default_rng(5)
+    mask = rng.random(SHAPE) < 0.1
+    logits, image = rng.normal(size=(5, *SHAPE)).astype(np.float32), rng.random((4, *SHAPE)).astype(np.float32)
+    for filter_name in ("exact", "truncated", "lattice", "grid"):
+        _run_backward(engine, logits, image[:2], mask, filter_name)
+    wide = KernelSetSpec((KernelSpec((300.0,) * 3, (300.0,) * 2),), "symmetric", "lattice", num_labels=5, num_iterations=5)
+    model = MeanFieldSpec(np.full((1, 5), 0.5), 1.0 - np.eye(5), 5)
+    engine.kernels(image[:2], None, SPACING, wide).run(logits, model)
+    _run_short_axes(engine)
+    _run_volumes(engine, image[:2], mask)
+    _run_many_labels(engine, image[:2], mask)
+    return watched.launched
+
+
+def run_all(device: Device) -> set[Launched]:
     """Run every filter forward and backward, in both precisions, with narrow and wide keys, short and long lists; what was launched."""
     watched = Watched(device)
     engine: Any = CudaBackend(watched)
@@ -71,8 +90,6 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_grids(engine, logits, image)
-    _run_direct_sums(watched, image, mask)
-    _ask_about_channels(engine)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask)
@@ -122,18 +139,6 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
                 engine.message(values, own, mask, spacing, KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1))
 
 
-def _ask_about_channels(engine: Any) -> None:
-    """Their ranges, label maps, changes and padding, with few labels and with many; and an image on the scale of the kernels."""
-    for num_labels in (5, 300):
-        held = engine.hold(np.random.default_rng(6).normal(size=(num_labels, *SHAPE)).astype(np.float32))
-        engine.channel_ranges(held)
-        engine.label_map(held)
-        engine.find_padding(held)
-        engine.changes(held, held, None)
-    image = np.random.default_rng(8).integers(0, 500, (2, *SHAPE)).astype(np.int16)
-    engine.normalize(engine.hold_image(image), IntensityParameters(), None, None)
-
-
 def _run_short_axes(engine: Any) -> None:
     """The spatial kernel where an axis other than the last has its neighbors nearby, or where there is only one."""
     rng = np.random.default_rng(7)
@@ -147,7 +152,7 @@ def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
     """More than registers hold: the last one implied or not, with a matrix or without."""
     rng = np.random.default_rng(8)
     logits = rng.normal(size=(35, *SHAPE)).astype(np.float32)
-    terms = (KernelSpec((1.2,) * 3, (0.4,) * 4), KernelSpec((1.1,) * 3))
+    terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)), KernelSpec((1.1,) * 3))
     kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "lattice", num_labels=35, num_iterations=2))
     for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
         for penalty in (np.ones((35, 35)), rng.random((35, 35))):
@@ -157,7 +162,7 @@ def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
 def _run_volumes(engine: Any, image: Any, mask: Any) -> None:
     """The volume term, everywhere or in the main bodies, with few labels and with more than are summed together."""
     rng = np.random.default_rng(9)
-    terms = (KernelSpec((1.2,) * 3, (0.4,) * 4),)
+    terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)),)
     for num_labels, keep in ((5, "expected"), (5, "largest"), (11, "argmax"), (11, "largest")):
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
         kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "exact", num_labels=num_labels, num_iterations=2))
@@ -165,18 +170,6 @@ def _run_volumes(engine: Any, image: Any, mask: Any) -> None:
         model = MeanFieldSpec(weights, penalty, 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
         kernels.run(logits, model)
         kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
-
-
-def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
-    """With tiles and without, whichever the engine would choose."""
-    with device.active():
-        voxels = Voxels(device, SHAPE, SPACING, mask)
-        bilateral = BilateralInput(voxels, device.upload(image), [1.2] * 3, [0.4] * 4)
-        values = device.xp.ones((1, voxels.num_voxels, 4), dtype=np.float32)
-        for plain in (ExactFilter, TruncatedFilter):
-            for tiled in (False, True):
-                total = device.xp.zeros_like(values)
-                plain(bilateral, tiled=tiled).accumulate(values, None, None, device.xp.ones((1, 4), dtype=np.float32), total)
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
@@ -198,8 +191,8 @@ def main() -> None:
 
     device = CupyDevice()
     device.xp.cuda.set_allocator(None)
-    if missing := every_kernel() - run_all(device):
-        raise SystemExit(f"these kernels have not run: {sorted(missing)}")
+    if missing := not_run(run_all(device)):
+        raise SystemExit(f"these kernels have not run: {', '.join(missing)}")
     sys.stdout.write("every kernel has run\n")
 
 

@@ -1,7 +1,8 @@
 """Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU: `python benchmarks/gpu_record.py RECORD.npz`.
 
-No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel and its constants one launch of the small cases of
-`gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every array before and after.
+No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its constants and the pointers that are null, one
+launch of the small cases of `gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every
+array before and after.
 A kernel runs twice, its threads in order and in reverse: what then differs depends on who comes first.
 """
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-from cuda_shim import ShimDevice, run_kernel
+from cuda_shim import FilledXp, ShimDevice, run_kernel
 
 from crfrefine.engines.cuda.cupy_device import BLOCK
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
@@ -32,50 +33,33 @@ from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arg
 MOST_BYTES = 48 << 20
 _ENOUGH = 1 << 19
 """Bytes of a launch: the first one below is kept, or else the smallest."""
-_UNWRITTEN = 0x55
-"""Each byte of new memory, so that a record is the same each time: as float32 1.5e13."""
+_UNWRITTEN = 0x55555555
+"""What new memory is full of, so that a record is the same each time: as float32 1.5e13."""
 
 
 class RecordingDevice(ShimDevice):
-    """Remembers a launch of each kernel and its constants.
+    """Remembers a launch of each kernel, its constants and the pointers that are null.
 
     Attributes:
-        found: by source, kernel and constants.
+        found: by these.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.xp = _Xp()
+        self.xp = FilledXp(_UNWRITTEN)
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._last: dict[tuple[Any, ...], int] = {}
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        key = source, kernel, tuple(sorted(constants.items()))
+        nulls = tuple(argument is None for argument in arguments)  # of these a kernel asks, and goes another way
+        key = source, kernel, tuple(sorted(constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
         known = self._last.get(key, 1 << 62)
-        if self._captured is not None or num_threads == 0 or known <= _ENOUGH or size >= known:
+        if num_threads == 0 or known <= _ENOUGH or size >= known:
             super().launch(source, kernel, constants, num_threads, *arguments)
             return
         self._last[key] = size
         self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
-
-
-class _Xp:
-    """numpy, whose new memory always holds the same."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def empty(self, *arguments: Any, **options: Any) -> Any:
-        return _filled(np.empty(*arguments, **options))
-
-    def empty_like(self, *arguments: Any, **options: Any) -> Any:
-        return _filled(np.empty_like(*arguments, **options))
-
-
-def _filled(array: NDArray[Any]) -> NDArray[Any]:
-    ctypes.memset(array.ctypes.data, _UNWRITTEN, array.nbytes)
-    return array
 
 
 def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:

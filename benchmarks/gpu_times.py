@@ -1,24 +1,30 @@
-"""Times and memory of the GPU engine on one workload, beside the bytes it has to move, the CPU engine and others on the same GPU."""
+"""Times and memory of the GPU engine on one workload, beside the bytes it has to move, the CPU engine, and others on the same GPU.
+
+The others: the exact filter in plain PyTorch, and MONAI's CRF.
+"""
 
 from __future__ import annotations
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpu_cases import num_vertices, parameters_of, run
-from gpu_peers import monai_crf
-from workloads import WorkloadArrays, WorkloadSpec, make
+from numpy.typing import NDArray
+from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine.engines.base import Backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
+from crfrefine.specs import KernelSetSpec, KernelSpec
 
 MORE_STEPS = 50
-REPEATS = 3
+REPEATS, REPEATS_OF_OTHERS = 3, 5
 STAGES = ("upload", "build", "steps", "download")
 
 
@@ -27,12 +33,12 @@ def bytes_a_step(spec: WorkloadSpec, num_voxels: int, vertices: int) -> float:
     corners = spec.num_modalities + len(spec.grid_shape) + 1
     width = row_width(spec.num_labels - 1)
     row = 4.0 * width
-    splat = num_voxels * (8.0 * corners + row) + vertices * row
+    splat = num_voxels * (6.0 * corners + row + 4.0) + vertices * (row + 8.0)
     blur = corners * vertices * (8.0 + 2.0 * row)
-    slicing = num_voxels * (6.0 * corners + 4.0) + vertices * row  # in the update, to which the spatial kernel hands its message
+    slicing = num_voxels * (6.0 * corners + row + 4.0) + vertices * row
     box = float(np.prod(spec.grid_shape)) if spec.brain != "mask" else num_voxels * 6.0 / np.pi
-    numbers = 8.0 * box if spec.brain == "mask" else 0.0
-    spatial = 2.0 * (len(spec.grid_shape) - 1.0) * box * row + num_voxels * (2.0 * row + 8.0) + numbers
+    numbers = 4.0 * len(spec.grid_shape) * box if spec.brain == "mask" else 0.0
+    spatial = 2.0 * (len(spec.grid_shape) - 1.0) * box * row + num_voxels * (3.0 * row + 8.0) + numbers
     update = num_voxels * (4.0 * spec.num_labels + 3.0 * row + 12.0)
     return splat + blur + slicing + spatial + update
 
@@ -41,14 +47,12 @@ def copy_bandwidth(xp: Any) -> float:
     """Bytes a second that copying 1 GB on the device moves."""
     source = xp.zeros(1 << 27, dtype=np.float64)
     target = xp.empty_like(source)
-    best = float("inf")
-    for _ in range(5):
-        xp.cuda.get_current_stream().synchronize()
-        started = time.perf_counter()
+
+    def copy() -> None:
         target[...] = source
         xp.cuda.get_current_stream().synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * source.nbytes / best
+
+    return 2.0 * source.nbytes / _best(copy)
 
 
 def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, filter_name: str) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def time_workload(gpu: CudaBackend, cpu: Backend, spec: WorkloadSpec, filter_nam
     pool.free_all_blocks()
     bandwidth = copy_bandwidth(xp)
     pool.free_all_blocks()
-    with warnings.catch_warnings(record=True) as warned, _HostMemory(xp) as host:
+    can_tell = host_peak_bytes(anew=True) is not None
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
         found = measure(gpu, spec, arrays, filter_name)
     num_voxels = int(arrays.mask.sum()) if arrays.mask is not None else arrays.logits[0].size
@@ -107,8 +112,7 @@ def time_workload(gpu: CudaBackend, cpu: Backend, spec: WorkloadSpec, filter_nam
         "voxels": num_voxels,
         "copy_bytes_a_second": bandwidth,
         "peak_bytes": int(pool.total_bytes()),
-        "host_peak_bytes": host.peak_bytes,
-        "pinned_bytes": host.pinned_bytes,
+        "host_peak_bytes": host_peak_bytes() if can_tell else None,
         "warnings": [str(warning.message) for warning in warned],
     }
     keep(found)
@@ -121,50 +125,110 @@ def time_workload(gpu: CudaBackend, cpu: Backend, spec: WorkloadSpec, filter_nam
         keep({"cpu": measure_cpu(cpu, spec, arrays)})
 
 
-class _HostMemory:
-    """The most memory of the host that this process has while it is measured, and what CuPy page-locks meanwhile.
-
-    Attributes:
-        peak_bytes: the former, with the arrays that were there before; None where the system does not say.
-        pinned_bytes: the latter, as asked for by CuPy.
-    """
-
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
-        self.peak_bytes: int | None = None
-        self.pinned_bytes = 0
-
-    def __enter__(self) -> _HostMemory:
-        pool = self._xp.get_default_pinned_memory_pool()
-        pool.free_all_blocks()
-
-        def allocate(num_bytes: int) -> Any:
-            self.pinned_bytes += num_bytes
-            return pool.malloc(num_bytes)
-
-        self._xp.cuda.set_pinned_memory_allocator(allocate)
-        self._resets = True
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-        except OSError:
-            self._resets = False
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._xp.cuda.set_pinned_memory_allocator(self._xp.get_default_pinned_memory_pool().malloc)
+def host_peak_bytes(*, anew: bool = False) -> int | None:
+    """The most memory of the host that this process has had; None where the system does not say. With `anew` it begins again."""
+    try:
+        if anew:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-        if self._resets and peak is not None:
-            self.peak_bytes = 1024 * int(peak)
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
-def describe_gpu(xp: Any) -> dict[str, Any]:
-    """What the figures belong to."""
-    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
+def _best(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls, after one that does not count."""
+    function()
+    times = []
+    for _ in range(REPEATS_OF_OTHERS):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def torch_with_gpu() -> Any:
+    """PyTorch, or a text that says why not."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return "torch is not installed"
+    return torch if torch.cuda.is_available() else "torch has no GPU"
+
+
+def plain_torch(gpu: Backend) -> dict[str, Any]:
+    """One exact bilateral filtering in plain PyTorch, beside ours; or why there is none."""
+    torch = torch_with_gpu()
+    if isinstance(torch, str):
+        return {"skipped": torch}
+    spec = replace(WORKLOADS["S"], name="torch", grid_shape=(40, 36, 31))
+    arrays = make(spec)
+    values = arrays.logits - arrays.logits.mean()
+    image = arrays.image.astype(np.float32) / np.float32(255.0)
+    axes = np.indices(spec.grid_shape).reshape(3, -1) * (np.array(spec.spacing)[:, None] / spec.theta_alpha)
+    features = torch.tensor(np.concatenate([image.reshape(1, -1) / spec.theta_beta, axes]).T, dtype=torch.float32, device="cuda")
+    sent = torch.tensor(values.reshape(len(values), -1).T, dtype=torch.float32, device="cuda")
+
+    def run_torch() -> NDArray[np.float32]:
+        parts = [torch.exp(-0.5 * torch.cdist(part, features).square()) @ sent for part in features.split(4096)]
+        return torch.cat(parts).T.cpu().numpy()
+
+    def run_ours() -> NDArray[np.float32]:
+        kernel = KernelSpec((spec.theta_alpha,) * 3, (spec.theta_beta,))
+        kernels = KernelSetSpec((kernel,), "none", "exact", num_labels=len(values), num_iterations=1)
+        return gpu.message(values, image, None, spec.spacing, kernels).reshape(len(values), -1)
+
+    theirs, ours = run_torch(), run_ours()
+    difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
+    # cdist takes differences of large squares: 1e-3 of a sum is what float32 leaves of them.
+    if difference > 1e-3:
+        return {"failed": f"plain PyTorch's exact filter differs by {difference:.2g}: no time counts"}
+    seconds = {"torch": _best(run_torch), "ours": _best(run_ours)}
+    return {"torch": torch.__version__, "voxels": features.shape[0], "seconds": seconds, "relative_difference": difference}
+
+
+def monai_crf(spec: WorkloadSpec, arrays: WorkloadArrays, our_labels: NDArray[Any]) -> dict[str, Any]:
+    """Five steps of MONAI's CRF on tensors that are on the GPU already; or why there are none.
+
+    It has no masks, counts positions in voxels, and another normalization: `labels_as_ours` says how far its result is from ours. Its
+    compiled extension is not in its wheels (`BUILD_MONAI=1 pip install --no-binary monai monai`).
+    """
+    torch = torch_with_gpu()
+    if isinstance(torch, str):
+        return {"skipped": torch}
+    if arrays.mask is not None:
+        return {"skipped": "it has no masks"}
+    try:
+        importlib.import_module("monai._C")
+        blocks = importlib.import_module("monai.networks.blocks")
+    except ImportError as error:
+        return {"skipped": f"MONAI with its compiled extension is not installed ({error})"}
+    crf = blocks.CRF(
+        iterations=5,
+        bilateral_weight=spec.bilateral_weight,
+        gaussian_weight=spec.spatial_weight,
+        bilateral_spatial_sigma=spec.theta_alpha,
+        bilateral_color_sigma=spec.theta_beta,
+        gaussian_spatial_sigma=spec.theta_gamma,
+        update_factor=1.0,
+    )
+    logits = torch.from_numpy(arrays.logits)[None].cuda()
+    image = (torch.from_numpy(arrays.image.astype(np.float32)) / 255.0)[None].cuda()
+    torch.cuda.reset_peak_memory_stats()
+
+    def run() -> Any:
+        found = crf(logits, image)
+        torch.cuda.synchronize()
+        return found
+
+    try:
+        labels = run()[0].argmax(0).cpu().numpy()
+        seconds = _best(run)
+    except RuntimeError as error:  # too many labels, features or voxels for what it was compiled for
+        return {"skipped": f"MONAI's CRF fails: {str(error).splitlines()[0]}"}
     return {
-        "gpu": properties["name"].decode(),
-        "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
-        "driver": xp.cuda.runtime.driverGetVersion(),
-        "runtime": xp.cuda.runtime.runtimeGetVersion(),
-        "cupy": xp.__version__,
+        "monai": importlib.import_module("monai").__version__,
+        "seconds": seconds,
+        "labels_as_ours": float((labels == our_labels).mean()),
+        "peak_bytes": int(torch.cuda.max_memory_allocated()),
     }

@@ -47,9 +47,6 @@ class RefinedChannels(Protocol):
 class DenseLogits:
     """Refined logits in an array, in storage order."""
 
-    box = None
-    """They cover the whole grid."""
-
     def __init__(self, result: MeanFieldResult) -> None:
         """Take an engine's result, (channels, *grid)."""
         self._result = result
@@ -57,7 +54,7 @@ class DenseLogits:
     @property
     def num_channels(self) -> int:
         """Labels or regions."""
-        return len(self._result.held)
+        return len(self._result.logits)
 
     @property
     def report(self) -> MeanFieldReport:
@@ -69,9 +66,9 @@ class DenseLogits:
         """Seconds of each stage."""
         return self._result.timings
 
-    def computed(self) -> Any:
-        """Return what the engine computed, where it has it."""
-        return self._result.held
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed."""
+        return self._result.logits
 
     def dense(self) -> NDArray[np.float32]:
         """Return the array."""
@@ -89,7 +86,7 @@ class DenseLogits:
         self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid); `decode` turns logits into labels."""
-        return decode(self._result.held)
+        return decode(self._result.logits)
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
@@ -223,11 +220,6 @@ class RefinementResult(Reported):
     def changes(self) -> LabelChanges:
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         return compare_labels(self.network_label_map, self.label_map, self.num_labels)
-
-
-def take_changes(result: RefinementResult, changes: LabelChanges) -> None:
-    """Take what the engine has counted in the label maps of a result, in place of counting it when it is asked for."""
-    vars(result)["changes"] = changes
 
 
 def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:

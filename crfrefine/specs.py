@@ -54,7 +54,6 @@ class KernelSetSpec:
         num_labels: L, channels of the logits; fewer where labels share channels (`ChannelLabels`).
         num_iterations: number of steps that "auto" chooses a filter for.
         positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.
-        precision: "single", or "half": a GPU keeps values at the vertices of a lattice in 16 bits.
     """
 
     kernels: tuple[KernelSpec, ...]
@@ -63,7 +62,6 @@ class KernelSetSpec:
     num_labels: int
     num_iterations: int
     positions: str = "mm"
-    precision: str = "single"
 
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import gpu_tests
 import pytest
 from cuda_shim import compiler, shim_backend
 from strict_device import StrictDevice, strict_memory
@@ -17,6 +19,25 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.errors import BackendUnavailableError
 
+ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test for a GPU that `benchmarks/gpu_first_run.py` would not run."""
+    unknown = {item.path for item in items if item.get_closest_marker("gpu")}.difference(gpu_tests.files())
+    if unknown:
+        raise pytest.UsageError(f"tests for a GPU that gpu_tests.files() does not find: {', '.join(map(str, sorted(unknown)))}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Refuse a test that is skipped for want of a GPU and has no marker: with a GPU, nobody would run it."""
+    report = yield
+    if report.skipped and re.search(r"needs a .*GPU", str(report.longrepr)) and not item.get_closest_marker("gpu"):
+        report.outcome = "failed"
+        report.longrepr = "a test that needs a GPU has no marker: pytest.mark.gpu"
+    return report
+
 
 def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
     table = (*crfrefine.engines._TABLE, ("cuda-shim", lambda _: shim_backend()))
@@ -27,7 +48,7 @@ def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["reference", "cpu", "cuda-shim", "cuda"])
+@pytest.fixture(params=["reference", "cpu", "cuda-shim", ON_GPU])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
 
@@ -36,13 +57,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return _load(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["cpu", "cuda-shim", "cuda"])
+@pytest.fixture(params=["cpu", "cuda-shim", ON_GPU])
 def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Those to be compared with the reference."""
     return _load(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["cuda-shim", "cuda"])
+@pytest.fixture(params=["cuda-shim", ON_GPU])
 def gpu_engine(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
     """The GPU engine under a GPU's rules (strict_device.py), and on a GPU."""
     if request.param == "cuda":

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class CaseImage:
     """An image that is given away once: it is as large as the kernels, which need it only to be built."""
 
-    def __init__(self, values: Any, box: Box | None = None) -> None:
+    def __init__(self, values: NDArray[np.float32], box: Box | None = None) -> None:
         """Take a normalized image.
 
         Args:
-            values: (M, *grid), or (M, *box) float32, an array, or where an engine has it.
+            values: (M, *grid), or (M, *box), float32.
             box: the part of the grid that `values` cover; None: all of it.
         """
-        self._values = values
+        self._values: NDArray[np.float32] | None = values
         self._box = box
 
     @classmethod
@@ -57,12 +57,12 @@ class CaseImage:
         return cls(normalize_intensity(image, parameters, mask, box=box, threads=threads), box)
 
     def part(self, box: Box) -> NDArray[np.float32]:
-        """Return a view of a box of the grid, (M, *box), of an array; if the image covers only a box, then that one."""
-        assert isinstance(self._values, np.ndarray)
+        """Return a view of a box of the grid, (M, *box); if the image covers only a box, then that one."""
+        assert self._values is not None
         return self._values if self._box is not None else self._values[(slice(None), *box)]
 
-    def take(self) -> Any:
-        """Return what was taken, (M, *grid) or (M, *box), and forget it."""
+    def take(self) -> NDArray[np.float32]:
+        """Return the image, (M, *grid) or (M, *box), and forget it."""
         values, self._values = self._values, None
         assert values is not None
         return values

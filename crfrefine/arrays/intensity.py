@@ -75,7 +75,7 @@ def normalize_intensity(
     def run(modality: int) -> None:
         order = StorageOrder.of_memory(image[modality])
         stored_mask = None if mask is None else order.to_storage(mask)
-        fitted = fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
+        fitted = _fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
     workers = min(image.shape[0], threads or available_threads())
@@ -131,10 +131,10 @@ def fit_intensity(
         mask: (*grid); statistics come from the voxels where it is True; None: everywhere.
     """
     plans = intensity_by_modality(parameters, image.shape[0])
-    return tuple(fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
+    return tuple(_fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
 
 
-def fit_modality(
+def _fit_modality(
     source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
 ) -> IntensityMap:
     """Return the map of one modality.
@@ -146,8 +146,8 @@ def fit_modality(
         window: for `window`.
         mask: (*grid), where statistics come from; None: everywhere.
     """
-    offset = offset_of(source, kind)
-    if (fixed := fixed_map(kind, window)) is not None:
+    offset = _offset_of(source, kind)
+    if (fixed := _fixed_map(kind, window)) is not None:
         return fixed
     values = source.reshape(-1)
     if mask is not None:
@@ -159,10 +159,10 @@ def fit_modality(
             values = values.astype(np.float64) - offset
         values = values.astype(np.float32, copy=False)
         shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
-    return measured_map(shift, width, offset)
+    return _measured_map(shift, width, offset)
 
 
-def offset_of(source: NDArray[Any], kind: str) -> float | None:
+def _offset_of(source: NDArray[Any], kind: str) -> float | None:
     """Return what is subtracted from a modality before anything else; None: nothing is.
 
     Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the result does not
@@ -173,7 +173,7 @@ def offset_of(source: NDArray[Any], kind: str) -> float | None:
     return None
 
 
-def fixed_map(kind: str, window: tuple[float, float] | None) -> IntensityMap | None:
+def _fixed_map(kind: str, window: tuple[float, float] | None) -> IntensityMap | None:
     """Return the map of a normalization that does not depend on the image; None: it does."""
     if kind == "none":
         return IntensityMap()
@@ -182,7 +182,7 @@ def fixed_map(kind: str, window: tuple[float, float] | None) -> IntensityMap | N
     return None
 
 
-def measured_map(shift: float, width: float, offset: float | None) -> IntensityMap:
+def _measured_map(shift: float, width: float, offset: float | None) -> IntensityMap:
     """Return the map of a modality's `shift` to 0 and of `shift + width` to 1; a constant modality becomes 0."""
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)
 
@@ -259,7 +259,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
     sorted.
     """
-    first, last, share = percentile_places(values.size, fraction)
+    first, last, share = _percentile_places(values.size, fraction)
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
     margin = 16 + int(4.0 * math.sqrt(sample.size * fraction * (1.0 - fraction)))
     center = int((sample.size - 1) * fraction)
@@ -283,7 +283,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     return start + (end - start) * share
 
 
-def percentile_places(size: int, fraction: float) -> tuple[int, int, float]:
+def _percentile_places(size: int, fraction: float) -> tuple[int, int, float]:
     """Return the two places in an ordered list that a percentile lies between, and its share of the way from one to the other."""
     position = (size - 1) * fraction
     first = math.floor(position)
@@ -299,7 +299,7 @@ def _counted_percentile_range(values: NDArray[np.integer[Any]], percentiles: tup
     up_to = np.cumsum(counts)
 
     def percentile(percent: float) -> float:
-        first, last, share = percentile_places(values.size, percent / 100.0)
+        first, last, share = _percentile_places(values.size, percent / 100.0)
         ends = np.searchsorted(up_to, (first, last), side="right")
         start, end = (float(np.float32(least + int(index))) for index in ends)
         return start + (end - start) * share

@@ -64,8 +64,9 @@ def _machine(report: Report) -> Iterator[tuple[str, str]]:
     yield "system", report.system
     engine = report.engine
     if engine.error is None:
-        best = "the best for this processor" if engine.level == engine.best_level else f"while this processor supports {engine.best_level}"
-        yield "engine", f"runs as {engine.level}, {best}: {report.processor}"
+        is_best = engine.level == engine.processor_level
+        best = "the best for this processor" if is_best else f"while this processor supports {engine.processor_level}"
+        yield "engine", f"runs as {engine.level}, {best}: {report.processor}; compiled for {', '.join(engine.levels)}"
     else:
         yield "engine", f"does not run on this processor, {report.processor}"
     yield "cores", f"{report.cores['number']}: {report.cores['source']}"

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.case_image import CaseImage
-    from crfrefine.arrays.label_maps import Box, LabelChanges
-    from crfrefine.parameters.sections import IntensityParameters
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Progress = Callable[[str, int, int], None]
@@ -121,11 +119,6 @@ class MeanFieldResult(Reported):
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
     marginals: NDArray[np.float32] | None = None
-
-    @property
-    def held(self) -> Any:
-        """The logits where the engine has them; `Backend.label_map` and `Backend.channel_ranges` take them."""
-        return self.logits
 
 
 @dataclass(frozen=True)
@@ -325,66 +318,6 @@ class Backend(Protocol):
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """
-        ...
-
-    def hold(self, channels: NDArray[np.float32]) -> Any:
-        """Return channels (C, *grid) where this engine computes: on a device if there is room, else the array itself.
-
-        `mean_field`, `label_map`, `channel_ranges` and `find_padding` take either. A copy does not follow changes of the array.
-        """
-        ...
-
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Begin to copy a case to where this engine computes, from another thread than the one that computes the case before.
-
-        Nothing depends on it but time. The engine keeps the arrays, which must not change, until `hold` and `hold_image` get the same
-        ones; without arguments it forgets what it has.
-
-        Args:
-            logits: (L, *grid) in C order.
-            image: (M, *grid) in C order, raw intensities.
-        """
-        ...
-
-    def hold_image(self, image: NDArray[Any]) -> Any:
-        """Return raw intensities (M, *grid) where this engine normalizes them: on a device if there is room, else the array itself.
-
-        `normalize` and `channel_ranges` take either.
-        """
-        ...
-
-    def normalize(
-        self,
-        image: Any,
-        parameters: IntensityParameters,
-        mask: NDArray[np.bool_] | None,
-        box: Box | None,
-        *,
-        threads: int | None = None,
-    ) -> CaseImage:
-        """Return the normalized image where this engine computes, for `mean_field`; arguments and errors of `CaseImage.normalized`.
-
-        Args:
-            image: what `hold_image` returned.
-            parameters: how to normalize it.
-            mask: (*grid), where statistics come from; None: everywhere.
-            box: the part of the grid that is needed; None: all of it.
-            threads: number of threads; None: the cores this process may use.
-        """
-        ...
-
-    def changes(self, before: Any, after: Any, box: Box | None) -> LabelChanges | None:
-        """Return the changes between the label maps of channels, counted where the engine has both; None: it has not.
-
-        Args:
-            before: (L, *grid), as `hold` returned them.
-            after: (L, *grid), or (L, *box), as `MeanFieldResult.held` has them.
-            box: the part of the grid that was refined; None: all of it.
-        """
-        ...
-
-    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-        """Return where all of (L, *grid) logits are equal; None: nowhere."""
         ...
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:

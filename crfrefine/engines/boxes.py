@@ -1,4 +1,4 @@
-"""A case cropped to the bounding box of its mask, for engines that take whole arrays."""
+"""A case cropped to the bounding box of its mask."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 Cropped = tuple["NDArray[Any]", "NDArray[Any]", "NDArray[np.bool_]"]
 
 
-def covers(array: Any, box: Box) -> bool:
-    """Return whether an array (channels, *extents), wherever it is, is as large as a box, not the whole grid."""
+def covers(array: NDArray[Any], box: Box) -> bool:
+    """Return whether an array (channels, *extents) is as large as a box, not the whole grid."""
     return all(extent == axis.stop - axis.start for extent, axis in zip(array.shape[1:], box, strict=True))
 
 

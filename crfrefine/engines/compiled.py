@@ -1,7 +1,8 @@
 """Finding and loading the compiled C++ engine.
 
 The engine is compiled for several instruction sets; the best one that this processor supports is imported. The environment variable
-`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons.
+`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons. What is installed from source has the level
+of the machine and the baseline, wheels that are made for others have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import Any
 from crfrefine.errors import BackendUnavailableError, ConfigError
 
 LEVELS = ("baseline", "avx2", "avx512")
-"""The instruction sets that the engine is compiled for, lowest first."""
+"""The instruction sets that the engine can be compiled for, lowest first; the baseline is always there."""
 
 ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"
 """Variable of the environment: the level to take."""
+
+INSTALL_ALL_LEVELS = "pip install --config-settings=cmake.define.CRFREFINE_LEVELS=all ."
+"""In a clone: install the engine with all levels."""
 
 _ADAPTER = "cpu.py"
 """The module that calls the engine: where this file is the same, the engine fits."""
@@ -29,17 +33,24 @@ def load_engine() -> Any:
     """Import the compiled engine.
 
     Raises:
-        BackendUnavailableError: there is no engine, or the processor does not support the level that the environment variable asks for.
+        BackendUnavailableError: there is no engine, or the level that the environment variable asks for is not compiled, or not
+            supported by the processor.
         ConfigError: the environment variable names no instruction set.
     """
     asked = os.environ.get(ASKED_LEVEL)
-    if asked is not None and asked not in LEVELS:
+    if asked is None:
+        return _import_level(best_level())
+    if asked not in LEVELS:
         raise ConfigError(f"{ASKED_LEVEL} is {asked!r}; expected one of {', '.join(LEVELS)}")
-    best = LEVELS.index(best_level())
-    wanted = best if asked is None else LEVELS.index(asked)
-    if wanted > best:
-        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {asked}, but this processor runs only {LEVELS[best]}")
-    return _import_level(LEVELS[wanted])
+    supported, built = processor_level(), built_levels()
+    if LEVELS.index(asked) > LEVELS.index(supported):
+        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {asked}, but this processor runs only {supported}")
+    if asked not in built:
+        raise BackendUnavailableError(
+            f"{ASKED_LEVEL} asks for {asked}, but the engine was compiled for {' and '.join(built)}; unset it, or install all levels "
+            f"from a clone: {INSTALL_ALL_LEVELS}"
+        )
+    return _import_level(asked)
 
 
 def best_level() -> str:
@@ -48,7 +59,27 @@ def best_level() -> str:
     Raises:
         BackendUnavailableError: there is no engine.
     """
+    supported = LEVELS[: LEVELS.index(processor_level()) + 1]
+    return [level for level in built_levels() if level in supported][-1]
+
+
+def processor_level() -> str:
+    """Return the highest level that this processor supports, compiled or not.
+
+    Raises:
+        BackendUnavailableError: there is no engine.
+    """
     return str(_import_level(LEVELS[0]).cpu_level())
+
+
+def built_levels() -> tuple[str, ...]:
+    """Return the levels that are compiled, lowest first.
+
+    Raises:
+        BackendUnavailableError: there is no engine.
+    """
+    folder = Path(str(_import_level(LEVELS[0]).__file__)).parent
+    return tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
 
 
 def _import_level(level: str) -> Any:

@@ -15,9 +15,7 @@ from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldR
 from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import CapacityError, InputError
@@ -46,7 +44,7 @@ class PlannedFilter:
     num_cells: float = 0.0
 
 
-class CpuBackend(HostArrays):
+class CpuBackend:
     """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"
@@ -310,7 +308,6 @@ class CpuKernels:
 
 def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[Any, ...]:
     """Return the settings of the kernels that the C++ engine takes: spacing, bandwidths, normalization, filter."""
-    require_single(spec.precision, "the device cpu")
     bilateral = [(list(kernel.theta_position), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
     gamma = [] if spec.spatial is None else list(spec.spatial.theta_position)
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter

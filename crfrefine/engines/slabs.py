@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,15 +56,15 @@ class Volume:
 
     Attributes:
         values: (L, *grid) logits of labels, or (R, *grid) log-odds of regions.
-        image: (M, *grid), normalized; both where the engine takes them, or arrays of the host to be cut.
+        image: (M, *grid), normalized.
         mask: (*grid), True where the model applies; None: everywhere.
         spacing: mm, one per grid axis.
         models: of the labels, or one per region, with the same kernels.
         origin: the point that features count from.
     """
 
-    values: Any
-    image: Any
+    values: NDArray[np.float32]
+    image: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
     spacing: tuple[float, ...]
     models: Sequence[ModelSpec]
@@ -101,7 +101,7 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
 
     Args:
         run: raises `CapacityError` with a shortage if a slab does not fit.
-        volume: arrays of the host; without an origin, it is the default one.
+        volume: to be cut; without an origin, it is the default one.
         message: of the error that the whole volume met.
         shortage: of that error.
         progress: called before each slab.

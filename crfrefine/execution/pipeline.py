@@ -26,7 +26,6 @@ def pipeline(
     *,
     stop: threading.Event,
     waiting: Callable[[str], None],
-    ready: Callable[[Loaded], None] = lambda loaded: None,
     most_readers: int = 1,
     most_bytes: int = 0,
 ) -> None:
@@ -39,9 +38,8 @@ def pipeline(
         write: the last one, in a separate thread. An item that it has begun is finished, even after an interrupt.
         stop: when set, no further item is started.
         waiting: called with "reading" or "writing" while computing waits for it.
-        ready: as in `ReadAhead`, like the next two.
         most_readers: items that may be read ahead; more than one only where reading is the bottleneck.
-        most_bytes: what they may take together.
+        most_bytes: what they may take together; see `ReadAhead`.
     """
 
     def wait_for(writing: Future[None]) -> None:
@@ -50,7 +48,7 @@ def pipeline(
         writing.result()
 
     writer = ThreadPoolExecutor(1, "write")
-    ahead = ReadAhead(items, read, ready, stop, most_readers=most_readers, most_bytes=most_bytes)
+    ahead = ReadAhead(items, read, stop, most_readers=most_readers, most_bytes=most_bytes)
     try:
         # Start the thread before there is anything to interrupt: an exception while it starts would lose it, and the pool would not
         # wait for the file that it writes.

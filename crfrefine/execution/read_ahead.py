@@ -47,7 +47,6 @@ class ReadAhead(Generic[Item, Loaded]):
         items: in the order in which they are taken.
         read: of an item, in a reading thread; an item for which it returns None is left out. It calls its second argument once it knows how
             large the item is.
-        ready: of what was read, in a reading thread, as soon as it is the next one to be taken.
         stop: when set, no further item is begun.
         most_readers: items that may be read or wait at the same time.
         most_bytes: of all of them.
@@ -57,14 +56,13 @@ class ReadAhead(Generic[Item, Loaded]):
         self,
         items: Iterable[Item],
         read: Callable[[Item, Admit], Loaded | None],
-        ready: Callable[[Loaded], None],
         stop: threading.Event,
         *,
         most_readers: int = 1,
         most_bytes: int = 0,
     ) -> None:
         self._items = enumerate(items)
-        self._read, self._ready, self._stop = read, ready, stop
+        self._read, self._stop = read, stop
         self._most_readers, self._most_bytes = most_readers, most_bytes
         self._changed = threading.Condition()  # of the fields below; its owner may take its lock again
         self._begun: dict[int, _Begun[Loaded]] = {}
@@ -148,9 +146,6 @@ class ReadAhead(Generic[Item, Loaded]):
         begun = self._begun[number]
         try:
             begun.loaded = self._read(item, partial(self._admit, number))
-            if begun.loaded is not None:
-                self._wait(lambda: self._is_next(number))
-                self._ready(begun.loaded)
         except _ClosedError:
             begun.loaded = None
         except BaseException as error:  # whoever takes the item gets it

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from crfrefine.errors import CrfRefineError
 from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork
 from crfrefine.infer.options import InferenceOptions
@@ -281,27 +279,6 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
         threads=options.threads,
         progress=progress,
     )
-
-
-def copy_ahead(settings: CaseSettings, read: ReadCase) -> None:
-    """Let the engine begin to copy the next case to where it computes, while it computes the one before.
-
-    An error here does not fail the case: a real one comes again when the case is computed. An unexpected one is a warning.
-    """
-    from crfrefine.axes import StorageOrder
-    from crfrefine.cases.case import Case
-    from crfrefine.engines import get_backend
-
-    case = read.case
-    if isinstance(case, Case) and case.regions is None:
-        order = StorageOrder.of_memory(case.logits[0])
-        try:
-            get_backend(settings.device).copy_ahead(order.to_storage(case.logits), order.to_storage(case.image))
-        except CrfRefineError:
-            return
-        except Exception as error:
-            text = f"case {case.case_id!r} could not be copied to the GPU ahead of time, and is copied when it is computed: {error!r}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _may_stream(settings: CaseSettings) -> bool:

@@ -10,7 +10,7 @@ from crfrefine.errors import DeviceLostError
 from crfrefine.execution.devices import DeviceProcesses, Placed
 from crfrefine.execution.process import Limits, Surroundings
 from crfrefine.failures import CaseWork
-from crfrefine.infer.case_work import CaseSettings, ReadCase, Task, begin_case, copy_ahead, load, refine_case, write
+from crfrefine.infer.case_work import CaseSettings, ReadCase, Task, begin_case, load, refine_case, write
 from crfrefine.infer.records import CaseRecord
 from crfrefine.memory import memory_limit
 from crfrefine.memory_sources import SHARED_MEMORY
@@ -88,7 +88,6 @@ class _Begun:
                 self.record = earlier
             else:
                 self.case = load(settings, task, self.record)
-                copy_ahead(settings, self.case)
 
 
 def is_device_lost(record: CaseRecord | None) -> bool:

@@ -17,7 +17,7 @@ from crfrefine.execution.factory import make_executor
 from crfrefine.execution.observer import Observer
 from crfrefine.execution.pipeline import pipeline
 from crfrefine.failures import CaseWork, Failure, describe_failure
-from crfrefine.infer.case_work import Task, begin_case, copy_ahead, load, process_case, refine_case, write
+from crfrefine.infer.case_work import Task, begin_case, load, process_case, refine_case, write
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary, note_on_num_labels
 from crfrefine.memory import memory_limit
@@ -118,23 +118,17 @@ class _Run:
 
     def _execute_here(self) -> None:
         """Refine the cases in this process."""
-        from crfrefine.engines import get_backend
-
         limit = memory_limit(self.options.max_memory)
-        try:
-            pipeline(
-                self._tasks,
-                self._read,
-                self._refine,
-                self._write,
-                stop=self._stop,
-                waiting=self._waiting,
-                ready=lambda loaded: copy_ahead(self._settings, loaded.case),
-                most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
-                most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
-            )
-        finally:
-            get_backend(self._settings.device).copy_ahead()  # Nothing is kept for cases that were not computed.
+        pipeline(
+            self._tasks,
+            self._read,
+            self._refine,
+            self._write,
+            stop=self._stop,
+            waiting=self._waiting,
+            most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
+            most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
+        )
 
     def _execute_on_devices(self) -> RunSummary:
         """Refine the cases on GPUs with a process each."""

@@ -12,7 +12,6 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from crfrefine.engines.precision import require_single
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -91,7 +90,6 @@ class CrfValues(nn.Module):
         self.num_labels = num_labels
         self.num_modalities = num_modalities
         self.spatial_dims = spatial_dims
-        require_single(parameters.mean_field.precision, "the trainable layer")
         self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
         if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
             raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")

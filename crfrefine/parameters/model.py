@@ -327,7 +327,6 @@ class CrfParameters:
                 num_labels=num_labels,
                 num_iterations=settings.num_iterations,
                 positions=settings.positions,
-                precision=settings.precision,
             ),
             MeanFieldSpec(
                 np.array([weights for weights, _ in terms], dtype=np.float32).reshape(len(terms), num_labels),

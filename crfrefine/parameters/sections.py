@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from crfrefine import notices
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 
@@ -166,9 +167,7 @@ class MeanFieldParameters(Section):
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key("mm", checks.choice("mm", "voxels"), "mm | voxels: unit of theta_alpha and theta_gamma")
-    precision: str = _key(
-        "single", checks.choice("single", "half"), "single | half (GPU alone): how values at the vertices of a lattice are kept"
-    )
+    precision: str = _key("single", checks.choice("single", "half"), "single; half is accepted for older files, and has no effect")
     label_threshold: float = _key(
         1e-4,
         checks.in_range(0.0, 0.01),
@@ -176,11 +175,8 @@ class MeanFieldParameters(Section):
     )
 
     def _check_together(self, prefix: str) -> None:
-        if self.precision == "half" and self.filter not in ("auto", "lattice"):
-            raise ConfigError(
-                f"{prefix}.precision: 'half' is how the filter lattice keeps its values, but {prefix}.filter is '{self.filter}'; set that "
-                f"to 'lattice' or 'auto', or {prefix}.precision to 'single'"
-            )
+        if self.precision == "half":
+            notices.warn(f'{prefix}.precision = "half" has no effect: no device computes in it')
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
+from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.region_channels import check_channels
@@ -22,7 +23,7 @@ from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.checks import check_finite, check_outcome
 from crfrefine.refinement.everywhere import refine_everywhere
 from crfrefine.refinement.network_output import prepare_output
-from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of, take_changes
+from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
 from crfrefine.tiles.refining import refine_tiles
@@ -85,13 +86,10 @@ def refine_channels(
         backend, order.to_storage(channels), stored_mask, models, input_type=input_type, are_regions=regions is not None, threads=threads
     )
     started = time.perf_counter()
-    # Regions' kernels are built from an array of the host.
-    raw = stored_image if regions is not None else backend.hold_image(stored_image)
-    check_finite(backend, stored_image, "image", threads, raw)
+    check_finite(backend, stored_image, "image", threads)
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
     box = box_of(output.mask)
-    normalized = backend.normalize(raw, parameters.intensity, stored_mask, box, threads=threads)
-    del raw  # It is in a GPU's memory.
+    normalized = CaseImage.normalized(stored_image, parameters.intensity, stored_mask, box, threads=threads)
     timings = {"normalize": time.perf_counter() - started}
     models = [ModelSpec(model.kernels.in_storage(order), model.mean_field) for model in models]
     stored_steps = order.axes_to_storage(steps)
@@ -120,11 +118,7 @@ def refine_channels(
         )
     check_outcome(backend, refined, threads)
     started = time.perf_counter()
-    network = decode(output.held)
-    changes = None
-    if isinstance(refined, (CroppedLogits, DenseLogits)) and regions is None:
-        changes = backend.changes(output.held, refined.computed(), refined.box)
-    output.held = None  # It is in a GPU's memory.
+    network = decode(output.logits)
     if parameters.postprocess.decision == "dice":
         probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
         labels = _decide_by_dice(probabilities, regions, output.mask, network)
@@ -132,7 +126,7 @@ def refine_channels(
         labels = refined.label_map(network, decode)
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
     timings |= {**refined.timings, "labels": time.perf_counter() - started}
-    result = RefinementResult(
+    return RefinementResult(
         label_map=cleaned.label_map,
         network_label_map=order.to_user(network),
         channels=refined,
@@ -149,9 +143,6 @@ def refine_channels(
         regions=regions,
         output_temperature=parameters.mean_field.output_temperature,
     )
-    if changes is not None and parameters.postprocess.decision == "argmax" and cleaned.voxels_removed == cleaned.voxels_filled == 0:
-        take_changes(result, changes)
-    return result
 
 
 def _resolve(parameters: CrfParameters, channels: NDArray[Any], num_modalities: int, regions: RegionScheme | None) -> Sequence[ModelSpec]:

@@ -38,13 +38,13 @@ def check_temperature(temperature: float, largest: float) -> None:
         )
 
 
-def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None, held: Any = None) -> float:
-    """Raise InputError if a value is NaN or infinite; return the largest magnitude. `held`: the channels from `Backend.hold`."""
+def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
+    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
     if channels.dtype.kind != "f":
         return 0.0
     largest = 0.0
     with np.errstate(over="ignore"):
-        ranges = backend.channel_ranges(channels if held is None else held, threads=threads)
+        ranges = backend.channel_ranges(channels, threads=threads)
     for number, (lowest, highest) in enumerate(ranges):
         if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
             with np.errstate(over="ignore"):

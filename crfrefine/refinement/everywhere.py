@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.probabilities import take_logarithms
-from crfrefine.engines.boxes import covers
+from crfrefine.engines.boxes import crop
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.engines.slabs import Volume, run_in_slabs
 from crfrefine.errors import CapacityError
@@ -38,7 +38,7 @@ def refine_everywhere(
 
     Args:
         backend: the engine.
-        output: the network's; what the engine has of it is given up if the case has to be cut.
+        output: the network's.
         image: normalized; taken.
         spacing: mm, one per grid axis.
         models: of the labels, or one per region.
@@ -52,7 +52,7 @@ def refine_everywhere(
     Raises:
         CapacityError: not enough memory, not even for slabs.
     """
-    values = output.held
+    values = output.logits
     if output.is_probability:
         values = np.array(output.logits[(slice(None), *(box or ()))], order="C")
         take_logarithms(values)
@@ -73,13 +73,9 @@ def refine_everywhere(
         # The error itself would keep the memory of what it broke off.
         message, shortage = str(error), error.shortage
     if outcome is None:
-        if not output.is_probability:
-            values = output.held = output.logits  # What the device has takes memory there.
-        guide = guide if isinstance(guide, np.ndarray) else guide.to_host()
         inside = output.mask
         if box is not None and inside is not None:
-            values, guide = (channels if covers(channels, box) else channels[(slice(None), *box)] for channels in (values, guide))
-            inside = inside[box]
+            values, guide, inside = crop(values, guide, inside, box)
         outcome, note = run_in_slabs(run, Volume(values, guide, inside, spacing, models), message, shortage, settings["progress"])
         notes = (note,)
     if box is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
 from crfrefine.arrays.region_channels import (
     LARGEST_LOG_ODDS,
@@ -33,7 +33,6 @@ class NetworkOutput:
 
     Attributes:
         logits: (L, *grid); for regions: (R, *grid) log-odds.
-        held: the same, where the engine has them.
         mask: (*grid), True inside the mask and outside the padding; None: everywhere.
         num_padding: voxels in the mask that are padding.
         notes: what the user should know, one sentence each.
@@ -41,7 +40,6 @@ class NetworkOutput:
     """
 
     logits: NDArray[np.float32]
-    held: Any
     mask: NDArray[np.bool_] | None
     num_padding: int
     notes: tuple[str, ...]
@@ -73,15 +71,12 @@ def prepare_output(
         InputError: values that are not finite, or probabilities where logits are expected.
         ConfigError: a temperature that turns them into values too large for float32.
     """
-    # On a GPU, what is asked about the logits is answered there, and they come back only if the caller asks for them.
-    held = channels if are_regions else backend.hold(channels)
-    largest = check_finite(backend, channels, "logits", threads, held)
+    largest = check_finite(backend, channels, "logits", threads)
     temperature, bias = models[0].mean_field.temperature, max(largest_bias(model) for model in models)
     if are_regions:
         channels, largest = _as_log_odds(channels, input_type, largest)
-        held = channels
     num_padding, notes = 0, tuple[str, ...]()
-    padding = find_undecided(channels) if are_regions else backend.find_padding(held)
+    padding = find_undecided(channels) if are_regions else find_padding(channels)
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
         describe = describe_undecided if are_regions else describe_padding
@@ -89,13 +84,12 @@ def prepare_output(
         if (largest + bias) / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
-            held = channels if are_regions else backend.hold(channels)
-            largest = check_finite(backend, channels, "logits", threads, held)
+            largest = check_finite(backend, channels, "logits", threads)
     is_probability = not are_regions and identify_array(channels, input_type) == "probabilities"
     if is_probability:
         largest = -math.log(SMALLEST_PROBABILITY)
     check_temperature(temperature, largest + bias)
-    return NetworkOutput(channels, held, mask, num_padding, notes, is_probability)
+    return NetworkOutput(channels, mask, num_padding, notes, is_probability)
 
 
 def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float) -> tuple[NDArray[np.float32], float]:

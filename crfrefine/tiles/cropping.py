@@ -70,16 +70,16 @@ class CroppedLogits:
         """Seconds of each stage."""
         return self._refined.timings
 
-    def computed(self) -> Any:
-        """Return what the engine computed, (L, *box), where it has it."""
-        return self._refined.held
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed, (L, *box)."""
+        return self._refined.logits
 
     def label_map(
         self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels."""
         labels = network.copy()
-        labels[self.box] = decode(self._refined.held)
+        labels[self.box] = decode(self._refined.logits)
         return labels
 
     def dense(self) -> NDArray[np.float32]:

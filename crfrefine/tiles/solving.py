@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, of_part
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_tiles
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.choosing import sums_are_direct
@@ -49,7 +48,6 @@ def solve(
         CapacityError: not even a slab fits.
     """
     check_tiles(problem.spec.mean_field)
-    require_single(problem.spec.kernels.precision, "the device cpu")
     repeats = 0
     while True:
         sets = sets or label_sets(problem)

@@ -10,13 +10,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import crfrefine
 from crfrefine.control_groups import read_text
-from crfrefine.engines.compiled import ASKED_LEVEL, best_level
+from crfrefine.engines.compiled import ASKED_LEVEL, INSTALL_ALL_LEVELS, best_level, built_levels, processor_level
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.failures import describe_failure
 from crfrefine.memory import memory_limit
@@ -41,12 +41,16 @@ class Engine:
     Attributes:
         level: the instruction set in use; None: it cannot be loaded.
         best_level: the best one that is compiled and that this processor supports.
+        processor_level: the best one that this processor supports, compiled or not.
+        levels: those that are compiled.
         error: why it does not run; None: it does.
         traceback: of an unexpected error.
     """
 
     level: str | None = None
     best_level: str | None = None
+    processor_level: str | None = None
+    levels: tuple[str, ...] = ()
     error: str | None = None
     traceback: str | None = None
 
@@ -124,6 +128,11 @@ class Report:
             found.append(self.engine.error)
         elif self.engine.level != self.engine.best_level:
             found.append(f"unset {ASKED_LEVEL}: the engine runs as {self.engine.level}, and {self.engine.best_level} is faster")
+        if self.engine.best_level != self.engine.processor_level:
+            found.append(
+                f"the engine was compiled for {' and '.join(self.engine.levels)}, and this processor supports "
+                f"{self.engine.processor_level}, which is faster: install crfrefine on this machine, or all levels: {INSTALL_ALL_LEVELS}"
+            )
         if self.gpu.is_there and self.gpu.error is not None:
             found.append(self.gpu.error)
         for package in self.installation.required:
@@ -169,17 +178,18 @@ def examine() -> Report:
 
 
 def _engine() -> Engine:
-    level = best = None
+    found = Engine()
     try:
         from crfrefine.engines.cpu import CpuBackend
 
-        best, level = best_level(), CpuBackend().level
+        found = Engine(None, best_level(), processor_level(), built_levels())
+        found = replace(found, level=CpuBackend().level)
         _refine_few_voxels()
     except Exception as error:
         failure = describe_failure(error)
         message = f"a package cannot be imported ({error}); install it again" if isinstance(error, ImportError) else failure.message
-        return Engine(level, best, message, failure.traceback)
-    return Engine(level, best)
+        return replace(found, error=message, traceback=failure.traceback)
+    return found
 
 
 def _refine_few_voxels() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from crfrefine.engines.precision import require_single
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.text import listed, shorten
@@ -29,8 +28,6 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
     if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
         raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
-    if options.parameters is not None:
-        require_single(options.parameters.mean_field.precision, "training")
     if options.parameters is not None and options.parameters.postprocess.decision != "argmax":
         raise ConfigError(
             f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "

@@ -28,9 +28,6 @@ constexpr double kLatticeHandicap = 1.5;
 // Shorter times are imperceptible; then the most accurate filter is chosen: exact, truncated, grid, lattice, in this order.
 constexpr double kUnnoticed = 50e6;
 
-// Channels are filtered in groups of up to four.
-constexpr int kGroup = 4;
-
 struct Work {
     double voxels;
     int num_features, num_modalities;
@@ -40,7 +37,7 @@ struct Work {
     template <class Cost>
     double filterings(Cost&& cost) const {
         double once = 0;
-        for (int c = 0; c < num_channels; c += kGroup) once += cost(std::min(kGroup, num_channels - c));
+        for (int c = 0; c < num_channels; c += kChannelGroup) once += cost(std::min(kChannelGroup, num_channels - c));
         return num_filterings * once + 2 * cost(1);
     }
 };

@@ -9,7 +9,6 @@ namespace crf {
 namespace {
 
 constexpr float kSqrtHalfLog2e = 0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
-constexpr int kGroup = 4;                       // channels whose sums share one evaluation of the weights
 constexpr int64_t kPartial = 1024;              // senders that are summed in a register before the total: limits rounding
 
 class ExactFilter final : public Filter {
@@ -29,8 +28,8 @@ class ExactFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace&) override {
-        for (int c = 0; c < num_channels; c += kGroup)
-            accumulate_group(values + c * num_voxels_, std::min(kGroup, num_channels - c), pre, post, channel_weight + c,
+        for (int c = 0; c < num_channels; c += kChannelGroup)
+            accumulate_group(values + c * num_voxels_, std::min(kChannelGroup, num_channels - c), pre, post, channel_weight + c,
                              sum + c * num_voxels_);
     }
 
@@ -101,15 +100,15 @@ class ExactFilter final : public Filter {
 
     void accumulate_group(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                           float* sum) {
-        Buffer<float> sent(num_voxels_ * kGroup);  // (voxel, channel)
+        Buffer<float> sent(num_voxels_ * kChannelGroup);  // (voxel, channel)
         for (int64_t n = 0; n < num_voxels_; ++n)
-            for (int c = 0; c < kGroup; ++c)
-                sent[n * kGroup + c] = c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
+            for (int c = 0; c < kChannelGroup; ++c)
+                sent[n * kChannelGroup + c] = c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
         pool_.run(padded_ / kLanes, [&](int64_t item, int) {
             const int64_t first = item * kLanes;
-            vfloat total[kGroup]{};
+            vfloat total[kChannelGroup]{};
             for (int64_t begin = 0; begin < num_voxels_; begin += kPartial) {
-                vfloat partial[kGroup]{};
+                vfloat partial[kChannelGroup]{};
                 for (int64_t m = begin; m < std::min(begin + kPartial, num_voxels_); ++m) {
                     vfloat squared{};
                     for (int d = 0; d < num_features_; ++d) {
@@ -118,9 +117,9 @@ class ExactFilter final : public Filter {
                         squared += difference * difference;
                     }
                     const vfloat weight = exp2_nonpositive(-squared);
-                    for (int c = 0; c < kGroup; ++c) partial[c] += weight * sent[m * kGroup + c];
+                    for (int c = 0; c < kChannelGroup; ++c) partial[c] += weight * sent[m * kChannelGroup + c];
                 }
-                for (int c = 0; c < kGroup; ++c) total[c] += partial[c];
+                for (int c = 0; c < kChannelGroup; ++c) total[c] += partial[c];
             }
             const int64_t count = std::min<int64_t>(kLanes, num_voxels_ - first);
             for (int c = 0; c < num_channels; ++c) {

@@ -13,6 +13,9 @@
 
 namespace crf {
 
+// Channels that the filters process together.
+constexpr int kChannelGroup = 4;
+
 // T: float, or double for gradient checks and layers in float64.
 template <class T>
 class BasicFilter {

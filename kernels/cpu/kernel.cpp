@@ -6,17 +6,10 @@
 
 namespace crf {
 
-namespace {
-
-template <class T>
-constexpr T kTiny = std::numeric_limits<T>::min();  // smallest normal number: keeps the factor of a vanished row sum finite
-
-}  // namespace
-
 template <class T>
 void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
-    const T unit = 1;
+    const T unit = 1, tiny = std::numeric_limits<T>::min();  // the smallest normal number keeps the factor of a vanished row sum finite
     auto fill = [&](Buffer<T>& b, T value) {
         b = Buffer<T>(num_voxels);
         pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
@@ -45,7 +38,7 @@ void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization nor
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
         T* d = degree.get() + block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
-        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny<T> ? d[i] : kTiny<T>;
+        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > tiny ? d[i] : tiny;
         if (symmetric)
             for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
         for (int64_t i = 0; i < count; ++i) d[i] = 1 / d[i];

@@ -3,11 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/module_arguments.h"
 #include "cpu/simd.h"
-#include "cpu/thread_pool.h"
-
-namespace nb = nanobind;
 
 namespace crf {
 
@@ -17,9 +13,7 @@ constexpr int64_t kPiece = 4096;  // voxels: 16 KiB per label, so that a piece o
 
 // body(first voxel, number of voxels) over pieces of the grid, in parallel.
 template <class Body>
-void for_pieces_of_grid(int64_t grid_size, int threads, Body&& body) {
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
+void for_pieces_of_grid(int64_t grid_size, ThreadPool& pool, Body&& body) {
     pool.run((grid_size + kPiece - 1) / kPiece,
              [&](int64_t piece, int) { body(piece * kPiece, std::min(kPiece, grid_size - piece * kPiece)); });
 }
@@ -67,49 +61,23 @@ void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64
 
 }  // namespace
 
-void label_map(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logits, int threads,
-               const nb::ndarray<nb::c_contig, nb::device::cpu>& out) {
-    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
-    require(shape_of(out) == grid_shape(logits), "expected a label map on the grid of the logits");
-    require(logits.shape(0) <= (out.dtype() == nb::dtype<uint8_t>() ? 256 : kMostLabels), "expected a type that holds all labels");
-    const int num_labels = static_cast<int>(logits.shape(0));
-    const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
-    const float* from = logits.data();
-    if (out.dtype() == nb::dtype<uint8_t>()) {
-        auto* to = static_cast<uint8_t*>(out.data());
-        for_pieces_of_grid(grid_size, threads,
-                           [&](int64_t first, int64_t count) { argmax_piece(from, num_labels, grid_size, first, count, to); });
-    } else if (out.dtype() == nb::dtype<uint16_t>()) {
-        auto* to = static_cast<uint16_t*>(out.data());
-        for_pieces_of_grid(grid_size, threads,
-                           [&](int64_t first, int64_t count) { argmax_piece(from, num_labels, grid_size, first, count, to); });
-    } else {
-        throw InputError("label maps are uint8 or uint16");
-    }
+template <class Label>
+void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, Label* out) {
+    for_pieces_of_grid(grid_size, pool,
+                       [&](int64_t first, int64_t count) { argmax_piece(logits, num_labels, grid_size, first, count, out); });
 }
 
-void softmax(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logits, int threads,
-             const nb::ndarray<float, nb::c_contig, nb::device::cpu>& out) {
-    require(logits.ndim() > 0 && logits.shape(0) > 0 && logits.shape(0) <= kMostLabels,
-            "expected logits (label, *grid), one label or more");
-    require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
-    const int num_labels = static_cast<int>(logits.shape(0));
-    const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
-    for_pieces_of_grid(grid_size, threads, [&](int64_t first, int64_t count) {
-        softmax_piece(logits.data(), num_labels, grid_size, first, count, out.data());
-    });
+void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out) {
+    for_pieces_of_grid(grid_size, pool,
+                       [&](int64_t first, int64_t count) { softmax_piece(logits, num_labels, grid_size, first, count, out); });
 }
 
-std::vector<float> channel_ranges(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& channels, int threads) {
-    require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
-    const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
-    const int64_t grid_size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
+std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool) {
     const int64_t num_pieces = (grid_size + kPiece - 1) / kPiece;
-    const float* from = channels.data();
     std::vector<float> lowest(num_channels * num_pieces), highest(num_channels * num_pieces);
-    for_pieces_of_grid(grid_size, threads, [&](int64_t first, int64_t count) {
+    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
         for (int64_t c = 0; c < num_channels; ++c) {
-            const float* values = from + c * grid_size + first;
+            const float* values = channels + c * grid_size + first;
             vfloat low = splat_lanes(values[0]), high = low, poison{};
             int64_t i = 0;
             for (; i + kLanes <= count; i += kLanes) {
@@ -146,5 +114,8 @@ std::vector<float> channel_ranges(const nb::ndarray<const float, nb::c_contig, n
     }
     return ranges;
 }
+
+template void label_map(const float*, int, int64_t, ThreadPool&, uint8_t*);
+template void label_map(const float*, int, int64_t, ThreadPool&, uint16_t*);
 
 }  // namespace crf

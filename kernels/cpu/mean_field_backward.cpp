@@ -12,8 +12,6 @@ namespace crf {
 
 namespace {
 
-constexpr int kScratchRows = 4;  // per label: those of softmax_back
-
 // Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to the update
 // of a step, z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 template <class T>
@@ -67,6 +65,8 @@ class Backward {
     }
 
    private:
+    static constexpr int kScratchRows = 4;  // per label: those of softmax_back
+
     MeanFieldGradients empty_gradients() const {
         MeanFieldGradients gradients;
         const int num_all = options_.num_all_labels();

@@ -9,8 +9,6 @@ namespace crf {
 
 namespace {
 
-constexpr int kScratchRows = 7;  // per label: those of take_messages
-
 // Sums over voxels are formed in so many parts at most where labels share channels: one part per block would take more memory than the
 // image if there are a hundred labels, and a number that depends on the threads would change the result.
 constexpr int64_t kMostParts = 128;

@@ -38,6 +38,8 @@ class MessageBackward {
     void store_image(T* grad_image) const;
 
    private:
+    static constexpr int kScratchRows = 7;  // per label: those of take_messages
+
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
     void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch);
     void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums);

@@ -103,6 +103,42 @@ nb::list plan_filters(const FloatArray& image, const std::optional<MaskArray>& m
     return planned;
 }
 
+// Label maps, softmax and ranges of whole grids, of channels (channel, *grid).
+void label_map_of(const FloatArray& logits, int threads, const nb::ndarray<nb::c_contig, nb::device::cpu>& out) {
+    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
+    require(shape_of(out) == grid_shape(logits), "expected a label map on the grid of the logits");
+    require(logits.shape(0) <= (out.dtype() == nb::dtype<uint8_t>() ? 256 : kMostLabels), "expected a type that holds all labels");
+    const int num_labels = static_cast<int>(logits.shape(0));
+    const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
+    const bool is_byte = out.dtype() == nb::dtype<uint8_t>();
+    if (!is_byte && out.dtype() != nb::dtype<uint16_t>()) throw InputError("label maps are uint8 or uint16");
+    nb::gil_scoped_release release;
+    ThreadPool pool(threads);
+    if (is_byte) {
+        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
+    } else {
+        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
+    }
+}
+
+void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
+    require(logits.ndim() > 0 && logits.shape(0) > 0 && logits.shape(0) <= kMostLabels,
+            "expected logits (label, *grid), one label or more");
+    require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
+    const int num_labels = static_cast<int>(logits.shape(0));
+    nb::gil_scoped_release release;
+    ThreadPool pool(threads);
+    softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+}
+
+std::vector<float> channel_ranges_of(const FloatArray& channels, int threads) {
+    require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
+    const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
+    nb::gil_scoped_release release;
+    ThreadPool pool(threads);
+    return channel_ranges(channels.data(), num_channels, num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0, pool);
+}
+
 // The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
@@ -136,8 +172,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     crf::define_lattice_passes(m);
     crf::define_kernels(m);
     crf::define_tiles(m);
-    m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);
+    m.def("label_map", &crf::label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("softmax", &crf::softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("channel_ranges", &crf::channel_ranges_of, "channels"_a, "threads"_a);
     m.def("cpu_level", &crf::cpu_level);
 }

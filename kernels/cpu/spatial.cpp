@@ -17,9 +17,9 @@ constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, s
 
 // Vectors of a panel's row that are filtered together: as many as registers hold.
 #if defined(__AVX512F__)
-constexpr int kTogether = 2;
+constexpr int kVectorsTogether = 2;
 #else
-constexpr int kTogether = 1;
+constexpr int kVectorsTogether = 1;
 #endif
 
 class SpatialFilter final : public Filter {
@@ -419,10 +419,10 @@ class SpatialFilter final : public Filter {
     template <int kRows, class Target>
     static void filter_some_rows(const float* copy, int64_t place, const std::vector<float>& taps, int64_t width, const Target& target) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        for (int64_t first = 0; first < width; first += kTogether * kLanes) {
+        for (int64_t first = 0; first < width; first += kVectorsTogether * kLanes) {
             const float* const row = copy + first;
-            vfloat total[kRows][kTogether], low[kTogether], high[kTogether];
-            for (int v = 0; v < kTogether; ++v) {
+            vfloat total[kRows][kVectorsTogether], low[kVectorsTogether], high[kVectorsTogether];
+            for (int v = 0; v < kVectorsTogether; ++v) {
                 low[v] = load(row + v * kLanes);
                 high[v] = load(row + (kRows - 1) * kColumns + v * kLanes);
                 total[0][v] = low[v] * taps[0];
@@ -430,7 +430,7 @@ class SpatialFilter final : public Filter {
             }
             for (int64_t k = 1; k <= radius; ++k) {
                 const float *const before = row - k * kColumns, *const after = row + (kRows - 1 + k) * kColumns;
-                for (int v = 0; v < kTogether; ++v) {
+                for (int v = 0; v < kVectorsTogether; ++v) {
                     const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
                     if constexpr (kRows == 2) {
                         // What the one row has last read on its side is what the other one needs now.
@@ -444,7 +444,7 @@ class SpatialFilter final : public Filter {
                 }
             }
             for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kTogether; ++v) {
+                for (int v = 0; v < kVectorsTogether; ++v) {
                     const int64_t left = width - first - v * kLanes;
                     if (left > 0) target.put(place + r, first + v * kLanes, total[r][v], left);
                 }

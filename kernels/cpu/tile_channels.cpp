@@ -8,9 +8,6 @@ namespace crf {
 
 namespace {
 
-// Channels per filtering: the filters process as many together.
-constexpr int kGroup = 4;
-
 class ChannelTileFilter final : public TileFilter {
    public:
     ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel<float>& kernel,
@@ -20,7 +17,7 @@ class ChannelTileFilter final : public TileFilter {
           voxels_(voxels),
           kernel_(kernel),
           pool_(pool),
-          group_(std::min(kGroup, channels.num_channels)),
+          group_(std::min(kChannelGroup, channels.num_channels)),
           sent_(group_ * voxels.num_voxels),
           received_(group_ * voxels.num_voxels),
           receivers_(voxels.num_voxels),
@@ -47,7 +44,7 @@ class ChannelTileFilter final : public TileFilter {
 
     void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight, float* message) override {
         if (!sent.from_settled && !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes))) return;
-        const std::vector<float> ones(kGroup, 1.0f);
+        const std::vector<float> ones(kChannelGroup, 1.0f);
         const float* scale = kernel_.scale.get();
         // For the last channel, the message of changes that sum to zero over the labels follows from the others.
         const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
@@ -55,8 +52,8 @@ class ChannelTileFilter final : public TileFilter {
             rest_ = Buffer<float>(voxels_.num_voxels);
             std::fill_n(rest_.get(), voxels_.num_voxels, 0.0f);
         }
-        for (int first = 0; first < channels_.num_channels; first += kGroup) {
-            const int count = std::min(kGroup, channels_.num_channels - first), filtered = std::min(count, num_filtered - first);
+        for (int first = 0; first < channels_.num_channels; first += kChannelGroup) {
+            const int count = std::min(kChannelGroup, channels_.num_channels - first), filtered = std::min(count, num_filtered - first);
             put(sent, first, filtered, false);
             if (filtered > 0)
                 kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),

@@ -11,8 +11,6 @@ namespace crf {
 
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
-
 // Labels whose sums stay in registers.
 constexpr int kMostTogether = 8;
 

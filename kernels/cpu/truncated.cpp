@@ -14,8 +14,6 @@ namespace crf {
 
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
-
 class TruncatedFilter final : public Filter {
    public:
     TruncatedFilter(const BilateralInput& input, ThreadPool& pool)
@@ -25,9 +23,9 @@ class TruncatedFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        WindowOccupancy occupancy(plan_, std::min(kGroup, num_channels));
-        for (int c = 0; c < num_channels; c += kGroup) {
-            const int group = std::min(kGroup, num_channels - c);
+        WindowOccupancy occupancy(plan_, std::min(kChannelGroup, num_channels));
+        for (int c = 0; c < num_channels; c += kChannelGroup) {
+            const int group = std::min(kChannelGroup, num_channels - c);
             sent_ = workspace.floats(2 * group * plan_.total_size);
             received_ = sent_ + group * plan_.total_size;
             scatter(values + c * voxels_.num_voxels, group, pre, occupancy);
@@ -71,8 +69,6 @@ class TruncatedFilter final : public Filter {
     std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 
    private:
-    static constexpr int kGroup = 4;  // channels that share one evaluation of the weights
-
     void load_intensity(const BilateralInput& input) {
         intensity_ = Buffer<float>(num_modalities_ * plan_.total_size);
         const int64_t origin = voxels_.runs.front().grid;
@@ -187,7 +183,7 @@ class TruncatedFilter final : public Filter {
             case 3:
                 return filter_modalities<3>(begin, end, channels);
             default:
-                return filter_modalities<kGroup>(begin, end, channels);
+                return filter_modalities<kChannelGroup>(begin, end, channels);
         }
     }
 

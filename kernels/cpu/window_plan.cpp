@@ -6,8 +6,6 @@ namespace crf {
 
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
-
 // Far below the smallest exponent: a weight of 0.
 constexpr float kNoPair = -1e4f;
 

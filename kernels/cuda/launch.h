@@ -10,14 +10,13 @@
 //     CRF_PHASE(thread) { total[thread] = tile[255 - thread]; }
 //
 // Inside a phase `continue` ends it for the thread, and nothing may `return`. Code outside phases (loops around them, variables)
-// must be the same for all threads of the block. A shared element is read and written as a whole. Compiled as C++, a phase is a loop
-// over the block's threads (emulation.h), which detects missing barriers and uninitialized elements.
+// must be the same for all threads of the block. Compiled as C++, a phase is a loop over the block's threads (tests/helpers/emulation.h).
 #pragma once
 
 #include "portable.h"
 
 #if !defined(__CUDACC__)
-#include "cuda/emulation.h"
+#include <emulation.h>
 #endif
 
 namespace crf {
@@ -89,19 +88,20 @@ struct PerThread {
 
 #else
 
-#define CRF_KERNEL(name, ...)                                                                     \
+#define CRF_EMULATED(name, is_block, ...)                                                         \
     static void name(__VA_ARGS__);                                                                \
     extern "C" const char* launch_##name(long long num_items, int num_workers, void** arguments); \
     const char* launch_##name(long long num_items, int num_workers, void** arguments) {           \
-        return crf::emulation::run(&name, num_items, num_workers, arguments);                     \
+        return crf::emulation::run(&name, is_block, num_items, num_workers, arguments);           \
     }                                                                                             \
     static void name(__VA_ARGS__)
+#define CRF_KERNEL(name, ...) CRF_EMULATED(name, false, __VA_ARGS__)
 #define CRF_D inline
 #define CRF_UNROLL
 #define CRF_UNROLL_BY_4
 #define CRF_ROLLED
 
-CRF_D int64 thread_number() { return emulation::current_item; }
+CRF_D int64 thread_number() { return emulation::item(); }
 
 CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) {
     std::atomic_ref<uint64>(*place).compare_exchange_strong(expected, desired);
@@ -111,14 +111,14 @@ CRF_D uint64 read_shared(uint64* place) { return std::atomic_ref<uint64>(*place)
 
 CRF_D Real power_of_two(Real x) { return exp2(x); }
 
-#define CRF_BLOCK_KERNEL CRF_KERNEL
+#define CRF_BLOCK_KERNEL(name, ...) CRF_EMULATED(name, true, __VA_ARGS__)
 #define CRF_SHARED(type, name, count) crf::emulation::Shared<type, count> name
 #define CRF_PER_THREAD(type, name) crf::emulation::PerThread<type, CRF_THREADS> name
 #define CRF_PHASE(thread)                                                                               \
     for (int crf_turn = 0, thread = crf::emulation::begin_turn(0, CRF_THREADS); crf_turn < CRF_THREADS; \
          ++crf_turn, thread = crf::emulation::begin_turn(crf_turn, CRF_THREADS))
 
-CRF_D int64 block_number() { return emulation::current_item; }
+CRF_D int64 block_number() { return emulation::item(); }
 
 #endif
 
@@ -129,12 +129,6 @@ template <int Width>
 struct alignas(Width * sizeof(Real) >= 16 ? 16 : Width * sizeof(Real)) Row {
     Real value[Width];
 };
-
-// Features of a voxel side by side. Three or more are padded with zeros to whole loads of 16 bytes (32 in double
-// precision).
-CRF_HD constexpr int padded_count(int count) { return count <= 2 ? count : (count + 3) / 4 * 4; }
-template <int Count>
-using Features = Row<padded_count(Count)>;
 
 template <int Width>
 CRF_D Row<Width> zero_row() {
@@ -151,29 +145,12 @@ CRF_D void add_scaled(Row<Width>& to, Row<Width> from, Real factor) {
     for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
 }
 
-// 2^-(distance + |a - b|^2): both parts of a distance squared, in units in which the weight is a power of two.
-template <int Count>
-CRF_D Real weight_of(Real distance, Features<Count> a, Features<Count> b) {
-    CRF_UNROLL
-    for (int f = 0; f < Count; ++f) {
-        const Real difference = a.value[f] - b.value[f];
-        distance += difference * difference;
-    }
-    return power_of_two(-distance);
-}
-
-// to += channel_weight * factor * from.
-template <int Width>
-CRF_D void add_weighted(Row<Width>& to, Row<Width> from, Real factor, const Real* channel_weight) {
-    CRF_UNROLL
-    for (int c = 0; c < Width; ++c) to.value[c] += channel_weight[c] * factor * from.value[c];
-}
-
 // sum[n] += channel_weight * factor * from; without `adds`, what was there is not read.
 template <int Width>
 CRF_D void put_weighted(Row<Width>* sum, int64 n, Row<Width> from, Real factor, const Real* channel_weight, int adds) {
     Row<Width> out = adds ? sum[n] : zero_row<Width>();
-    add_weighted(out, from, factor, channel_weight);
+    CRF_UNROLL
+    for (int c = 0; c < Width; ++c) out.value[c] += channel_weight[c] * factor * from.value[c];
     sum[n] = out;
 }
 

@@ -1,101 +1,131 @@
-// The backward pass of the mean field before its first step and after its last one (docs/reference/math.md, section 9).
+// A step of the mean field backward (docs/reference/math.md, section 9): x are the logits after a step, y is the gradient with respect to
+// what a step adds to them, z = compatibility y, and -weight z the gradient with respect to a kernel's message.
 //
-// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in backward.h.
-#include "cuda/backward.h"
+// Arrays of rows have the channels of all labels but the last, which is never filtered here. CRF_WIDTH: channels that are filtered
+// together.
+#include "cuda/launch.h"
 
 namespace crf {
 
-// One thread per voxel: the gradient with respect to the last step's logits, and what the first kernel filters.
+using Channels = Row<CRF_WIDTH>;
+
+// What a kernel's messages are multiplied by, and y. weights: (label). compatibility: (label, label), row: the neighbor's. by_x: (label,
+// voxel).
+struct Penalty {
+    const Real* weights;
+    const Real* compatibility;
+    int is_potts, num_labels;
+    const Real* by_x;
+    int64 num_voxels, n;
+
+    CRF_D Real y(int l) const { return by_x[l * num_voxels + n]; }
+    CRF_D Real all() const {
+        Real sum = Real(0.0);
+        for (int l = 0; l < num_labels; ++l) sum += y(l);
+        return sum;
+    }
+    // weight z of label k. sum: of all y.
+    CRF_D Real operator()(Real sum, int k) const {
+        if (is_potts) return weights[k] * (sum - y(k));
+        Real z = Real(0.0);
+        for (int l = 0; l < num_labels; ++l) z += compatibility[k * num_labels + l] * y(l);
+        return weights[k] * z;
+    }
+};
+
+// One thread per voxel: the gradient with respect to a kernel's messages, which it filters backward. Marginals sum to 1: the gradient of
+// the last label is subtracted, so its channel need not be filtered.
 //
-// by_out: (label, *grid). grid_index: (voxel). by_x, by_start: (label, voxel), with respect to the logits after a step and to those that it
-// begins with. record: (label, voxel) marginals of the last step; nullptr: there is no step.
-CRF_KERNEL(begin_backward, const Real* by_out, int64 grid_size, const int64* grid_index, int64 num_voxels, Real* by_x, Real* by_start,
-           Real step, const Real* weights, const Real* compatibility, int is_potts, const Real* record, Channels* marginals,
-           Channels* by_message) {
+// by_x: gradient with respect to the logits after the step. step: its length. by_message: (group, voxel).
+CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
+           Real step, Channels* by_message) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    const int64 place = grid_index[n];
-    Real y[kLabels];
-    CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) {
-        const Real x = by_out[l * grid_size + place];
-        by_x[l * num_voxels + n] = x;
-        by_start[l * num_voxels + n] = Real(0.0);
-        y[l] = step * x;
+    const Penalty penalty{weights, compatibility, is_potts, num_labels, by_x, num_voxels, n};
+    const Real all = penalty.all(), last = penalty(all, num_labels - 1);
+    for (int first = 0; first < num_labels - 1; first += CRF_WIDTH) {
+        Channels row = zero_row<CRF_WIDTH>();
+        CRF_UNROLL
+        for (int c = 0; c < CRF_WIDTH; ++c)
+            if (first + c < num_labels - 1) row.value[c] = step * (last - penalty(all, first + c));
+        by_message[first / CRF_WIDTH * num_voxels + n] = row;
     }
-    if (!record) return;
-    store_by_message(y, Penalty{weights, compatibility, is_potts}, num_voxels, n, by_message);
-    store_marginals(record, num_voxels, n, marginals);
 }
 
-// One thread per voxel: what the first kernel of a step filters, where the gradient with respect to the logits after the step has been
-// changed since `take_messages`.
-CRF_KERNEL(begin_step_back, const Real* by_x, int64 num_voxels, Real step, const Real* weights, const Real* compatibility, int is_potts,
-           const Real* record, Channels* marginals, Channels* by_message) {
+// One thread per voxel, after both filterings of a kernel: its messages, and gradients with respect to normalization and marginals.
+//
+// marginals: as they are sent; by_message: as from send_back. filtered: the kernel's sums of the marginals; filtered_back: the transpose's
+// of by_message. scale, back_scale: (voxel) factors of both, or nullptr. ones: (voxel) message of all ones.
+// by_received, by_sent: (voxel) added to: gradients with respect to the factors of the receiver and of the sender; nullptr: not asked for,
+// or by_sent is added to by_received. by_marginals: added to, unless this is the first kernel. messages: (label, voxel).
+CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marginals, const Channels* by_message, const Channels* filtered,
+           const Channels* filtered_back, const Real* scale, const Real* back_scale, const Real* ones, Real* by_received, Real* by_sent,
+           Channels* by_marginals, int adds, Real* messages) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    Real y[kLabels];
-    CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) y[l] = step * by_x[l * num_voxels + n];
-    store_by_message(y, Penalty{weights, compatibility, is_potts}, num_voxels, n, by_message);
-    store_marginals(record, num_voxels, n, marginals);
-}
-
-// The logit times its gradient. One of minus infinity has no gradient except for rounding, and is left out.
-CRF_D double product(Real gradient, Real logit) {
-    return logit >= kLowest && logit <= -kLowest ? static_cast<double>(gradient) * static_cast<double>(logit) : 0.0;
-}
-
-// Each thread takes every num_threads-th number of (label, *grid): the gradient outside the mask. partial: (thread), sums of products with
-// the logits.
-CRF_KERNEL(finish_outside, const Real* by_out, const Real* logits, int64 size, Real inverse_temperature, Real* by_logits, int64 num_threads,
-           double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
-    double total = 0.0;
-    for (int64 i = thread; i < size; i += num_threads) {
-        const Real gradient = by_out[i] * inverse_temperature;
-        by_logits[i] = gradient;
-        total += product(gradient, logits[i]);
-    }
-    partial[thread] = total;
-}
-
-// Each thread takes every num_threads-th voxel: the gradient inside the mask.
-//
-// replaces: whether by_logits has the number of finish_outside, which counts no longer. partial: (label + 1, thread), sums of the
-// gradients, and of their products with the logits.
-CRF_KERNEL(finish_inside, const Real* by_x, const Real* by_start, const Real* logits, int64 grid_size, const int64* grid_index,
-           int64 num_voxels, Real inverse_temperature, int replaces, Real* by_logits, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
-    double sums[kLabels + 1] = {};
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
-        const int64 place = grid_index[n];
-        CRF_OVER_LABELS
-        for (int l = 0; l < kLabels; ++l) {
-            const int64 at = l * grid_size + place;
-            const Real gradient = (by_start[l * num_voxels + n] + by_x[l * num_voxels + n]) * inverse_temperature;
-            sums[l] += static_cast<double>(gradient);
-            sums[kLabels] += product(gradient, logits[at]);
-            if (replaces) sums[kLabels] -= product(by_logits[at], logits[at]);
-            by_logits[at] = gradient;
+    const Real own_scale = scale ? scale[n] : Real(1.0), own_back_scale = back_scale ? back_scale[n] : Real(1.0);
+    Real rest = ones[n], received = Real(0.0), sent = Real(0.0);
+    for (int first = 0; first < num_labels - 1; first += CRF_WIDTH) {
+        const int64 at = first / CRF_WIDTH * num_voxels + n;
+        const Channels row = filtered[at], back = filtered_back[at];
+        Channels sum = adds ? by_marginals[at] : zero_row<CRF_WIDTH>();
+        add_scaled(sum, back, own_back_scale);
+        by_marginals[at] = sum;
+        if (by_received) {
+            const Channels u = by_message[at], q = marginals[at];
+            CRF_UNROLL
+            for (int c = 0; c < CRF_WIDTH; ++c) {
+                received += u.value[c] * row.value[c];
+                sent += q.value[c] * back.value[c];
+            }
+        }
+        CRF_UNROLL
+        for (int c = 0; c < CRF_WIDTH; ++c) {
+            if (first + c >= num_labels - 1) continue;
+            const Real message = row.value[c] * own_scale;
+            messages[(first + c) * num_voxels + n] = message;
+            rest -= message;
         }
     }
-    CRF_OVER_LABELS
-    for (int l = 0; l <= kLabels; ++l) partial[l * num_threads + thread] = sums[l];
+    messages[(num_labels - 1) * num_voxels + n] = rest;
+    if (by_received) by_received[n] += by_sent ? received : received + sent;
+    if (by_sent) by_sent[n] += sent;
+}
+
+// One thread per voxel, after all kernels: from the logits after a step to those before it.
+//
+// record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last. by_marginals: as from take_messages.
+// by_x: (label, voxel), becomes the gradient with respect to the logits before. by_start: (label, voxel), added to: the gradient with
+// respect to the calibrated logits.
+CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, Real step, const Real* record, const Channels* by_marginals,
+           Real* by_x, Real* by_start) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    // Gradients with respect to the marginals are known up to one number per voxel, to which the softmax is blind: 0 for the last label.
+    const auto by_marginal = [&](int l) {
+        return l < num_labels - 1 ? by_marginals[l / CRF_WIDTH * num_voxels + n].value[l % CRF_WIDTH] : Real(0.0);
+    };
+    Real mean = Real(0.0), rest = Real(1.0);
+    for (int l = 0; l < num_labels - 1; ++l) {
+        mean += record[l * num_voxels + n] * by_marginal(l);
+        rest -= record[l * num_voxels + n];
+    }
+    for (int l = 0; l < num_labels; ++l) {
+        const int64 at = l * num_voxels + n;
+        const Real x = by_x[at], q = l < num_channels ? record[at] : larger(rest, Real(0.0));
+        by_start[at] += step * x;
+        by_x[at] = (Real(1.0) - step) * x + q * (by_marginal(l) - mean);
+    }
 }
 
 // One thread per voxel: the gradient with respect to the message of all ones that a kernel normalizes, from those of all steps: the last
 // label's message is what the others leave of it.
-CRF_KERNEL(differentiate_ones, const Real* by_start, const Real* weights, const Real* compatibility, int is_potts, int64 num_voxels,
-           Real* gradient) {
+CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_start,
+           int64 num_voxels, Real* gradient) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    Real y[kLabels];
-    CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) y[l] = by_start[l * num_voxels + n];
-    gradient[n] = -weights[kLast] * penalty_of(y, sum_of(y), Penalty{weights, compatibility, is_potts}, kLast);
+    const Penalty penalty{weights, compatibility, is_potts, num_labels, by_start, num_voxels, n};
+    gradient[n] = -penalty(penalty.all(), num_labels - 1);
 }
 
 }  // namespace crf

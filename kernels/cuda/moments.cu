@@ -1,110 +1,35 @@
 // Gradients of a filter's sums with respect to its bandwidths and the image, in moment form (docs/reference/math.md, section 9), for a pair
 // u = factor * g and v = sent_factor * q of (channel, voxel) values that the filter has summed already.
 //
-// CRF_CHANNELS, CRF_WIDTH: channels of g and q, and those side by side. CRF_TOGETHER: features that are filtered together, each times all
-// channels; more than one only if all are in one row. CRF_MOMENTS: channels side by side of these.
+// CRF_WIDTH: channels side by side.
 #include "cuda/launch.h"
 
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-using Moments = Row<CRF_MOMENTS>;
-constexpr int kChannels = CRF_CHANNELS;
-constexpr int kTogether = CRF_TOGETHER;
-constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;  // if one feature is filtered at a time
-
-// One thread per voxel: the centered features of a kernel, intensities first, box axes last.
-//
-// image: (modality, *grid). mean, inverse_theta: (modality). box_shape, step, middle: (axis), distance of neighbors in bandwidths, and the
-// place of the center. columns: (modality + axis, voxel).
-CRF_KERNEL(center_features, const Real* image, int64 grid_size, const int64* grid_index, const int64* box_index, int64 num_voxels,
-           int num_modalities, const double* mean, const double* inverse_theta, int num_axes, const int64* box_shape, const double* step,
-           const double* middle, Real* columns) {
-    const int64 n = thread_number();
-    if (n >= num_voxels) return;
-    for (int m = 0; m < num_modalities; ++m)
-        columns[m * num_voxels + n] =
-            static_cast<Real>((static_cast<double>(image[m * grid_size + grid_index[n]]) - mean[m]) * inverse_theta[m]);
-    int64 rest = box_index[n];
-    for (int a = num_axes - 1; a >= 0; --a) {
-        const double coordinate = static_cast<double>(rest % box_shape[a]);
-        rest /= box_shape[a];
-        columns[(num_modalities + a) * num_voxels + n] = static_cast<Real>((coordinate - middle[a]) * step[a]);
-    }
-}
-
-// One thread per voxel: features times values, channel j * CRF_CHANNELS + c for feature j.
-//
-// factor: (voxel), or nullptr for ones. columns: (feature, voxel) of those that are filtered together.
-CRF_KERNEL(place_moments, const Channels* values, const Real* factor, const Real* columns, int64 num_voxels, Moments* rows) {
-    const int64 n = thread_number();
-    if (n >= num_voxels) return;
-    const Real own = factor ? factor[n] : Real(1.0);
-    if (kTogether == 1) {
-        const Real x = own * columns[n];
-        CRF_ROLLED
-        for (int g = 0; g < kGroups; ++g) {
-            const Channels from = values[g * num_voxels + n];
-            Moments row = zero_row<CRF_MOMENTS>();
-            CRF_UNROLL
-            for (int c = 0; c < CRF_WIDTH && c < CRF_MOMENTS; ++c) row.value[c] = x * from.value[c];
-            rows[g * num_voxels + n] = row;
-        }
-        return;
-    }
-    const Channels from = values[n];
-    Moments row = zero_row<CRF_MOMENTS>();
-    CRF_UNROLL
-    for (int j = 0; j < kTogether; ++j) {
-        const Real x = own * columns[j * num_voxels + n];
-        CRF_UNROLL
-        for (int c = 0; c < kChannels; ++c)
-            if (c < CRF_WIDTH && j * kChannels + c < CRF_MOMENTS) row.value[j * kChannels + c] = x * from.value[c];
-    }
-    rows[n] = row;
-}
 
 // Each thread takes every num_threads-th voxel: products of what was filtered and the other value of the pair, summed over the channels.
 //
-// filtered: the filter's sums of rows from place_moments (or of the values, for a kernel whose taps are differentiated). other, factor: the
-// other value of the pair. columns: (feature, voxel), or nullptr for ones. coefficient: of the sums. partial: (feature, thread), added to;
-// nullptr: no sums. by_image: (feature, voxel), added to; nullptr: not asked for. inverse_theta: (feature), for it.
-CRF_KERNEL(add_moments, const Moments* filtered, const Channels* other, const Real* factor, const Real* columns, int64 num_voxels,
-           double coefficient, int64 num_threads, double* partial, const double* inverse_theta, Real* by_image) {
+// filtered: (group, voxel) the filter's sums of the values times a feature (or of the values, for a kernel whose taps are differentiated).
+// other, factor: the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of the sums. partial:
+// (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image: (voxel), added to; nullptr: not asked for.
+CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num_groups, const Real* factor, const Real* column,
+           int64 num_voxels, double coefficient, int64 num_threads, double* partial, double inverse_theta, Real* by_image) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
-    double sums[kTogether] = {};
+    double sum = 0.0;
     for (int64 n = thread; n < num_voxels; n += num_threads) {
-        Real dot[kTogether] = {};
-        if (kTogether == 1) {
-            CRF_ROLLED
-            for (int g = 0; g < kGroups; ++g) {
-                const Moments row = filtered[g * num_voxels + n];
-                const Channels with = other[g * num_voxels + n];
-                CRF_UNROLL
-                for (int c = 0; c < CRF_WIDTH && c < CRF_MOMENTS; ++c) dot[0] += row.value[c] * with.value[c];
-            }
-        } else {
-            const Moments row = filtered[n];
-            const Channels with = other[n];
+        Real dot = Real(0.0);
+        for (int g = 0; g < num_groups; ++g) {
+            const Channels row = filtered[g * num_voxels + n], with = other[g * num_voxels + n];
             CRF_UNROLL
-            for (int j = 0; j < kTogether; ++j) {
-                CRF_UNROLL
-                for (int c = 0; c < kChannels; ++c)
-                    if (c < CRF_WIDTH && j * kChannels + c < CRF_MOMENTS) dot[j] += row.value[j * kChannels + c] * with.value[c];
-            }
+            for (int c = 0; c < CRF_WIDTH; ++c) dot += row.value[c] * with.value[c];
         }
-        const Real own = factor ? factor[n] : Real(1.0);
-        CRF_UNROLL
-        for (int j = 0; j < kTogether; ++j) {
-            const Real found = own * dot[j];
-            if (partial) sums[j] += static_cast<double>(columns ? columns[j * num_voxels + n] * found : found);
-            if (by_image) by_image[j * num_voxels + n] += found * static_cast<Real>(inverse_theta[j]);
-        }
+        const Real found = factor ? factor[n] * dot : dot;
+        sum += static_cast<double>(column ? column[n] * found : found);
+        if (by_image) by_image[n] += found * static_cast<Real>(inverse_theta);
     }
-    if (!partial) return;
-    CRF_UNROLL
-    for (int j = 0; j < kTogether; ++j) partial[j * num_threads + thread] += coefficient * sums[j];
+    if (partial) partial[thread] += coefficient * sum;
 }
 
 // One thread per voxel, after the steps and the filtering of by_ones: the gradient with respect to a kernel's row sums D.

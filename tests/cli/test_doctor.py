@@ -11,6 +11,7 @@ from cli_helpers import run_here, run_process
 
 import crfrefine
 from crfrefine.engines import get_backend
+from crfrefine.engines.compiled import best_level, built_levels, processor_level
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.memory import memory_limit
@@ -20,6 +21,7 @@ from crfrefine.tools.doctor import PROGRAMS, Engine, Gpu, Space, examine
 from crfrefine.tools.extras import PURPOSES, Installation, Package, parse_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
+ENGINE = Engine("avx2", "avx2", "avx2", ("baseline", "avx2"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -37,7 +39,7 @@ def report():
 def test_the_facts_are_those_that_runs_see(report):
     assert report.version == crfrefine.__version__
     assert Path(report.package) == Path(crfrefine.__file__).resolve().parent
-    assert report.engine == Engine(get_backend("cpu").level, report.engine.best_level)
+    assert report.engine == Engine(get_backend("cpu").level, best_level(), processor_level(), built_levels())
     assert report.cores["number"] == available_threads()
     assert report.memory["source"] == memory_limit().source
     assert report.memory["bytes"] == pytest.approx(memory_limit().bytes, rel=0.5)  # Others use memory meanwhile.
@@ -93,15 +95,19 @@ def test_a_slower_engine_than_the_processor_allows_is_to_be_changed():
     done = run_process("doctor", env={**os.environ, "CRFREFINE_CPU_LEVEL": "baseline"})
     assert done.status == 0
     assert "runs as baseline" in done.stdout
+    assert f"compiled for {', '.join(built_levels())}" in done.stdout
     best = examine().engine.best_level
     assert ("unset CRFREFINE_CPU_LEVEL" in done.stdout) == (best != "baseline")
 
 
 def test_what_is_in_order_needs_nothing(report):
-    sound = replace(report, installation=Installation(), engine=Engine("avx2", "avx2"), gpu=Gpu(False, error="no GPU"))
+    sound = replace(report, installation=Installation(), engine=ENGINE, gpu=Gpu(False, error="no GPU"))
     sound = replace(sound, temporary=Space("/tmp", 5 << 30))
     assert sound.to_do() == []
     assert len(replace(sound, gpu=Gpu(True, error="CuPy is missing")).to_do()) == 1
+    (missing,) = replace(sound, engine=replace(ENGINE, processor_level="avx512")).to_do()
+    assert missing.startswith("the engine was compiled for baseline and avx2, and this processor supports avx512")
+    assert "CRFREFINE_LEVELS=all" in missing
     assert "TMPDIR" in replace(sound, temporary=Space(None, None)).to_do()[0]
     assert "TMPDIR" in replace(sound, temporary=Space("/tmp", 5 << 20)).to_do()[0]
     old = Installation((Package("numpy", ">=1.26", "1.24.1", False), Package("isal", ">=1.6", None, False)))
@@ -135,7 +141,7 @@ def test_versions_are_compared():
 def test_an_old_package_of_an_extra_is_to_be_updated_and_a_missing_one_is_not_missed(report):
     versions = {"pydicom": "2.4.4"}
     _, groups = parse_requirements(metadata_lines(), PROJECT["optional-dependencies"], versions.get)
-    todo = replace(report, installation=Installation(extras=groups), engine=Engine("avx2", "avx2"), gpu=Gpu(False)).to_do()
+    todo = replace(report, installation=Installation(extras=groups), engine=ENGINE, gpu=Gpu(False)).to_do()
     assert todo == ["pydicom 2.4.4 is not >=3.0.1: pip install 'crfrefine[dicom]'"]
 
 

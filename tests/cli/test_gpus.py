@@ -63,7 +63,6 @@ def test_the_cases_are_shared_out_and_the_results_are_those_of_one_gpu(device: s
     used = [processes_of(tmp_path / "state", name, "used") for name in ("cuda", "cuda:1")]
     assert [len(processes) for processes in used] == [1, 1]
     assert used[0] != used[1]
-    assert [processes_of(tmp_path / "state", name, "ahead") for name in ("cuda", "cuda:1")] == used
     computed = {case["device"] for case in records(tmp_path / "both.json").values()}
     assert computed == {"cuda:0", "cuda:1", None}, "the bad case was not computed"
     shown = "cuda:1,0" if device == "cuda:1,0" else "cuda:0,1"

@@ -319,7 +319,6 @@ def test_folders_can_be_named(data, tmp_path):
         (("--learn", "weights,thetas"), "--learn: expected some of weights, compatibility, theta, temperature"),
         (("--learn", ","), "got nothing"),
         (("--set", "postprocess.decision=dice"), "postprocess.decision = 'dice' cannot be trained with"),
-        (("--set", "mean_field.precision=half"), "mean_field.precision: training has no 'half'"),
         (("--learn", "postprocess"), "--learn: postprocess goes with a CRF that is learned; add some of weights, compatibility"),
         (("--folds", 5), "--folds: expected 2 to 4"),
         (("--regions", "core=1+9"), "--regions core: label 9 is not among the logits' 0 to 3"),

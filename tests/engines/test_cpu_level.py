@@ -1,11 +1,16 @@
-"""The instruction level that the engine finds: by it the best of the compiled modules is chosen."""
+"""The instruction level that the engine finds: by it the best of the compiled modules is chosen, or it is said which one is missing."""
 
+import os
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from crfrefine.engines.compiled import LEVELS, best_level
+import crfrefine
+from crfrefine.engines.compiled import ASKED_LEVEL, LEVELS, best_level, built_levels, processor_level
 
 # What Linux says of each level beyond the one before, of x86-64-v3 and x86-64-v4.
 NEEDED = {
@@ -23,5 +28,38 @@ def test_the_level_is_what_the_system_says_of_the_processor():
         if not needed <= flags:
             break
         expected = level
-    assert best_level() == expected
-    assert expected in LEVELS
+    assert processor_level() == expected
+    supported = LEVELS[: LEVELS.index(expected) + 1]
+    assert best_level() == max(set(supported) & set(built_levels()), key=LEVELS.index)
+
+
+def run_without(level, folder, code, **environment):
+    """Run Python with a copy of the package from which an engine is taken away."""
+    ignored = shutil.ignore_patterns(f"_engine_{level}.*", "__pycache__")
+    shutil.copytree(Path(crfrefine.__file__).parent, folder / "crfrefine", ignore=ignored)
+    own = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {"PYTHONPATH": str(folder)} | environment
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=own, capture_output=True, text=True, check=False)
+
+
+def needs_two_levels():
+    if best_level() == "baseline":
+        pytest.skip("needs an engine above the baseline, and a processor that runs it")
+
+
+def test_without_the_best_engine_the_next_one_runs(tmp_path):
+    needs_two_levels()
+    code = "from crfrefine.engines import compiled; print(compiled.load_engine().__name__, *compiled.built_levels())"
+    done = run_without(best_level(), tmp_path, code)
+    rest = [level for level in built_levels() if level != best_level()]
+    lower = [level for level in rest if LEVELS.index(level) < LEVELS.index(best_level())]
+    assert done.stdout.split() == [f"crfrefine._engine_{lower[-1]}", *rest], done.stderr
+
+
+def test_an_engine_that_was_not_compiled_cannot_be_asked_for(tmp_path):
+    """The message names the option that compiles it."""
+    needs_two_levels()
+    code = "from crfrefine.engines import compiled; compiled.load_engine()"
+    done = run_without(best_level(), tmp_path, code, **{ASKED_LEVEL: best_level()})
+    rest = " and ".join(level for level in built_levels() if level != best_level())
+    assert f"{ASKED_LEVEL} asks for {best_level()}, but the engine was compiled for {rest}; unset it" in done.stderr
+    assert "--config-settings=cmake.define.CRFREFINE_LEVELS=all" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from oracles import Case, brute_force_kernel, grid_kernel, kernel_set, normalize
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
 from crfrefine.engines.cuda import grid
-from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.grid import LANES, list_tiles
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, InputError
@@ -129,18 +130,6 @@ def test_messages_are_close_to_exact_sums(num_modalities: int) -> None:
     plain = brute_force_kernel(case.image, case.inside, case.spacing, 4.21, (0.13,) * num_modalities)
     expected = _values(case, 5).reshape(5, -1) @ normalize_kernel(plain, "symmetric").T
     assert rms(found.reshape(5, -1) - expected) < 0.5 * 0.0117
-
-
-@pytest.mark.parametrize("num_modalities", [1, 2])
-def test_the_order_of_threads_and_blocks_changes_no_bit(num_modalities: int) -> None:
-    """In order, in reverse, several at once: who comes first decides nothing."""
-    case = random_case(3, num_modalities, masked=True, grid_shape=(7, 9, 45))
-    first, *others = (
-        _message(CudaBackend(cuda_shim.ShimDevice(num_workers=workers)), case, 2.3, 0.11, 9, normalization="symmetric")
-        for workers in (1, 0, 3)
-    )
-    for other in others:
-        np.testing.assert_array_equal(other, first)
 
 
 def test_a_part_that_shares_the_origin_has_the_cells_of_the_whole(cpu: Backend) -> None:
@@ -270,3 +259,26 @@ def test_damaged_tables_end_in_no_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(grid.GridSize, "shared_cells", lambda self, width: 4)
     found = _message(cuda_shim.shim_backend(), random_case(3, num_modalities=1), 4.21, 0.13, num_channels=1)
     assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("rows", [4, 32])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_only_tiles_with_a_voxel_are_listed(num_dims: int, rows: int) -> None:
+    """By asking each voxel of a mask with large holes."""
+    shape = {1: (150,), 2: (45, 70), 3: (3, 45, 70), 4: (2, 3, 10, 70)}[num_dims]
+    case = random_case(num_dims, 1, grid_shape=shape)
+    mask = np.zeros(shape, dtype=bool)
+    mask[(0,) * num_dims] = mask[(-1,) * num_dims] = True
+    mask[..., :3] |= np.arange(shape[-2])[:, None] % 20 == 7 if num_dims > 1 else False
+    voxels = Voxels(cuda_shim.ShimDevice(), shape, case.spacing, mask)
+    *outer, extent_y, extent_x = (1, 1, *shape)
+    expected = set()
+    for index in np.argwhere(mask):
+        *before, y, x = (0, 0, *index)
+        tile = 0
+        for coordinate, extent in zip(before, outer, strict=True):
+            tile = tile * extent + int(coordinate)
+        expected.add((tile * -(-extent_y // rows) + int(y) // rows) * -(-extent_x // LANES) + int(x) // LANES)
+    found = list_tiles(voxels, rows).tolist()
+    assert found == sorted(expected)
+    assert len(found) < math.prod(outer) * -(-extent_y // rows) * -(-extent_x // LANES)

@@ -18,6 +18,7 @@ from oracles import Case, random_case
 
 import crfrefine
 from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionScheme, refine
+from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.slabs import Slab, cut, halo_planes
@@ -118,7 +119,7 @@ def test_the_result_is_that_of_the_cpu_with_the_same_slabs(filter_name: str, mon
         arrays = volume.values, volume.image, volume.mask, volume.spacing
         return cpu.mean_field(*arrays, volume.models[0], origin=volume.origin, threads=1)
 
-    normalized = cpu.normalize(case.image, model.intensity, case.mask, None).take()
+    normalized = normalize_intensity(case.image, model.intensity, case.mask)
     monkeypatch.setattr(slabs, "_smaller", lambda *_: tried[0])
     outcome, _ = slabs.run_in_slabs(on_cpu, slabs.Volume(case.logits, normalized, case.mask, SPACING, [spec]), "", 2.0)
     np.testing.assert_allclose(found.logits, outcome.logits, rtol=0.0, atol=5e-5)

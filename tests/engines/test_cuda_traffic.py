@@ -8,14 +8,12 @@ import cuda_shim
 import numpy as np
 import pytest
 from counting_device import CountingDevice
-from oracles import kernel_set, random_case, resolve
+from oracles import random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.grid import GridSize
-from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -42,54 +40,41 @@ def traffic(
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
-def test_the_spatial_kernel_reads_voxels_and_writes_messages_itself(masked: bool) -> None:
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+def test_the_spatial_kernel_reads_voxels_and_writes_messages_itself(num_dims: int, masked: bool) -> None:
     """No copy into a box and none out of it; the numbers of the voxels only with a mask. Taps and weights are a few hundred bytes."""
-    found, _, num_voxels, places = traffic(masked=masked)
-    assert not found.keys() & {"clear_box", "scatter_to_box", "gather_from_box"}
-    spatial = sum(found[kernel] for kernel in ("filter_values", "filter_far_axis", "filter_far_axis_to_voxels"))
-    # 8w (d - 1) B + N (12w + 8), the sum that is added to counted once; 8 B more with a mask.
-    expected = 8 * WIDTH * 2 * places + num_voxels * (8 * WIDTH + 8) + 8 * places * masked
-    assert expected <= spatial < expected + 4096
+    found, launches, num_voxels, places = traffic(masked=masked, num_dims=num_dims)
+    assert launches["filter_axis"] == num_dims * (2 + FEW)  # twice for the normalization
+    # 8w (d - 1) B + N (12w + 8), the sum that is added to counted once; 4 B more for each axis with a mask.
+    expected = 8 * WIDTH * (num_dims - 1) * places + num_voxels * (8 * WIDTH + 8) + 4 * num_dims * places * masked
+    assert expected <= found["filter_axis"] < expected + 4096
 
 
-@pytest.mark.parametrize(
-    ("num_dims", "kernel"), [(1, "gather_from_box"), (2, "filter_far_axis_to_voxels"), (3, "filter_far_axis_to_voxels")]
-)
-def test_the_last_axis_hands_the_messages_over(num_dims: int, kernel: str) -> None:
-    found, _, _, _ = traffic(masked=True, num_dims=num_dims)
-    assert kernel in found
-
-
-def test_the_splat_gathers_no_factor_of_the_normalization() -> None:
-    """It is in the weights of the entries, which are computed once: N (8 (D + 1) + 4w) + 4wK, and the lists' segments."""
-    found, launches, num_voxels, _ = traffic(masked=True)
-    assert "splat" not in found
-    assert launches["weigh_entries"] == 1
-    assert launches["splat"] == 1  # for the normalization itself
+def test_the_splat_gathers_voxels_and_their_factors() -> None:
+    """N (6 (D + 1) + 4w + 4), a row per vertex, and a few bytes for each piece of a list."""
+    found, _, num_voxels, _ = traffic(masked=True)
     corners = 6
-    least = num_voxels * (8 * corners + 4 * WIDTH)
-    # At most one segment of 8 bytes and one row per entry: far less where lists are long.
-    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (8 + 4 * WIDTH)
+    least = num_voxels * (6 * corners + 4 * WIDTH + 4)
+    # At most one piece of 8 bytes and one row per entry: far less where lists are long.
+    assert least <= found["splat"] <= least + num_voxels * corners * (8 + 4 * WIDTH)
 
 
-def test_where_a_segment_begins_and_ends_takes_eight_bytes() -> None:
-    """Places in the lists and rows have 32 bits: one of each per segment."""
+def test_where_a_piece_begins_and_ends_takes_eight_bytes() -> None:
+    """Places in the lists and rows have 32 bits: one of each per piece."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(14, 11, 39))
     voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
     lists = Lattice(BilateralInput(voxels, case.image, [3.0] * 3, [0.15] * 2)).lists
-    for pieces in (lists.segments, *lists.levels):
+    for pieces in (lists.pieces, *lists.levels):
         assert pieces.begin.nbytes + pieces.row.nbytes == 8 * len(pieces) + 4
 
 
-@pytest.mark.parametrize(("spatial_weight", "num_messages"), [(0.5, 1), (0.0, 0)], ids=["both", "lattice alone"])
-def test_the_update_slices_the_lattice_itself(spatial_weight: float, num_messages: int) -> None:
-    """The message of the lattice is neither written nor read; with a spatial kernel, that one's is read."""
-    found, launches, num_voxels, _ = traffic(masked=True, spatial_weight=spatial_weight)
-    assert "slice_values" not in found
-    assert launches["slice_values"] == 2  # for the normalization
-    # N (4L + 4w (1 + messages) + 16 + 6 (D + 1)), sums of 48 bytes per thread, at most as much for the vertices as one blur is given.
-    least = num_voxels * (4 * LABELS + 4 * WIDTH * (1 + num_messages) + 16 + 6 * 6 + 48)
-    assert least < found["update"] < least + found["blur"] / 6
+@pytest.mark.parametrize("num_labels", [5, 9, 40])
+def test_the_update_reads_and_writes_once(num_labels: int) -> None:
+    """N (4L + 8w + 12) for all rows of channels, with any number of labels, and sums of 48 bytes per thread."""
+    found, _, num_voxels, _ = traffic(masked=False, num_labels=num_labels)
+    padded = -(-(num_labels - 1) // 8) * 8 if num_labels > 5 else WIDTH
+    expected = num_voxels * (4 * num_labels + 3 * 4 * padded + 12 + 48)
+    assert expected <= found["update"] < expected + 4096 + 4 * num_labels**2
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
@@ -116,55 +101,14 @@ def test_a_grid_takes_one_pass_each_way_and_one_over_its_cells(masked: bool) -> 
     assert launches["slice_tiles"] == launches["splat_planes"] == 2 + FEW
 
 
-def test_more_channels_than_a_row_has_are_sliced_by_themselves() -> None:
-    """Rows of vertices are those of one group of channels at a time."""
-    found, _, _, _ = traffic(masked=True, num_labels=11)
-    assert "slice_values" in found
-
-
-@pytest.mark.parametrize("num_labels", [2, 5, 9])
-def test_slicing_in_the_update_changes_no_bit(num_labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums of two numbers do not depend on their order: with a spatial kernel, its message is now the one that is added to."""
-    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(9, 7, 12))
-    parameters = resolve(case, spatial__weight=0.5, mean_field__filter="lattice", mean_field__damping=0.2)
-    found = []
-    for can_be_sliced in (True, False):
-        if not can_be_sliced:
-            monkeypatch.setattr(Kernel, "can_be_sliced", can_be_sliced)
-        device = CountingDevice()
-        found.append(CudaBackend(device).mean_field(case.logits, case.image, case.mask, case.spacing, parameters))
-        assert (device.num_launches["slice_values"] > 2) == (not can_be_sliced)
-    np.testing.assert_array_equal(found[0].logits, found[1].logits)
-    assert found[0].energy == found[1].energy
-
-
-def test_of_two_lattices_the_last_one_is_sliced_in_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message of the first is stored, and is what the update adds to."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(9, 7, 12))
-    terms = [((1.4,) * 3, (0.2,) * 2), ((4.0,) * 3, (0.1,) * 2)]
-    model = MeanFieldSpec(np.array([[1.0] * 4, [2.0] * 4]), 1.0 - np.eye(4), num_iterations=5)
-    found = []
-    for can_be_sliced in (True, False):
-        if not can_be_sliced:
-            monkeypatch.setattr(Kernel, "can_be_sliced", can_be_sliced)
-        device = CountingDevice()
-        spec = kernel_set(terms, None, normalization="symmetric", filter="lattice", num_labels=4, num_iterations=5)
-        kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, spec)
-        before = device.num_launches["slice_values"]
-        found.append(kernels.run(case.logits, model).logits)
-        launched = device.num_launches["slice_values"] - before
-        assert launched == (5 if can_be_sliced else 10)
-    np.testing.assert_array_equal(found[0], found[1])
-
-
 def test_messages_are_stored_before_they_are_added_to() -> None:
     """They are read by the update alone, which does not reset them: with `adds` switched off, what was there is not looked at."""
     device = CountingDevice()
     rows, total = np.ones((6, WIDTH), np.float32), np.full((6, WIDTH), np.nan, np.float32)
-    weight, index = np.ones(WIDTH, np.float32), np.arange(6, dtype=np.int64)
-    constants = {"CRF_WIDTH": WIDTH, "CRF_OUTPUTS": 8}
+    weight, taps = np.ones(WIDTH, np.float32), np.ones(1, np.float32)
     for adds, expected in ((0, 1.0), (1, 2.0)):
-        device.launch("spatial", "gather_from_box", constants, 6, rows, index, 6, None, weight, total, adds)
+        given = (None, 6, rows, None, None, 1, 6, taps, 0, None, None, weight, total, adds)
+        device.launch("spatial", "filter_axis", {"CRF_WIDTH": WIDTH}, 6, *given)
         np.testing.assert_array_equal(total, expected)
 
 

@@ -99,9 +99,8 @@ class CountingDevice(cuda_shim.ShimDevice):
         self.waits: Counter[str] = Counter()
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        if self._captured is None:
-            self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-            self.num_launches[kernel] += 1
+        self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
+        self.num_launches[kernel] += 1
         super().launch(source, kernel, constants, num_threads, *[_plain(argument) for argument in arguments])
 
     def upload(self, array: Any) -> Any:

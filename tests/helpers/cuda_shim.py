@@ -2,7 +2,17 @@
 
 The same orchestration and the same kernel sources run as on a device. Its threads run one after the other (`num_workers` 1), in reverse
 order (0), or on several of the processor's at once: whatever depended on who comes first would show. In kernels with barriers that is
-so of blocks, and of threads inside each phase; what a block shares is watched (kernels/cuda/emulation.h).
+so of blocks, and of threads inside each phase.
+
+Watched, each access of a kernel to memory is looked at (kernel_watch.cpp). It is a fault outside of the launch's arrays and of a thread's
+own, where nobody has written yet, and where two threads write, or one writes and another reads, with no barrier between: all threads of a
+launch count as running at once. Arithmetic is a GPU's then: multiplications and additions are fused where CuPy's options allow it,
+exponentials and logarithms are up to two units in the last place off, and single numbers below the normal ones are zero. Divisions and
+square roots are exact, as with those options. The order of threads is shuffled, with `num_workers` as the seed.
+
+Not seen are: an access behind an array that lies within another one of the same launch; a read of 1 or 2 unwritten bytes next to written
+ones in a word of 4; of what is outside of kernels, numpy's reads of memory that nobody wrote; what threads that run at the same time
+do to each other through atomics, which happen one after the other here.
 """
 
 from __future__ import annotations
@@ -11,10 +21,13 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,25 +35,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.ahead import Ahead
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.sources import KernelSource, kernel_source, kernels_dir, pack_arguments
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
-# No contraction into fused multiply-adds, as on the device where it matters; warnings are errors but for the constants that one of two
-# compilations does not use.
-FLAGS = (
-    "-std=c++20",
-    "-O1",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unused",
-    "-Wno-unused-parameter",
-    "-Werror",
-)
+ALL_WATCHED = "CRFREFINE_TEST_WATCHED"
+"""A variable: with 1, every launch of every shim is watched (make test-gpu-emulated)."""
+
+# Warnings are errors but for the constants that one of two compilations does not use.
+FLAGS = ("-std=c++20", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-unused", "-Wno-unused-parameter", "-Werror")
+# The compiler fuses multiplications and additions only where it optimizes more. Without their libraries, the sanitizers' calls are ours.
+WATCHED_FLAGS = (*FLAGS, "-O2", "-mfma", "-DCRF_WATCHED=1", "-fsanitize=thread,bounds")
+_OWN_LIBRARIES = ("-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s")
+
+POISON = 0x7FF3A5C7
+"""What new memory is filled with (strict_memory.cpp): not a number in any precision, an index beyond every array."""
 
 
 def compiler() -> str | None:
@@ -48,8 +57,18 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 
 
+def can_watch() -> bool:
+    """Whether launches can be watched here."""
+    return compiler() is not None and sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def all_are_watched() -> bool:
+    """Whether the environment asks for it."""
+    return os.environ.get(ALL_WATCHED) == "1"
+
+
 class KernelFaultError(AssertionError):
-    """Threads of a block that get in each other's way, or take what nobody wrote."""
+    """Threads that get in each other's way, take what nobody wrote, or reach beyond their arrays."""
 
 
 def _folder() -> Path:
@@ -58,98 +77,163 @@ def _folder() -> Path:
     return folder
 
 
-def _build(path: Path, text: str, *options: str) -> Path:
+def _build(name: str, text: str, *options: str | Path, libraries: Sequence[str | Path] = ()) -> Path:
     """Compile a text unless that is done already; several processes may try at once."""
+    known = hashlib.sha256((text + repr((options, libraries))).encode()).hexdigest()[:24]
+    stem, _, suffix = name.partition(".")
+    path = _folder() / f"{stem}-{known}.{suffix}"
     if not path.exists():
         found = compiler()
         assert found is not None
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             source, built = Path(work) / "source.cpp", Path(work) / "built"
             source.write_text(text, encoding="utf-8")
-            done = subprocess.run([found, *FLAGS, *options, "-o", built, source], capture_output=True, text=True, check=False)
+            command = [found, *options, source, *libraries, "-o", built]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             built.replace(path)
     return path
 
 
 @cache
-def _standard_headers() -> Path:
+def _emulation() -> str:
+    """What stands for a GPU's compiler where kernels are compiled as C++."""
+    return Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
+
+
+@cache
+def _standard_headers(flags: tuple[str, ...]) -> Path:
     """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
-    lines = (kernels_dir() / "cuda" / "emulation.h").read_text(encoding="utf-8").splitlines(keepends=True)
-    text = "".join(line for line in lines if line.startswith("#include <"))
-    header = _folder() / f"standard-{_hash(text)}.hpp"
-    _build(header.with_suffix(".hpp.gch"), text, "-x", "c++-header")
+    text = "".join(line for line in _emulation().splitlines(keepends=True) if line.startswith("#include <"))
+    header = _build("standard.hpp.gch", text, *flags, "-x", "c++-header").with_suffix("")
     if not header.exists():
         header.write_text(text, encoding="utf-8")
     return header
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256((text + repr(FLAGS)).encode()).hexdigest()[:24]
+@cache
+def _watch() -> Path:
+    """The library that watched kernels call."""
+    text = Path(__file__).with_name("kernel_watch.cpp").read_text(encoding="utf-8")
+    return _build("watch.so", text, *FLAGS, "-O2", "-shared")
+
+
+def library(source: KernelSource, *, is_watched: bool = False) -> ctypes.CDLL:
+    """The source's kernels, compiled."""
+    fuses = is_watched and "--fmad=false" not in source.options
+    text = source.text.replace("#include <emulation.h>\n", _emulation())
+    return _library(source.name, text, is_watched, "fast" if fuses else "off")
 
 
 @cache
-def _library(source: KernelText) -> ctypes.CDLL:
-    path = _folder() / f"{source.name}-{_hash(source.text)}.so"
-    return ctypes.CDLL(str(path if path.exists() else _build(path, source.text, "-shared", "-include", str(_standard_headers()))))
-
-
-class KernelText:
-    """A source that can be a key: two of the same text are the same."""
-
-    def __init__(self, source: KernelSource) -> None:
-        self.name, self.text = source.name, source.text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KernelText) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+def _library(name: str, text: str, is_watched: bool, contraction: str) -> ctypes.CDLL:
+    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={contraction}")
+    libraries = (*_OWN_LIBRARIES, _watch()) if is_watched else ()
+    return ctypes.CDLL(str(_build(f"{name}.so", text, *flags, "-shared", "-include", _standard_headers(flags), libraries=libraries)))
 
 
 def run_kernel(
-    source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any], *, num_workers: int = 1
+    source: KernelSource,
+    kernel: str,
+    constants: Mapping[str, int],
+    num_items: int,
+    arguments: Sequence[Any],
+    *,
+    num_workers: int = 1,
+    is_watched: bool = False,
 ) -> None:
     """Run a kernel's threads, or its blocks where they share memory.
 
     Raises:
-        KernelFaultError: one that the emulation notices.
+        KernelFaultError: one that the watch notices.
     """
-    run_packed(source, kernel, num_items, pack_arguments(source, kernel, constants, arguments), num_workers=num_workers)
+    packed = pack_arguments(source, kernel, constants, arguments)
+    try:
+        run_packed(source, kernel, num_items, packed, num_workers=num_workers, is_watched=is_watched)
+    except KernelFaultError as error:
+        raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {error}") from None
 
 
-def run_packed(source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, num_workers: int = 1) -> None:
+def run_packed(
+    source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, num_workers: int = 1, is_watched: bool = False
+) -> None:
     """Run a kernel with arguments in the driver's form; see `run_kernel`."""
     cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
     held = [np.array(cell) for cell in cells]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-    run = getattr(_library(KernelText(source)), f"launch_{kernel}")
+    run = getattr(library(source, is_watched=is_watched), f"launch_{kernel}")
     run.restype = ctypes.c_char_p
-    fault = run(ctypes.c_longlong(num_items), ctypes.c_int(num_workers), pointers)
-    if fault is not None:
-        raise KernelFaultError(f"{source.name}.{kernel}: {fault.decode()}")
+    with _WATCHING if is_watched else contextlib.nullcontext():
+        if is_watched:
+            named = zip(source.kernels[kernel], packed, strict=True)
+            _watch_arrays({parameter.name: value for parameter, value in named if isinstance(value, np.ndarray)})
+        fault = run(ctypes.c_longlong(num_items), ctypes.c_int(num_workers), pointers)
+        if fault is not None:
+            raise KernelFaultError(fault.decode())
+
+
+_WATCHING = threading.Lock()  # there is one watch
+
+
+def _watch_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Tell the watch where a launch's arrays lie; those that overlap are one."""
+    found: list[tuple[int, int, int, str]] = []
+    for name, array in sorted(arrays.items(), key=lambda item: (item[1].ctypes.data, -item[1].nbytes)):
+        begin, end, size = array.ctypes.data, array.ctypes.data + array.nbytes, array.itemsize
+        if found and begin < found[-1][1]:
+            before = found.pop()
+            begin, end, size, name = before[0], max(before[1], end), min(before[2], size), f"{before[3]} and {name}"
+        if end > begin:
+            found.append((begin, end, size, name))
+    watch_array = _watch_library().watch_array
+    for begin, end, size, name in found:
+        watch_array(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_size_t(size), name.encode())
+
+
+@cache
+def _watch_library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(_watch()))
+
+
+class FilledXp:
+    """numpy, whose new memory is full of a number of 32 bits."""
+
+    def __init__(self, word: int) -> None:
+        self._word = word
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def empty(self, *arguments: Any, **options: Any) -> Any:
+        return self._filled(np.empty(*arguments, **options))
+
+    def empty_like(self, *arguments: Any, **options: Any) -> Any:
+        return self._filled(np.empty_like(*arguments, **options))
+
+    def _filled(self, array: NDArray[Any]) -> NDArray[Any]:
+        words = np.full(array.nbytes // 4 + 1, self._word, dtype=np.uint32)
+        ctypes.memmove(array.ctypes.data, words.ctypes.data, array.nbytes)
+        return array
 
 
 class ShimDevice:
-    """A device made of numpy and a C++ compiler."""
+    """A device made of numpy and a C++ compiler; see `run_kernel`."""
 
     xp: Any = np
-    transfers: Any = None
 
-    def __init__(self, *, num_workers: int = 1, free_bytes: int | None = None) -> None:
+    def __init__(self, *, num_workers: int = 1, free_bytes: int | None = None, is_watched: bool = False) -> None:
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
         self._num_workers = num_workers
+        self._is_watched = is_watched or all_are_watched()
+        if self._is_watched:
+            self.xp = FilledXp(POISON)
         self._free_bytes = free_bytes
-        self._captured: list[tuple[Any, ...]] | None = None
-        self.ahead = Ahead(self)
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        if self._captured is not None:
-            self._captured.append((source, kernel, constants, num_threads, *arguments))
-            return
-        run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, num_workers=self._num_workers)
+        found, options = kernel_source(source, constants), {"num_workers": self._num_workers, "is_watched": self._is_watched}
+        run_kernel(found, kernel, constants, num_threads, arguments, **options)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
         self.launch(source, kernel, constants, num_blocks, *arguments)  # an item of a launch is a block here
@@ -165,17 +249,6 @@ class ShimDevice:
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        self._captured = captured = []
-        launches()
-        self._captured = None
-
-        def repeat() -> None:
-            for launch in captured:
-                self.launch(*launch)
-
-        return repeat
 
     def free_bytes(self) -> int | None:
         return self._free_bytes

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from crfrefine.engines.cuda.sources import KernelSource
 
+FLUSHES = "-ftz=true"
+CUPYS_OPTIONS = (FLUSHES, "--device-as-default-execution-space")
+"""What CuPy 14 adds to the options of a `RawModule`, besides the architecture."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -88,7 +92,7 @@ def _with_nvrtc(library: ctypes.CDLL, architecture: str, source: KernelSource) -
     created = library.nvrtcCreateProgram(ctypes.byref(program), source.text.encode(), f"{source.name}.cu".encode(), 0, None, None)
     assert created == 0
     is_virtual = architecture.startswith("compute")
-    options = [f"--gpu-architecture={architecture}", *([] if is_virtual else ["--ptxas-options=-v"]), *source.options]
+    options = [f"--gpu-architecture={architecture}", *([] if is_virtual else ["--ptxas-options=-v"]), *source.options, *CUPYS_OPTIONS]
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))
     size = ctypes.c_size_t()
 
@@ -111,7 +115,7 @@ def _with_nvcc(architecture: str, source: KernelSource) -> tuple[str, str]:
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
     is_virtual = architecture.startswith("compute")
-    options = [option for option in source.options if option != "--device-int128"]  # nvcc always has them
+    options = [FLUSHES, *(option for option in source.options if option != "--device-int128")]  # nvcc always has them
     with tempfile.TemporaryDirectory() as folder:
         text, built = Path(folder) / "source.cu", Path(folder) / "built"
         text.write_text(source.text, encoding="utf-8")

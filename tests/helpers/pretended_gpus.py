@@ -22,17 +22,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cuda_shim
-import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.loss import LossWatch
-from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
 
 SITE = Path(__file__).with_name("pretended_site")
@@ -44,41 +40,6 @@ class CudaError(RuntimeError):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
-
-
-class _Done:
-    """A copy that is done."""
-
-    def wait(self) -> None:
-        pass
-
-
-class PromptLane:
-    """Copies at once, in the thread that begins them."""
-
-    def __init__(self, note: Callable[[], None]) -> None:
-        self._note = note
-
-    def page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
-        return np.empty(num_bytes, dtype=np.uint8)
-
-    def follow_launches(self) -> None:
-        pass
-
-    def to_device(self, target: Any, source: NDArray[np.uint8]) -> _Done:
-        self._note()
-        np.copyto(target, source)
-        return _Done()
-
-    def to_host(self, target: NDArray[np.uint8], source: Any) -> _Done:
-        np.copyto(target, source)
-        return _Done()
-
-    def precede_launches(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
 
 class PretendedGpu(cuda_shim.ShimDevice):
@@ -93,7 +54,6 @@ class PretendedGpu(cuda_shim.ShimDevice):
         self._fault = faults.get(f"cuda:{index}", "")
         self._is_broken = False
         self._loss = LossWatch(self.name, (CudaError,), self._ask)
-        self.transfers = Transfers(self, PromptLane(lambda: self._note("ahead")))
         self._note("opened")
         if self._fault == "shut" or (self._fault == "gone" and self._has_happened()):
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU (cudaErrorNoDevice)")
@@ -157,5 +117,5 @@ def environment(state: Path, number: int, faults: str = "") -> dict[str, str]:
 
 
 def processes_of(state: Path, device: str, what: str) -> set[int]:
-    """The processes that `opened` (or tried to) or `used` a device, or copied `ahead` to it; the first one is named "cuda"."""
+    """The processes that `opened` (or tried to) or `used` a device; the first one is named "cuda"."""
     return {int(path.name.rpartition(".")[2]) for path in state.glob(f"{device}.{what}.*")}

@@ -7,7 +7,6 @@ PRETENDED_CUPY in the environment of a process says how many GPUs it finds; in t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -41,7 +40,7 @@ class Machine:
         contexts: GPUs on which this process has one.
         refusing: GPUs that another process has for itself.
         set_to: GPUs that threads were set to, in order.
-        notes: kernels that were launched or recorded, graphs, copies beside the launches, and waits for a stream, in order.
+        notes: kernels that were launched, and waits for a stream, in order.
         breaks_in: the kernel that breaks the GPU, once it runs.
     """
 
@@ -52,7 +51,6 @@ class Machine:
         self.set_to: list[int] = []
         self.notes: list[str] = []
         self.breaks_in = ""
-        self.recorded: list[Callable[[], None]] | None = None
         self._is_broken = False
         self._threads = threading.local()
 
@@ -73,12 +71,9 @@ class Machine:
             raise CudaError(700, "cudaErrorIllegalAddress: an illegal memory access was encountered")
 
     def run(self, kernel: str, work: Callable[[], None]) -> None:
-        """Launch a kernel, or record it; what it breaks shows later."""
+        """Launch a kernel; what it breaks shows later."""
         self.use()
         self.notes.append(kernel)
-        if self.recorded is not None:
-            self.recorded.append(work)
-            return
         work()
         self._is_broken = self._is_broken or kernel == self.breaks_in
 
@@ -119,7 +114,7 @@ class Event:
     def __init__(self, **_: object) -> None:
         machine.use()
 
-    def record(self, stream: object) -> None:
+    def record(self, stream: object = None) -> None:
         machine.use()
 
     def synchronize(self) -> None:
@@ -135,11 +130,7 @@ class Stream:
     def __init__(self, **_: object) -> None:
         machine.use()
 
-    def wait_event(self, event: Event) -> None:
-        machine.use()
-
     def synchronize(self) -> None:
-        assert machine.recorded is None, "a wait while steps are recorded"
         machine.notes.append("wait")
         machine.use()
 
@@ -148,19 +139,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         pass
-
-    def begin_capture(self) -> None:
-        machine.recorded = []
-
-    def end_capture(self) -> Any:
-        recorded, machine.recorded = machine.recorded or [], None
-
-        def launch() -> None:
-            machine.notes.append("graph")
-            for work in recorded:
-                work()
-
-        return SimpleNamespace(launch=launch)
 
 
 class Module:
@@ -173,7 +151,7 @@ class Module:
     def get_function(self, kernel: str) -> Callable[..., None]:
         is_of_blocks = f"CRF_BLOCK_KERNEL({kernel}," in self._source.text
 
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int = 0) -> None:
             plain = [_plain(value) for value in arguments]
             num_items = grid[0] if is_of_blocks else grid[0] * block[0]
             machine.run(kernel, lambda: cuda_shim.run_packed(self._source, kernel, num_items, plain))
@@ -202,12 +180,6 @@ class Device:
             machine.use()
 
 
-def _copy(target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
-    machine.use()
-    machine.notes.append("copy")
-    ctypes.memmove(target, source, num_bytes)
-
-
 def _memory() -> tuple[int, int]:
     machine.use()
     return 1 << 34, 1 << 34
@@ -224,17 +196,16 @@ class Cupy:
             setDevice=lambda number: machine.set(number),
             deviceSynchronize=lambda: machine.use(),
             memGetInfo=_memory,
-            memcpyAsync=_copy,
-            memcpyHostToDevice=1,
-            memcpyDeviceToHost=2,
+            getDeviceProperties=lambda number: {"name": b"a stand-in", "totalGlobalMem": 1 << 34, "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
         ),
         driver=SimpleNamespace(CUDADriverError=CudaError),
         compiler=SimpleNamespace(CompileException=CudaError),
-        alloc_pinned_memory=lambda num_bytes: (machine.use(), bytearray(num_bytes))[1],
         get_current_stream=lambda: Stream(),
-        Device=Device,
         Event=Event,
-        Stream=Stream,
+        get_elapsed_time=lambda begin, end: 1.0,
+        Device=Device,
     )
     RawModule = Module
 
@@ -256,7 +227,7 @@ class Cupy:
         return np.array(_plain(values), order="C")
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 0)
+        return SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None, total_bytes=lambda: 0)
 
 
 def install(number: int) -> None:

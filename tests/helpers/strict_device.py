@@ -1,9 +1,7 @@
 """A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows nothing.
 
 Arrays lie in memory of their own (strict_memory.cpp): aligned to 256 bytes and no more, never zero by chance, not a number once freed.
-They do not mix with the host's. Kernels take nothing else, rows of channels only at addresses that one wide load can take. A recording
-keeps addresses, as a CUDA graph does, and not the arrays: nothing may be allocated, waited for or compiled while it is made,
-and what it uses must still be there when it is repeated.
+They do not mix with the host's. Kernels take nothing else, rows of channels only at addresses that one wide load can take.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import importlib.util
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,10 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.sources import kernel_source
-from crfrefine.engines.cuda.transfers import Lane, Transfers
-
-BEING_FILLED: list[int] = []
-"""Numbers of the blocks that copies fill which were begun (strict_lane.py)."""
 
 
 class StrictError(AssertionError):
@@ -75,48 +69,29 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     Args:
         limit: bytes that it has; None: any number.
-        lane: for copies beside the launches; None: there are none.
         options: of the shim.
 
     Attributes:
         launched: source, name and constants of the kernels that were launched.
-        num_repeated: repetitions of what was recorded.
         uploads: bytes of the host's arrays that were uploaded, one by one.
         downloaded_bytes: of all arrays together.
     """
 
-    def __init__(self, *, limit: int | None = None, lane: Lane | None = None, **options: Any) -> None:
+    def __init__(self, *, limit: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.transfers = None if lane is None else Transfers(self, lane)
-        BEING_FILLED.clear()
         self.xp = StrictModule()
         self._limit = limit
         self._used_before = counts()["bytes"]
-        self._recorded: list[Callable[[], None]] | None = None
         self.launched: set[tuple[str, str, Any]] = set()
-        self.num_repeated = 0
         self.uploads: list[int] = []
         self.downloaded_bytes = 0
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         self._check(source, kernel, constants, arguments)
-        key = source, kernel, tuple(sorted(constants.items()))
-        if self._recorded is None:
-            self.launched.add(key)
-            super().launch(source, kernel, constants, num_threads, *[_plain(argument) for argument in arguments])
-            return
-        if key not in self.launched:
-            raise StrictError(f"{source}.{kernel} is launched for the first time while steps are recorded: it would be compiled now")
-        kept = [_Place(argument) if isinstance(argument, np.ndarray) else argument for argument in arguments]
-
-        def repeat() -> None:
-            found = [argument.array() if isinstance(argument, _Place) else argument for argument in kept]
-            cuda_shim.ShimDevice.launch(self, source, kernel, constants, num_threads, *found)
-
-        self._recorded.append(repeat)
+        self.launched.add((source, kernel, tuple(sorted(constants.items()))))
+        super().launch(source, kernel, constants, num_threads, *[_plain(argument) for argument in arguments])
 
     def upload(self, array: Any) -> Any:
-        self._refuse_recording("an upload")
         if isinstance(array, StrictArray):
             return np.ascontiguousarray(array).view(StrictArray)  # it is there already
         self.uploads.append(int(getattr(array, "nbytes", 0)))
@@ -127,41 +102,13 @@ class StrictDevice(cuda_shim.ShimDevice):
         return sum(self.uploads)
 
     def download(self, array: Any) -> NDArray[Any]:
-        self._refuse_recording("a download")
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
-        _refuse_host(array, "download")
         self.downloaded_bytes += array.nbytes
-        if self.transfers is not None and array.nbytes and array.flags.c_contiguous:
-            return self.transfers.download(array)
         return np.frombuffer(bytearray(array.tobytes()), dtype=array.dtype).reshape(array.shape)  # in memory that is not the device's
-
-    def synchronize(self) -> None:
-        self._refuse_recording("a wait")
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        self._recorded = recorded = []
-        before = counts()["allocations"]
-        try:
-            launches()
-        finally:
-            self._recorded = None
-        if counts()["allocations"] != before:
-            raise StrictError("memory is allocated while steps are recorded")
-
-        def repeat() -> None:
-            self.num_repeated += 1
-            for launch in recorded:
-                launch()
-
-        return repeat
 
     def free_bytes(self) -> int | None:
         return None if self._limit is None else self._limit - (counts()["bytes"] - self._used_before)
-
-    def _refuse_recording(self, what: str) -> None:
-        if self._recorded is not None:
-            raise StrictError(f"{what} while steps are recorded")
 
     def _check(self, source: str, kernel: str, constants: Mapping[str, int], arguments: tuple[Any, ...]) -> None:
         for parameter, argument in zip(kernel_source(source, constants).kernels[kernel], arguments, strict=True):
@@ -172,29 +119,15 @@ class StrictDevice(cuda_shim.ShimDevice):
                 raise StrictError(f"{where} is not in the device's memory")
             _refuse_host(argument, where)
             alignment = argument.dtype.itemsize
-            if parameter.row is not None:
+            if parameter.is_rows:
                 alignment = min(16, alignment * argument.shape[-1])
             if argument.ctypes.data % alignment:
                 raise StrictError(f"{where} lies {argument.ctypes.data % 256} bytes behind a multiple of 256; its rows need {alignment}")
 
 
-class _Place:
-    """Where an array lay when it was recorded."""
-
-    def __init__(self, array: Any) -> None:
-        self._address, self._shape, self._dtype, self._size = array.ctypes.data, array.shape, array.dtype, array.nbytes
-        self._block = block_of(array)
-
-    def array(self) -> NDArray[Any]:
-        """Whatever lies there now."""
-        if self._size and _library().block_of(ctypes.c_void_p(self._address), ctypes.c_size_t(self._size)) != self._block:
-            raise StrictError("a recorded launch uses memory that has been freed since")
-        return np.frombuffer((ctypes.c_char * self._size).from_address(self._address), dtype=self._dtype).reshape(self._shape)
-
-
 @contextmanager
 def strict_memory() -> Iterator[None]:
-    """All arrays of this thread lie in strict memory; at the end, none was written beyond."""
+    """All arrays of this thread lie in strict memory."""
     if counts()["bytes"]:
         gc.collect()  # what earlier tests have left in cycles would be given back in the middle of this one, as if there were more room
     handler = ctypes.pythonapi.PyCapsule_New
@@ -205,32 +138,23 @@ def strict_memory() -> Iterator[None]:
         yield
     finally:
         _set_handler(before)
-    if counts()["overruns"]:
-        raise StrictError("an array was written to beyond its ends")
 
 
 def counts(*, resets: bool = False) -> dict[str, int]:
-    """Allocations so far, bytes in use, the most since the last reset, arrays written beyond."""
-    found = (ctypes.c_int64 * 4)()
+    """Allocations so far, bytes in use, the most since the last reset."""
+    found = (ctypes.c_int64 * 3)()
     _library().read_counts(found, int(resets))
-    return dict(zip(("allocations", "bytes", "most_bytes", "overruns"), found, strict=True))
+    return dict(zip(("allocations", "bytes", "most_bytes"), found, strict=True))
 
 
 def block_of(array: Any) -> int:
     """The number of the block that an array lies in; 0: none."""
-    return block_at(array.ctypes.data, array.nbytes)
-
-
-def block_at(address: int, size: int) -> int:
-    """The number of the block that some bytes lie in; 0: none."""
-    return int(_library().block_of(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+    return int(_library().block_of(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)))
 
 
 def _refuse_host(operand: Any, where: str) -> None:
     if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
         raise StrictError(f"{where}: an array of the host among those of the device")
-    if BEING_FILLED and isinstance(operand, StrictArray) and block_of(operand) in BEING_FILLED:
-        raise StrictError(f"{where}: an array is used while it is being filled")
 
 
 def _plain(value: Any) -> Any:

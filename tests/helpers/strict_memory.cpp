@@ -1,5 +1,5 @@
-// Memory as a strict device has it: aligned to 256 bytes and no more, never zero by chance, watched at its ends, and useless once it is
-// free. numpy's arrays live in it (strict_device.py).
+// Memory as a strict device has it: aligned to 256 bytes and no more, never zero by chance, and useless once it is free. numpy's arrays
+// live in it (strict_device.py).
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -11,8 +11,7 @@
 namespace {
 
 constexpr std::size_t kAlignment = 256;
-constexpr std::uint32_t kPoison = 0x7FFFFFFF;  // as a floating-point number of either size: not one; and no number that anybody counts with
-constexpr int kGuard = 0xA5;
+constexpr std::uint32_t kPoison = 0x7FF3A5C7;  // cuda_shim.POISON
 
 struct Block {
     std::size_t size;
@@ -21,25 +20,20 @@ struct Block {
 
 std::mutex mutex;
 std::map<char*, Block> blocks;
-std::int64_t num_blocks, num_bytes, most_bytes, num_overruns;
+std::int64_t num_blocks, num_bytes, most_bytes;
 
 void poison(char* block, std::size_t size) {
     for (std::size_t i = 0; i < size; i += sizeof kPoison)
         std::memcpy(block + i, &kPoison, size - i < sizeof kPoison ? size - i : sizeof kPoison);
 }
 
-std::size_t rounded(std::size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
-
 char* take(std::size_t size) {
     const std::lock_guard<std::mutex> lock(mutex);
-    // A guard before and behind; the block begins at an odd multiple of the alignment, so that nothing larger holds by chance.
-    char* whole =
-        static_cast<char*>(std::aligned_alloc(2 * kAlignment, 2 * kAlignment * ((rounded(size) + 3 * kAlignment) / (2 * kAlignment) + 1)));
+    // The block begins at an odd multiple of the alignment, so that nothing larger holds by chance, and no other one is next to it.
+    char* whole = static_cast<char*>(std::aligned_alloc(2 * kAlignment, (size / (2 * kAlignment) + 2) * 2 * kAlignment));
     if (whole == nullptr) return nullptr;
     char* block = whole + kAlignment;
-    std::memset(whole, kGuard, kAlignment);
     poison(block, size);
-    std::memset(block + size, kGuard, rounded(size) - size + kAlignment);
     blocks[block] = {size, ++num_blocks};
     num_bytes += static_cast<std::int64_t>(size);
     if (num_bytes > most_bytes) most_bytes = num_bytes;
@@ -52,12 +46,6 @@ void give_back(char* block) {
     const auto found = blocks.find(block);
     if (found == blocks.end()) std::abort();
     const std::size_t size = found->second.size;
-    for (std::size_t i = 0; i < kAlignment; ++i)
-        if (static_cast<unsigned char>(block[-1 - static_cast<std::ptrdiff_t>(i)]) != kGuard ||
-            static_cast<unsigned char>(block[size + i]) != kGuard) {
-            ++num_overruns;
-            break;
-        }
     blocks.erase(found);
     num_bytes -= static_cast<std::int64_t>(size);
     poison(block, size);
@@ -97,14 +85,13 @@ std::int64_t block_of(const void* place, std::size_t size) {
     return begin + size <= found->first + found->second.size ? found->second.number : 0;
 }
 
-// Allocations so far; bytes in use; the most there were since the last reset; blocks that were written beyond.
+// Allocations so far; bytes in use; the most there were since the last reset.
 void read_counts(std::int64_t* counts, int resets) {
     const std::lock_guard<std::mutex> lock(mutex);
     counts[0] = num_blocks;
     counts[1] = num_bytes;
     counts[2] = most_bytes;
-    counts[3] = num_overruns;
-    if (resets) most_bytes = num_bytes, num_overruns = 0;
+    if (resets) most_bytes = num_bytes;
 }
 
 }  // extern "C"

@@ -18,6 +18,8 @@ from crfrefine.execution.observer import Observer
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.run import run_inference
 
+pytestmark = pytest.mark.gpu
+
 KEEPING = crfrefine.CrfParameters().replace(**{"volume.weight": 0.5, "volume.keep": "argmax", "mean_field.filter": "truncated"})
 
 

@@ -279,7 +279,7 @@ def test_given_kernels_are_called_between_graphs() -> None:
     torch.testing.assert_close(compiled(logits), layer(logits.square(), image, kernels=kernels), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("device", ["cuda-shim", "cuda"])
+@pytest.mark.parametrize("device", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_gpu_engine_is_in_the_graph_too(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators take the engine of the tensors' device, on PyTorch's stream. Without a GPU the shim stands for one."""
     if device == "cuda":

@@ -293,7 +293,7 @@ def test_exporters_are_told_that_it_is_a_loss() -> None:
 # ---- On the GPU engine
 
 
-@pytest.mark.parametrize("device", ["cuda-shim", "cuda"])
+@pytest.mark.parametrize("device", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
 def test_the_gpu_engine_gives_the_same(device: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32: 1e-4 of the largest, as for the layer. Without a GPU the shim stands for one."""

@@ -47,7 +47,7 @@ def _gradients(layer: CrfRnn, device: str, parameters_on: str = "") -> dict[str,
     return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
 
 
-@pytest.fixture(params=["cuda-shim", "cuda"])
+@pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where tensors are; for the shim they are on the CPU, and go to its device as they would to a GPU."""
     if request.param == "cuda":

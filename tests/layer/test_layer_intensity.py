@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip instal
 from crfrefine.layer.intensity import normalize  # noqa: E402
 from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a PyTorch for GPUs"))]
+NEEDS_GPU = pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a PyTorch for GPUs")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
 def _selected(values: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -284,6 +284,18 @@ def test_values_are_checked_from_python_too() -> None:
     assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)  # type: ignore[arg-type]
 
 
+def test_half_precision_is_read_from_older_files_and_has_no_effect() -> None:
+    """With any filter; a warning says so."""
+    for filter_name in ("auto", "grid"):
+        text = f'[mean_field]\nprecision = "half"\nfilter = "{filter_name}"\n'
+        with pytest.warns(UserWarning, match=r'^mean_field\.precision = "half" has no effect: '):
+            found = CrfParameters.from_toml(text)
+        plain = CrfParameters().replace(**{"mean_field.filter": filter_name})
+        assert found != plain
+        assert found.resolve(3, 1, 3).kernels == plain.resolve(3, 1, 3).kernels
+        assert 'precision = "half"' in found.to_toml()
+
+
 def test_an_asymmetric_and_a_negative_matrix_are_allowed() -> None:
     """Training may find either."""
     matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix

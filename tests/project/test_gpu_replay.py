@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,6 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import KernelText
 from script_imports import importing_from
 
 from crfrefine.engines.cuda.backend import CudaBackend
@@ -27,43 +30,46 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 
 
 @pytest.fixture(scope="module")
-def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """The recorder and the player."""
+def modules() -> Iterator[tuple[ModuleType, ...]]:
+    """The recorder, the player, and who makes tables."""
     with importing_from(ROOT / "benchmarks") as load:
-        yield load("gpu_record"), load("gpu_replay")
+        yield load("gpu_record"), load("gpu_replay"), load("gpu_tables")
 
 
 def _cases(device: Any) -> None:
-    """One filtering with a spatial kernel: six kernels, three of them with rows of one and of two channels."""
+    """Filterings with direct sums and with a spatial kernel: three kernels, with rows of one, two and four channels."""
     rng = np.random.default_rng(3)
-    kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7)),), "symmetric", "auto", num_labels=3, num_iterations=1)
-    mask = rng.random((5, 4, 7)) < 0.7
-    CudaBackend(device).message(rng.random((2, 5, 4, 7), dtype=np.float32), None, mask, (1.0, 0.8, 1.5), kernels)
+    mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
+    for filter_name, theta_beta in (("exact", (0.4,)), ("truncated", (0.4,)), ("auto", None)):
+        kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7), theta_beta),), "symmetric", filter_name, num_labels=3, num_iterations=1)
+        for num_channels in (2, 3):
+            values = rng.random((num_channels, 5, 4, 7), dtype=np.float32)
+            CudaBackend(device).message(values, image, mask, (1.0, 0.8, 1.5), kernels)
 
 
 @pytest.fixture(scope="module")
-def record(modules: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def record(modules: tuple[ModuleType, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("gpu") / "record.npz"
     modules[0].record(path, _cases)
     return path
 
 
 @pytest.fixture
-def play(modules: tuple[ModuleType, ModuleType], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Plays the record with faults; gives the line of each kernel and width."""
+def play(modules: tuple[ModuleType, ...], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plays the record with faults; gives the line of each kernel, width and list of null pointers."""
 
-    def run(faults: dict[str, str], *options: str) -> dict[tuple[str, int], Any]:
+    def run(faults: dict[str, str], *options: str) -> dict[tuple[Any, ...], Any]:
         sources = [kernel_source(launch["source"], launch["constants"]) for launch in modules[1].Record(record).launches]
-        libraries = {hashlib.sha256(source.text.encode()).hexdigest(): cuda_shim._library(KernelText(source))._name for source in sources}
+        libraries = {hashlib.sha256(source.text.encode()).hexdigest(): cuda_shim.library(source)._name for source in sources}
         monkeypatch.setenv("PYTHONPATH", str(SITE))  # CuPy and numpy, and nothing of the engine
         monkeypatch.setenv("REPLAY_LIBRARIES", json.dumps(libraries))
         monkeypatch.setenv("REPLAY_FAULTS", json.dumps(faults))
         monkeypatch.setenv("REPLAY_STARTED", str(tmp_path / "started"))
         output = tmp_path / "lines.jsonl"
         output.unlink(missing_ok=True)
-        status = modules[1].main([str(record), "-o", str(output), "--compilers", "1", *options])
+        status = modules[1].main([str(record), "-o", str(output), *options])
         lines = modules[1].read_lines([output])
-        found = {(line["kernel"], line["constants"]["CRF_WIDTH"]): line for line in lines}
+        found = {(line["kernel"], line["constants"]["CRF_WIDTH"], *line["null"]): line for line in lines}
         assert len(found) == len(lines)
         assert status == int(any(line["outcome"] != "right" for line in lines))
         return found
@@ -71,7 +77,7 @@ def play(modules: tuple[ModuleType, ModuleType], record: Path, tmp_path: Path, m
     return run
 
 
-def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, ModuleType], record: Path) -> None:
+def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, ...], record: Path) -> None:
     """Source text and options to the letter, whole blocks, and memory before and after."""
     found = modules[1].Record(record)
     for launch in found.launches:
@@ -81,40 +87,80 @@ def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, M
         assert len(launch["arguments"]) == len(expected.kernels[launch["kernel"]])
         assert any(after is not None for _, after in launch["memory"])
     keys = [(launch["source"], launch["kernel"], str(launch["constants"])) for launch in found.launches]
-    assert len(set(keys)) == len(keys) > 4
+    nulls = [tuple(argument is None for argument in launch["arguments"]) for launch in found.launches]
+    assert len(set(zip(keys, nulls, strict=True))) == len(keys) > len(set(keys)) > 4
 
 
-def test_faults_cost_no_other_line(play: Any, tmp_path: Path) -> None:
-    """All is right without faults. Each fault is a line of its kernel, and all other lines are as before."""
+def test_faults_cost_no_other_line(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is right without faults. Each fault is a line of its kernel, first in the table, and all other lines are as before."""
+    monkeypatch.setattr(modules[1], "MOST_HANGS", 9)
     right = play({})
     assert {line["outcome"] for line in right.values()} == {"right"}
     assert all(line["microseconds"] > 0.0 and line["difference"] < 1e-6 for line in right.values())
     planted = {
-        ("filter_values", 2): ("sticky", "crash", "illegal memory access"),
-        ("filter_near_axis", 2): ("wrong", "wrong", "numbers of argument 6 (to, float32) differ"),
-        ("filter_near_axis_to_voxels", 2): ("outside", "wrong", "it writes outside of its arrays"),
-        ("normalizer", 1): ("compile", "compile error", "identifier is undefined"),
-        ("gather_rows", 2): ("hang", "hang", "no answer in 5 s"),
-        ("scatter_rows", 2): ("crash", "crash", "the process ended"),
+        ("filter_axis", 2): ("sticky", "crash", "illegal memory access"),
+        ("filter_all_pairs", 2): ("wrong", "wrong", "numbers of argument 6 (sum, float32) differ"),
+        ("filter_window", 2): ("outside", "wrong", "it writes outside of its arrays"),
+        ("filter_window", 1): ("compile", "compile error", "identifier is undefined"),
+        ("filter_axis", 1): ("hang", "hang", "no answer in 2 s"),
+        ("filter_all_pairs", 4): ("crash", "crash", "the process ended"),
     }
-    found = play({f"{kernel} {width}": fault for (kernel, width), (fault, _, _) in planted.items()}, "--limits", "60", "60", "5")
-    assert {key: line["outcome"] for key, line in found.items()} == dict.fromkeys(right, "right") | {
-        key: outcome for key, (_, outcome, _) in planted.items()
-    }
-    assert all(text in found[key]["error"] for key, (_, _, text) in planted.items())
+    found = play({f"{kernel} {width}": fault for (kernel, width), (fault, _, _) in planted.items()}, "--limits", "60", "2")
+    outcomes = {key: outcome for key, (_, outcome, _) in planted.items()}
+    assert {key: line["outcome"] for key, line in found.items()} == {key: outcomes.get(key[:2], "right") for key in right}
+    assert all(planted[key[:2]][2] in line["error"] for key, line in found.items() if key[:2] in planted)
+    rows = modules[2].kernels(modules[1].read_lines([tmp_path / "lines.jsonl"])).splitlines()[4:]
+    assert [" right " not in row for row in rows] == sorted((key[:2] in planted for key in found), reverse=True)
+    assert all(any(text in row for row in rows) for _, _, text in planted.values())
     _wait_for_end_of(int((tmp_path / "started").read_text(encoding="ascii")))
+    monkeypatch.setattr(modules[1], "MOST_HANGS", 1)
+    found = play({"filter_axis 1": "hang"}, "--limits", "60", "1")
+    assert [key[0] for key, line in found.items() if line["outcome"] == "hang"] == ["filter_axis"]
+    assert {key[0] for key, line in found.items() if line["outcome"] == "not run"} == {"filter_axis"}
 
 
-def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_begins(play: Any) -> None:
+    """Each launch has a line with the reason."""
+    found = play({"all": "absent"})
+    assert {line["outcome"] for line in found.values()} == {"not run"}
+    assert all(
+        "no process began: the process ended: status 1" in line["error"] and "cudaErrorInsufficientDriver" in line["error"]
+        for line in found.values()
+    )
+
+
+def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path) -> None:
     """What has not run has lines that say so, and the table has all of them."""
     found = play({}, "--seconds", "0")
     assert {line["outcome"] for line in found.values()} == {"not run"}
-    text = modules[1].table(modules[1].read_lines([tmp_path / "lines.jsonl"]))
+    text = modules[2].kernels(modules[1].read_lines([tmp_path / "lines.jsonl"]))
     assert text.startswith(f"{len(found)} launches: {len(found)} not run")
-    assert text.count("\n| spatial.filter_values | outputs 8, width") == 2
+    assert text.count("\n| spatial.filter_axis | width") == sum(key[0] == "filter_axis" for key in found)
 
 
-def test_integers_are_equal_and_numbers_nearly(modules: tuple[ModuleType, ModuleType]) -> None:
+def test_a_player_that_is_killed_leaves_no_process(
+    play: Any, modules: tuple[ModuleType, ...], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process hangs in a kernel, and is in a group of its own."""
+    play({}, "--seconds", "0")  # for its environment
+    monkeypatch.setenv("REPLAY_FAULTS", json.dumps({"filter_axis 1": "hang"}))
+    player = subprocess.Popen([sys.executable, modules[1].__file__, str(record)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = tmp_path / "started"
+    for _ in range(600):
+        if started.exists() and started.read_text(encoding="ascii"):
+            break
+        time.sleep(0.05)
+    sleeper = int(started.read_text(encoding="ascii"))
+    hanging = int(Path(f"/proc/{sleeper}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
+    try:
+        player.kill()
+        player.wait()
+        _wait_for_end_of(hanging)
+    finally:
+        os.kill(sleeper, signal.SIGKILL)
+
+
+def test_integers_are_equal_and_numbers_nearly(modules: tuple[ModuleType, ...]) -> None:
     """The tolerance is a share of the largest number that is written; what nobody has written has no part in it."""
     player = modules[1]
     before = np.array([1e13, 0.0, 0.0], dtype=np.float32)

@@ -70,6 +70,13 @@ def test_a_missing_file_of_the_source_distribution_is_seen(name):
     assert name in sdist_problem([other for other in SDIST if other != name])
 
 
+def test_a_missing_engine_of_the_wheel_is_named():
+    """A wheel that is built on one machine has the engine of that machine's processor and the baseline."""
+    assert wheel_problem(WHEEL, ("baseline", "avx2", "avx512")) == "has no compiled engine for avx2, avx512"
+    engines = [name.replace("baseline", level) for name in WHEEL if "_engine_" in name for level in ("avx2", "avx512")]
+    assert wheel_problem([*WHEEL, *engines], ("baseline", "avx2", "avx512")) is None
+
+
 def test_a_missing_kind_of_wheel_is_named():
     """Another version's does not count, nor one that is of the building system alone."""
     tags = ["cp311-cp311-manylinux_2_28_x86_64", "cp312-abi3-manylinux_2_27_x86_64.manylinux_2_28_x86_64", "cp311-cp311-linux_aarch64"]

@@ -48,7 +48,7 @@ needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-@pytest.fixture(params=["cuda-shim", "cuda"])
+@pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TrainingDevice:
     """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as those of a GPU would."""
     if request.param == "cuda":

@@ -5,32 +5,25 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.case_image import CaseImage
-from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
-from crfrefine.engines.boxes import covers
+from crfrefine.engines.boxes import crop
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
-from crfrefine.engines.cuda.held import SHARE, HeldChannels
-from crfrefine.engines.cuda.intensity import HeldImage, can_be_held
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.engine import ReferenceBackend
-from crfrefine.errors import BackendUnavailableError, CapacityError, DeviceLostError
+from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box, LabelChanges
-    from crfrefine.parameters.sections import IntensityParameters
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, ModelSpec
 
 
@@ -69,8 +62,8 @@ class CudaBackend:
 
     def mean_field(
         self,
-        logits: Any,
-        image: Any,
+        logits: NDArray[np.float32],
+        image: NDArray[np.float32],
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
         spec: ModelSpec,
@@ -87,10 +80,10 @@ class CudaBackend:
             InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
         if box is not None and mask is not None:
-            logits, image, mask = self._inside(logits, box), self._inside(image, box), mask[box]
+            logits, image, mask = crop(logits, image, mask, box)
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(logits.shape), self.device.ahead.run():
+        with self._lock, self.device.active(), capacity(logits.shape):
             needed = case_bytes(
                 logits.shape,
                 len(image),
@@ -99,14 +92,12 @@ class CudaBackend:
                 num_bilateral=len(spec.kernels.bilateral),
                 filter_name=spec.kernels.filter,
             )
-            needed -= sum(channels.nbytes for channels in (logits, image) if isinstance(channels, HeldChannels))
             if spec.mean_field.volume_weight > 0.0:
                 needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
-            guide = image.array if isinstance(image, HeldChannels) else np.asarray(image, dtype=np.float32)
+            guide = np.asarray(image, dtype=np.float32)
             kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)
-            given = logits if isinstance(logits, HeldChannels) else np.asarray(logits, dtype=np.float32)
-            return kernels.run_last(given, spec.mean_field, progress=progress)
+            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=progress)
 
     def message(
         self,
@@ -119,10 +110,9 @@ class CudaBackend:
         threads: int | None = None,
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
-        require_single(spec.precision, "a single message")
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(values.shape), self.device.ahead.run():
+        with self._lock, self.device.active(), capacity(values.shape):
             num_modalities = 0 if wanted.is_spatial or image is None else len(image)
             needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
@@ -130,134 +120,27 @@ class CudaBackend:
             guide = device.upload(np.asarray(values[:0] if image is None else image, dtype=np.float32))
             plain = build_filter(voxels, guide, wanted, spec.filter, num_channels, 1)
             kernel = normalized(plain, voxels, spec.normalization)
-            width = row_width(num_channels)
-            channels = device.upload(np.asarray(values, dtype=np.float32))
-            rows = device.xp.empty((num_row_groups(num_channels), voxels.num_voxels, width), dtype=np.float32)
-            constants = {"CRF_WIDTH": width}
-            for g, group in enumerate(rows):
-                part = channels[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "gather_rows",
-                    constants,
-                    voxels.num_voxels,
-                    part,
-                    voxels.grid_size,
-                    len(part),
-                    voxels.grid_index,
-                    voxels.num_voxels,
-                    group,
-                )
-            total = device.xp.zeros_like(rows)
+            width, xp = row_width(num_channels), device.xp
+            channels = device.upload(np.asarray(values, dtype=np.float32)).reshape(num_channels, -1)
+            rows = xp.zeros((num_row_groups(num_channels), voxels.num_voxels, width), dtype=np.float32)
+            total, out = xp.zeros_like(rows), xp.zeros_like(channels)
+            for c, channel in enumerate(channels):
+                rows[c // width, :, c % width] = channel[voxels.grid_index]
             kernel.accumulate(rows, device.upload(grouped(np.ones(num_channels, dtype=np.float32), width)), total)
-            out = device.xp.zeros_like(channels)
-            for g, group in enumerate(total):
-                part = out[g * width : (g + 1) * width]
-                device.launch(
-                    "voxels",
-                    "scatter_rows",
-                    constants,
-                    voxels.num_voxels,
-                    group,
-                    voxels.num_voxels,
-                    voxels.grid_index,
-                    len(part),
-                    voxels.grid_size,
-                    part,
-                )
-            return device.download(out)
+            for c, channel in enumerate(out):
+                channel[voxels.grid_index] = total[c // width, :, c % width]
+            return device.download(out.reshape(values.shape))
 
-    def hold(self, channels: NDArray[np.float32]) -> HeldChannels | NDArray[np.float32]:
-        """Return a copy on the device if it takes a small share of the free memory, else the array itself; see `Backend.hold`."""
-        with self._lock, self.device.active(), capacity(channels.shape):
-            there = self.device.ahead.take(self.device.transfers, channels)
-            if there is not None:
-                return HeldChannels(self.device, there)
-            if not self._has_room(4.0 * channels.size * SHARE):
-                return channels
-            return HeldChannels(self.device, self.device.upload(np.asarray(channels, dtype=np.float32)))
-
-    def hold_image(self, image: NDArray[Any]) -> HeldImage | NDArray[Any]:
-        """Return a copy of raw intensities on the device, under the conditions of `hold`; see `Backend.hold_image`."""
-        if not can_be_held(image):
-            return image
-        with self._lock, self.device.active(), capacity(image.shape):
-            there = self.device.ahead.take(self.device.transfers, image)
-            if there is None and not self._has_room(image.nbytes * SHARE):
-                return image
-            return HeldImage(self.device, image, there)
-
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Begin to copy the next case, while another one is computed, if there is room; see `Backend.copy_ahead`."""
-        arrays = [] if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous else [logits]
-        arrays += [] if image is None or not can_be_held(image) else [image]
-        if not arrays and (logits is not None or image is not None):
-            return
-        # An error here is no error of this case: it is copied again when it is computed, or the error is met again then.
-        with suppress(DeviceLostError, CapacityError), self.device.active(), capacity((0,)):
-            if self.device.transfers is not None:
-                self.device.ahead.begin(self.device.transfers, tuple(arrays))
-
-    def normalize(
-        self,
-        image: Any,
-        parameters: IntensityParameters,
-        mask: NDArray[np.bool_] | None,
-        box: Box | None,
-        *,
-        threads: int | None = None,
-    ) -> CaseImage:
-        """Return the normalized image; see `Backend.normalize`. What the device has no room for is the host's work."""
-        if isinstance(image, HeldImage):
-            with self._lock, self.device.active(), capacity(image.shape):
-                if self._has_room(2.0 * image.bytes_to_normalize(mask, box)):
-                    return CaseImage(image.normalized(parameters, mask, box), box)
-            image = image.host
-        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
-
-    def changes(self, before: Any, after: Any, box: Box | None) -> LabelChanges | None:
-        """Return what became of the label map, if both are on the device; see `Backend.changes`."""
-        if not (isinstance(before, HeldChannels) and isinstance(after, HeldChannels)):
-            return None
-        with self._lock, self.device.active(), capacity(before.shape):
-            return before.changes(after, box)
-
-    def _has_room(self, num_bytes: float) -> bool:
-        """Return whether so many bytes are free, or were without what was copied ahead."""
-        return num_bytes <= self.device.ahead.room(self.device.transfers, num_bytes)
-
-    def _inside(self, channels: Any, box: Box) -> Any:
-        """Return channels in a box, where they are."""
-        if covers(channels, box):
-            return channels
-        if not isinstance(channels, HeldChannels):
-            return channels[(slice(None), *box)]
-        with self._lock, self.device.active(), capacity(channels.shape):
-            return channels.inside(box)
-
-    def find_padding(self, logits: Any) -> NDArray[np.bool_] | None:
-        """Return where all labels are equal; see `Backend.find_padding`."""
-        if isinstance(logits, HeldChannels):
-            with self._lock, self.device.active(), capacity(logits.shape):
-                return logits.find_padding()
-        return find_padding(logits)
-
-    def label_map(self, logits: Any, *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Logits of the host are the host's work."""
-        if isinstance(logits, HeldChannels):
-            with self._lock, self.device.active(), capacity(logits.shape):
-                return logits.label_map()
+    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Computed on the host, as what follows."""
         return self._host.label_map(logits, threads=threads)
 
     def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
-        """Return the softmax over labels; see `Backend.softmax`. Computed on the host."""
+        """Return the softmax over labels; see `Backend.softmax`."""
         return self._host.softmax(logits, threads=threads)
 
-    def channel_ranges(self, channels: Any, *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`. Channels of the host are the host's work."""
-        if isinstance(channels, (HeldChannels, HeldImage)):
-            with self._lock, self.device.active(), capacity(channels.shape):
-                return channels.ranges()
+    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+        """Return each channel's extremes; see `Backend.channel_ranges`."""
         return self._host.channel_ranges(channels, threads=threads)
 
     @cached_property

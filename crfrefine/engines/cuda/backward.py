@@ -1,4 +1,4 @@
-"""The backward pass of the mean field on the device (docs/reference/math.md; kernels/cuda/backward.h has the names).
+"""The backward pass of the mean field on the device (docs/reference/math.md; kernels/cuda/mean_field_backward.cu has the names).
 
 The host decides what is launched, and waits once, for the sums of all steps; with a volume term twice per step more.
 """
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.memory import PAIR_THREADS, SUM_THREADS, pair_blocks, pair_tile, sum_threads
-from crfrefine.engines.cuda.moments import Moments, Scratch, Singles
-from crfrefine.engines.cuda.sums import Sums
+from crfrefine.engines.cuda.moments import Moments, Singles
+from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 
@@ -76,33 +75,27 @@ class Backward:
         xp, num_voxels, num_labels = voxels.device.xp, voxels.num_voxels, spec.num_labels
         num_sent = num_labels - 1
         width, num_groups = row_width(num_sent), num_row_groups(num_sent)
-        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_sent, "CRF_WIDTH": width, **precision(dtype)}
+        self._constants = {"CRF_WIDTH": width, **precision(dtype)}
         self._weights = self._device.upload(np.asarray(spec.weights, dtype=dtype))
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
-        self._tile, num_slices = pair_tile(num_labels, dtype)
-        self._num_blocks = pair_blocks(num_labels, num_voxels, dtype)
         self._sums = Sums(voxels.device)
-        self._products = [self._sums.reserve(num_labels**2, self._num_blocks * num_slices) for _ in kernels]
+        self._products = [Products(self._sums, num_labels, num_labels, num_voxels, dtype) for _ in kernels]
         self._by_image = by_image
         self._by_voxels = None if by_image is None else xp.zeros((len(by_image), num_voxels), dtype=dtype)
         self._is_differentiated = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
         self._wants_theta = wants_theta
-        scratch = Scratch(voxels, num_sent, dtype) if any(self._is_differentiated) else None
+        # Rows of the marginals, and of the gradients with respect to messages and marginals; what is filtered from the first two.
+        shape = (num_groups, num_voxels, width)
+        self._marginals, self._by_message, self._by_marginals = (xp.zeros(shape, dtype=dtype) for _ in range(3))
+        self._filtered, self._filtered_back = (xp.empty(shape, dtype=dtype) for _ in range(2))
+        scratch = self._filtered.reshape(-1)
         self._moments = [
             Moments(kernel, voxels, of_kernel, num_sent, dtype, self._sums, scratch, wants_theta=wants_theta, by_image=self._by_voxels)
-            if wanted and scratch is not None
+            if wanted
             else None
             for kernel, of_kernel, wanted in zip(kernels, features, self._is_differentiated, strict=True)
         ]
-        self._by_x, self._by_start = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(2))
-
-        def rows(is_needed: bool = True) -> Any:
-            return xp.empty((num_groups, num_voxels, width), dtype=dtype) if is_needed else None
-
-        self._marginals, self._by_message = rows(), rows()
-        both: tuple[Any, Any] = (rows(), None) if scratch is None else scratch.rows(num_sent)
-        self._filtered, self._filtered_back = both
-        self._by_marginals = rows(len(kernels) > 1 or not all(self._moments))
+        self._by_x, self._by_start, self._messages = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(3))
         self._unit = xp.ones((num_groups, width), dtype=dtype)
 
     def run(self, record: Any, steps: Sequence[float], by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
@@ -115,135 +108,78 @@ class Backward:
             logits: (label, *grid) that the run was given.
             volume: the volume term of the run; None: it has none.
         """
-        voxels = self._voxels
-        num_steps = len(steps) if self._kernels else 0  # without a kernel, a step changes nothing but volumes
-        is_known = num_steps > 0 and volume is None  # With a volume term more is added to the gradient first.
-        self._launch(
-            "begin_backward",
-            voxels.num_voxels,
-            by_out,
-            voxels.grid_size,
-            voxels.grid_index,
-            voxels.num_voxels,
-            self._by_x,
-            self._by_start,
-            steps[-1] if is_known else 0.0,
-            *(self._penalty(0) if is_known else (None, None, 0)),
-            record[-1] if is_known else None,
-            self._marginals,
-            self._by_message,
-        )
-        for t in reversed(range(num_steps)):
+        voxels, num_labels = self._voxels, self._spec.num_labels
+        for of_voxels, of_grid in zip(self._by_x, by_out.reshape(num_labels, -1), strict=True):
+            of_voxels[...] = of_grid[voxels.grid_index]
+        self._by_start[...] = 0.0
+        for t in reversed(range(len(steps))):
             if volume is not None:
                 volume.step_back(t, steps[t], self._by_x)
-                given = (self._by_x, voxels.num_voxels, steps[t], *self._penalty(0), record[t])
-                self._launch("begin_step_back", voxels.num_voxels, *given, self._marginals, self._by_message)
+            self._load_marginals(record[t])
             for m in range(len(self._kernels)):
-                self._kernel_back(m, t, record, steps, prepares_next=volume is None)
-        if volume is not None and not self._kernels:
-            for t in reversed(range(len(steps))):
-                volume.step_back(t, steps[t], self._by_x)
-                self._by_start += steps[t] * self._by_x
-                self._by_x *= 1.0 - steps[t]
-        del self._marginals, self._by_message, self._by_marginals
+                self._kernel_back(m, steps[t])
+            given = (num_labels, record.shape[1], voxels.num_voxels, steps[t], record[t])
+            self._launch("end_step_back", *given, self._by_marginals, self._by_x, self._by_start)
+        del self._marginals, self._by_message, self._by_marginals, self._filtered_back, self._messages
         if any(self._is_differentiated):
             self._normalizations_back()
-        del self._moments, self._filtered, self._filtered_back
+        del self._moments, self._filtered
         if volume is not None:
             volume.finish(self._by_x)
         self._image_back()
         by_logits = self._logits_back(by_out, logits)
         return self._gradients(by_logits, self._sums.totals())
 
-    def _kernel_back(self, m: int, t: int, record: Any, steps: Sequence[float], *, prepares_next: bool) -> None:
-        """Take one kernel's part of a step back. `prepares_next`: the last one leaves what the first kernel of the step before filters."""
-        kernel, moments, num_channels = self._kernels[m], self._moments[m], self._spec.num_labels - 1
+    def _load_marginals(self, record: Any) -> None:
+        """Put (channel, voxel) marginals into rows, all but the last label's."""
+        width = self._marginals.shape[2]
+        for g, rows in enumerate(self._marginals):
+            channels = record[g * width : min((g + 1) * width, self._spec.num_labels - 1)]
+            rows[:, : len(channels)] = channels.T
+
+    def _kernel_back(self, m: int, step: float) -> None:
+        """Take one kernel's part of a step back."""
+        kernel, moments, num_labels, num_voxels = self._kernels[m], self._moments[m], self._spec.num_labels, self._voxels.num_voxels
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
+        self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, step, self._by_message)
         if moments is not None:
-            moments.add_step(self._marginals, self._by_message)  # first: what is filtered below lies in the same memory
+            moments.add_step(self._marginals, self._by_message)  # first: it computes in the memory of what is filtered below
         kernel.filter.accumulate(self._marginals, sent_scale, None, self._unit, self._filtered, adds=False)
-        if moments is None:
-            filtered_back, back_scale = None, None
-            arguments = (self._by_message, scale, sent_scale, self._unit, self._by_marginals)
-            kernel.filter.accumulate(*arguments, transposed=True, adds=m > 0)
-        else:
-            filtered_back, back_scale = self._filtered_back, sent_scale
-            kernel.filter.accumulate(self._by_message, scale, None, self._unit, filtered_back, transposed=True, adds=False)
-        is_last = m + 1 == len(self._kernels)
-        next_t = t if not is_last else t - 1 if prepares_next else -1
-        follows = self._penalty(0 if is_last else m + 1) if next_t >= 0 else (None, None, 0)
-        constants = {**self._constants, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": self._tile}
-        self._device.launch_blocks(
-            "take_messages",
-            "take_messages",
-            constants,
-            self._num_blocks,
-            self._voxels.num_voxels,
-            self._num_blocks,
-            steps[t],
-            self._by_x,
-            self._marginals,
-            record[t, num_channels] if record.shape[1] > num_channels else None,
-            self._by_message,
-            self._filtered,
-            filtered_back,
-            scale,
-            back_scale,
-            kernel.ones,
-            None if moments is None else moments.by_received,
-            None if moments is None else moments.by_sent,
-            self._by_marginals,
-            int(m > 0 or moments is None),
-            self._by_start if is_last else None,
-            *follows,
-            steps[max(next_t, 0)],
-            record[next_t] if is_last and next_t >= 0 else None,
-            self._products[m],
-        )
+        kernel.filter.accumulate(self._by_message, scale, None, self._unit, self._filtered_back, transposed=True, adds=False)
+        filtered = (self._marginals, self._by_message, self._filtered, self._filtered_back, scale, sent_scale, kernel.ones)
+        factors = (None, None) if moments is None else (moments.by_received, moments.by_sent)
+        self._launch("take_messages", num_labels, num_voxels, *filtered, *factors, self._by_marginals, int(m > 0), self._messages)
+        self._products[m].add(self._messages, self._by_x, step)
 
     def _normalizations_back(self) -> None:
         """Add what the normalizations pass on to bandwidths and image."""
-        singles = Singles(self._voxels, self._dtype)
+        singles, num_voxels = Singles(self._voxels, self._dtype), self._voxels.num_voxels
         for m, moments in enumerate(self._moments):
             if moments is not None:
-                arguments = (self._by_start, *self._penalty(m), self._voxels.num_voxels, singles.by_ones)
-                self._launch("differentiate_ones", self._voxels.num_voxels, *arguments)
+                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, singles.by_ones)
+                self._launch("differentiate_ones", *arguments)
                 moments.finish(singles)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits, and keep its sums."""
-        voxels, by_logits = self._voxels, self._device.xp.empty_like(by_out)
-        inverse = float(self._dtype.type(1.0) / self._dtype.type(self._spec.temperature))
-        size, num_threads = int(by_out.size), sum_threads(voxels.num_voxels)
-        inside = self._sums.reserve(self._spec.num_labels + 1, num_threads)
-        outside = self._sums.reserve(1, SUM_THREADS) if voxels.num_voxels < voxels.grid_size else None
-        if outside is not None:
-            self._launch("finish_outside", SUM_THREADS, by_out, logits, size, inverse, by_logits, SUM_THREADS, outside)
-        self._launch(
-            "finish_inside",
-            num_threads,
-            self._by_x,
-            self._by_start,
-            logits,
-            voxels.grid_size,
-            voxels.grid_index,
-            voxels.num_voxels,
-            inverse,
-            int(outside is not None),
-            by_logits,
-            num_threads,
-            inside,
-        )
+        num_labels, xp = self._spec.num_labels, self._device.xp
+        inverse = self._dtype.type(1.0) / self._dtype.type(self._spec.temperature)
+        self._by_start += self._by_x
+        self._by_start *= inverse
+        Products(self._sums, num_labels, 1, self._voxels.num_voxels, self._dtype).add(self._by_start, None)
+        by_logits = by_out * inverse
+        for of_grid, of_voxels in zip(by_logits.reshape(num_labels, -1), self._by_start, strict=True):
+            of_grid[self._voxels.grid_index] = of_voxels
+        # A logit of minus infinity has no gradient except for rounding, and is left out.
+        finite = xp.where(xp.isfinite(logits), logits, self._dtype.type(0.0))
+        Products(self._sums, 1, 1, by_out.size, self._dtype).add(by_logits.reshape(1, -1), finite.reshape(1, -1))
         return by_logits
 
     def _image_back(self) -> None:
         """Put the gradient with respect to the image at its places, if it is asked for."""
-        if self._by_image is None or self._by_voxels is None:
-            return
-        voxels, constants = self._voxels, {"CRF_WIDTH": 1, **precision(self._dtype)}
-        for of_voxels, of_grid in zip(self._by_voxels.reshape(len(self._by_voxels), -1, 1), self._by_image, strict=True):
-            arguments = (of_voxels, voxels.num_voxels, voxels.grid_index, 1, voxels.grid_size, of_grid)
-            voxels.device.launch("voxels", "scatter_rows", constants, voxels.num_voxels, *arguments)
+        if self._by_image is not None and self._by_voxels is not None:
+            for of_voxels, of_grid in zip(self._by_voxels, self._by_image.reshape(len(self._by_image), -1), strict=True):
+                of_grid[self._voxels.grid_index] = of_voxels
 
     def _gradients(self, by_logits: Any, totals: list[NDArray[np.float64]]) -> Gradients:
         """Put the results together from the totals of the sums, in the order in which they were reserved."""
@@ -255,16 +191,15 @@ class Backward:
             total / np.array(features.thetas) if total is not None and self._wants_theta else np.zeros(len(features))
             for total, features in zip(of_features, self._features, strict=True)
         ]
-        *by_bias, by_temperature = next(found).tolist()
-        by_temperature += sum(float(total.sum()) for total in found)
+        by_bias, by_temperature = next(found), float(next(found)[0])
         if spec.bias is not None:
-            by_temperature += float((np.array(by_bias) * spec.bias).sum())
+            by_temperature += float((by_bias * spec.bias).sum())
         return Gradients(
             logits=by_logits,
             weights=-(products * compatibility).sum(axis=2),
             compatibility=-(products * weights[:, :, None]).sum(axis=0),
             temperature=-by_temperature / spec.temperature,
-            bias=np.array(by_bias),
+            bias=by_bias,
             theta=theta,
         )
 
@@ -272,5 +207,6 @@ class Backward:
         """A kernel's weights, the compatibility, and whether it is Potts."""
         return self._weights[m], self._compatibility, int(self._spec.is_potts)
 
-    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("mean_field_backward", kernel, self._constants, num_threads, *arguments)
+    def _launch(self, kernel: str, *arguments: Any) -> None:
+        """Run a kernel with a thread for each voxel."""
+        self._device.launch("mean_field_backward", kernel, self._constants, self._voxels.num_voxels, *arguments)

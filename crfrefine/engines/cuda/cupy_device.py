@@ -6,9 +6,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import torch_memory
-from crfrefine.engines.cuda.ahead import Ahead
-from crfrefine.engines.cuda.cupy_lane import CupyLane
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
-from crfrefine.engines.cuda.mode import asked_mode
+from crfrefine.engines.cuda.mode import is_plain
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
-from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
@@ -135,8 +130,6 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
 class CupyDevice:
     """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
-    _is_recording = False
-
     def __init__(self, index: int = 0) -> None:
         """Open a GPU.
 
@@ -146,9 +139,9 @@ class CupyDevice:
         Raises:
             BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
                 a forked process; says what to do.
-            ConfigError: the environment asks for a mode that there is not.
+            ConfigError: `CRFREFINE_CUDA` is neither empty nor "plain".
         """
-        self.mode = asked_mode()
+        self._is_plain = is_plain()
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
         count = num_driver_devices()
@@ -180,9 +173,6 @@ class CupyDevice:
                     "(nvidia-smi lists them), take another GPU, or use --device cpu"
                 ) from error
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
-        self.ahead = Ahead(self)
-        self._transfers: Transfers | None = None
-        self._making_transfers = threading.Lock()
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -219,8 +209,8 @@ class CupyDevice:
 
     @contextmanager
     def _checked(self, *where: object) -> Iterator[None]:
-        """Return the context of a launch: if the mode asks for it, it is waited for at the end, and an error says where it was."""
-        if not self.mode.checks or self._is_recording:
+        """Return the context of a launch: in plain mode it is waited for at the end, and an error says where it was."""
+        if not self._is_plain:
             yield
             return
         try:
@@ -250,19 +240,8 @@ class CupyDevice:
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""
-        if array.nbytes >= _LARGE and array.flags.c_contiguous and self.transfers is not None:
-            return self.transfers.download(array)
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
-
-    @property
-    def transfers(self) -> Transfers | None:
-        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`, perhaps by two threads at once."""
-        if not self.mode.copies:
-            return None
-        with self._making_transfers:
-            self._transfers = self._transfers or Transfers(self, CupyLane(self.xp))
-            return self._transfers
 
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""
@@ -289,54 +268,8 @@ class CupyDevice:
         with on_gpu(self.xp.cuda.runtime, self._number):
             self.xp.cuda.runtime.deviceSynchronize()
 
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""
-        if not self.mode.graphs:
-            return launches
-        try:
-            replay = self._record(launches)
-        except RuntimeError as error:
-            _warn_of_plain_launches(error)
-            return launches
-
-        def repeat() -> None:
-            nonlocal replay
-            try:
-                replay()
-            except RuntimeError as error:
-                if replay is launches:
-                    raise
-                _warn_of_plain_launches(error)
-                replay = launches
-                launches()
-            with self._checked("in the recorded steps"):
-                pass
-
-        return repeat
-
-    def _record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        # On a separate stream that does not wait for the default one, where nothing may be recorded. Nothing runs here: the graph is later
-        # launched on the stream that is then current, after everything launched there before.
-        stream = self.xp.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            self._is_recording = True
-            try:
-                launches()
-            finally:
-                self._is_recording = False
-                graph = stream.end_capture()  # in any case: a stream left recording would break everything after it
-        replay: Callable[[], None] = graph.launch
-        return replay
-
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated, including unused memory in CuPy's or PyTorch's pool; see `Device.free_bytes`."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         cached = torch_memory.cached_bytes()
         return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)
-
-
-def _warn_of_plain_launches(error: Exception) -> None:
-    warnings.warn(
-        f"the GPU's steps could not be recorded and are launched one by one, which takes longer: {error}", RuntimeWarning, stacklevel=3
-    )

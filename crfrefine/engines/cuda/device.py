@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.callbacks import is_a_callers
+from crfrefine.engines.base import Progress
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
 
-if TYPE_CHECKING:
-    from crfrefine.engines.cuda.ahead import Ahead
-    from crfrefine.engines.cuda.transfers import Transfers
-
+_MARK = "_is_a_callers"
+"""Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's."""
 
 UNKNOWN_SHORTAGE = 2.0
 """`CapacityError.shortage` where an allocation failed whose size was not estimated."""
@@ -45,32 +44,12 @@ class Device(Protocol):
         """Return a copy on the host after all launches so far are done."""
         ...
 
-    @property
-    def transfers(self) -> Transfers | None:
-        """Copies beside the launches; None: this device has none."""
-        ...
-
-    @property
-    def ahead(self) -> Ahead:
-        """What was copied ahead."""
-        ...
-
     def synchronize(self) -> None:
         """Wait until all launches so far are done."""
         ...
 
     def active(self) -> AbstractContextManager[Any]:
         """Return the context in which all calls and all arithmetic on the device's arrays must happen."""
-        ...
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that repeats the launches of another function at little cost.
-
-        Args:
-            launches: launches kernels that have run before, and does nothing else on the device: it neither allocates nor waits. It is
-                called once for recording, without running anything; everything it uses must outlive the last repetition. If a
-                device cannot record, this function itself is repeated.
-        """
         ...
 
     def free_bytes(self) -> int | None:
@@ -81,7 +60,7 @@ class Device(Protocol):
 @contextmanager
 def active_for(device: Device, array: Any) -> Iterator[None]:
     """Activate the device for a run on an array: for a tensor on a GPU, on PyTorch's stream and in PyTorch's memory."""
-    with device.active(), following(device.xp, array), device.ahead.run():
+    with device.active(), following(device.xp, array):
         yield
 
 
@@ -91,9 +70,8 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
     Raises:
         CapacityError: too little memory is free; the message has the estimate and the free memory.
     """
-    device.ahead.reserve(num_bytes)
-    free = device.ahead.room(device.transfers, num_bytes)
-    if num_bytes > free:
+    free = device.free_bytes()
+    if free is not None and num_bytes > free:
         raise CapacityError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"
@@ -106,13 +84,50 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # CuPy's error is a MemoryError too
-        if is_a_callers(error):
+        if hasattr(error, _MARK):
             raise
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
             f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
             "use a mask or a smaller region, or --device cpu"
         ).with_shortage(UNKNOWN_SHORTAGE) from error
+
+
+def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    """Return a caller's progress function for one stage, to be called with a step and the number of steps."""
+    if progress is None:
+        return None
+
+    def call(step: int, num_steps: int) -> None:
+        try:
+            progress(stage, step, num_steps)
+        except MemoryError as error:
+            setattr(error, _MARK, True)
+            raise
+
+    return call
+
+
+class Room:
+    """Memory that all filterings of a filter use in turn: as much as the largest array so far has needed."""
+
+    def __init__(self, device: Device, what: str) -> None:
+        """Take a device; `what` is named if there is too little memory."""
+        self._device, self._what = device, what
+        self._bytes: Any = None
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an array with any values in it, until the next call.
+
+        Raises:
+            CapacityError: too little memory.
+        """
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._bytes is None or self._bytes.size < num_bytes:
+            self._bytes = None  # before more is allocated
+            check_memory(self._device, num_bytes, self._what)
+            self._bytes = self._device.xp.empty(num_bytes, dtype=np.uint8)
+        return self._bytes[:num_bytes].view(dtype).reshape(shape)
 
 
 WIDEST_ROW = 8

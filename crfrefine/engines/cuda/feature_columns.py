@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.voxels import Voxels
-
-_ONE_CHANNEL = {"CRF_CHANNELS": 1, "CRF_WIDTH": 1, "CRF_TOGETHER": 1, "CRF_MOMENTS": 1}  # what rows hold is nothing to features
 
 
 class FeatureColumns:
@@ -42,37 +39,14 @@ class FeatureColumns:
         """(feature) float64 on the device."""
         return self._voxels.device.upload(1.0 / np.array(self.thetas, dtype=np.float64))
 
-    @cached_property
-    def _means(self) -> Any:
-        """(modality) float64 on the device: what intensities are centered at."""
-        means = self._voxels.device.xp.empty(self.num_modalities, dtype=np.float64)
-        for m in range(self.num_modalities):
-            means[m] = self._image[m].reshape(-1)[self._voxels.grid_index].mean(dtype=np.float64)
-        return means
-
     def columns(self) -> Any:
         """(feature, voxel), in the image's precision."""
         voxels = self._voxels
-        device, num_voxels = voxels.device, voxels.num_voxels
-        columns = device.xp.empty((len(self), num_voxels), dtype=self._image.dtype)
-        steps = [step / theta for step, theta in zip(voxels.spacing, self._theta_position, strict=True)]
-        device.launch(
-            "moments",
-            "center_features",
-            {**_ONE_CHANNEL, **precision(self._image.dtype)},
-            num_voxels,
-            self._image,
-            voxels.grid_size,
-            voxels.grid_index,
-            voxels.box_index,
-            num_voxels,
-            self.num_modalities,
-            self._means,
-            self.inverse_thetas,
-            voxels.num_axes,
-            device.upload(np.array(voxels.box_shape, dtype=np.int64)),
-            device.upload(np.array(steps, dtype=np.float64)),
-            device.upload(0.5 * (np.array(voxels.box_shape, dtype=np.float64) - 1.0)),
-            columns,
-        )
+        columns = voxels.device.xp.empty((len(self), voxels.num_voxels), dtype=self._image.dtype)
+        for column, modality, theta in zip(columns, self._image, self.thetas, strict=False):
+            values = modality.reshape(-1)[voxels.grid_index].astype(np.float64)
+            column[...] = (values - values.mean()) * (1.0 / theta)
+        for a, (coordinate, extent) in enumerate(zip(voxels.coordinates, voxels.box_shape, strict=True)):
+            step = voxels.spacing[a] / self._theta_position[a]
+            columns[self.num_modalities + a] = (coordinate - 0.5 * (extent - 1.0)) * step
         return columns

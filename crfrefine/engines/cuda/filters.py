@@ -1,4 +1,4 @@
-"""What the GPU engine's filters have in common, and its direct sums: all pairs, or the pairs of a window."""
+"""What the GPU engine's filters have in common; its direct sums, over all pairs or the pairs of a window; and its spatial kernel."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import check_memory, row_constants
-from crfrefine.engines.cuda.room import Room
-from crfrefine.engines.cuda.sources import padded_count
-from crfrefine.engines.cuda.truncated import HALF_EXPONENT, PlainWindow, TiledWindow
+from crfrefine.engines.cuda.device import Room, check_memory, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.cuda.window import LANES, ROUNDING, SHARED_BYTES, TRUNCATION_RADIUS, cut_into_planes, is_worth_tiling, sender_bytes
 from crfrefine.errors import CapacityError
 
+TRUNCATION_RADIUS = 3.0
+"""Standard deviations of the spatial part of the kernel."""
+ROUNDING = 1e-6
+"""Relative tolerance: voxels on the window's surface belong to it."""
+
 _MOST_OFFSETS = 1 << 27
-_EXACT_THREADS = 128
-_TAPS_PADDING = 7  # kPadding of spatial.cu
-_MOST_SENDERS = 512  # senders that are summed separately before they join the total: limits rounding
+_HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
 class Filter(Protocol):
@@ -48,32 +47,21 @@ class Filter(Protocol):
 class ExactFilter:
     """All pairs of voxels; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput, *, tiled: bool = True) -> None:
-        """Take the features.
-
-        Args:
-            bilateral: the features.
-            tiled: share loads among the threads of a block, if a row fits into shared memory.
-        """
+    def __init__(self, bilateral: BilateralInput) -> None:
+        """Take the features."""
         self._device = bilateral.voxels.device
-        self._features = bilateral.features * HALF_EXPONENT
-        self._num_features, self._tiled = bilateral.num_features, tiled
+        self._features = bilateral.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
     def accumulate(
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        _, num_voxels, width = values.shape
-        constants = {"CRF_FEATURES": self._num_features, **row_constants(values)}
-        senders = min(_MOST_SENDERS, SHARED_BYTES // sender_bytes(self._num_features, width, values.dtype.itemsize))
+        num_voxels = values.shape[1]
+        constants = {"CRF_FEATURES": len(self._features), **row_constants(values)}
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             arguments = (self._features, num_voxels, group, sent, received, weight, out, int(adds))
-            if self._tiled and senders > 0:
-                tile = {**constants, "CRF_THREADS": _EXACT_THREADS, "CRF_SENDERS": senders}
-                self._device.launch_blocks("exact_tiles", "filter_all_tiles", tile, -(-num_voxels // _EXACT_THREADS), *arguments)
-            else:
-                self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
+            self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
@@ -85,45 +73,61 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     ]
 
 
+def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
+    squared: Any = np.zeros(())
+    linear: Any = np.zeros((), dtype=np.int64)
+    for theta, step, r, stride in zip(bilateral.theta_alpha, bilateral.voxels.spacing, radius, strides, strict=True):
+        distance = np.arange(-r, r + 1)
+        squared = squared[..., None] + (distance * (step / theta)) ** 2
+        linear = linear[..., None] + distance * stride
+    inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
+    return linear[inside], (_HALF_LOG2E * squared[inside]).astype(bilateral.features.dtype)
+
+
 class TruncatedFilter:
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput, *, tiled: bool | None = None) -> None:
-        """Compute the window and put the intensities into a box.
-
-        Args:
-            bilateral: the features.
-            tiled: share loads among the threads of a block; None: where that pays off.
+    def __init__(self, bilateral: BilateralInput) -> None:
+        """List the window, and number the voxels in a box with padding to look beyond its faces.
 
         Raises:
             CapacityError: the window or the box is too large.
         """
-        voxels = bilateral.voxels
-        radius = window_radius(bilateral)
+        voxels, radius = bilateral.voxels, window_radius(bilateral)
         num_offsets = math.prod(2 * r + 1 for r in radius)
         if num_offsets > _MOST_OFFSETS:
             raise CapacityError(
                 f"a truncated sum with theta_alpha {bilateral.theta_alpha} visits up to {num_offsets:.2g} neighbors of each voxel; "
                 "use smaller bandwidths, or mean_field.filter = lattice"
             )
-        num_modalities = len(bilateral.theta_beta)
-        num_bytes = float(bilateral.features.dtype.itemsize) * voxels.box_size * (padded_count(num_modalities) + 9)
-        check_memory(voxels.device, num_bytes, "the box of a truncated sum")
-        planes = cut_into_planes(bilateral, radius)
-        if is_worth_tiling(bilateral, planes) if tiled is None else tiled:
-            self._sum: TiledWindow | PlainWindow = TiledWindow(bilateral, planes)
-        else:
-            self._sum = PlainWindow(bilateral, radius)
-        num_pairs = int((2 * planes.half_height.astype(np.int64) + 1).clip(min=0).sum())
-        self.description = f"truncated ({num_pairs // 2} pairs per voxel)"
+        # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the next one.
+        padded = [extent + r for extent, r in zip(voxels.box_shape, radius, strict=True)]
+        strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
+        lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
+        size = math.prod(padded) + 2 * lead
+        num_modalities, itemsize = len(bilateral.theta_beta), bilateral.features.dtype.itemsize
+        needed = 4.0 * size + voxels.num_voxels * (20.0 + itemsize * num_modalities)
+        check_memory(voxels.device, needed, "the padded box of a truncated sum")
+        self._device, xp = voxels.device, voxels.device.xp
+        self._features = bilateral.features[:num_modalities] * math.sqrt(_HALF_LOG2E)
+        self._index = voxels.linear_index(padded) + lead
+        self._number = xp.full(size, -1, dtype=np.int32)
+        self._number[self._index] = xp.arange(voxels.num_voxels, dtype=np.int32)
+        offsets, distances = list_neighbors(bilateral, radius, strides)
+        self._neighbors = (self._device.upload(offsets), self._device.upload(distances), len(offsets))
+        self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
     def accumulate(
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        window = self._sum
+        num_voxels = values.shape[1]
+        constants = {"CRF_FEATURES": len(self._features), **row_constants(values)}
+        window = (self._features, num_voxels, self._number, self._index, *self._neighbors)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            window.add(window.box.place(group, sent), received, weight, out, adds=adds)
+            arguments = (*window, group, sent, received, weight, out, int(adds))
+            self._device.launch("direct", "filter_window", constants, num_voxels, *arguments)
 
 
 SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
@@ -167,10 +171,8 @@ class SpatialFilter:
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
             weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS[self._dtype])
-            taps = slopes if a == differentiated else weights
-            both_sides = np.concatenate([taps[:0:-1], taps]).astype(dtype)
-            padded = self._device.upload(np.pad(both_sides, _TAPS_PADDING))
-            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, len(taps) - 1))
+            taps = (slopes if a == differentiated else weights).astype(dtype)
+            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), len(taps) - 1))
         self._boxes = Room(self._device, "the mask's bounding box of a spatial kernel")
         self.description = "separable"
 
@@ -184,38 +186,12 @@ class SpatialFilter:
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        voxels, launch = self._voxels, self._device.launch
-        _, num_voxels, width = values.shape
-        outputs = 8 if width * values.dtype.itemsize <= 16 else 4  # as many as registers hold
-        constants = {**row_constants(values), "CRF_OUTPUTS": outputs}
-        box, other = self._boxes.array((2, voxels.box_size, width), values.dtype)
-        box_size, number = voxels.box_size, voxels.number
-        index = None if number is None else voxels.box_index
-        first, *others = reversed(self._axes)
+        voxels, constants, last = self._voxels, row_constants(values), len(self._axes) - 1
+        box, other = self._boxes.array((2, voxels.box_size, values.shape[2]), values.dtype)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            _, extent, taps, radius = first
-            launch(
-                "spatial", "filter_values", constants, box_size, group, sent, number, box_size, extent, _centered(taps, radius), radius, box
-            )
-            to_voxels = received, weight, out, int(adds)
-            for place, (stride, extent, taps, radius) in enumerate(others, start=1):
-                is_last = place == len(others)
-                num_threads = box_size // extent * -(-extent // outputs)
-                near = stride, extent, _centered(taps, radius), radius
-                far = num_threads, stride, extent, taps, radius
-                if stride < LANES and is_last:
-                    launch("spatial", "filter_near_axis_to_voxels", constants, num_voxels, box, index, num_voxels, *near, *to_voxels)
-                elif stride < LANES:
-                    launch("spatial", "filter_near_axis", constants, box_size, box, box_size, *near, other)
-                elif is_last:
-                    launch("spatial", "filter_far_axis_to_voxels", constants, num_threads, box, number, *far, *to_voxels)
-                else:
-                    launch("spatial", "filter_far_axis", constants, num_threads, box, *far, other)
+            for place, axis in enumerate(reversed(self._axes)):
+                given = (group, sent, None) if place == 0 else (None, None, box)
+                to = (other, None, None, None, 0) if place < last else (None, received, weight, out, int(adds))
+                arguments = (voxels.number, voxels.box_size, *given, *axis, *to)
+                self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
                 box, other = other, box
-            if not others:
-                launch("spatial", "gather_from_box", constants, num_voxels, box, index, num_voxels, *to_voxels)
-
-
-def _centered(taps: Any, radius: int) -> Any:
-    """The weights from distance 0 on."""
-    return taps[radius + _TAPS_PADDING :]

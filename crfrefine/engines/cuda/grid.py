@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import WIDEST_ROW, check_memory, row_constants, row_width
+from crfrefine.engines.cuda.device import WIDEST_ROW, Room, check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
-from crfrefine.engines.cuda.room import Room
-from crfrefine.engines.cuda.voxels import BilateralInput, extremes
-from crfrefine.engines.cuda.window import LANES, list_tiles
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
 from crfrefine.errors import CapacityError, InputError
 
 MOST_MODALITIES = 2
 
 _SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
+LANES = 32
+"""Places of a tile along its last axis: the threads of a warp."""
 _THREADS = 128
 _ROWS = _THREADS // LANES  # of a tile of voxels
 _CELL_BYTES, _MOST_CELL_BYTES = 16 * 1024, 48 * 1024  # of shared memory for the cells of a block: as a rule; what every GPU has
@@ -135,6 +135,23 @@ def _spline_weights(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
     weight[:, 1] = 2.0 / 3.0 - f**2 + f**3 / 2.0
     weight[:, 2] = (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
     return weight
+
+
+def list_tiles(voxels: Voxels, rows: int) -> Any:
+    """Return the numbers of the tiles of `rows` x LANES places that hold a voxel, ascending; numbers run along x first, then y."""
+    xp = voxels.device.xp
+    check_memory(voxels.device, 36.0 * voxels.num_voxels, "the numbers of the voxels' tiles")
+    shape = [1, *voxels.box_shape] if voxels.num_axes == 1 else voxels.box_shape
+    coordinates = [xp.zeros_like(voxels.coordinates[0]), *voxels.coordinates] if voxels.num_axes == 1 else voxels.coordinates
+    tile = xp.zeros(voxels.num_voxels, dtype=np.int64)
+    for coordinate, extent in zip(coordinates[:-2], shape[:-2], strict=True):
+        tile = tile * extent + coordinate
+    for coordinate, extent, size in zip(coordinates[-2:], shape[-2:], (rows, LANES), strict=True):
+        tile = tile * -(-extent // size) + coordinate // size
+    num_tiles = math.prod(shape[:-2]) * -(-shape[-2] // rows) * -(-shape[-1] // LANES)
+    holds_voxel = xp.zeros(num_tiles, dtype=bool)
+    holds_voxel[tile] = True
+    return xp.flatnonzero(holds_voxel).astype(np.int64)
 
 
 class GridFilter:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
+from crfrefine.engines.cuda.device import num_row_groups, row_width
 from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
 from crfrefine.engines.cuda.grid import GridFilter, GridSize, filtering_work
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lattice import LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.precision import require_single
 from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
@@ -51,27 +50,6 @@ class Kernel:
         sent = self.scale if self.scales_sent else None
         self.filter.accumulate(values, sent, self.scale, channel_weight, total, transposed=transposed, adds=adds)
 
-    @property
-    def can_be_sliced(self) -> bool:
-        """Whether its message can be left at the vertices of a lattice, to be sliced where it is needed."""
-        return isinstance(self.filter, LatticeFilter)
-
-    @property
-    def slicing_constants(self) -> dict[str, int]:
-        """Return what `update` is compiled with where it slices this kernel's message."""
-        assert isinstance(self.filter, LatticeFilter)
-        return {"CRF_SLICES": 1, **self.filter.constants}
-
-    def to_vertices(self, group: Any, channel_weight: Any) -> tuple[Any, ...]:
-        """Filter one group of channels up to the slicing; return the arguments with which `update` in mean_field.cu slices.
-
-        Args:
-            group: (voxel, width).
-            channel_weight: (width).
-        """
-        assert isinstance(self.filter, LatticeFilter)
-        return *self.filter.to_vertices(group, self.scale if self.scales_sent else None), self.scale, channel_weight
-
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
     """Compute the normalization of a kernel.
@@ -82,7 +60,7 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
         normalization: "symmetric", "after" or "none".
         dtype: type of the values to be filtered.
     """
-    device, xp = voxels.device, voxels.device.xp
+    xp = voxels.device.xp
     unit = xp.ones((1, 1), dtype=dtype)
     ones = xp.ones((1, voxels.num_voxels, 1), dtype=dtype)
     row_sum = xp.zeros_like(ones)
@@ -90,10 +68,8 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
     if normalization == "none":
         return Kernel(plain, None, False, row_sum.reshape(-1))
     is_symmetric = normalization == "symmetric"
-    scale = xp.empty(voxels.num_voxels, dtype=dtype)
-    constants = {"CRF_WIDTH": 1, **precision(dtype)}
-    num_voxels = voxels.num_voxels
-    device.launch("voxels", "normalizer", constants, num_voxels, row_sum.reshape(-1), num_voxels, int(is_symmetric), scale)
+    sums = xp.maximum(row_sum.reshape(-1), np.finfo(dtype).tiny)
+    scale = 1.0 / (xp.sqrt(sums) if is_symmetric else sums)
     if not is_symmetric:
         return Kernel(plain, scale, False, ones.reshape(-1))  # D^-1 K 1 = 1
     message = xp.zeros_like(ones)
@@ -185,16 +161,12 @@ def build_kernels(
         progress: called with the number of kernels built so far and the number of all kernels.
         origin: the point that features count from; None: the voxels' own.
     """
-    if image.dtype != np.float32:
-        require_single(spec.precision, f"a run in {image.dtype}")
     kernels, descriptions = [], []
     for number, kernel in enumerate(spec.kernels):
         if progress is not None:
             progress(number, len(spec.kernels))
         plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations, origin)
         kernels.append(normalized(plain, voxels, spec.normalization, image.dtype))
-        if spec.precision == "half" and isinstance(plain, LatticeFilter):
-            plain.keep_half(kernels[-1].scale if kernels[-1].scales_sent else None)
         descriptions.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {plain.description}")
     return kernels, descriptions
 

@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
-from crfrefine.engines.cuda.callbacks import staged
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
-from crfrefine.engines.cuda.held import SHARE, HeldChannels, HeldResult
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
@@ -99,18 +96,14 @@ class CudaKernels:
             outcome = self._run(given, spec, staged(progress, "mean field"), part=part)
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
+            refined = self._give(outcome.logits, logits)
             timings = {
                 "upload": self._upload_seconds + uploaded - started,
                 "build": self._build_seconds,
                 "steps": stepped - uploaded,
-                "download": 0.0,
+                "download": time.perf_counter() - stepped,
             }
-            if not isinstance(logits, (np.ndarray, HeldChannels)):
-                return MeanFieldResult(outcome.logits, report, timings)
-            free, refined = self._device.free_bytes(), HeldResult(HeldChannels(self._device, outcome.logits), report, timings)
-            if free is not None and outcome.logits.nbytes * SHARE > free:
-                return MeanFieldResult(refined.logits, report, timings)
-            return refined
+            return MeanFieldResult(refined, report, timings)
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
@@ -137,7 +130,6 @@ class CudaKernels:
         """Return the gradients of a loss; see `Kernels.backward`."""
         if spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        require_single(self._spec.precision, "the backward pass")
         spec = spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
@@ -239,12 +231,10 @@ class CudaKernels:
         expected = self._shape()
         if tuple(channels.shape) != expected:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
-        given = channels.array if isinstance(channels, HeldChannels) else self._device.upload(channels)
-        return given.astype(self._image.dtype, copy=False)
+        return self._device.upload(channels).astype(self._image.dtype, copy=False)
 
     def _copied_bytes(self, array: Any) -> int:
         """Return the bytes that `_array` allocates for an array: one of the host is copied, and one of another type converted."""
-        array = array.array if isinstance(array, HeldChannels) else array
         own = self._image.dtype.itemsize * math.prod(array.shape)
         converted = 0 if str(array.dtype).endswith(self.dtype) else own
         return converted + (array.nbytes if isinstance(array, np.ndarray) else 0)

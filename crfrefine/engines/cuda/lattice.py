@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
+from crfrefine.engines.cuda.device import Device, Room, check_memory, row_constants
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
-from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
+from crfrefine.engines.cuda.lists import VertexLists
 from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
-from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
-_FEW_VERTICES = 1 << 16  # their numbers have 16 bits: half as many passes of a radix sort
-_ROWS = "the values at the lattice's vertices"
 
 
 class Lattice:
@@ -59,8 +56,7 @@ class Lattice:
         key_low, key_high, self.corner_weight = simplices.find(bilateral.features)
         table, slots, corner_slot = self._fill_table(key_low, key_high, bits)
         self.num_vertices = int(slots.size)
-        segment = SEGMENT[group_size(num_corners, self.num_vertices)]
-        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, segment)
+        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits)
         check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
@@ -130,11 +126,10 @@ class Lattice:
         return slot_vertex
 
     def _list_entries(self) -> VertexLists:
-        """Sort the corners by their vertices, in as few bits as those have, and turn them into lists."""
+        """Sort the corners by their vertices, and turn them into lists."""
         xp, num_corners, num_voxels = self.device.xp, int(self.corner_vertex.size), self.corner_vertex.shape[1]
         vertex = self.corner_vertex.reshape(-1)
-        order = xp.argsort(vertex.astype(np.uint16 if self.num_vertices <= _FEW_VERTICES else np.uint32, copy=False), kind="stable")
-        order = order.astype(np.int64, copy=False)
+        order = xp.argsort(vertex, kind="stable").astype(np.int64, copy=False)
         voxel, weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
         begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
         arguments = (order, vertex, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
@@ -160,104 +155,38 @@ class LatticeFilter:
         self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
-        self._rows = Room(bilateral.voxels.device, _ROWS)
-        self._sent: Any = None  # the factors in self._weights
-        self._weights: Any = None
-        self._half_factor: float | None = None
-
-    def keep_half(self, sent: Any) -> None:
-        """From now on keep the values at the vertices in 16 bits, for values from 0 to 1 that are always sent with these factors.
-
-        The values are multiplied by a power of two: the largest sum at a vertex is between 2^14 and 2^15 then, and what gets lost below
-        2^-24 is less than 1e-11 of it.
-
-        Args:
-            sent: (voxel) factors, or None for ones.
-        """
-        device, lattice = self.lattice.device, self.lattice
-        rows, _ = self.splat(device.xp.ones((lattice.corner_vertex.shape[1], 1), dtype=np.float32), sent)
-        largest = float(rows[: lattice.num_vertices].max())
-        self._half_factor = math.ldexp(1.0, 15 - math.frexp(largest)[1])
-        self._rows, self._sent, self._weights = Room(device, _ROWS), None, None
-
-    @property
-    def constants(self) -> dict[str, int]:
-        """Return what kernels that take values at the vertices are compiled with."""
-        return {} if self._half_factor is None else {"CRF_HALF": 1}
-
-    def _weighed(self, sent: Any) -> Any:
-        """Return the weights of the entries times the factors of their voxels, which are those of the normalization in every step."""
-        if self._weights is None or self._sent is not sent:
-            device, lists, factors = self.lattice.device, self.lattice.lists, self._factors(sent)
-            num_entries = int(lists.entry_voxel.size)
-            weights, self._weights = self._weights, None
-            if weights is None or weights.dtype != factors.dtype:
-                check_memory(device, float(factors.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
-                weights = device.xp.empty(num_entries, dtype=factors.dtype)
-            constants = {"CRF_WIDTH": 1, **precision(factors.dtype)}
-            arguments = (factors, lists.entry_voxel, lists.entry_weight, num_entries, weights)
-            device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
-            self._weights, self._sent = weights, sent  # not before they are there
-        return self._weights
-
-    def _factors(self, sent: Any) -> Any:
-        """Return the factors of the voxels, with that of half precision."""
-        if self._half_factor is None:
-            return sent
-        if sent is None:
-            return self.lattice.device.xp.full(self.lattice.corner_vertex.shape[1], self._half_factor, dtype=np.float32)
-        return sent * np.float32(self._half_factor)
+        self._rows = Room(bilateral.voxels.device, "the values at the lattice's vertices")
 
     def accumulate(
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        device, num_voxels = self.lattice.device, values.shape[1]
+        lattice, num_voxels = self.lattice, values.shape[1]
+        device, constants, directions = lattice.device, row_constants(values), range(lattice.num_features + 1)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            *corners, amplitude = self.to_vertices(group, sent, transposed=transposed)
-            arguments = (*corners, num_voxels, amplitude, received, weight, out, int(adds))
-            device.launch("lattice", "slice_values", {**row_constants(values), **self.constants}, num_voxels, *arguments)
+            rows, other = self.splat(group, sent)
+            for j in reversed(directions) if transposed else directions:
+                neighbors = (lattice.before[j], lattice.after[j], lattice.num_vertices)
+                device.launch("lattice", "blur", constants, lattice.num_vertices, rows, *neighbors, other)
+                rows, other = other, rows
+            corners = (lattice.corner_vertex, lattice.corner_weight, len(directions), num_voxels)
+            to = (lattice.amplitude(), received, weight, out, int(adds))
+            device.launch("lattice", "slice_values", constants, num_voxels, rows, *corners, *to)
 
-    def to_vertices(self, group: Any, sent: Any, *, transposed: bool = False) -> tuple[Any, Any, Any, int, float]:
-        """Splat and blur one group of channels.
+    def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
+        """Add up the values at each vertex; return them, which the next call overwrites, and room for as many.
 
         Args:
             group: (voxel, width).
             sent: (voxel) factors, or None for ones.
-            transposed: see `Filter.accumulate`.
-
-        Returns:
-            What a kernel needs in order to slice: the values at the vertices, which the next call overwrites; vertex and weight of each
-            corner; their number per voxel; and the factor of what it interpolates.
         """
-        lattice = self.lattice
-        device, num_vertices = lattice.device, lattice.num_vertices
-        rows, other = self.splat(group, sent)
-        directions = range(lattice.num_features + 1)
-        for j in reversed(directions) if transposed else directions:
-            arguments = (rows, lattice.before[j], lattice.after[j], num_vertices, other)
-            device.launch("lattice", "blur", {**row_constants(group), **self.constants}, num_vertices, *arguments)
-            rows, other = other, rows
-        amplitude = lattice.amplitude()
-        if self._half_factor is not None:
-            amplitude *= math.ldexp(1.0, len(directions)) / self._half_factor  # each blur halves
-        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, amplitude
-
-    def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
-        """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
-        constants = {**row_constants(group), **self.constants}
-        dtype = group.dtype if self._half_factor is None else np.dtype(np.float16)
-        both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), dtype)
+        constants = row_constants(group)
+        both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), group.dtype)
         rows, other = both[: lists.num_rows], both[lists.num_rows :]
-        is_plain = sent is None and self._half_factor is None
-        kernel, weights = ("splat", lists.entry_weight) if is_plain else ("splat_weighed", self._weighed(sent))
-        arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)
-        if lists.group == 1:
-            device.launch("lattice", f"{kernel}_alone", constants, len(lists.segments), *arguments)
-        else:
-            grouped = {**constants, "CRF_THREADS": SPLAT_THREADS, "CRF_GROUP": lists.group}
-            device.launch_blocks("splat", kernel, grouped, -(-len(lists.segments) // (SPLAT_THREADS // lists.group)), *arguments)
+        pieces = lists.pieces
+        arguments = (group, sent, lists.entry_voxel, lists.entry_weight, pieces.begin, pieces.row, len(pieces), rows)
+        device.launch("lattice", "splat", constants, len(pieces), *arguments)
         for pieces in lists.levels:
             device.launch("lattice", "sum_pieces", constants, len(pieces), pieces.begin, pieces.row, len(pieces), rows)
         return rows, other

@@ -1,4 +1,4 @@
-"""The lists that splatting reads: the voxels of each vertex, cut into segments that groups of threads add up, and sums of those."""
+"""The lists that splatting reads: the voxels of each vertex, cut into pieces that single threads add up, and sums of those."""
 
 from __future__ import annotations
 
@@ -7,20 +7,8 @@ from typing import Any
 
 import numpy as np
 
-SEGMENT = {1: 16, 2: 32, 8: 64}
-"""The most entries that groups of so many threads add up: longer segments delay a warp, shorter ones leave more rows to be added up."""
-FAN_IN = 32
-"""Rows of a long list that one thread adds up; several such levels are a tree."""
-SPLAT_THREADS = 256
-
-# Mean length of a lattice's lists up to which one thread or two have a list to themselves; with eight, most would find nothing to do.
-_FOR_ONE, _FOR_TWO = 3.0, 12.0
-
-
-def group_size(num_entries: int, num_vertices: int) -> int:
-    """Return how many threads share a segment, 1, 2 or 8, by the mean length of a lattice's lists."""
-    mean = num_entries / num_vertices
-    return 1 if mean <= _FOR_ONE else 2 if mean <= _FOR_TWO else 8
+MOST_TOGETHER = 32
+"""Entries of a list, or sums of such, that one thread adds up: several levels of sums are a tree."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +32,7 @@ class VertexLists:
 
     Attributes:
         entry_voxel, entry_weight: (entry) sorted by vertex, corner and voxel; weights in 1 / 65535.
-        group: threads that share a segment.
-        segments: pieces of the entries.
+        pieces: of the entries.
         levels: pieces of the rows, one level after the other, until each vertex has its sum.
         num_rows: of the vertices, which come first, and of the pieces of longer lists.
     """
@@ -61,39 +48,37 @@ class VertexLists:
         """
         self.entry_voxel, self.entry_weight = entry_voxel, entry_weight
         num_vertices = int(begin.size) - 1
-        self.group = group_size(int(entry_voxel.size), num_vertices)
         vertices = xp.arange(num_vertices, dtype=np.int64)
         first, free, num_lists = 0, num_vertices, num_vertices
-        self.segments, length, vertex = _cut(xp, begin[1:] - begin[:-1], vertices, SEGMENT[self.group], first, free)
-        pieces = self.segments
+        pieces, length, vertex = _cut(xp, begin[1:] - begin[:-1], vertices, first, free)
+        self.pieces = pieces
         self.levels: list[Pieces] = []
         while vertex.size:
             # A list in one piece goes to its vertex, so the rows that were added are the pieces of the others.
             in_one = num_lists - len(vertex)
             first, free, num_lists = free, free + len(pieces) - in_one, len(vertex)
-            pieces, length, vertex = _cut(xp, length, vertex, FAN_IN, first, free)
+            pieces, length, vertex = _cut(xp, length, vertex, first, free)
             self.levels.append(pieces)
         self.num_rows = free
 
 
-def _cut(xp: Any, length: Any, vertex: Any, most: int, first: int, free: int) -> tuple[Pieces, Any, Any]:
-    """Cut lists into pieces of at most `most`; return them, and of the lists in several pieces their number and the vertices.
+def _cut(xp: Any, length: Any, vertex: Any, first: int, free: int) -> tuple[Pieces, Any, Any]:
+    """Cut lists into pieces of at most `MOST_TOGETHER`; return them, and of the lists in several pieces their number and the vertices.
 
     Args:
         xp: the device's array module.
         length: (list) of each; they lie one behind the other.
         vertex: (list) its vertex.
-        most: number of entries or rows.
         first: where the first list begins.
         free: the first row that no vertex and no earlier piece has.
     """
-    num_pieces = (length + (most - 1)) // most
+    num_pieces = (length + (MOST_TOGETHER - 1)) // MOST_TOGETHER
     first_piece = xp.cumsum(num_pieces) - num_pieces
     total = int(num_pieces.sum())
     piece = xp.arange(total, dtype=np.int64)
     owner = xp.searchsorted(first_piece, piece, side="right") - 1
     begin = xp.empty(total + 1, dtype=np.uint32)
-    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * most
+    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * MOST_TOGETHER
     begin[-1] = first + length.sum()
     is_one_of_several = num_pieces[owner] > 1
     row = xp.where(is_one_of_several, free - 1 + xp.cumsum(is_one_of_several.astype(np.int64)), vertex[owner]).astype(np.uint32)

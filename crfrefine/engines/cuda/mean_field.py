@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,16 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
+from crfrefine.engines.cuda.sums import add_up
 from crfrefine.engines.cuda.volume import VolumeSteps
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
 
-_FEWEST_REPEATED = 4
-"""Number of steps from which recording them pays off."""
-
-MOST_IN_REGISTERS = 32
-"""Labels up to which a thread keeps those of its voxel in registers; with more, it takes them in groups, twice (many_labels.cu)."""
 
 # The same as in kernels/cuda/mean_field.cu.
-_NUM_SUMS, _FOLD = 6, 32
+_NUM_SUMS = 6
 _STEP, _NUM_STEPS, _CONVERGED, _NUM_STATES = 0, 4, 5, 6
 
 
@@ -77,57 +72,19 @@ def run_mean_field(
         watches_energy: whether a rise of the energy halves the steps.
         records: whether to save what the backward pass needs.
     """
-    kept: dict[str, Any] = {"volume_part": volume_part, "watches_energy": watches_energy, "records": records}
-    outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=spec.volume_weight == 0.0)
-    if outcome.num_iterations != num_launched:
-        warnings.warn(
-            f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        outcome, _ = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=False)
-    return outcome
-
-
-def _iterate(
-    voxels: Voxels,
-    kernels: Sequence[Kernel],
-    spec: MeanFieldSpec,
-    logits: Any,
-    progress: Callable[[int, int], None] | None,
-    *,
-    volume_part: NDArray[np.bool_] | None,
-    watches_energy: bool,
-    records: bool,
-    repeats: bool,
-) -> tuple[MeanFieldOutcome, int]:
-    """Run all steps; return their result and how many were launched. `repeats`: steps with the same launches may be recorded.
-
-    With a volume term they never are: the host decides what is launched.
-    """
     run = _Run(voxels, kernels, spec, logits, volume_part=volume_part, watches_energy=watches_energy, records=records)
     may_stop = spec.tolerance > 0.0
     # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
     # The energy of a Potts model with one weight for all labels does not rise.
     may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
     keeps = may_stop or spec.damping > 0.0 or (watches_energy and may_rise)
-    repeat: Callable[[], None] | None = None
-    num_launched = 0
     for t in range(spec.num_iterations):
         if progress is not None:
             progress(t, spec.num_iterations)
-        is_last = t + 1 == spec.num_iterations
-        # All steps but the last have the same launches. They are recorded after one of them has run, since single launches take longer than
-        # the work itself. The record writes to the buffers of the run, which live until its result has been waited for.
-        if records or not repeats or is_last or t == 0 or spec.num_iterations < _FEWEST_REPEATED:
-            run.step(keeps=keeps, is_last=is_last)
-        else:
-            repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
-            repeat()
-        num_launched += 1
+        run.step(keeps=keeps, is_last=t + 1 == spec.num_iterations)
         if may_stop and run.converged():
             break
-    return run.outcome(), num_launched
+    return run.outcome()
 
 
 class _Run:
@@ -153,15 +110,7 @@ class _Run:
         num_groups = num_row_groups(num_channels)
         self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
         weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
-        storing = list(zip(kernels, weights, strict=True))
-        # The last one that can be is sliced by `update`: its message is neither stored nor read again.
-        last = max((m for m, kernel in enumerate(kernels) if kernel.can_be_sliced and num_groups == 1), default=None)
-        self._sliced = None if last is None else storing.pop(last)
-        self._storing = storing
-        self._has_many_labels = num_labels > MOST_IN_REGISTERS and self._sliced is None
-        self._of_sums = {**self._constants, **({"CRF_SLICES": 0} if last is None else kernels[last].slicing_constants)}
-        if self._has_many_labels:  # sums do not depend on the labels
-            self._of_sums |= {"CRF_LABELS": 2, "CRF_CHANNELS": 1, "CRF_WIDTH": 1, "CRF_SLICES": 0}
+        self._kernels = list(zip(kernels, weights, strict=True))
         self._weighted_ones = None
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
@@ -169,90 +118,82 @@ class _Run:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
-        # The first of the kernels that store their messages does not look at what was there, the others add theirs.
-        self._messages = xp.zeros_like(self._marginals) if not kernels else xp.empty_like(self._marginals) if storing else None
+        # The first kernel does not look at what was there, the others add theirs.
+        self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
         self._num_threads = min(num_voxels, MOST_THREADS)
-        self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
-        self._folded = self._fold_buffers()
+        self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
+        self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
         self._state = xp.zeros(_NUM_STATES + 2 * max(spec.num_iterations, 1), dtype=np.float64)
         self._inverse_temperature = dtype.type(1.0) / dtype.type(spec.temperature)
         self._bias = None if spec.bias is None else self._device.upload(np.asarray(spec.bias, dtype=dtype))
-        self._out = xp.empty_like(logits)
+        self._out = logits * self._inverse_temperature  # the result outside the mask
         self._num_done = 0
         keeps_volumes = spec.volume_weight > 0.0
         self._record = xp.empty((spec.num_iterations + keeps_volumes, num_channels, num_voxels), dtype=dtype) if records else None
-        self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
-        self._launch_over_voxels(
-            "start",
-            logits,
-            self._bias,
-            voxels.grid_size,
-            voxels.grid_index,
-            num_voxels,
-            self._inverse_temperature,
-            self._marginals,
-            None if self._bias is None else self._out,
-            self._num_threads,
-            self._partial,
-        )
-        sums = self._fold()
-        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(spec.damping)), self._state)
-        self._volume = None
-        if keeps_volumes:
-            self._volume = VolumeSteps(voxels, spec, self._constants, self._out, self._marginals, volume_part)
+        self._update(logits, self._bias, self._inverse_temperature, out=None if self._bias is None else self._out)
+        add_up(self._device, self._partial, self._totals)
+        self._launch("begin_run", 1, self._totals, 1.0 - float(dtype.type(spec.damping)), self._state)
+        self._volume = VolumeSteps(voxels, spec, self._out, volume_part) if keeps_volumes else None
+        self._old = xp.empty_like(self._marginals) if keeps_volumes and spec.tolerance > 0.0 else None
 
     def step(self, *, keeps: bool, is_last: bool) -> None:
         """Launch one step."""
         self._store_marginals()
-        if self._volume is not None:
-            self._volume.begin_step()
-        for number, (kernel, weight) in enumerate(self._storing):
+        if self._old is not None:
+            self._old[...] = self._marginals
+        for number, (kernel, weight) in enumerate(self._kernels):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
-        slicing: tuple[Any, ...] = () if self._has_many_labels else (None, None, None, 0, 0.0, None, None)
-        if self._sliced is not None:
-            kernel, weight = self._sliced
-            slicing = kernel.to_vertices(self._marginals[0], weight[0])
+        spec, volume = self._spec, self._volume
+        stores = keeps or is_last or volume is not None
+        given = (self._logits, self._bias, self._inverse_temperature, self._marginals, self._messages)
+        is_watched = spec.tolerance > 0.0 and volume is None
+        self._update(*given, kept=self._out if keeps else None, out=self._out if stores else None, wants_divergence=is_watched)
+        watches, of_volumes = self._watches_energy, 0.0
+        if volume is not None:
+            of_volumes = volume.end_step(float(self._device.download(self._state)[_STEP]))
+            # The marginals of the logits with the biases, and what they change in the sums.
+            self._update(self._out, None, 1.0, self._old, wants_divergence=self._old is not None)
+            watches = watches and volume.may_compare
+        add_up(self._device, self._partial, self._totals)
+        most_steps = max(spec.num_iterations, 1)
+        arguments = (self._totals, self._voxels.num_voxels, int(watches), of_volumes, spec.tolerance, most_steps, self._state)
+        self._launch("end_step", 1, *arguments)
+
+    def _update(
+        self,
+        logits: Any,
+        bias: Any,
+        inverse_temperature: float,
+        old: Any = None,
+        messages: Any = None,
+        *,
+        kept: Any = None,
+        out: Any = None,
+        wants_divergence: bool = False,
+    ) -> None:
+        """Compute the marginals; see `update` in kernels/cuda/mean_field.cu."""
         voxels, spec = self._voxels, self._spec
-        # In groups, products with a matrix would be computed twice if nothing stored what they come to.
-        stores = keeps or is_last or self._volume is not None or (self._has_many_labels and not spec.is_potts)
-        self._launch_over_voxels(
+        self._launch(
             "update",
-            self._logits,
-            self._bias,
+            self._num_threads,
+            logits,
+            bias,
             voxels.grid_size,
             voxels.grid_index,
             voxels.num_voxels,
-            self._inverse_temperature,
+            inverse_temperature,
+            old,
             self._marginals,
-            self._messages,
-            *slicing,
+            messages,
             self._weighted_ones,
             self._compatibility,
             int(spec.is_potts),
-            int(spec.tolerance > 0.0),
+            int(wants_divergence),
             self._state,
-            self._out if keeps else None,
-            self._out if stores else None,
+            kept,
+            out,
             self._num_threads,
             self._partial,
-        )
-        watches, of_volumes = self._watches_energy, 0.0
-        if self._volume is not None:
-            step = float(self._device.download(self._state)[_STEP])
-            of_volumes = self._volume.end_step(step, self._num_threads, self._partial)
-            watches = watches and self._volume.may_compare
-        sums = self._fold()
-        self._launch(
-            "end_step",
-            1,
-            sums,
-            sums.shape[1],
-            voxels.num_voxels,
-            int(watches),
-            of_volumes,
-            spec.tolerance,
-            max(spec.num_iterations, 1),
-            self._state,
         )
 
     def converged(self) -> bool:
@@ -282,26 +223,4 @@ class _Run:
             self._num_done += 1
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("mean_field", kernel, self._of_sums, num_threads, *arguments)
-
-    def _launch_over_voxels(self, kernel: str, *arguments: Any) -> None:
-        if self._has_many_labels:
-            self._device.launch("many_labels", f"{kernel}_many", self._constants, self._num_threads, *arguments)
-        else:
-            self._launch(kernel, self._num_threads, *arguments)
-
-    def _fold_buffers(self) -> list[Any]:
-        buffers, count = [], self._num_threads
-        while count > _FOLD:
-            count = -(-count // _FOLD)
-            buffers.append(self._device.xp.empty((_NUM_SUMS, count), dtype=np.float64))
-        return buffers
-
-    def _fold(self) -> Any:
-        """Add up the sums of the threads until few are left."""
-        sums = self._partial
-        for folded in self._folded:
-            count = folded.shape[1]
-            self._launch("fold_sums", _NUM_SUMS * count, sums, sums.shape[1], count, folded)
-            sums = folded
-        return sums
+        self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)

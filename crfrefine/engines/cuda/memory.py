@@ -11,21 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from crfrefine.engines.cuda.device import padded_channels
+from crfrefine.engines.cuda.lists import MOST_TOGETHER
 
-MOST_THREADS = 1 << 17
+MOST_THREADS = 1 << 16
 """Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
 
-SUM_THREADS = 1 << 16
-"""Most threads of the backward pass's kernels that sum over voxels; their sums are added to in each step."""
-
 PAIR_THREADS = 128
-"""Threads of a block that sums over pairs of labels."""
+"""Threads of a block that sums products over pairs of rows."""
 
 _SHARED = 48 * 1024.0  # bytes of shared memory per block
 _PAIR_SUMS = 1 << 19
 _FEWEST_PAIR_BLOCKS, _MOST_PAIR_BLOCKS = 256, 2048
 
-_SUMS = 6 * 8.0 * 1.1  # per thread: double precision, and the array that the sums are folded into
+_SUMS = 6 * 8.0  # per thread
 _CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
 _TABLE = 13.0  # per slot: the key, whether there is one, and the number of the vertex
 
@@ -77,21 +75,15 @@ def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, d
     return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
 
 
-def mass_threads(num_voxels: int) -> int:
-    """Return the number of threads that sum masses and products of labels, 64 voxels each, fewer where that would be few threads."""
-    return min(num_voxels, max(1 << 15, -(-num_voxels // 64)))
-
-
 def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any) -> float:
-    """Return the bytes of the volume term in a run or a backward pass: sums of the threads, what normalizes many labels, and marginals.
+    """Return the bytes of the volume term in a run or a backward pass: sums, marginals of all labels, and the part where it applies.
 
-    In a run these are those at the start of a step, in a backward pass those of all labels, with temporaries.
+    In a run there are also the marginals at the start of a step, in a backward pass those of all labels once more.
     """
-    num_sums = 64 if num_labels > 8 else num_labels * (num_labels + 1) // 2  # the products of two groups of eight labels; or of one
-    sums = 8.0 * 1.1 * num_sums * (mass_threads(num_voxels) + 64.0)
-    own = max(padded_channels(num_channels), num_labels + 4.0) + (2.0 if num_labels > 8 else 0.0)
-    # Part and labels, counted in numbers of 64 bits.
-    return sums + num_voxels * (_itemsize(dtype) * own + 13.0)
+    sums = product_bytes(num_labels, num_labels, num_voxels, dtype) + product_bytes(num_labels, 1, num_voxels, dtype)
+    own = num_labels + max(padded_channels(num_channels), num_labels + 4.0)
+    # The part, and the arithmetic that counts voxels of labels.
+    return sums + num_voxels * (_itemsize(dtype) * own + 34.0)
 
 
 def backward_bytes(
@@ -110,37 +102,41 @@ def backward_bytes(
     """
     num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
     size, padded, threads = _itemsize(dtype), padded_channels(num_labels - 1), sum_threads(num_voxels)
-    products = len(features) * num_labels**2 * pair_blocks(num_labels, num_voxels, dtype) * pair_tile(num_labels, dtype)[1]
-    sums = 8.0 * (threads * sum(features) + products)
+    sums = 8.0 * threads * sum(features) + len(features) * product_bytes(num_labels, num_labels, num_voxels, dtype)
     throughout = size * (num_voxels * (2.0 * num_labels + num_image) + grid_size * num_image) + sums + num_given
-    rows = 5.0 * padded
-    if num_theta:
-        # Rows of several features, in which what take_messages reads lies too; columns of features; sums for the normalization.
-        rows = 3.0 * padded + 2.0 * max(8, padded) + sum(features) + 2.0 * num_theta
-    # First the steps; then three single channels in place of as many rows; then the gradient for the logits with its sums.
-    outside = SUM_THREADS if num_voxels < grid_size else 0
-    at_the_end = size * num_labels * grid_size + 8.0 * (threads * (num_labels + 1.0) + outside)
+    rows = 5.0 * padded + num_labels  # marginals, gradients, what is filtered; messages
+    if num_theta:  # columns of features, one of them times a factor; sums for the normalization
+        rows += sum(features) + 1.0 + 2.0 * num_theta
+    # First the steps; then three single channels in place of the rows; then the gradient for the logits with its sums.
+    products = product_bytes(num_labels, 1, num_voxels, dtype) + product_bytes(1, 1, num_labels * grid_size, dtype)
+    at_the_end = (2.0 * size + 1.0) * num_labels * grid_size + products
     return throughout + max(size * num_voxels * rows, at_the_end)
 
 
 def sum_threads(num_voxels: int) -> int:
     """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
-    return min(-(-num_voxels // 4), SUM_THREADS)
+    return min(-(-num_voxels // 4), MOST_THREADS)
 
 
-def pair_tile(num_labels: int, dtype: Any) -> tuple[int, int]:
-    """Return the voxels whose messages a block of `take_messages` shares at a time, and its threads per pair of labels."""
+def pair_tile(num_rows: int, num_others: int, dtype: Any) -> tuple[int, int]:
+    """Return the voxels whose rows a block of `add_products` shares at a time, and its threads per pair of rows."""
     tile = PAIR_THREADS
-    while tile > 1 and 2 * num_labels * (tile + 1) * _itemsize(dtype) > _SHARED:
+    while tile > 1 and (num_rows + num_others) * (tile + 1) * _itemsize(dtype) > _SHARED:
         tile //= 2
-    return tile, max(1, min(tile, PAIR_THREADS // num_labels**2))
+    return tile, max(1, min(tile, PAIR_THREADS // (num_rows * num_others)))
 
 
-def pair_blocks(num_labels: int, num_voxels: int, dtype: Any) -> int:
-    """Return the number of blocks of `take_messages`: enough to fill a GPU, few enough that their sums take little memory."""
-    tile, num_slices = pair_tile(num_labels, dtype)
-    most = _PAIR_SUMS // (num_labels**2 * num_slices)
+def pair_blocks(num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> int:
+    """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
+    tile, num_slices = pair_tile(num_rows, num_others, dtype)
+    most = _PAIR_SUMS // (num_rows * num_others * num_slices)
     return min(-(-num_voxels // tile), max(_FEWEST_PAIR_BLOCKS, min(most, _MOST_PAIR_BLOCKS)))
+
+
+def product_bytes(num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> float:
+    """Return the bytes of the sums of `add_products`."""
+    num_slices = pair_tile(num_rows, num_others, dtype)[1]
+    return 8.0 * num_rows * num_others * num_slices * pair_blocks(num_rows, num_others, num_voxels, dtype)
 
 
 def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: int, *, filter_name: str) -> float:
@@ -172,13 +168,13 @@ def table_bytes(bits: int) -> float:
     return _TABLE * float(1 << bits)
 
 
-def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_bits: int, segment: int) -> float:
-    """Return the bytes needed once the vertices are counted, besides corners and table: numbers, neighbors, and segments of lists."""
-    num_segments = min(num_corners, num_vertices + num_corners // segment)
+def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_bits: int) -> float:
+    """Return the bytes needed once the vertices are counted, besides corners and table: numbers, neighbors, and pieces of lists."""
+    num_pieces = min(num_corners, num_vertices + num_corners // MOST_TOGETHER)
     # Keys, their order, the starts of their lists, and two neighbors along each direction.
     own = num_vertices * (40.0 + 8.0 * (num_features + 1))
-    # In addition, one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of segments.
-    return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_segments)
+    # In addition, one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of pieces.
+    return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_pieces)
 
 
 def grid_bytes(num_cells: int, width: int, dtype: Any, *, num_places: int, num_voxels: int) -> float:

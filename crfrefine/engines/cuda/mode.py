@@ -1,48 +1,23 @@
-"""What the engine makes use of on a GPU: as a rule all that is tried, in plain mode as little as possible, to find what breaks."""
+"""Plain mode, to find what breaks on a GPU: CuPy's own memory for all work, and a wait after each launch, so that errors name a kernel."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
 
 from crfrefine.errors import ConfigError
 from crfrefine.text import shorten_value
 
 VARIABLE = "CRFREFINE_CUDA"
-"""Variable of the environment: `plain`, names of what is switched on, or both, with commas between."""
+"""Variable of the environment that asks for it."""
 
 
-@dataclass(frozen=True)
-class Mode:
-    """What is made use of.
-
-    Attributes:
-        graphs: steps are recorded as a CUDA graph; an experiment, until a GPU has timed it.
-        copies: arrays are copied on a stream of its own, those of the next case ahead of time.
-        pool: memory for work on PyTorch's tensors is PyTorch's, not CuPy's.
-        checks: the host waits for each launch, and an error names the kernel.
-    """
-
-    graphs: bool = False
-    copies: bool = True
-    pool: bool = True
-    checks: bool = False
-
-
-_PLAIN = Mode(graphs=False, copies=False, pool=False, checks=True)
-_NAMES = tuple(field.name for field in fields(Mode))
-
-
-def asked_mode() -> Mode:
-    """Return the mode that the environment asks for.
+def is_plain() -> bool:
+    """Whether the environment asks for plain mode.
 
     Raises:
-        ConfigError: it names something else.
+        ConfigError: it asks for something else.
     """
-    asked = os.environ.get(VARIABLE, "")
-    words = [word.strip() for word in asked.split(",") if word.strip()]
-    if not {"plain", *_NAMES}.issuperset(words):
-        raise ConfigError(
-            f"{VARIABLE} is {shorten_value(asked)}; expected plain, or what to switch on ({', '.join(_NAMES)}), or both with commas between"
-        )
-    return replace(_PLAIN if "plain" in words else Mode(), **{word: True for word in words if word != "plain"})
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked not in ("", "plain"):
+        raise ConfigError(f"{VARIABLE} is {shorten_value(asked)}; expected plain, or nothing")
+    return asked == "plain"

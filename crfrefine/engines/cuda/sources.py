@@ -28,20 +28,18 @@ _TYPES: dict[str, type[np.generic]] = {
     "double": np.float64,
 }
 
-_ROWS = {"Channels": "CRF_WIDTH", "Vertices": "CRF_WIDTH", "Intensities": "CRF_FEATURES", "Moments": "CRF_MOMENTS"}
-
-UNCONTRACTED = frozenset({"features", "lattice_build"})
+UNCONTRACTED = frozenset({"lattice_build"})
 """Sources whose multiplications and additions must not be fused: integers that all backends share depend on them."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel: its name, the number type, whether it is an array, and the constant for the length of its last axis."""
+    """A parameter of a kernel: its name, the number type, whether it is an array, and whether that has rows of CRF_WIDTH channels."""
 
     name: str
     dtype: np.dtype[Any]
     is_array: bool
-    row: str | None
+    is_rows: bool
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,6 @@ class KernelSource:
     text: str
     kernels: dict[str, tuple[Parameter, ...]]
     options: tuple[str, ...]
-
-
-def padded_count(count: int) -> int:
-    """Return the padded count of features or channels that lie side by side, as `padded_count` in launch.h does."""
-    return count if count <= 2 else -(-count // 4) * 4
 
 
 def kernels_dir() -> Path:
@@ -97,15 +90,15 @@ def _inlined(name: str) -> str:
 
 
 @cache
-def _signatures(name: str, real: type[np.generic], at_vertices: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
-    types = {**_TYPES, "Real": real, **dict.fromkeys(_ROWS, real), "Vertices": at_vertices}
+def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
+    types = {**_TYPES, "Real": real, "Channels": real}
     kernels = {}
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
         for declaration in match[2].split(","):
             kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), _ROWS.get(base)))
+            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), base == "Channels"))
         kernels[match[1]] = tuple(parameters)
     return kernels
 
@@ -125,13 +118,12 @@ def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSour
     constants = dict(fixed)
     defines = "".join(f"#define {key} {value}\n" for key, value in fixed)
     real = np.float64 if constants.get("CRF_DOUBLE") else np.float32
-    at_vertices = np.float16 if constants.get("CRF_HALF") else real
     options = [
         "-std=c++17",
         *(["--fmad=false"] if name in UNCONTRACTED else []),
         *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
     ]
-    return KernelSource(name, defines + _inlined(name), _signatures(name, real, at_vertices), tuple(options))
+    return KernelSource(name, defines + _inlined(name), _signatures(name, real), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
@@ -153,8 +145,7 @@ def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, in
         else:
             if value.dtype != parameter.dtype or not value.flags.c_contiguous:
                 raise TypeError(f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}")
-            width = None if parameter.row is None else padded_count(constants[parameter.row])
-            if width not in (None, value.shape[-1]):
-                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {width}")
+            if parameter.is_rows and value.shape[-1] != constants["CRF_WIDTH"]:
+                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}")
             packed.append(value)
     return packed

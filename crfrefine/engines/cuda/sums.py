@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import Device
+from crfrefine.engines.cuda.device import Device, precision
+from crfrefine.engines.cuda.memory import PAIR_THREADS, pair_blocks, pair_tile
 
-_THREADS = 256
+_THREADS = 512
 
 
 class Sums:
@@ -17,21 +18,50 @@ class Sums:
 
     def __init__(self, device: Device) -> None:
         """Take a device."""
-        self._device = device
+        self.device = device
         self._parts: list[Any] = []
 
     def reserve(self, num_sums: int, count: int) -> Any:
         """Return (num_sums, count) zeros on the device, for kernels to add to."""
-        self._parts.append(self._device.xp.zeros((num_sums, count), dtype=np.float64))
+        self._parts.append(self.device.xp.zeros((num_sums, count), dtype=np.float64))
         return self._parts[-1]
 
     def totals(self) -> list[NDArray[np.float64]]:
         """Wait until all launches so far are done; return (num_sums) totals on the host, in the order in which they were reserved."""
         ends = np.cumsum([len(part) for part in self._parts])
-        found = self._device.xp.empty(int(ends[-1]), dtype=np.float64)
+        found = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
         for part, end in zip(self._parts, ends.tolist(), strict=True):
-            add_up(self._device, part, found[end - len(part) : end])
-        return np.split(self._device.download(found), ends[:-1])
+            add_up(self.device, part, found[end - len(part) : end])
+        return np.split(self.device.download(found), ends[:-1])
+
+
+class Products:
+    """Sums over the voxels of the products of each row of one array with each row of another.
+
+    Attributes:
+        parts: (pair, part) what is added up in the end.
+    """
+
+    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> None:
+        """Reserve the sums."""
+        self._device, self._num_voxels = sums.device, num_voxels
+        tile, num_slices = pair_tile(num_rows, num_others, dtype)
+        self._num_blocks = pair_blocks(num_rows, num_others, num_voxels, dtype)
+        rows = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others}
+        self._constants = {**rows, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": tile, **precision(dtype)}
+        self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
+
+    def add(self, rows: Any, others: Any, factor: float = 1.0, part: Any = None) -> None:
+        """Add `factor` times the products.
+
+        Args:
+            rows: (row, voxel).
+            others: likewise; None for a row of ones.
+            factor: number.
+            part: (voxel) uint8, 1 where a voxel counts; None: everywhere.
+        """
+        arguments = (rows, others, part, self._num_voxels, self._num_blocks, factor, self.parts)
+        self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)
 
 
 def add_up(device: Device, parts: Any, totals: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crfrefine.engines.cuda.loss import GpuError
-from crfrefine.engines.cuda.mode import asked_mode
+from crfrefine.engines.cuda.mode import is_plain
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     _check_freed()
     device = int(array.device.index)
     stream = torch.cuda.current_stream(device).cuda_stream
-    before, pools = _state.device, asked_mode().pool
+    before, pools = _state.device, not is_plain()
     memory = _as_pytorchs(cupy, stream) if pools else nullcontext()
     # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
     with torch.cuda.device(device), _as_cupys(cupy, stream, device), memory:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import precision, row_width
+from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.volume import VolumeTerm
@@ -41,11 +41,9 @@ class VolumeBackward:
             part: (voxel) where the term applies, on the host; None: everywhere.
         """
         self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
-        self._device, dtype, num_channels = voxels.device, record.dtype, spec.num_channels
-        widths = {"CRF_CHANNELS": num_channels, "CRF_WIDTH": row_width(num_channels)}
-        self._constants = {"CRF_LABELS": spec.num_labels, **widths, **precision(dtype)}
+        self._device = voxels.device
         self._part = None if part is None else self._device.upload(np.asarray(part, dtype=np.uint8))
-        self._sums = MassSums(voxels, self._constants, self._part, dtype)
+        self._sums = MassSums(voxels, spec.num_labels, self._part, record.dtype)
         # No gradient depends on numbers of voxels.
         target = np.zeros(spec.num_labels) if spec.keeps_counts else self._sums.of_marginals(self._marginals(0))[0]
         self._term = VolumeTerm(target, spec.volume_slack)
@@ -69,7 +67,8 @@ class VolumeBackward:
     def _pull(self, marginals: Any, by_mass: NDArray[np.float64], gradient: Any) -> None:
         given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))
         num_voxels = self._voxels.num_voxels
-        self._device.launch("volume", "pull_masses", self._constants, num_voxels, marginals, num_voxels, self._part, given, gradient)
+        arguments = (marginals, num_voxels, self._spec.num_labels, self._part, given, gradient)
+        self._device.launch("volume", "pull_masses", precision(gradient.dtype), num_voxels, *arguments)
 
     def _marginals(self, t: int) -> Any:
         return _all_marginals(self._device.xp, self._record[t], self._spec.num_labels)

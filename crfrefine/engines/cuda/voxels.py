@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin
-from crfrefine.engines.cuda.device import Device, check_memory, precision
+from crfrefine.engines.cuda.device import Device, check_memory
 from crfrefine.errors import CapacityError, InputError
 
 LARGEST_FEATURE = 1e6
@@ -172,26 +172,11 @@ class BilateralInput:
         num_features = len(self.theta_beta) + voxels.num_axes
         position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_alpha, strict=True)]
         self.features = xp.empty((num_features, voxels.num_voxels), dtype=dtype)
-        device.launch(
-            "features",
-            "gather_features",
-            precision(dtype),
-            voxels.num_voxels,
-            image,
-            voxels.grid_size,
-            voxels.grid_index,
-            voxels.box_index,
-            voxels.num_voxels,
-            len(self.theta_beta),
-            device.upload(np.array(zero, dtype=dtype)),
-            device.upload(np.array([1.0 / theta for theta in theta_beta], dtype=dtype)),
-            voxels.num_axes,
-            device.upload(np.array(voxels.box_shape, dtype=np.int64)),
-            device.upload(np.array(position_scale, dtype=np.float64)),
-            device.upload(np.array(voxels.feature, dtype=np.int64)),
-            device.upload(np.array(first, dtype=np.int64)),
-            self.features,
-        )
+        # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
+        for feature, modality, base, beta in zip(self.features, image, zero, theta_beta, strict=False):
+            feature[...] = (modality.reshape(-1)[voxels.grid_index] - dtype.type(base)) * dtype.type(1.0 / beta)
+        for a, coordinate in enumerate(voxels.coordinates):
+            self.features[len(self.theta_beta) + voxels.feature[a]] = (coordinate + first[a]) * position_scale[a]
         positions = [(0.0, 0.0)] * voxels.num_axes
         for a, scale in enumerate(position_scale):
             positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)

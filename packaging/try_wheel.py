@@ -1,4 +1,4 @@
-"""Install a wheel as users do and try it: `python tests/helpers/try_wheel.py WHEEL PYTHON [--marginals FILE.npz] [--tests WORD ...]`.
+"""Install a wheel as users do and try it: `python packaging/try_wheel.py WHEEL PYTHON [--marginals FILE.npz] [--tests WORD ...]`.
 
 The environment is empty, packages come as wheels, and no compiler is on the path. The engine must run at the best instruction level of
 this processor. `--marginals` writes those of `wheel_marginals.py`. With `--emulate ROOT` another processor's wheel runs under qemu-user
@@ -17,10 +17,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build_wheels import ARCHITECTURES
+from build_wheels import LEVELS
 
-HELPERS = Path(__file__).resolve().parent
-ROOT = HELPERS.parents[1]
+PACKAGING = Path(__file__).resolve().parent
+ROOT = PACKAGING.parent
 TESTS = ("tests/engines/test_filters.py", "tests/engines/test_refinement.py", "tests/engines/test_lattice_passes.py")
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc")
 
@@ -117,9 +117,9 @@ def emulated(wheel: Path, python: Path, folder: Path, root: Path) -> Trial:
     Raises:
         TrialError: there is no emulator, or no such Python.
     """
-    arch = next((arch for arch in ARCHITECTURES if wheel.stem.endswith(f"_{arch}")), None)
+    arch = next((arch for arch in LEVELS if wheel.stem.endswith(f"_{arch}")), None)
     if arch is None:
-        raise TrialError(f"expected a wheel for one of {', '.join(ARCHITECTURES)}")
+        raise TrialError(f"expected a wheel for one of {', '.join(LEVELS)}")
     emulator = shutil.which(f"qemu-{arch}-static") or shutil.which(f"qemu-{arch}")
     if emulator is None:
         raise TrialError(f"qemu-{arch} is missing: install qemu-user")
@@ -145,7 +145,7 @@ def try_wheel(trial: Trial, wheel: Path, marginals: Path | None, tests: list[str
     check_level(trial.run(*trial.crfrefine, "doctor", "--json", captured=True), expected_level(wheel))
     trial.run(*trial.crfrefine, "demo", "-o", trial.folder / "demo")
     if marginals is not None:
-        trial.run(*trial.python, HELPERS / "wheel_marginals.py", "write", marginals)
+        trial.run(*trial.python, PACKAGING / "wheel_marginals.py", "write", marginals)
     if tests:
         trial.run(*trial.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=ROOT)
 

@@ -1,0 +1,216 @@
+"""The first run on a GPU, in three calls of less than ten minutes each: `python benchmarks/gpu_first_run.py 1|2|3 OUT`.
+
+Each step is a process in a group of its own, which is killed as a group at its limit, and never ends the call; no call needs another.
+Results are in OUT/callN.jsonl, a line of JSON each, appended by the steps as they find them; a line here says how each step ended. What
+they print goes to OUT/callN.log. docs/guide/gpu.md says what the machine needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpu_replay import append, process_group, read_lines
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+import gpu_tests
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MOST_SECONDS = 555
+"""Of a call, all steps at their limits."""
+CASES = ("Lm", "L", "CT")
+WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")
+TOO_LARGE = {("Lm", "grid"), ("L", "grid")}
+"""The grid of four modalities has too many cells."""
+MODES = {"plain": {"CRFREFINE_CUDA": "plain"}, "all": {}}
+"""What fails in plain mode (docs/guide/gpu.md) fails for no reason of the rest."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process.
+
+    Attributes:
+        name: unique in its call.
+        seconds: its limit.
+        command: program and arguments; without a program, it is noted as skipped.
+        environment: variables that are set for it.
+    """
+
+    name: str
+    seconds: int
+    command: Sequence[object]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+Call = list[list[Step]]
+"""Steps of one list run at the same time; the next list begins when all of them have ended."""
+
+
+def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
+    """The three; `lines` is the file that steps append to."""
+
+    def gpu(seconds: int, *arguments: str, mode: str = "all") -> list[Step]:
+        name = " ".join([*arguments, *([] if mode == "all" else [mode])])
+        return [Step(name, seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines], MODES[mode])]
+
+    def contact(mode: str) -> list[Step]:
+        asked = [(case, way) for case in CASES for way in WAYS if (case, way) not in TOO_LARGE]
+        return [step for case, way in asked for step in gpu(60, "contact", case, way, mode=mode)]
+
+    def replay(seconds: int) -> list[Step]:
+        return [Step("replay", seconds, [sys.executable, "-u", HERE / "gpu_replay.py", record, "-o", lines, "--seconds", seconds - 10])]
+
+    # Beside the interpreter's packages, not among them: it may be somebody else's.
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--upgrade"]
+    begin = [[Step("unpack wheels", 30, [*pip, "--target", unpacked, *wheels] if wheels else [])], gpu(30, "environment")]
+    every_kernel = [sys.executable, "-u", HERE / "gpu_every_kernel.py"]
+    return {
+        1: [
+            *begin,
+            replay(190),
+            contact("plain"),
+            contact("all"),
+            gpu(55, "time", "Lm"),
+            gpu(55, "time", "Lm-1.5mm"),
+            gpu(55, "time", "Lm", "auto"),
+        ],
+        2: [
+            *begin,
+            [_test(path) for path in gpu_tests.files()],
+            [_sanitizer(tool, every_kernel) for tool in ("memcheck", "synccheck", "racecheck", "initcheck")],
+        ],
+        3: [
+            *begin,
+            gpu(90, "time", "L"),
+            gpu(45, "time", "Lm-mid"),
+            gpu(50, "time", "Lm-fine"),
+            gpu(40, "time", "Lm-1.5mm", "truncated"),
+            gpu(40, "refine", "Lm-1.5mm"),
+            gpu(30, "peers"),
+            [_ncu([sys.executable, "-u", HERE / "gpu.py", "time", "Lm", "--once"])],
+            gpu(90, "command", "L"),
+        ],
+    }
+
+
+def _test(path: Path) -> Step:
+    # Other people's warnings are their own business; the engine's are RuntimeWarnings. With a safe path the source tree does not hide an
+    # installed package. Many files at once: none has all of the processor.
+    options = ["-m", "gpu", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-W", "default", "-W", "error::RuntimeWarning"]
+    environment = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    name = path.relative_to(ROOT / "tests").with_suffix("").as_posix()
+    return Step(f"test {name}", 240, [sys.executable, "-m", "pytest", *options, path], environment)
+
+
+def _sanitizer(tool: str, command: Sequence[object]) -> Step:
+    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+    program = _program("compute-sanitizer")
+    return Step(tool, 230, [program, *options, *command] if program else [])
+
+
+def _ncu(command: Sequence[object]) -> Step:
+    metrics = "gpu__time_duration.sum,dram__bytes.sum,lts__t_bytes.sum,sm__warps_active.avg.pct_of_peak_sustained_active"
+    program = _program("ncu")  # which otherwise sets the GPU's clocks, and they may be somebody else's, too
+    options = ["--csv", "--clock-control", "none", "--metrics", metrics, "--launch-count", "150"]
+    return Step("ncu", 70, [program, *options, *command] if program else [])
+
+
+def _program(name: str) -> str | None:
+    """One of NVIDIA's tools, on the path or in a toolkit."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]))
+
+
+def longest(call: Call) -> int:
+    """Seconds that a call takes with every step at its limit."""
+    return sum(max(step.seconds for step in together) for together in call)
+
+
+def run_call(call: Call, lines: Path) -> None:
+    """Run all steps, whatever becomes of each."""
+    writing = threading.Lock()
+
+    def run(step: Step) -> None:
+        started = time.monotonic()
+        outcome, status, said = run_step(step) if step.command else ("skipped", None, "it is not there")
+        seconds = round(time.monotonic() - started, 1)
+        line = {"step": "run", "name": step.name, "outcome": outcome, "status": status, "limit": step.seconds, "seconds": seconds}
+        with writing:
+            append(lines, {**line, "said": said[-1500:] if outcome != "done" else ""})
+            with lines.with_suffix(".log").open("a", encoding="utf-8") as file:
+                file.write(f"==== {step.name}: {outcome}, status {status}\n{said}\n")
+            print(f"{step.name}: {outcome}, {seconds:.0f} s", flush=True)
+
+    for together in call:
+        threads = [threading.Thread(target=run, args=(step,)) for step in together]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def run_step(step: Step) -> tuple[str, int | None, str]:
+    """Run a step in a process group; outcome, exit status, and what it said."""
+    with tempfile.TemporaryFile() as said:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT, "cwd": ROOT}
+        status, outcome = None, "ended at its limit"
+        try:
+            with process_group([*map(str, step.command)], env={**os.environ, **step.environment}, **options) as process:
+                try:
+                    status = process.wait(timeout=step.seconds)
+                    outcome = "failed" if status else "done"
+                except subprocess.TimeoutExpired:
+                    pass
+        except OSError as error:
+            return "failed", None, str(error)
+        said.seek(0)
+        return outcome, status, said.read().decode(errors="replace").strip()
+
+
+def failed_runs(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What lines say of steps that failed."""
+    return [
+        f"{line['name']}: {line['outcome']}" for line in found if line.get("step") == "run" and line["outcome"] not in ("done", "skipped")
+    ]
+
+
+def main() -> None:
+    """Run a call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("call", type=int, choices=(1, 2, 3))
+    parser.add_argument("out", type=Path, help="folder; everything that must be carried away is there")
+    parser.add_argument("--wheels", type=Path, default=ROOT / "build" / "wheels", help="folder of wheels: this package, nibabel, isal")
+    parser.add_argument("--record", type=Path, default=ROOT / "build" / "gpu-record.npz", help="what gpu_record.py has written")
+    options = parser.parse_args()
+    started = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = options.out.resolve() / f"call{options.call}.jsonl"
+    wheels, unpacked = sorted(options.wheels.resolve().glob("*.whl")), ROOT / "build" / "gpu-wheels"
+    paths = [unpacked] if wheels else []
+    if not any(wheel.name.startswith("crfrefine-") for wheel in wheels) and importlib.util.find_spec("crfrefine") is None:
+        print("there is no wheel of crfrefine: the checkout is used, without a compiled CPU engine to compare with")
+        paths.append(ROOT)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("CUPY_CACHE_DIR", str(ROOT / "build" / "cupy-cache"))
+    run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
+    wrong = failed_runs(read_lines([lines]))
+    print(f"{len(wrong)} steps failed, {time.monotonic() - started:.0f} s\n  " + "\n  ".join(wrong))
+    sys.exit(int(bool(wrong)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What the watched emulation of a GPU (tests/helpers/cuda_shim.py) notices, each fault planted; and every kernel of the engine, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import cuda_shim
+import numpy as np
+import pytest
+from cuda_shim import KernelFaultError, ShimDevice
+from oracles import random_case, resolve
+from script_imports import importing_from
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source
+
+pytestmark = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+CONSTANTS = {"CRF_THREADS": 64}
+_PARAMETERS = tuple(
+    Parameter(name, np.dtype(dtype), is_array=is_array, is_rows=False)
+    for name, dtype, is_array in (("from", "f4", True), ("to", "f4", True), ("cell", "u8", True), ("count", "i8", False))
+)
+_SIGNATURE = "const float* from, float* to, uint64* cell, int64 count"
+_EACH = "const int64 i = thread_number(); if (i >= count) return;"
+_SHARE = "CRF_SHARED(float, shared, CRF_THREADS); CRF_PER_THREAD(float, own);"
+_RACE = "by one thread and .* by another, with no barrier between: element"
+_NAMED = r"^planted\.\w+ with {'CRF_THREADS': 64}: item \d+"
+
+# Bodies of a thread, one of 64, and what is said of them; the last element of `from` has not been written.
+THREADS = {
+    "none": ("to[i] = 2.0f * (i + 1 < count ? from[i] : 1.0f); to[i] += 1.0f;", None),
+    "none, of a reader": ("to[i] = from[0] + from[1];", None),
+    "none, of atomics": ("if (read_shared(cell) == 0) compare_and_swap(cell, 0, 1); to[i] = 0.0f;", None),
+    "a read behind": ("to[i] = from[i == 5 ? 64 : 0];", "a read outside of all arrays: element 64 of from, which has 64"),
+    "a read before": ("to[i] = from[i == 5 ? -1 : 0];", "a read outside of all arrays: element -1 of from, which has 64"),
+    "a write behind": ("to[i + 1] = 0.0f;", "a write outside of all arrays: element 64 of to, which has 64"),
+    "a write before": ("to[i - 1] = 0.0f;", "a write outside of all arrays: element -1 of to, which has 64"),
+    "a write far away": ("to[i << 20] = 0.0f;", "a write outside of all arrays"),
+    "a place too far": ("float own[4] = {}; own[i % 5] = 1.0f; to[i] = own[0] + own[3];", "an index outside of a thread's own array"),
+    "nobody has written": ("to[i] = from[i];", "read, though nobody has written it: element 63 of from"),
+    "two threads write": ("to[i / 2] = 1.0f;", f"written {_RACE} .* of to"),
+    "a neighbor's": ("to[i] = 1.0f; if (i > 0) to[i] += to[0];", f"{_RACE} 0 of to"),
+    "what an atomic writes": (
+        "compare_and_swap(cell, 0, 1); to[i] = float(*cell);",
+        "atomic by one thread and read by another, .*: element 0 of cell",
+    ),
+}
+
+# The same of a block of 64 threads.
+BLOCKS = {
+    "none": ("CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { to[t] = shared[63 - t]; }", None),
+    "none, a thread's own": ("CRF_PHASE(t) { shared[t] = own[t] = float(t); to[63 - t] = shared[t] + own[t]; }", None),
+    "none, in memory of all": (
+        "CRF_PHASE(t) { to[t] = 1.0f; } CRF_PHASE(t) { own[t] = to[63 - t]; } CRF_PHASE(t) { to[t] = own[t]; }",
+        None,
+    ),
+    "none, twice": (
+        "for (int i = 0; i < 2; ++i) { CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { if (i == 1) to[t] = shared[63 - t]; } }",
+        None,
+    ),
+    "a barrier is missing": (
+        "CRF_PHASE(t) { shared[t] = float(t); if (t > 0) to[t] = shared[0]; }",
+        f"{_RACE} .* of a shared array",
+    ),
+    "a barrier is missing before the next write": (
+        "CRF_PHASE(t) { shared[t] = float(t); } CRF_PHASE(t) { to[t] = shared[63 - t]; shared[t] = 0.0f; }",
+        f"{_RACE} .* of a shared array",
+    ),
+    "a barrier is missing in memory of all": ("CRF_PHASE(t) { to[t] = 1.0f; to[t] += to[63 - t]; }", f"{_RACE} .* of to"),
+    "a loop's barrier is missing": (
+        "CRF_PHASE(t) { shared[t] = 0.0f; } const float x = shared[0]; CRF_PHASE(t) { shared[t] = x; }",
+        f"written {_RACE}",
+    ),
+    "two threads write": ("CRF_PHASE(t) { shared[t / 2] = float(t); }", f"written {_RACE}"),
+    "two blocks write": ("CRF_PHASE(t) { if (t == 0) to[block_number() / 2] = 0.0f; }", f"written {_RACE}"),
+    "nobody has written": (
+        "CRF_PHASE(t) { if (t > 0) shared[t] = 0.0f; } CRF_PHASE(t) { to[t] = shared[t]; }",
+        "nobody has written it: element 0",
+    ),
+    "a place too far": (
+        "CRF_PHASE(t) { shared[t + 1] = 0.0f; }",
+        "a write outside of .*: element 64 of a shared array, which has 64",
+    ),
+    "between phases": ("shared[0] = 1.0f;", "a write between phases, by all threads"),
+    "another's own": ("CRF_PHASE(t) { own[t] = 0.0f; } CRF_PHASE(t) { own[63 - t] = 1.0f; }", "takes what belongs to another thread"),
+}
+
+
+def _planted() -> KernelSource:
+    """All of them in one source, as kernels of their own."""
+    bodies = [f"CRF_KERNEL(thread_{i}, {_SIGNATURE}) {{ {_EACH} {body} }}" for i, (body, _) in enumerate(THREADS.values())]
+    bodies += [f"CRF_BLOCK_KERNEL(block_{i}, {_SIGNATURE}) {{ {_SHARE} {body} }}" for i, (body, _) in enumerate(BLOCKS.values())]
+    text = "\n".join([kernel_source("sums", CONSTANTS).text, "namespace crf {", *bodies, "}", ""])
+    kernels = [f"thread_{i}" for i in range(len(THREADS))] + [f"block_{i}" for i in range(len(BLOCKS))]
+    return KernelSource("planted", text, dict.fromkeys(kernels, _PARAMETERS), ())
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+@pytest.mark.parametrize(
+    ("kernel", "body"),
+    [*((f"thread_{i}", body) for i, body in enumerate(THREADS)), *((f"block_{i}", body) for i, body in enumerate(BLOCKS))],
+)
+def test_a_planted_fault_is_noticed(kernel: str, body: str, seed: int) -> None:
+    """In any order of threads, before it does harm; the message names kernel, constants and array. Nothing else is called a fault."""
+    is_block = kernel.startswith("block")
+    device = ShimDevice(is_watched=True)
+    given, out, cell = device.xp.empty(64, np.float32), np.full(64, np.nan, np.float32), np.zeros(1, np.uint64)
+    given[:63] = 1.0
+    fault = (BLOCKS if is_block else THREADS)[body][1]
+    num_items = 3 if body == "two blocks write" else 1 if is_block else 64
+
+    def run() -> None:
+        cuda_shim.run_kernel(_planted(), kernel, CONSTANTS, num_items, (given, out, cell, 64), num_workers=seed, is_watched=True)
+
+    if fault is None:
+        run()
+        assert np.isfinite(out).all()
+    else:
+        with pytest.raises(KernelFaultError, match=f"{_NAMED}.*{fault}"):
+            run()
+
+
+def test_arithmetic_is_a_gpus() -> None:
+    """Fused unless an option forbids it, up to two units in the last place off, zero below the normal numbers; plain it is the host's."""
+    body = "to[i] = from[0] * from[0] + from[1]; to[i + 1] = exp(from[2] + float(i)); to[i + 2] = from[3] * 0.5f;"
+    kernel = f"namespace crf {{ CRF_KERNEL(own, {_SIGNATURE}) {{ {_EACH} {body} }} }}\n"
+    text = kernel_source("sums", CONSTANTS).text + kernel
+    x, num = np.float32(1.0 + 2.0**-12), 40
+    given = np.array([x, -1.0, 0.3, np.finfo(np.float32).tiny], np.float32)
+
+    def run(options: tuple[str, ...] = (), *, is_watched: bool) -> np.ndarray:
+        found = np.zeros((num, 3), np.float32)
+        source = KernelSource("own", text, {"own": _PARAMETERS}, options)
+        for i in range(num):
+            given[2] = 0.1 * i
+            cuda_shim.run_kernel(source, "own", {}, 1, (given, found[i], np.zeros(1, np.uint64), 1), is_watched=is_watched)
+        return found
+
+    plain, watched, uncontracted = run(is_watched=False), run(is_watched=True), run(("--fmad=false",), is_watched=True)
+    fused = np.float32(float(x) * float(x) - 1.0)
+    assert (plain[:, 0] == x * x - np.float32(1.0)).all()
+    assert (uncontracted[:, 0] == plain[:, 0]).all()
+    assert (watched[:, 0] == fused).all()
+    assert fused != plain[0, 0]
+    off = np.rint((watched[:, 1].astype(np.float64) - plain[:, 1]) / np.spacing(plain[:, 1]))
+    assert set(off) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    assert off[0] == 0.0  # exp(0)
+    assert (plain[:, 2] > 0.0).all()
+    assert (watched[:, 2] == 0.0).all()
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[ModuleType]:
+    """Runs of the engine that have every kernel in them."""
+    with importing_from(BENCHMARKS) as load:
+        yield load("gpu_every_kernel")
+
+
+def test_every_kernel_keeps_to_the_rules(runs: ModuleType) -> None:
+    """One that the runs leave out is named."""
+    launched = runs.run_each(ShimDevice(is_watched=True))
+    assert not runs.not_run(launched)
+    assert runs.not_run({key for key in launched if key[1] != "blur"}) == ["lattice.blur"]
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
+def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name: str) -> None:
+    """The CPU's choices, and its logits to rounding; the same bits whoever comes first."""
+    case = random_case(3, num_modalities=2, num_labels=5, masked=True)
+    parameters = resolve(case, spatial__weight=0.5, mean_field__num_iterations=6, mean_field__filter=filter_name)
+    shim = CudaBackend(ShimDevice(is_watched=True))
+    found, expected = (
+        engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters) for engine in (shim, get_backend("cpu"))
+    )
+    assert found.filters == expected.filters
+    np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5)
+
+
+@pytest.mark.skipif(not cuda_shim.all_are_watched(), reason="takes minutes: make test-gpu-emulated")
+def test_all_that_a_gpu_is_given_is_watched(runs: ModuleType) -> None:
+    """The benchmarks' first contact with a GPU agrees with the CPU; the runs of all kernels leave out none of its kernels and constants."""
+    with importing_from(BENCHMARKS) as load:
+        cases = load("gpu_cases")
+        cases.SMALL = dict.fromkeys(cases.SMALL, (13, 9, 17))  # constants do not depend on it
+        watched = runs.Watched(ShimDevice())
+        for kind in cases.SMALL:
+            for filter_name in ("exact", "truncated", "grid", "lattice"):
+                if filter_name != "grid" or kind == "CT":  # of one or two modalities
+                    entry = cases.contact(CudaBackend(watched), get_backend("cpu"), kind, filter_name)
+                    assert "failed" not in entry, f"{kind}, {filter_name}: {entry}"
+    covered = runs.run_all(ShimDevice())
+    assert not runs.not_run(covered)
+    assert not watched.launched - covered

@@ -1,0 +1,142 @@
+"""Cases refined on the GPU: the CPU's label maps, whatever is prepared before and asked afterwards; what is copied there and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from gpu_refinement import PARAMETERS, on
+from oracles import Case, random_case
+from strict_device import StrictDevice, strict_memory
+
+from crfrefine import InputError, RefinementResult, refine
+from crfrefine.engines.cuda.backend import CudaBackend
+
+BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
+
+
+def refined(case: Case, device: str, *, changes: dict[str, Any] | None = None, **options: Any) -> RefinementResult:
+    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {})), "device": device}
+    return refine(case.logits, case.image, **(given | options))
+
+
+def case_of(kind: str) -> Case:
+    """A case that differs from the usual in one respect."""
+    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(9, 11, 8))
+    mask = None
+    logits = case.logits.copy()
+    if kind in ("box", "padding in a box"):
+        mask = np.zeros(case.inside.shape, bool)
+        mask[BOX] = case.image[0][BOX] > np.quantile(case.image[0], 0.2)
+    if kind == "scattered mask":
+        mask = case.image[0] > np.quantile(case.image[0], 0.2)
+    if kind in ("padding", "padding in a box"):
+        logits[:, :, :3] = 0.25
+    if kind == "huge padding":
+        logits[:, :2] = np.finfo(np.float32).min
+    if kind == "two labels":
+        logits = logits[:2]
+    if kind == "axes in another order":
+        logits, image = (np.asfortranarray(array.T).T.transpose(0, 3, 1, 2) for array in (logits, case.image))
+        return Case(logits, image, None, (case.spacing[2], case.spacing[0], case.spacing[1]))
+    return Case(logits, case.image, mask, case.spacing)
+
+
+KINDS = ("plain", "box", "scattered mask", "padding", "padding in a box", "huge padding", "two labels", "axes in another order")
+
+
+def check_as_on_the_cpu(found: RefinementResult, expected: RefinementResult) -> None:
+    for name in ("label_map", "network_label_map"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert found.label_map.dtype == expected.label_map.dtype
+    np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-5)
+    assert found.num_padding_voxels == expected.num_padding_voxels
+    assert found.changes == expected.changes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine: CudaBackend, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(gpu_engine, monkeypatch)
+    case = case_of(kind)
+    found = refined(case, "cuda")
+    check_as_on_the_cpu(found, refined(case, "cpu"))
+    assert found.changes.voxels_changed > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"postprocess.decision": "dice"},
+        {"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0},
+        {"mean_field.output_temperature": 0.7},
+        {"volume.weight": 0.7, "volume.keep": "largest"},
+    ],
+)
+def test_what_is_done_with_the_marginals_is_done(gpu_engine: CudaBackend, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    on(gpu_engine, monkeypatch)
+    case = case_of("box")
+    found = refined(case, "cuda", changes=changes)
+    check_as_on_the_cpu(found, refined(case, "cpu", changes=changes))
+    assert (found.voxels_removed > 0) == ("postprocess.keep_largest" in changes)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
+@pytest.mark.parametrize("normalization", ["zscore", "percentile"])
+def test_an_image_of_any_type_is_normalized(
+    gpu_engine: CudaBackend, normalization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(gpu_engine, monkeypatch)
+    case = case_of("box")
+    offset = {"int32": 1 << 28, "float64": 1e9}.get(dtype, 0)
+    image = ((100 * (case.image - case.image.min())).clip(0, 250) + offset).astype(dtype)
+    found, expected = (
+        refined(Case(case.logits, image, case.mask, case.spacing), device, changes={"intensity.normalization": normalization})
+        for device in ("cuda", "cpu")
+    )
+    check_as_on_the_cpu(found, expected)
+
+
+def test_probabilities_are_taken_too(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(gpu_engine, monkeypatch)
+    case = case_of("box")
+    powers = np.exp(case.logits)
+    case = Case((powers / powers.sum(0)).astype(np.float32), case.image, case.mask, case.spacing)
+    found, expected = (refined(case, device, input_type="probabilities") for device in ("cuda", "cpu"))
+    check_as_on_the_cpu(found, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(gpu_engine: CudaBackend, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the mask or not."""
+    on(gpu_engine, monkeypatch)
+    case = case_of("box")
+    for name, array in (("logits", case.logits), ("image", case.image)):
+        bad = array.copy()
+        bad[1, 0, 4, 5] = value
+        given = {"logits": case.logits, "image": case.image} | {name: bad}
+        with pytest.raises(InputError, match=rf"{name}: channel 1 has 1 values that are not finite"):
+            refined(Case(given["logits"], given["image"], case.mask, case.spacing), "cuda")
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_only_the_masks_box_goes_up(is_masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image, mask and logits once, as far as the box goes, and small tables; the refined logits of the box come back once."""
+    if cuda_shim.compiler() is None:
+        pytest.skip("no C++ compiler to compile the GPU's kernels with")
+    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(19, 23, 17))
+    box, mask = (slice(None),) * 3, None
+    if is_masked:
+        box, mask = (slice(4, 14), slice(3, 20), slice(5, 13)), np.zeros((19, 23, 17), bool)
+        mask[box] = True
+    num_voxels = case.inside[box].size
+    with strict_memory():
+        device = StrictDevice()
+        on(CudaBackend(device), monkeypatch)
+        found = refined(Case(case.logits, case.image, mask, case.spacing), "cuda")
+        *tables, first, second = sorted(device.uploads)
+        assert [first, second] == [4 * 2 * num_voxels, 4 * 4 * num_voxels]
+        assert sum(tables) <= is_masked * num_voxels + 8192
+        _ = found.label_map, found.logits, found.marginals, found.changes
+        assert 0 <= device.downloaded_bytes - 4 * 4 * num_voxels <= 8192
