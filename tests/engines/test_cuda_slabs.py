@@ -188,7 +188,7 @@ def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.
         return inner(self, logits, image, mask, spacing, spec, **options)
 
     monkeypatch.setattr(CudaBackend, "mean_field", noted)
-    run(LimitedDevice(int(0.5 * large.most)), monkeypatch, case, {"mean_field.filter": "auto"})
+    run(LimitedDevice(int(0.6 * large.most)), monkeypatch, case, {"mean_field.filter": "auto"})
     done = asked[-len([name for name, _ in asked if name != "auto"]) - 1 :]
     assert done[0][0] == "auto"
     assert len({name for name, _ in done[1:]}) == 1

@@ -41,7 +41,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def _run(*command: object, site: Path = BENCHMARKS, **changes: str) -> subprocess.CompletedProcess[str]:
     """Python, with the package that the tests have on the path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path[1:]]), **changes}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(BENCHMARKS), *sys.path[1:]]), **changes}
     options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 300, "env": environment}
     return subprocess.run([sys.executable, *map(str, command)], **options)
 
