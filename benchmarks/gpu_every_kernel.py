@@ -110,6 +110,10 @@ def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
         for filter_name, modalities in (("exact", image[:1]), ("truncated", image[:1]), ("lattice", image), ("grid", image[:1])):
             _run_backward(engine, logits, modalities, mask, filter_name)
+    # One channel: of two labels with one weight, the last one is implied.
+    terms = (KernelSpec((1.2,) * 3, (0.4,)),)
+    kernels = engine.kernels(image[:1], mask, SPACING, KernelSetSpec(terms, "symmetric", "lattice", num_labels=2, num_iterations=1))
+    kernels.run(rng.normal(size=(2, *SHAPE)).astype(np.float32), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
 
 
 def _refine(engine: Any, logits: Any, image: Any) -> None:
