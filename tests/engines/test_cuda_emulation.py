@@ -173,10 +173,12 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name: str) -> None:
     """The CPU's choices, and its logits to rounding; the same bits whoever comes first."""
     case = random_case(3, num_modalities=2, num_labels=5, masked=True)
     parameters = resolve(case, spatial__weight=0.5, mean_field__num_iterations=6, mean_field__filter=filter_name)
-    shim = CudaBackend(ShimDevice(is_watched=True))
-    found, expected = (
-        engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters) for engine in (shim, get_backend("cpu"))
+    watched = (CudaBackend(ShimDevice(is_watched=True, num_workers=seed)) for seed in (1, 5))
+    found, other, expected = (
+        engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters) for engine in (*watched, get_backend("cpu"))
     )
+    np.testing.assert_array_equal(other.logits, found.logits)
+    assert other.energy == found.energy
     assert found.filters == expected.filters
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5)
 
@@ -186,7 +188,7 @@ def test_all_that_a_gpu_is_given_is_watched(runs: ModuleType) -> None:
     """The benchmarks' first contact with a GPU agrees with the CPU; the runs of all kernels leave out none of its kernels and constants."""
     with importing_from(BENCHMARKS) as load:
         cases = load("gpu_cases")
-        cases.SMALL = dict.fromkeys(cases.SMALL, (13, 9, 17))  # constants do not depend on it
+        cases.SMALL = dict.fromkeys(cases.SMALL, runs.SHAPE)
         watched = runs.Watched(ShimDevice())
         for kind in cases.SMALL:
             for filter_name in ("exact", "truncated", "grid", "lattice"):
