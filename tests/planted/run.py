@@ -232,11 +232,8 @@ def summary_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def table_of(outcomes: Sequence[Outcome]) -> str:
-    """The same as Markdown, with the file of the first test that failed, or all of them with --every."""
-    rows = [(outcome.room, outcome.fault, ", ".join(outcome.files) or outcome.first or "**nothing**") for outcome in outcomes]
-    lines = ["| room | fault | caught by |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in sorted(rows))]
-    title = "# What `run.py --table` has written\n\nThe file of the first test that failed; with `--every` all such files.\n\n"
-    return title + "\n".join(lines) + f"\n\n```text\n{summary_of(outcomes)}\n```\n"
+    """Room, fault, and the file of the first test that failed (with --every all such files), or "none", between tabs."""
+    return "".join(f"{outcome.room}\t{outcome.fault}\t{', '.join(outcome.files) or 'none'}\n" for outcome in outcomes)
 
 
 def main() -> int:
@@ -247,7 +244,7 @@ def main() -> int:
     parser.add_argument("--tests", choices=("named", "near", "usual", "all"), default="usual", help=RINGS_HELP)
     parser.add_argument("--every", action="store_true", help="do not stop at the first failure: note all files that catch a fault")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as a table in Markdown, too")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as lines with tabs, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "planted", help="for the copy and what is compiled")
     given = parser.parse_args()
     faults = [fault for fault in read_faults() if fault.room in (given.room or [fault.room]) and fault.name in (given.only or [fault.name])]
