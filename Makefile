@@ -24,8 +24,8 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 ASIDE := nice -n 10
 
 VENV := .venv
-# Levels of the engine. native: this machine's and the baseline; all: what the tests need, and from then on everything has.
-LEVELS := $(if $(filter test check,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
+# Levels of the engine. native: this machine's and the baseline; all: what the long tests need, and from then on everything has.
+LEVELS := $(if $(filter test-long check-long,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
 WHEEL_TOOLS := build/wheel-tools
@@ -40,14 +40,15 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo man docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      .venv with the package built as a wheel and installed, then the main job on a phantom: masks, a picture and a table in demo/'
 	@echo 'make setup     .venv with the package and the tools of the tests'
-	@echo 'make test      setup with every level of the engine, then every check: formatting, lint, types, tests against the installed wheel, the site, sanitizers'
-	@echo 'make check     setup, then the tests alone'
+	@echo 'make test      setup, then formatting, lint, types, and the tests of every room against the installed wheel (minutes)'
+	@echo 'make test-long  setup with every level of the engine, then the rest: fuzz, kills, memory, clusters, the site, sanitizers, an emulated GPU'
+	@echo 'make check     setup, then the tests of make test alone; make check-long those of make test-long'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
 	@echo 'make test-gpu-emulated  the tests of the GPU engine that need no GPU, with each access to memory watched and a GPU'\''s arithmetic (minutes)'
@@ -162,12 +163,19 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-# In this order; `make -j 2 test`, as in .ci/run, does the others beside the tests.
-test: lint check docs test-sanitizers
+# In this order; `make -j 2`, as in .ci/run, does the others beside the tests.
+test: lint check
+
+test-long: check-long docs test-sanitizers test-gpu-emulated
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
+RUN_TESTS = $(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+
 check: setup $(VENV)/train.stamp browser
-	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+	$(RUN_TESTS) -m 'not long'
+
+check-long: setup $(VENV)/train.stamp browser
+	$(RUN_TESTS) -m long
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
 # it is left out: only networks other than U-Nets need it.

@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the sources, and tells which of them the tests catch.
 
-    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|usual|all] [--every] [--record FILE]
+    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|usual|all] [--short] [--every] [--record FILE]
 
 The faults are in the .toml files beside this script: a text that occurs once in a file, and what a tired developer would make of it. The
 copy, with the compiled engine beside it, is made from the files that git knows, and the working tree is never changed. For a fault in
@@ -158,10 +158,11 @@ class Copy:
         for old in (self.tree / "crfrefine").glob(f"{target}.*"):
             shutil.copy(built, old)
 
-    def run(self, tests: Sequence[str], *, every: bool = False) -> list[str]:
+    def run(self, tests: Sequence[str], *, every: bool = False, short: bool = False) -> list[str]:
         """The failed tests of files or folders of tests/, only the first one unless `every`; one that hangs or ends Python is the last."""
         options = ["-v", "--tb=no", "--no-header", "-rfE", "-p", "no:cacheprovider", "--ignore", f"tests/{NOT_ASKED}"]
-        done = self._python("-m", "pytest", *options, *([] if every else ["-x"]), *(f"tests/{name}" for name in tests))
+        options += [*([] if every else ["-x"]), *(["-m", "not long"] if short else [])]
+        done = self._python("-m", "pytest", *options, *(f"tests/{name}" for name in tests))
         if done.returncode in (0, 5):  # 5: none was chosen
             return []
         return _FAILED.findall(done.stdout) or _BEGUN.findall(done.stdout)[-1:] or [tests[0]]
@@ -198,13 +199,13 @@ def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
     return {"all": ["."]} if tests == "all" else rings
 
 
-def ask(copy: Copy, fault: Fault, tests: str, *, every: bool, healthy: dict[str, bool]) -> Outcome:
+def ask(copy: Copy, fault: Fault, tests: str, *, every: bool, short: bool, healthy: dict[str, bool]) -> Outcome:
     """Plant a fault and run tests. What fails without the fault, too, has not caught it."""
     started = time.monotonic()
     outcome = Outcome(fault.name, fault.room, False, None)
     for ring, names in rings_of(fault, tests).items():
         with copy.planted(fault):
-            failed = copy.run(names, every=every)
+            failed = copy.run(names, every=every, short=short)
         found = []
         for test in failed:
             function = test.partition("[")[0]
@@ -242,6 +243,7 @@ def main() -> int:
     parser.add_argument("--room", action="append", help="faults of this room alone, such as io, cpu or cuda; repeatable")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault alone; repeatable")
     parser.add_argument("--tests", choices=("named", "near", "usual", "all"), default="usual", help=RINGS_HELP)
+    parser.add_argument("--short", action="store_true", help="those of `make test` alone, without the long ones")
     parser.add_argument("--every", action="store_true", help="do not stop at the first failure: note all files that catch a fault")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as lines with tabs, too")
@@ -260,7 +262,7 @@ def main() -> int:
     for fault in faults:
         if fault.name in asked:
             continue
-        outcome = ask(copy, fault, given.tests, every=given.every, healthy=healthy)
+        outcome = ask(copy, fault, given.tests, every=given.every, short=given.short, healthy=healthy)
         outcomes.append(outcome)
         print(f"{outcome.room}: {outcome.fault}: {outcome.first or 'NOT CAUGHT'} ({outcome.seconds} s)", flush=True)
         if given.record is not None:
