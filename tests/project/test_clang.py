@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fno-math-errno", "-ffp-contract=fast"]

@@ -363,7 +363,12 @@ def quick(monkeypatch):
     monkeypatch.setattr("crfrefine.train.writing.draw_curves", lambda result: b"")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def parameter(page: Path) -> Any:
+    """The README's blocks are quick; those of all pages take a minute."""
+    return pytest.param(page, marks=() if page.parent == ROOT else pytest.mark.long, id=page.relative_to(ROOT).as_posix())
+
+
+@pytest.mark.parametrize("page", [parameter(page) for page in PAGES])
 @pytest.mark.usefixtures("one_torch_thread", "quick")
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     name = page.relative_to(ROOT).as_posix()

@@ -15,6 +15,8 @@ from crfrefine import CrfParameters, refine
 
 torch = pytest.importorskip("torch", reason="the examples train with PyTorch")
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SPACING = (1.0, 1.3, 2.0)
 
@@ -118,34 +120,6 @@ def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
         assert torch.equal(one, other)
 
 
-def test_lowered_learning_rates_hold_after_a_checkpoint(recipe, tmp_path, monkeypatch):
-    """As the error of a step that is not finite advises; the optimizer's state has the rates of before."""
-    volumes, checkpoint = [recipe.make_volume(0)], tmp_path / "training.pt"
-    with pytest.raises(StopHereError):
-        recipe.train(make_model(recipe), Shuffled([*volumes, *volumes], 6), SPACING, 2, checkpoint)
-    phases = [recipe.Phase(phase.name, phase.network_rate / 1e6, phase.crf_rate / 1e6) for phase in recipe.PHASES]
-    monkeypatch.setattr(recipe, "PHASES", phases)
-    again, before = make_model(recipe), torch.load(checkpoint, weights_only=True)["model"]
-    recipe.train(again, volumes, SPACING, 2, checkpoint)
-    assert all((value - before[name]).abs().max() < 1e-6 for name, value in again.state_dict().items())
-
-
-def test_checkpoints_that_do_not_fit_are_named(recipe, tmp_path):
-    volumes, checkpoint = [recipe.make_volume(0)], tmp_path / "training.pt"
-    recipe.train(make_model(recipe), volumes, SPACING, 1, checkpoint)
-    with pytest.raises(ValueError, match=r"training.pt: from phases of 1 epochs, not of 3; take as many, or remove the file"):
-        recipe.train(make_model(recipe), volumes, SPACING, 3, checkpoint)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"training.pt: cannot be read as a checkpoint .* remove it"):
-        recipe.train(make_model(recipe), volumes, SPACING, 1, checkpoint)
-
-
-def test_batches_that_are_used_up_are_refused(recipe):
-    """A generator serves one epoch."""
-    with pytest.raises(ValueError, match="there are no batches; expected an iterable that each epoch can go through"):
-        recipe.train(make_model(recipe), iter([recipe.make_volume(0)]), SPACING, 2, None)
-
-
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_the_layer_works_under_autocast(recipe, name):
     """The network returns half precision; the CRF computes in float32, and gradients reach both."""
@@ -167,37 +141,6 @@ def test_the_layer_works_under_autocast(recipe, name):
     assert scaler.is_enabled() == (name == "float16")
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     assert model.crf.log_theta_beta.grad.abs().max() > 0
-
-
-def test_an_overflow_of_float16_costs_a_step_and_not_the_training(recipe):
-    """The scale begins far too large: steps are left out until gradients fit, and then the network learns."""
-    model = make_model(recipe)
-    optimizer = recipe.prepare(model, recipe.PHASES[0])
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-10)
-    before = values_of(model)
-    recipe.train_epoch(model, [recipe.make_volume(0)], SPACING, optimizer, scaler, torch.float16)
-    assert_equal(values_of(model), before)
-    recipe.train_epoch(model, [recipe.make_volume(0)] * 3, SPACING, optimizer, scaler, torch.float16)
-    assert scaler.get_scale() < 2.0**40
-    assert not torch.equal(model.network.head.weight, before["network.head.weight"])
-
-
-@pytest.mark.parametrize("phase", [0, 2], ids=["network", "both"])
-def test_a_step_that_is_not_finite_names_its_volume_and_changes_nothing(recipe, tmp_path, phase):
-    """Weights that overflow stand for whatever makes a loss NaN; the checkpoint of the epoch before stays."""
-    model, checkpoint = make_model(recipe), tmp_path / "training.pt"
-    recipe.train(model, [recipe.make_volume(0)], SPACING, 1, checkpoint)
-    content = checkpoint.read_bytes()
-    with torch.no_grad():
-        model.network.head.bias[1] = float("nan")
-    before = values_of(model)
-    with pytest.raises(FloatingPointError, match=r"^volume 7: (its loss is nan|the logits of batch item 0 hold NaN).*checkpoint"):
-        recipe.train_epoch(
-            model, [recipe.make_volume(7)], SPACING, recipe.prepare(model, recipe.PHASES[phase]), recipe.make_scaler(model, None)
-        )
-    for name, value in model.state_dict().items():
-        assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
-    assert checkpoint.read_bytes() == content
 
 
 def test_volumes_that_cannot_be_used_are_refused_by_name(recipe):
@@ -243,26 +186,3 @@ def test_with_monai_infer_goes_on_where_training_ended(recipe, example, tmp_path
         logits = np.moveaxis(load_nifti(tmp_path / "logits" / f"{case}.nii.gz"), -1, 0)
         wanted = refine(logits, image, spacing=SPACING, parameters=tmp_path / "params.toml").label_map
         np.testing.assert_array_equal(load_nifti(out / f"{case}.nii.gz"), wanted)
-
-
-def test_with_monai_a_stopped_training_sees_the_same_flips(recipe, example, tmp_path, monkeypatch):
-    pytest.importorskip("monai", reason="MONAI is not installed")
-    module = example("end_to_end_monai")
-    train_epoch, states, epoch = recipe.train_epoch, [], 0
-
-    def stopping(*arguments, **options):
-        nonlocal epoch
-        epoch += 1
-        if epoch == 4:
-            raise StopHereError
-        return train_epoch(*arguments, **options)
-
-    for name in ("through", "stopped"):
-        command = ["--cases", "3", "--epochs", "2", "--output", str(tmp_path / name)]
-        if name == "stopped":
-            with monkeypatch.context() as patch:
-                patch.setattr(recipe, "train_epoch", stopping)
-                with pytest.raises(StopHereError):
-                    module.main(command)
-        states.append(values_of(module.main(command)))
-    assert_equal(*states)

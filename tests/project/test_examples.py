@@ -11,6 +11,8 @@ from script_imports import importing_from
 
 torch = pytest.importorskip("torch", reason="the examples train with PyTorch")
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+pytestmark = pytest.mark.long
+
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "first_steps.ipynb"
 CONTENT = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
 CODE = [cell for cell in CONTENT["cells"] if cell["cell_type"] == "code"]

@@ -15,6 +15,8 @@ import pytest
 
 from crfrefine import io
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SHAPE, SPACING = (66, 52, 60), (2.0, 1.5, 1.25)  # (z, y, x)
 
@@ -45,11 +47,6 @@ def _volume(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj).T
 
 
-def test_the_body_has_one_organ_for_each_of_117_labels(load):
-    names = [organ.name for organ in load("body").ORGANS]
-    assert len(names) == len(set(names)) == 117
-
-
 def test_what_was_written_piece_by_piece_is_read(folder, case):
     """The probabilities that are left to other labels far from borders are 1e-9 to 1e-6, and a little beyond with the noise."""
     logits = io.read_logits([folder / "logits.npz"]).values
@@ -64,13 +61,6 @@ def test_what_was_written_piece_by_piece_is_read(folder, case):
     assert np.quantile(others, 0.9) < 2e-6
 
 
-def test_the_network_is_nearly_right(folder):
-    truth, network = _volume(folder / "truth.nii.gz"), _volume(folder / "network.nii.gz")
-    assert set(np.unique(truth)) <= set(range(25))
-    wrong = np.mean((truth != network)[(truth > 0) | (network > 0)])
-    assert 0.01 < wrong < 0.5
-
-
 def test_the_image_shows_the_organs_and_the_header_the_spacing(load, folder, case):
     header = nibabel.load(folder / "image_0000.nii.gz").header
     assert header.get_zooms() == SPACING[::-1]
@@ -81,15 +71,6 @@ def test_the_image_shows_the_organs_and_the_header_the_spacing(load, folder, cas
     assert np.median(image[0, 0]) < -950
 
 
-def test_a_case_is_the_same_each_time(load, folder, case, tmp_path):
-    again = load("large_cases").store(case, tmp_path)
-    for path in folder.iterdir():
-        if path.suffix == ".npz":
-            np.testing.assert_array_equal(np.load(path)["logits"], np.load(again / path.name)["logits"])
-        elif path.suffix == ".gz":
-            np.testing.assert_array_equal(_volume(path), _volume(again / path.name))
-
-
 def test_a_command_is_measured_and_its_failure_recorded(load):
     measure = load("processes").measure_command
     run = measure([sys.executable, "-c", "block = b'x' * (200 << 20)"])
@@ -98,15 +79,6 @@ def test_a_command_is_measured_and_its_failure_recorded(load):
     assert run["processor_seconds"] > 0.0
     assert "error" not in run
     assert measure([sys.executable, "-c", "raise SystemExit('no such case')"])["error"] == "no such case"
-
-
-def test_dice_counts_labels_that_are_in_the_truth(load):
-    """Label 1: 2 of 2 + 4 voxels agree, 4/6; label 2 is found where there is none, and does not count."""
-    truth, found = np.zeros((3, 2, 4), np.uint8), np.zeros((3, 2, 4), np.uint8)
-    truth[0, 0] = 1
-    found[0, 0, :2] = 1
-    found[2, 1, 3] = 2
-    assert load("large")._dice(found, truth, 3) == pytest.approx(4 / 6)
 
 
 def test_tables_show_figures_and_failures(load):

@@ -14,10 +14,13 @@ from crfrefine.engines.compiled import LEVELS, processor_level
 ROOT = Path(__file__).resolve().parents[2]
 CMAKE = shutil.which("cmake", path=Path(sys.executable).parent)
 
-pytestmark = pytest.mark.skipif(
-    CMAKE is None or importlib.util.find_spec("nanobind") is None or platform.machine() != "x86_64",
-    reason="needs CMake and nanobind beside Python, and an x86-64 processor",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        CMAKE is None or importlib.util.find_spec("nanobind") is None or platform.machine() != "x86_64",
+        reason="needs CMake and nanobind beside Python, and an x86-64 processor",
+    ),
+]
 
 
 def configure(folder: Path, *definitions: str) -> subprocess.CompletedProcess[str]:

@@ -79,8 +79,9 @@ def test_the_wheel_carries_nothing_else():
 
 
 @installed_only
+@pytest.mark.long
 def test_the_engine_is_compiled_for_every_level_of_the_tests():
-    """Those that the processor does not run are compiled, too: `make test` finds what a compiler refuses for them."""
+    """Those that the processor does not run are compiled, too: `make test-long` finds what a compiler refuses for them."""
     levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else LEVELS[:1]
     assert built_levels() == levels
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from crfrefine.cases.case import ReadingOptions, discover_cases, load_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
 from crfrefine.train.baselines import VectorScaling
+
+pytestmark = pytest.mark.long
 
 NUM_CASES = 4
 MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in TABLES}
@@ -111,14 +112,6 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(study):
     assert num_other > 0
 
 
-def test_label_maps_are_on_the_images_grid_and_not_on_that_of_the_logits(study):
-    for case_id in ("case0", "case3"):
-        shape = load_nifti(study.data / "labels" / f"{case_id}.nii.gz").shape
-        assert load_nifti(study.data / "logits" / f"{case_id}.nii.gz").shape[:3] != shape
-        for folder in ("refined/trained", "refined/default", "rivals/scaling", "rivals/guided_largest"):
-            assert load_nifti(study.home / folder / f"{case_id}.nii.gz").shape == shape
-
-
 def test_recalibration_is_that_of_the_fold_that_has_not_seen_the_case(study):
     for fold in study.folds:
         scaling = VectorScaling(fold["vector_scaling"]["temperature"], tuple(fold["vector_scaling"]["bias"]))
@@ -164,12 +157,6 @@ def test_the_tables_are_those_of_the_files(study):
     assert [rival["name"] for rival in verdict["rivals"]] == rivals
 
 
-def test_the_commands_agree_and_the_papers_figures_stand_beside(study):
-    text = study.document.read_text()
-    assert "Dice of each method in each held-out case as `train-crf` measured it and as `infer` and `evaluate` give it: the same." in text
-    assert "| prostate | 50 | 0.767 ± 0.109 | 0.780 ± 0.110 | +1.30 |" in text
-
-
 def test_label_maps_have_a_table_of_their_own_beside_their_logits(study, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from study_findings import read_findings
@@ -182,24 +169,6 @@ def test_label_maps_have_a_table_of_their_own_beside_their_logits(study, monkeyp
     assert (head[0], row[0], row[1], row[7]) == ("label maps of", "data, `logits`", str(NUM_CASES), "too few cases")
     assert row[8] == row[4].split(" (")[0]  # here both are of the same files
     assert "| label maps of data, `logits` |" in text["cost"]
-
-
-def test_only_what_is_between_the_markers_is_replaced(study):
-    text = study.document.read_text()
-    assert "replaced" not in text
-    assert text.startswith("kept before\n<!-- summary:begin -->\n")
-    assert "<!-- summary:end -->\n<!-- study:begin -->\n" in text
-    assert "<!-- study:end -->\nkept\n<!-- size:begin -->" in text
-    assert text.endswith("<!-- paper:end -->\nkept after\n")
-    assert (study.home / "evaluation" / "report.html").stat().st_size > 10_000
-
-
-def test_the_same_command_again_does_nothing_but_the_tables(study):
-    again = run_study(*study.arguments)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("is there already") == 5
-    assert "study: crfrefine" not in again.stderr
-    assert again.stdout == study.done.stdout
 
 
 def test_stages_are_kept_gone_on_with_or_done_anew(tmp_path, monkeypatch):
@@ -226,21 +195,3 @@ def test_stages_are_kept_gone_on_with_or_done_anew(tmp_path, monkeypatch):
     assert run(["a"]) == [("second", 1)]  # goes on with what the stopped one left
     assert run(["a"]) == []
     assert run(["b"]) == [("first", 0), ("second", 0)]  # the second rests on the first
-
-
-def test_what_is_missing_is_named(study, tmp_path):
-    shutil.copytree(study.data / "images", tmp_path / "data" / "images")
-    done = run_study(tmp_path / "data")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"study: {tmp_path / 'data'}: no folder labels; expected images/ labels/ logits/ [logits_*/] [masks/]\n"
-
-
-def test_a_command_that_fails_stops_the_study_and_says_which(study, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(study.data, data)
-    (data / "logits" / "case2.nii.gz").unlink()
-    done = run_study(data, "--resample", "-o", tmp_path / "out")
-    assert done.returncode == 1
-    assert "case2" in done.stderr
-    assert "study: `crfrefine train-crf` ended with status 1" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import nibabel
 import numpy as np
 import pytest
-from cli_helpers import load_nifti
 from script_imports import importing_from
 from study_helpers import BENCHMARKS, run_script
 
 from crfrefine import CrfParameters
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.statistics.comparison import Measurement, ResultTable
 
 torch = pytest.importorskip("torch", reason="the study trains with PyTorch")
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -86,29 +84,6 @@ def test_every_arm_trains_the_network_and_two_have_a_crf(taste):
     assert {arm for arm in states if any(key.startswith("crf.") for key in states[arm])} == {"end_to_end", "added"}
 
 
-def test_all_arms_begin_with_the_weights_of_the_one_trained_network(script, taste, tmp_path, monkeypatch):
-    """Their cases and their seed, too, are the same; an arm that made its network anew would have other weights than the trained ones."""
-    arms, training = script("end_to_end_arms"), script("end_to_end_training")
-    begun = []
-
-    def train(segmenter, cases, phases, sides, seed, file, watch):
-        weights = {name: value.clone() for name, value in segmenter.network.state_dict().items()}
-        begun.append((file.parent.name, weights, [case.case_id for case in cases], seed))
-        return training.train(segmenter, cases, phases, sides, seed, file, watch)
-
-    monkeypatch.setattr(arms, "train", train)
-    unit = make_unit(script, taste / "generated", tmp_path / "arms")
-    arms.run_unit(unit, training.Watch(lambda text: None))
-    assert [name for name, *_ in begun] == ["network", "longer", "end_to_end", "added"]
-    model = torch.load(unit.folder / "network" / "model.pt", weights_only=True)
-    trained = {name.removeprefix("network."): value for name, value in model.items()}
-    assert not all(torch.equal(value, trained[name]) for name, value in begun[0][1].items())
-    for name, weights, cases, seed in begun[1:]:
-        assert weights.keys() == trained.keys(), name
-        assert all(torch.equal(value, trained[key]) for key, value in weights.items()), name
-        assert (cases, seed) == begun[1][2:], name
-
-
 def test_a_study_that_ran_out_of_time_goes_on_to_the_same_result(script, taste, tmp_path):
     """Stopped in the middle of each arm, at whatever step the time is up."""
     training, arms = script("end_to_end_training"), script("end_to_end_arms")
@@ -131,79 +106,6 @@ def test_a_study_that_ran_out_of_time_goes_on_to_the_same_result(script, taste, 
     arms.run_unit(through, training.Watch(lambda text: None))
     assert results_of(unit.folder) == results_of(through.folder)
     assert not list(unit.folder.glob("*/checkpoint.pt"))
-
-
-@pytest.mark.parametrize(
-    ("crf_rate", "expected"), [(0.0, "the loss of step 1 of more is nan"), (0.1, "step 1 of more: image: modality 0 .* not")]
-)
-def test_a_step_that_is_not_finite_names_its_case_and_keeps_the_checkpoint(script, taste, tmp_path, crf_rate, expected):
-    cases, network, training = (script(f"end_to_end_{name}") for name in ("cases", "network", "training"))
-    files = discover_cases(taste / "generated" / "images", None, None, taste / "generated" / "labels")
-    good = cases.read_case(files[0])
-    bad = replace(good, case_id="case9", image=np.full_like(good.image, np.nan))
-    segmenter = network.Segmenter(network.VolumeUNet(2, 4, 4, (True, True, False)), network.make_crf(4, 2))
-    checkpoint, watch = tmp_path / "checkpoint.pt", training.Watch(lambda text: None)
-    phases = [training.Phase("network", 25, 1e-3)]
-    training.train(segmenter, [good], phases, (8, 12, 4), 0, checkpoint, watch)
-    content = checkpoint.read_bytes()
-    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    with pytest.raises(InputError, match=f"case 'case9'.* {expected}"):
-        training.train(segmenter, [bad], [*phases, training.Phase("more", 2, 1e-3, crf_rate)], (8, 12, 4), 0, checkpoint, watch)
-    assert checkpoint.read_bytes() == content
-    assert all(torch.equal(value, before[name]) for name, value in segmenter.state_dict().items())
-
-
-def test_a_crf_that_does_not_learn_takes_no_part(script, taste, tmp_path):
-    """The network that a CRF is added to is trained on its own logits: bit for bit as one without a CRF."""
-    cases, network, training = (script(f"end_to_end_{name}") for name in ("cases", "network", "training"))
-    files = discover_cases(taste / "generated" / "images", None, None, taste / "generated" / "labels")
-    case = cases.read_case(files[0])
-    found = {}
-    for name, crf in (("alone", None), ("with", network.make_crf(4, 2))):
-        torch.manual_seed(0)
-        segmenter = network.Segmenter(network.VolumeUNet(2, 4, 4, (True, True, False)), crf)
-        phases = [training.Phase("network", 3, 1e-3)]
-        training.train(segmenter, [case], phases, (8, 12, 4), 0, tmp_path / name, training.Watch(lambda text: None))
-        found[name] = segmenter.network.state_dict()
-    assert all(torch.equal(value, found["with"][name]) for name, value in found["alone"].items())
-
-
-@pytest.mark.parametrize("change", ["shape", "affine"])
-def test_labels_on_another_grid_are_refused(script, taste, tmp_path, change):
-    data = shutil.copytree(taste / "generated", tmp_path / "data")
-    file = data / "labels" / "case0.nii.gz"
-    labels, affine = load_nifti(file), nibabel.load(file).affine
-    if change == "shape":
-        labels = labels[:, :-1]
-    else:
-        affine = affine @ np.diag([1.0, 1.0, 1.1, 1.0])
-    nibabel.Nifti1Image(labels, affine).to_filename(file)
-    files = discover_cases(data / "images", None, None, data / "labels")
-    shapes = "28×23×12" if change == "shape" else "28×24×12, 1.00×1.20×2.75 mm"
-    with pytest.raises(GridMismatchError, match=f"(?s)case 'case0'.*{shapes}.*28×24×12, 1.00×1.20×2.50 mm"):
-        script("end_to_end_cases").read_case(files[0])
-
-
-def test_values_that_are_no_labels_are_refused(script, taste, tmp_path):
-    """By name, before a training begins; dataset.json declares three structures."""
-    data = shutil.copytree(taste / "generated", tmp_path / "data")
-    file = data / "labels" / "case4.nii.gz"
-    nibabel.Nifti1Image(load_nifti(file) + np.uint8(2), nibabel.load(file).affine).to_filename(file)
-    unit = make_unit(script, data, tmp_path / "out")
-    unit = replace(unit, seen=unit.held_out, held_out=unit.seen)
-    with pytest.raises(InputError, match=r"labels/case4.nii.gz: the values go from 2 to 5; dataset.json declares the labels 0 to 3"):
-        script("end_to_end_arms").run_unit(unit, script("end_to_end_training").Watch(lambda text: None))
-
-
-def test_images_that_are_not_finite_are_refused(script, taste, tmp_path):
-    data = shutil.copytree(taste / "generated", tmp_path / "data")
-    file = data / "images" / "case0_0001.nii.gz"
-    values = load_nifti(file).astype(np.float32)
-    values[1, 2, 3] = np.inf
-    nibabel.Nifti1Image(values, nibabel.load(file).affine).to_filename(file)
-    files = discover_cases(data / "images", None, None, data / "labels")
-    with pytest.raises(InputError, match=r"case0_0001.nii.gz: 1 of 8064 values .* at voxel \(1, 2, 3\)"):
-        script("end_to_end_cases").read_case(files[0])
 
 
 def test_patches_are_turned_in_millimeters(script):
@@ -231,32 +133,6 @@ def test_patches_are_turned_in_millimeters(script):
             place = np.round(patch.image.numpy() / np.reshape(spacing, (3, 1, 1, 1))).astype(int)
             np.testing.assert_array_equal(labels[tuple(place)], patch.labels)
     assert 2 <= turned <= 10
-
-
-def test_patches_of_a_batch_have_the_shape_that_all_cases_have(script):
-    """Cases of different shapes and spacings; each patch keeps the spacing of its case, and the network's view is of its own image."""
-    cases = script("end_to_end_cases")
-    found = []
-    for number, (grid, spacing) in enumerate((((20, 15, 9), (1.0, 1.5, 2.0)), ((13, 22, 7), (0.9, 1.1, 2.5)))):
-        image = np.random.default_rng(number).random((2, *grid), np.float32)
-        found.append(cases.VolumeCase(f"case{number}", image, image, np.ones(grid, np.int64), spacing))
-    batch = cases.draw_batch(found, 6, (16, 16, 16), (4, 4, 1), np.random.default_rng(3))
-    assert batch.image.shape == batch.seen.shape == (6, 2, 12, 12, 7)
-    assert batch.labels.shape == (6, 12, 12, 7)
-    assert set(zip(batch.case_ids, batch.spacing, strict=True)) == {("case0", (1.0, 1.5, 2.0)), ("case1", (0.9, 1.1, 2.5))}
-    for image, seen in zip(batch.image, batch.seen, strict=True):
-        assert np.corrcoef(image.flatten(), seen.flatten())[0, 1] > 0.999
-
-
-def test_thick_slices_are_turned_only_within_themselves(script):
-    cases = script("end_to_end_cases")
-    spacing, grid = (1.0, 1.2, 8.0), (32, 30, 12)
-    depth = np.broadcast_to(np.arange(12) * 8.0, grid)[None].astype(np.float32)
-    case = cases.VolumeCase("case", depth, depth, np.ones(grid, np.int64), spacing)
-    generator = np.random.default_rng(1)
-    for _ in range(8):
-        image = cases.draw_patch([case], (8, 8, 4), (4, 4, 1), generator).image
-        assert float((image - image[:, :1, :1]).abs().max()) < 1e-3
 
 
 def test_a_coarser_grid_has_means_and_the_most_frequent_labels(script, taste, tmp_path):
@@ -313,19 +189,3 @@ def test_a_test_by_ranks_that_the_mean_does_not_share_is_said(script):
     ]
     sections = script("end_to_end_tables").make_sections([replace(base, table=ResultTable(found))])
     assert "end to end is better than network trained on in more cases than worse, but their mean may not differ" in sections["summary"]
-
-
-def test_what_a_study_cannot_begin_with_is_a_sentence(tmp_path):
-    """No traceback; nothing is written."""
-    for name in ("images", "labels"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "heart": 1}}))
-    for options, expected in (
-        ([tmp_path / "data"], "study: .*images: no case found: it is empty"),
-        (["--workers", 0], "--workers: expected 1"),
-    ):
-        done = run_script("study_end_to_end.py", *options, "-o", tmp_path / "out")
-        assert done.returncode != 0
-        assert re.search(expected, done.stderr), done.stderr
-        assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 
 import nibabel
 import numpy as np
 import pytest
-from cli_helpers import load_nifti
 from study_helpers import BENCHMARKS, run_script
 from training_helpers import write_cases
 
 from crfrefine.statistics.comparison import Measurement, ResultTable
-from crfrefine.train.baselines import VectorScaling
+
+pytestmark = pytest.mark.long
 
 NUM_CASES = 5
 
@@ -57,48 +56,6 @@ def test_each_case_has_logits_of_a_network_that_has_not_seen_it_also_after_an_in
     again = run_script("study_network.py", hearts, network, "--num-steps", 1)
     assert again.stderr.count("is there already") == 4
     assert {file.name: file.read_bytes() for file in (network / "logits").iterdir()} == before
-
-
-def test_label_maps_are_the_networks_and_rivals_know_all_labels(tmp_path, monkeypatch):
-    """A bias is added to the logits of each label; a label that a label map lacks has a channel, and stays away."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from study_chain import Study, make_label_maps
-    from study_rivals import write_rivals
-
-    data = write_cases(tmp_path / "data", 2)
-    file = data / "logits" / "case1.nii.gz"
-    volume = nibabel.load(file)
-    logits = np.asarray(volume.dataobj).copy()
-    logits[..., -1] = logits.min() - 1
-    nibabel.Nifti1Image(logits, volume.affine).to_filename(file)
-    study = make_label_maps(Study(data, data / "logits", "logits"), tmp_path / "out")
-    assert study.name == "label_maps_of_logits"
-    for case in ("case0", "case1"):
-        found = load_nifti(study.network / f"{case}.nii.gz")
-        np.testing.assert_array_equal(found, load_nifti(data / "logits" / f"{case}.nii.gz").argmax(axis=-1))
-
-    num_labels = logits.shape[-1]
-    fold = {
-        "held_out": ["case0", "case1"],
-        "keep_largest": "each",
-        "vector_scaling": asdict(VectorScaling(1.0, (0.0,) * (num_labels - 1) + (50.0,))),
-        "smoothing_sigma_mm": 0.0,
-        "guided_filter": {"radius_mm": 0.0, "epsilon": 0.0},
-        "dice_decision": None,
-    }
-    report = {"label_names": [f"label {number}" for number in range(num_labels)], "folds": [fold]}
-    write_rivals(study.cases(), report, tmp_path / "rivals", resample=False, threads=1)
-    networks = {case: load_nifti(study.network / f"{case}.nii.gz") for case in fold["held_out"]}
-    for case, network in networks.items():
-        np.testing.assert_array_equal(load_nifti(tmp_path / "rivals" / "smoothing" / f"{case}.nii.gz"), network)
-    assert (load_nifti(tmp_path / "rivals" / "scaling" / "case0.nii.gz") == num_labels - 1).all()
-    np.testing.assert_array_equal(load_nifti(tmp_path / "rivals" / "scaling" / "case1.nii.gz"), networks["case1"])
-
-
-def test_a_folder_without_logits_says_what_to_do(hearts, tmp_path):
-    done = run_script("study.py", hearts, "-o", tmp_path / "out")
-    assert done.returncode == 1
-    assert done.stderr.endswith("or --train-network to have a small network trained\n")
 
 
 def test_cases_are_grouped_by_size_and_by_the_networks_dice(monkeypatch):

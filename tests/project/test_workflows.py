@@ -16,6 +16,8 @@ from cli_helpers import Folders, load_nifti, run_here, save_nifti, write_folders
 
 from crfrefine.demo.phantom import make_phantom
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CASES = ("a", "b c")
 BESIDE = str(Path(sys.executable).parent)
