@@ -124,7 +124,9 @@ def test_next_to_nothing_but_padding_is_refused(num_left, constant):
 
 @pytest.mark.parametrize("constant", [0.0, -1.0])
 def test_the_command_reads_padded_probabilities_as_probabilities(tmp_path, constant):
-    folders = write_folders(tmp_path, "padded")
+    """A case of nothing but padding fails alone."""
+    folders = write_folders(tmp_path, "padded", "blank")
+    save_nifti(folders.logits / "blank.nii.gz", np.zeros_like(load_nifti(folders.logits / "blank.nii.gz")))
     path = folders.logits / "padded.nii.gz"
     probabilities = np.exp(load_nifti(path).astype(np.float64))
     probabilities = (probabilities / probabilities.sum(axis=-1, keepdims=True)).astype(np.float32)
@@ -132,23 +134,15 @@ def test_the_command_reads_padded_probabilities_as_probabilities(tmp_path, const
     save_nifti(path, probabilities)
     summary = tmp_path / "summary.json"
     result = run_here("infer", *folders.arguments, "--summary", summary)
-    assert result.status == 0, result.stderr
-    (case,) = json.loads(summary.read_text())["cases"]
+    assert result.status == 1
+    assert "all labels have the same value" in result.stderr
+    assert files_in(folders.output) == ["padded.nii.gz"]
+    _, case = json.loads(summary.read_text())["cases"]
     padding = (probabilities == constant).all(axis=-1)
     assert case["input_type"] == "probabilities"
     assert case["num_padding_voxels"] == padding.sum()
     assert f"{padding.sum()} of {padding.size} voxels" in result.stderr
     assert not load_nifti(folders.output / "padded.nii.gz")[padding].any()
-
-
-def test_a_case_of_nothing_but_padding_fails_alone(tmp_path):
-    folders = write_folders(tmp_path, "good", "blank")
-    path = folders.logits / "blank.nii.gz"
-    save_nifti(path, np.zeros_like(load_nifti(path)))
-    result = run_here("infer", *folders.arguments, "--input-type", "logits")
-    assert result.status == 1
-    assert "all labels have the same value" in result.stderr
-    assert files_in(folders.output) == ["good.nii.gz"]
 
 
 @pytest.mark.long

@@ -199,7 +199,7 @@ def _read_checkpoint(path: Path, rng: random.Random) -> None:
 
 
 def _damaged_text(content: bytes, rng: random.Random) -> bytes:
-    return rng.choice((mutated, mutated_text, mutated_text))(content, rng)
+    return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
 
 
 @cache
