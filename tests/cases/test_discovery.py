@@ -157,6 +157,7 @@ def test_single_files(tmp_path):
         ("others/a.mnc", UnsupportedFormatError, r"a\.mnc: unknown file type; expected one of \.nii\.gz"),
         ("others/a.npz", UnsupportedFormatError, r"a\.npz: unknown file type; expected one of"),
         (["others", "empty"], InputError, "others: give one folder of images, or the files of one case"),
+        (["others/a.mnc", "others"], InputError, "others: give one folder of images, or the files of one case"),
         ([], InputError, "no images given"),
     ],
 )
