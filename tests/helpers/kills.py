@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crfrefine.infer.run_record import RECORD_FOLDER
 
-NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "6"))
+NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 """Of each command; `make test-faults` sets more."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
