@@ -24,24 +24,12 @@ def approximate_dice(probabilities, labels):
     return sum(values) / len(values)
 
 
-def exact_dice(probabilities, labels):
-    """Expected Dice of label 1 over all references, each voxel drawn by itself; 0 where only the reference is empty."""
-    inside = probabilities[1].ravel()
-    found = (labels == 1).ravel()
-    total = 0.0
-    for reference in itertools.product((0, 1), repeat=inside.size):
-        drawn = np.array(reference, bool)
-        chance = math.prod(np.where(drawn, inside, 1 - inside))
-        total += chance * 2 * (drawn & found).sum() / max(1, drawn.sum() + found.sum())
-    return total
-
-
 def all_maps(num_labels, shape):
     for labels in itertools.product(range(num_labels), repeat=math.prod(shape)):
         yield np.array(labels).reshape(shape)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_with_two_labels_no_label_map_is_better(seed):
     probabilities = random_probabilities(seed, 2, (2, 5), spread=(0.4, 1.0, 3.0)[seed % 3])
     found = approximate_dice(probabilities, dice_labels(probabilities))
@@ -50,35 +38,14 @@ def test_with_two_labels_no_label_map_is_better(seed):
 
 
 def test_several_labels_come_close_to_the_best_label_map():
-    """Sharing voxels out is a search: the mean of 24 cases stays within a hundredth of the best of 729 maps, and most are the best."""
+    """Sharing voxels out is a search: the mean of 12 cases stays within a hundredth of the best of 729 maps, and most are the best."""
     ratios = []
-    for seed in range(24):
+    for seed in range(12):
         probabilities = random_probabilities(seed, 3, (2, 3), spread=(0.5, 1.0)[seed % 2])
         best = max(approximate_dice(probabilities, labels) for labels in all_maps(3, (2, 3)))
         ratios.append(approximate_dice(probabilities, dice_labels(probabilities)) / best)
     assert np.mean(ratios) > 0.99
     assert np.mean(np.array(ratios) > 1 - 1e-12) > 0.75
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_approximation_loses_little_of_the_exact_expectation(seed):
-    """Eight voxels are as few as a structure may have, and still no label map has an expected Dice that is two points better."""
-    probabilities = random_probabilities(seed, 2, (2, 4))
-    found = exact_dice(probabilities, dice_labels(probabilities))
-    ranked = np.argsort(-probabilities[1], axis=None, kind="stable")
-    # The best map takes the likeliest voxels (RankSEG, theorem 1), so that nine maps are all that need be tried.
-    best = 0.0
-    for count in range(9):
-        labels = np.zeros(8, int)
-        labels[ranked[:count]] = 1
-        best = max(best, exact_dice(probabilities, labels.reshape(2, 4)))
-    assert best - 0.02 < found <= best + 1e-12
-
-
-def test_certain_voxels_get_their_label():
-    labels = np.random.default_rng(1).integers(0, 4, (5, 6, 7))
-    probabilities = np.moveaxis(np.eye(4, dtype=np.float32)[labels], -1, 0)
-    np.testing.assert_array_equal(dice_labels(probabilities), labels)
 
 
 def test_a_structure_that_is_unlikely_everywhere_is_found_by_dice_alone():
@@ -128,13 +95,9 @@ def test_memory_order_changes_nothing():
     labels = dice_labels(turned)
     assert labels.flags.f_contiguous
     np.testing.assert_array_equal(labels, dice_labels(probabilities))
-
-
-def test_blocks_of_voxels_make_one_label_map():
-    """More voxels than a block has, of which each has as many copies."""
+    # More voxels than a block has, of which each has as many copies.
     probabilities = random_probabilities(8, 3, (40, 50)).astype(np.float32)
-    many = np.tile(probabilities, (1, 40, 1))
-    labels = dice_labels(many)
+    labels = dice_labels(np.tile(probabilities, (1, 40, 1)))
     np.testing.assert_array_equal(labels, np.tile(labels[:40], (40, 1)))
 
 

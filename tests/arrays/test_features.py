@@ -51,12 +51,6 @@ def test_a_window_is_mapped_and_clipped() -> None:
     np.testing.assert_allclose(result.ravel(), [0.0, 0.0, 0.5, 1.0, 1.0])
 
 
-def test_none_returns_the_image_itself() -> None:
-    """No copy for nothing."""
-    image = _image()
-    assert normalize_intensity(image, IntensityParameters(normalization="none")) is image
-
-
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])
 def test_statistics_are_taken_inside_the_mask(kind: str) -> None:
     """What stands outside changes nothing inside, and is mapped like the rest."""
@@ -86,28 +80,17 @@ def test_each_modality_may_have_its_own_normalization() -> None:
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1024.0, 3e38, 1e-42])
 def test_a_constant_image_becomes_zero(kind: str, value: float) -> None:
-    """A constant image is valid: no edges anywhere. No warning either."""
+    """A constant image is valid: no edges anywhere. No warning either. The spread outside of a mask is not the spread inside."""
     image = np.full((2, *SHAPE), value, dtype=np.float32)
     image[1] = _image(1)
     for mask in (None, _mask()):
         result = normalize_intensity(image, IntensityParameters(normalization=kind), mask)
         assert not result[0].any()
         assert result[1].any()
-
-
-def test_an_image_constant_inside_the_mask_becomes_zero() -> None:
-    """The spread outside is not the spread inside."""
-    mask = _mask()
-    image = np.where(mask, np.float32(4.0), _image(1))
-    for kind in ("percentile", "zscore"):
-        assert not normalize_intensity(image, IntensityParameters(normalization=kind), mask)[:, mask].any()
-
-
-def test_a_spread_too_small_for_float32_counts_as_none() -> None:
-    """The inverse of 1e-40 is infinite in float32; infinity times zero would be NaN."""
-    image = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(1, 3, 4, 5)
-    for kind in ("percentile", "zscore"):
-        assert not normalize_intensity(image, IntensityParameters(normalization=kind)).any()
+    inside = np.where(_mask(), np.float32(value), _image(1))
+    assert not normalize_intensity(inside, IntensityParameters(normalization=kind), _mask())[:, _mask()].any()
+    tiny = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(1, 3, 4, 5)  # Its inverse is infinite in float32.
+    assert not normalize_intensity(tiny, IntensityParameters(normalization=kind)).any()
 
 
 def test_an_image_with_few_values_that_differ_keeps_them() -> None:
@@ -170,8 +153,7 @@ def _layouts() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("layout", list(_layouts()))
-@pytest.mark.parametrize("kind", ["percentile", "zscore", "window"])
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize(("kind", "masked"), [("percentile", True), ("zscore", False), ("window", False), ("zscore", True)])
 def test_any_memory_layout_gives_the_same_values_and_keeps_its_order(layout: str, kind: str, masked: bool) -> None:
     """The order of the axes in memory is kept, so that later passes run along it; values agree to the order of sums."""
     source = _layouts()[layout]
@@ -188,6 +170,8 @@ def test_any_memory_layout_gives_the_same_values_and_keeps_its_order(layout: str
 def test_other_types_become_float32(dtype: type) -> None:
     """CT comes as int16: the values are those of its float32 copy."""
     image = np.random.default_rng(4).integers(0, 200, size=(1, *SHAPE)).astype(dtype)
+    unchanged = image.astype(np.float32)
+    assert normalize_intensity(unchanged, IntensityParameters(normalization="none")) is unchanged, "no copy for nothing"
     for kind in ("none", "percentile", "zscore", "window"):
         parameters = IntensityParameters(normalization=kind, window=(10.0, 150.0))
         result = normalize_intensity(image, parameters)

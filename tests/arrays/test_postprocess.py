@@ -18,34 +18,31 @@ ISLANDS = drawing(
 )
 
 
-def test_nothing_to_do_returns_the_map_itself() -> None:
-    """No copy of a large volume for nothing."""
-    assert postprocess(ISLANDS, PostprocessParameters(), 0.002) is ISLANDS
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"keep_largest": "foreground"}, ("11......", "12......", ".2......", "........")),  # Labels that touch are one component.
+        ({"keep_largest": "each"}, ("11......", "12.....3", ".2......", "........")),
+        # 2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1; single voxels go.
+        ({"min_component_ml": 0.004}, ("11......", "12......", ".2...2..", "....1...")),
+        # By label: the two 2s of the largest island stay, the lone 3 goes.
+        ({"keep_largest": "each", "min_component_ml": 0.004}, ("11......", "12......", ".2......", "........")),
+    ],
+    ids=["largest of all together", "largest of each", "small ones", "small ones of each"],
+)
+def test_components_become_background(parameters: dict, expected: tuple[str, ...]) -> None:
+    cleaned = clean(ISLANDS, PostprocessParameters(**parameters), 0.002)
+    np.testing.assert_array_equal(cleaned.label_map, drawing(*expected))
+    assert (cleaned.voxels_removed, cleaned.voxels_filled) == (np.count_nonzero(cleaned.label_map != ISLANDS), 0)
+    empty = np.zeros((3, 4, 5), dtype=np.uint8)
+    assert not postprocess(empty, PostprocessParameters(**parameters), 0.001).any()
+    assert postprocess(ISLANDS, PostprocessParameters(), 0.002) is ISLANDS, "no copy for nothing"
 
 
-def test_the_largest_component_of_all_labels_together() -> None:
-    """Labels that touch are one component."""
-    expected = drawing("11......", "12......", ".2......", "........")
-    np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(keep_largest="foreground"), 0.002), expected)
-
-
-def test_the_largest_component_of_each_label_by_itself() -> None:
-    """Each label keeps one component, whatever the others do."""
-    expected = drawing("11......", "12.....3", ".2......", "........")
-    np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(keep_largest="each"), 0.002), expected)
-
-
-def test_small_components_become_background() -> None:
-    """2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1; single voxels go."""
-    expected = drawing("11......", "12......", ".2...2..", "....1...")
-    np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(min_component_ml=0.004), 0.002), expected)
-
-
-def test_small_components_of_each_label() -> None:
-    """With keep_largest = each, size counts by label: the two 2s of the largest island stay at 0.004 ml, the lone 3 goes."""
-    expected = drawing("11......", "12......", ".2......", "........")
-    parameters = PostprocessParameters(keep_largest="each", min_component_ml=0.004)
-    np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), expected)
+def test_a_component_of_exactly_the_smallest_size_stays() -> None:
+    """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
+    result = postprocess(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1)
+    np.testing.assert_array_equal(result, drawing("111..."))
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
@@ -74,20 +71,6 @@ def test_the_input_is_left_alone_and_its_layout_kept() -> None:
     result = postprocess(label_map, PostprocessParameters(keep_largest="foreground"), 0.002)
     np.testing.assert_array_equal(label_map, before)
     assert result.flags.f_contiguous
-
-
-def test_a_map_without_foreground_stays_empty() -> None:
-    """There is no largest component of nothing."""
-    empty = np.zeros((3, 4, 5), dtype=np.uint8)
-    for keep_largest in ("foreground", "each"):
-        assert not postprocess(empty, PostprocessParameters(keep_largest=keep_largest, min_component_ml=1.0), 0.001).any()
-
-
-def test_a_component_of_exactly_the_smallest_size_stays() -> None:
-    """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
-    label_map = drawing("111.11")
-    result = postprocess(label_map, PostprocessParameters(min_component_ml=0.3), 0.1)
-    np.testing.assert_array_equal(result, drawing("111..."))
 
 
 def test_the_two_largest_components_of_each_label() -> None:
@@ -168,13 +151,6 @@ def test_the_hole_of_a_removed_island_is_filled() -> None:
     cleaned = clean(label_map, PostprocessParameters("each", fill_holes="each"), 1.0)
     np.testing.assert_array_equal(cleaned.label_map, drawing("11111..", "11111..", "1111122", "11111..", "11111.."))
     assert (cleaned.voxels_removed, cleaned.voxels_filled) == (1, 9)
-
-
-def test_what_was_changed_is_counted() -> None:
-    """Two voxels of label 2 and one of 1 go; nothing is filled."""
-    cleaned = clean(ISLANDS, PostprocessParameters("each"), 0.002)
-    assert (cleaned.voxels_removed, cleaned.voxels_filled) == (3, 0)
-    assert clean(ISLANDS, PostprocessParameters(), 0.002).voxels_removed == 0
 
 
 def test_lists_must_fit_the_label_map() -> None:

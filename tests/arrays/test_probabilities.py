@@ -49,10 +49,7 @@ def test_exact_zeros_do_not_become_hard_constraints():
     to_logits(values, "auto", None, PATH)
     np.testing.assert_array_equal(values[0], 0)
     np.testing.assert_allclose(values[1:], np.log(1e-7), rtol=1e-6)
-
-
-def test_a_pass_in_blocks_covers_everything():
-    values = softmax((2, 41, 59, 67))
+    values = softmax((2, 41, 59, 67))  # more than a block
     expected = np.log(np.clip(values, np.float32(1e-7), 1))
     take_logarithms(values)
     np.testing.assert_array_equal(values, expected)
@@ -103,6 +100,11 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
     values[:, 4, 0, 0] = (0, 0, 1e-6)
     with pytest.raises(InputError, match=r"of all labels are almost zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
         identify(values, "auto", None, PATH)
+    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities, labels"):
+        identify(softmax(), "softmax", None, PATH)
+    values[:], values[0], values[1, 2, 3, 1] = 0, 1, 1  # two structures that overlap at a voxel
+    with pytest.raises(InputError, match="All values are 0 or 1: for one binary file per structure, give --input-type labels"):
+        identify(values, "auto", None, PATH)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.25, 1.0, -1.0, 1000.0])
@@ -120,16 +122,3 @@ def test_negative_probabilities_are_refused(input_type, kind):
     values[1, 2, 3, 1] = -0.25
     with pytest.raises(InputError, match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)"):
         identify(values, input_type, kind, PATH)
-
-
-def test_an_unknown_input_type():
-    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities, labels"):
-        identify(softmax(), "softmax", None, PATH)
-
-
-def test_binary_channels_name_the_input_type_for_structures():
-    """Two structures overlap at a voxel."""
-    values = np.zeros((3, 6, 5, 4), np.float32)
-    values[0], values[1, 2, 3, 1] = 1, 1
-    with pytest.raises(InputError, match="All values are 0 or 1: for one binary file per structure, give --input-type labels"):
-        identify(values, "auto", None, PATH)

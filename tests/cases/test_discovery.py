@@ -65,28 +65,23 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
     cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
     assert [bool(case.problem) for case in cases] == [False, True, False]
     assert cases[1].problem == f"case 'b': expected the modalities 0000, 0001, as in the other cases; found 0001 in {images}"
-
-
-def test_a_case_with_a_modality_too_many_does_not_spoil_the_others(tmp_path):
-    images = folder(tmp_path, "images", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii")
-    cases = discover_cases(images, None)
-    assert [bool(case.problem) for case in cases] == [False, False, True]
-
-
-def test_dataset_json_says_how_many_modalities_there_are(tmp_path):
+    cases = discover_cases(folder(tmp_path, "more", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii"), None)
+    assert [bool(case.problem) for case in cases] == [False, False, True], "nor does one with a modality too many spoil the others"
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": {"background": 0}}))
-    (case,) = discover_cases(folder(tmp_path, "images", "a_0000.nii"), None)
+    (case,) = discover_cases(folder(tmp_path, "one", "a_0000.nii"), None)
     assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(case.problem)
 
 
 def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
-    images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii", "c_0000.nii", "d_0000.nii")
-    logits = folder(tmp_path, "logits", *(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii")
+    images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii", "c_0000.nii", "d_0000.nii", "e_0000.nii")
+    files = (*(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii", "e_ProbMapClass0.nii", "e_ProbMapClass2.nii")
+    logits = folder(tmp_path, "logits", *files)
     problems = {case.case_id: case.problem for case in discover_cases(images, logits)}
     assert problems["a"] == f"case 'a': expected one image or numbered modalities, found a.mhd, a.nii.gz in {images}"
     assert problems["b"] == f"case 'b': one modality in two files, b_0000.nii, b_0000.nrrd in {images}"
     assert problems["c"] == f"case 'c': expected one image or numbered modalities, found c.nii, c_0000.nii in {images}"
     assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
+    assert "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +98,6 @@ def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
 def test_logits_beside_label_maps_and_one_file_a_label(files, taken, tmp_path):
     cases = discover_cases(folder(tmp_path, "images", "a_0000.nii.gz"), folder(tmp_path, "logits", *files))
     assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
-
-
-def test_labels_of_which_one_is_missing(tmp_path):
-    (case,) = discover_cases(folder(tmp_path, "i", "a.nii"), folder(tmp_path, "p", "a_ProbMapClass0.nii", "a_ProbMapClass2.nii"))
-    assert case.logits == ()
-    assert "case 'a': expected one file for each label from 0, found a_ProbMapClass0.nii, a_ProbMapClass2.nii" in str(case.problem)
 
 
 def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
@@ -137,17 +126,13 @@ def test_label_maps_beside_the_images_are_no_images(tmp_path):
     """PROMISE12 is distributed so."""
     images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
     cases = discover_cases(images, None, labels=images)
-    assert [(case.case_id, case.labels.name) for case in cases] == [
-        ("Case00", "Case00_segmentation.mhd"),
-        ("Case01", "Case01_segmentation.mhd"),
-    ]
+    assert [(case.case_id, case.labels.name) for case in cases] == [(name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")]
     assert cases.notes == [f"{images}: 2 label maps beside the images, such as Case00_segmentation.mhd, are not taken for images"]
-
-
-def test_images_and_probabilities_in_one_folder(tmp_path):
-    data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz")
-    (case,) = discover_cases(data, data)
-    assert (names(case.images), names(case.logits)) == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.npz"])
+    data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
+    cases = discover_cases(data, data)
+    assert [case.case_id for case in cases] == ["a", "c"], "nor are probabilities and logits"
+    assert (names(cases[0].images), names(cases[0].logits)) == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.npz"])
+    assert any("c_logits.nii.gz" in note for note in cases.notes)
 
 
 def test_single_files(tmp_path):
@@ -172,6 +157,7 @@ def test_single_files(tmp_path):
         ("others/a.mnc", UnsupportedFormatError, r"a\.mnc: unknown file type; expected one of \.nii\.gz"),
         ("others/a.npz", UnsupportedFormatError, r"a\.npz: unknown file type; expected one of"),
         (["others", "empty"], InputError, "others: give one folder of images, or the files of one case"),
+        (["others/a.mnc", "others"], InputError, "others: give one folder of images, or the files of one case"),
         ([], InputError, "no images given"),
     ],
 )
@@ -181,9 +167,6 @@ def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
     several = [tmp_path / image for image in images] if isinstance(images, list) else tmp_path / images
     with pytest.raises(error, match=message):
         discover_cases(several, None)
-
-
-def test_no_logits_given(tmp_path):
     with pytest.raises(InputError, match="no logits given"):
         discover_cases(folder(tmp_path, "images", "a.nii"), [])
 
@@ -196,6 +179,7 @@ def write_description(tmp_path: Path, content: object) -> Path:
 def test_a_description_of_nnunet(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz"})
+    assert read_dataset_description(folder(tmp_path / "images", "none")) is None
     found = read_dataset_description(images)
     assert found is not None
     assert found.channel_names == ("FLAIR", "T1c")
@@ -215,10 +199,6 @@ def test_an_older_description(channels, tmp_path):
     assert (found.ignore_label, found.has_regions) == (None, False)
 
 
-def test_no_description(tmp_path):
-    assert read_dataset_description(folder(tmp_path, "images")) is None
-
-
 @pytest.mark.parametrize("content", ["{", "[]", {"labels": {"a": "b"}}, {"channel_names": 3}, {"channel_names": {"x": "y"}}])
 def test_a_description_that_is_none(content, tmp_path):
     """An error to who asks for it; finding cases goes on without it."""
@@ -228,10 +208,3 @@ def test_a_description_that_is_none(content, tmp_path):
     cases = discover_cases(images, None)
     assert [case.case_id for case in cases] == ["a"]
     assert "continuing without it" in cases.notes[0]
-
-
-def test_logits_beside_the_images_are_no_cases(tmp_path):
-    images = folder(tmp_path, "images", "c_0000.nii.gz", "c_logits.nii.gz")
-    cases = discover_cases(images, images)
-    assert [case.case_id for case in cases] == ["c"]
-    assert any("c_logits.nii.gz" in note for note in cases.notes)

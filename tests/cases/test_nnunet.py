@@ -15,12 +15,17 @@ from crfrefine.errors import InputError
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
 NAMES = "-tr nnUNetTrainer -p nnUNetPlans"
+TASK = "nnUNet/3d_fullres/Task004_X"
+TRAINED_BY_VERSION_1 = TASK + "/nnUNetTrainerV2__nnUNetPlansv2.1"
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(variable, raising=False)
+
+
+VALIDATED = tuple(f"validation/{name}" for name in ("summary.json", "case1.nii.gz", "case3.nii.gz"))
 
 
 @pytest.fixture
@@ -61,13 +66,11 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     case = trained_cases(tree).cases[1]
     assert case.images[0] == tmp_path / "elsewhere" / DATASET / "imagesTr" / "case1_0000.nii.gz"
     assert case.labels == tmp_path / "elsewhere" / DATASET / "labelsTr" / "case1.nii.gz"
-
-
-def test_labels_that_nnunet_copied_serve_where_only_images_are_given(tree, tmp_path):
-    shutil.move(tree.raw / "labelsTr", tree.preprocessed / "gt_segmentations")
-    shutil.move(tree.raw, tmp_path / "moved")
-    case = trained_cases(tree, images=tmp_path / "moved" / "imagesTr").cases[2]
-    assert case.images[0] == tmp_path / "moved" / "imagesTr" / "case2_0000.nii.gz"
+    # Without it, images are given, and labels are those that nnU-Net copied.
+    monkeypatch.delenv("nnUNet_raw")
+    shutil.move(tmp_path / "elsewhere" / DATASET / "labelsTr", tree.preprocessed / "gt_segmentations")
+    case = trained_cases(tree, images=tmp_path / "elsewhere" / DATASET / "imagesTr").cases[2]
+    assert case.images[0] == tmp_path / "elsewhere" / DATASET / "imagesTr" / "case2_0000.nii.gz"
     assert case.labels == tree.preprocessed / "gt_segmentations" / "case2.nii.gz"
 
 
@@ -94,22 +97,15 @@ def test_a_dataset_that_lists_its_files_is_read_as_nnunet_reads_it(tree, monkeyp
     assert [case.logits for case in found] == [(tree.archive(number % 2, number),) for number in range(4)]
 
 
-def test_a_fold_that_was_validated_without_npz_is_named_with_the_command(tree):
-    for path in tree.validation(1).glob("*.npz"):
-        path.unlink()
-    found = trained_cases(tree)
-    assert [case.missing for case in found.cases] == [(), ("no probabilities in fold_1/validation",)] * 2
-    assert found.advice == (f"fold 1 was validated without --npz: {TRAIN} 1 --val --npz {NAMES}",)
-
-
 @pytest.mark.parametrize(
     ("left", "advice"),
     [
         ((), f"fold 1 is not trained: {TRAIN} 1 --npz {NAMES}"),
         (("checkpoint_latest.pth",), f"fold 1 is not trained to its end: {TRAIN} 1 --npz --c {NAMES}"),
         (("checkpoint_final.pth",), f"fold 1 is not validated to its end: {TRAIN} 1 --val --npz {NAMES}"),
+        (("checkpoint_final.pth", *VALIDATED), f"fold 1 was validated without --npz: {TRAIN} 1 --val --npz {NAMES}"),
     ],
-    ids=["absent", "stopped", "without validation"],
+    ids=["absent", "stopped", "without validation", "without npz"],
 )
 def test_a_fold_that_is_not_done_is_named_with_the_command(tree, left, advice):
     shutil.rmtree(tree.validation(1).parent)
@@ -173,15 +169,10 @@ def test_of_several_folds_that_held_a_case_out_the_one_of_the_splits_is_taken(tr
     assert any("several folds" in note and "case1" in note for note in found.cases.notes)
 
 
-def test_images_of_a_format_that_is_not_read_are_refused_at_once(tree):
-    write_json(tree.network / "dataset.json", describe(file_ending=".png"))
-    with pytest.raises(InputError, match=r"dataset\.json: the images are \.png files"):
-        trained_cases(tree)
-
-
 def test_probabilities_that_were_not_turned_back_are_refused(tree):
     """The one reader of nnU-Net that turns images to RAS+; these images are toward LPS."""
     write_json(tree.network / "plans.json", plans(image_reader_writer="NibabelIOWithReorient"))
+    assert nib.aff2axcodes(AFFINE) == ("L", "P", "S")
     cases = trained_cases(tree).cases
     assert all("toward RAS" in case.problem and "toward LPS" in case.problem for case in cases)
     for path in (tree.raw / "imagesTr").glob("case0_*"):
@@ -189,9 +180,19 @@ def test_probabilities_that_were_not_turned_back_are_refused(tree):
     assert [bool(case.problem) for case in trained_cases(tree).cases] == [False, True, True, True]
 
 
-def test_the_splits_must_be_those_of_nnunet(tree):
-    write_json(tree.preprocessed / "splits_final.json", {"0": ["case0"]})
-    with pytest.raises(InputError, match=r"splits_final\.json: expected a list"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nnUNet_preprocessed/" + DATASET + "/splits_final.json", {"0": ["case0"]}, r"splits_final\.json: expected a list"),
+        (f"nnUNet_results/{DATASET}/{NETWORK}/dataset.json", describe(file_ending=".png"), r"dataset\.json: the images are \.png files"),
+        (f"nnUNet_results/{DATASET}/{NETWORK}/plans.json", None, "has folds, but no plans.json"),
+    ],
+)
+def test_what_nnunet_would_not_write_is_refused(tree, name, content, message):
+    write_json(tree.root / name, content)
+    if content is None:
+        (tree.root / name).unlink()
+    with pytest.raises(InputError, match=message):
         trained_cases(tree)
 
 
@@ -213,49 +214,32 @@ def test_from_a_folder_above_or_of_the_data_the_networks_are_named(tree, above):
     (tree.preprocessed / "gt_segmentations").mkdir()
     other = tree.network.with_name("nnUNetTrainer__nnUNetPlans__2d")
     shutil.copytree(tree.network, other)
-    message = complaint(tree.root / above)
-    assert f"    {other}\n    {tree.network}" in message
-
-
-def test_a_copied_network_is_found_whatever_its_folder_is_called(tree, tmp_path):
-    shutil.copytree(tree.network, tmp_path / "copy")
-    network = require_trained(tmp_path / "copy")
-    assert (network.dataset, network.trainer, network.plans) == (DATASET, "TRAINER", "nnUNetPlans")
-
-
-TASK = "nnUNet/3d_fullres/Task004_X"
-TRAINED_BY_VERSION_1 = TASK + "/nnUNetTrainerV2__nnUNetPlansv2.1"
+    first = tree.network.parents[1] / TRAINED_BY_VERSION_1
+    first.mkdir(parents=True)
+    (first / "plans.pkl").write_bytes(b"")
+    assert complaint(tree.root / above).endswith(f"\n    {other}\n    {tree.network}")
 
 
 @pytest.mark.parametrize(
     "place", ["", "nnUNet", "nnUNet/3d_fullres", TASK, TRAINED_BY_VERSION_1, TRAINED_BY_VERSION_1 + "/fold_0", "predicted"]
 )
 def test_version_1_is_named(tmp_path, place):
-    for folder, name in (
-        (TRAINED_BY_VERSION_1, "plans.pkl"),
-        (TRAINED_BY_VERSION_1 + "/fold_0", "model_final_checkpoint.model"),
-        ("predicted", "plans.pkl"),
-        ("predicted", "case0.npz"),
-    ):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / name).write_bytes(b"")
+    first = TRAINED_BY_VERSION_1
+    for name in (f"{first}/plans.pkl", f"{first}/fold_0/model_final_checkpoint.model", "predicted/plans.pkl", "predicted/case0.npz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     message = complaint(tmp_path / place)
     assert "nnU-Net version 1" in message
     assert 'see "File formats", grids, in crfrefine\'s documentation' in message
 
 
-def test_networks_of_version_2_are_named_beside_those_of_version_1(tree):
-    (tree.network.parents[1] / TRAINED_BY_VERSION_1).mkdir(parents=True)
-    (tree.network.parents[1] / TRAINED_BY_VERSION_1 / "plans.pkl").write_bytes(b"")
-    assert complaint(tree.network.parents[1]).endswith(f"\n    {tree.network}")
-
-
-def test_folds_without_plans_name_the_file(tree):
-    (tree.network / "plans.json").unlink()
-    assert "has folds, but no plans.json" in complaint(tree.network)
-
-
-def test_any_other_folder_says_what_was_looked_for(tmp_path):
+def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
+    assert "holds predictions of nnU-Net" in complaint(write_predictions(tree))
+    shutil.copytree(tree.network, tmp_path / "copy")  # is found whatever its folder is called
+    network = require_trained(tmp_path / "copy")
+    assert (network.dataset, network.trainer, network.plans) == (DATASET, "TRAINER", "nnUNetPlans")
+    tmp_path = tmp_path / "empty"
+    tmp_path.mkdir()
     message = complaint(tmp_path)
     for words in ("plans.json", "fold_0", "predict_from_raw_data_args.json", "DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION"):
         assert words in message
@@ -269,10 +253,6 @@ def test_a_path_below_the_results_of_the_environment_is_offered(tree, monkeypatc
     assert complaint(path) == f"{path}: no such folder; there is {tree.network}"
 
 
-def test_one_cannot_learn_from_predictions(tree):
-    assert "holds predictions of nnU-Net" in complaint(write_predictions(tree))
-
-
 # ---- Predictions, and what infer refines
 
 
@@ -283,12 +263,12 @@ def test_predictions_know_their_images(tree):
         (f"case{n}", tree.raw / "imagesTs" / f"case{n}_0001.nii.gz", (folder / f"case{n}.npz",), None) for n in range(3)
     ]
     assert not tree.trap.exists()
-
-
-def test_predictions_inside_the_folder_of_the_network_are_predictions(tree):
-    folder = tree.network / "predictions"
-    shutil.copytree(write_predictions(tree), folder)
-    assert find_cases_to_refine(folder, (), None)[0].logits == (folder / "case0.npz",)
+    shutil.copytree(folder, tree.network / "predictions")  # Inside the folder of the network they are predictions, too.
+    assert find_cases_to_refine(tree.network / "predictions", (), None)[0].logits == (tree.network / "predictions" / "case0.npz",)
+    (folder / "predict_from_raw_data_args.json").unlink()  # nnUNetv2_ensemble does not write where the images were.
+    with pytest.raises(InputError, match=r"there is no such file\n  Name the folder of the images with -i"):
+        find_cases_to_refine(folder, (), None)
+    assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
 
 
 def test_images_that_were_moved_are_given_by_hand(tree, tmp_path):
@@ -299,15 +279,7 @@ def test_images_that_were_moved_are_given_by_hand(tree, tmp_path):
     assert find_cases_to_refine(folder, (tmp_path / "moved",), None)[0].images[0] == tmp_path / "moved" / "case0_0000.nii.gz"
 
 
-def test_a_relative_folder_of_images_is_seen_from_here(tree, monkeypatch):
-    folder = write_predictions(tree, list_of_lists_or_source_folder="imagesTs")
-    with pytest.raises(InputError, match="seen from the folder in which nnUNetv2_predict was started"):
-        find_cases_to_refine(folder, (), None)
-    monkeypatch.chdir(tree.raw)
-    assert len(find_cases_to_refine(folder, (), None)) == 3
-
-
-@pytest.mark.parametrize("output", ["predictions", "./predictions/", "out/../predictions"])
+@pytest.mark.parametrize("output", ["predictions", "out/../predictions"])
 def test_relative_folders_begin_where_nnunet_was_started(tree, monkeypatch, tmp_path, output):
     """The predictions were noted as a relative path too, which tells where that was."""
     names = {"list_of_lists_or_source_folder": f"nnUNet_raw/{DATASET}/imagesTs", "output_folder_or_list_of_truncated_output_files": output}
@@ -316,8 +288,10 @@ def test_relative_folders_begin_where_nnunet_was_started(tree, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path / "here")
     assert find_cases_to_refine(folder, (), None)[0].images[0] == tree.raw / "imagesTs" / "case0_0000.nii.gz"
     moved = folder.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="Name the folder of the images with -i"):
+    with pytest.raises(InputError, match=r"(?s)seen from the folder in which nnUNetv2_predict was started.*Name the folder of the images"):
         find_cases_to_refine(moved, (), None)
+    monkeypatch.chdir(tree.root)
+    assert len(find_cases_to_refine(moved, (), None)) == 3
 
 
 def test_predictions_of_listed_files_have_the_names_that_they_were_given(tree):
@@ -340,22 +314,6 @@ def test_predictions_of_listed_files_have_the_names_that_they_were_given(tree):
         find_cases_to_refine(folder, (), None)
 
 
-def test_an_ensemble_needs_its_images_named(tree):
-    """nnUNetv2_ensemble does not write where the images were."""
-    folder = write_predictions(tree)
-    (folder / "predict_from_raw_data_args.json").unlink()
-    with pytest.raises(InputError, match=r"there is no such file\n  Name the folder of the images with -i"):
-        find_cases_to_refine(folder, (), None)
-    assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
-
-
-def test_predictions_without_probabilities_say_how_to_get_them(tree):
-    folder = write_predictions(tree, npz=False)
-    with pytest.raises(InputError, match="run without --save_probabilities") as error:
-        find_cases_to_refine(folder, (), None)
-    assert "nnUNetv2_predict ... --save_probabilities" in str(error.value)
-
-
 def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tree):
     folder = write_predictions(tree)
     (folder / "case1.npz").unlink()
@@ -375,15 +333,12 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
     assert [case.case_id for case in found] == ["case0", "case2"]
     assert found.notes[0] == "2 of 4 cases are left out: fold 1 is not trained (2): case1, case3"
     assert found.notes[1].startswith("fold 1 is not trained: nnUNetv2_train")
-
-
-def test_a_network_without_any_probabilities_is_an_error_with_the_commands(tree):
     for path in tree.network.rglob("*.npz"):
         path.unlink()
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"(?s){TRAIN} 0 --val --npz {NAMES}.*{TRAIN} 1 --npz {NAMES}"):
         find_cases_to_refine(tree.network, (), None)
-    for fold in (0, 1):
-        assert f"{TRAIN} {fold} --val --npz {NAMES}" in str(error.value)
+    with pytest.raises(InputError, match=r"(?s)run without --save_probabilities.*nnUNetv2_predict \.\.\. --save_probabilities"):
+        find_cases_to_refine(write_predictions(tree, npz=False), (), None)
 
 
 def test_the_order_of_regions_is_read(tmp_path):
@@ -394,8 +349,3 @@ def test_the_order_of_regions_is_read(tmp_path):
     write_json(tmp_path / "dataset.json", describe(regions_class_order="1, 2"))
     with pytest.raises(InputError, match="regions_class_order: expected a list of labels"):
         read_dataset_description(tmp_path)
-
-
-def test_the_helpers_write_images_whose_axes_are_not_those_of_ras():
-    assert nib.aff2axcodes(AFFINE) == ("L", "P", "S")
-    assert len(NETWORK.split("__")) == 3

@@ -24,24 +24,19 @@ def kept(label_map: np.ndarray, *labels: int, background: int = 0) -> list[str]:
     return ["".join("." if value == 0 else str(value) for value in row) for row in found[..., 0]]
 
 
-def test_only_the_largest_component_stays():
-    assert kept(drawn("11...1", "1..2.2", "...2.."), 1) == ["11....", "1..2.2", "...2.."]
-
-
-def test_labels_count_together():
-    assert kept(drawn("11..12", "....22", "3....."), 1, 2) == ["....12", "....22", "3....."]
-
-
-def test_corners_connect():
-    assert kept(drawn("1.....", ".1...1", "..1..1"), 1) == ["1.....", ".1....", "..1..."]
-
-
-def test_all_of_the_largest_size_stay_as_in_nnunet():
-    assert kept(drawn("11..11", "......", "..1..."), 1) == ["11..11", "......", "......"]
-
-
-def test_the_others_become_what_nnunet_calls_background():
-    assert kept(drawn("11...1", "......", "......"), 1, background=2) == ["11...2", "......", "......"]
+@pytest.mark.parametrize(
+    ("picture", "labels", "background", "expected"),
+    [
+        (("11...1", "1..2.2", "...2.."), (1,), 0, ["11....", "1..2.2", "...2.."]),
+        (("11..12", "....22", "3....."), (1, 2), 0, ["....12", "....22", "3....."]),
+        (("1.....", ".1...1", "..1..1"), (1,), 0, ["1.....", ".1....", "..1..."]),
+        (("11..11", "......", "..1..."), (1,), 0, ["11..11", "......", "......"]),
+        (("11...1", "......", "......"), (1,), 2, ["11...2", "......", "......"]),
+    ],
+    ids=["largest", "together", "corners connect", "all of the largest size, as in nnU-Net", "what nnU-Net calls background"],
+)
+def test_only_the_largest_component_stays(picture, labels, background, expected):
+    assert kept(drawn(*picture), *labels, background=background) == expected
 
 
 def test_a_label_that_is_not_there_changes_nothing():
@@ -72,17 +67,12 @@ def test_rules_follow_each_other(tmp_path):
 
 def test_that_of_the_most_folds_counts(tmp_path):
     tree = write_tree(tmp_path, 2)
+    write_json(tree.network / "other" / "postprocessing.json", {})
+    assert find_postprocessing(require_trained(tree.network)) is None
     write_postprocessing(tree, 1, folds="0_1_2_3_4")
     write_postprocessing(tree, 2, folds="0_1")
     write_postprocessing(tree, 3, folds="9")
     assert find_postprocessing(require_trained(tree.network)).rules == (KeepLargest((1,)),)
-
-
-def test_without_the_file_there_is_none(tmp_path):
-    tree = write_tree(tmp_path, 2)
-    (tree.network / "other").mkdir()
-    write_json(tree.network / "other" / "postprocessing.json", {})
-    assert find_postprocessing(require_trained(tree.network)) is None
 
 
 @pytest.mark.parametrize(

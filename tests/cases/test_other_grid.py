@@ -24,6 +24,9 @@ def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)) 
     return affine
 
 
+FAR = beside(np.eye(3), shift=18.0) @ np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
 def scores(num_labels=3, shape=COARSE) -> np.ndarray:
     return np.random.default_rng(5).normal(0, 3, (num_labels, *shape)).astype(np.float32)
 
@@ -43,10 +46,12 @@ def inside(case: Case) -> np.ndarray:
 
 
 @pytest.mark.parametrize("direction", [OBLIQUE, OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), np.eye(3)], ids=["parallel", "flipped", "oblique"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_logits_are_interpolated_onto_the_grid_of_the_image(direction, threads, tmp_path):
+def test_logits_are_interpolated_onto_the_grid_of_the_image(direction, tmp_path):
     affine = beside(direction)
-    case = load_case(make_case(tmp_path, affine), RESAMPLE, threads=threads)
+    files = make_case(tmp_path, affine)
+    case = load_case(files, RESAMPLE)
+    paths = tuple(save_nifti(tmp_path / f"label{number}.nii.gz", channel, affine) for number, channel in enumerate(scores()))
+    np.testing.assert_array_equal(load_case(replace(files, logits=paths), RESAMPLE, threads=3).logits, case.logits)
     expected = np.stack([itk_resampled(channel, affine, SHAPE, AFFINE) for channel in scores()])
     covered = inside(case)
     assert 0.3 < covered.mean() <= 1.0
@@ -75,19 +80,10 @@ def test_without_the_option_the_error_names_it(tmp_path):
     for role in ("mask", "labels"):
         with pytest.raises(GridMismatchError, match=rf"(?s)image and {role} are on different grids.*--resample"):
             read_case_headers(replace(files, logits=(on_grid,), **{role: mask}))
-
-
-def test_modalities_are_never_interpolated(tmp_path):
-    files = make_case(tmp_path)
-    other = save_nifti(tmp_path / "a_0001.nii.gz", numbers(COARSE), beside())
     with pytest.raises(GridMismatchError, match=r"(?s)two modalities are on different grids.*Resample the modalities to one grid"):
-        load_case(replace(files, images=(*files.images, other)), RESAMPLE)
-
-
-def test_files_on_the_grid_of_the_image_are_read_as_they_are(tmp_path):
-    values = scores(shape=SHAPE)
-    case = load_case(make_case(tmp_path, AFFINE, values), RESAMPLE)
-    np.testing.assert_array_equal(case.logits, values)
+        load_case(replace(files, images=(*files.images, mask)), RESAMPLE)
+    case = load_case(replace(files, logits=(on_grid,)), RESAMPLE)
+    np.testing.assert_array_equal(case.logits, scores(shape=SHAPE))
     assert not case.times
     assert len(case.notes) == 1
 
@@ -106,13 +102,6 @@ def test_probabilities_lead_to_the_same_logits_as_the_logits_they_come_from(tmp_
     differences = [(found - found[0])[:, covered] for found in (case.logits, of_probabilities.logits)]
     # Rounding of probabilities to float32 moves their logarithm by 1e-7 of its size; the smallest here is about e^-15.
     np.testing.assert_allclose(differences[0], differences[1], atol=1e-4)
-
-
-def test_one_file_per_label(tmp_path):
-    files = make_case(tmp_path)
-    paths = tuple(save_nifti(tmp_path / f"label{number}.nii.gz", channel, beside()) for number, channel in enumerate(scores()))
-    together, apart = load_case(files, RESAMPLE), load_case(replace(files, logits=paths), RESAMPLE, threads=2)
-    np.testing.assert_array_equal(apart.logits, together.logits)
 
 
 def test_an_image_is_a_plane(tmp_path):
@@ -147,23 +136,15 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     assert case.mask.any()
     assert any(note.startswith("mask taken by nearest neighbor from 6×9×7") for note in case.notes)
     assert any(note.startswith("voxels outside the grid of the labels are background: ") for note in case.notes)
-    headers = read_case_headers(files, RESAMPLE)
-    assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
-
-
-def test_a_mask_whose_voxels_are_all_outside_the_image(tmp_path):
-    marked = np.zeros(COARSE, np.uint8)
-    marked[0] = 1
-    mask = save_nifti(tmp_path / "mask.nii.gz", marked, beside(np.eye(3), shift=18.0) @ np.diag([-1.0, 1.0, 1.0, 1.0]))
-    with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty on the image's grid"):
-        load_case(replace(make_case(tmp_path), mask=mask), RESAMPLE)
-
-
-def test_a_small_overlap_is_asked_about(tmp_path):
-    case = load_case(make_case(tmp_path, beside(np.eye(3), shift=10.0)), RESAMPLE)
+    far = save_nifti(tmp_path / "far.nii.gz", (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8), FAR)
+    with pytest.raises(InputError, match=r"far\.nii\.gz: the mask is empty on the image's grid"):
+        load_case(replace(files, mask=far), RESAMPLE)
+    case = load_case(replace(make_case(tmp_path, beside(np.eye(3), shift=10.0))), RESAMPLE)
     share = 1 - inside(case).mean()
     assert share > 0.5
     assert any(note.endswith(f" voxels ({share:.1%}); do the files belong together?") for note in case.notes)
+    headers = read_case_headers(files, RESAMPLE)
+    assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
 
 
 @pytest.mark.parametrize(

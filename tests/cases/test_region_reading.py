@@ -54,21 +54,18 @@ def test_sigmoid_channels_become_log_odds(tmp_path):
     assert case.notes[0].startswith(told)
     assert case.notes[0].endswith("dataset.json): all values lie in [0, 1]")
     np.testing.assert_array_equal(case.decode(case.logits), SCHEME.decode(sigmoids() - 0.5))
-
-
-def test_values_beyond_0_and_1_are_log_odds(tmp_path):
     channels = np.random.default_rng(1).normal(0, 3, (3, *SHAPE))
-    case = load(tmp_path, channels, BRATS)
+    case = load(tmp_path, channels, BRATS)  # Values beyond 0 and 1 are log-odds.
     assert (case.regions, case.input_kind) == (SCHEME, "logits")
     np.testing.assert_array_equal(case.logits, channels.astype(np.float32))
     assert "is taken as log-odds of 3 regions" in case.notes[0]
-
-
-def test_a_softmax_over_all_labels_is_refined_as_one(tmp_path):
-    """Four channels, one per label, although the file declares three regions."""
-    channels = np.random.default_rng(1).normal(0, 3, (4, *SHAPE))
-    case = load(tmp_path, channels, BRATS)
-    assert (case.regions, case.num_labels, case.input_kind) == (None, 4, "logits")
+    given = RegionScheme.of({"left": 1, "right": 2, "middle": 3})
+    case = load(tmp_path, sigmoids(), BRATS, given=given)  # The user's come before those of the description.
+    assert case.regions == given
+    assert "(left, right, middle; --regions)" in case.notes[0]
+    case = load(tmp_path, sigmoids(1), given=RegionScheme.of({"tumor": 2}))
+    assert (case.logits.shape, case.num_labels) == ((1, *SHAPE), 3)
+    np.testing.assert_array_equal(case.decode(case.logits), 2 * (sigmoids(1)[0] > 0.5))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "nowhere", "logits"])
@@ -79,21 +76,6 @@ def test_as_many_regions_as_labels(tmp_path, kind):
     channels = {"softmax": softmax, "sigmoid": sigmoids(), "nowhere": np.zeros((3, *SHAPE)), "logits": logits}[kind]
     case = load(tmp_path, channels, TWO_LABELS)
     assert (case.regions is None) == (kind == "softmax")
-
-
-def test_the_users_regions_come_before_those_of_the_description(tmp_path):
-    given = RegionScheme.of({"left": 1, "right": 2, "middle": 3})
-    case = load(tmp_path, sigmoids(), BRATS, given=given)
-    assert case.regions == given
-    assert "(left, right, middle; --regions)" in case.notes[0]
-
-
-def test_one_region_needs_one_channel(tmp_path):
-    given = RegionScheme.of({"tumor": 2})
-    case = load(tmp_path, sigmoids(1), given=given)
-    assert case.logits.shape == (1, *SHAPE)
-    assert case.num_labels == 3
-    np.testing.assert_array_equal(case.decode(case.logits), 2 * (sigmoids(1)[0] > 0.5))
 
 
 def refusal(folder, *arguments, **options):

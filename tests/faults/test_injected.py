@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
 from evaluation_helpers import write_study
-from kills import is_hidden
 
 import crfrefine.infer.run as infer_run
 from crfrefine.evaluate.records import Job
@@ -27,42 +26,26 @@ def folders(tmp_path: Path) -> Folders:
     return write_folders(tmp_path, "a", "b", "c")
 
 
-def before_refining(monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
-    """Let something happen when a case has been read and is about to be refined."""
-    refine = infer_run._Run._refine
+def before(step: str, monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
+    """Let something happen when a case is about to be read (`_read`), or has been read and is about to be refined (`_refine`)."""
+    original = getattr(infer_run._Run, step)
 
-    def faulty(run, loaded):
-        if loaded.record.case_id == case_id:
+    def faulty(run, task, *rest):
+        if getattr(task, "record", task).case_id == case_id:
             fault()
-        return refine(run, loaded)
+        return original(run, task, *rest)
 
-    monkeypatch.setattr(infer_run._Run, "_refine", faulty)
-
-
-def before_reading(monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
-    """Let something happen when all cases have been found, and one is about to be read."""
-    read = infer_run._Run._read
-
-    def faulty(run, task, admit):
-        if task.case_id == case_id:
-            fault()
-        return read(run, task, admit)
-
-    monkeypatch.setattr(infer_run._Run, "_read", faulty)
-
-
-def statuses(summary: Path) -> dict[str, str]:
-    return {case["case_id"]: case["status"] for case in json.loads(summary.read_text())["cases"]}
+    monkeypatch.setattr(infer_run._Run, step, faulty)
 
 
 def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkeypatch):
     summary = tmp_path / "summary.json"
-    before_refining(monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
+    before("_refine", monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
     result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary)
     assert result.status == 1
     assert f"cannot be written: there is no folder {folders.output}" in result.stderr
     assert "Traceback" not in result.stderr
-    assert statuses(summary)["c"] == "failed"
+    assert [case["status"] for case in json.loads(summary.read_text())["cases"]] == ["done", "done", "failed"]
     monkeypatch.undo()
     result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary)
     assert result.status == 0, result.stderr
@@ -89,7 +72,7 @@ def test_the_output_folder_of_an_evaluation_is_removed_while_running(tmp_path, m
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_the_output_folder_becomes_read_only_while_running(folders, monkeypatch):
-    before_refining(monkeypatch, "b", lambda: folders.output.chmod(0o555))
+    before("_refine", monkeypatch, "b", lambda: folders.output.chmod(0o555))
     result = run_here("infer", *folders.arguments, "--threads", 1)
     folders.output.chmod(0o755)
     assert result.status == 1
@@ -97,14 +80,15 @@ def test_the_output_folder_becomes_read_only_while_running(folders, monkeypatch)
     assert not any(name.startswith(".") for name in files_in(folders.output))
 
 
-@pytest.mark.parametrize("which", ["images/b_0001.nii.gz", "logits/b.nii.gz"])
-def test_inputs_that_vanish_after_they_were_found(which, folders, tmp_path, monkeypatch):
-    before_reading(monkeypatch, "b", (tmp_path / which).unlink)
+def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
+    for folder, name in ((folders.images, "a_0001.nii.gz"), (folders.logits, "b.nii.gz")):
+        before("_read", monkeypatch, name[0], (folder / name).unlink)
     result = run_here("infer", *folders.arguments, "--threads", 1)
     assert result.status == 1
-    assert f"{tmp_path / which}: " in result.stderr
+    assert f"{folders.images / 'a_0001.nii.gz'}: " in result.stderr
+    assert f"{folders.logits / 'b.nii.gz'}: " in result.stderr
     assert "Traceback" not in result.stderr
-    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
+    assert files_in(folders.output) == ["c.nii.gz"]
 
 
 def test_an_input_replaced_between_header_and_voxels_fails_its_case(folders, monkeypatch):
@@ -126,6 +110,7 @@ def test_an_input_replaced_between_header_and_voxels_fails_its_case(folders, mon
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
 
 
+@pytest.mark.long
 def test_two_runs_write_to_one_output_at_the_same_time(folders, tmp_path):
     """Both end well, every file is whole, and neither takes the other's temporary files away."""
     alone = Folders(folders.images, folders.logits, tmp_path / "alone")
@@ -138,7 +123,7 @@ def test_two_runs_write_to_one_output_at_the_same_time(folders, tmp_path):
         _, errors = run.communicate(timeout=240)
         assert run.returncode == 0, errors
     assert files_in(folders.output) == files_in(alone.output)
-    assert not any(is_hidden(folders.output / name) for name in files_in(folders.output))
     for name in files_in(alone.output):
+        assert not name.startswith(".")
         assert (folders.output / name).read_bytes() == (alone.output / name).read_bytes()
     assert load_nifti(folders.output / "a.nii.gz").any()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cli_helpers import write_folders
 from evaluation_helpers import write_study
 from kills import NUM_KILLS, Work, check_kills
 from training_helpers import write_cases
+
+pytestmark = pytest.mark.long
 
 
 def test_infer_on_a_folder(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
-from fuzz_dicom import dicom_targets
 from fuzz_engine import engine_targets
 from fuzz_planted import planted_targets
-from fuzz_runs import run_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 from fuzz_worker import Tally, Target, examine, fuzz
@@ -26,7 +24,7 @@ STRIDE = 1 << 32  # Between the first inputs of two seeds: no input is given twi
 
 def main() -> int:
     """Return 1 if there is a finding."""
-    targets = {target.name: target for target in (*volume_targets(), *dicom_targets(), *text_targets(), *run_targets(), *engine_targets())}
+    targets = {target.name: target for target in (*volume_targets(), *text_targets(), *engine_targets())}
     planted = {target.name: target for target in planted_targets()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", action="append", choices=[*targets, *planted], help="repeatable; default: all but the planted ones")

@@ -1,7 +1,4 @@
-"""Calls of the compiled module with wrong arguments, and models with odd bandwidths: results or errors of ours, soon and in little memory.
-
-`make fuzz` gives 10,000 of each.
-"""
+"""Wrong calls of the compiled module, and models with odd bandwidths: results or errors of ours, soon and in little memory."""
 
 from __future__ import annotations
 
@@ -9,23 +6,24 @@ from pathlib import Path
 
 import pytest
 from fuzz_engine import engine_targets
-from fuzz_worker import Target, fuzz
+from fuzz_worker import fuzz
 
 from crfrefine.engines.compiled import load_engine
 from crfrefine.errors import BackendUnavailableError
 
-NUM_INPUTS = {"module": 500, "models": 60}
 
-
-@pytest.mark.parametrize("target", engine_targets(), ids=lambda target: target.name)
-def test_some_inputs(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_inputs"),
+    [("module", 100), ("models", 10), *(pytest.param(*case, marks=pytest.mark.long) for case in (("module", 500), ("models", 60)))],
+)
+def test_some_inputs(name: str, num_inputs: int, tmp_path: Path) -> None:
     try:
         load_engine()
     except BackendUnavailableError as error:
         pytest.skip(str(error))
-    folder, num_inputs = tmp_path / target.name, NUM_INPUTS[target.name]
-    folder.mkdir()
-    found = fuzz(target, folder, inputs=num_inputs)
+    (target,) = (target for target in engine_targets() if target.name == name)
+    (tmp_path / name).mkdir()
+    found = fuzz(target, tmp_path / name, inputs=num_inputs)
     assert not found.findings, found.findings[0]
     assert found.inputs == num_inputs
     assert found.taken >= num_inputs // 5, "too few inputs come as far as the work itself"

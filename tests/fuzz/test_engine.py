@@ -17,10 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crfrefine.arrays.intensity import kernel_features
-from crfrefine.engines import get_backend
-from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.reference import lattice as reference
-from crfrefine.errors import BackendUnavailableError
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 WEIGHT_UNIT = 65535
@@ -41,7 +39,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     share = draw(st.sampled_from([None, 0.02, 0.6]))
     mask = None if share is None else rng.random(shape) < share
     if mask is not None:
-        mask.flat[draw(st.integers(0, mask.size - 1))] = True
+        mask.flat[0] = mask.flat[-1] = True  # or an axis would have one voxel, and the engine would leave it out
     scales = st.sampled_from([0.02, 0.3, 1.7, 40.0, 1e6])
     return {
         "image": image.astype(np.float32),
@@ -52,6 +50,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @settings(
     max_examples=NUM_EXAMPLES or 40,
     derandomize=not NUM_EXAMPLES,
@@ -61,23 +60,13 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 )
 @given(cases(), st.sampled_from([1, 3]))
 def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> None:
-    try:
-        backend = get_backend("cpu")
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    assert isinstance(backend, CpuBackend)
     inside = np.ones(case["image"].shape[1:], bool) if case["mask"] is None else case["mask"]
     features = kernel_features(case["image"], inside, case["spacing"], case["theta_alpha"], case["theta_beta"], inside.shape)
-    if np.abs(features).max() > LARGEST:
-        with contextlib.suppress(ValueError, RuntimeError):  # Refused, or right.
-            check(backend._engine._lattice_passes(*case.values(), threads), features)
-    else:
-        check(backend._engine._lattice_passes(*case.values(), threads), features)
-
-
-def check(passes: dict[str, Any], features: np.ndarray) -> None:
-    check_tiles(passes, features)
-    check_vertices(passes)
+    may_be_refused = (ValueError, RuntimeError) if np.abs(features).max() > LARGEST else ()
+    with contextlib.suppress(*may_be_refused):
+        passes = load_engine()._lattice_passes(*case.values(), threads)
+        check_tiles(passes, features)
+        check_vertices(passes)
 
 
 def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:

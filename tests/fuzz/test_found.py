@@ -19,20 +19,9 @@ from crfrefine.evaluate.records import from_json
 from crfrefine.infer.earlier import read_earlier
 from crfrefine.parameters.model import CrfParameters
 
-SUMMARY = {"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0}
-RECORD = {
-    "case_id": "a",
-    "status": "done",
-    "times": {"compute": 1.0},
-    "written": None,
-    "other_parameters": None,
-    "num_iterations": None,
-    "voxels_changed": None,
-}
-
 
 def test_a_geometry_that_overflows_is_an_error_without_a_warning(tmp_path: Path) -> None:
-    header = meta_text({"TransformMatrix": "1e300 0 0 0 1 0 0 0 1", "ElementSpacing": "1e300 1.5 2"})
+    header = meta_text(TransformMatrix="1e300 0 0 0 1 0 0 0 1", ElementSpacing="1e300 1.5 2")
     (tmp_path / "a.mha").write_bytes(header + VOXELS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -41,57 +30,42 @@ def test_a_geometry_that_overflows_is_an_error_without_a_warning(tmp_path: Path)
 
 
 def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path: Path) -> None:
-    record = {**RECORD, "times": {"compute": "x" * 5000}}
-    (tmp_path / "s.json").write_text(json.dumps({**SUMMARY, "cases": [record]}))
+    record = {"case_id": "a", "status": "done", "times": {"compute": "x" * 5000}}
+    record |= dict.fromkeys(("written", "other_parameters", "num_iterations", "voxels_changed"))
+    (tmp_path / "s.json").write_text(json.dumps({"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": [record]}))
     with pytest.raises(InputError, match=r"s\.json: expected the summary of an earlier `infer`") as caught:
         read_earlier(tmp_path / "s.json", {"a": tmp_path / "a.nii"}, CrfParameters().to_dict(), (1, 0))
     assert len(str(caught.value)) < 700
 
 
-MEASURED = {"case": "a", "fingerprint": {}, "seconds": 1.0, "warnings": [], "notes": [], "values": {"prediction": {"1": {"dice": 0.5}}}}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seconds": 10**400},
-        {"seconds": float("inf")},
-        {"values": {"prediction": {"1": {"dice": 10**400}}}},
-        {"notes": [None]},
-        {"warnings": [1]},
-        {"case": ["a"]},
-    ],
-    ids=lambda change: " ".join(f"{key} {str(value)[:20]}" for key, value in change.items()),
-)
-def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(change: dict, tmp_path: Path) -> None:
+def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_path: Path) -> None:
+    measured = {"case": "a", "fingerprint": {}, "seconds": 1.0, "warnings": [], "notes": [], "values": {"prediction": {"1": {"dice": 0.5}}}}
     path = tmp_path / "case.json"
-    path.write_text(json.dumps(MEASURED))
+    path.write_text(json.dumps(measured))
     assert from_json(path, {}) is not None
-    path.write_text(json.dumps({**MEASURED, **change}))
-    assert from_json(path, {}) is None
+    for change in (
+        *({"seconds": 10**400}, {"seconds": float("inf")}, {"values": {"prediction": {"1": {"dice": 10**400}}}}),
+        *({"notes": [None]}, {"warnings": [1]}, {"case": ["a"]}),
+    ):
+        path.write_text(json.dumps({**measured, **change}))
+        assert from_json(path, {}) is None, change
 
 
-STATE = {"parts": [], "screening": None, "current": None, "seconds": 1.0}
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    checkpoint = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError).Checkpoint(path, "d")
 
+    def text(**changes: object) -> str:
+        state = {"parts": [], "screening": None, "current": None, "seconds": 1.0, **changes}
+        return json.dumps({"schema": 2, "fingerprint": "d", "state": state})
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "seconds": 10**400}}),
-        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "seconds": "x" * 5000}}),
-        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "parts": [{"halves": []}]}}),
-        "[" * 100_000,
-    ],
-    ids=["too large", "a long word", "incomplete", "nested"],
-)
-def test_a_damaged_checkpoint_is_named(text: str, tmp_path: Path) -> None:
-    checkpoint = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError).Checkpoint(tmp_path / "c.json", "d")
-    (tmp_path / "c.json").write_text(json.dumps({"schema": 2, "fingerprint": "d", "state": STATE}))
+    path.write_text(text())
     assert checkpoint.load() is not None
-    (tmp_path / "c.json").write_text(text)
-    with pytest.raises(InputError, match=r"c\.json: not a checkpoint of train-crf") as caught:
-        checkpoint.load()
-    assert len(str(caught.value)) < 600
+    for damaged in (text(seconds=10**400), text(seconds="x" * 5000), text(parts=[{"halves": []}]), "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match=r"c\.json: not a checkpoint of train-crf") as caught:
+            checkpoint.load()
+        assert len(str(caught.value)) < 600
 
 
 def predictions_of(folder: Path, source: object, outputs: object = "out") -> object:
@@ -101,7 +75,7 @@ def predictions_of(folder: Path, source: object, outputs: object = "out") -> obj
     return find_predicted_cases(PredictionFolder(folder, None))
 
 
-@pytest.mark.parametrize("source", ["x" * 5000, "y" * 300, "\x1b[31m", "a\nb", "a\0b", "\ud800"], ids=lambda text: ascii(text)[:10])
+@pytest.mark.parametrize("source", ["x" * 5000, "\x1b[31m", "a\nb", "a\0b", "\ud800"], ids=lambda text: ascii(text)[:10])
 def test_images_of_predictions_in_a_place_that_cannot_be(source: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the images were in .*; there is no such folder now") as caught:
         predictions_of(tmp_path, source)
@@ -110,21 +84,15 @@ def test_images_of_predictions_in_a_place_that_cannot_be(source: str, tmp_path: 
     assert message.replace("\n  ", "").isprintable()
 
 
-NAMES = ["x" * 5000, "", "..", "a/b", "../a", "/etc/a"]
-
-
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:10])
-def test_a_dataset_cannot_lead_outputs_to_another_folder(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x" * 5000, "", "..", "../a", "/etc/a"], ids=lambda name: name[:10])
+def test_names_of_cases_cannot_lead_outputs_to_another_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"dataset": {name: {"images": ["a.nii"], "label": "b.nii"}}}))
     with pytest.raises(InputError, match=r"dataset\.json: dataset: .*expected the name of a case") as caught:
         listed_cases(tmp_path)
     assert len(str(caught.value)) < 500
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "..", ""], ids=lambda name: name[:10])
-def test_nor_can_the_names_of_predictions(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"predict_from_raw_data_args\.json: .*expected the name of a case"):
-        predictions_of(tmp_path, [["a_0000.nii"]], [name])
+    if "/" not in name:
+        with pytest.raises(InputError, match=r"predict_from_raw_data_args\.json: .*expected the name of a case"):
+            predictions_of(tmp_path, [["a_0000.nii"]], [name])
 
 
 def test_files_of_a_dataset_that_no_system_takes_are_missing(tmp_path: Path) -> None:

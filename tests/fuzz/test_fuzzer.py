@@ -6,13 +6,10 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from fuzz_dicom import dicom_targets
 from fuzz_engine import engine_targets
-from fuzz_runs import run_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 from fuzz_worker import Target, examine
@@ -40,56 +37,46 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.fixture(scope="module")
-def reports() -> dict[str, str]:
-    """What a run says of each planted target."""
+@pytest.mark.long
+def test_planted_faults_are_found_and_the_run_goes_on() -> None:
     done = run(*(word for name in PLANTED for word in ("--target", f"planted-{name}")), "--inputs", 100)
     assert done.returncode == 1, done.stdout + done.stderr
     parts = re.split(r"^planted-(\S+) +", done.stdout, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+    reports = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert list(reports) == list(PLANTED)
+    for name, report in reports.items():
+        assert report.startswith("100 inputs")
+        assert PLANTED[name] in report
+        assert 1 <= int(re.search(r"([0-9]+) findings", report)[1]) < 50
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_is_found_and_the_run_goes_on(name: str, reports: dict[str, str]) -> None:
-    report = reports[name]
-    assert report.startswith("100 inputs")
-    assert PLANTED[name] in report
-    assert 1 <= int(re.search(r"([0-9]+) findings", report)[1]) < 50
-
-
-def test_a_finding_is_made_again_by_its_number() -> None:
+@pytest.mark.long
+def test_a_finding_is_made_again_by_its_number_and_time_ends_a_run() -> None:
     done = run("--target", "planted-raises", "--inputs", 300, "--seed", 3)
     again = re.search(r"finding: \S+ (--target \S+ --only [0-9]+)", done.stdout)[1].split()
     assert int(again[-1]) >= 3 << 32
     done = run(*again)
     assert "KeyError: 'planted'" in done.stderr
     assert r"a, 1 bytes: b'\x07'" in done.stdout
+    done = run("--target", "npy", "--target", "options", "--minutes", 0.03)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    "target", [*volume_targets(), *dicom_targets(), *text_targets(), *run_targets(), *engine_targets()], ids=lambda target: target.name
-)
-def test_an_input_depends_on_its_number_alone(target) -> None:
-    first, second = ([target.make(random.Random(seed)) for seed in range(20)] for _ in range(2))
-    assert first == second
-    assert len({repr(content) for content in first}) > 10
+def test_an_input_depends_on_its_number_alone() -> None:
+    for target in (*volume_targets(), *text_targets(), *engine_targets()):
+        first, second = ([target.make(random.Random(seed)) for seed in range(20)] for _ in range(2))
+        assert first == second, target.name
+        assert len({repr(content) for content in first}) > 10, target.name
 
 
 def test_an_input_is_alone_in_its_folder(tmp_path: Path) -> None:
-    def make(rng: random.Random) -> Mapping[str, bytes]:
-        return {str(number): b"" for number in range(rng.randint(1, 4))}
+    seen: list[list[str]] = []
 
     def read(path: Path, rng: random.Random) -> None:
         seen.append(sorted(found.name for found in path.parent.iterdir()))
 
-    seen: list[list[str]] = []
-    target = Target("folder", make, read)
+    target = Target("folder", lambda rng: {str(number): b"" for number in range(rng.randint(1, 4))}, read)
     for seed in range(20):
         examine(target, tmp_path, seed)
-    assert [*map(len, seen)] == [len(make(random.Random(f"folder {seed}"))) for seed in range(20)]
-
-
-def test_time_ends_a_run() -> None:
-    done = run("--target", "npy", "--target", "options", "--minutes", 0.03)
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 2
+    assert [*map(len, seen)] == [len(target.make(random.Random(f"folder {seed}"))) for seed in range(20)]

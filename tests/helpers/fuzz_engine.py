@@ -23,42 +23,9 @@ from crfrefine.tiles.grid import TILE, TileGrid
 
 SHAPES = ((3,), (17, 4), (1, 9, 5), (4, 5, 17), (6, 7, 18))
 GRID = TileGrid((9, 17, 20))
-NUMBERS: tuple[Any, ...] = (
-    0,
-    1,
-    2,
-    3,
-    -1,
-    7,
-    255,
-    2**31,
-    -(2**63),
-    2**64,
-    0.0,
-    0.5,
-    -2.5,
-    1e-300,
-    1e300,
-    math.inf,
-    -math.inf,
-    math.nan,
-)
-OTHERS: tuple[Any, ...] = (
-    None,
-    "auto",
-    "lattice",
-    "grid",
-    "exact",
-    "truncated",
-    "symmetric",
-    "none",
-    "",
-    [],
-    [[]],
-    [[[1.0], []]],
-    True,
-    [1.0, -1.0, 2.0],
-)
+NUMBERS: tuple[Any, ...] = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
+OTHERS: tuple[Any, ...] = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
 TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
 FILLS = ("normal", "zeros", "ones", "numbers", "nan", "huge")
 
@@ -134,22 +101,9 @@ def _calls_of_tiles(rng: random.Random, threads: int) -> Call:
     per_tile, room = array((GRID.num_tiles,), "float32", "zeros"), array((3, math.prod(TILE)))
     whole, label_map = array(grid, stored), array(grid, "uint8", "numbers")
     best = rng.choice([None, array(grid)])
-    survey = [
-        whole,
-        0,
-        1,
-        False,
-        0.0,
-        1.0,
-        None,
-        array(grid),
-        array(grid),
-        array(grid, "uint16", "zeros"),
-        array(grid, "bool", "ones"),
-        best,
-    ]
+    filled = [array(grid), array(grid), array(grid, "uint16", "zeros"), array(grid, "bool", "ones"), best]
     methods = [
-        ("survey", [*survey, per_tile]),
+        ("survey", [whole, 0, 1, False, 0.0, 1.0, None, *filled, per_tile]),
         ("margins", [whole, True, numbers, True, 0.0, 1.0, array(grid, "bool", "numbers"), array(grid), array((3,))]),
         ("gather", [whole, numbers, array((3, math.prod(TILE)), stored)]),
         ("fill_entries", [whole, True, numbers, False, entries, room]),
@@ -171,24 +125,18 @@ def _calls_of_label_sets(rng: random.Random, threads: int) -> Call:
         *(array((3,), "int64", active), array((4,), "int64", first), array((len(own),), "int32", own)),
         *(array((num_tiles,), "int32", settled), threads),
     ]
-    values, flags = array((len(own), voxels)), array((len(own),), "uint8", "zeros")
+    values, flags, none = array((len(own), voxels)), array((len(own),), "uint8", "zeros"), array((0,), "int32", [])
     matter, rows = array((labels, num_tiles), "bool", "numbers"), array((3, TILE[0] * TILE[1]), "uint16", "zeros")
     image, bilateral = array((1, *grid)), [[[1.5, 1.5, 2.0], [0.5]]]
     kernels = {"kernels": [image, None, [1.0] * 3, bilateral, [], "symmetric", "auto", 3, 2, [], None, threads, None]}
     penalties = [float(row != column) for row in range(labels) for column in range(labels)]
-    is_direct = rng.random() < 0.7
-    channels = (
-        [None, 0, array((0,), "int32", []), array((0,), "int32", [])]
-        if is_direct
-        else [
-            *(kernels, 2, array((len(own),), "int32", [number % 2 for number in range(len(own))])),
-            array((num_tiles,), "int32", [-1 if label < 0 else label % 2 for label in settled]),
-        ]
-    )
+    of_sets = array((len(own),), "int32", [number % 2 for number in range(len(own))])
+    of_tiles = array((num_tiles,), "int32", [-1 if label < 0 else label % 2 for label in settled])
+    channels = [None, 0, none, none] if rng.random() < 0.7 else [kernels, 2, of_sets, of_tiles]
     model = [image, bilateral, [], "symmetric", [[1.0] * labels], penalties, True, 1.0, 0.0, 2, 0.0]
-    border = rng.choice([None, matter])
+    border, stop = rng.choice([None, matter]), [[5, 5, 6], 1e-3, flags, 0.0, rng.random() < 0.5]
     methods = [
-        ("run", [*channels, *model, rows, math.prod(grid), None, values, values, border, [5, 5, 6], 1e-3, flags, 0.0, rng.random() < 0.5]),
+        ("run", [*channels, *model, rows, math.prod(grid), None, values, values, border, *stop]),
         ("check", [values, matter, [3, 3, 4], 1e-3, flags]),
         ("open_voxels", [values, 1.0, -7.0, rng.random() < 0.5, rows]),
         ("decode", [values, array(grid, rng.choice(("uint8", "uint16")), "zeros")]),

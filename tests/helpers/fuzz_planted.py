@@ -6,7 +6,8 @@ import ctypes
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -15,112 +16,52 @@ from fuzz_worker import Target
 
 from crfrefine.errors import InputError
 
-_EVERY = 30
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
-def _make(rng: random.Random) -> Mapping[str, bytes]:
-    return {"a": bytes([rng.randrange(_EVERY)])}
-
-
-def _is_bad(path: Path) -> bool:
-    return path.read_bytes() == b"\7"
-
-
-def _raises(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        raise KeyError("planted")
-
-
-def _crashes(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        ctypes.string_at(0)
-
-
-def _ends(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        os._exit(3)
-
-
-def _hangs(path: Path, rng: random.Random) -> None:
-    while _is_bad(path):
+def _hang() -> None:
+    while True:
         try:
             time.process_time()
         except Exception:  # As a reader that takes everything for damage.
             continue
 
 
-def _waits(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        os.read(os.pipe()[0], 1)
-
-
-def _grows(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        bytearray(1 << 29)
-
-
-def _asks_for_too_much(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        bytearray(1 << 34)
-
-
-def _writes(path: Path, rng: random.Random) -> None:
-    if _is_bad(path):
-        os.write(2, b"noise")
-
-
-def _floods(path: Path, rng: random.Random) -> None:
-    raise InputError(f"{path}: {'x' * 5000}" if _is_bad(path) else f"{path}: refused")
-
-
-def _steers(path: Path, rng: random.Random) -> None:
-    raise InputError(f"{path}: \x1b[2J" if _is_bad(path) else f"{path}: refused")
-
-
-def _hides_the_name(path: Path, rng: random.Random) -> None:
-    raise InputError("somewhere" if _is_bad(path) else f"{path}: refused")
-
-
-def _warns(path: Path, rng: random.Random) -> None:
-    import warnings
-
-    if _is_bad(path):
-        warnings.warn("planted", RuntimeWarning, stacklevel=1)
+# What a reader does with one input of thirty. Of the last ones, it refuses the others.
+_FAULTS: dict[str, Callable[[], object]] = {
+    "raises": lambda: _raise(KeyError("planted")),
+    "crashes": lambda: ctypes.string_at(0),
+    "ends": lambda: os._exit(3),
+    "hangs": _hang,
+    "waits": lambda: os.read(os.pipe()[0], 1),
+    "grows": lambda: bytearray(1 << 29),
+    "asks-for-too-much": lambda: bytearray(1 << 34),
+    "writes": lambda: os.write(2, b"noise"),
+    "warns": lambda: warnings.warn("planted", RuntimeWarning, stacklevel=1),
+}
+_MESSAGES = {"floods": f"{{path}}: {'x' * 5000}", "steers": "{path}: \x1b[2J", "hides-the-name": "somewhere"}
+# Real readers of which one check is taken out.
+_PATCHES = {
+    "integers": ("mha", "crfrefine.io.metaimage_header.Fields.whole", lambda self, key, default=None: int(self.text(key, default))),
+    "finite": ("nii", "crfrefine.io.decode._is_finite", lambda block: True),
+}
 
 
 def planted_targets() -> Iterator[Target]:
-    """Made up readers, and real ones of which one check is taken out."""
-    for reader in (
-        _raises,
-        _crashes,
-        _ends,
-        _hangs,
-        _waits,
-        _grows,
-        _asks_for_too_much,
-        _writes,
-        _floods,
-        _steers,
-        _hides_the_name,
-        _warns,
-    ):
-        yield Target(f"planted-{reader.__name__[1:].replace('_', '-')}", _make, reader, most_seconds=0.3)
+    """Made up readers, and patched ones."""
+    for name in (*_FAULTS, *_MESSAGES):
+
+        def read(path: Path, rng: random.Random, name: str = name) -> None:
+            is_bad = path.read_bytes() == b"\7"
+            if name in _MESSAGES:
+                raise InputError((_MESSAGES[name] if is_bad else "{path}: refused").format(path=path))
+            if is_bad:
+                _FAULTS[name]()
+
+        yield Target(f"planted-{name}", lambda rng: {"a": bytes([rng.randrange(30)])}, read, most_seconds=0.3)
     real = {target.name: target for target in volume_targets()}
-    for name, target, place, substitute in (
-        (
-            "integers",
-            real["mha"],
-            "crfrefine.io.metaimage_header.Fields.whole",
-            lambda self, key, default=None: int(self.text(key, default)),
-        ),
-        ("finite", real["nii"], "crfrefine.io.decode._is_finite", lambda block: True),
-    ):
-        yield Target(f"planted-{name}", target.make, _patched(target, place, substitute), target.names_file)
-
-
-def _patched(target: Target, place: str, substitute: object):
-    def read(path: Path, rng: random.Random) -> None:
-        with mock.patch(place, substitute):
-            target.read(path, rng)
-
-    return read
+    for name, (target, place, substitute) in _PATCHES.items():
+        patched = mock.patch(place, substitute)(real[target].read)
+        yield Target(f"planted-{name}", real[target].make, patched, real[target].names_file)

@@ -1,7 +1,9 @@
-"""Inputs of the readers of JSON, TOML and texts of the command line: descriptions, regions, checkpoints, parameters."""
+"""Inputs of the readers of JSON, TOML, tables and texts of the command line."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import random
@@ -18,36 +20,106 @@ from crfrefine import memory
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
-from crfrefine.errors import CrfRefineError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
+from crfrefine.infer.earlier import read_earlier
 from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.overrides import parse_override
 from crfrefine.parameters.presets import configs_dir
+from crfrefine.status.finding import find_status
 from crfrefine.text import for_terminal
 
+_BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+_DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
+_DECATHLON = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]}
+_FUNCTION = "remove_all_but_largest_component_from_segmentation"
+_ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
+_MEASURED = {
+    "case": "a",
+    "fingerprint": {"version": "1", "files": [["a", 1, 2]]},
+    "seconds": 0.5,
+    "warnings": [],
+    "notes": ["a note"],
+    "values": {"prediction": {"1": {"dice": 0.5, "hd95_mm": None}}},
+}
+_RECORD = {
+    "case_id": "a",
+    "status": "done",
+    "output": "out/a.nii.gz",
+    "times": {"compute": 0.5},
+    "written": "2026-01-01T00:00:00",
+    "other_parameters": None,
+    "num_iterations": 5,
+    "converged": True,
+    "energy": [1.0, None],
+    "filters": ["grid"],
+    "voxels_changed": 3,
+    "voxels_before": [1, 2],
+    "voxels_after": [2, 1],
+}
+_RUN = {
+    "schema": 1,
+    "parameters": CrfParameters().to_dict(),
+    "num_parts": 2,
+    "part_id": 0,
+    "all_cases": {"a": "out/a.nii.gz", "b": "out/b.nii.gz", "c": "/elsewhere/c.mha"},
+    "output_folder": "/data/out",
+    "inputs": ["/data/images", "/data/logits"],
+    "command": ["infer", "-i", "images", "-p", "logits", "-o", "out", "--summary", "s_0.json"],
+    "working_folder": "/data",
+    "resumed": False,
+    "started": "2026-01-01T00:00:00+00:00",
+}
+_FAILED = {**_RECORD, "case_id": "c", "status": "failed", "output": None, "written": None, "error": "logits/c.nii.gz: no such file"}
+_SUMMARY = {**_RUN, "interrupted": True, "cases": [_RECORD, _FAILED], "not_reached": []}
+_LINES = ({"run": "started", **_RUN}, _RECORD, _FAILED, {"run": "ended", "seconds": 3.5, "interrupted": False, "num_done": 1})
 
-def _file(name: str, contents: tuple[Any, ...]) -> Callable[[random.Random], Mapping[str, bytes]]:
-    return lambda rng: {name: wrong_somewhere(rng.choice(contents), rng)}
+# The contents of each kind of file.
+_CONTENTS: Mapping[str, tuple[Any, ...]] = {
+    "dataset.json": (
+        _DESCRIPTION,
+        _DECATHLON,
+        {"labels": _BRATS, "regions_class_order": [1, 2, 3]},
+        {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
+        {
+            **_DESCRIPTION,
+            "dataset": {"a": {"images": ["a_0000.nii"], "label": "a.nii"}, "b": {"images": ["/x/b.nii"], "label": "$X/b.nii"}},
+        },
+    ),
+    "regions.json": (
+        {"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4},
+        {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}},
+    ),
+    "case.json": (_MEASURED,),
+    "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
+    "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
+    "postprocessing.json": (
+        {
+            "postprocessing_fns": [_FUNCTION] * 2,
+            "postprocessing_kwargs": [{"labels_or_regions": [1, [1, 2]]}, {"labels_or_regions": 1, "background_label": 0}],
+        },
+    ),
+    "predict_from_raw_data_args.json": (
+        _ARGUMENTS,
+        {name: [value] for name, value in zip(_ARGUMENTS, (["a_0000.nii"], "out/a"), strict=True)},
+    ),
+    "summary.json": (_SUMMARY,),
+}
 
 
-_DESCRIPTIONS = (
-    {
-        "channel_names": {"0": "T1", "1": "FLAIR"},
-        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
-        "file_ending": ".nii.gz",
-    },
-    {
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "Anterior"},
-        "training": [{"image": "a", "label": "b"}],
-        "numTraining": 2,
-    },
-    {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]},
-    {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
-)
+def _make(*names: str) -> Callable[[random.Random], Mapping[str, bytes]]:
+    """One of the files, beside others of a case."""
+
+    def make(rng: random.Random) -> Mapping[str, bytes]:
+        name = rng.choice(names)
+        others = {"dataset.json": json.dumps(_DESCRIPTION).encode(), "a.npz": b"", "a_0000.nii": b""}
+        return {**{name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng)}, **{key: others[key] for key in others if key != name}}
+
+    return make
 
 
 def _read_description(path: Path, rng: random.Random) -> None:
@@ -61,27 +133,10 @@ def _read_description(path: Path, rng: random.Random) -> None:
     read_regions(path)
 
 
-def _dataset(rng: random.Random) -> Mapping[str, bytes]:
-    return {**_file("dataset.json", _DESCRIPTIONS)(rng), "a_0000.nii": b""}
-
-
-_REGIONS = ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}})
-
-
 def _read_regions(path: Path, rng: random.Random) -> None:
     for region in read_regions(path):
         assert region.name
         assert all(0 < label <= 65535 for label in region.labels)
-
-
-_MEASURED = {
-    "case": "a",
-    "fingerprint": {"version": "1", "files": [["a", 1, 2]]},
-    "seconds": 0.5,
-    "warnings": [],
-    "notes": ["a note"],
-    "values": {"prediction": {"1": {"dice": 0.5, "hd95_mm": None}}},
-}
 
 
 def _read_measured(path: Path, rng: random.Random) -> None:
@@ -92,41 +147,6 @@ def _read_measured(path: Path, rng: random.Random) -> None:
     assert isinstance(found.case_id, str)
     assert all(isinstance(note, str) for note in (*found.notes, *found.warnings))
     assert math.isfinite(found.times["measure"])
-
-
-_PLANS = {"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"}
-_SPLITS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-_POSTPROCESSING = {
-    "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"] * 2,
-    "postprocessing_kwargs": [{"labels_or_regions": [1, [1, 2]]}, {"labels_or_regions": 1, "background_label": 0}],
-}
-_ARGUMENTS = (
-    {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out", "save_probabilities": True},
-    {
-        "list_of_lists_or_source_folder": [["a_0000.nii"]],
-        "output_folder_or_list_of_truncated_output_files": ["out/a"],
-        "save_probabilities": True,
-    },
-)
-_LISTED = {
-    **_DESCRIPTIONS[0],
-    "dataset": {"a": {"images": ["a_0000.nii"], "label": "a.nii"}, "b": {"images": ["/x/b.nii"], "label": "$X/b.nii"}},
-}
-
-
-def _nnunet(rng: random.Random) -> Mapping[str, bytes]:
-    kind = rng.choice(("plans", "predictions", "postprocessing", "splits", "listed"))
-    name, contents = {
-        "plans": ("plans.json", (_PLANS,)),
-        "predictions": ("predict_from_raw_data_args.json", _ARGUMENTS),
-        "postprocessing": ("postprocessing.json", (_POSTPROCESSING,)),
-        "splits": ("splits_final.json", (_SPLITS,)),
-        "listed": ("dataset.json", (_LISTED,)),
-    }[kind]
-    others = {"a.npz": b"", "a_0000.nii": b""}
-    if kind != "listed":
-        others["dataset.json"] = json.dumps(_DESCRIPTIONS[0]).encode()
-    return {name: wrong_somewhere(rng.choice(contents), rng), **others}
 
 
 def _read_nnunet(path: Path, rng: random.Random) -> None:
@@ -145,21 +165,21 @@ def _read_nnunet(path: Path, rng: random.Random) -> None:
 
 
 def _require_cases(cases: CaseList) -> None:
-    _require_notes(cases.notes)
+    _require_lines(cases.notes)
     for case in cases:
         assert case.case_id.__class__ is str
         if case.problem is not None:
             assert len(case.problem) < MOST_OF_A_MESSAGE, case.problem[:300]
 
 
-def _require_notes(notes: Any) -> None:
+def _require_lines(notes: Any) -> None:
     for note in notes:
         assert for_terminal(note) == note
-        assert len(note) < MOST_OF_A_MESSAGE, note[:300]
+        assert all(len(line) < MOST_OF_A_MESSAGE for line in note.splitlines()), note[:300]
 
 
 @cache
-def _done() -> dict[str, Any]:
+def _trained() -> dict[str, Any]:
     """The state of a training in the middle; what trains imports torch, which the other targets do without."""
     from crfrefine.train.baselines import VectorScaling
     from crfrefine.train.done import Done, Part
@@ -172,23 +192,19 @@ def _done() -> dict[str, Any]:
     return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(state))}
 
 
-def _checkpoint(rng: random.Random) -> Mapping[str, bytes]:
-    return {"c.json": wrong_somewhere(_done(), rng)}
-
-
 def _read_checkpoint(path: Path, rng: random.Random) -> None:
     from crfrefine.train.checkpoint import Checkpoint
 
     assert Checkpoint(path, "digest").load() is not None
 
 
+def _damaged_text(content: bytes, rng: random.Random) -> bytes:
+    return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
+
+
 @cache
 def _presets() -> tuple[bytes, ...]:
     return tuple(path.read_bytes() for path in sorted(configs_dir().glob("*.toml")))
-
-
-def _parameters(rng: random.Random) -> Mapping[str, bytes]:
-    return {"p.toml": rng.choice((mutated, mutated_text, mutated_text))(rng.choice(_presets()), rng)}
 
 
 def _read_parameters(path: Path, rng: random.Random) -> None:
@@ -197,22 +213,11 @@ def _read_parameters(path: Path, rng: random.Random) -> None:
 
 
 @cache
-def _settings() -> tuple[str, ...]:
-    """Each key with its value, as for --set."""
-    tables = tomllib.loads(CrfParameters().to_toml())
-    return tuple(
-        f"{section}.{key}={json.dumps(value)}" for section, table in tables.items() if section != "schema" for key, value in table.items()
-    )
-
-
-_OPTIONS = (b"core=1+3+4", b"8GiB", b"whole=1", b"512 MB", b"1.5G")
-
-
-def _option(rng: random.Random) -> Mapping[str, bytes]:
-    """A text of the command line, such as that of --set, --regions or --max-memory."""
-    if rng.random() < 0.3:
-        return {"text": rng.choice((mutated, mutated_text))(rng.choice(_OPTIONS), rng)}
-    return {"text": rng.choice((mutated, mutated_text))(rng.choice(_settings()).encode(), rng)}
+def _options() -> tuple[bytes, ...]:
+    """Texts of the command line: of --regions and --max-memory, and each key with its value, as for --set."""
+    tables = {name: table for name, table in tomllib.loads(CrfParameters().to_toml()).items() if name != "schema"}
+    settings = (f"{section}.{key}={json.dumps(value)}" for section, table in tables.items() for key, value in table.items())
+    return (*[b"core=1+3+4", b"8GiB", b"whole=1", b"512 MB", b"1.5G"] * 4, *(setting.encode() for setting in settings))
 
 
 def _read_option(path: Path, rng: random.Random) -> None:
@@ -221,17 +226,99 @@ def _read_option(path: Path, rng: random.Random) -> None:
         try:
             read(text)
         except CrfRefineError as error:
-            _require_notes([str(error)])
+            _require_lines([str(error)])
     key, value = parse_override(text)
     CrfParameters().replace(**{key: value})
 
 
+def _status(rng: random.Random) -> Mapping[str, bytes]:
+    """A summary, or lines of one of which one is damaged; now and then the end is missing, as after a kill."""
+    if rng.random() < 0.5:
+        return {"summary.json": wrong_somewhere(_SUMMARY, rng)}
+    lines = [json.dumps(line).encode() for line in _LINES]
+    place = rng.randrange(len(lines))
+    lines[place] = wrong_somewhere(_LINES[place], rng).replace(b"\n", b"")
+    content = b"\n".join(lines) + b"\n"
+    return {"summary.jsonl": content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
+
+
+def _read_for_next_run(path: Path, rng: random.Random) -> None:
+    label_maps = {name: path.with_name(f"{name}.nii.gz") for name in "abc"}
+    found = read_earlier(path, label_maps, CrfParameters().to_dict(), (2, 0))
+    assert all(isinstance(record.case_id, str) for record in found.all())
+    assert all(for_terminal(note) == note for note in found.notes)
+
+
+def _read_for_status(path: Path, rng: random.Random) -> None:
+    (run,) = find_status([path]).runs
+    assert json.dumps(run.to_dict())
+    assert sum(sum(part.counts.values()) for part in run.parts) == len(run.cases)
+    assert all(command.isprintable() for command in run.commands)
+
+
+_HEAD = ("case", "images", "logits", "mask", "output", "spacing")
+_ROWS = (
+    ("one", "a.nii;b.nii", "l.nii", "b.nii", "deep/er.nii.gz", "1;1.25;2.5"),
+    ("two", "b.nii", "l.nii", "", "", ""),
+    ("three", "b.nii", "l.nii", "", "/elsewhere/three.mha", "2;2;2"),
+)
+_WRONG_CELLS = (
+    *("", ";", "..", "../x.nii", ".nii", "a\0b", "x" * 5000, "x" * 300 + ".nii.gz"),
+    *("nan;1;1", "1e999;1;1", "\x1b[31m", "a.nii;" * 300),
+)
+
+
+@cache
+def _parquet() -> bytes:
+    """The rows as Parquet, some cells as lists."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: [cell or None for cell in cells] for name, cells in zip(_HEAD, zip(*_ROWS, strict=True), strict=True)}
+    columns["images"] = [cell.split(";") for cell in columns["images"]]
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
+    return stream.getvalue()
+
+
+def _manifest(rng: random.Random) -> Mapping[str, bytes]:
+    files = {"a.nii": b"", "b.nii": b"", "l.nii": b""}
+    if rng.random() < 0.25:
+        return {"cases.parquet": mutated(_parquet(), rng) if rng.random() < 0.9 else _parquet(), **files}
+    rows = [list(row) for row in rng.sample(_ROWS, rng.randint(1, 3))]
+    if rng.random() < 0.5:
+        rng.choice(rows)[rng.randrange(len(_HEAD))] = rng.choice(_WRONG_CELLS)
+    text = io.StringIO()
+    csv.writer(text).writerows((_HEAD, *rows))
+    content = text.getvalue().encode()
+    return {"cases.csv": content if rng.random() < 0.6 else _damaged_text(content, rng), **files}
+
+
+def _read_manifest(path: Path, rng: random.Random) -> None:
+    try:
+        found = read_manifest(path, path.parent / "out", input_type=rng.choice(("auto", "labels")))
+    except InputError as error:
+        # It may list 20 problems: each of them is to be short.
+        _require_lines([str(error)])
+        lines = str(error).splitlines()
+        assert len(lines) < 50
+        raise InputError("\n".join(lines[:2])) from error
+    assert len({case.case_id for case in found}) == len(found) > 0
+    for case in found:
+        assert case.case_id == Path(case.case_id).name
+        assert all(path.parent in file.parents for file in case.logits)
+
+
 def text_targets() -> Iterator[Target]:
-    """The readers of texts."""
-    yield Target("dataset.json", _dataset, _read_description, names_file=False)
-    yield Target("regions.json", _file("regions.json", _REGIONS), _read_regions)
-    yield Target("case.json", _file("case.json", (_MEASURED,)), _read_measured, names_file=False)
-    yield Target("nnunet", _nnunet, _read_nnunet, names_file=False)
-    yield Target("checkpoint.json", _checkpoint, _read_checkpoint)
-    yield Target("parameters.toml", _parameters, _read_parameters)
-    yield Target("options", _option, _read_option, names_file=False)
+    """The readers of texts and tables."""
+    yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
+    yield Target("regions.json", _make("regions.json"), _read_regions)
+    yield Target("case.json", _make("case.json"), _read_measured, names_file=False)
+    nnunet = ("plans.json", "predict_from_raw_data_args.json", "postprocessing.json", "splits_final.json", "dataset.json")
+    yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
+    yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
+    yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(rng.choice(_presets()), rng)}, _read_parameters)
+    yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_options()), rng)}, _read_option, names_file=False)
+    yield Target("summary.json", _make("summary.json"), _read_for_next_run)
+    yield Target("status", _status, _read_for_status)
+    yield Target("manifest", _manifest, _read_manifest)

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io as streams
 import random
 import struct
+import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from fuzz_mutations import mutated, mutated_numbers, mutated_text
+import pydicom
+from dicom_helpers import enhanced, save, slices
+from fuzz_mutations import Part, Sample, damaged, mutated, mutated_numbers, mutated_text
 from fuzz_worker import Target
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
 
 SHAPE = (2, 3, 4)
 VOXELS = np.arange(24, dtype="<i2").tobytes()
+AFFINE = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
 
 
-def read_volume(path: Path, rng: random.Random) -> None:
+def _read_volume(path: Path, rng: random.Random) -> None:
     """Read a file in one of the ways in which the package does."""
     match rng.randrange(8):
         case 0:
-            _require_labels(io.read_labels(path).data)
+            assert io.read_labels(path).data.dtype in (np.uint8, np.uint16)
         case 1:
             assert io.read_mask(path).data.dtype == np.bool_
         case 2:
@@ -40,8 +46,7 @@ def read_volume(path: Path, rng: random.Random) -> None:
             for piece in io.read_pieces(header, planes=slice(0, 1), most_bytes=64):
                 assert np.isfinite(piece.values).all()
         case 4:
-            values = io.read_logits([path], fewest=1).values
-            assert np.isfinite(values).all()
+            assert np.isfinite(io.read_logits([path], fewest=1).values).all()
         case _:
             header = io.read_header(path)
             _require_header(header)
@@ -62,15 +67,12 @@ def _require_header(header: io.VolumeHeader) -> None:
         assert header.orientation is not None
 
 
-def _require_labels(labels: np.ndarray) -> None:
-    assert labels.dtype in (np.uint8, np.uint16)
+def _binary(name: str, content: bytes, header: int) -> Sample:
+    return {name: ((mutated_numbers, content[:header]), (mutated, content[header:]))}
 
 
-@cache
-def _nifti_files() -> tuple[bytes, ...]:
+def _nifti(name: str) -> Iterator[Sample]:
     """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a plane."""
-    found = []
-    affine = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
     for kind, order, dtype, shape in (
         (nib.Nifti1Header, "<", np.int16, SHAPE),
         (nib.Nifti1Header, ">", np.float32, SHAPE),
@@ -82,242 +84,127 @@ def _nifti_files() -> tuple[bytes, ...]:
         header = kind(endianness=order)
         header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
         header.set_data_shape(shape)
-        header.set_sform(affine, 1)
+        header.set_sform(AFFINE, 1)
         header.set_qform(np.diag([1.5, 2, 3, 1]), 1 if order == "<" else 0)
         header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
         if dtype is np.int16:
             header.set_slope_inter(0.5, -3)
         block = header.binaryblock
         values = np.arange(int(np.prod(shape))).astype(np.dtype(dtype).newbyteorder(order))
-        found.append(block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes())
-    return tuple(found)
+        yield _binary(name, block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes(), len(block))
 
 
-def _damaged_nifti(rng: random.Random) -> bytes:
-    content = rng.choice(_nifti_files())
-    header = 540 if content[4:8] == b"n+2\0" else 348
-    match rng.randrange(5):
-        case 0 | 1 | 2:  # Fields of the header.
-            return mutated_numbers(content[:header], rng) + content[header:]
-        case 3:
-            return content[:header] + mutated(content[header:], rng)
-        case _:
-            return mutated(content, rng)
+def _mgh() -> Iterator[Sample]:
+    """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and compressed."""
+    for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE)):
+        content = nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), AFFINE).to_bytes()
+        yield from (_binary(name, content, 284) for name in ("a.mgh", "a.mgz"))
+        yield _binary("a.mgh", content[:28] + bytes(2) + content[30:], 284)
 
 
-def _nifti(rng: random.Random) -> Mapping[str, bytes]:
-    return {"a.nii": _damaged_nifti(rng)}
-
-
-def _compressed_nifti(rng: random.Random) -> Mapping[str, bytes]:
-    packed = gzip.compress(_damaged_nifti(rng) if rng.random() < 0.7 else rng.choice(_nifti_files()), 1, mtime=0)
-    if rng.random() < 0.15:
-        packed += rng.choice((bytes(9), packed, b"garbage", gzip.compress(b"", mtime=0)))
-    return {"a.nii.gz": packed if rng.random() < 0.5 else mutated(packed, rng)}
-
-
-@cache
-def _mgh_files() -> tuple[bytes, ...]:
-    """FreeSurfer's volumes of every type, one of two frames, one without a place in the world."""
-    affine = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
-    found = [
-        nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), affine).to_bytes()
-        for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE))
-    ]
-    return (*found, found[0][:28] + bytes(2) + found[0][30:])
-
-
-def _mgh(rng: random.Random) -> Mapping[str, bytes]:
-    content = rng.choice(_mgh_files())
-    match rng.randrange(5):
-        case 0 | 1:
-            content = mutated_numbers(content[:284], rng) + content[284:]
-        case 2:
-            content = content[:284] + mutated(content[284:], rng)
-        case 3:
-            content = mutated(content, rng)
-        case _:
-            packed = gzip.compress(content, 1, mtime=0)
-            return {"a.mgz": mutated(packed, rng) if rng.random() < 0.7 else packed}
-    return {"a.mgz": gzip.compress(content, 1, mtime=0)} if rng.random() < 0.3 else {"a.mgh": content}
-
-
-@cache
-def _pair_files() -> tuple[tuple[bytes, bytes], ...]:
+def _pairs() -> Iterator[Sample]:
     """Headers of NIfTI pairs and of Analyze, each with its voxels."""
-    found = []
     kinds = (nib.Nifti1Pair, np.int16), (nib.Nifti2Pair, np.float32), (nib.AnalyzeImage, np.uint8), (nib.Spm2AnalyzeImage, np.int16)
     for kind, dtype in kinds:
         data = np.arange(24).reshape(SHAPE).astype(dtype)
-        image = kind(data, np.diag([-1.5, 2, 3, 1]))
-        found.append((image.header.binaryblock, data.tobytes(order="F")))
-    return tuple(found)
+        header = kind(data, np.diag([-1.5, 2, 3, 1])).header.binaryblock
+        yield {"a.hdr": [(mutated_numbers, header)], "a.img": [(mutated, data.tobytes(order="F"))]}
 
 
-def _pair(rng: random.Random) -> Mapping[str, bytes]:
-    header, voxels = rng.choice(_pair_files())
-    if rng.random() < 0.15:
-        return {"a.hdr": header, "a.img": mutated(voxels, rng)}
-    return {"a.hdr": mutated(header, rng) if rng.random() < 0.6 else mutated_numbers(header, rng), "a.img": voxels}
-
-
-def meta_text(lines: Mapping[str, str]) -> bytes:
+def meta_text(**changes: str) -> bytes:
     """The text of a MetaImage header; ElementDataFile comes last."""
-    fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **lines}
+    fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
     fields["ElementDataFile"] = fields.pop("ElementDataFile")
     return "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
 
 
-GEOMETRY = {
-    "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
-    "Offset": "1.5 -2 3e1",
-    "CenterOfRotation": "0 0 0",
-    "AnatomicalOrientation": "RAI",
-    "ElementSpacing": "0.5 1 2",
-}
-_ZLIB = zlib.compress(VOXELS)
-_META = (
-    (meta_text({**GEOMETRY, "BinaryData": "True", "BinaryDataByteOrderMSB": "False"}), VOXELS),
-    (meta_text({"CompressedData": "True", "CompressedDataSize": str(len(_ZLIB))}), _ZLIB),
-    (meta_text({"BinaryData": "False"}), b" ".join(b"%d" % number for number in range(24))),
-    (meta_text({"NDims": "4", "DimSize": "2 3 2 2", "Offset": "0 0 0 0"}), VOXELS),
-    (meta_text({"DimSize": "2 3 2", "ElementNumberOfChannels": "2", "HeaderSize": "-1"}), VOXELS),
-)
-
-
-def _metaimage(rng: random.Random) -> Mapping[str, bytes]:
-    text, voxels = rng.choice(_META)
-    return {"a.mha": _text_and_voxels(text, voxels, rng)}
-
-
-_META_DETACHED = (
-    (meta_text({**GEOMETRY, "ElementDataFile": "a.raw"}), {"a.raw": VOXELS}),
-    (meta_text({"ElementDataFile": "a.zraw", "CompressedData": "True"}), {"a.zraw": _ZLIB}),
-    (meta_text({"ElementDataFile": "s%02d.raw 1 4 1"}), {f"s{n + 1:02d}.raw": VOXELS[12 * n : 12 * n + 12] for n in range(4)}),
-    (
-        meta_text({"ElementDataFile": "LIST"}) + b"s1.raw\ns2.raw\ns3.raw\ns4.raw\n",
-        {f"s{n + 1}.raw": VOXELS[12 * n : 12 * n + 12] for n in range(4)},
-    ),
-    (
-        meta_text({"ElementDataFile": "LIST 3D", "NDims": "4", "DimSize": "2 3 2 2"}) + b"h1.raw\nh2.raw\n",
-        {"h1.raw": VOXELS[:24], "h2.raw": VOXELS[24:]},
-    ),
-)
-
-
-def nrrd_text(*lines: str, **changes: str) -> bytes:
-    """The text of an NRRD header, with the empty line at its end."""
+def _nrrd_text(*lines: str, **changes: str) -> bytes:
     fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
     return "\n".join(["NRRD0004", *(f"{key}: {value}" for key, value in fields.items()), *lines, "", ""]).encode()
 
 
-_WORLD = ("space: RAS", "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
-_NRRD = (
-    (nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
-    (nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
-    (nrrd_text(*_WORLD, encoding="gzip"), gzip.compress(VOXELS, 1, mtime=0)),
-    (nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
-    (nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
-    (nrrd_text("space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)", dimension="4", sizes="2 3 2 2"), VOXELS),
-    (nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
+_GEOMETRY = {"TransformMatrix": "0 1 0 -1 0 0 0 0 1", "Offset": "1.5 -2 3e1", "CenterOfRotation": "0 0 0", "ElementSpacing": "0.5 1 2"}
+_ZLIB, _GZIP = zlib.compress(VOXELS), zlib.compress(VOXELS, wbits=31)
+_META = (
+    (meta_text(**_GEOMETRY, AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
+    (meta_text(CompressedData="True", CompressedDataSize=str(len(_ZLIB))), _ZLIB),
+    (meta_text(BinaryData="False"), b" ".join(b"%d" % number for number in range(24))),
+    (meta_text(NDims="4", DimSize="2 3 2 2", Offset="0 0 0 0"), VOXELS),
+    (meta_text(DimSize="2 3 2", ElementNumberOfChannels="2", HeaderSize="-1"), VOXELS),
 )
+_PARTS = {f"s{number + 1}.raw": VOXELS[12 * number : 12 * number + 12] for number in range(4)}
+_LIST = "".join(f"{name}\n" for name in _PARTS).encode()
+_META_DETACHED = (
+    (meta_text(**_GEOMETRY, ElementDataFile="a.raw"), {"a.raw": VOXELS}),
+    (meta_text(ElementDataFile="a.zraw", CompressedData="True"), {"a.zraw": _ZLIB}),
+    (meta_text(ElementDataFile="s%d.raw 1 4 1"), _PARTS),
+    (meta_text(ElementDataFile="LIST") + _LIST, _PARTS),
+    (
+        meta_text(ElementDataFile="LIST 3D", NDims="4", DimSize="2 3 2 2") + b"h1.raw\nh2.raw\n",
+        {"h1.raw": VOXELS[:24], "h2.raw": VOXELS[24:]},
+    ),
+)
+_WORLD = ("space: RAS", "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
+_CHANNELS = ("space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)")
+_NRRD = (
+    (_nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
+    (_nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
+    (_nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
+    (_nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
+    (_nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
+    (_nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
+    (_nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
+)
+_NRRD_DETACHED = (
+    (_nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
+    (_nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
+    (_nrrd_text("data file: s%d.raw 1 4 1 2"), _PARTS),
+    (_nrrd_text("data file: LIST 2")[:-1] + _LIST, _PARTS),
+)
+_TERMINOLOGY = "Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|"
 _SEGMENTS = [
-    line
+    f"Segment{number}_{line}"
     for number in range(3)
     for line in (
-        f"Segment{number}_ID:=Segment_{number}",
-        f"Segment{number}_Name:=name {number}",
-        f"Segment{number}_Extent:=0 1 0 2 0 3",
-        f"Segment{number}_LabelValue:={number + 1}",
-        f"Segment{number}_Layer:={number // 2}",
-        f"Segment{number}_Tags:=Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|",
+        *(f"ID:=Segment_{number}", f"Name:=name {number}", "Extent:=0 1 0 2 0 3", f"LabelValue:={number + 1}"),
+        *(f"Layer:={number // 2}", f"Tags:={_TERMINOLOGY}"),
     )
 ]
 _SEGMENTATIONS = (
-    (nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", sizes="2 3 4", encoding="gzip"), gzip.compress(bytes(range(24)), 1, mtime=0)),
+    (_nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
     (
-        nrrd_text(
-            "space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)", *_SEGMENTS, dimension="4", sizes="2 2 3 4"
-        ),
+        _nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
         b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
     ),
 )
 
 
-def _nrrd(rng: random.Random) -> Mapping[str, bytes]:
-    text, voxels = rng.choice(_NRRD)
-    return {"a.nrrd": _text_and_voxels(text, voxels, rng)}
+def _texts(name: str, contents: tuple[tuple[bytes, Any], ...]) -> Iterator[Sample]:
+    """Texts with their voxels behind them, or in other files."""
+    for text, voxels in contents:
+        if isinstance(voxels, bytes):
+            yield {name: ((mutated_text, text), (mutated, voxels))}
+        else:
+            yield {name: [(mutated_text, text)], **{other: [(mutated, content)] for other, content in voxels.items()}}
 
 
-def _segmentation(rng: random.Random) -> Mapping[str, bytes]:
-    text, voxels = rng.choice(_SEGMENTATIONS)
-    return {"a.seg.nrrd": _text_and_voxels(text, voxels, rng)}
-
-
-_NRRD_DETACHED = (
-    (nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
-    (nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": gzip.compress(VOXELS, 1, mtime=0)}),
-    (nrrd_text("data file: s%02d.raw 1 4 1 2"), {f"s{n + 1:02d}.raw": VOXELS[12 * n : 12 * n + 12] for n in range(4)}),
-    (
-        nrrd_text("data file: LIST 2")[:-1] + b"s1.raw\ns2.raw\ns3.raw\ns4.raw\n",
-        {f"s{n + 1}.raw": VOXELS[12 * n : 12 * n + 12] for n in range(4)},
-    ),
-)
-
-
-def _detached(name: str, kinds: tuple[tuple[bytes, Mapping[str, bytes]], ...]) -> Callable[[random.Random], Mapping[str, bytes]]:
-    def make(rng: random.Random) -> Mapping[str, bytes]:
-        text, others = rng.choice(kinds)
-        if rng.random() < 0.2:
-            damaged = rng.choice(list(others))
-            return {name: text, **others, damaged: mutated(others[damaged], rng)}
-        return {name: mutated_text(text, rng), **others}
-
-    return make
-
-
-def _text_and_voxels(text: bytes, voxels: bytes, rng: random.Random) -> bytes:
-    match rng.randrange(6):
-        case 0:
-            return text + mutated(voxels, rng)
-        case 1:
-            return mutated(text + voxels, rng)
-        case _:
-            return mutated_text(text, rng) + voxels
-
-
-@cache
-def _arrays() -> tuple[bytes, ...]:
+def _arrays() -> Iterator[tuple[Part, ...]]:
     values = np.random.default_rng(5).normal(size=(3, 2, 4, 5))
-    found = []
-    for array in (
-        values.astype(np.float32),
-        np.asfortranarray(values.astype(">f8")),
-        values.astype(np.float16)[:, 0],
-        values.astype(np.int8),
-    ):
+    for array in (values.astype("f4"), np.asfortranarray(values.astype(">f8")), values.astype("f2")[:, 0], values.astype("i1")):
         buffer = streams.BytesIO()
         np.save(buffer, array)
-        found.append(buffer.getvalue())
-    return tuple(found)
+        content = buffer.getvalue()
+        text = content[10:128]
+        yield (mutated, content[:10]), (lambda text, rng: mutated_text(text, rng).ljust(118)[:118], text), (mutated, content[128:])
+        long = b"\x93NUMPY\2\0"
+        yield (mutated, long), (lambda text, rng: _with_length(mutated_text(text[4:], rng)), _with_length(text)), (mutated, content[128:])
 
 
-def _damaged_array(rng: random.Random) -> bytes:
-    """An array whose header is damaged, of the length that it announces or of another."""
-    content = rng.choice(_arrays())
-    text = mutated_text(content[10:128].rstrip(), rng)
-    match rng.randrange(4):
-        case 0:
-            return b"\x93NUMPY\2\0" + struct.pack("<I", len(text)) + text + content[128:]
-        case 1:
-            return content[:10] + text.ljust(118)[:118] + content[128:]
-        case 2:
-            return mutated(content[:128], rng) + content[128:]
-        case _:
-            return content[:128] + mutated(content[128:], rng)
+def _with_length(text: bytes) -> bytes:
+    return struct.pack("<I", len(text)) + text
 
 
-def archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+def _archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A zip archive, the same whenever it is made."""
     buffer = streams.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as packed:
@@ -328,66 +215,124 @@ def archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATE
     return buffer.getvalue()
 
 
-@cache
-def _archives() -> tuple[bytes, ...]:
-    first, second, *_ = _arrays()
-    return (
-        archive({"logits.npy": first}),
-        archive({"probabilities.npy": second}, zipfile.ZIP_STORED),
-        archive({f"{number}.npy": b"" for number in range(50)}, zipfile.ZIP_BZIP2),
-        archive({"x": b"", "logits.npy": first}, zipfile.ZIP_LZMA),
-    )
-
-
 _NAMES = ("logits", "logits.npy", "softmax.npy", "x/logits.npy", "probabilities", "l.npy", "\x1b[31m.npy", "x" * 5000, "arr_0.npy")
+_COMPRESSIONS = (*[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 def _npz(rng: random.Random) -> Mapping[str, bytes]:
-    match rng.randrange(4):
-        case 0:
-            content = archive(
-                {rng.choice(("logits.npy", "probabilities.npy")): _damaged_array(rng)},
-                rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)),
-            )
-        case 1:
-            content = archive({rng.choice(_NAMES): rng.choice(_arrays()), "other": b""})
-        case 2:  # The lengths, offsets and flags of the archive.
-            packed = rng.choice(_archives())
-            directory = packed.rindex(b"PK\1\2")
-            content = packed[:directory] + mutated_numbers(packed[directory:], rng)
-            if rng.random() < 0.5:
-                content = mutated_numbers(content[:30], rng) + content[30:]
-        case _:
-            content = mutated(rng.choice(_archives()), rng)
-    return {"a.npz": content}
+    """Of a damaged array, of one that has another name, or with damage to the lengths, offsets and flags of the archive."""
+    parts = rng.choice(_samples("npy"))
+    kind = rng.randrange(3)
+    (array,) = (damaged(parts, rng) if kind == 0 else {"": b"".join(part for _, part in parts["a.npy"])}).values()
+    name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
+    packed = _archive({name: array, **({f"{n}": b"" for n in range(rng.choice((0, 0, 0, 1, 1, 50)))})}, rng.choice(_COMPRESSIONS))
+    directory = packed.rindex(b"PK\1\2")
+    parts = (mutated_numbers, packed[:30]), (mutated, packed[30:directory]), (mutated_numbers, packed[directory:])
+    return damaged({"a.npz": parts}, rng) if kind == 2 else {"a.npz": packed}
 
 
 def _npy(rng: random.Random) -> Mapping[str, bytes]:
-    return {rng.choice(("a.npy", "a", "a.npz", "a.dat")): _damaged_array(rng)}
+    (content,) = damaged(rng.choice(_samples("npy")), rng).values()
+    return {rng.choice(("a.npy", "a", "a.npz", "a.dat")): content}
 
 
 def _misnamed(rng: random.Random) -> Mapping[str, bytes]:
     """A damaged file of one kind under the name of another one, or of none."""
-    make = rng.choice((_nifti, _compressed_nifti, _metaimage, _nrrd, _mgh, _npz))
-    (content,) = make(rng).values()
-    names = ("a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz", "a.img", "a.mgz", "a.dcm", "a", "a.gz")
-    return {rng.choice(names): content}
+    (content,) = damaged(rng.choice(_samples(rng.choice(("nii", "nii.gz", "mha", "nrrd", "mgh", "npy")))), rng).values()
+    suffixes = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz", ".img", ".mgz", ".dcm", "", ".gz")
+    return {f"a{rng.choice(suffixes)}": content}
+
+
+_FRAMES, _PLACE = np.arange(36).reshape(4, 3, 3), np.array([[-0.7, 0, 0, 3], [0, -1.1, 0.2, -4], [0, 0.1, 2.5, 5], [0, 0, 0, 1]])
+
+
+def _dicom(*found: pydicom.Dataset) -> Sample:
+    """The elements behind the preamble may have other numbers, texts or lengths."""
+    parts: dict[str, list[Part]] = {}
+    for number, one in enumerate(found):
+        buffer = streams.BytesIO()
+        pydicom.dcmwrite(buffer, one, enforce_file_format=True)
+        content = buffer.getvalue()
+        parts[f"{number}.dcm"] = [(lambda same, _: same, content[:132]), (_with_other_elements, content[132:])]
+    return parts
+
+
+def _with_other_elements(content: bytes, rng: random.Random) -> bytes:
+    """Digits in the texts that DICOM keeps its numbers in, binary numbers, or anything."""
+    if (kind := rng.randrange(4)) > 0:
+        return (mutated_numbers if kind == 1 else mutated)(content, rng)
+    data = bytearray(content)
+    places = [place for place in range(170, len(data)) if 0x2E <= data[place] <= 0x39]
+    for place in rng.sample(places, min(len(places), rng.choice((1, 3, 20)))):
+        data[place] = rng.choice(b"0123456789.-eE \\\0n")
+    return bytes(data)
+
+
+def _series() -> Iterator[Sample]:
+    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two.
+
+    The last two are single files of several frames.
+    """
+    for kind, dtype in enumerate((np.int16, np.uint8, np.int16, np.uint16, np.int16)):
+        series = list(slices(_FRAMES.astype(dtype), _PLACE, slope=1.5, intercept=-3.0))
+        for number, one in enumerate(series):
+            if kind == 1:
+                one.compress(RLELossless, generate_instance_uid=False)
+            elif kind == 2:
+                one.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            elif kind == 3:
+                one.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+                one["PixelData"].VR = "OW"
+            elif kind == 4:
+                one.RescaleSlope = number + 1
+        yield _dicom(*(series if kind in (0, 4) else series[:2]))
+    frames = enhanced(slices(_FRAMES.astype(np.int16), _PLACE, slope=1.5))
+    yield _dicom(frames)
+    frames.compress(RLELossless, generate_instance_uid=False)
+    yield _dicom(frames)
+
+
+def _dicom_segmentations() -> Iterator[Sample]:
+    """Binary segments, one and two of them, deflated, and a label map."""
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(place)
+        like = io.read_volume(save(folder / "case", slices(_FRAMES.astype(np.int16), _PLACE)))
+        for name, values in (("one", _FRAMES % 3 % 2), ("two", _FRAMES % 3)):
+            io.write_label_map(folder / f"{name}.dcm", values, like)
+        one, two = (pydicom.dcmread(folder / f"{name}.dcm") for name in ("one", "two"))
+        yield from (_dicom(one), _dicom(two))
+        two.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        yield _dicom(two)
+        one.SegmentationType, one.BitsAllocated, one.BitsStored, one.HighBit = "LABELMAP", 8, 8, 7
+        one.PixelData = bytes(number % 2 for number in range(36))
+        yield _dicom(one)
+
+
+_SAMPLES: Mapping[str, Callable[[], Iterator[Sample]]] = {
+    "nii": partial(_nifti, "a.nii"),
+    "nii.gz": partial(_nifti, "a.nii.gz"),
+    "mha": partial(_texts, "a.mha", _META),
+    "mhd": partial(_texts, "a.mhd", _META_DETACHED),
+    "nrrd": partial(_texts, "a.nrrd", _NRRD),
+    "nhdr": partial(_texts, "a.nhdr", _NRRD_DETACHED),
+    "seg.nrrd": partial(_texts, "a.seg.nrrd", _SEGMENTATIONS),
+    "mgh": _mgh,
+    "hdr": _pairs,
+    "npy": lambda: ({"a.npy": parts} for parts in _arrays()),
+    "dcm": _series,
+    "dcm-seg": _dicom_segmentations,
+}
+
+
+@cache
+def _samples(name: str) -> tuple[Sample, ...]:
+    return tuple(_SAMPLES[name]())
 
 
 def volume_targets() -> Iterator[Target]:
     """The readers of volumes."""
-    for name, make in (
-        ("nii", _nifti),
-        ("nii.gz", _compressed_nifti),
-        ("mha", _metaimage),
-        ("mhd", _detached("a.mhd", _META_DETACHED)),
-        ("nrrd", _nrrd),
-        ("nhdr", _detached("a.nhdr", _NRRD_DETACHED)),
-        ("seg.nrrd", _segmentation),
-        ("mgh", _mgh),
-        ("hdr", _pair),
-        ("npz", _npz),
-        ("npy", _npy),
-        ("misnamed", _misnamed),
-    ):
-        yield Target(name, make, read_volume)
+    makers = {"npy": _npy, "npz": _npz, "misnamed": _misnamed}
+    for name in dict.fromkeys((*_SAMPLES, *makers)):
+        read = (lambda path, rng: _read_volume(path.parent, rng)) if name == "dcm" else _read_volume
+        yield Target(name, makers.get(name, lambda rng, name=name: damaged(rng.choice(_samples(name)), rng)), read)

@@ -30,6 +30,8 @@ MOST_OF_A_MESSAGE = 2000  # characters
 MOST_BYTES = 1 << 28  # resident, beyond those at the start
 MOST_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
 MOST_FINDINGS = 20
+# What the worker writes down where a crash cannot take it: the seed it is at, and how many inputs were taken and refused.
+_PROGRESS = struct.Struct("qqq")
 _RENEWED = 50  # inputs between two settings of the hard limit, which starts a thread
 
 
@@ -86,7 +88,7 @@ def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = N
     """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MOST_FINDINGS is reached."""
     started = time.monotonic()
     tally, seed = Tally(), first
-    shared = mmap.mmap(-1, _Progress.size)
+    shared = mmap.mmap(-1, _PROGRESS.size)
     while len(tally.findings) < MOST_FINDINGS:
         left = None if seconds is None else seconds - (time.monotonic() - started)
         if seed == (None if inputs is None else first + inputs) or (left is not None and left <= 0):
@@ -97,7 +99,7 @@ def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = N
         ):
             stop = None if inputs is None else first + inputs
             status = _fork(lambda: _work(target, folder, seed, stop, left, MOST_FINDINGS - len(tally.findings), shared, found, noise))  # noqa: B023
-            seed, taken, refused = _Progress.unpack(shared)
+            seed, taken, refused = _PROGRESS.unpack_from(shared)
             tally.taken, tally.refused = tally.taken + taken, tally.refused + refused
             found.seek(0)
             tally.findings += [Finding(*json.loads(line)) for line in found]
@@ -140,21 +142,6 @@ def _require_readable(error: CrfRefineError, path: Path | None) -> None:
     assert not (isinstance(error, CapacityError) and isinstance(error.__cause__, MemoryError)), f"ran out of memory: {message:.300}"
 
 
-class _Progress:
-    """What the worker writes down where a crash cannot take it: the seed it is at, and how many inputs were taken and refused."""
-
-    _format = struct.Struct("qqq")
-    size = _format.size
-
-    @classmethod
-    def pack(cls, memory: mmap.mmap, *values: int) -> None:
-        cls._format.pack_into(memory, 0, *values)
-
-    @classmethod
-    def unpack(cls, memory: mmap.mmap) -> tuple[int, int, int]:
-        return cls._format.unpack_from(memory, 0)
-
-
 def _fork(work: Callable[[], None]) -> int:
     """Run a function in a copy of this process; return its exit status, or minus the signal that ended it."""
     sys.stdout.flush()
@@ -180,7 +167,7 @@ def _work(target: Target, folder: Path, seed: int, stop: int | None, seconds: fl
     started_at, largest = seed, _resident() + MOST_BYTES
     taken = refused = num_findings = quiet = 0
     while seed != stop and num_findings < most and (deadline is None or time.monotonic() < deadline):
-        _Progress.pack(shared, seed, taken, refused)
+        _PROGRESS.pack_into(shared, 0, seed, taken, refused)
         if (seed - started_at) % _RENEWED == 0:
             faulthandler.dump_traceback_later(6 * target.most_seconds, exit=True, file=noise)
         try:
@@ -203,7 +190,7 @@ def _work(target: Target, folder: Path, seed: int, stop: int | None, seconds: fl
             found.write(json.dumps([seed, traceback.format_exc()[-3000:]]).encode() + b"\n")
             found.flush()
         seed += 1
-    _Progress.pack(shared, seed, taken, refused)
+    _PROGRESS.pack_into(shared, 0, seed, taken, refused)
 
 
 def _set_limits() -> None:

@@ -38,39 +38,26 @@ def work(arguments: list[str], log: str, setup: str) -> None:
         os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
-def answer(request: dict) -> dict:
+def answer(request: dict) -> tuple[int, float]:
     """Run a command; kill it after some seconds, if it has not ended by then."""
     started = time.perf_counter()
     child = os.fork()
     if not child:
         work(request["arguments"], request["log"], request["setup"])
     end = os.pidfd_open(child)
-    try:
-        is_killed = not select.select([end], [], [], request["seconds"])[0]
-    finally:
-        os.close(end)
-    if is_killed:
+    if not select.select([end], [], [], request["seconds"])[0]:
         os.kill(child, signal.SIGKILL)
-    _, status, usage = os.wait4(child, 0)
-    return {
-        "status": os.waitstatus_to_exitcode(status),
-        "seconds": time.perf_counter() - started,
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
-    }
+    os.close(end)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.perf_counter() - started
 
 
-def main() -> None:
-    """Answer requests until the input ends. Whatever a command has imported is there for the next ones."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        found = answer(request)
-        if request["seconds"] is None:
-            *_, modules = Path(request["log"]).read_text(errors="replace").rpartition("\nmodules:")
-            for name in modules.split():
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
-        print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+# Whatever a command has imported is there for the next ones.
+for line in sys.stdin:
+    request = json.loads(line)
+    found = answer(request)
+    if request["seconds"] is None:
+        *_, modules = Path(request["log"]).read_text(errors="replace").rpartition("\nmodules:")
+        for name in modules.split():
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    print(json.dumps(found), flush=True)
