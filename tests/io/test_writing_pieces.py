@@ -92,8 +92,8 @@ def test_a_piece_of_another_shape_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii", *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])])
 def test_many_channels_take_the_memory_of_three(name, tmp_path):
-    shape = (64, 256, 64)
-    channel = 4 * 64 * 256 * 64
+    shape = (64, 256, 128)
+    channel = 4 * 64 * 256 * 128
     tracemalloc.start()
     try:
         io.write_pieces(
