@@ -10,10 +10,6 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import strategies as st
 
-from crfrefine import io
-from crfrefine.errors import CrfRefineError
-from crfrefine.io.volume import Volume
-
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -111,11 +107,3 @@ def numbers(shape, seed=0, dtype=np.float32) -> np.ndarray:
     """Different values at all voxels, so that a wrong axis order cannot go unnoticed."""
     generator = np.random.default_rng(seed)
     return generator.permutation(math.prod(shape)).reshape(shape).astype(dtype)
-
-
-def read_or_complain(path: Path) -> tuple[Volume | None, str]:
-    """Read a volume, or say what the error says; any other exception is a bug."""
-    try:
-        return io.read_volume(path), ""
-    except CrfRefineError as error:
-        return None, str(error)

@@ -2,14 +2,12 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from io_helpers import affine_of, numbers
@@ -20,25 +18,13 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_file, atomic_files, cannot_write, write_small_file
 from crfrefine.io.temporary import temporary_name
 from crfrefine.io.volume import Volume
-from crfrefine.parameters.model import CrfParameters
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_the_file_appears_at_the_end(tmp_path):
-    path = tmp_path / "a.nii.gz"
-    path.write_bytes(b"old")
-    with atomic_file(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-    assert names(tmp_path) == {"a.nii.gz"}
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     path = tmp_path / "a.nii.gz"
 
@@ -54,34 +40,12 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     with pytest.raises(error):
         write_half()
     assert path.read_bytes() == b"old"
-    assert names(tmp_path) == {"a.nii.gz"}
-
-
-RENAMES = """
-import sys
-from pathlib import Path
-from crfrefine.io.atomic import atomic_files
-
-voxels, header = Path(sys.argv[1], "a.zraw"), Path(sys.argv[1], "a.mhd")
-
-def see(event, arguments):
-    if event == "os.rename" and not Path(arguments[1]).name.startswith("."):  # old files are set aside under hidden names
-        print(Path(arguments[1]).name, "old header there" if header.exists() else "no header there")
-
-sys.addaudithook(see)
-with atomic_files(voxels, header) as files:
-    for file in files:
+    with atomic_file(path) as file:
         file.write(b"new")
-"""
-
-
-def test_a_header_comes_after_its_voxels(tmp_path):
-    """Nor is the old header there while the voxels change: a reader would take new voxels for old ones."""
-    for name in ("a.zraw", "a.mhd"):
-        (tmp_path / name).write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", RENAMES, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["a.zraw no header there", "a.mhd no header there"]
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == {"a.nii.gz"}
 
 
 def write_pair(folder: Path) -> None:
@@ -98,20 +62,32 @@ def test_a_pair_is_not_begun_where_it_cannot_be_finished(tmp_path):
     assert names(tmp_path) == {"a.mhd"}
 
 
-def test_a_pair_is_not_left_half_done(tmp_path):
-    """Somebody tidies up and takes the unfinished header away: no voxels stay behind without one."""
-    with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"), atomic_files(tmp_path / "a.zraw", tmp_path / "a.mhd"):
-        next(tmp_path.glob(".a.mhd.tmp-*")).unlink()
-    assert names(tmp_path) == set()
-
-
-def test_the_old_pair_is_there_again_if_the_new_one_cannot_be_finished(tmp_path):
-    """The voxels have been replaced already when it turns out that the header cannot be."""
+def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
+    """Nor is the old header there while the voxels change: a reader would take new voxels for old ones."""
     for name in ("a.zraw", "a.mhd"):
-        (tmp_path / name).write_text(f"old {name}")
+        (tmp_path / name).write_bytes(b"old")
+    replace, seen = Path.replace, []
+
+    def see(self: Path, target: Path) -> Path:
+        if not target.name.startswith("."):  # Old files are set aside under hidden names.
+            seen.append((target.name, (tmp_path / "a.mhd").exists()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", see)
+    write_pair(tmp_path)
+    assert seen == [("a.zraw", False), ("a.mhd", False)]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_old_pair_is_there_again_if_the_new_one_cannot_be_finished(exists, tmp_path):
+    """Somebody takes the unfinished header away: that it cannot be written turns out after the voxels have been replaced."""
+    old = {"a.zraw": "old a.zraw", "a.mhd": "old a.mhd"} if exists else {}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"), atomic_files(tmp_path / "a.zraw", tmp_path / "a.mhd"):
         next(tmp_path.glob(".a.mhd.tmp-*")).unlink()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.zraw": "old a.zraw", "a.mhd": "old a.mhd"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
 
 
 def test_an_old_header_stays_where_its_voxels_cannot_be_written(tmp_path):
@@ -143,18 +119,6 @@ def test_two_processes_of_one_number_do_not_share_a_temporary_name(tmp_path):
     assert names(tmp_path) == {"a.nii.gz"}
 
 
-@pytest.mark.parametrize("save", [lambda path: write_small_file(path, b"new"), lambda path: CrfParameters().save(path)])
-def test_a_link_under_a_name_that_could_be_guessed_is_not_followed(save, tmp_path):
-    victim, path = tmp_path / "victim", tmp_path / "a.toml"
-    victim.write_bytes(b"precious")
-    for guess in (f".a.toml.tmp-{os.getpid()}", f".a.toml.{os.getpid()}.tmp"):
-        (tmp_path / guess).symlink_to(victim)
-    save(path)
-    assert victim.read_bytes() == b"precious"
-    assert path.is_file()
-    assert not path.is_symlink()
-
-
 def test_not_even_a_link_under_the_very_name_is_followed_or_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
     victim, path = tmp_path / "victim", tmp_path / "a.nii.gz"
@@ -169,29 +133,21 @@ def test_not_even_a_link_under_the_very_name_is_followed_or_removed(tmp_path, mo
 
 
 # 255 bytes are the most that a name may have. The voxels of .mhd and .nhdr have a longer ending than their header.
-LONG_STEMS = ["n" * 245, "n" * 247, "\u00e9" * 123 + "n", "\u6f22" * 82 + "n"]
+LONG_STEMS = ["n" * 251, "\u00e9" * 123 + "n", "\u6f22" * 82 + "n"]
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz"])
-@pytest.mark.parametrize("stem", LONG_STEMS, ids=["245", "longest", "accents", "Chinese"])
-def test_the_longest_names_can_be_written(suffix, stem, tmp_path):
-    longest = 255 - len({".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix, suffix))
-    while len(stem.encode()) > longest:
-        stem = stem[:-1]
+@pytest.mark.parametrize(("suffix", "voxels"), [(".nii.gz", ".nii.gz"), (".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".npz", ".npz")])
+def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
     values = numbers((3, 4, 5, 6)).astype(np.float32)
-    path = tmp_path / (stem + suffix)
-    io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
-    written = {stem + ending for ending in (suffix, {".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix, suffix))}
-    assert names(tmp_path) == written
-    found = io.read_volume(path).data if suffix != ".npz" else io.read_logits([path]).values
-    np.testing.assert_array_equal(found, values)
-
-
-@pytest.mark.parametrize("name", ["n" * 250 + ".toml", "\u00e9" * 125 + ".toml"])
-def test_the_longest_name_of_a_parameter_file(name, tmp_path):
-    CrfParameters().save(tmp_path / name)
-    assert CrfParameters.load(tmp_path / name) == CrfParameters()
-    assert names(tmp_path) == {name}
+    for stem in LONG_STEMS:
+        folder = tmp_path / str(len(stem))
+        folder.mkdir()
+        while len(stem.encode()) > 255 - len(voxels):
+            stem = stem[:-1]
+        path = folder / (stem + suffix)
+        io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
+        assert names(folder) == {stem + suffix, stem + voxels}
+        np.testing.assert_array_equal(io.read_logits([path]).values, values)
 
 
 def test_a_temporary_name_is_as_long_as_the_folder_allows_and_of_whole_letters(tmp_path):
@@ -242,21 +198,19 @@ def test_links_that_lead_nowhere_are_named_and_stay(linked):
     assert (here / "b").is_symlink()
 
 
-def test_both_files_of_a_pair_may_be_links(linked):
-    here, scratch = linked
-    for name in ("a.zraw", "a.mhd"):
-        (here / name).symlink_to(scratch / name)
-    write_pair(here)
-    assert {path.name: path.read_bytes() for path in scratch.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
-    assert all(path.is_symlink() for path in here.iterdir())
-
-
-def test_voxels_alone_may_be_a_link(linked):
+def test_voxels_alone_or_both_files_of_a_pair_may_be_links(linked):
     here, scratch = linked
     (here / "a.zraw").symlink_to(scratch / "other.zraw")
     write_pair(here)
     assert (scratch / "other.zraw").read_bytes() == (here / "a.mhd").read_bytes() == b"new"
     assert names(scratch) == {"other.zraw"}
+    (here / "a.mhd").unlink()
+    (here / "a.mhd").symlink_to(scratch / "a.mhd")
+    (here / "a.zraw").unlink()
+    (here / "a.zraw").symlink_to(scratch / "a.zraw")
+    write_pair(here)
+    assert (scratch / "a.zraw").read_bytes() == (scratch / "a.mhd").read_bytes() == b"new"
+    assert all(path.is_symlink() for path in here.iterdir())
 
 
 def test_a_header_is_not_separated_from_its_voxels_by_a_link(linked):
@@ -293,90 +247,9 @@ def test_a_folder_that_is_not_there(tmp_path):
         io.write_label_map(tmp_path / "missing" / "a.nii.gz", labels, Volume(labels, affine_of(), (1.0, 1.0, 1.0)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_may_not_be_written_to(tmp_path):
-    labels = np.ones((3, 4, 5), np.uint8)
-    tmp_path.chmod(0o555)
-    with pytest.raises(CrfRefineError, match=r"the folder .* cannot be written to"):
-        io.write_label_map(tmp_path / "a.nii.gz", labels, Volume(labels, affine_of(), (1.0, 1.0, 1.0)))
-
-
-WRITE = """
-import resource, sys
-import numpy as np
-from crfrefine import io
-from crfrefine.errors import CrfRefineError
-from crfrefine.io.volume import Volume
-
-folder, suffix, limit = sys.argv[1:]
-values = np.random.default_rng(0).standard_normal((3, 120, 110, 100)).astype(np.float32)
-like = Volume(values[0], np.eye(4), (1.0, 1.0, 1.0))
-if int(limit):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-print("ready", flush=True)
-while True:
-    try:
-        io.write_channels(f"{folder}/case{suffix}", values, like, threads=2)
-    except CrfRefineError as error:
-        print(error, flush=True)
-        break
-"""
-
-
-def start_writing(folder: Path, suffix: str, limit: int = 0) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", WRITE, str(folder), suffix, str(limit)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", ".npz"])
-def test_a_file_that_finds_no_room_is_not_there(suffix, tmp_path):
-    """The system refuses bytes beyond a limit, in the middle of the file, as a full disk does; also from the threads that compress."""
-    process = start_writing(tmp_path, suffix, limit=1_000_000)
-    output, _ = process.communicate(timeout=60)
-    assert f"case{suffix}: cannot be written: File too large" in output
-    assert process.returncode == 0
-    assert names(tmp_path) == set()
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mhd", ".nhdr", ".npz"])
-def test_old_files_stay_where_new_ones_find_no_room(suffix, tmp_path):
-    old = {f"case{ending}" for ending in (suffix, {".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix, suffix))}
-    for name in old:
-        (tmp_path / name).write_text(f"old {name}")
-    output, _ = start_writing(tmp_path, suffix, limit=1_000_000).communicate(timeout=60)
-    assert f"case{suffix}: cannot be written: File too large" in output
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: f"old {name}" for name in old}
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mhd"])
-@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1, 0.3])
-def test_a_killed_process_leaves_whole_files_or_hidden_ones(suffix, delay, tmp_path):
-    process = start_writing(tmp_path, suffix)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    for path in tmp_path.iterdir():
-        assert path.name.startswith(".case.") or path.suffix == ".zraw" or io.is_whole(path), path.name
-    if (tmp_path / "case.mhd").exists():
-        assert (tmp_path / "case.zraw").exists()
-
-
-def test_reading_leaves_no_limit_behind():
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
-def test_ordinary_permissions(tmp_path):
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_ordinary_permissions(mask, mode, tmp_path):
     """As any program's files: a private temporary file would lock out the group."""
-    labels = numbers((3, 4, 5), dtype=np.uint8)
-    io.write_label_map(tmp_path / "a.nii.gz", labels, Volume(labels, affine_of(), (1.0, 1.0, 1.0)))
-    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "b.nii.gz")
-    assert (tmp_path / "a.nii.gz").stat().st_mode == (tmp_path / "b.nii.gz").stat().st_mode
-
-
-@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
-def test_the_umask_counts(mask, mode, tmp_path):
     before = os.umask(mask)
     try:
         write_small_file(tmp_path / "a.json", b"{}")
@@ -393,3 +266,57 @@ def test_a_file_that_another_program_has_open_on_windows_is_said_to_be(exists, r
     error = OSError(errno.EACCES, "Access is denied")
     error.winerror = 5
     assert reason in str(cannot_write(tmp_path / "preview.png", error))
+
+
+WRITE = """
+import resource, sys
+import numpy as np
+from crfrefine import io
+from crfrefine.errors import CrfRefineError
+from crfrefine.io.volume import Volume
+
+folder, limit, *suffixes = sys.argv[1:]
+values = np.random.default_rng(0).standard_normal((3, 60, 55, 50)).astype(np.float32)
+like = Volume(values[0], np.eye(4), (1.0, 1.0, 1.0))
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+print("ready", flush=True)
+for suffix in suffixes:
+    try:
+        while True:
+            io.write_channels(f"{folder}/case{suffix}", values, like, threads=2)
+    except CrfRefineError as error:
+        print(error, flush=True)
+"""
+
+
+def start_writing(folder: Path, limit: int, *suffixes: str) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", WRITE, str(folder), str(limit), *suffixes], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_file_that_finds_no_room_is_not_there(tmp_path):
+    """The system refuses bytes beyond a limit, in the middle of the file, as a full disk does; old files stay."""
+    suffixes = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", ".npz")
+    old = {name: f"old {name}" for name in ("case.nii", "case.mhd", "case.zraw", "case.npz")}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    output, _ = start_writing(tmp_path, 200_000, *suffixes).communicate(timeout=60)
+    for suffix in suffixes:
+        assert f"case{suffix}: cannot be written: File too large" in output
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("suffix", "delay"), [(".nii.gz", 0.03), (".mhd", 0.0), (".mhd", 0.1), (".mhd", 0.3)])
+def test_a_killed_process_leaves_whole_files_or_hidden_ones(suffix, delay, tmp_path):
+    process = start_writing(tmp_path, 0, suffix)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    for path in tmp_path.iterdir():
+        assert path.name.startswith(".case.") or path.suffix == ".zraw" or io.is_whole(path), path.name
+    if (tmp_path / "case.mhd").exists():
+        assert (tmp_path / "case.zraw").exists()

@@ -12,7 +12,7 @@ from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 from pydicom.sr.codedict import codes
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
@@ -58,7 +58,7 @@ def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
     return volume.array.transpose(2, 1, 0)[:, :, ::-1], affine
 
 
-@pytest.mark.parametrize("values", [(1, 2), (2, 7, 300), (2,)])
+@pytest.mark.parametrize("values", [(2, 7, 300), (2,)])
 def test_what_is_written_is_read_by_highdicom_and_comes_back(values, series, tmp_path):
     like, labels, path = io.read_volume(series), labels_of(*values), tmp_path / "out.dcm"
     io.write_label_map(path, labels, like, segments=(LIVER,))
@@ -83,28 +83,15 @@ def test_what_is_written_is_read_by_highdicom_and_comes_back(values, series, tmp
 
 
 @pytest.mark.parametrize(
-    ("kind", "syntax"),
-    [
-        ("BINARY", ExplicitVRLittleEndian),
-        ("LABELMAP", ExplicitVRLittleEndian),
-        ("LABELMAP", RLELossless),
-    ],
+    ("kind", "syntax", "omit"),
+    [("BINARY", ExplicitVRLittleEndian, False), ("LABELMAP", ExplicitVRLittleEndian, True), ("LABELMAP", RLELossless, False)],
 )
-@pytest.mark.parametrize("omit", [True, False])
 def test_segmentations_of_highdicom(kind, syntax, omit, series, tmp_path):
     labels = labels_of(1, 2, 3)
     path = by_highdicom(series, tmp_path / "a.dcm", labels.transpose(2, 1, 0).astype(np.uint8), kind, syntax, omit)
     read = io.read_labels(path, grid=io.read_header(series))
     np.testing.assert_array_equal(read.data, labels)
     assert [(one.label, one.name, one.type.meaning) for one in read.header.segments] == [(n, f"name {n}", "Liver") for n in (1, 2, 3)]
-
-
-def test_a_deflated_file(series, tmp_path):
-    io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), io.read_volume(series))
-    found = pydicom.dcmread(tmp_path / "a.dcm")
-    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    pydicom.dcmwrite(tmp_path / "b.dcm", found)
-    np.testing.assert_array_equal(io.read_labels(tmp_path / "b.dcm").data, labels_of(1, 2)[:, :, 1:6])
 
 
 def test_segments_that_overlap_are_an_error(series, tmp_path):
@@ -119,12 +106,6 @@ def test_fractions_are_refused(series, tmp_path):
     path = by_highdicom(series, tmp_path / "a.dcm", np.full((7, 6, 5, 1), 0.5), "FRACTIONAL")
     with pytest.raises(UnsupportedFormatError, match="of type FRACTIONAL with 8 bits; expected BINARY or LABELMAP"):
         io.read_header(path)
-
-
-def test_a_label_map_without_a_label(series, tmp_path):
-    like = io.read_volume(series)
-    io.write_label_map(tmp_path / "a.dcm", np.zeros(SHAPE, np.uint8), like)
-    assert not io.read_labels(tmp_path / "a.dcm", grid=like.header).data.any()
 
 
 def test_a_file_that_is_cut_off_is_named(series, tmp_path):
@@ -142,34 +123,31 @@ def test_an_image_of_another_format_is_refused(tmp_path):
     like = io.read_volume(save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
     with pytest.raises(InputError, match=r"a\.dcm: a DICOM segmentation refers to the DICOM series .* the image is NIfTI-1, gzip"):
         io.write_label_map(tmp_path / "a.dcm", labels_of(1), like)
+    with pytest.raises(InputError, match="the image is"):
+        io.check_label_map(tmp_path / "out.dcm", like.header)
     assert [path.name for path in tmp_path.iterdir()] == ["like.nii.gz"]
-    np.savez(tmp_path / "case.npz", logits=numbers((3, *SHAPE[::-1])))
-    result = run_here("infer", "-i", tmp_path / "like.nii.gz", "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
-    assert result.status == 1
-    assert "the image is" in result.stderr
-    assert "case" not in result.stdout
 
 
 TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
 
 
 def deidentified(folder: Path, *names: str, **values: object) -> Path:
-    """A series that lacks elements, with a file of logits beside it."""
+    """A series that lacks elements."""
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
     for number, one in enumerate(found):
         for name in names:
             delattr(one, name)
         for name, value in values.items():
-            if number == 3:
+            if number == 3 or name.startswith("Patient"):
                 setattr(one, name, value)
-    np.savez(folder / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     return save(folder / "case", found)
 
 
 def test_elements_that_may_be_empty_are_empty(tmp_path):
     series = deidentified(tmp_path, *TYPE_2, "ReferringPhysicianName", "SliceThickness", "PositionReferenceIndicator")
-    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
-    assert result.status == 0, result.stderr
+    like = io.read_volume(series)
+    io.write_label_map(tmp_path / "out.dcm", np.zeros(SHAPE, np.uint8), like)
+    assert not io.read_labels(tmp_path / "out.dcm", grid=like.header).data.any()
     written = hd.seg.segread(tmp_path / "out.dcm")
     assert all(name in written and not written[name].value for name in (*TYPE_2, "ReferringPhysicianName"))
 
@@ -180,28 +158,14 @@ def test_elements_that_may_be_empty_are_empty(tmp_path):
         (("FrameOfReferenceUID",), {}, "case has no FrameOfReferenceUID; write another format"),
         (("StudyInstanceUID", "SOPInstanceUID"), {}, "case has no StudyInstanceUID and no SOPInstanceUID; write another format"),
         ((), {"SOPInstanceUID": ""}, "case has no SOPInstanceUID; write another format"),
+        ((), {"PatientSex": "X"}, "highdicom refuses to write a segmentation of the series"),
     ],
 )
-def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, values, expected, tmp_path, monkeypatch):
-    series = deidentified(tmp_path, *names, **values)
-    monkeypatch.setattr("crfrefine.infer.case_work.refine_case", lambda *_, **__: pytest.fail("the case is computed"))
-    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
-    assert result.status == 1
-    assert expected in result.stderr
-    monkeypatch.undo()
-    assert run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.nii.gz").status == 0
-
-
-def test_what_highdicom_refuses_is_known_before_the_work(tmp_path, monkeypatch):
-    series = deidentified(tmp_path)
-    for path in series.iterdir():
-        found = pydicom.dcmread(path)
-        found.PatientSex = "X"
-        found.save_as(path)
-    monkeypatch.setattr("crfrefine.infer.case_work.refine_case", lambda *_, **__: pytest.fail("the case is computed"))
-    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
-    assert result.status == 1
-    assert "highdicom refuses to write a segmentation of the series" in result.stderr
+def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, values, expected, tmp_path):
+    header = io.read_header(deidentified(tmp_path, *names, **values))
+    with pytest.raises(CrfRefineError, match=expected):
+        io.check_label_map(tmp_path / "out.dcm", header)
+    io.check_label_map(tmp_path / "out.nii.gz", header)
 
 
 def test_slices_that_lack_what_the_others_have(tmp_path):
@@ -227,35 +191,29 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
     (tmp_path / "logits").mkdir()
     np.savez(tmp_path / "logits/case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 2}}))
-    arguments = ("infer", "-i", series.parent, "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.temperature=9")
+    images = ("infer", "-i", series.parent)
+    arguments = (*images, "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.temperature=9")
     assert run_here(*arguments).status == 0
-    path = tmp_path / "out/case.dcm"
-    assert [segment.name for segment in io.read_header(path).segments] == ["anterior", "posterior"]
+    assert [segment.name for segment in io.read_header(tmp_path / "out/case.dcm").segments] == ["anterior", "posterior"]
     again = run_here(*arguments, "--continue")
     assert again.status == 0
     assert "skipped" in again.stdout + again.stderr
-    plain = run_here(*arguments[:6], tmp_path / "plain", "--output-format", ".seg.nrrd")
-    assert plain.status == 0, plain.stderr
-    assert [one.name for one in io.read_header(tmp_path / "plain/case.seg.nrrd").segments] == ["anterior", "posterior"]
+    refined = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second", "--output-format", ".seg.nrrd")
+    assert refined.status == 0, refined.stderr
+    assert [segment.name for segment in io.read_header(tmp_path / "second/case.seg.nrrd").segments] == ["anterior", "posterior"]
     for wrong in ((tmp_path / "plain", ".doc"), (tmp_path / "a.nii.gz", ".nii")):
-        refused = run_here(*arguments[:6], wrong[0], "--output-format", wrong[1])
+        refused = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", wrong[0], "--output-format", wrong[1])
         assert refused.status == 1
         assert "--output-format" in refused.stderr
-    refined = run_here("infer", "-i", series.parent, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second")
-    assert refined.status == 0, refined.stderr
-    assert [segment.name for segment in io.read_header(tmp_path / "second/case.dcm").segments] == ["anterior", "posterior"]
-    measured = run_here("evaluate", tmp_path / "second", tmp_path / "out", "-o", tmp_path / "report")
-    assert measured.status == 0, measured.stderr
 
 
 def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):
-    done = run_here("convert", series, tmp_path / "image.nii.gz")
-    assert "case: image, " in done.stderr
-    assert "label map" not in done.stderr
     dark = save(tmp_path / "dark", slices(numbers(SHAPE, dtype=np.int16) - 1000, AFFINE))
     refused = run_here("convert", dark, tmp_path / "dark.nii.gz")
     assert refused.status == 1
     assert "A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images." in refused.stderr
+    told = run_here("convert", series, tmp_path / "image.nii.gz")
+    assert f"{series}: image, 5×6×7 -> {tmp_path / 'image.nii.gz'}: image" in told.stdout + told.stderr
     seg = tmp_path / "seg.dcm"
     io.write_label_map(seg, labels_of(1, 2), io.read_volume(series))
     refused = run_here("convert", seg, tmp_path / "other.dcm")

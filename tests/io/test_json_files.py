@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_helpers import run_here, run_process, write_folders
+from cli_helpers import run_here, write_folders
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
@@ -30,24 +30,18 @@ BAD: dict[str, tuple[bytes, str]] = {
     "more": (b'{"labels": {}} x', "line 1, column 16: expected nothing after the end of the table"),
     "line break": (b'{"labels": {"a\nb": 1}}', "line 1, column 15: a line break or control character inside a text"),
     "brackets": (b"[" * 100_000, "nested too deeply"),
-    "tables": (b'{"labels":' * 100_000, "nested too deeply"),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2, byte 5: this is not UTF-8 text"),
     "a list": (b"[1]", 'expected a mapping with "labels"'),
     "infinite": (b'{"labels": {"background": 0, "tumor": 1e999}}', "labels.tumor: 1e999 is larger than any number"),
     "negative infinite": (b'{"labels": {"tumor": -1e999}}', "labels.tumor: -1e999 is larger than any number"),
+    "text of digits": (f'{{"labels": {{"tumor": "{DIGITS}"}}}}'.encode(), "expected a whole number from 0 to 65535, got '999"),
+    "true": (b'{"labels": {"tumor": true}}', "labels.tumor: expected a whole number from 0 to 65535, got True"),
     "NaN": (b'{"labels": {"tumor": NaN}}', "labels.tumor: NaN is not a JSON number"),
-    "Infinity": (b'{"labels": {"tumor": [1, Infinity]}}', "labels.tumor[1]: Infinity is not a JSON number"),
     "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "labels.tumor: 9999999999999999999… is a number of 5000 digits"),
-    "text of digits": (
-        f'{{"labels": {{"tumor": "{DIGITS}"}}}}'.encode(),
-        "labels.tumor: expected a whole number from 0 to 65535, got '999",
-    ),
     "too large": (b'{"labels": {"tumor": 65536}}', "labels.tumor: expected a whole number from 0 to 65535, got 65536"),
     "negative": (b'{"labels": {"tumor": -1}}', "labels.tumor: expected a whole number from 0 to 65535, got -1"),
     "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
-    "true": (b'{"labels": {"tumor": true}}', "labels.tumor: expected a whole number from 0 to 65535, got True"),
     "null": (b'{"labels": {"tumor": null}}', "labels.tumor: expected a whole number from 0 to 65535, got None"),
-    "a table": (b'{"labels": {"tumor": {"a": 1}}}', "labels.tumor: expected a whole number from 0 to 65535, got {'a': 1}"),
     "nested": (b'{"labels": {"tumor": [[1]]}}', "labels.tumor[0]: expected a whole number from 0 to 65535, got [1]"),
     "labels": (b'{"labels": [1]}', "labels: expected a mapping with names and numbers"),
     "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: the key appears twice"),
@@ -56,7 +50,6 @@ BAD: dict[str, tuple[bytes, str]] = {
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
     "channels": (b'{"modality": 3}', "modality: expected names by number, such as"),
-    "channel of digits": (f'{{"channel_names": {{"{DIGITS}": "T1"}}}}'.encode(), "channel_names: expected names by number"),
     "channel name": (b'{"channel_names": {"0": ["T1"]}}', "channel 0 is ['T1']"),
     "many channels": (
         json.dumps({"channel_names": ["x"] * 100_000}).encode(),
@@ -67,7 +60,6 @@ BAD: dict[str, tuple[bytes, str]] = {
         b'{"regions_class_order": "1,2"}',
         "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'",
     ),
-    "class order of words": (b'{"regions_class_order": [1, "core"]}', "regions_class_order[1]: expected a whole number from 0 to 65535"),
     "class order without value": (b'{"regions_class_order": [NaN]}', "regions_class_order[0]: NaN is not a JSON number"),
 }
 
@@ -96,25 +88,13 @@ def test_what_nobody_looks_at_may_be_anything(tmp_path):
     assert dict(found.labels) == {"background": 0, "a": 1}
 
 
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def make_loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def make_dangling(path: Path) -> None:
-    path.symlink_to(path.with_name("nothing"))
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (make_folder, "this is a folder"),
-        (os.mkfifo, "this is not a regular file"),
-        (make_dangling, "No such file"),
-        (make_loop, "symbolic links"),
+        (Path.mkdir, "this is a folder"),
+        (os.mkfifo, "expected a JSON file, this is not a regular file"),
+        (lambda path: path.symlink_to("nothing"), "No such file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
     ],
 )
 def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
@@ -149,8 +129,7 @@ def test_what_cannot_be_used_is_found_at_any_depth():
         require_usable(parse_json("[" * 400 + "]" * 400), "a")
 
 
-@pytest.mark.parametrize("name", ["infinite", "brackets", "digits", "not UTF-8", "long", "escape"])
-@pytest.mark.parametrize("command", ["infer", "info", "evaluate", "train-crf"])
+@pytest.mark.parametrize(("command", "name"), [("infer", "brackets"), ("info", "escape"), ("evaluate", "long"), ("train-crf", "infinite")])
 def test_no_command_ends_in_a_traceback(tmp_path, command, name):
     """Training is refused, as the names of labels are in its results; the others go on and say so."""
     content, words = BAD[name]
@@ -170,11 +149,3 @@ def test_no_command_ends_in_a_traceback(tmp_path, command, name):
     assert words in said
     assert "continuing without it" in said or command == "train-crf"
     assert all(line.isprintable() and len(line) < 1000 for line in said.replace("\t", "").split("\n"))
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    folders = write_folders(tmp_path, "a")
-    os.mkfifo(folders.images / "dataset.json")
-    result = run_process("infer", *folders.arguments, timeout=60)
-    assert result.status == 0
-    assert "dataset.json: not a dataset.json as nnU-Net writes it: expected a JSON file, this is not a regular file" in result.stderr

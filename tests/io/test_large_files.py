@@ -20,11 +20,11 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
-    """64 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a sixth of what is skipped."""
+    """32 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a third of what is skipped."""
     path = save_nifti(tmp_path / "near.nii", numbers(SHAPE), affine_of((1, 2, 3)))
     data = bytearray(path.read_bytes())
-    data[108:112] = struct.pack("<f", 64 * MIB)
-    data[352:352] = bytes(64 * MIB - 352)
+    data[108:112] = struct.pack("<f", 32 * MIB)
+    data[352:352] = bytes(32 * MIB - 352)
     far = tmp_path / f"far{suffix}"
     far.write_bytes(gzip.compress(data, 1) if suffix == ".nii.gz" else data)
     del data

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, read_or_complain, save_itk, save_nifti
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
@@ -32,7 +32,7 @@ def header_bytes(path: Path) -> bytes:
     return gzip.decompress(data) if path.name.endswith(".gz") else data
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(shape=grid_shapes(), affine=affines(), suffix=st.sampled_from([".nii", ".nii.gz"]), largest=st.sampled_from([1, 255, 256, 65535]))
 def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix, largest):
     if len(shape) == 2:  # A plane in space is no 2-D image to ITK; it stays in the plane z = const.
@@ -55,7 +55,7 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
         np.testing.assert_array_equal(ours.affine, nibabels.affine)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     shape=grid_shapes(),
     dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]),
@@ -72,55 +72,37 @@ def test_what_simpleitk_writes_is_read(shape, dtype, direction):
     np.testing.assert_allclose(ours.spacing, itks.GetSpacing(), rtol=1e-6)
 
 
-def test_data_stay_in_the_order_of_the_file(tmp_path):
-    """x is the fastest axis and channels the slowest: no copy is made on the way to the engine."""
-    channels = io.read_volume(save_nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6, 3)))).data
-    assert channels.shape == (3, 4, 5, 6)
-    assert channels.strides == (480, 4, 16, 80)
-
-
-@pytest.fixture(params=[nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
-def two_transforms(request, tmp_path) -> Path:
-    """An image whose sform (code 4, oblique) and qform (code 2, straight) differ, in units of its own, with an extension."""
-    image = request.param(numbers((4, 5, 6), dtype=np.int16), None)
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
+def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kind, tmp_path):
+    """The sform (code 4, oblique) and the qform (code 2, straight) differ. A copied slope would make 1 come back as 3.5."""
+    path, out = tmp_path / "image.nii.gz", tmp_path / "labels.nii"
+    image = kind(numbers((4, 5, 6), dtype=np.int16), None)
     image.set_sform(affine_of((1.1, 0.9, 3.0), (-7.0, 11.0, 13.0), OBLIQUE), code=4)
     image.set_qform(affine_of((1.1, 0.9, 3.0), (1.0, 2.0, 3.0)), code=2)
     image.header.set_xyzt_units("mm", "sec")
     image.header["cal_max"] = 1000
     image.header.set_slope_inter(0.5, 3.0)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
-    path = tmp_path / "image.nii.gz"
     nib.save(image, path)
-    return path
-
-
-def test_both_transforms_and_their_codes_are_kept_bit_for_bit(two_transforms, tmp_path):
-    image = io.read_volume(two_transforms)
-    out = tmp_path / "labels.nii.gz"
-    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), image)
-    before, after = nib.load(two_transforms).header, nib.load(out).header
+    read = io.read_volume(path)
+    np.testing.assert_array_equal(read.data, nib.load(path).get_fdata(dtype=np.float32))
+    assert read.header.notes == ("sform and qform differ; the sform is used, and both are kept in output files",)
+    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), read)
+    before, after = nib.load(path).header, nib.load(out).header
     names = ["sform_code", "qform_code", "xyzt_units", "srow_x", "srow_y", "srow_z", "sizeof_hdr"]
     for name in [*names, "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]:
         assert before[name].tobytes() == after[name].tobytes(), name
     assert before["pixdim"][:4].tobytes() == after["pixdim"][:4].tobytes()
     assert type(before) is type(after)
-    np.testing.assert_array_equal(image.affine, before.get_sform())
-    np.testing.assert_array_equal(image.data, nib.load(two_transforms).get_fdata(dtype=np.float32))
-    assert image.header.notes == ("sform and qform differ; the sform is used, and both are kept in output files",)
+    np.testing.assert_array_equal(read.affine, before.get_sform())
+    size = int(after["sizeof_hdr"])
+    written = type(after)(out.read_bytes()[:size])
+    assert (written["scl_slope"], written["scl_inter"], written["cal_max"], written["intent_code"]) == (1, 0, 0, 0)
+    assert written.get_data_dtype() == np.uint8
+    assert len(out.read_bytes()) == size + 4 + 120
 
 
-def test_label_maps_have_slope_one_and_nothing_left_of_the_intensities(two_transforms, tmp_path):
-    """A copied header would make 1 come back as 3.5 and show the labels in a window of intensities."""
-    out = tmp_path / "labels.nii"
-    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), io.read_volume(two_transforms))
-    offset = 348 if nib.load(out).header["sizeof_hdr"] == 348 else 540
-    header = type(nib.load(two_transforms).header)(out.read_bytes()[:offset])
-    assert (header["scl_slope"], header["scl_inter"], header["cal_max"], header["intent_code"]) == (1, 0, 0, 0)
-    assert header.get_data_dtype() == np.uint8
-    assert len(out.read_bytes()) == offset + 4 + 120
-
-
-@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.uint16])
+@pytest.mark.parametrize("dtype", [np.int16, np.float64])
 def test_big_endian_files(dtype, tmp_path):
     data = numbers((4, 5, 6), dtype=dtype)
     image = nib.Nifti1Image(data, affine_of((1, 2, 3)))
@@ -146,11 +128,9 @@ def test_scaling_is_applied_as_nibabel_does(stored, slope, inter, tmp_path):
     np.testing.assert_allclose(io.read_volume(path).data, expected, rtol=2e-7, atol=2e-7)
     if inter == 0.0:
         np.testing.assert_array_equal(io.read_volume(path).data, expected)
-
-
-def test_a_large_intercept_cancels_no_digits(tmp_path):
-    path = save_nifti(tmp_path / "image.nii", numbers((7, 5, 6), dtype=np.int32) + (1 << 26), slope=1.0, inter=-float(1 << 26))
-    np.testing.assert_array_equal(io.read_volume(path).data, numbers((7, 5, 6)))
+    if stored == np.int32:  # A large intercept cancels no digits.
+        large = save_nifti(tmp_path / "large.nii", numbers((7, 5, 6), dtype=np.int32) + (1 << 26), slope=1.0, inter=-float(1 << 26))
+        np.testing.assert_array_equal(io.read_volume(large).data, numbers((7, 5, 6)))
 
 
 @pytest.mark.parametrize(
@@ -171,14 +151,14 @@ def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
     plain = save_nifti(tmp_path / "plain.nii.gz", np.moveaxis(channels, 0, -1))
     for path in (vector, plain):
         assert io.read_header(path).num_channels == 3
-        np.testing.assert_array_equal(io.read_logits([path]).values, channels)
-
-
-def test_a_plane_of_vectors(tmp_path):
-    channels = numbers((3, 4, 5))
-    logits = io.read_logits([save_itk(tmp_path / "vector.nii.gz", channels, channels=True)])
+        read = io.read_logits([path]).values
+        np.testing.assert_array_equal(read, channels)
+        assert read.strides == (480, 4, 16, 80), "x is the fastest axis: no copy is made on the way to the engine"
+    logits = io.read_logits([save_itk(tmp_path / "plane.nii.gz", channels[..., 0], channels=True)])
     assert logits.header.grid_shape == (4, 5, 1)
-    np.testing.assert_array_equal(logits.values[..., 0], channels)
+    np.testing.assert_array_equal(logits.values[..., 0], channels[..., 0])
+    labels = save_nifti(tmp_path / "labels.nii", numbers((4, 5, 6), dtype=np.uint8)[..., None, None] % 3)
+    assert io.read_labels(labels).data.shape == (4, 5, 6)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)], ids=["3d", "2d"])
@@ -193,13 +173,12 @@ def test_channels_written_are_read_by_nibabel_and_by_us(shape, tmp_path):
     np.testing.assert_array_equal(io.read_logits([tmp_path / "logits.nii.gz"]).values.reshape(logits.shape), logits)
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_bytes_do_not_depend_on_time_threads_or_memory_order(order, tmp_path):
-    """3 MB: several blocks of compression."""
-    labels = np.asarray(numbers((150, 150, 140), dtype=np.uint16) % 999, order=order)
+def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):
+    """2 MB: several blocks of compression."""
+    labels = np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F")
     like = volume(labels, affine_of((1, 2, 3)))
     written = set()
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         io.write_label_map(tmp_path / "a.nii.gz", labels, like, threads=threads)
         written.add((tmp_path / "a.nii.gz").read_bytes())
     io.write_label_map(tmp_path / "b.nii.gz", np.ascontiguousarray(labels), like)
@@ -223,21 +202,6 @@ def test_labels_saved_as_float_or_with_a_scaling(suffix, tmp_path):
         np.testing.assert_array_equal(ours.data, labels)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (np.full((2, 3, 4), 0.5, np.float32), r"expected whole numbers, found values up to 0\.5 away"),
-        (np.full((2, 3, 4), -1, np.int16), r"expected labels from 0 to 65535, found -1 to -1"),
-        (np.full((2, 3, 4), 70000, np.int32), r"found 70000 to 70000"),
-        (np.zeros((2, 3, 4, 2), np.uint8), r"expected a label map with one value per voxel, this file has 2"),
-    ],
-    ids=["fractions", "negative", "too large", "two channels"],
-)
-def test_what_is_no_label_map(data, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        io.read_labels(save_nifti(tmp_path / "labels.nii.gz", data))
-
-
 def test_labels_beyond_sixteen_bits_are_not_written(tmp_path):
     labels = np.full((2, 3, 4), 65536, np.int32)
     with pytest.raises(CapacityError, match="label 65536 does not fit"):
@@ -249,11 +213,6 @@ def test_labels_beyond_sixteen_bits_are_not_written(tmp_path):
     with pytest.raises(GridMismatchError, match=r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)"):
         io.write_label_map(tmp_path / "a.nii.gz", labels.transpose(0, 2, 1) * 0, volume(labels, np.eye(4)))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mask_is_what_is_not_zero(tmp_path):
-    data = numbers((3, 4, 5), dtype=np.float32) - 7
-    np.testing.assert_array_equal(io.read_mask(save_nifti(tmp_path / "mask.nii.gz", data)).data, data != 0)
 
 
 def test_files_of_several_gzip_members_and_padding(tmp_path):
@@ -306,44 +265,11 @@ def test_every_cut_is_noticed(suffix, tmp_path):
     assert io.is_whole(path)
     data = path.read_bytes()
     cut = tmp_path / f"cut{suffix}"
-    for length in [0, 1, 2, 10, 100, *range(300, len(data), 7), len(data) - 8, len(data) - 1]:
+    for length in [0, 1, 10, 100, *range(300, len(data), 53), len(data) - 8, len(data) - 1]:
         cut.write_bytes(data[:length])
         with pytest.raises(UnsupportedFormatError, match=r"cut\.nii.*(cut off|is empty|not compressed|not a NIfTI)"):
             io.read_volume(cut)
         assert not io.is_whole(cut)
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.data())
-def test_damage_never_goes_unnoticed(data):
-    """One byte of the compressed file is changed: an error of ours, or the same voxels (a byte of the gzip header that means nothing)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = save_nifti(Path(folder, "a.nii.gz"), numbers((4, 5, 6), dtype=np.int16))
-        content = bytearray(path.read_bytes())
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-        path.write_bytes(content)
-        read, complaint = read_or_complain(path)
-    if read is None:
-        assert "a.nii.gz" in complaint
-    else:
-        np.testing.assert_array_equal(read.data, numbers((4, 5, 6)))
-
-
-@settings(deadline=None, max_examples=300)
-@example(offset=111, value=127, header_class=nib.Nifti1Image)  # The voxels begin at byte NaN.
-@given(offset=st.integers(0, 351), value=st.integers(0, 255), header_class=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]))
-def test_a_damaged_header_gives_an_error_of_ours_or_a_volume(offset, value, header_class):
-    with tempfile.TemporaryDirectory() as folder:
-        path = save_nifti(Path(folder, "a.nii"), numbers((4, 5, 6), dtype=np.int16), header_class=header_class)
-        content = bytearray(path.read_bytes())
-        content[offset] = value
-        path.write_bytes(content)
-        read, complaint = read_or_complain(path)
-    if read is None:
-        assert "a.nii" in complaint
-    else:
-        assert np.isfinite(read.data).all()
-        assert min(read.spacing) > 0
 
 
 def test_an_offset_of_0_means_right_after_the_header(tmp_path):
@@ -353,6 +279,15 @@ def test_an_offset_of_0_means_right_after_the_header(tmp_path):
     struct.pack_into("<f", content, 108, 0.0)
     (tmp_path / "b.nii").write_bytes(content)
     np.testing.assert_array_equal(io.read_volume(tmp_path / "b.nii").data, values)
+
+
+@pytest.mark.parametrize("offset", [np.nan, -16.0])
+def test_voxels_that_begin_nowhere(offset, tmp_path):
+    content = bytearray(save_nifti(tmp_path / "a.nii", numbers((4, 5, 6))).read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(UnsupportedFormatError, match=r"a\.nii: damaged NIfTI header: (the voxels begin at byte|vox offset)"):
+        io.read_volume(tmp_path / "a.nii")
 
 
 def test_a_header_that_promises_too_much_does_not_allocate(tmp_path):
@@ -380,7 +315,7 @@ def test_a_header_that_promises_too_much_does_not_allocate(tmp_path):
 )
 def test_what_is_no_nifti(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
-    for read in (io.read_header, io.read_volume, io.read_labels, io.read_mask, lambda path: io.read_logits([path])):
+    for read in (io.read_header, lambda path: io.read_logits([path])):
         with pytest.raises(UnsupportedFormatError, match=message) as caught:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
@@ -401,11 +336,7 @@ def test_colors_complex_numbers_and_odd_layouts_are_refused(tmp_path):
 
 
 def test_a_geometry_that_maps_all_voxels_to_one_place(tmp_path):
-    image = nib.Nifti1Image(numbers((3, 4, 5)), None)
-    image.header["sform_code"] = 1
-    image.header["srow_x"] = image.header["srow_y"] = image.header["srow_z"] = 0
-    nib.save(image, tmp_path / "a.nii")
-    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content = bytearray(save_nifti(tmp_path / "a.nii", numbers((3, 4, 5))).read_bytes())
     struct.pack_into("<h", content, 254, 1)
     content[280:328] = bytes(48)
     (tmp_path / "a.nii").write_bytes(content)
@@ -413,8 +344,7 @@ def test_a_geometry_that_maps_all_voxels_to_one_place(tmp_path):
         io.read_header(tmp_path / "a.nii")
 
 
-@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("value", "kind", "dtype"), [(np.nan, "NaN", "f4"), (-np.inf, "infinite", "f8"), (1e300, "infinite", "f8")])
 def test_values_that_are_not_finite_are_counted_and_located(value, kind, dtype, tmp_path):
     data = numbers((5, 6, 7, 3), dtype=dtype)
     data[2, 3, 4, 1] = value
@@ -424,18 +354,9 @@ def test_values_that_are_not_finite_are_counted_and_located(value, kind, dtype, 
     data[..., 1] = 0
     with pytest.raises(InputError, match=r"1 of 210 values .* is at voxel \(1, 1, 5\)\n"):
         io.read_volume(save_nifti(tmp_path / "a.nii.gz", data[..., 2]))
-
-
-def test_values_beyond_float32_are_infinite(tmp_path):
-    data = np.full((3, 4, 5), 1e300)
-    with pytest.raises(InputError, match="60 of 60 values are NaN or infinite"):
-        io.read_volume(save_nifti(tmp_path / "a.nii.gz", data))
-
-
-def test_large_finite_values_are_fine(tmp_path):
-    """Their sum overflows, which is how infinity is looked for first."""
-    data = np.full((30, 40, 50), 3e38, np.float32)
-    np.testing.assert_array_equal(io.read_volume(save_nifti(tmp_path / "a.nii.gz", data)).data, data)
+    # Their sum overflows, which is how infinity is looked for first.
+    large = np.full((30, 40, 50), 3e38, np.float32)
+    np.testing.assert_array_equal(io.read_volume(save_nifti(tmp_path / "a.nii.gz", large)).data, large)
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -452,10 +373,9 @@ def test_files_that_are_not_there(tmp_path):
 def test_one_file_a_label(tmp_path):
     channels = numbers((3, 4, 5, 6))
     paths = [save_nifti(tmp_path / f"label{i}.nii.gz", channel) for i, channel in enumerate(channels)]
-    for threads in (1, 2):
-        logits = io.read_logits(paths, threads=threads)
-        np.testing.assert_array_equal(logits.values, channels)
-        assert logits.kind is None
+    logits = io.read_logits(paths, threads=2)
+    np.testing.assert_array_equal(logits.values, channels)
+    assert logits.kind is None
     save_nifti(tmp_path / "moved.nii.gz", channels[0], affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0)))
     with pytest.raises(GridMismatchError, match=r"(?s)moved\.nii\.gz: the logits of two labels are on different grids\n.*label0.*moved"):
         io.read_logits([paths[0], tmp_path / "moved.nii.gz"])
@@ -480,16 +400,13 @@ def test_a_wrong_checksum_is_damage_even_where_values_are_not_finite(tmp_path):
         io.read_volume(path)
 
 
-@pytest.mark.parametrize("slope", [np.nan, 0.0])
-def test_a_slope_that_is_nan_or_zero_means_no_scaling(slope, tmp_path):
+def test_a_slope_that_is_nan_or_zero_means_no_scaling_and_an_infinite_one_is_named(tmp_path):
     data = numbers((5, 4, 3), dtype=np.int16)
-    np.testing.assert_array_equal(io.read_volume(with_slope(tmp_path / "a.nii", data, slope)).data, data)
-
-
-@pytest.mark.parametrize("slope", [np.inf, -np.inf])
-def test_an_infinite_slope_is_named(slope, tmp_path):
-    with pytest.raises(UnsupportedFormatError, match="scl_slope is infinite"):
-        io.read_volume(with_slope(tmp_path / "a.nii", numbers((5, 4, 3), dtype=np.int16), slope))
+    for slope in (np.nan, 0.0):
+        np.testing.assert_array_equal(io.read_volume(with_slope(tmp_path / "a.nii", data, slope)).data, data)
+    for slope in (np.inf, -np.inf):
+        with pytest.raises(UnsupportedFormatError, match="scl_slope is infinite"):
+            io.read_volume(with_slope(tmp_path / "a.nii", data, slope))
 
 
 def with_slope(path: Path, data: np.ndarray, slope: float) -> Path:

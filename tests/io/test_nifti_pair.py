@@ -1,4 +1,4 @@
-"""Pairs of header and voxels: compared with nibabel and SimpleITK, both ways; and vectors as ITK and ANTs write them."""
+"""Pairs of header and voxels: compared with nibabel and SimpleITK, both ways."""
 
 import gzip
 from pathlib import Path
@@ -25,8 +25,7 @@ def save(folder: Path, kind=nib.Nifti1Pair, data=None, affine=AFFINE) -> Path:
     return folder / "a.hdr"
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize(("kind", "dtype"), [(nib.Nifti1Pair, np.float32), (nib.Nifti2Pair, np.int16)])
 def test_a_nifti_pair_is_read_as_by_nibabel(kind, dtype, tmp_path):
     header = save(tmp_path, kind, numbers(SHAPE, dtype=dtype))
     for path in (header, header.with_suffix(".img")):
@@ -36,6 +35,10 @@ def test_a_nifti_pair_is_read_as_by_nibabel(kind, dtype, tmp_path):
         assert read.header.remarks == ()
         assert read.path == header
         assert files_read(path) == (header, header.with_suffix(".img"))
+    (tmp_path / "a.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
+    (tmp_path / "a.img").unlink()
+    for path in (header, tmp_path / "a.img.gz"):
+        np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE, dtype=dtype))
 
 
 @pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage])
@@ -56,16 +59,7 @@ def test_big_endian_and_scaling(tmp_path):
     np.testing.assert_allclose(io.read_volume(tmp_path / "a.hdr").data, nib.load(tmp_path / "a.img").get_fdata(), atol=1e-4)
 
 
-def test_compressed_voxels(tmp_path):
-    header = save(tmp_path)
-    (tmp_path / "a.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
-    (tmp_path / "a.img").unlink()
-    for path in (header, tmp_path / "a.img.gz"):
-        np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE, dtype=np.int16))
-
-
-@pytest.mark.parametrize("from_pair", [True, False])
-@pytest.mark.parametrize("largest", [3, 300])
+@pytest.mark.parametrize(("from_pair", "largest"), [(True, 300), (False, 3)])
 def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
     like = io.read_volume(save(tmp_path / "in") if from_pair else save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
     labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
@@ -78,15 +72,11 @@ def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
     np.testing.assert_array_equal(itk_array(image), labels)
     np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
     assert io.is_whole(tmp_path / "out.hdr")
+    io.write_label_map(tmp_path / "b.nii.gz", labels, like)
+    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, written.affine)
     channels = numbers((3, *SHAPE))
     io.write_channels(tmp_path / "scores.hdr", channels, like)
     np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]).values, channels)
-
-
-def test_a_pair_becomes_a_single_file_and_back(tmp_path):
-    like = io.read_volume(save(tmp_path))
-    io.write_label_map(tmp_path / "b.nii.gz", np.ones(SHAPE, int), like)
-    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, like.affine)
 
 
 def test_a_missing_half_is_told(tmp_path):
@@ -109,17 +99,3 @@ def test_pairs_are_cases_and_outputs(tmp_path):
         result = run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:])
         assert result.status == 0, result.stderr
         assert files_in(tmp_path / given[2:]) == ["a.hdr", "a.img"]
-
-
-def test_vectors_of_itk_are_images_and_logits(tmp_path):
-    """ITK and ANTs write the channels of a voxel as the fifth dimension."""
-    channels = numbers((2, *SHAPE))
-    image = sitk.GetImageFromArray(np.ascontiguousarray(channels.transpose(3, 2, 1, 0)), isVector=True)
-    image.SetSpacing((0.7, 1.1, 2.5))
-    for name in ("a.nii.gz", "a.hdr"):
-        sitk.WriteImage(image, str(tmp_path / name))
-        assert nib.load(tmp_path / name).shape == (*SHAPE, 1, 2)
-        np.testing.assert_array_equal(io.read_volume(tmp_path / name).data, channels)
-        np.testing.assert_array_equal(io.read_logits([tmp_path / name]).values, channels)
-    scalar = save_nifti(tmp_path / "b.nii.gz", numbers(SHAPE).astype(np.uint8)[..., np.newaxis, np.newaxis] % 3, AFFINE)
-    assert io.read_labels(scalar).data.shape == SHAPE

@@ -2,25 +2,23 @@
 
 import io as standard_io
 import pickle
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from io_helpers import affine_of, numbers
 
 from crfrefine import io
-from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.volume import Volume
 
 
-@pytest.mark.parametrize("key", ["probabilities", "logits"])
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ">f4"])
+@pytest.mark.parametrize(
+    ("key", "save", "dtype"),
+    [("probabilities", np.savez, "f8"), ("logits", np.savez_compressed, "f2"), ("logits", np.savez, ">f4")],
+)
 def test_label_z_y_x_becomes_label_x_y_z(key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""
     stored = numbers((3, 6, 5, 4)).astype(dtype)
@@ -36,12 +34,6 @@ def test_label_z_y_x_becomes_label_x_y_z(key, save, dtype, tmp_path):
 def test_fortran_order_and_other_arrays_beside(tmp_path):
     stored = np.asfortranarray(numbers((3, 6, 5, 4)))
     np.savez_compressed(tmp_path / "case.npz", spacing=np.ones(3), probabilities=stored, origin=np.zeros(3))
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "case.npz"]).values, stored.transpose(0, 3, 2, 1))
-
-
-def test_larger_than_a_block(tmp_path):
-    stored = np.random.default_rng(0).standard_normal((3, 60, 70, 80)).astype(np.float32)
-    np.savez_compressed(tmp_path / "case.npz", logits=stored)
     np.testing.assert_array_equal(io.read_logits([tmp_path / "case.npz"]).values, stored.transpose(0, 3, 2, 1))
 
 
@@ -86,6 +78,7 @@ def test_pickles_are_never_read(tmp_path, monkeypatch):
             {"softmax": np.zeros((2, 3, 4, 5), np.float16)},
             r"the array `softmax` is that of nnU-Net version 1, on the network's cropped grid",
         ),
+        ({}, "expected one array named probabilities or logits, found none"),
         ({"a": np.zeros((2, 3, 4, 5)), "b": np.zeros(3)}, r"expected one array named probabilities or logits, found a, b"),
         (
             {"logits": np.zeros((2, 3, 4, 5)), "probabilities": np.zeros((2, 3, 4, 5))},
@@ -94,7 +87,7 @@ def test_pickles_are_never_read(tmp_path, monkeypatch):
         ({"logits": np.zeros((4, 5))}, r"has shape \(4, 5\); expected \(channel, z, y, x\)"),
         ({"logits": np.zeros((2, 3, 4, 5), complex)}, "holds complex128; expected real numbers"),
     ],
-    ids=["version 1", "other names", "two", "shape", "complex"],
+    ids=["version 1", "none", "other names", "two", "shape", "complex"],
 )
 def test_other_contents_are_explained(arrays, message, tmp_path):
     np.savez_compressed(tmp_path / "case.npz", **arrays)
@@ -103,58 +96,12 @@ def test_other_contents_are_explained(arrays, message, tmp_path):
     assert "case.npz" in str(caught.value)
 
 
-def test_one_label(tmp_path):
-    np.savez_compressed(tmp_path / "case.npz", probabilities=np.zeros((1, 3, 4, 5), np.float32))
-    with pytest.raises(InputError, match="logits of one label only"):
-        io.read_logits([tmp_path / "case.npz"])
-
-
 @pytest.mark.parametrize("content", [b"", b"patient,dice\n", b"PK\x03\x04" + bytes(100)], ids=["empty", "text", "zip magic"])
 def test_what_is_no_archive(content, tmp_path):
     (tmp_path / "case.npz").write_bytes(content)
     with pytest.raises(UnsupportedFormatError, match=r"case\.npz: (the file is empty|not an \.npz file, or cut off)"):
         io.read_logits([tmp_path / "case.npz"])
     assert not io.is_whole(tmp_path / "case.npz")
-
-
-def test_an_empty_archive(tmp_path):
-    with zipfile.ZipFile(tmp_path / "case.npz", "w"):
-        pass
-    with pytest.raises(UnsupportedFormatError, match="expected one array named probabilities or logits, found none"):
-        io.read_header(tmp_path / "case.npz")
-
-
-def test_values_that_are_not_finite_are_located(tmp_path):
-    stored = numbers((3, 6, 5, 4))
-    stored[2, 5, 4, 3] = -np.inf
-    np.savez_compressed(tmp_path / "case.npz", logits=stored)
-    with pytest.raises(InputError, match=r"case\.npz: 1 of 360 values .* \(infinite\) is at voxel \(3, 4, 5\) of channel 2"):
-        io.read_logits([tmp_path / "case.npz"])
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.data(), st.booleans())
-def test_damage_never_goes_unnoticed(data, compressed):
-    stored = numbers((2, 3, 4, 5))
-    buffer = standard_io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, logits=stored)
-    content = bytearray(buffer.getvalue())
-    if data.draw(st.booleans()):
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    else:
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "case.npz")
-        path.write_bytes(content)
-        values, complaint = None, ""
-        try:
-            values = io.read_logits([path]).values
-        except CrfRefineError as error:
-            complaint = str(error)
-    if values is None:
-        assert "case.npz" in complaint
-    else:
-        np.testing.assert_array_equal(values, stored.transpose(0, 3, 2, 1))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +117,6 @@ def test_damage_never_goes_unnoticed(data, compressed):
     ids=["digits", "width", "axes", "no comma", "no axis", "no voxels"],
 )
 def test_an_array_of_a_shape_that_makes_no_sense(tmp_path, dtype, shape):
-    """Python refuses to read integers of more than 4300 digits, and a message need not repeat them."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("logits.npy", b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(400))

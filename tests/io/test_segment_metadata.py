@@ -172,16 +172,6 @@ def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(algorit
     assert "SegmentationAlgorithmIdentificationSequence" not in plain
 
 
-def test_convert_names_the_series_that_is_missing_and_calls_an_image_an_image(tmp_path):
-    source = slicer_file(tmp_path / "source.seg.nrrd", labels_of(4, 2), AFFINE, KIDNEY, CYST)
-    result = run_here("convert", source, tmp_path / "out.dcm")
-    assert result.status == 1
-    assert f"{tmp_path / 'out.dcm'}: a DICOM segmentation refers to the DICOM series it was made on; name its folder" in result.stderr
-    series = save(tmp_path / "mr", slices(numbers((4, 5, 2), dtype=np.uint16), AFFINE))
-    told = run_here("convert", series, tmp_path / "out.nii.gz")
-    assert f"{series}: image, 4×5×2 -> {tmp_path / 'out.nii.gz'}: image" in told.stdout + told.stderr
-
-
 def test_labels_with_gaps_are_added_to_the_description_and_taken_from_it(series, tmp_path):
     like = io.read_volume(series)
     (first, second) = io.read_header(described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2))).segments
@@ -241,17 +231,3 @@ def test_the_number_of_the_series_follows_from_that_of_the_images(of_images, exp
     like = io.read_volume(save(tmp_path / "case", found))
     io.write_label_map(tmp_path / "out.dcm", np.ones((4, 5, 2), np.uint8), like)
     assert pydicom.dcmread(tmp_path / "out.dcm").SeriesNumber == expected
-
-
-def test_files_of_single_structures_keep_what_they_say(tmp_path):
-    image = save_nifti(tmp_path / "case.nii.gz", numbers(SHAPE), AFFINE)
-    labels, folder = labels_of(1, 2), tmp_path / "structures"
-    folder.mkdir()
-    for name, segment, label in (("cyst", CYST, 2), ("kidney", KIDNEY, 1)):
-        slicer_file(folder / f"{name}.seg.nrrd", labels == label, AFFINE, segment | {"LabelValue": "1"})
-    refine(image, folder, tmp_path / "out", "--save-structures", "--output-format", ".seg.nrrd")
-    for name in ("cyst", "kidney"):
-        assert lines_of(tmp_path / f"out/case/{name}.seg.nrrd") == lines_of(folder / f"{name}.seg.nrrd")
-    whole = io.read_header(tmp_path / "out/case.seg.nrrd").segments
-    assert [(one.label, one.name) for one in whole] == [(1, "Cyst"), (2, "Niere, linke")]
-    assert whole[1].type_modifier == KIDNEY_CODES["type_modifier"]

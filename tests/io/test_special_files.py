@@ -22,8 +22,6 @@ from crfrefine.io.special_files import special_kind
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 
-SUFFIXES = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz"]
-
 
 def test_a_pipe_gets_all_bytes_and_stays_a_pipe(tmp_path):
     """More than a pipe holds, so that the writer has to wait for the reader."""
@@ -34,14 +32,6 @@ def test_a_pipe_gets_all_bytes_and_stays_a_pipe(tmp_path):
     assert reader.result() == content
     assert kind_of(path) == stat.S_IFIFO
     assert files_in(tmp_path) == ["pipe"]
-
-
-def test_parameters_go_through_a_pipe(tmp_path):
-    path = make_pipe(tmp_path / "params.toml")
-    reader = Reader(path)
-    CrfParameters().save(path, "for the next program")
-    assert CrfParameters.from_toml(reader.result().decode()) == CrfParameters()
-    assert kind_of(path) == stat.S_IFIFO
 
 
 def test_a_pipe_that_nobody_reads_is_an_error_and_not_a_wait(tmp_path):
@@ -62,14 +52,6 @@ def test_a_reader_that_leaves_is_an_error(tmp_path):
         write_small_file(path, bytes(3_000_000))
     timer.join()
     assert kind_of(path) == stat.S_IFIFO
-
-
-def test_a_device_of_its_own_stays_a_device(tmp_path):
-    path = make_device(tmp_path / "null", stat.S_IFCHR, 1, 3)
-    write_small_file(path, b"new")
-    CrfParameters().save(path)
-    assert kind_of(path) == stat.S_IFCHR
-    assert files_in(tmp_path) == ["null"]
 
 
 def test_a_link_to_a_device_stays_a_link_to_it(tmp_path):
@@ -110,8 +92,9 @@ def test_a_socket_is_refused():
         assert kind_of(path) == stat.S_IFSOCK
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("make", [make_pipe, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "device"])
+@pytest.mark.parametrize(
+    ("suffix", "make"), [(".nii.gz", make_pipe), (".mhd", lambda path: path.symlink_to("/dev/null")), (".npz", make_pipe)], ids=str
+)
 def test_a_volume_goes_to_regular_files_alone(suffix, make, tmp_path):
     path = tmp_path / f"case{suffix}"
     make(path)
@@ -162,41 +145,32 @@ def test_kinds(tmp_path):
 STREAM = """
 import sys
 from pathlib import Path
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.io.atomic import write_small_file
 
 print("before")
-write_small_file(Path(sys.argv[1]), b"in between\\n")
+for name in sys.argv[1:]:
+    write_small_file(Path(name), b"in between\\n")
 print("after")
 """
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"])
-@pytest.mark.parametrize("goes_to", ["file", "pipe"])
-def test_a_stream_is_written_where_it_is(name, goes_to, tmp_path):
-    """Standard output that goes to a file must neither be cut off from it nor begin anew at its start."""
-    link, log = tmp_path / "link", tmp_path / "log"
-    link.symlink_to(name)
-    with log.open("wb") as file:
-        target = file if goes_to == "file" else subprocess.PIPE
-        done = subprocess.run([sys.executable, "-c", STREAM, link], stdout=target, timeout=60, check=True)
-    found = log.read_bytes() if goes_to == "file" else done.stdout
-    assert found == b"before\nin between\nafter\n"
-    assert link.is_symlink()
-
-
-def test_a_further_descriptor_as_shells_give_it(tmp_path):
-    """`>(program)` of a shell is a name such as /dev/fd/63."""
+def test_a_stream_is_written_where_it_is(tmp_path):
+    """Standard output that goes to a file must neither be cut off from it nor begin anew at its start; `>(program)` is /dev/fd/63."""
     read, write = os.pipe()
-    link = tmp_path / "link"
-    link.symlink_to(f"/dev/fd/{write}")
-    subprocess.run([sys.executable, "-c", STREAM, link], pass_fds=(write,), stdout=subprocess.DEVNULL, timeout=60, check=True)
+    links = {"/dev/stdout": "1", "/proc/self/fd/1": "2", f"/dev/fd/{write}": "3"}
+    for target, name in links.items():
+        (tmp_path / name).symlink_to(target)
+    with (tmp_path / "log").open("wb") as file:
+        paths = [tmp_path / name for name in links.values()]
+        subprocess.run([sys.executable, "-c", STREAM, *paths], stdout=file, pass_fds=(write,), timeout=60, check=True)
     os.close(write)
+    assert (tmp_path / "log").read_bytes() == b"before\nin between\nin between\nafter\n"
     with os.fdopen(read, "rb") as file:
         assert file.read() == b"in between\n"
+    assert all(path.is_symlink() for path in paths)
 
 
-@pytest.mark.parametrize("name", ["case.nii.gz", "case.nii", "case.nrrd", "case.mha", "case.npz"])
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.mha", "case.npz"])
 def test_a_pipe_is_not_read(tmp_path, name):
     """Nobody writes to it: opened, it would keep the reader waiting for ever."""
     pipe = make_pipe(tmp_path / name)

@@ -47,20 +47,17 @@ def assert_data(path: Path, stored: np.ndarray = DATA) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
-@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
-@pytest.mark.parametrize("channels", [0, 3], ids=["scalar", "vector"])
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)], ids=["2d", "3d"])
+@pytest.mark.parametrize(("compress", "channels", "shape"), [(True, 3, (4, 5)), (False, 0, (4, 5)), (True, 0, SHAPE), (False, 3, SHAPE)])
 def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape, tmp_path):
+    direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
     for dtype in TYPES:
-        data = numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100
-        direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
-        path = save_itk(tmp_path / f"a{suffix}", data.astype(dtype), channels=bool(channels), compress=compress, direction=direction)
+        data = (numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100).astype(dtype)
+        path = save_itk(tmp_path / f"a{suffix}", data, channels=bool(channels), compress=compress, direction=direction)
         assert_as_simpleitk(path)
         assert io.read_header(path).dtype == np.dtype(dtype).name
 
 
-@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
-@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".mha", False), (".nrrd", True), (".nhdr", False)])
 def test_four_dimensions(suffix, compress, tmp_path):
     image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
     image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
@@ -68,6 +65,10 @@ def test_four_dimensions(suffix, compress, tmp_path):
     image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
     sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
     assert_as_simpleitk(tmp_path / f"a{suffix}")
+    volume = io.read_volume(tmp_path / f"a{suffix}")
+    assert volume.spacing == (0.5, 1.25, 3.0)
+    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +102,16 @@ def test_metaimage_headers_mean_what_simpleitk_says(lines, tmp_path):
     assert_as_simpleitk(mha(tmp_path, *lines, end="\r\n"))
 
 
-def test_metaimage_headers_in_other_letters(tmp_path):
+def test_metaimage_keys_in_other_letters(tmp_path):
     """SimpleITK passes over keys in lower case without a word; here they count."""
-    path = mha(tmp_path, "elementspacing = 1 2 3", "ELEMENTTYPE = met_ushort", "elementdatafile = local")
-    path.write_bytes(path.read_bytes().replace(b"NDims", b"ndims").replace(b"DimSize", b"dimsize"))
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"ElementDataFile = LOCAL\n", b""))
+    path = tmp_path / "a.mha"
+    lines = ["ndims = 3", "dimsize = 4 5 6", "elementspacing = 1 2 3", "ELEMENTTYPE = met_short", "elementdatafile = local", ""]
+    path.write_bytes("\n".join(lines).encode() + DATA.tobytes())
     assert_data(path)
     assert io.read_volume(path).spacing == (1.0, 2.0, 3.0)
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["LIST", "LIST 2", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%d.raw 1 6 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "s1-6.raw"],
-)
+@pytest.mark.parametrize("line", ["LIST", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "s1-6.raw"])
 def test_metaimage_voxels_in_files_of_their_own(line, tmp_path):
     for number, plane in enumerate(DATA, 1):
         (tmp_path / f"s{number}.raw").write_bytes(plane.tobytes())
@@ -139,11 +136,8 @@ def test_metaimage_slices_with_headers_and_compressed(tmp_path):
         io.read_volume(path)
 
 
-@pytest.mark.parametrize("dtype", ["MET_SHORT", "MET_FLOAT"])
-def test_metaimage_voxels_as_text(dtype, tmp_path):
-    text = (" ".join(map(str, DATA.ravel())) + "\n").encode()
-    path = mha(tmp_path, "BinaryData = False", f"ElementType = {dtype}", data=text)
-    path.write_bytes(path.read_bytes().replace(b"ElementType = MET_SHORT\n", b"", dtype == "MET_FLOAT"))
+def test_metaimage_voxels_as_text(tmp_path):
+    path = mha(tmp_path, "BinaryData = False", data=(" ".join(map(str, DATA.ravel())) + "\n").encode())
     assert_data(path)
     assert_as_simpleitk(path)
 
@@ -154,6 +148,8 @@ def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
     path.write_bytes(path.read_bytes().ljust(300, b"x") + DATA.tobytes())
     assert_data(path)
     assert_as_simpleitk(path)
+    (tmp_path / "a.raw").write_bytes(bytes(17) + DATA.tobytes())
+    assert_data(mha(tmp_path, "HeaderSize = 17", "ElementDataFile = a.raw", data=b"", name="a.mhd"))
 
 
 SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
@@ -187,12 +183,9 @@ def test_nrrd_headers_mean_what_simpleitk_says(lines, tmp_path):
     assert_as_simpleitk(nrrd(tmp_path, *lines, end="\r\n"))
 
 
-@pytest.mark.parametrize("alias", ["short", "short int", "signed short", "signed short int", "int16", "int16_t", "SHORT"])
-def test_nrrd_names_of_types(alias, tmp_path):
-    assert_as_simpleitk(nrrd(tmp_path, first=[NRRD[0], f"type: {alias}", *NRRD[2:]]))
-
-
-def test_nrrd_big_endian(tmp_path):
+def test_nrrd_names_of_types_and_order_of_bytes(tmp_path):
+    for alias in ("short int", "signed short", "signed short int", "int16", "int16_t", "SHORT"):
+        assert_as_simpleitk(nrrd(tmp_path, first=[NRRD[0], f"type: {alias}", *NRRD[2:]]))
     path = nrrd(tmp_path, data=DATA.astype(">i2").tobytes(), first=[*NRRD[:-1], "endian: big"])
     assert_data(path)
     assert_as_simpleitk(path)
@@ -230,8 +223,17 @@ def test_nrrd_bzip2(encoding, tmp_path):
             io.read_volume(nrrd(tmp_path, f"encoding: {encoding}", data=damaged))
 
 
-@pytest.mark.parametrize("line", ["LIST", "LIST 2", "LIST 3", "s%d.raw 1 6 1", "s%01d.raw 1 6 1 2", "s%d.raw 6 1 -1", "./all.raw"])
-@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+@pytest.mark.parametrize(
+    ("line", "compress"),
+    [
+        ("LIST", True),
+        ("LIST 2", False),
+        ("s%d.raw 1 6 1", True),
+        ("s%01d.raw 1 6 1 2", False),
+        ("s%d.raw 6 1 -1", True),
+        ("./all.raw", False),
+    ],
+)
 def test_nrrd_voxels_in_files_of_their_own(line, compress, tmp_path):
     packed = gzip.compress if compress else bytes
     for number, plane in enumerate(DATA, 1):
@@ -263,6 +265,14 @@ def test_nrrd_channels_on_any_axis(axis, tmp_path):
             assert_as_simpleitk(path)
 
 
+@pytest.mark.parametrize("space", ["right-anterior-superior", "left-anterior-superior"])
+def test_a_label_map_stays_in_the_world_of_its_image(space, tmp_path):
+    like = io.read_volume(nrrd(tmp_path, f"space: {space}", "space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (7,-8,9)"))
+    io.write_label_map(tmp_path / "labels.nrrd", np.ones(SHAPE, np.uint8), like)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "labels.nrrd").affine, like.affine)
+    assert f"space: {space}\n".encode() in (tmp_path / "labels.nrrd").read_bytes()
+
+
 def test_nrrd_world_with_time(tmp_path):
     """ITK does not turn the axes of RAS with time; what the format says is unmistakable."""
     data = numbers((2, 6, 5, 4), dtype=np.int16)
@@ -273,17 +283,12 @@ def test_nrrd_world_with_time(tmp_path):
     np.testing.assert_array_equal(volume.data, data.transpose(0, 3, 2, 1))
 
 
-@pytest.mark.parametrize("num_lines", [700, 100_000])
-def test_a_header_of_any_length_is_read_to_its_end(num_lines, tmp_path):
+def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
-    lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(num_lines)]
+    lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(700)]
     path = nrrd(tmp_path, "space: LPS", *SPACE, *lines)
     assert_data(path)
-    if num_lines == 700:
-        assert_as_simpleitk(path)
-
-
-def test_one_line_of_a_megabyte(tmp_path):
+    assert_as_simpleitk(path)
     assert_data(nrrd(tmp_path, "note:=" + "x" * (1 << 20)))
     assert_data(mha(tmp_path, "Comment = " + "x" * (1 << 20)))
 
@@ -302,12 +307,13 @@ def test_remarks_are_not_handed_on(tmp_path):
         "AnatomicalOrientation = R\x1b[2JAI",
         "DistanceUnits = " + "m" * 5000,
         "CenterOfRotation = 1 2 %s",
-        "ElementSpacing = 1 1.5 2",
+        "ElementSpacing = 1.000000e+000 1.5 2",
     ]
     volume = io.read_volume(mha(tmp_path, *remarks))
+    assert volume.header.orientation == "LPS"
     io.write_label_map(tmp_path / "out.mha", np.ones(SHAPE, np.uint8), volume)
     text = (tmp_path / "out.mha").read_bytes().split(b"LOCAL")[0]
-    assert b"ElementSpacing = 1 1.5 2\n" in text
+    assert b"ElementSpacing = 1.000000e+000 1.5 2\n" in text
     for key in (b"AnatomicalOrientation", b"DistanceUnits", b"CenterOfRotation"):
         assert key not in text
 
