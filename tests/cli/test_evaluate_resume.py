@@ -195,20 +195,6 @@ def test_a_polite_signal_ends_the_run_in_one_line(slow, number, status, word):
 
 
 @pytest.mark.long
-def test_a_killed_worker_costs_its_case_alone(slow):
-    with start(slow) as process:
-        wait_for(lambda: kept(slow), process)
-        os.kill(children(process.pid)[0], signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "its process was ended by SIGKILL; the system does so when memory runs out; try fewer --processes" in err
-    assert f"(1 of {NUM_SLOW} cases)" in err.splitlines()[-1]
-    assert out.splitlines()[-1].startswith("verdict: ")
-    assert sorted(slow.statuses()) == ["failed"] + ["measured"] * (NUM_SLOW - 1)
-    assert_continue_does_the_rest(slow)
-
-
-@pytest.mark.long
 def test_after_kill_9_no_worker_is_left(slow):
     with start(slow) as process:
         wait_for(lambda: kept(slow), process)

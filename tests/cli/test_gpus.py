@@ -12,7 +12,6 @@ import pretended_gpus
 import pytest
 from cli_helpers import Folders, Result, files_in, run_here, write_folders
 from pretended_gpus import environment, processes_of
-from training_helpers import write_cases
 
 import crfrefine.engines
 from crfrefine.engines.cuda import cupy_device
@@ -182,14 +181,3 @@ def test_a_bad_device_is_one_line_of_error(run: Run, device: str, options: tuple
     assert (result.status, result.stdout) == (1, "")
     assert message in result.stderr
     assert files_in(folders.output) == []
-
-
-@pytest.mark.parametrize(("name", "device"), [("train-crf", "cuda:all"), ("tune", "cuda:0,1")])
-def test_commands_for_one_device_refuse_a_list(name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 2)
-    write_cases(tmp_path, 2)
-    case = [f"{tmp_path}/{kind}/case_0{end}.nii.gz" for kind, end in (("images", "_0000"), ("logits", ""))]
-    arguments = [tmp_path, "-o", tmp_path / "p.toml"] if name == "train-crf" else ["-i", case[0], "-p", case[1], "--no-browser"]
-    result = run_here(name, *arguments, "--device", device)
-    assert result.status == 1
-    assert f"--device {device}: expected one device, found several; use auto, cpu, cuda or cuda:N" in result.stderr

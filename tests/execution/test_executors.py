@@ -8,14 +8,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pool_functions
 import pytest
 from cluster_helpers import cluster_in_process
-from evaluation_helpers import children, is_running
+from evaluation_helpers import children
 
 from crfrefine.errors import InputError
 from crfrefine.execution.executor import Executor, Serial
@@ -217,35 +215,6 @@ def test_whoever_stops_early_leaves_no_process_behind():
         assert next(outcomes)[1].get() == 0
         assert set(children(os.getpid())) - before
     assert set(children(os.getpid())) == before
-
-
-PARENT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import pool_functions
-from crfrefine.execution.processes import Processes
-list(Processes(2).map(pool_functions.sleep, [3600, 3600]))
-"""
-
-
-@pytest.mark.long
-def test_a_killed_parent_leaves_no_process_behind():
-    """In the middle of an item of an hour, too."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(Path(pool_functions.__file__).parent)])
-    deadline = time.monotonic() + 60
-    while len(workers := children(parent.pid)) < 2 or not all(is_asleep(worker) for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while any(is_running(worker) for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_asleep(process: int) -> bool:
-    """Whether a worker has begun its item: then it has a second thread, which waits for the end of the pipe."""
-    return "Threads:\t2" in Path(f"/proc/{process}/status").read_text()
 
 
 def test_a_script_is_not_run_again_in_each_process(tmp_path):
