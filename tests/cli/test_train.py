@@ -5,18 +5,22 @@ import signal
 import stat
 import subprocess
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from special_file_helpers import Reader, kind_of, make_pipe
-from training_helpers import FINER, write_cases
+from training_helpers import FINER, phantom, write_cases
 
+import crfrefine.cli.main
+from crfrefine.demo.phantom import write_phantom
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome, verdict
-from crfrefine.train import comparison
+from crfrefine.train import comparison, fitting
 from crfrefine.train.device import choose_device
 from crfrefine.train.methods import (
     ALL_MEASURED,
@@ -32,7 +36,9 @@ from crfrefine.train.methods import (
 )
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
-SHORTEST = ("--folds", 2, "--num-iterations", 1)  # for tests that do not look at the learned values
+# For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.
+SHORTEST = ("--folds", 2, "--num-iterations", 1, "--learn", "weights,temperature", "--set", "bilateral.theta_beta=0.1")
+REGIONS = ("--regions", "whole=1+2", "--regions", "cyst=3")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -47,7 +53,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "params.toml"
-    result = run_here("train-crf", data, "-o", output, *SHORT, "--regions", "whole=1+2", "--regions", "cyst=3", "--threads", 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+        result = run_here("train-crf", data, "-o", output, *SHORT, *REGIONS, "--threads", 1)
     assert result.status == 0, result.stderr
     return output, result
 
@@ -63,17 +71,18 @@ def values_of(path):
     return CrfParameters.load(path)
 
 
-def test_the_files_are_there_and_no_others(trained):
-    output, _ = trained
-    assert files_in(output.parent) == ["params.curves.png", "params.report.json", "params.toml"]
-    assert (output.parent / "params.curves.png").read_bytes().startswith(PNG)
-
-
-def test_the_report_says_where_it_was_computed(trained):
+def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     output, result = trained
+    assert files_in(output.parent) == ["params.curves.png", "params.report.json", "params.toml"]
+    assert output.with_name("params.curves.png").read_bytes().startswith(PNG)
     device = choose_device("auto").name
     assert json.loads(output.with_name("params.report.json").read_text())["device"] == device
     assert f"; {device}, 1 thread\n" in result.stderr
+    text = output.read_text()
+    head = text[: text.index("schema")]
+    for words in ("4 cases, 2 folds", "Verdict on cases held out: Too few cases", "bilateral.theta_alpha: trained", "folds"):
+        assert words in head
+    assert "# mm" in text
 
 
 def test_infer_runs_what_was_trained(trained, data, tmp_path):
@@ -125,22 +134,34 @@ def test_the_report_holds_what_was_found(trained, data):
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
 
 
-def test_the_parameter_file_says_where_its_values_come_from(trained):
-    text = trained[0].read_text()
-    head = text[: text.index("schema")]
-    for words in ("4 cases, 2 folds", "Verdict on cases held out: Too few cases", "bilateral.theta_alpha: trained", "folds"):
-        assert words in head
-    assert "# mm" in text
+@pytest.mark.long
+@pytest.mark.usefixtures("few_scaling_steps")
+def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_or_not(trained, data, tmp_path, monkeypatch):
+    """The folders are named; the run is stopped in the middle of the second fold."""
+    named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
+    arguments = ("train-crf", *named, "-o", tmp_path / "p.toml", *SHORT, *REGIONS, "-q", "--threads", 2)
+    fit, calls = fitting.Fit.run, []
 
+    def interrupted(self, hooks):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(self, hooks)
 
-def test_the_same_seed_gives_the_same_file_at_any_number_of_threads(trained, data, tmp_path):
-    options = (*SHORT, "--regions", "whole=1+2", "--regions", "cyst=3", "-q")
-    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *options, "--threads", 3)
+    monkeypatch.setattr(fitting.Fit, "run", interrupted)
+    with pytest.raises(crfrefine.cli.main._Stopped, match="--resume"):
+        run_here(*arguments)
+    monkeypatch.setattr(fitting.Fit, "run", fit)
+    assert files_in(tmp_path) == ["p.checkpoint.json"]
+    result = run_here(*arguments, "--resume")
     assert result.status == 0, result.stderr
     assert values_of(tmp_path / "p.toml") == values_of(trained[0])
+    assert measurements(tmp_path / "p.toml") == measurements(trained[0])
     assert result.stdout.count("\n") == 1
+    assert files_in(tmp_path) == ["p.curves.png", "p.report.json", "p.toml"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["right", "noise"])
 def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_so(tmp_path, kind):
     """Logits that are right already, and images of noise alone."""
@@ -156,56 +177,20 @@ def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_
     assert CrfParameters.load(tmp_path / "p.toml").mean_field.output_temperature == 1.0
 
 
-def start(data, output, *options):
-    return subprocess.Popen(
-        command("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "-v", *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole") / "params.toml"
-    # Without a checkpoint, --resume starts anew.
-    assert run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "--resume").status == 0
-    return output
-
-
 def measurements(output):
-    return json.loads(output.with_name("params.report.json").read_text())["measurements"]
+    return json.loads(output.with_suffix(".report.json").read_text())["measurements"]
 
 
 def resume(data, output):
-    return run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "--resume")
+    return run_here("train-crf", data, "-o", output, *SHORT, *REGIONS, "--resume")
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_result(data, tmp_path, uninterrupted):
+@pytest.mark.long
+@pytest.mark.usefixtures("few_scaling_steps")
+def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_path, trained):
     output = tmp_path / "params.toml"
-    with start(data, output) as process:
-        for line in process.stderr:
-            if "] 2/4" in line:  # in the middle of a training
-                process.send_signal(signal.SIGINT)
-                break
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert "--resume" in err.splitlines()[-1]
-    assert files_in(tmp_path) == ["params.checkpoint.json"]
-    refused = run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 5, "--resume")
-    assert refused.status == 1
-    assert "is of a run with other data, options or another version" in refused.stderr
-    result = resume(data, output)
-    assert result.status == 0, result.stderr
-    assert values_of(output) == values_of(uninterrupted)
-    assert measurements(output) == measurements(uninterrupted)
-    assert "params.checkpoint.json" not in files_in(tmp_path)
-
-
-def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_path, uninterrupted):
-    output = tmp_path / "params.toml"
-    with start(data, output) as process:
+    arguments = command("train-crf", data, "-o", output, *SHORT, *REGIONS)
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not output.with_name("params.checkpoint.json").exists():
             assert process.poll() is None
@@ -216,7 +201,7 @@ def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_
     assert process.returncode == -signal.SIGKILL
     result = resume(data, output)
     assert result.status == 0, result.stderr
-    assert values_of(output) == values_of(uninterrupted)
+    assert values_of(output) == values_of(trained[0])
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(data, tmp_path):
@@ -250,13 +235,14 @@ def test_without_any_time_to_train_the_starts_are_still_candidates(data, tmp_pat
     assert "The values are those of fold " in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_scaling_steps")
 def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(data, tmp_path, monkeypatch):
     def combined(table, *summaries):
         return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
 
     monkeypatch.setattr(comparison, "judge", combined)
-    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORTEST, "-q")
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1, "-q")
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["keep_largest"] in ("foreground", "each")
@@ -264,6 +250,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
     assert f'postprocess.keep_largest: "{report["keep_largest"]}", best on all cases' in (tmp_path / "p.toml").read_text()
 
 
+@pytest.mark.long
 def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     """The networks see a false island of 3.5 ml in each case; `infer` does to it what the verdict is on."""
     data = write_cases(tmp_path / "data", 4, **FINER)
@@ -306,13 +293,6 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
     assert found.bilateral[0].weight != 4.0
 
 
-@pytest.mark.usefixtures("few_scaling_steps")
-def test_folders_can_be_named(data, tmp_path):
-    named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
-    result = run_here("train-crf", *named, "-o", tmp_path / "p.toml", *SHORTEST, "-q")
-    assert result.status == 0, result.stderr
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -337,18 +317,15 @@ def test_options_that_cannot_be_followed_are_refused_in_one_message(data, tmp_pa
     assert files_in(tmp_path) == []
 
 
-def test_the_output_must_be_a_parameter_file(data, tmp_path):
-    for output in (tmp_path, tmp_path / "params.json"):
-        result = run_here("train-crf", data, "-o", output)
-        assert result.status == 1
-        assert "ending in .toml" in result.stderr
-
-
-def test_the_starting_file_is_not_written_over(data, tmp_path):
+def test_the_output_must_be_a_parameter_file_and_not_the_one_to_start_from(data, tmp_path):
     CrfParameters().save(tmp_path / "p.toml")
     result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "-c", tmp_path / "p.toml")
     assert result.status == 1
     assert "which is not written over" in result.stderr
+    for output in (tmp_path, tmp_path / "params.json"):
+        result = run_here("train-crf", data, "-o", output)
+        assert result.status == 1
+        assert "ending in .toml" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -359,38 +336,30 @@ def test_wrong_usage_is_status_2(arguments):
 
 
 def test_data_without_foreground_is_refused(tmp_path):
-    from training_helpers import phantom, write_phantom
-
     for seed in range(2):
         case = phantom(seed)
-        write_phantom(type(case)(case.image, np.zeros_like(case.labels), case.logits, case.spacing), tmp_path / "data", f"case{seed}")
+        write_phantom(replace(case, labels=np.zeros_like(case.labels)), tmp_path / "data", f"case{seed}")
     result = run_here("train-crf", tmp_path / "data", "-o", tmp_path / "p.toml")
     assert result.status == 1
     assert "no case has a foreground label" in result.stderr
 
 
-@pytest.mark.parametrize("missing", ["torch", "matplotlib"])
+@pytest.mark.parametrize("missing", [pytest.param("torch", marks=pytest.mark.long), "matplotlib"])
 def test_without_its_libraries_it_says_what_to_install(missing, data, tmp_path):
     """Before anything is computed: matplotlib draws a picture at the end."""
     library = tmp_path / f"{missing}.py"
     library.write_text(f"raise ModuleNotFoundError(\"No module named '{missing}'\", name='{missing}')\n", encoding="utf-8")
-    result = run_process("train-crf", data, "-o", tmp_path / "p.toml", env={"PYTHONPATH": f"{tmp_path}:{_package_path()}"})
+    result = run_process(
+        "train-crf", data, "-o", tmp_path / "p.toml", env={"PYTHONPATH": f"{tmp_path}:{Path(crfrefine.__file__).parents[1]}"}
+    )
     assert result.status == 1
     assert "pip install 'crfrefine[train]'" in result.stderr
     assert not list(tmp_path.glob("*p.*"))
 
 
-def _package_path():
-    from pathlib import Path
-
-    import crfrefine
-
-    return Path(crfrefine.__file__).parents[1]
-
-
 @pytest.mark.usefixtures("few_scaling_steps")
 def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
-    """The same command with `--resume` goes on from where they were to be written."""
+    """The same command with `--resume` goes on from where they were to be written. Report and curves go where pipes and links lead."""
     pipe = make_pipe(tmp_path / "params.toml")
     options = ("train-crf", data, "-o", pipe, *SHORTEST, "--threads", 1)
     result = run_here(*options)
@@ -398,31 +367,28 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     assert f"{pipe}: cannot be written: it has no reader" in result.stderr
     assert kind_of(pipe) == stat.S_IFIFO
     assert "params.checkpoint.json" in files_in(tmp_path)
-    reader = Reader(pipe)
+    refused = run_here(*options, "--resume", "--num-iterations", 5)
+    assert "is of a run with other data, options or another version" in refused.stderr
+    for name in ("params.report.json", "params.curves.png"):
+        (tmp_path / name).unlink(missing_ok=True)
+    readers = [Reader(pipe), Reader(make_pipe(tmp_path / "params.report.json"))]
+    (tmp_path / "params.curves.png").symlink_to("/dev/null")
     result = run_here(*options, "--resume")
     assert result.status == 0, result.stderr
     assert "all cases" not in result.stderr.splitlines()  # not trained again
-    CrfParameters.from_toml(reader.result().decode())
-    assert kind_of(pipe) == stat.S_IFIFO
-    assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]
-
-
-@pytest.mark.usefixtures("few_scaling_steps")
-def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
-    reader = Reader(make_pipe(tmp_path / "params.report.json"))
-    (tmp_path / "params.curves.png").symlink_to("/dev/null")
-    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, "--threads", 1)
-    assert result.status == 0, result.stderr
-    assert "verdict" in json.loads(reader.result())
+    assert "verdict" in json.loads(readers[1].result())
     assert kind_of(tmp_path / "params.report.json") == stat.S_IFIFO
     assert (tmp_path / "params.curves.png").is_symlink()
+    CrfParameters.from_toml(readers[0].result().decode())
+    assert kind_of(pipe) == stat.S_IFIFO
+    assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]
 
 
 @pytest.mark.parametrize("options", [(), ("--resume",)])
 def test_a_checkpoint_is_not_kept_in_a_pipe(options, data, tmp_path):
     """It is written several times and read back; this is found out before anything is read."""
     pipe = make_pipe(tmp_path / "params.checkpoint.json")
-    result = run_process("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, *options, timeout=60)
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, *options)
     assert result.status == 1
     assert result.stderr.startswith(f"crfrefine: error: {pipe}: cannot be written: it is a named pipe")
     assert kind_of(pipe) == stat.S_IFIFO

@@ -11,7 +11,7 @@ from crfrefine.evaluate.pairing import Pairing, pair_cases
 
 def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairing:
     for folder, names in (("labels", labels), ("pred", predictions)):
-        (root / folder).mkdir(exist_ok=True)
+        (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names.split():
             (root / folder / name).touch()
     return pair_cases(EvaluationOptions(root / "pred", root / "labels", root / "out", **options))
@@ -70,25 +70,18 @@ def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
 
 
 def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
+    """Of one reference they are a note, as whoever names one file asks for that case; and so is an image beside its label map."""
     pairing = pair(tmp_path, "a.nii d_0001.nii", "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii")
     reason = f"no label map in {tmp_path / 'labels'}"
     assert left_out(pairing) == dict.fromkeys(("b", "c", "d_0002"), (reason,))
     assert list(taken(pairing)) == ["a", "d_0001"]
     assert pairing.notes == ()
-
-
-def test_of_one_reference_the_other_predictions_are_a_note(tmp_path):
-    """Whoever names one file asks for that case."""
-    pair(tmp_path, "a.nii", "a.nii b.nii c.npz")
-    pairing = pair_cases(EvaluationOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
-    assert left_out(pairing) == {}
-    assert "2 files without a reference, such as b.nii" in pairing.notes[0]
-
-
-def test_an_image_beside_its_label_map_is_a_note(tmp_path):
-    pairing = pair(tmp_path, "a.nii", "a.nii a_0000.nii")
-    assert left_out(pairing) == {}
-    assert "1 files without a reference, such as a_0000.nii" in pairing.notes[0]
+    of_one = pair_cases(EvaluationOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
+    assert left_out(of_one) == {}
+    assert "4 files without a reference, such as b.nii" in of_one.notes[0]
+    with_image = pair(tmp_path / "other", "a.nii", "a.nii a_0000.nii")
+    assert left_out(with_image) == {}
+    assert "1 files without a reference, such as a_0000.nii" in with_image.notes[0]
 
 
 def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
@@ -96,15 +89,12 @@ def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
     for name in ("a.nii", "c.nii", "z.nii"):
         (tmp_path / "other" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii b.nii", baselines=(("other", tmp_path / "other"),))
-    no_label, in_pred, in_other = (
-        f"no {what}" for what in (f"label map in {tmp_path / 'labels'}", *_predictions(tmp_path, "pred", "other"))
-    )
-    assert left_out(pairing) == {"b": (in_other,), "c": (in_pred,), "z": (no_label,)}
+    assert left_out(pairing) == {
+        "b": (f"no prediction in {tmp_path / 'other'}",),
+        "c": (f"no prediction in {tmp_path / 'pred'}",),
+        "z": (f"no label map in {tmp_path / 'labels'}",),
+    }
     assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
-
-
-def _predictions(root: Path, *folders: str) -> list[str]:
-    return [f"prediction in {root / folder}" for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -121,12 +111,6 @@ def test_what_is_twice_is_a_problem_of_the_method(tmp_path, labels, predictions,
     assert message in pairing.cases[0].methods["prediction"].problem
 
 
-def test_two_references_are_a_problem_of_the_case(tmp_path):
-    first, second = pair(tmp_path, "a.nii a.mha b.nii", "a.nii b.nii").cases
-    assert "expected one label map, found a.mha, a.nii in" in first.problem
-    assert second.problem is None
-
-
 def test_named_probabilities_replace_those_beside(tmp_path):
     (tmp_path / "scores").mkdir()
     for name in ("a.nii.gz", "a.npz", "b_ProbMapClass0.mha", "b_ProbMapClass1.mha"):
@@ -136,12 +120,10 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction covers the others" in pairing.notes[0]
     method = pairing.cases[2].methods["prediction"]
     assert (method.lacks_probabilities, method.probabilities_problem, method.problem) == (True, None, None)
-
-
-def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):
-    (tmp_path / "scores").mkdir()
+    for path in (tmp_path / "scores").iterdir():
+        path.unlink()
     with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
-        pair(tmp_path, "a.nii b.nii", "a.nii b.nii", probabilities=(("prediction", tmp_path / "scores"),))
+        pair(tmp_path, "", "", probabilities=(("prediction", tmp_path / "scores"),))
 
 
 def test_all_modalities_of_a_case_are_shown(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, itk_affine, save_itk, save_nifti
 
@@ -96,6 +98,16 @@ class Study:
         """Without a report, in one process; what follows may say otherwise."""
         return ("evaluate", self.after, self.labels, "-b", f"before={self.before}", "--no-report", "--processes", "1", "-o", self.output)
 
+    def summary(self) -> dict:
+        return json.loads((self.output / "summary.json").read_text())
+
+    def statuses(self) -> list[str]:
+        return [case["status"] for case in self.summary()["cases"]]
+
+    def overlap(self, case: str, members: tuple[int, ...], folder: str = "after", tolerance_mm: float = 1.0) -> dict[str, float]:
+        """What must come out for a region, by brute force."""
+        return expected_overlap(*(np.isin(self.maps[name][case], members) for name in (folder, "labels")), tolerance_mm)
+
 
 def write_study(root: Path, num_cases: int = 3, suffix: str = ".nii.gz") -> Study:
     maps: dict[str, dict[str, np.ndarray]] = {"labels": {}, "after": {}, "before": {}}
@@ -117,6 +129,13 @@ def read_metrics(folder: Path) -> dict[tuple[str, str, str, str], float]:
     found = {(case, label, metric, method): float(value or "nan") for case, label, metric, value, method in lines[1:]}
     assert len(found) == len(lines) - 1, "a value is there twice"
     return found
+
+
+def assert_equal(found: dict, case: str, label: str, method: str, expected: dict[str, float]) -> None:
+    """Headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
+    for metric, value in expected.items():
+        measured = found[case, label, metric, method]
+        assert measured == pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True), (case, label, metric, method)
 
 
 def expected_overlap(found: np.ndarray, wanted: np.ndarray, tolerance_mm: float = 1.0) -> dict[str, float]:

@@ -160,3 +160,17 @@ def fail_at_zero_on_a_device(placed):
     if placed.item == 0:
         raise ValueError("no 0")
     return placed.item
+
+
+def refuse_two(placed):
+    if placed.device == "two":
+        raise ValueError("no two")
+    return placed.item
+
+
+def die_or_hang_on_a_device(placed):
+    if placed.item == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if placed.item == "hang":
+        time.sleep(3600)
+    return placed.item

@@ -103,10 +103,15 @@ def num_gpus() -> int:
     return int(os.environ["PRETENDED_GPUS"])
 
 
+def replacements() -> dict[str, Any]:
+    """What of `cupy_device` finds the GPUs."""
+    has_any = lambda: num_gpus() > 0  # noqa: E731
+    return {"num_driver_devices": num_gpus, "may_have_gpu": has_any, "is_available": has_any, "CupyDevice": PretendedGpu}
+
+
 def install() -> None:
     """Have this process find the GPUs."""
-    vars(cupy_device).update(num_driver_devices=num_gpus, may_have_gpu=lambda: num_gpus() > 0, is_available=lambda: num_gpus() > 0)
-    vars(cupy_device).update(CupyDevice=PretendedGpu)
+    vars(cupy_device).update(replacements())
 
 
 def environment(state: Path, number: int, faults: str = "") -> dict[str, str]:

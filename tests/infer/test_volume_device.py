@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import write_folders
 from cuda_shim import shim_backend
 from oracles import random_case
 
 import crfrefine
 import crfrefine.engines
 from crfrefine.engines.cuda.cupy_device import is_available
-from crfrefine.execution.observer import Observer
-from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.run import run_inference
 
 pytestmark = pytest.mark.gpu
 
@@ -43,16 +36,3 @@ def test_refine_keeps_volumes_on_the_gpu(gpu: str, keep: str) -> None:
     assert (found.device, found.notes) == (gpu, ())
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-5)
-
-
-def test_a_folder_is_refined_on_the_gpu(gpu: str, tmp_path: Path) -> None:
-    """Label maps as on the CPU."""
-    folders = write_folders(tmp_path, "a", "b")
-    for device, output in (("auto", tmp_path / "gpu"), ("cpu", tmp_path / "cpu")):
-        options = InferenceOptions(images=(folders.images,), logits=(folders.logits,), output=output, parameters=KEEPING, device=device)
-        summary = run_inference(options, Observer())
-        assert (summary.device, summary.count("done")) == (gpu if device == "auto" else "cpu", 2)
-    names = [path.name for path in (tmp_path / "cpu").glob("*.nii.gz")]
-    assert len(names) == 2
-    for name in names:
-        np.testing.assert_array_equal(*(np.asarray(nib.load(tmp_path / folder / name).dataobj) for folder in ("cpu", "gpu")))

@@ -11,9 +11,15 @@ from crfrefine.status.rest_command import quote, rest_command, summary_of_part
 TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bilateral.theta_beta=[0.1, 0.05]"]
 
 
-def test_a_whole_run_is_continued():
+def test_a_whole_run_is_continued(tmp_path, monkeypatch):
+    """The current folder need not be entered; either name of the option is given once."""
     command = rest_command([*TYPED, "--summary", "s.json", "--continue", "-v"], 1, 0, of_part=0, folder="")
     assert shlex.split(command) == ["crfrefine", *TYPED, "-v", "--continue", "--summary", "s.json"]
+    monkeypatch.chdir(tmp_path)
+    assert rest_command(TYPED, 1, 0, of_part=0, folder=str(tmp_path)).startswith("crfrefine infer -i 'my images'")
+    for name in ("--continue", "--resume"):
+        command = rest_command(("infer", "-i", "a", name, "-o", "b"), 1, 0, of_part=0, folder="")
+        assert command == "crfrefine infer -i a -o b --continue"
 
 
 @pytest.mark.parametrize(
@@ -31,11 +37,6 @@ def test_another_part_gets_its_number_and_its_summary(options):
     assert shlex.split(rest) == ["crfrefine", *TYPED, "--continue", "--num-parts", "5", "--part-id", "3", "--summary", "s_3.json"]
 
 
-def test_the_current_folder_need_not_be_entered(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert rest_command(TYPED, 1, 0, of_part=0, folder=str(tmp_path)).startswith("crfrefine infer -i 'my images'")
-
-
 @pytest.mark.parametrize(
     ("summary", "of_part", "part_id", "expected"),
     [
@@ -51,16 +52,8 @@ def test_names_of_summaries_follow_the_numbers_of_the_parts(summary, of_part, pa
     assert summary_of_part(summary, of_part, part_id) == expected
 
 
-@pytest.mark.parametrize(
-    "word", ["plain", "a b", "it's", '$HOME `x` "y"', "tab\tline\nend", "caf\u00e9", os.fsdecode(b"\xff\\'"), "-x", ""]
-)
-def test_a_shell_reads_back_every_word(word):
-    done = subprocess.run(["bash", "-c", f"printf %s {quote(word)}"], capture_output=True, check=True)
-    assert done.stdout == os.fsencode(word)
-    assert quote(word).isprintable()
-
-
-def test_either_name_of_the_option_is_given_once():
-    for name in ("--continue", "--resume"):
-        command = rest_command(("infer", "-i", "a", name, "-o", "b"), 1, 0, of_part=0, folder="")
-        assert command == "crfrefine infer -i a -o b --continue"
+def test_a_shell_reads_back_every_word():
+    words = ["plain", "a b", "it's", '$HOME `x` "y"', "tab\tline\nend", "caf\u00e9", os.fsdecode(b"\xff\\'"), "-x", ""]
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {' '.join(map(quote, words))}"], capture_output=True, check=True)
+    assert done.stdout.split(b"\0")[:-1] == list(map(os.fsencode, words))
+    assert all(quote(word).isprintable() for word in words)

@@ -46,36 +46,30 @@ def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, 
     assert problem in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_a_summary_with_other_values_is_an_error_and_no_bug(path):
+    whole = path.read_text()
+    for name, value in (
         *(("num_parts", 0), ("part_id", 7), ("all_cases", ["a"]), ("all_cases", {"a": 3}), ("all_cases", {"a": "x\0y"}), ("command", 3)),
         *(("command", [3]), ("inputs", None), ("started", "soon"), ("started", "2026-01-01"), ("working_folder", None)),
         *(("all_cases", {"a": NOT_ENCODABLE}), ("command", [NOT_ENCODABLE]), ("output_folder", NOT_ENCODABLE)),
         ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
-    ],
-)
-def test_a_summary_with_other_values_is_an_error_and_no_bug(path, name, value):
-    change(path, **{name: value})
-    result = run_here("status", path)
-    assert result.status == 1
-    assert result.stderr.startswith(f"crfrefine: error: {path}: ")
+    ):
+        path.write_text(whole)
+        change(path, **{name: value})
+        result = run_here("status", path)
+        assert result.status == 1
+        assert result.stderr.startswith(f"crfrefine: error: {path}: "), (name, value)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"all_cases": {"a": TOO_LONG}},
-        {"all_cases": {"a": TOO_LONG}, "cases": []},
-        {"output_folder": TOO_LONG},
+def test_a_label_map_whose_name_no_system_takes_is_missing(path):
+    whole = path.read_text()
+    for values in (
+        *({}, {"all_cases": {"a": TOO_LONG}}, {"all_cases": {"a": TOO_LONG}, "cases": []}, {"output_folder": TOO_LONG}),
         *({"cases": [{"case_id": "a", "status": "done", "output": name}]} for name in (TOO_LONG, NOT_ENCODABLE, "a\0b")),
-    ],
-)
-def test_a_label_map_whose_name_no_system_takes_is_missing(path, values):
-    change(path, **values)
-    result = run_here("status", path, "--json")
-    assert result.status == 1
-    assert result.stderr == ""
-    (run,) = json.loads(result.stdout)["runs"]
-    assert (run["num_cases"], run["num_missing"]) == (1, 1)
+    ):
+        path.write_text(whole)
+        change(path, **values)
+        result = run_here("status", path, "--json")
+        assert (result.status, result.stderr) == (1, ""), values
+        (run,) = json.loads(result.stdout)["runs"]
+        assert (run["num_cases"], run["num_missing"]) == (1, 1)
