@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, save_nifti
 
+pytestmark = pytest.mark.long
+
 GRID_SHAPE = (72, 64, 48)
 NUM_LABELS = 12
 NUM_CASES = 3
@@ -76,7 +78,11 @@ def assert_continue_does_the_rest(folders: Folders) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated"),
+        pytest.param(signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_a_polite_signal_ends_the_run_in_one_line(folders, number, status, word):
     summary = folders.output.with_name("summary.json")
@@ -122,21 +128,14 @@ def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
     assert_all_there_are_whole(folders)
 
 
-def test_kill_9_in_the_middle_of_writing_leaves_no_partial_file(folders):
+def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
+    """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
     with start(folders) as process:
-        wait_for(lambda: is_writing(folders), process)
+        wait_for(lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process)
         process.kill()
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
+    assert {"case0_probabilities.nii.gz", "case0_logits.nii.gz"} <= set(files_in(folders.output))
     assert is_writing(folders), "the kill came too late to show anything"
     assert_all_there_are_whole(folders)
     assert_continue_does_the_rest(folders)
-
-
-def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
-    """--continue takes the label map as the sign that a case is done, so it must be written last."""
-    with start(folders) as process:
-        wait_for(lambda: "case0.nii.gz" in files_in(folders.output), process)
-        process.kill()
-        process.communicate(timeout=60)
-    assert {"case0_probabilities.nii.gz", "case0_logits.nii.gz"} <= set(files_in(folders.output))

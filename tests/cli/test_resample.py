@@ -15,6 +15,7 @@ from training_helpers import phantom, write_cases
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.parameters.model import CrfParameters
 
+FAST = ("--set", "mean_field.filter=lattice")
 COARSE = (11, 9, 8)
 
 
@@ -67,7 +68,7 @@ def test_logits_of_a_part_of_the_image_leave_background_outside(tmp_path):
     folders = write_folders(tmp_path, "a")
     to_coarse(folders.logits / "a.nii.gz", shift=10.0)
     summary = tmp_path / "summary.json"
-    result = run_here("infer", *folders.arguments, "--resample", "--summary", summary)
+    result = run_here("infer", *folders.arguments, "--resample", "--summary", summary, *FAST)
     assert result.status == 0, result.stderr
     case = json.loads(summary.read_text())["cases"][0]
     assert case["num_padding_voxels"] == 10 * 15 * 11, "ten of 18 planes"
@@ -75,15 +76,7 @@ def test_logits_of_a_part_of_the_image_leave_background_outside(tmp_path):
     assert "1650 of 2970 voxels (55.6%); do the files belong together?" in result.stderr
 
 
-def test_info_says_that_the_option_would_help(tmp_path):
-    folders = write_folders(tmp_path, "a", "b")
-    to_coarse(folders.logits / "b.nii.gz")
-    result = run_here("info", tmp_path)
-    assert result.status == 1
-    assert "wrong: case 'b': logits and image are on different grids" in result.stdout
-    assert "Or give --resample, which interpolates onto the image's grid." in result.stdout
-
-
+@pytest.mark.long
 def test_train_crf_takes_logits_of_another_grid(tmp_path):
     data = write_cases(tmp_path / "data", 4)
     for number in (1, 2):
@@ -125,6 +118,7 @@ def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
     assert "give --resample, which interpolates onto the reference's grid" in result.stderr
     result = run_here(*study.arguments, "--resample", "-v")
     assert result.status == 0, result.stderr
+    assert json.loads((study.output / "summary.json").read_text())["settings"]["resample"] is True
     assert "prediction: label map taken by nearest neighbor from 7×9×5" in result.stderr
     metrics = read_metrics(study.output)
     for folder in (study.after, study.before):
@@ -169,15 +163,6 @@ def test_evaluate_counts_voxels_outside_the_logits_as_certain_background(tmp_pat
     assert read_metrics(study.output)["case0", "2", "brier", "prediction"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_continue_measures_again_with_another_choice(tmp_path):
-    study = write_study(tmp_path, 2)
-    assert run_here(*study.arguments).status == 0
-    assert run_here(*study.arguments, "--resample", "--continue").status == 0
-    summary = json.loads((study.output / "summary.json").read_text())
-    assert [case["status"] for case in summary["cases"]] == ["measured"] * 2
-    assert summary["settings"]["resample"] is True
-
-
 def test_the_report_shows_images_of_another_grid(tmp_path):
     study, _ = coarse_study(tmp_path)
     for number in range(2):
@@ -193,6 +178,7 @@ def test_the_report_shows_images_of_another_grid(tmp_path):
     assert result.status == 1
 
 
+@pytest.mark.long
 @pytest.mark.data
 @pytest.mark.skipif(not (data_folder() / "atrium").is_dir(), reason="needs the real cases: set CRFREFINE_DATA")
 def test_a_real_case_at_half_its_resolution():
