@@ -17,7 +17,7 @@ from crfrefine.errors import BackendUnavailableError
 from crfrefine.memory import memory_limit
 from crfrefine.threads import available_threads
 from crfrefine.tools import extras
-from crfrefine.tools.doctor import PROGRAMS, Engine, Gpu, Space, examine
+from crfrefine.tools.doctor import Engine, Gpu, Space, examine
 from crfrefine.tools.extras import PURPOSES, Installation, Package, parse_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,8 +158,3 @@ def test_metadata_of_another_package_is_a_problem(tmp_path, monkeypatch):
     assert str(tmp_path / "crfrefine") in found.problem
     (tmp_path / "crfrefine").rmdir()  # as of an editable installation
     assert extras.read_installation().problem is None
-
-
-def test_messages_name_the_programs_that_it_looks_for():
-    texts = "".join(path.read_text(encoding="utf-8") for path in (Path(crfrefine.__file__).parent / "io").glob("*.py"))
-    assert all(name in texts for name in PROGRAMS)

@@ -78,16 +78,3 @@ def test_declared_labels_and_a_mask(scene, folders, tmp_path):
     np.testing.assert_array_equal(written[mask == 0], labels[mask == 0])
     assert (written != labels).any()
     assert load_nifti(folders.output / "a_probabilities.nii.gz").shape == (*SHAPE, 60)
-
-
-def test_one_file_per_structure(scene, folders):
-    labels, _ = scene
-    names = [f"part_{number:02d}" for number in range(1, len(NUMBERS))]
-    for name, label in zip(names, NUMBERS[1:], strict=True):
-        save_nifti(folders.logits / "a" / f"{name}.nii.gz", (labels == label).astype(np.uint8))
-    (folders.logits / "a.nii.gz").unlink()
-    result = run_here("infer", *folders.arguments, *STRENGTH, "--input-type", "labels", "--save-structures")
-    assert result.status == 0, result.stderr
-    expected = refined((np.searchsorted(NUMBERS, labels).astype(np.uint8), scene[1])).label_map
-    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected)
-    np.testing.assert_array_equal(load_nifti(folders.output / "a" / "part_03.nii.gz"), expected == 3)

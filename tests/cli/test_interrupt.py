@@ -78,11 +78,7 @@ def assert_continue_does_the_rest(folders: Folders) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [
-        pytest.param(signal.SIGINT, 130, "interrupted"),
-        pytest.param(signal.SIGTERM, 143, "terminated"),
-        pytest.param(signal.SIGHUP, 129, "terminated"),
-    ],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
 )
 def test_a_polite_signal_ends_the_run_in_one_line(folders, number, status, word):
     summary = folders.output.with_name("summary.json")

@@ -211,14 +211,6 @@ def test_what_excludes_or_needs_each_other_is_wrong_usage(arguments, words):
     assert words in " ".join(result.stderr.split())
 
 
-def test_several_folders_of_images_are_refused(tmp_path):
-    tree = write_tree(tmp_path)
-    images = ("-i", tree.raw / "imagesTr", "-i", tree.raw / "labelsTr")
-    result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", *images)
-    assert result.status == 1
-    assert "give one folder of images" in result.stderr
-
-
 def with_regions(folder, descriptions):
     """Turn the softmax of a folder's archives into sigmoid channels of overlapping regions, as region-based training leaves them."""
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "cyst": [3]}

@@ -87,18 +87,6 @@ def test_one_region_in_one_channel(tmp_path):
     assert "--regions NAME=1" in run_here("infer", *folders.arguments).stderr
 
 
-def test_one_binary_file_per_region(tmp_path):
-    """The regions are declared, so the files are neither labels in order nor structures."""
-    folders, log_odds = write_regions(tmp_path, "a", description=None)
-    files = [tmp_path / f"{name}.nii.gz" for name in SCHEME.names]
-    for file, channel in zip(files, log_odds["a"], strict=True):
-        save_nifti(file, (channel > 0).astype(np.uint8))
-    arguments = ("-i", folders.images / "a_0000.nii.gz", *(argument for file in files for argument in ("-p", file)))
-    result = run_here("infer", *arguments, "-o", tmp_path / "refined.nii.gz", *ON_THE_LINE, "--set", "bilateral.weight=0.0")
-    assert result.status == 0, result.stderr
-    np.testing.assert_array_equal(load_nifti(tmp_path / "refined.nii.gz"), SCHEME.decode(log_odds["a"]))
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -127,15 +115,6 @@ def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     assert result.status == 1
     assert "the file has 2 channels, expected 3, one per region of " in result.stderr
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
-
-
-def test_a_description_that_contradicts_itself_fails_the_cases_that_need_it(tmp_path):
-    folders, _ = write_regions(tmp_path, "a", description={**BRATS, "regions_class_order": [1, 2]})
-    result = run_here("infer", *folders.arguments)
-    assert result.status == 1
-    assert f"{folders.logits / 'dataset.json'}: the class order has 2 labels for 3 regions" in result.stderr
-    assert files_in(folders.output) == []
-    assert run_here("infer", *folders.arguments, *FAST, *ON_THE_LINE).status == 0
 
 
 @pytest.mark.parametrize(
@@ -177,36 +156,14 @@ def test_convert_puts_the_label_map_together(tmp_path):
     channels = folders.logits / "a.nii.gz"
     assert run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels").status == 0
     np.testing.assert_array_equal(load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"]))
+    assert run_here("convert", channels, tmp_path / "a.npz").status == 0
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
     (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
     assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
     np.testing.assert_allclose(np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3)
     assert run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities").status == 0
     np.testing.assert_allclose(load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6)
-
-
-def test_convert_writes_sigmoids_to_npz_as_they_are(tmp_path):
-    """An .npz has a name for its array: the kind of the values is needed although no other is asked for."""
-    folders, _ = write_regions(tmp_path, "a")
-    channels = folders.logits / "a.nii.gz"
-    result = run_here("convert", channels, tmp_path / "a.npz")
-    assert result.status == 0, result.stderr
-    assert "a.nii.gz: 3 regions, " in result.stderr
-    with np.load(tmp_path / "a.npz") as archive:
-        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
-
-
-def test_convert_takes_the_channel_of_a_single_region(tmp_path):
-    description = {"labels": {"background": 0, "tumor": [2, 3]}, "regions_class_order": [2]}
-    folders, log_odds = write_regions(tmp_path, "a", description=description)
-    channels = folders.logits / "a.nii.gz"
-    save_nifti(channels, load_nifti(channels)[..., 1])
-    labels = tmp_path / "labels.nii.gz"
-    assert run_here("convert", channels, labels, "--to", "labels").status == 0
-    np.testing.assert_array_equal(load_nifti(labels), 2 * (log_odds["a"][1] > 0))
-    assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
-    np.testing.assert_allclose(load_nifti(tmp_path / "odds.nii.gz").reshape(log_odds["a"][1].shape), log_odds["a"][1], atol=1e-3)
-    save_nifti(channels, load_nifti(labels))
-    assert run_here("convert", channels, tmp_path / "copy.mha").status == 0, "a label map stays one"
 
 
 @pytest.mark.parametrize("command", ["infer", "train-crf", "evaluate", "convert"])
