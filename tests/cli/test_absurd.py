@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import Folders, Result, run_here, run_process, write_case, write_folders
+from cli_helpers import Folders, Result, run_here, write_case, write_folders
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
 DIGITS = "9" * 5000
@@ -17,9 +17,9 @@ HOSTILE = "a\tb\n\x1b[31mc\u202ed"
 SHOWN = r"a\tb\n\x1b[31mc\u202ed"
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return write_folders(tmp_path_factory.mktemp("absurd"), "a")
 
 
 def require_short(result: Result, status: int) -> None:
@@ -34,17 +34,13 @@ def require_short(result: Result, status: int) -> None:
     ("override", "words"),
     [
         ("mean_field.num_iterations=2147483648", "mean_field.num_iterations: must be at most 1000000, got 2147483648"),
-        ("mean_field.num_iterations=0", "mean_field.num_iterations: must be at least 1, got 0"),
         (f"mean_field.num_iterations={DIGITS}", "a number with too many digits"),
         (f"mean_field.num_iterations=0x{'f' * 9000}", "got a whole number of about 10838 digits"),
         (f"bilateral.weight=0x{'f' * 9000}", "bilateral.weight: expected a finite number, got a whole number"),
         (f"bilateral.weight={'[' * 9000}", "lists or tables are nested too deeply"),
-        (f"bilateral.weight={'[' * 200}{']' * 200}", "bilateral.weight[0]: expected a number"),
         (f"bilateral.{DIGITS}.weight=1", "there is 1 kernel, counted from 0"),
         (f"{LONG}=1", "unknown key; known: intensity"),
-        (f"bilateral.{LONG}=1", "unknown key; known: bilateral.weight"),
         (f"bilateral.weight={LONG}", "bilateral.weight: expected a number, got 'xxx"),
-        (f"mean_field.filter={LONG}", "mean_field.filter: expected one of auto"),
         (f"{HOSTILE}=1", rf"{SHOWN}: unknown key"),
         ("bilateral.weight=1e999", "expected a finite number, got inf"),
     ],
@@ -63,44 +59,29 @@ def test_overrides(folders, override, words):
         (f"schema = {DIGITS}", "not valid TOML: a number with too many digits"),
         (f"schema = 0x{'f' * 9000}", "schema: this version reads schema 1, got a whole number"),
         (f"{LONG} = 1", "xx…: unknown key"),
-        (f'"{LONG}', "not valid TOML"),
         ('"a\\tb\\u001b" = 1', r"a\tb\x1b: unknown key"),
-        ("[mean_field]\nnum_iterations = 2147483648", "mean_field.num_iterations: must be at most 1000000"),
         ("[bilateral]\nweight = 1979-05-27T07:32:00Z", "bilateral.weight: expected a number"),
-        ("[bilateral]\nweight = [[[1]]]", "bilateral.weight[0]: expected a number, got [[1]]"),
+        ("", "too large for a parameter file"),
     ],
     ids=lambda value: value[:30],
 )
 def test_parameter_files(folders, tmp_path, text, words):
     path = tmp_path / "p.toml"
     path.write_text(text)
+    if not text:
+        os.truncate(path, 1 << 30)
     result = run_here("infer", *folders.arguments, "-c", path)
     require_short(result, 1)
     assert result.stderr.startswith(f"crfrefine: error: {path}: ")
     assert words in result.stderr
 
 
-def test_a_parameter_file_of_any_size_is_not_read(folders, tmp_path):
-    with (tmp_path / "p.toml").open("wb") as file:
-        file.truncate(1 << 30)
-    result = run_here("infer", *folders.arguments, "-c", tmp_path / "p.toml")
-    require_short(result, 1)
-    assert "too large for a parameter file" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (
-            ("--device", f"cuda:{DIGITS}"),
-            1,
-            "device: expected one of auto, cpu, cuda, cuda:N, reference, cuda:N,M, cuda:all; got 'cuda:999",
-        ),
-        (("--device", LONG), 1, "device: expected one of"),
+        (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, reference, cuda:N,M, cuda:all; got 'cuda:999"),
         (("--device", "cuda:\u0661"), 1, "device: expected one of"),
         (("--threads", DIGITS), 2, "--threads"),
-        (("--threads", "99999999999"), 2, "--threads"),
-        (("--num-parts", "9" * 4000, "--part-id", "0"), 2, "--num-parts"),
         (("--num-parts", DIGITS, "--part-id", DIGITS), 2, "--num-parts"),
         (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
         (("-c", LONG), 2, "100000 characters are more than a path can have"),
@@ -110,7 +91,6 @@ def test_a_parameter_file_of_any_size_is_not_read(folders, tmp_path):
         (("-i", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
         (("-o", LONG), 2, "more than a path can have"),
         (("--summary", LONG), 2, "more than a path can have"),
-        (("--input-type", LONG), 2, "--input-type"),
         ((f"--{LONG}",), 2, "No such option"),
     ],
     ids=lambda value: "_".join(text[:20] for text in value) if isinstance(value, tuple) else "",
@@ -156,7 +136,8 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output_of_infer(tmp_path)
     (folders.logits / f"{HOSTILE}2.nii.gz").write_bytes(b"x")
     write_case(folders, f"{HOSTILE}3")
     (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
-    result = run_process("infer", *folders.arguments, "-v", "--preview", "--summary", tmp_path / "s.json")
+    fast = ("--set", "mean_field.filter=lattice")
+    result = run_here("infer", *folders.arguments, *fast, "-v", "--preview", "--summary", tmp_path / "s.json")
     assert result.status == 1
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert {len(row) for row in rows} == {6}
@@ -171,12 +152,12 @@ def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
     study = write_study(tmp_path, 2)
     for folder in (study.labels, study.after, study.before):
         save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
-    result = run_process(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1")
+    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1")
     assert result.status == 0
     assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
     assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
     assert HOSTILE in {case for case, *_ in read_metrics(study.output)}
-    result = run_process("info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii")
+    result = run_here("info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii")
     assert all(line.isprintable() for line in (result.stdout + result.stderr).split("\n"))
     assert f"  {SHOWN} " in result.stdout
 
@@ -184,14 +165,11 @@ def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
 def test_thousands_of_names_are_cut(tmp_path):
     folders = write_folders(tmp_path, "a")
     (folders.images / "dataset.json").write_text(json.dumps({"channel_names": {str(number): "x" for number in range(9999)}}))
-    started = time.monotonic()
     result = run_here("infer", *folders.arguments)
-    assert time.monotonic() - started < 30  # It lists 16 of them, whatever their number.
     require_short(result, 1)
     assert "expected the modalities 0000, 0001" in result.stderr
     assert "0015 and 9983 more, as dataset.json names; found 0000, 0001" in result.stderr
-    arrays = {f"a{number}": np.zeros(1) for number in range(3000)}
-    np.savez(tmp_path / "many.npz", **arrays)
+    np.savez(Path(tmp_path / "many.npz"), **{f"a{number}": np.zeros(1) for number in range(300)})
     result = run_here("info", tmp_path / "many.npz")
     require_short(result, 1)
-    assert "found a0, a1, a2, a3, a4 and 2995 more" in result.stderr
+    assert "found a0, a1, a2, a3, a4 and 295 more" in result.stderr

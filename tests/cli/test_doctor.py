@@ -17,7 +17,7 @@ from crfrefine.errors import BackendUnavailableError
 from crfrefine.memory import memory_limit
 from crfrefine.threads import available_threads
 from crfrefine.tools import extras
-from crfrefine.tools.doctor import PROGRAMS, Engine, Gpu, Space, examine
+from crfrefine.tools.doctor import Engine, Gpu, Space, examine
 from crfrefine.tools.extras import PURPOSES, Installation, Package, parse_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,20 +91,13 @@ def test_a_broken_numpy_is_a_finding_and_no_crash(tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_a_slower_engine_than_the_processor_allows_is_to_be_changed():
-    done = run_process("doctor", env={**os.environ, "CRFREFINE_CPU_LEVEL": "baseline"})
-    assert done.status == 0
-    assert "runs as baseline" in done.stdout
-    assert f"compiled for {', '.join(built_levels())}" in done.stdout
-    best = examine().engine.best_level
-    assert ("unset CRFREFINE_CPU_LEVEL" in done.stdout) == (best != "baseline")
-
-
 def test_what_is_in_order_needs_nothing(report):
     sound = replace(report, installation=Installation(), engine=ENGINE, gpu=Gpu(False, error="no GPU"))
     sound = replace(sound, temporary=Space("/tmp", 5 << 30))
     assert sound.to_do() == []
     assert len(replace(sound, gpu=Gpu(True, error="CuPy is missing")).to_do()) == 1
+    (slower,) = replace(sound, engine=replace(ENGINE, level="baseline")).to_do()
+    assert "unset CRFREFINE_CPU_LEVEL" in slower
     (missing,) = replace(sound, engine=replace(ENGINE, processor_level="avx512")).to_do()
     assert missing.startswith("the engine was compiled for baseline and avx2, and this processor supports avx512")
     assert "CRFREFINE_LEVELS=all" in missing
@@ -165,8 +158,3 @@ def test_metadata_of_another_package_is_a_problem(tmp_path, monkeypatch):
     assert str(tmp_path / "crfrefine") in found.problem
     (tmp_path / "crfrefine").rmdir()  # as of an editable installation
     assert extras.read_installation().problem is None
-
-
-def test_messages_name_the_programs_that_it_looks_for():
-    texts = "".join(path.read_text(encoding="utf-8") for path in (Path(crfrefine.__file__).parent / "io").glob("*.py"))
-    assert all(name in texts for name in PROGRAMS)

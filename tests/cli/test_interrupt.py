@@ -74,6 +74,31 @@ def assert_continue_does_the_rest(folders: Folders) -> None:
     assert_all_there_are_whole(folders)
 
 
+SIGNALED = """
+import os, signal, sys
+import crfrefine.cli.main
+import crfrefine.infer.run
+
+number = int(sys.argv.pop())
+if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+crfrefine.infer.run.run_inference = lambda *_: os.kill(os.getpid(), number)
+crfrefine.cli.main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
+)
+def test_each_signal_has_its_status(number, status, word):
+    words = [*command()[:1], "-c", SIGNALED, "infer", "-i", "x", "-p", "y", "-o", "z", str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr == f"crfrefine: {word}\n"
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "status", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
@@ -97,6 +122,7 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders, number, status, word)
     assert_continue_does_the_rest(folders)
 
 
+@pytest.mark.long
 def test_an_interrupt_before_the_first_case(folders):
     with start(folders) as process:
         time.sleep(0.05)  # in the middle of the imports, as likely as not
@@ -111,6 +137,7 @@ def test_an_interrupt_before_the_first_case(folders):
         assert err.splitlines()[-1].startswith("crfrefine: interrupted")
 
 
+@pytest.mark.long
 def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
     with subprocess.Popen(
         ["nohup", *command("infer", *folders.arguments, *OPTIONS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -122,21 +149,15 @@ def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
     assert_all_there_are_whole(folders)
 
 
-def test_kill_9_in_the_middle_of_writing_leaves_no_partial_file(folders):
+@pytest.mark.long
+def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
+    """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
     with start(folders) as process:
-        wait_for(lambda: is_writing(folders), process)
+        wait_for(lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process)
         process.kill()
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
+    assert {"case0_probabilities.nii.gz", "case0_logits.nii.gz"} <= set(files_in(folders.output))
     assert is_writing(folders), "the kill came too late to show anything"
     assert_all_there_are_whole(folders)
     assert_continue_does_the_rest(folders)
-
-
-def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
-    """--continue takes the label map as the sign that a case is done, so it must be written last."""
-    with start(folders) as process:
-        wait_for(lambda: "case0.nii.gz" in files_in(folders.output), process)
-        process.kill()
-        process.communicate(timeout=60)
-    assert {"case0_probabilities.nii.gz", "case0_logits.nii.gz"} <= set(files_in(folders.output))

@@ -4,12 +4,15 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import AFFINE, NUM_LABELS, Folders, files_in, load_nifti, run_here, save_nifti, write_folders
 
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
+
+FAST = ("--set", "mean_field.filter=lattice")
 
 
 @pytest.fixture
@@ -38,9 +41,9 @@ def manifest(folders, tmp_path) -> Path:
 
 
 def test_results_are_those_of_a_folder_run(folders, manifest, tmp_path):
-    assert run_here("infer", *folders.arguments).status == 0
+    assert run_here("infer", *folders.arguments, *FAST).status == 0
     output = tmp_path / "by manifest"
-    result = run_here("infer", "--manifest", manifest, "-o", output, "--save-logits", "--preview")
+    result = run_here("infer", "--manifest", manifest, "-o", output, "--save-logits", "--preview", *FAST)
     assert result.status == 0, result.stderr
     assert files_in(output) == [*(f"{name}{end}" for name in "ac" for end in (".nii.gz", "_logits.nii.gz", "_preview.png")), "sub"]
     assert files_in(output / "sub") == ["second.nii.gz", "second_logits.nii.gz", "second_preview.png"]
@@ -50,7 +53,7 @@ def test_results_are_those_of_a_folder_run(folders, manifest, tmp_path):
 
 def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch):
     monkeypatch.chdir(manifest.parent)
-    arguments = ("infer", "--manifest", "cases.csv", "-o", "../out")
+    arguments = ("infer", "--manifest", "cases.csv", "-o", "../out", *FAST)
     for part_id in range(2):
         assert run_here(*arguments, "--num-parts", 2, "--part-id", part_id, "--summary", f"../out/{part_id}.jsonl").status == 0
     assert run_here("status", "../out").status == 0
@@ -58,9 +61,8 @@ def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch)
     result = run_here("status", "../out", "--json")
     assert result.status == 1
     (run,) = json.loads(result.stdout)["runs"]
-    assert run["commands"] == [
-        "crfrefine infer --manifest cases.csv -o ../out --continue --num-parts 2 --part-id 1 --summary ../out/1.jsonl"
-    ]
+    rest = "--continue --num-parts 2 --part-id 1 --summary ../out/1.jsonl"
+    assert run["commands"] == [f"crfrefine infer --manifest cases.csv -o ../out {' '.join(FAST)} {rest}"]
     result = run_here(*arguments, "--continue", "--num-parts", 2, "--part-id", 1, "--summary", "../out/1.jsonl")
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["done"]
     assert run_here("status", "../out").status == 0
@@ -70,7 +72,7 @@ def test_a_given_spacing_is_computed_with_and_the_output_keeps_the_image_s(manif
     """Twice as thick slices as in the header: other distances, other results."""
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([lines[0] + ",spacing", lines[1] + ",1;1.25;5", lines[2] + ",", lines[3] + ","]))
-    strong = ("--set", "bilateral.weight=30", "--set", "bilateral.theta_alpha=3")
+    strong = (*FAST, "--set", "bilateral.weight=30", "--set", "bilateral.theta_alpha=3")
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.json", *strong)
     assert result.status == 0, result.stderr
     record = json.loads((tmp_path / "s.json").read_text())["cases"][0]
@@ -78,11 +80,11 @@ def test_a_given_spacing_is_computed_with_and_the_output_keeps_the_image_s(manif
     assert "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm" in record["notes"]
     image = np.stack([load_nifti(folders.images / f"a_{modality:04d}.nii.gz").astype(np.float32) for modality in range(2)])
     logits = np.moveaxis(load_nifti(folders.logits / "a.nii.gz"), -1, 0)
-    parameters = CrfParameters().replace(**{"bilateral.weight": 30, "bilateral.theta_alpha": 3})
+    parameters = CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.weight": 30, "bilateral.theta_alpha": 3})
     by_spacing = [crfrefine.refine(logits, image, spacing=(1, 1.25, dz), parameters=parameters).label_map for dz in (5, 2.5)]
     assert (by_spacing[0] != by_spacing[1]).any(), "the spacing makes no difference here"
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), by_spacing[0])
-    np.testing.assert_allclose(__import__("nibabel").load(tmp_path / "out" / "a.nii.gz").affine, AFFINE)
+    np.testing.assert_allclose(nib.load(tmp_path / "out" / "a.nii.gz").affine, AFFINE)
 
 
 def test_masks_are_per_case_and_nonzero_is_for_the_others(manifest, folders, tmp_path):
@@ -92,7 +94,7 @@ def test_masks_are_per_case_and_nonzero_is_for_the_others(manifest, folders, tmp
     save_nifti(manifest.parent / "mask.nii.gz", mask)
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([lines[0] + ",mask", lines[1] + ",mask.nii.gz", lines[2] + ",", lines[3] + ","]))
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "-m", "nonzero", "--summary", tmp_path / "s.json")
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "-m", "nonzero", "--summary", tmp_path / "s.json", *FAST)
     assert result.status == 0, result.stderr
     in_mask = [case["num_voxels_in_mask"] for case in json.loads((tmp_path / "s.json").read_text())["cases"]]
     assert in_mask[0] == 6 * 6 * shape[2]
@@ -112,6 +114,10 @@ def test_label_names_are_those_beside_the_manifest(manifest, tmp_path):
 
 
 def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path):
+    """And the summary does not replace the manifest."""
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest)
+    assert result.status == 1
+    assert "the summary would replace a file of this run" in result.stderr
     (manifest.parent / "net" / "2" / "output.nii.gz").unlink()
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.jsonl")
     assert result.status == 1
@@ -128,9 +134,3 @@ def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path, options):
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", *options)
     assert result.status == 2
     assert "--manifest names the files of each case; leave" in result.stderr
-
-
-def test_the_summary_does_not_replace_the_manifest(manifest, tmp_path):
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest)
-    assert result.status == 1
-    assert "the summary would replace a file of this run" in result.stderr

@@ -13,6 +13,8 @@ from crfrefine.cases.nnunet.postprocessing import read_postprocessing
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.methods import METHODS
 
+FAST = ("--set", "mean_field.filter=lattice")
+STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
 
@@ -48,15 +50,12 @@ def test_training_writes_its_files_beside_the_folds(trained):
     assert report["options"]["nnunet"] == str(tree.network)
     assert report["options"]["images"] == str(tree.raw / "imagesTr")
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
-
-
-def test_without_nnunets_postprocessing_a_note_says_how_to_determine_it(trained):
-    _, result = trained
     options = f"{DATASET} -c 3d_fullres -tr nnUNetTrainer -p nnUNetPlans -f 0 1"
     assert f"not determined, so it is not among the methods: nnUNetv2_find_best_configuration {options}\n" in result.stderr
     assert "nnU-Net postprocessing" not in result.stdout
 
 
+@pytest.mark.long
 def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     tree = write_tree(tmp_path)
     path = write_postprocessing(tree, [1, 2, 3], 2)
@@ -81,15 +80,9 @@ def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     assert dice == pytest.approx(2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum()))
 
 
-def test_a_postprocessing_without_rules_is_told_and_not_measured(tmp_path):
-    tree = write_tree(tmp_path)
-    write_postprocessing(tree)
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
-    assert "no rule: nnU-Net found that none helps" in result.stderr
-    assert "nnU-Net postprocessing" not in result.stdout
-
-
+@pytest.mark.long
 def test_training_finds_what_one_would_put_together_by_hand(trained, tmp_path):
+    """A postprocessing without rules is told and not measured."""
     tree, _ = trained
     (tmp_path / "logits").mkdir()
     for path in tree.network.glob("fold_*/validation/*.npz"):
@@ -99,20 +92,31 @@ def test_training_finds_what_one_would_put_together_by_hand(trained, tmp_path):
     result = run_here("train-crf", tmp_path, "-o", tmp_path / "params.toml", *SHORT)
     assert result.status == 0, result.stderr
     assert CrfParameters.load(tmp_path / "params.toml") == CrfParameters.load(tree.network / "crfrefine.toml")
+    other = write_tree(tmp_path / "other")
+    write_postprocessing(other)
+    result = run_here("train-crf", "--nnunet", other.network, *SHORT)
+    assert "no rule: nnU-Net found that none helps" in result.stderr
+    assert "nnU-Net postprocessing" not in result.stdout
 
 
-def test_training_again_replaces_its_own_file_and_no_other(trained, tmp_path):
+def test_training_does_not_replace_a_file_of_others(tmp_path):
     tree = write_tree(tmp_path)
-    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
-    assert run_here("train-crf", "--nnunet", tree.network, *SHORT, "-q").status == 0
     foreign = tree.network / "crfrefine.toml"
     foreign.write_text("schema = 1\n")
     result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
     assert result.status == 1
     assert "was not written by train-crf" in result.stderr
     assert foreign.read_text() == "schema = 1\n"
+
+
+@pytest.mark.long
+def test_training_again_replaces_its_own_file(trained, tmp_path):
+    tree = write_tree(tmp_path)
+    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
+    assert run_here("train-crf", "--nnunet", tree.network, *SHORT, "-q").status == 0
+    (tree.network / "crfrefine.toml").write_text("schema = 1\n")
     result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "mine.toml", *SHORT, "-q")
-    assert (result.status, foreign.read_text()) == (0, "schema = 1\n")
+    assert (result.status, (tree.network / "crfrefine.toml").read_text()) == (0, "schema = 1\n")
     assert (tmp_path / "mine.toml").is_file()
 
 
@@ -123,14 +127,6 @@ def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_pa
     strict = run_here("train-crf", "--nnunet", tree.network, *SHORT, "--strict")
     assert strict.status == 1
     assert f"  fold 2 is not trained (2): case2, case5\n  {command}" in strict.stderr
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
-    assert result.status == 0, result.stderr
-    assert "note: 2 of 6 cases are left out: fold 2 is not trained (2): case2, case5\n" in result.stderr
-    assert command in result.stderr
-
-
-def test_with_too_few_probabilities_the_commands_are_in_the_error(tmp_path):
-    tree = write_tree(tmp_path)
     for path in tree.network.glob("fold_*/validation/*.npz"):
         path.unlink()
     result = run_here("train-crf", "--nnunet", tree.network)
@@ -140,13 +136,12 @@ def test_with_too_few_probabilities_the_commands_are_in_the_error(tmp_path):
     assert not [name for name in files_in(tree.network) if name.startswith("crfrefine")]
 
 
-def test_predictions_are_refined_as_with_their_folders_named(trained, tmp_path):
-    tree, _ = trained
+def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
+    tree = write_tree(tmp_path)
     predictions = write_predictions(tree)
-    parameters = ("-c", tree.network / "crfrefine.toml")
-    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *parameters)
+    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *STRONG)
     assert result.status == 0, result.stderr
-    by_hand = run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *parameters)
+    by_hand = run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG)
     assert by_hand.status == 0, by_hand.stderr
     assert files_in(tmp_path / "one") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files_in(tmp_path / "one"))
@@ -157,7 +152,7 @@ def test_predictions_are_refined_as_with_their_folders_named(trained, tmp_path):
 def test_a_case_that_was_not_predicted_fails_alone(tmp_path):
     tree = write_tree(tmp_path)
     (write_predictions(tree) / "case1.npz").unlink()
-    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", "--set", "mean_field.num_iterations=1")
+    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", *FAST)
     assert result.status == 1
     assert files_in(tmp_path / "out") == ["case0.nii.gz", "case2.nii.gz"]
     assert "no case1.npz" in result.stderr
@@ -174,14 +169,14 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, m
     assert line.startswith("  Or refine the label maps: crfrefine infer -i ")
     words = shlex.split(line.partition(": crfrefine ")[2])
     monkeypatch.chdir(tmp_path)
-    assert run_here(*words, "--set", "mean_field.num_iterations=1").status == 0
+    assert run_here(*words, *FAST).status == 0
     assert files_in(tmp_path / "OUTPUT") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
 
 
-def test_validated_cases_are_refined_in_parts(trained, tmp_path):
-    tree, _ = trained
+def test_validated_cases_are_refined_in_parts(tmp_path):
+    tree = write_tree(tmp_path)
     for part in (0, 1):
-        result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", "--num-parts", 2, "--part-id", part)
+        result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", "--num-parts", 2, "--part-id", part, *FAST)
         assert result.status == 0, result.stderr
         assert len(files_in(tmp_path / "out")) == 2 * (part + 1)
 
@@ -216,14 +211,6 @@ def test_what_excludes_or_needs_each_other_is_wrong_usage(arguments, words):
     assert words in " ".join(result.stderr.split())
 
 
-def test_several_folders_of_images_are_refused(tmp_path):
-    tree = write_tree(tmp_path)
-    images = ("-i", tree.raw / "imagesTr", "-i", tree.raw / "labelsTr")
-    result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", *images)
-    assert result.status == 1
-    assert "give one folder of images" in result.stderr
-
-
 def with_regions(folder, descriptions):
     """Turn the softmax of a folder's archives into sigmoid channels of overlapping regions, as region-based training leaves them."""
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "cyst": [3]}
@@ -241,13 +228,14 @@ def test_regions_of_predictions(tmp_path, described):
     predictions = write_predictions(tree, 2)
     (predictions / "dataset.json").unlink()
     with_regions(predictions, [(predictions if described == "predictions" else tree.raw) / "dataset.json"])
-    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities")
+    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST)
     assert result.status == 0, result.stderr
     assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
     assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
     assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}
 
 
+@pytest.mark.long
 def test_regions_of_a_trained_network(tmp_path):
     tree = write_tree(tmp_path)
     with_regions(tree.network, [tree.network / "dataset.json"])

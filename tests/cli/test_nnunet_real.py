@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from cli_helpers import AFFINE, load_nifti, run_here, save_nifti
 
 from crfrefine.cases.nnunet.layout import require_trained
-from crfrefine.cases.nnunet.postprocessing import KeepLargest, find_postprocessing
+from crfrefine.cases.nnunet.postprocessing import find_postprocessing
 from crfrefine.demo.phantom import make_phantom
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is None, reason="nnU-Net is not installed: make test-nnunet")
@@ -159,16 +158,3 @@ def test_the_postprocessing_that_nnunet_chose_is_read(trained, network):
     before, after = network / "crossval_results_folds_0_1", network / "crossval_results_folds_0_1" / "postprocessed"
     for number in range(NUM_CASES):
         np.testing.assert_array_equal(found.apply(load_nifti(before / f"case{number}.nii.gz")), load_nifti(after / f"case{number}.nii.gz"))
-
-
-@pytest.mark.parametrize("asked", [1, (1, 3), [1, 2], [(1, 2), 4]], ids=str)
-def test_rules_do_what_nnunets_own_function_does(asked):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
-    labels = [label for one in (asked if isinstance(asked, list) else [asked]) for label in (one if isinstance(one, tuple) else [one])]
-    random = np.random.default_rng(0)
-    for density in np.linspace(0.02, 0.6, 50):
-        label_map = ((random.random((13, 9, 6)) < density) * random.integers(1, 5, (13, 9, 6))).astype(np.uint8)
-        theirs = remove_all_but_largest_component_from_segmentation(label_map, asked)
-        np.testing.assert_array_equal(KeepLargest(tuple(labels)).apply(label_map), theirs)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from agreement_helpers import label_dice
-from cli_helpers import data_folder, files_in, load_nifti, run_here, run_process
+from cli_helpers import data_folder, files_in, load_nifti, run_here
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.data,
     pytest.mark.skipif(not (data_folder() / "hippocampus").is_dir(), reason="needs the real cases: set CRFREFINE_DATA"),
 ]
@@ -51,7 +52,7 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
 
 def test_metaimage_cases_come_back_in_their_format(tmp_path):
     data = data_folder() / "hippocampus_mhd"
-    result = run_process("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path / "out", "--preview")
+    result = run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path / "out", "--preview")
     assert result.status == 0, result.stderr
     assert files_in(tmp_path / "out") == sorted(f"Case0{n}{end}" for n in range(5) for end in (".mhd", ".zraw", "_preview.png"))
     for number in range(5):
@@ -61,17 +62,3 @@ def test_metaimage_cases_come_back_in_their_format(tmp_path):
         for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(refined, get)() == getattr(image, get)()
         assert min(label_dice(sitk.GetArrayFromImage(refined), truth, label) for label in (1, 2)) > 0.6
-
-
-def test_info_finds_all_cases_in_order():
-    result = run_here("info", data_folder() / "hippocampus", data_folder() / "hippocampus_mhd")
-    assert result.status == 0
-    assert "hippocampus: 120 cases in order, 0 problems" in result.stdout
-    assert "hippocampus_mhd: 5 cases in order, 0 problems" in result.stdout
-
-
-def test_info_reads_headers_that_other_programs_wrote():
-    folder = data_folder() / "mhd_vtk"
-    result = run_here("info", "-v", folder / "HeadMRVolume.mhd", folder / "frogtissue.mhd")
-    assert result.status == 0
-    assert "500×470×136" in result.stdout

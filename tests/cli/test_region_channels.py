@@ -13,6 +13,7 @@ from crfrefine import CrfParameters, RegionScheme
 
 BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}
 SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+FAST = ("--set", "mean_field.filter=lattice")
 ON_THE_LINE = ("--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions", "enhancing=3")
 
 
@@ -36,31 +37,28 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
     return folders, log_odds
 
 
-def image_of(folders, case_id):
-    return np.stack([load_nifti(folders.images / f"{case_id}_{modality:04d}.nii.gz") for modality in range(2)]).astype(np.float32)
-
-
 @pytest.mark.parametrize("npz", [False, True], ids=["nifti", "npz"])
 def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
-    folders, log_odds = write_regions(tmp_path, "a", "b", npz=npz)
+    folders, log_odds = write_regions(tmp_path, "a", npz=npz)
     summary = tmp_path / "summary.json"
     options = "--save-probabilities", "--save-logits", "--preview", "--summary", summary
-    result = run_here("infer", *folders.arguments, *options)
+    result = run_here("infer", *folders.arguments, *FAST, *options)
     assert result.status == 0, result.stderr
     assert "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
-    for case_id in ("a", "b"):
-        spacing = nib.load(folders.output / f"{case_id}.nii.gz").header.get_zooms()
-        expected = crfrefine.refine(log_odds[case_id], image_of(folders, case_id), spacing=spacing, regions=SCHEME)
-        found = load_nifti(folders.output / f"{case_id}.nii.gz")
-        np.testing.assert_array_equal(found, expected.label_map)
-        assert found.dtype == np.uint8
-        assert set(np.unique(found)) == {0, 1, 2, 3}
-        probabilities = np.moveaxis(load_nifti(folders.output / f"{case_id}_probabilities.nii.gz"), -1, 0)
-        assert probabilities.shape == (3, *found.shape)
-        np.testing.assert_allclose(probabilities, expected.marginals, atol=1e-4)
-        np.testing.assert_array_equal(SCHEME.decode(probabilities - 0.5), found)
-        np.testing.assert_allclose(np.moveaxis(load_nifti(folders.output / f"{case_id}_logits.nii.gz"), -1, 0), expected.logits, atol=1e-3)
-        assert (folders.output / f"{case_id}_preview.png").stat().st_size > 1000
+    spacing = nib.load(folders.output / "a.nii.gz").header.get_zooms()
+    image = np.stack([load_nifti(folders.images / f"a_{modality:04d}.nii.gz") for modality in range(2)]).astype(np.float32)
+    parameters = CrfParameters().replace(**{"mean_field.filter": "lattice"})
+    expected = crfrefine.refine(log_odds["a"], image, spacing=spacing, regions=SCHEME, parameters=parameters)
+    found = load_nifti(folders.output / "a.nii.gz")
+    np.testing.assert_array_equal(found, expected.label_map)
+    assert found.dtype == np.uint8
+    assert set(np.unique(found)) == {0, 1, 2, 3}
+    probabilities = np.moveaxis(load_nifti(folders.output / "a_probabilities.nii.gz"), -1, 0)
+    assert probabilities.shape == (3, *found.shape)
+    np.testing.assert_allclose(probabilities, expected.marginals, atol=1e-4)
+    np.testing.assert_array_equal(SCHEME.decode(probabilities - 0.5), found)
+    np.testing.assert_allclose(np.moveaxis(load_nifti(folders.output / "a_logits.nii.gz"), -1, 0), expected.logits, atol=1e-3)
+    assert (folders.output / "a_preview.png").stat().st_size > 1000
     first = json.loads(summary.read_text())["cases"][0]
     assert (first["num_labels"], first["input_type"]) == (4, "probabilities")
     regions = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
@@ -71,50 +69,39 @@ def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
 def test_regions_of_the_command_line(tmp_path):
     folders, _ = write_regions(tmp_path / "line", "a", description=None)
     described, _ = write_regions(tmp_path / "described", "a")
-    assert run_here("infer", *folders.arguments, *ON_THE_LINE).status == 0
-    assert run_here("infer", *described.arguments).status == 0
+    assert run_here("infer", *folders.arguments, *FAST, *ON_THE_LINE).status == 0
+    assert run_here("infer", *described.arguments, *FAST).status == 0
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
-    again = run_here("infer", *folders.arguments, *ON_THE_LINE, "--regions-class-order", "2,3,3")
+    again = run_here("infer", *folders.arguments, *FAST, *ON_THE_LINE, "--regions-class-order", "2,3,3")
     assert again.status == 0, again.stderr
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
 
 
 def test_one_region_in_one_channel(tmp_path):
     folders, _ = write_regions(tmp_path, "a", description=None)
-    sigmoids = load_nifti(folders.logits / "a.nii.gz")
-    save_nifti(folders.logits / "a.nii.gz", sigmoids[..., 0])
-    result = run_here("infer", *folders.arguments, "--regions", "tumor=2", "--save-probabilities")
+    save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz")[..., 0])
+    result = run_here("infer", *folders.arguments, *FAST, "--regions", "tumor=2", "--save-probabilities")
     assert result.status == 0, result.stderr
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2}
     assert files_in(folders.output) == ["a.nii.gz", "a_probabilities.nii.gz"]
-    without = run_here("infer", *folders.arguments)
-    assert "--regions NAME=1" in without.stderr
+    assert "--regions NAME=1" in run_here("infer", *folders.arguments).stderr
 
 
-def test_one_binary_file_per_region(tmp_path):
-    """The regions are declared, so the files are neither labels in order nor structures."""
-    folders, log_odds = write_regions(tmp_path, "a", description=None)
-    files = [tmp_path / f"{name}.nii.gz" for name in SCHEME.names]
-    for file, channel in zip(files, log_odds["a"], strict=True):
-        save_nifti(file, (channel > 0).astype(np.uint8))
-    images = [argument for modality in range(2) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]
-    arguments = (*images, *(argument for file in files for argument in ("-p", file)), "-o", tmp_path / "refined.nii.gz")
-    weak = ("--set", "bilateral.weight=0.0")
-    result = run_here("infer", *arguments, *ON_THE_LINE, *weak)
-    assert result.status == 0, result.stderr
-    np.testing.assert_array_equal(load_nifti(tmp_path / "refined.nii.gz"), SCHEME.decode(log_odds["a"]))
-
-
-@pytest.mark.parametrize("options", [("--input-type", "labels"), ()])
-@pytest.mark.parametrize("names", [ON_THE_LINE, ("--regions", "tumor=2")], ids=["three", "one"])
-def test_regions_of_a_label_map_are_refused(tmp_path, options, names):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),
+        (ON_THE_LINE, "leave --regions out"),
+        (("--regions", "tumor=2"), "whole numbers from 0 to 3, as in a label map; "),
+    ],
+    ids=["told", "three", "one"],
+)
+def test_regions_of_a_label_map_are_refused(tmp_path, options, expected):
     """They would be passed over; or, of a single region, the labels would be taken for log-odds."""
     folders = write_folders(tmp_path, "a")
     save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8))
-    result = run_here("infer", *folders.arguments, *names, *options)
+    result = run_here("infer", *folders.arguments, *options)
     assert result.status == 1
-    one_by_values = names is not ON_THE_LINE and not options
-    expected = "whole numbers from 0 to 3, as in a label map; " if one_by_values else "leave --regions out"
     assert f"{folders.logits / 'a.nii.gz'}: " in result.stderr
     assert expected in result.stderr
 
@@ -124,19 +111,10 @@ def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     softmax = write_folders(tmp_path / "other", "c")
     (folders.logits / "c.nii.gz").write_bytes((softmax.logits / "c.nii.gz").read_bytes())
     save_nifti(folders.logits / "b.nii.gz", load_nifti(folders.logits / "b.nii.gz")[..., :2])
-    result = run_here("infer", *folders.arguments)
+    result = run_here("infer", *folders.arguments, *FAST)
     assert result.status == 1
     assert "the file has 2 channels, expected 3, one per region of " in result.stderr
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
-
-
-def test_a_description_that_contradicts_itself_fails_the_cases_that_need_it(tmp_path):
-    folders, _ = write_regions(tmp_path, "a", description={**BRATS, "regions_class_order": [1, 2]})
-    result = run_here("infer", *folders.arguments)
-    assert result.status == 1
-    assert f"{folders.logits / 'dataset.json'}: the class order has 2 labels for 3 regions" in result.stderr
-    assert files_in(folders.output) == []
-    assert run_here("infer", *folders.arguments, *ON_THE_LINE).status == 0
 
 
 @pytest.mark.parametrize(
@@ -160,7 +138,7 @@ def test_a_preset_with_a_weight_per_label_is_refused(tmp_path):
     result = run_here("infer", *folders.arguments, "-c", tmp_path / "labels.toml")
     assert result.status == 1
     assert "bilateral.weight: it has 4 values, but the case has 3 regions" in result.stderr
-    assert run_here("infer", *folders.arguments, "--set", "bilateral.weight=[1.0, 2.0, 3.0]").status == 0
+    assert run_here("infer", *folders.arguments, *FAST, "--set", "bilateral.weight=[1.0, 2.0, 3.0]").status == 0
 
 
 def test_info_names_regions(tmp_path):
@@ -178,36 +156,14 @@ def test_convert_puts_the_label_map_together(tmp_path):
     channels = folders.logits / "a.nii.gz"
     assert run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels").status == 0
     np.testing.assert_array_equal(load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"]))
+    assert run_here("convert", channels, tmp_path / "a.npz").status == 0
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
     (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
     assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
     np.testing.assert_allclose(np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3)
     assert run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities").status == 0
     np.testing.assert_allclose(load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6)
-
-
-def test_convert_writes_sigmoids_to_npz_as_they_are(tmp_path):
-    """An .npz has a name for its array: the kind of the values is needed although no other is asked for."""
-    folders, _ = write_regions(tmp_path, "a")
-    channels = folders.logits / "a.nii.gz"
-    result = run_here("convert", channels, tmp_path / "a.npz")
-    assert result.status == 0, result.stderr
-    assert "a.nii.gz: 3 regions, " in result.stderr
-    with np.load(tmp_path / "a.npz") as archive:
-        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
-
-
-def test_convert_takes_the_channel_of_a_single_region(tmp_path):
-    description = {"labels": {"background": 0, "tumor": [2, 3]}, "regions_class_order": [2]}
-    folders, log_odds = write_regions(tmp_path, "a", description=description)
-    channels = folders.logits / "a.nii.gz"
-    save_nifti(channels, load_nifti(channels)[..., 1])
-    labels = tmp_path / "labels.nii.gz"
-    assert run_here("convert", channels, labels, "--to", "labels").status == 0
-    np.testing.assert_array_equal(load_nifti(labels), 2 * (log_odds["a"][1] > 0))
-    assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
-    np.testing.assert_allclose(load_nifti(tmp_path / "odds.nii.gz").reshape(log_odds["a"][1].shape), log_odds["a"][1], atol=1e-3)
-    save_nifti(channels, load_nifti(labels))
-    assert run_here("convert", channels, tmp_path / "copy.mha").status == 0, "a label map stays one"
 
 
 @pytest.mark.parametrize("command", ["infer", "train-crf", "evaluate", "convert"])

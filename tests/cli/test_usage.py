@@ -2,23 +2,17 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import typer.main
-from cli_helpers import command, files_in, run_here, run_process, write_folders
+from cli_helpers import command, files_in, run_here, write_folders
 
 import crfrefine
 from crfrefine.cli.help_panels import PANELS
 from crfrefine.cli.main import app
-
-
-def test_help_lists_the_commands():
-    result = run_process("--help")
-    assert result.status == 0
-    assert all(name in result.stdout for name in ("infer", "convert", "info", "demo"))
-    assert "Traceback" not in result.stderr
 
 
 def test_the_command_alone_shows_its_help():
@@ -35,16 +29,6 @@ def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
-def test_help_of_infer_has_every_option_of_the_interface():
-    text = run_here("infer", "--help").stdout
-    for option in (
-        *("-i", "--images", "-p", "--logits", "-o", "--output", "-m", "--masks", "-c", "--config", "--set", "--input-type"),
-        *("--device", "--threads", "--save-probabilities", "--save-logits", "--preview", "--continue", "--num-parts", "--part-id"),
-        *("--fail-fast", "--summary", "--manifest", "-v", "-q"),
-    ):
-        assert option in text
-
-
 @pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune", "bids"])
 def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -57,13 +41,10 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
     options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
     assert {max(option.opts, key=len) for option in options} <= set(shown)
-
-
-def test_help_of_infer_begins_with_what_is_needed():
-    text = run_here("infer", "--help").stdout
-    places = [text.index(f"\n  {option}") for option in ("-i, --images", "-p, --logits", "-o, --output", "-c, --config", "--fail-fast")]
-    assert places == sorted(places)
-    assert text.index("Rarely needed:") < places[-1]
+    if name == "infer":
+        needed = ("-i, --images", "-p, --logits", "-o, --output", "-c, --config", "Rarely needed:", "--fail-fast")
+        places = [text.index(word) for word in needed]
+        assert places == sorted(places)
 
 
 def test_version():
@@ -73,30 +54,29 @@ def test_version():
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["refine"], id="unknown command"),
-        pytest.param(["infer"], id="nothing given"),
-        pytest.param(["infer", "--frobnicate"], id="unknown option"),
-        pytest.param(["infer", "{case}", "--input-type", "votes"], id="unknown input type"),
-        pytest.param(["infer", "{case}", "--threads", "0"], id="no threads"),
-        pytest.param(["infer", "{case}", "--threads", "-2"], id="negative threads"),
-        pytest.param(["infer", "{case}", "--threads", "1025"], id="too many threads"),
-        pytest.param(["demo", "--threads", "1025"], id="too many threads for the demo"),
-        pytest.param(["infer", "{case}", "--threads", "many"], id="threads not a number"),
-        pytest.param(["infer", "{case}", "--num-parts", "0", "--part-id", "0"], id="no parts"),
-        pytest.param(["infer", "{case}", "--num-parts", "2"], id="part not named"),
-        pytest.param(["infer", "{case}", "--num-parts", "2", "--part-id", "2"], id="part counted from 1"),
-        pytest.param(["infer", "{case}", "--part-id", "-1"], id="negative part"),
-        pytest.param(["infer", "{case}", "-v", "-q"], id="verbose and quiet"),
-        pytest.param(["convert", "only_one.nii.gz"], id="convert without a target"),
-        pytest.param(["convert", "a.nii.gz", "b.nii.gz", "--to", "colors"], id="unknown kind"),
-        pytest.param(["info"], id="info of nothing"),
-        pytest.param(["demo", "--seed", "-3"], id="negative seed"),
+        "refine",
+        "infer",
+        "infer --frobnicate",
+        "infer {case} --input-type votes",
+        "infer {case} --threads 0",
+        "infer {case} --threads 1025",
+        "demo --threads 1025",
+        "infer {case} --threads many",
+        "infer {case} --num-parts 0 --part-id 0",
+        "infer {case} --num-parts 2",
+        "infer {case} --num-parts 2 --part-id 2",
+        "infer {case} --part-id -1",
+        "infer {case} --max-memory 8X",
+        "infer {case} -v -q",
+        "convert only_one.nii.gz",
+        "convert a.nii.gz b.nii.gz --to colors",
+        "info",
+        "demo --seed -3",
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, tmp_path):
     folders = write_folders(tmp_path, "a")
-    filled = [part for argument in arguments for part in (folders.arguments if argument == "{case}" else [argument])]
-    result = run_here(*filled)
+    result = run_here(*arguments.format(case=shlex.join(map(str, folders.arguments))).split())
     assert result.status == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Usage:")
@@ -107,29 +87,29 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [
-        (["--help"], {"numpy", "rich", "nibabel", "SimpleITK", "scipy", "matplotlib", "pydantic"}),
-        (["info", "{image}"], {"rich", "SimpleITK", "scipy.ndimage", "matplotlib", "pydantic", "pydicom", "crfrefine.parameters.model"}),
-        (["infer", "{case}"], {"torch", "cupy", "SimpleITK", "matplotlib", "pydicom"}),
-        (["doctor"], {"torch", "cupy", "SimpleITK", "matplotlib", "monai", "rich"}),
+        ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic"),
+        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom"),
+        pytest.param(
+            "info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic pydicom crfrefine.parameters.model", marks=pytest.mark.long
+        ),
+        pytest.param("doctor", "torch cupy SimpleITK matplotlib monai rich", marks=pytest.mark.long),
     ],
-    ids=["help", "info", "infer", "doctor"],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     """Each of these takes from 40 ms to a second to import, and a loop over cases starts the command once for each."""
     folders = write_folders(tmp_path, "a")
-    fill = {"{case}": folders.arguments, "{image}": [folders.images / "a_0000.nii.gz"]}
-    filled = [part for argument in arguments for part in fill.get(argument, [argument])]
+    words = arguments.format(case=shlex.join(map(str, folders.arguments)), image=folders.images / "a_0000.nii.gz").split()
     line = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
     line += "import runpy; runpy.run_module('crfrefine', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", line, *map(str, filled)], capture_output=True, text=True, timeout=120, check=True)
-    assert not unwanted & set(done.stderr.splitlines()[-1].split())
+    done = subprocess.run([sys.executable, "-c", line, *words], capture_output=True, text=True, timeout=120, check=True)
+    assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
     """As in `crfrefine info FOLDER | head -1`."""
-    folders = write_folders(tmp_path, *(f"case_{number:03d}" for number in range(40)))
+    folders = write_folders(tmp_path, *(f"case_{number:03d}" for number in range(4)))
     with subprocess.Popen(
-        command("info", *sorted(folders.images.iterdir()) * 40), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("info", *sorted(folders.images.iterdir()) * 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -144,7 +124,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
     "arguments",
     [
         *(["infer", "{case}", option, ""] for option in ("-i", "-p", "-o", "-m", "-c", "--summary")),
-        *(["info", ""], ["info", "{image}", ""], ["convert", "", "b.nii.gz"], ["convert", "a.nii.gz", ""], ["demo", "-o", ""]),
+        *(["info", ""], ["convert", "", "b.nii.gz"], ["convert", "a.nii.gz", ""], ["demo", "-o", ""]),
         ["convert", "a.nii.gz", "b.nii.gz", "--like", ""],
     ],
     ids=" ".join,
@@ -160,7 +140,7 @@ def test_an_empty_path_is_wrong_usage_and_not_the_current_folder(arguments, tmp_
     assert files_in(tmp_path) == before
 
 
-@pytest.mark.parametrize(("encoding", "sign"), [("utf-8", "×"), ("cp1252", "×"), ("ascii", "x")])
+@pytest.mark.parametrize(("encoding", "sign"), [pytest.param("cp1252", "×", marks=pytest.mark.long), ("ascii", "x")])
 def test_signs_that_a_terminal_lacks_are_spelled(encoding, sign, tmp_path):
     """Windows' code page has × and no →, and neither has a name in Greek."""
     folders = write_folders(tmp_path, "a")
@@ -170,21 +150,13 @@ def test_signs_that_a_terminal_lacks_are_spelled(encoding, sign, tmp_path):
     )
     shown = done.stdout.decode(encoding)
     assert re.search(rf"[0-9]{sign}[0-9]", shown)
-    assert ("σ" if encoding == "utf-8" else "\\u03c3") in shown
-
-
-def test_an_arrow_is_spelled_too():
-    code = "from crfrefine.cli.terminal_text import spell_what_terminals_lack as spell; spell(); print('a → b ≤ σ…σ→')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60, check=True
-    )
-    assert done.stdout.decode() == "a -> b <= \\u03c3...\\u03c3->" + os.linesep
+    assert "\\u03c3" in shown
 
 
 def test_one_word_for_one_thing_in_all_commands(tmp_path):
     folders = write_folders(tmp_path, "a")
     for _ in range(2):
-        result = run_here("infer", *folders.arguments, "--resume")
+        result = run_here("infer", *folders.arguments, "--resume", "--set", "mean_field.filter=lattice")
         assert result.status == 0
     assert result.stdout.splitlines()[1].startswith("a\tskipped")
     labels = folders.output
