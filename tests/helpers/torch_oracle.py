@@ -1,7 +1,7 @@
 """The mean field unrolled in plain torch over dense kernel matrices: the tests' reference for the layer's values and gradients.
 
-Everything is differentiable by autograd, normalization, image and bandwidths included. `tests/layer/test_layer.py` checks it against the
-`reference` backend, which shares no code with it. O(N^2) memory per kernel: for small grids.
+Everything is differentiable by autograd, normalization, image and bandwidths included. It shares no code with the engines. O(N^2) memory
+per kernel: for small grids.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-from crfrefine.specs import MeanFieldSpec
 
 TRUNCATION_RADIUS = 3.0
 ENERGY_RISE = 1e-6
@@ -100,104 +96,3 @@ def mean_field(
     result = everywhere.clone()
     result[:, inside] = x.T
     return result
-
-
-@dataclass(frozen=True)
-class OracleTape:
-    """What a forward run leaves for the backward run."""
-
-    logits: NDArray[Any]
-    record: NDArray[Any]
-    steps: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class OracleGradients:
-    """Gradients as the engine returns them: with respect to values, not their logarithms."""
-
-    logits: NDArray[Any]
-    weights: NDArray[Any]
-    compatibility: NDArray[Any]
-    temperature: float
-    bias: NDArray[Any]
-    theta_alpha: NDArray[Any]
-    theta_beta: NDArray[Any]
-    theta_gamma: NDArray[Any] | None
-    image: NDArray[Any] | None
-    volume_weight: float | None = None  # it has no volume term
-
-
-class OracleKernels:
-    """The engine's `Kernels` computed by autograd over dense matrices: the same calls, the same arrays, in float64."""
-
-    def __init__(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        bilateral: Sequence[tuple[Any, Any]],
-        theta_gamma: Any,
-        *,
-        normalization: str = "symmetric",
-        filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
-    ) -> None:
-        self.dtype = image.dtype.name
-        self.image_shape = image.shape
-        self.image = torch.tensor(image, dtype=torch.float64)
-        self.mask = None if mask is None else torch.tensor(mask)
-        self.num_bilateral = len(bilateral)
-        axes, modalities = image.ndim - 1, image.shape[0]
-        self.theta_alpha = torch.tensor(np.array([alpha for alpha, _ in bilateral]).reshape(-1, axes), dtype=torch.float64)
-        self.theta_beta = torch.tensor(np.array([beta for _, beta in bilateral]).reshape(-1, modalities), dtype=torch.float64)
-        self.theta_gamma = None if theta_gamma is None else torch.tensor(theta_gamma, dtype=torch.float64)
-        self.num_kernels = self.num_bilateral + (theta_gamma is not None)
-        self.filters = ("oracle",) * self.num_kernels
-        self.num_voxels = int(np.prod(image.shape[1:]) if mask is None else mask.sum())
-        self._fixed = {"spacing": spacing, "mask": self.mask, "normalization": normalization, "filter": filter}
-
-    def _inputs(self, logits: Any, spec: MeanFieldSpec) -> dict[str, Tensor | None]:
-        values = {"logits": logits, **{name: getattr(spec, name) for name in ("weights", "compatibility", "temperature")}}
-        values["bias"] = np.zeros(spec.num_labels) if spec.bias is None else spec.bias
-        inputs: dict[str, Tensor | None] = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
-        return inputs | {name: getattr(self, name) for name in ("theta_alpha", "theta_beta", "theta_gamma", "image")}
-
-    def _run(self, inputs: dict[str, Any], spec: MeanFieldSpec) -> Tensor:
-        bilateral = [(inputs["weights"][m], inputs["theta_alpha"][m], inputs["theta_beta"][m]) for m in range(self.num_bilateral)]
-        spatial = None if self.theta_gamma is None else (inputs["weights"][-1], inputs["theta_gamma"])
-        terms = Terms(bilateral, spatial, inputs["compatibility"], inputs["temperature"], inputs["bias"])
-        steps = {"num_iterations": spec.num_iterations, "damping": spec.damping}
-        return mean_field(inputs["logits"], inputs["image"], terms, **steps, **self._fixed)
-
-    def forward(self, logits: Any, spec: MeanFieldSpec) -> OracleTape:
-        """See the engine's `Kernels.forward`; the record holds what this class needs, the number of steps."""
-        with torch.no_grad():
-            x = self._run(self._inputs(logits, spec), spec)
-        return OracleTape(x.numpy().astype(self.dtype), np.array([spec.num_iterations]))
-
-    def backward(
-        self,
-        tape: OracleTape,
-        logits: Any,
-        gradient: Any,
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
-    ) -> OracleGradients:
-        """See the engine's `Kernels.backward`."""
-        inputs = self._inputs(logits, spec)
-        leaves = {name: value.clone().requires_grad_() for name, value in inputs.items() if value is not None}
-        with torch.enable_grad():
-            x = self._run(inputs | leaves, spec)
-            found = torch.autograd.grad(x, list(leaves.values()), torch.tensor(gradient, dtype=torch.float64), materialize_grads=True)
-        grads = {name: value.numpy() for name, value in zip(leaves, found, strict=True)}
-        thetas = {name: grads[name] * wants_theta if name in grads else None for name in ("theta_alpha", "theta_beta", "theta_gamma")}
-        return OracleGradients(
-            logits=grads["logits"].astype(self.dtype),
-            weights=grads["weights"],
-            compatibility=grads["compatibility"],
-            temperature=float(grads["temperature"]),
-            bias=grads["bias"],
-            image=grads["image"].astype(self.dtype) if wants_image else None,
-            **thetas,
-        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from crfrefine.cases.case import Case
 from crfrefine.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
@@ -48,6 +49,13 @@ def phantom(seed: int, kind: str = "useful", *, shape: tuple[int, ...] = GRID_SH
         logits = 3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
         return Phantom(case.image, labels, logits, case.spacing)
     return case
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Have runs fit the recalibration in two steps, and train from one start, which suits the phantoms."""
+    patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
+    for name, values in (("THETA_ALPHA_VOXELS", (2.0,)), ("THETA_BETAS", (0.15,)), ("WEIGHTS", (8.0,))):
+        patch.setattr(f"crfrefine.train.starts.{name}", values)
 
 
 def write_cases(root: Path, count: int, kind: str = "useful", **grid: tuple[float, ...]) -> Path:

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from blobs import SPACING, Blobs, make_blobs
+from torch import Tensor
 
-torch = pytest.importorskip("torch")
-
-from torch import Tensor  # noqa: E402 - needs PyTorch
-
-import crfrefine  # noqa: E402
-from crfrefine import CrfParameters, CrfRnn  # noqa: E402
-from crfrefine.layer import label_sets  # noqa: E402
-from crfrefine.tiles.packed_kernels import PackedKernels  # noqa: E402
+import crfrefine
+from crfrefine import CrfParameters, CrfRnn
+from crfrefine.layer import label_sets
+from crfrefine.tiles.packed_kernels import PackedKernels
 
 SHAPE, NUM_LABELS = (9, 42, 130), 9
 
@@ -62,9 +60,12 @@ def trained(layer: CrfRnn, logits: Tensor, image: Tensor, mask: Tensor | None = 
     return {"marginals": marginals.detach(), "logits": logits.grad, **grads}
 
 
-@pytest.mark.parametrize("settings", [{}, {"compatibility": "potts"}, {"per_label_weights": True, "anisotropic": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"compatibility": "potts", "per_label_weights": True, "anisotropic": True}], ids=["full", "potts"]
+)
 def test_training_steps_are_those_of_all_labels(settings: dict[str, Any], blobs: Blobs, made: list[Any]) -> None:
-    found, expected = (trained(layer_of(threshold, **settings), *tensors(blobs)) for threshold in (1e-5, 0.0))
+    logits, image = tensors(blobs)
+    found, expected = (trained(layer_of(threshold, **settings), logits, image) for threshold in (1e-5, 0.0))
     assert len(made) == 1
     assert made[0].num_channels < NUM_LABELS
     assert found.keys() == expected.keys()
@@ -74,6 +75,10 @@ def test_training_steps_are_those_of_all_labels(settings: dict[str, Any], blobs:
             # By theta_alpha and theta_gamma, sums cancel in float32.
             share = 2e-2 if "theta" in name else 2e-4
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=share * float(gradient.abs().max()), msg=name)
+    half = layer_of(1e-5, **settings)(logits.half(), image, SPACING)
+    assert made[-1] is not None
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(torch.softmax(half.detach().float(), 1), expected["marginals"], rtol=0, atol=2e-2)
 
 
 def test_each_batch_item_has_its_own_labels_and_mask(blobs: Blobs, made: list[Any]) -> None:
@@ -95,18 +100,24 @@ def test_each_batch_item_has_its_own_labels_and_mask(blobs: Blobs, made: list[An
     np.testing.assert_allclose(both["logits"][0][outside], expected["logits"][0][outside], rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["all labels everywhere", "a small patch", "float64", "no threshold", "given kernels"])
-def test_nothing_changes_where_nothing_is_saved(case: str, blobs: Blobs, made: list[Any]) -> None:
-    logits, image = tensors(blobs, torch.float64 if case == "float64" else torch.float32)
-    if case == "all labels everywhere":
-        logits = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    if case == "a small patch":
-        logits, image = torch.randn(1, NUM_LABELS, 6, 7, 9, generator=torch.Generator().manual_seed(1)), image[..., :6, :7, :9]
-    layer, dense = layer_of(0.0 if case == "no threshold" else 1e-5), layer_of(0.0)
-    kernels = layer.build_kernels(image, SPACING) if case == "given kernels" else None
-    refined = layer(logits, image, SPACING, kernels=kernels)
-    assert made in ([], [None])
-    assert torch.equal(refined, dense(logits, image, SPACING))
+def test_nothing_changes_where_nothing_is_saved(blobs: Blobs, made: list[Any]) -> None:
+    """All labels everywhere, a small patch, float64, no threshold, given kernels."""
+    logits, image = tensors(blobs)
+    random = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    small = random[..., :6, :7, :9].contiguous(), image[..., :6, :7, :9]
+    dense = layer_of(0.0)
+    for given, threshold, has_kernels in (
+        ((random, image), 1e-5, False),
+        (small, 1e-5, False),
+        (tensors(blobs, torch.float64), 1e-5, False),
+        ((logits, image), 0.0, False),
+        ((logits, image), 1e-5, True),
+    ):
+        layer = layer_of(threshold)
+        kernels = layer.build_kernels(given[1], SPACING) if has_kernels else None
+        refined = layer(*given, SPACING, kernels=kernels)
+        assert set(made) <= {None}
+        assert torch.equal(refined, dense(*given, SPACING))
 
 
 def test_the_threshold_comes_from_the_parameters_and_goes_back() -> None:
@@ -116,12 +127,3 @@ def test_the_threshold_comes_from_the_parameters_and_goes_back() -> None:
     assert layer.to_parameters().mean_field.label_threshold == 0.0
     with pytest.raises(crfrefine.ConfigError, match="label_threshold"):
         CrfRnn(3, 1, 3, label_threshold=0.5)
-
-
-def test_half_precision_logits_share_channels_too(blobs: Blobs, made: list[Any]) -> None:
-    logits, image = tensors(blobs)
-    refined = layer_of(1e-5)(logits.half(), image, SPACING)
-    assert made[0] is not None
-    assert refined.dtype == torch.float16
-    expected = layer_of(0.0)(logits.half(), image, SPACING)
-    torch.testing.assert_close(torch.softmax(refined.float(), 1), torch.softmax(expected.float(), 1), rtol=0, atol=2e-2)

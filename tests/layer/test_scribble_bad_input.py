@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from oracles import SPACINGS
 
-torch = pytest.importorskip("torch")
-
-from crfrefine import CrfParameters, crf_loss  # noqa: E402
-from crfrefine.errors import ConfigError, CrfRefineError, InputError  # noqa: E402
-from crfrefine.layer import partial_cross_entropy  # noqa: E402
+from crfrefine import CrfParameters, crf_loss
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.layer import partial_cross_entropy
 
 GRID = (4, 3, 5)
 NONE = 7
@@ -30,26 +29,18 @@ def with_value(value: float, *where: int | slice) -> torch.Tensor:
 EVERYWHERE = slice(None)
 BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
     "NaN": ({"logits": with_value(float("nan"), 1, 2, 0, 1, 1)}, InputError, r"batch item 1 .* at 1 voxels \(NaN"),
-    "infinity": ({"logits": with_value(float("inf"), 0, 0)}, InputError, "batch item 0 .* at 60 voxels"),
     "no label possible": ({"logits": with_value(-float("inf"), 0, EVERYWHERE, 3)}, InputError, "batch item 0 .* at 15 voxels"),
     "integer logits": ({"logits": torch.zeros(2, 3, *GRID, dtype=torch.int64)}, InputError, "expected floating-point numbers"),
     "one label": ({"logits": torch.zeros(2, 1, *GRID)}, InputError, "at least two are needed"),
-    "no axes": ({"logits": torch.zeros(2, 3)}, InputError, r"expected \(batch, labels, \*grid\)"),
     "another grid": ({"image": torch.zeros(2, 1, 4, 5, 3)}, InputError, "the batch and the grid of the logits"),
-    "another batch": ({"image": torch.zeros(1, 1, *GRID)}, InputError, "the batch and the grid of the logits"),
-    "no modality axis": ({"image": torch.zeros(2, *GRID)}, InputError, "the batch and the grid of the logits"),
     "NaN in the image": ({"image": torch.full((2, 1, *GRID), float("nan"))}, InputError, "modality 0 of batch item 0 has 60 values"),
     "gradient of the image": ({"image": torch.zeros(2, 1, *GRID, requires_grad=True)}, InputError, r"pass image.detach\(\)"),
     "gradient of theta_alpha": ({"theta_alpha": torch.ones(3, requires_grad=True)}, InputError, r"pass theta_alpha.detach\(\)"),
-    "gradient of theta_beta": ({"theta_beta": torch.tensor(0.3, requires_grad=True)}, InputError, r"pass theta_beta.detach\(\)"),
     "short spacing": ({"spacing": (1.0, 2.0)}, InputError, "expected positive distances in mm"),
-    "negative spacing": ({"spacing": (1.0, 2.0, -1.0)}, InputError, "expected positive distances in mm"),
     "empty mask": ({"mask": torch.zeros(GRID)}, InputError, "the mask of batch item 0 is empty"),
-    "mask of another shape": ({"mask": torch.ones(4, 3)}, InputError, r"mask has shape \(4, 3\); expected"),
     "theta_alpha 0": ({"theta_alpha": 0.0}, InputError, "theta_alpha is .* expected positive numbers"),
     "theta_alpha for two axes": ({"theta_alpha": (1.0, 2.0)}, InputError, r"theta_alpha has shape \(2,\); expected one value or 3"),
     "theta_beta NaN": ({"theta_beta": float("nan")}, InputError, "theta_beta is .* expected positive numbers"),
-    "theta_beta for two modalities": ({"theta_beta": (1.0, 2.0)}, InputError, r"theta_beta has shape \(2,\); expected one value"),
     "unknown filter": ({"filter": "fast"}, ConfigError, "mean_field.filter: .*fast"),
     "unknown normalization": ({"intensity": "rank"}, ConfigError, "normalization: .*rank"),
     "logits as an array": ({"logits": np.zeros((2, 3, *GRID))}, InputError, "logits: expected a tensor of PyTorch, got ndarray"),
@@ -79,37 +70,21 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[CrfRef
 
 
 def test_the_labeled_voxels_count_as_in_pytorch() -> None:
+    """In types that cannot hold the number of labels, too; without any scribble, PyTorch's mean over no voxel would be NaN."""
     torch.manual_seed(1)
-    logits = torch.randn(2, 3, *GRID, requires_grad=True)
-    scribbles = torch.randint(0, 8, (2, *GRID))
-    scribbles[scribbles > 2] = NONE
-    for dtype in (torch.int64, torch.uint8):
-        loss = partial_cross_entropy(logits, scribbles.to(dtype), ignore_index=NONE)
-        assert torch.equal(
-            loss, torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE, reduction="sum") / (scribbles < 3).sum()
-        )
-        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE))
-
-
-def test_a_batch_without_any_scribble_costs_nothing() -> None:
-    """PyTorch's mean over no voxel is NaN, and so would be every weight after the step."""
-    logits = torch.randn(2, 3, *GRID, requires_grad=True)
-    scribbles = torch.full((2, *GRID), NONE)
-    assert torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE).isnan()
-    loss = partial_cross_entropy(logits, scribbles, ignore_index=NONE)
+    logits = torch.randn(2, 200, *GRID, requires_grad=True)
+    scribbles = torch.randint(-3, 100, (2, *GRID)).clamp(min=-1)
+    for dtype in (torch.int64, torch.int8):
+        loss = partial_cross_entropy(logits, scribbles.to(dtype), ignore_index=-1)
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=-1))
+    loss = partial_cross_entropy(logits, torch.full((2, *GRID), -1), ignore_index=-1)
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert logits.grad is not None
     assert not logits.grad.any()
 
 
-def test_many_labels_and_many_voxels_in_narrow_types() -> None:
-    """A number of labels that the scribbles' type cannot hold, and a sum that the logits' type cannot hold."""
-    logits = torch.randn(1, 200, *GRID, generator=torch.Generator().manual_seed(2))
-    scribbles = torch.full((1, *GRID), -1, dtype=torch.int8)
-    scribbles[0, 0] = 100
-    found = partial_cross_entropy(logits, scribbles, ignore_index=-1)
-    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, scribbles.long(), ignore_index=-1))
+def test_a_sum_over_many_voxels_may_be_more_than_half_precision_holds() -> None:
     half = torch.zeros(1, 3, 290, 310, dtype=torch.float16)
     found = partial_cross_entropy(half, torch.ones(1, 290, 310, dtype=torch.uint16), ignore_index=NONE)
     assert found.dtype == torch.float16

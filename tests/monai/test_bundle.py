@@ -8,16 +8,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from script_imports import importing_from
 
 import crfrefine
 
 pytest.importorskip("monai", reason="MONAI is not installed")
-torch = pytest.importorskip("torch")
+from monai.bundle import ConfigParser
 
-from monai.bundle import ConfigParser  # noqa: E402
-
-from crfrefine.monai import CrfRefined  # noqa: E402
+from crfrefine.monai import CrfRefined
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ pytest.importorskip("monai", reason="MONAI is not installed")
 torch = pytest.importorskip("torch")
 
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate  # noqa: E402
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, SaveImaged, Spacingd  # noqa: E402
 
 from crfrefine.monai import CrfRefine, CrfRefineD, CrfRefined, CrfRefineDict  # noqa: E402
 
@@ -42,41 +40,44 @@ def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) ->
     return crfrefine.refine(logits, image, spacing=spacing, parameters=PARAMETERS, **options)
 
 
-def test_the_transforms_are_reached_with_one_import():
-    assert crfrefine.monai.CrfRefined is CrfRefined
+def test_a_case_is_what_refine_makes_of_it():
+    """In 2-D and 3-D; the logits' gradient is not followed."""
+    for last in (slice(None), 3):
+        logits, image = (array[..., last] for array in make_case())
+        spacing = SPACING[: image.ndim - 1]
+        result = wanted(logits, image, spacing)
+        for output, expected in (("logits", result.logits), ("probabilities", result.marginals), ("labels", result.label_map[None])):
+            given = placed(logits).requires_grad_() * 1.0
+            found = CrfRefine(PARAMETERS, output=output)(given, placed(image))
+            assert isinstance(found, MetaTensor)
+            assert not found.requires_grad
+            assert found.dtype == (torch.uint8 if output == "labels" else torch.float32)
+            np.testing.assert_array_equal(found.numpy(), expected)
+            # The spacing took part: with another one, the result is another.
+            other = CrfRefine(PARAMETERS, output=output, spacing=spacing[::-1])(placed(logits), placed(image))
+            assert not np.array_equal(found.numpy(), other.numpy())
+    many = np.random.default_rng(14).normal(size=(260, 4, 3)).astype(np.float32)
+    many[258, 1, 2] = 50.0
+    found = CrfRefine(PARAMETERS, spacing=(1.0, 2.0), output="labels")(torch.as_tensor(many), torch.zeros(1, 4, 3))
+    assert (found.dtype, found[0, 1, 2]) == (torch.int32, 258)
 
 
-@pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
-def test_a_case_is_what_refine_makes_of_it(output):
-    logits, image = make_case()
-    expected = wanted(logits, image)
-    expected = {"logits": expected.logits, "probabilities": expected.marginals, "labels": expected.label_map[None]}[output]
-    found = CrfRefine(PARAMETERS, output=output)(placed(logits), placed(image))
-    assert isinstance(found, MetaTensor)
-    assert found.dtype == (torch.uint8 if output == "labels" else torch.float32)
-    np.testing.assert_array_equal(found.numpy(), expected)
-    # The spacing took part: with another one, the result is another.
-    assert not np.array_equal(found.numpy(), CrfRefine(PARAMETERS, output=output, spacing=SPACING[::-1])(placed(logits), placed(image)))
-
-
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind(kind):
+def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
+    """That of either is enough, as is the affine of either."""
     logits, image = make_case(1)
-    found = CrfRefine(PARAMETERS, spacing=SPACING)(kind(logits), kind(image))
-    assert type(found) is type(kind(logits))
-    np.testing.assert_array_equal(np.asarray(found), wanted(logits, image).logits)
-    with pytest.raises(InputError, match=r"the spacing is unknown: the image is a \w+ without metadata; give spacing=\(\.\.\.\), in mm"):
-        CrfRefine(PARAMETERS)(kind(logits), kind(image))
-
-
-def test_the_affine_of_either_places_the_case():
-    logits, image = make_case(2)
     expected = wanted(logits, image).logits
-    transform = CrfRefine(PARAMETERS)
-    plain = transform(torch.as_tensor(logits), placed(image))
-    assert type(plain) is torch.Tensor
-    np.testing.assert_array_equal(plain.numpy(), expected)
-    np.testing.assert_array_equal(transform(placed(logits), torch.as_tensor(image)).numpy(), expected)
+    for kind in (np.asarray, torch.as_tensor):
+        found = CrfRefine(PARAMETERS, spacing=SPACING)(kind(logits), kind(image))
+        assert type(found) is type(kind(logits))
+        np.testing.assert_array_equal(np.asarray(found), expected)
+        with pytest.raises(
+            InputError, match=r"the spacing is unknown: the image is a \w+ without metadata; give spacing=\(\.\.\.\), in mm"
+        ):
+            CrfRefine(PARAMETERS)(kind(logits), kind(image))
+        plain = CrfRefine(PARAMETERS)(kind(logits), placed(image))
+        assert type(plain) is type(kind(logits))
+        np.testing.assert_array_equal(np.asarray(plain), expected)
+        np.testing.assert_array_equal(CrfRefine(PARAMETERS)(placed(logits), kind(image)).numpy(), expected)
 
 
 def test_a_batch_is_its_cases_each_with_its_own_spacing():
@@ -106,28 +107,14 @@ def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
         np.testing.assert_array_equal(one.numpy(), wanted(*case, mask=where[0]).logits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_type_of_the_logits_is_that_of_the_result(dtype):
+def test_the_type_of_the_logits_is_that_of_the_result():
     logits, image = make_case(7)
-    rounded = torch.as_tensor(logits).to(dtype)
-    found = CrfRefine(PARAMETERS, spacing=SPACING)(rounded, torch.as_tensor(image).to(torch.float16))
-    expected = wanted(rounded.to(torch.float32).numpy(), image.astype(np.float16)).logits
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, torch.as_tensor(expected).to(dtype), rtol=0.0, atol=0.0)
-
-
-def test_logits_with_a_gradient_are_refined_without():
-    logits, image = make_case(8)
-    given = placed(logits).requires_grad_()
-    found = CrfRefine(PARAMETERS)(given * 1.0, placed(image))
-    assert not found.requires_grad
-    np.testing.assert_array_equal(found.numpy(), wanted(logits, image).logits)
-
-
-def test_two_dimensions():
-    logits, image = (array[..., 3] for array in make_case(9))
-    found = CrfRefine(PARAMETERS)(placed(logits), placed(image))
-    np.testing.assert_array_equal(found.numpy(), wanted(logits, image, SPACING[:2]).logits)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        rounded = torch.as_tensor(logits).to(dtype)
+        found = CrfRefine(PARAMETERS, spacing=SPACING)(rounded, torch.as_tensor(image).to(torch.float16))
+        expected = wanted(rounded.to(torch.float32).numpy(), image.astype(np.float16)).logits
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, torch.as_tensor(expected).to(dtype), rtol=0.0, atol=0.0)
 
 
 def test_metadata_and_applied_operations_stay_and_inputs_too():
@@ -173,15 +160,6 @@ def test_regions_of_a_network_with_sigmoids():
     np.testing.assert_array_equal(labels.numpy(), expected.label_map[None])
 
 
-def test_more_labels_than_bytes():
-    rng = np.random.default_rng(14)
-    logits, image = rng.normal(size=(260, 4, 3)).astype(np.float32), rng.normal(size=(1, 4, 3))
-    logits[258, 1, 2] = 50.0
-    found = CrfRefine(PARAMETERS, spacing=(1.0, 2.0), output="labels")(torch.as_tensor(logits), torch.as_tensor(image))
-    assert found.dtype == torch.int32
-    assert found[0, 1, 2] == 258
-
-
 def test_probabilities_are_taken_as_such_only_if_declared():
     logits, image = make_case(15)
     probabilities = torch.softmax(torch.as_tensor(logits), 0).numpy()
@@ -191,49 +169,15 @@ def test_probabilities_are_taken_as_such_only_if_declared():
     np.testing.assert_array_equal(found.numpy(), wanted(probabilities, image, input_type="probabilities").logits)
 
 
-def test_threads_share_one_transform_and_it_survives_pickling():
-    transform = pickle.loads(pickle.dumps(CrfRefine(PARAMETERS, threads=1)))
-    cases = [make_case(seed) for seed in range(16, 20)]
+def test_threads_and_workers_of_a_loader_share_one_transform():
+    items = [{"pred": placed(logits), "image": placed(image)} for logits, image in (make_case(seed) for seed in range(20, 24))]
+    expected = [wanted(item["pred"].numpy(), item["image"].numpy()).logits for item in items]
+    transform = CrfRefined("pred", parameters=PARAMETERS, threads=1)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda case: transform(placed(case[0]), placed(case[1])), cases))
-    for one, case in zip(found, cases, strict=True):
-        np.testing.assert_array_equal(one.numpy(), wanted(*case).logits)
-
-
-def test_a_worker_of_a_loader_refines():
-    items = [{"pred": placed(logits), "image": placed(image)} for logits, image in (make_case(seed) for seed in (20, 21))]
-    loader = DataLoader(Dataset(items, CrfRefined("pred", parameters=PARAMETERS, threads=1)), batch_size=2, num_workers=1)
-    (batch,) = loader
-    for one, item in zip(batch["pred"], items, strict=True):
-        np.testing.assert_array_equal(one.numpy(), wanted(item["pred"].numpy(), item["image"].numpy()).logits)
-
-
-def test_between_a_network_and_its_inversion(tmp_path: Path):
-    """Files in, resampled and turned for the network, refined there, and back on the files' grid."""
-    nibabel = pytest.importorskip("nibabel")
-    rng = np.random.default_rng(22)
-    affine = np.diag([-1.0, 1.5, 2.0, 1.0])
-    file = tmp_path / "case9.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(rng.normal(size=(12, 10, 8)).astype(np.float32), affine), file)
-    before = Compose(
-        [LoadImaged("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None), Spacingd("image", (1.0, 1.5, 1.0))]
-    )
-    after = Compose(
-        [
-            CrfRefined("pred", parameters=PARAMETERS),
-            Invertd("pred", transform=before, orig_keys="image", nearest_interp=False),
-            SaveImaged("pred", output_dir=tmp_path / "out", separate_folder=False, output_postfix="crf", resample=False, print_log=False),
-        ]
-    )
-    data = before({"image": str(file)})
-    data["pred"] = torch.cat([data["image"], -data["image"]])  # A MetaTensor, as every network's output of one.
-    assert isinstance(data["pred"], MetaTensor)
-    refined = crfrefine.refine(data["pred"].numpy(), data["image"].numpy(), spacing=(1.0, 1.5, 1.0), parameters=PARAMETERS)
-    np.testing.assert_array_equal(CrfRefined("pred", parameters=PARAMETERS)(data)["pred"].numpy(), refined.logits)
-    after(data)
-    saved = nibabel.load(tmp_path / "out" / "case9_crf.nii.gz")
-    assert saved.shape == (12, 10, 8, 2)
-    np.testing.assert_allclose(saved.affine, affine)
+        found = [item["pred"] for item in pool.map(pickle.loads(pickle.dumps(transform)), items)]
+    (batch,) = DataLoader(Dataset(items, transform), batch_size=4, num_workers=1)
+    for answers in (found, batch["pred"]):
+        np.testing.assert_array_equal(np.stack([one.numpy() for one in answers]), expected)
 
 
 # ---- What is refused
@@ -241,19 +185,14 @@ def test_between_a_network_and_its_inversion(tmp_path: Path):
 
 def test_other_grids_are_named_with_their_files():
     logits, image = make_case(23)
-    short = placed(image[..., :-1], "sub/t1.nii.gz")
     with pytest.raises(GridMismatchError) as caught:
-        CrfRefine(PARAMETERS)(placed(logits, "sub/pred.nii.gz"), short)
-    assert "logits (sub/pred.nii.gz)" in str(caught.value)
-    assert "image (sub/t1.nii.gz)" in str(caught.value)
-    assert "9×7×6" in str(caught.value)
-    assert "Invertd" in str(caught.value)
+        CrfRefine(PARAMETERS)(placed(logits, "sub/pred.nii.gz"), placed(image[..., :-1], "sub/t1.nii.gz"))
+    for part in ("logits (sub/pred.nii.gz)", "image (sub/t1.nii.gz)", "9×7×6", "Invertd"):
+        assert part in str(caught.value)
     with pytest.raises(GridMismatchError, match="different grids"):
         CrfRefine(PARAMETERS)(placed(logits), placed(image, spacing=(0.9, 1.4, 2.6)))
     with pytest.raises(GridMismatchError, match="logits and mask are on different grids"):
         CrfRefine(PARAMETERS)(placed(logits), placed(image), placed(np.ones((1, 9, 7, 5))))
-    with pytest.raises(InputError, match=r"the mask has shape \(2, 9, 7, 6\); expected one channel"):
-        CrfRefine(PARAMETERS)(placed(logits), placed(image), placed(np.ones((2, *GRID))))
 
 
 def test_a_metatensor_that_nobody_placed_has_no_spacing():
@@ -282,17 +221,27 @@ def test_errors_of_a_batch_name_the_case_and_its_file():
         CrfRefined("pred", parameters=PARAMETERS)(list_data_collate(items))
 
 
-def test_wrong_numbers_of_channels():
+def test_input_that_does_not_fit():
     logits, image = make_case(27)
-    with pytest.raises(InputError, match=r"case7_0000\.nii\.gz: logits have 1 label; at least two"):
-        CrfRefine(PARAMETERS)(placed(logits[:1]), placed(image))
-    two = PARAMETERS.replace(**{"bilateral.theta_beta": [0.1, 0.2, 0.3]})
-    with pytest.raises(ConfigError, match=r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"):
-        CrfRefine(two)(placed(logits), placed(image))
-    with pytest.raises(InputError, match="spacing has 1 distances"):
-        CrfRefine(PARAMETERS, spacing=[1.0])(placed(logits), placed(image))
-    with pytest.raises(InputError, match=r"batches of 3 and 2 cases"):
-        CrfRefine(PARAMETERS, spacing=(1.0, 2.0))(placed(logits), placed(image))
+    three = PARAMETERS.replace(**{"bilateral.theta_beta": [0.1, 0.2, 0.3]})
+    pending = placed(image)
+    pending.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
+    given = placed(logits), placed(image)
+    for kind, options, tensors, message in (
+        (InputError, {}, (placed(logits[:1]), given[1]), r"case7_0000\.nii\.gz: logits have 1 label; at least two"),
+        (ConfigError, {"parameters": three}, given, r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"),
+        (InputError, {"spacing": [1.0]}, given, "spacing has 1 distances"),
+        (InputError, {"spacing": (1.0, 2.0)}, given, r"batches of 3 and 2 cases"),
+        (InputError, {}, (*given, placed(np.ones((2, *GRID)))), r"the mask has shape \(2, 9, 7, 6\); expected one channel"),
+        (InputError, {}, (given[0], pending), r"image \(.*\): lazy operations are pending"),
+        (InputError, {"spacing": 1.0}, (logits, np.ma.masked_less(image, 0.0)), "image is a masked array"),
+        (InputError, {}, (given[0], "image.nii.gz"), r"expected tensors or arrays, got 'image\.nii\.gz'; LoadImage reads files"),
+    ):
+        with pytest.raises(kind, match=message):
+            CrfRefine(**({"parameters": PARAMETERS} | options))(*tensors)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError):
+            CrfRefine(PARAMETERS, device="cuda")(*given)
 
 
 def test_one_distance_is_that_of_every_axis():
@@ -313,13 +262,6 @@ def test_one_distance_is_that_of_every_axis():
     with pytest.raises(InputError, match=r"of one case in 3-D, or of a batch in 2-D\? Give spacing as one distance per axis"):
         one(*either)
     assert in_2d(*either).shape == (2, 2, *GRID[:2])
-
-
-def test_pending_lazy_operations_are_refused():
-    logits, image = (placed(array) for array in make_case(28))
-    image.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
-    with pytest.raises(InputError, match=r"image \(.*\): lazy operations are pending"):
-        CrfRefine(PARAMETERS)(logits, image)
 
 
 @pytest.mark.parametrize(
@@ -367,19 +309,14 @@ def test_a_label_map_is_refined_as_its_error_advises():
         CrfRefine(PARAMETERS, input_type="labels")(placed(logits), placed(image))
 
 
-def test_a_masked_array_is_refused():
-    logits, image = make_case(31)
-    with pytest.raises(InputError, match="image is a masked array"):
-        CrfRefine(PARAMETERS, spacing=1.0)(logits, np.ma.masked_less(image, 0.0))
-
-
-def test_paths_in_place_of_tensors_are_refused():
-    with pytest.raises(InputError, match=r"expected tensors or arrays, got 'image\.nii\.gz'; LoadImage reads files"):
-        CrfRefine(PARAMETERS)(placed(make_case()[0]), "image.nii.gz")
-
-
-def test_a_gpu_that_is_not_there_is_no_cpu():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(BackendUnavailableError):
-        CrfRefine(PARAMETERS, device="cuda")(*(placed(array) for array in make_case()))
+def test_the_layer_takes_tensors_with_metadata():
+    logits, image = (torch.as_tensor(array)[None] for array in make_case())
+    layer, tagged = crfrefine.CrfRnn(3, 2), placed(logits)
+    logits.requires_grad_()
+    tagged.requires_grad_()
+    pairs = [(given, layer(given, picture, SPACING)) for given, picture in ((logits, image), (tagged, placed(image)))]
+    for _, refined in pairs:
+        refined.square().sum().backward()
+    (logits, expected), (tagged, found) = pairs
+    torch.testing.assert_close(torch.Tensor(found), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(torch.Tensor(tagged.grad), logits.grad, rtol=0.0, atol=0.0)

@@ -1,6 +1,8 @@
 """Cases found, checked, cropped and shared out before anything is trained."""
 
+import dataclasses
 import json
+import os
 import tempfile
 
 import numpy as np
@@ -12,8 +14,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import CaseFiles, ReadingOptions
 from crfrefine.demo.phantom import NUM_LABELS
-from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.metrics.counts import OverlapCounts, dice
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
@@ -43,121 +44,80 @@ def test_folders_are_found_or_named(tmp_path):
     (tmp_path / "data" / "labels").rename(tmp_path / "data" / "labelsTr")
     found = locate_folders(tmp_path / "data")
     assert (found.labels.name, found.masks) == ("labelsTr", None)
-    found = locate_folders(tmp_path / "data", labels=tmp_path)
-    assert found.labels == tmp_path
-
-
-def test_a_folder_that_is_not_there_is_named_with_what_was_expected(tmp_path):
-    write_cases(tmp_path, 1)
-    (tmp_path / "logits").rename(tmp_path / "softmax")
+    assert locate_folders(tmp_path / "data", labels=tmp_path).labels == tmp_path
+    (tmp_path / "data" / "logits").rename(tmp_path / "data" / "softmax")
     with pytest.raises(InputError, match=r"no folder of logits: expected .*/logits/; or name them with --logits"):
-        locate_folders(tmp_path)
+        locate_folders(tmp_path / "data")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         locate_folders(tmp_path / "nowhere")
 
 
-def test_names_of_labels_come_from_the_dataset(tmp_path):
-    write_cases(tmp_path, 2)
-    names = {"background": 0, "shell": 1, "core": 2}
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "a", "1": "b"}}))
-    assert find_cases(locate_folders(tmp_path)).label_names == ("background", "shell", "core", "label 3")
-
-
-def test_a_label_without_a_channel_names_the_case(tmp_path):
+def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
     write_cases(tmp_path, 2)
     rewrite_labels(tmp_path, "case1", lambda labels: labels.__setitem__((3, 2, 1), 7))
     with pytest.raises(InputError, match=r"case 'case1': labels and logits do not fit: the reference has a label 7, .*labels 0 to 3"):
         read_all(tmp_path)
-
-
-def test_labels_that_are_no_whole_numbers_name_the_file(tmp_path):
-    write_cases(tmp_path, 2)
-    rewrite_labels(tmp_path, "case0", lambda labels: labels.__setitem__((3, 2, 1), 1.5), dtype=np.float32)
-    with pytest.raises(InputError, match=r"labels/case0.nii.gz: not a label map: expected whole numbers"):
+    rewrite_labels(tmp_path, "case1", lambda labels: labels.__setitem__((3, 2, 1), 1.5), dtype=np.float32)
+    with pytest.raises(InputError, match=r"labels/case1.nii.gz: not a label map: expected whole numbers"):
         read_all(tmp_path)
-
-
-def test_logits_on_another_grid_name_the_case(tmp_path):
-    write_cases(tmp_path, 2)
-    cut = np.moveaxis(phantom(1).logits[:, :-1], 0, -1)
-    save_nifti(tmp_path / "logits" / "case1.nii.gz", cut, phantom(1).affine)
-    with pytest.raises(GridMismatchError, match="case 'case1': logits and image are on different grids"):
-        find_cases(locate_folders(tmp_path))
-
-
-def test_cases_must_have_as_many_labels(tmp_path):
-    write_cases(tmp_path, 2)
     save_nifti(tmp_path / "logits" / "case1.nii.gz", np.moveaxis(phantom(1).logits[:3], 0, -1), phantom(1).affine)
     with pytest.raises(InputError, match="case 'case1': 3 labels in the logits, but case 'case0' has 4"):
         find_cases(locate_folders(tmp_path))
 
 
-def test_two_files_for_one_thing_are_refused_by_name(tmp_path):
-    write_cases(tmp_path, 3)
-    (tmp_path / "labels" / "case1.nii").touch()
-    with pytest.raises(InputError, match="1 of 3 cases cannot be trained on:\n  case 'case1': expected one file of labels"):
-        find_cases(locate_folders(tmp_path))
-
-
 def test_cases_with_one_cause_are_told_together(tmp_path):
     """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
-    write_cases(tmp_path, 5)
+    write_cases(tmp_path, 6)
     for number in range(1, 4):
         path = tmp_path / "logits" / f"case{number}.nii.gz"
         save_nifti(path, np.moveaxis(phantom(number).logits, 0, -1)[:-2], phantom(number).affine)
     (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
-    with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
+    with pytest.raises(InputError, match="4 of 6 cases cannot be trained on") as caught:
         find_cases(locate_folders(tmp_path))
     lines = str(caught.value).splitlines()
-    assert [line for line in lines if line.startswith("  case")] == [
-        "  case 'case1': logits and image are on different grids",
-        f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty",
-    ]
+    first, second = (line for line in lines if line.startswith("  case"))
+    assert first == "  case 'case1': logits and image are on different grids"
+    assert second == f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty"
     assert lines[-1] == "  2 more cases failed like 'case1' (case2, case3): logits and image are on different grids"
+    (tmp_path / "labels" / "case5.nii").touch()
+    with pytest.raises(InputError, match="1 of 6 cases cannot be trained on:\n  case 'case5': expected one file of labels"):
+        find_cases(locate_folders(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("file", "reason"),
-    [
-        ("labels/case1.nii.gz", "no labels in {root}/labels"),
-        ("logits/case1.nii.gz", "no logits in {root}/logits"),
-        ("masks/case1.nii.gz", "no mask in {root}/masks"),
-        ("images/case1_0001.nii.gz", "no modality 0001 in {root}/images"),
-        ("images/case1_*.nii.gz", "no image in {root}/images"),
-    ],
-)
-def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path, file, reason):
+def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     write_cases(tmp_path, 3)
     for number in range(3):
         save_nifti(tmp_path / "masks" / f"case{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8), phantom(number).affine)
     complete = find_cases(locate_folders(tmp_path), strict=True)
     assert (complete.case_ids, complete.left_out, complete.notes) == (("case0", "case1", "case2"), (), ())
-    for path in tmp_path.glob(file):
-        path.unlink()
-    cases = find_cases(locate_folders(tmp_path))
-    reason = reason.format(root=tmp_path)
-    assert cases.case_ids == ("case0", "case2")
-    assert [(case.case_id, case.reasons) for case in cases.left_out] == [("case1", (reason,))]
-    assert cases.notes == (f"1 of 3 cases is left out: {reason} (1): case1",)
-
-
-def test_too_few_complete_cases_are_an_error_that_says_what_they_lack(tmp_path):
-    write_cases(tmp_path, 3)
+    for folder, name, lacks in (
+        ("labels", "case1.nii.gz", "labels"),
+        ("logits", "case1.nii.gz", "logits"),
+        ("masks", "case1.nii.gz", "mask"),
+        ("images", "case1_0001.nii.gz", "modality 0001"),
+        ("images", "case1_*.nii.gz", "image"),
+    ):
+        taken = {path: path.read_bytes() for path in (tmp_path / folder).glob(name)}
+        for path in taken:
+            path.unlink()
+        cases, reason = find_cases(locate_folders(tmp_path)), f"no {lacks} in {tmp_path}/{folder}"
+        assert cases.case_ids == ("case0", "case2")
+        assert [(case.case_id, case.reasons) for case in cases.left_out] == [("case1", (reason,))]
+        assert cases.notes == (f"1 of 3 cases is left out: {reason} (1): case1",)
+        for path, content in taken.items():
+            path.write_bytes(content)
     for number in (1, 2):
         (tmp_path / "logits" / f"case{number}.nii.gz").unlink()
-    with pytest.raises(
-        InputError, match=r"only 1 of 3 cases is complete; expected at least two .*\n  no logits in \S+ \(2\): case1, case2\n"
+    for count, cases in (
+        (r"only 1 of 3 cases is complete", r"\(2\): case1, case2"),
+        ("no case is complete", r"\(3\): case0, case1, case2"),
     ):
-        find_cases(locate_folders(tmp_path))
-    (tmp_path / "logits" / "case0.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"no case is complete; expected at least two .*\n  no logits in \S+ \(3\): case0, case1, case2\n"):
-        find_cases(locate_folders(tmp_path))
-
-
-def test_one_case_is_too_few(tmp_path):
-    write_cases(tmp_path, 1)
+        with pytest.raises(InputError, match=rf"{count}; expected at least two .*\n  no logits in \S+ {cases}\n"):
+            find_cases(locate_folders(tmp_path))
+        (tmp_path / "logits" / "case0.nii.gz").unlink(missing_ok=True)
+    write_cases(tmp_path / "one", 1)
     with pytest.raises(InputError, match="at least two are needed"):
-        find_cases(locate_folders(tmp_path))
+        find_cases(locate_folders(tmp_path / "one"))
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):
@@ -169,32 +129,25 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     crop = make_crop(case, IntensityParameters())
     confusion = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS) + crop.outside
     assert confusion.sum() == np.prod(GRID_SHAPE) // 2
+    for content in ("[1, 2]", '{"labels": [1, 2]}', '{"labels": 3}'):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it"):
+            find_cases(locate_folders(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("labels", "names"),
-    [
+def test_default_regions_have_names_that_tables_can_hold(tmp_path):
+    write_cases(tmp_path, 2)
+    for labels, names in (
         ({"mean": 1, "a\tb\n c": 2, " ": 3}, ["label 1", "a b c", "label 3"]),
         ({"a": 1, " a": 2, "b": 3}, ["label 1", "label 2", "b"]),
         ({"label 2": 1, "mean": 2, "b": 3}, ["label 1", "label 2", "label 3"]),
         ({"a": 1, "b": 2, "ignore": 3}, ["a", "b"]),
-    ],
-)
-def test_default_regions_have_names_that_tables_can_hold(tmp_path, labels, names):
-    write_cases(tmp_path, 2)
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
-    regions = choose_regions((), find_cases(locate_folders(tmp_path)))
-    assert [region.name for region in regions] == names
-    assert [region.labels for region in regions] == [(number + 1,) for number in range(len(names))]
-
-
-@pytest.mark.parametrize("content", ["[1, 2]", '{"labels": [1, 2]}', '{"labels": 3}'])
-def test_a_malformed_dataset_json_is_refused_in_plain_words(tmp_path, content):
-    write_cases(tmp_path, 2)
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it") as caught:
-        find_cases(locate_folders(tmp_path))
-    assert "object" not in str(caught.value)
+        ({"shell": 1, "core": 2}, ["shell", "core", "label 3"]),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+        regions = choose_regions((), find_cases(locate_folders(tmp_path)))
+        assert [region.name for region in regions] == names
+        assert [region.labels for region in regions] == [(number + 1,) for number in range(len(names))]
 
 
 def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
@@ -204,8 +157,9 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     case = CaseFiles("a", (header,), (), None, None)
     before = fingerprint({}, (case,))
     assert fingerprint({}, (case,)) == before
-    voxels.write_bytes(bytes(5))
-    assert fingerprint({}, (case,)) != before
+    voxels.write_bytes(b"abcd")
+    os.utime(voxels, ns=(0, 1))
+    assert len({before, fingerprint({}, (case,)), fingerprint({"learn": 1}, (case,))}) == 3
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
@@ -217,23 +171,18 @@ def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
     case.logits[2, 0, 0, 0] = 50.0
     mask = np.ones(GRID_SHAPE, bool)
     mask[0] = False
-    case = type(case)(**{**vars(case), "mask": mask})
+    case = dataclasses.replace(case, mask=mask)
     crop = make_crop(case, IntensityParameters())
     assert crop.num_voxels < 0.7 * case.labels.size
     inside = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS)
     whole = count_confusion(case.labels, argmax_labels(case.logits), NUM_LABELS)
     np.testing.assert_array_equal(inside + crop.outside, whole)
     assert crop.outside[0, 2] == 1
+    assert np.isin(crop.image, normalize_intensity(case.image, IntensityParameters(), mask)).all(), "as the whole case"
 
 
-def test_a_crop_is_normalized_as_the_whole_case_is():
-    case = as_case(phantom(1))
-    crop = make_crop(case, IntensityParameters())
-    whole = normalize_intensity(case.image, IntensityParameters(), None)
-    assert np.isin(crop.image, whole).all()
-
-
-def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch):
+def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
+    """Crops beyond the memory go to disk, without a name: a killed process would leave it."""
     monkeypatch.setattr(cropping, "TILE_VOXELS", 400)
     crop = crops(1)[0]
     assert len(crop.tiles) > 3
@@ -241,31 +190,23 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch):
     assert sum(part.num_voxels for part in parts) == crop.num_voxels
     assert max(part.num_voxels for part in parts) <= 400
     assert sum(crop.tile_weights) == pytest.approx(1.0)
-
-
-def test_crops_beyond_the_memory_go_to_disk_unchanged_and_without_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    crop = crops(1)[0]
-    store = CropStore(memory_bytes=0)
-    kept = store.keep(crop)
+    kept = CropStore(memory_bytes=0).keep(crop)
     assert isinstance(kept.image, np.memmap)
-    assert list(tmp_path.iterdir()) == [], "a killed process would leave them"
+    assert list(tmp_path.iterdir()) == []
     for name in ("image", "logits", "labels", "mask"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(crop, name))
 
 
-@pytest.mark.parametrize(("num_cases", "num_folds"), [(23, 5), (40, 5), (4, 4), (2, 2)])
-def test_each_case_is_held_out_once_and_decides_nothing_there(num_cases, num_folds):
-    splits = make_folds(num_cases, num_folds, seed=0)
-    assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
-    for split in splits:
-        assert not set(split.held_out) & {*split.training, *split.deciding}
-        assert {*split.held_out, *split.training, *split.deciding} == set(range(num_cases))
-        # Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on.
-        assert not set(split.training) & set(split.deciding) or split.training == split.deciding
-
-
-def test_numbers_of_folds():
+def test_each_case_is_held_out_once_and_decides_nothing_there():
+    for num_cases, num_folds in ((23, 5), (40, 5), (4, 4), (2, 2)):
+        splits = make_folds(num_cases, num_folds, seed=0)
+        assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
+        for split in splits:
+            assert not set(split.held_out) & {*split.training, *split.deciding}
+            assert {*split.held_out, *split.training, *split.deciding} == set(range(num_cases))
+            # Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on.
+            assert not set(split.training) & set(split.deciding) or split.training == split.deciding
     assert [choose_num_folds(None, count) for count in (2, 4, 120)] == [2, 4, 5]
     assert choose_num_folds(7, 7) == 7
     for asked in (1, 8):
@@ -279,20 +220,3 @@ def test_dice_of_regions_by_hand():
     confusion[1, 1] = confusion[2, 2] = 3
     confusion[1, 2] = confusion[2, 1] = 1
     np.testing.assert_allclose(dice_of(confusion, [(1,), (1, 2), (3,)]), [0.75, 1.0, np.nan])
-
-
-def test_masks_and_a_confusion_matrix_have_the_same_dice():
-    rng = np.random.default_rng(8)
-    truth, found = rng.integers(0, 4, (2, 9, 5, 4))
-    truth[truth == 3] = 0
-    found[found == 3] = 0
-    confusion = count_confusion(truth, found, 4)
-    regions = [(1,), (1, 2), (3,)]
-    own = [dice(OverlapCounts.of_masks(np.isin(found, labels), np.isin(truth, labels))) for labels in regions]
-    np.testing.assert_array_equal(dice_of(confusion, regions), own)
-    for labels, value in zip(regions[:2], own, strict=False):
-        both = np.isin(found, labels) & np.isin(truth, labels)
-        assert value == 2 * both.sum() / (np.isin(found, labels).sum() + np.isin(truth, labels).sum())
-    assert np.isnan(own[2])
-    of_first = OverlapCounts.of_confusion(confusion, (1,))
-    assert of_first == OverlapCounts(int((found == 1).sum()), int((truth == 1).sum()), int(((found == 1) & (truth == 1)).sum()))

@@ -9,6 +9,7 @@ from training_helpers import phantom, write_cases
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions
+from crfrefine.demo.phantom import write_phantom
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
@@ -37,16 +38,30 @@ def read_case(cases, number):
     return read_labeled(cases.files[number], cases, reading, threads=1)
 
 
-@pytest.mark.parametrize("input_type", ["auto", "labels"])
-def test_all_cases_have_the_same_labels(tmp_path, input_type):
-    """Those of the largest label map or reference, if nothing else says."""
-    cases = find_cases(locate_folders(write_label_maps(tmp_path, 2)), input_type=input_type)
-    assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
-    case = read_case(cases, 0)
-    assert case.logits.shape[0] == 4
-    assert (case.logits[3] == ABSENT_LOGIT).all()
-    assert case.absent_labels == (3,)
-    assert set(np.unique(case.logits[:3])) == {0, CONFIDENCE}
+def test_all_cases_have_the_same_labels(tmp_path):
+    """Those of the largest label map or reference, if nothing else says. All are label maps, or none."""
+    write_label_maps(tmp_path, 2)
+    for input_type in ("auto", "labels"):
+        cases = find_cases(locate_folders(tmp_path), input_type=input_type)
+        assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
+        case = read_case(cases, 0)
+        assert case.logits.shape[0] == 4
+        assert (case.logits[3] == ABSENT_LOGIT).all()
+        assert case.absent_labels == (3,)
+        assert set(np.unique(case.logits[:3])) == {0, CONFIDENCE}
+    # A reference that no parameters can give is not trained on: its loss would be a constant of ten thousand per voxel.
+    crop = make_crop(case, IntensityParameters())
+    inside = tuple(slice(0, size) for size in crop.labels.shape)
+    assert (case.labels == 3).any()
+    assert not (crop.labels == 3).any()
+    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
+    write_phantom(phantom(0), tmp_path, "case0")
+    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has logits; all must be alike"):
+        find_cases(locate_folders(tmp_path))
+    (tmp_path / "logits" / "case0").mkdir()
+    (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
+    with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; training needs label maps"):
+        find_cases(locate_folders(tmp_path), input_type="labels")
 
 
 def test_the_dataset_declares_the_labels(tmp_path):
@@ -62,17 +77,6 @@ def test_the_dataset_declares_the_labels(tmp_path):
         read_case(cases, 0)
 
 
-def test_a_reference_that_no_parameters_can_give_is_not_trained_on(tmp_path):
-    """The label is not in the label map, so its loss would be a constant of ten thousand per voxel."""
-    cases = find_cases(locate_folders(write_label_maps(tmp_path, 2)), input_type="labels")
-    case = read_case(cases, 0)
-    crop = make_crop(case, IntensityParameters())
-    inside = tuple(slice(0, size) for size in crop.labels.shape)
-    assert (case.labels == 3).any()
-    assert not (crop.labels == 3).any()
-    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
-
-
 def test_only_what_is_near_foreground_is_cropped(tmp_path):
     """A confidence of 2 leaves background at 12 %: as logits, the whole volume would be possible foreground."""
     shape, affine = (40, 12, 10), np.diag([3.0, 2.0, 4.0, 1.0])
@@ -86,21 +90,6 @@ def test_only_what_is_near_foreground_is_cropped(tmp_path):
     assert crop.mask.shape[0] == 5 + 4, "up to 10 mm from the label"
 
 
-def test_label_maps_and_logits_are_not_mixed(tmp_path):
-    write_cases(tmp_path, 2)
-    save_nifti(tmp_path / "logits" / "case1.nii.gz", phantom(1).labels.astype(np.uint8), phantom(1).affine)
-    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has logits; all must be alike"):
-        find_cases(locate_folders(tmp_path))
-
-
-def test_structures_must_be_merged_first(tmp_path):
-    write_label_maps(tmp_path, 2)
-    (tmp_path / "logits" / "case1").mkdir()
-    (tmp_path / "logits" / "case1.nii.gz").rename(tmp_path / "logits" / "case1" / "liver.nii.gz")
-    with pytest.raises(InputError, match=r"case 'case1': .*has one file per structure; training needs label maps"):
-        find_cases(locate_folders(tmp_path), input_type="labels")
-
-
 def test_volumes_are_those_of_the_labels(tmp_path):
     """The sum of the probabilities would be a share of every voxel: it is refused where it would be learned, and no candidate elsewhere."""
     write_label_maps(tmp_path / "data", 2)
@@ -112,10 +101,24 @@ def test_volumes_are_those_of_the_labels(tmp_path):
     assert "volume.keep: 'expected' sums a network's probabilities, which a label map does not have" in result.stderr
 
 
+@pytest.mark.long
 def test_training_learns_the_confidence_and_infer_uses_it(tmp_path):
     write_label_maps(tmp_path / "data", 4)
     output = tmp_path / "own.toml"
-    options = ("--input-type", "labels", "--folds", 2, "--num-iterations", 3, "--threads", 1, "-o", output)
+    options = (
+        "--input-type",
+        "labels",
+        "--folds",
+        2,
+        "--num-iterations",
+        2,
+        "--learn",
+        "temperature,weights",
+        "--threads",
+        1,
+        "-o",
+        output,
+    )
     result = run_here("train-crf", tmp_path / "data", *options)
     assert result.status == 0, result.stderr
     assert "4 cases with label maps, 4 labels" in result.stderr

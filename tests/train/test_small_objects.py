@@ -1,7 +1,6 @@
 """The choice of small-object rules: on drawn cases with a known best rule, and against the rules applied one by one."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
 
@@ -39,7 +38,7 @@ from crfrefine.train.methods import (
     TRAINED_LARGEST,
     TRAINED_RULES,
 )
-from crfrefine.train.model import Model, mean_dice
+from crfrefine.train.model import Model
 from crfrefine.train.small_objects import ChosenRules, _best, _effects, _without, choose_rules, choose_rules_for
 from crfrefine.train.tuned import Tuned
 
@@ -113,18 +112,9 @@ def test_a_label_with_true_islands_gets_no_rule():
     assert first.removes
     for truth, found in pairs:
         np.testing.assert_array_equal(clean(found, chosen, 0.12).label_map, truth)
-
-
-def test_with_few_cases_labels_are_treated_alike():
-    """Seven cases of the same kind: no rule is for a single label."""
-    chosen = _chosen([_case(seed, num_true_islands=6) for seed in range(7)])
-    _, first, second = object_rules(chosen, 3)
-    assert first == second
-
-
-def test_what_adds_nothing_is_not_chosen():
-    """Right maps have nothing to gain."""
-    assert _chosen([(truth, truth) for truth, _ in map(_case, range(9))]) == PostprocessParameters()
+    _, first, second = object_rules(_chosen(pairs[:7]), 3)
+    assert first == second, "with few cases, no rule is for a single label"
+    assert _chosen([(truth, truth) for truth, _ in pairs]) == PostprocessParameters(), "right maps have nothing to gain"
 
 
 def test_a_choice_must_gain_more_than_the_margin_and_its_standard_error():
@@ -139,7 +129,7 @@ def test_a_choice_must_gain_more_than_the_margin_and_its_standard_error():
 def test_the_effect_of_a_removal_is_that_of_the_rule():
     """Counted per component once, or by applying each rule to the map: the same counts of voxels."""
     removals = [ObjectRule(min_ml=0.03), ObjectRule(min_ml=0.3), ObjectRule(num_kept=2), ObjectRule(num_kept=1, min_ml=0.5)]
-    for crop in crops(3, "scattered") + crops(2):
+    for crop in crops(1, "scattered") + crops(1):
         found = network_labels(crop)
         voxel_ml = float(np.prod(crop.spacing)) / 1000
         together = PostprocessParameters(min_component_ml=0.1)
@@ -153,24 +143,17 @@ def test_the_effect_of_a_removal_is_that_of_the_rule():
 
 def test_rules_of_the_crf_are_those_of_its_own_labels():
     """Network and CRF get rules of their own; without a CRF both are the network's."""
-    cases = [_with_an_island(crop) for crop in crops(4)]
+    cases = [_with_an_island(crop) for crop in crops(3)]
     trained = FitResult("start", start(4.0).parameters, 0.8, 0.7, (), 0)
+    model, shared = Model(trained.parameters, (), (cases[0].num_labels, 2, 3)), material(cases)
     with Workers(2) as workers:
-        found = choose_rules_for(trained, range(4), material(cases), workers)
-        maps = [Model(trained.parameters, (), (cases[0].num_labels, 2, 3)).label_map(crop, 1) for crop in cases]
+        found = choose_rules_for(trained, range(3), shared, workers)
+        maps = [model.label_map(crop, 1) for crop in cases]
         assert found.trained == choose_rules(cases, maps, REGIONS, workers)
         assert found.network == choose_rules(cases, [network_labels(crop) for crop in cases], REGIONS, workers) != found.trained
-        nothing = choose_rules_for(no_crf(trained.parameters, 0.7), range(4), material(cases), workers)
+        nothing = choose_rules_for(no_crf(trained.parameters, 0.7), range(3), shared, workers)
     assert nothing == ChosenRules(found.network, found.network)
-
-
-def test_the_labels_of_a_crop_are_what_is_scored():
-    (crop,) = crops(1)
-    model = Model(start(4.0).parameters, (), (crop.num_labels, 2, 3))
-    found = model.label_map(crop, 1)
-    assert found.shape == crop.mask.shape
-    assert not found[~crop.mask].any()
-    np.testing.assert_array_equal(label_confusion(crop, found), model.score(crop, material([crop]).loss, 1).confusion)
+    np.testing.assert_array_equal(label_confusion(cases[0], maps[0]), model.score(cases[0], shared.loss, 1).confusion)
 
 
 @pytest.mark.parametrize("has_rules", [False, True])
@@ -206,16 +189,3 @@ def test_the_verdict_is_on_the_crf_with_its_rules():
     expected = {SCALING_RULES: False, SMOOTHING_RULES: True, GUIDED_RULES: True, DICE_RULES: True, LARGEST: True, RULES: True}
     assert {rival.name: rival.is_beaten for rival in read.rivals} == expected
     assert read.sentence.startswith("The trained CRF with small-object rules helps.")
-
-
-def test_chosen_rules_survive_their_own_text():
-    rules = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), (1, 2), ("none", "each")))
-    assert ChosenRules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
-
-
-def test_scores_are_mean_dice():
-    """A guard for the drawing: the islands and the hole do cost something."""
-    truth, found = _case(0)
-    crop = _crop(truth, found)
-    assert mean_dice(label_confusion(crop, truth), ((1,), (2,))) == 1.0
-    assert mean_dice(label_confusion(crop, found), ((1,), (2,))) < 0.99

@@ -39,13 +39,10 @@ def done():
     return Done((*folds, Part()), screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
 
 
-def test_what_is_done_survives_its_own_text(done):
-    assert Done.from_dict(json.loads(json.dumps(done.to_dict()))) == done
-
-
 def test_a_journal_replaces_and_never_alters(done, tmp_path):
     """What somebody has read from it stays as it was; a part that is finished ends the training that was going on."""
     before = json.dumps(done.to_dict())
+    assert Done.from_dict(json.loads(before)) == done
     checkpoint = Checkpoint(tmp_path / "c.json", "digest")
     journal = Journal(done, checkpoint, Budget(None, done.seconds))
     journal.note_training({"rung": 2})
@@ -57,29 +54,26 @@ def test_a_journal_replaces_and_never_alters(done, tmp_path):
     assert saved.parts == (*done.parts[:2], Part(fit=FIT))
     assert saved.training is None
     assert saved.seconds >= 12.5
-
-
-def test_a_checkpoint_of_another_run_is_told_from_a_damaged_one(done, tmp_path):
-    path = tmp_path / "c.json"
-    Checkpoint(path, "digest").save(done)
     with pytest.raises(InputError, match="of a run with other data, options or another version"):
-        Checkpoint(path, "another").load()
-    content = json.loads(path.read_text())
+        Checkpoint(tmp_path / "c.json", "another").load()
+    content = json.loads((tmp_path / "c.json").read_text())
     del content["state"]["parts"][1]["fit"]
-    path.write_text(json.dumps(content))
+    (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"not a checkpoint of train-crf .*'fit'.*; remove it to start anew"):
-        Checkpoint(path, "digest").load()
+        checkpoint.load()
 
 
-@pytest.mark.parametrize(("rungs", "expected"), [((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)])
-def test_a_schedule_knows_how_many_steps_a_training_makes(rungs, expected):
+def test_a_schedule_knows_how_many_steps_a_training_makes():
     """Without rungs both starts are trained to the end; a rung beyond the end is at the end."""
-    schedule, cases, steps = Schedule(6, rungs=rungs), crops(2), []
-    with Workers(1) as workers:
-        hooks = Hooks(lambda *_: steps.append(None), lambda state: None, lambda: False)
-        fit = Fit(material(cases, ("weights",)), split_training(range(2), seed=1), [start(4.0), start(8.0)], workers, schedule)
-        fit.run(hooks)
-    assert len(steps) == fit.num_optimizer_steps == schedule.num_planned(2) == expected
+    shared, split = material(crops(2), ("weights",)), split_training(range(2), seed=1)
+    for rungs, expected in (((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)):
+        assert Schedule(6, rungs=rungs).num_planned(2) == expected
+    for schedule in (Schedule(1, rungs=()), Schedule(2, rungs=((1, 1),))):
+        steps = []
+        with Workers(1) as workers:
+            fit = Fit(shared, split, [start(4.0), start(8.0)], workers, schedule)
+            fit.run(Hooks(lambda *_, steps=steps: steps.append(None), lambda state: None, lambda: False))
+        assert len(steps) == fit.num_optimizer_steps == schedule.num_planned(2)
 
 
 class _Fractions(TrainingObserver):
@@ -98,14 +92,15 @@ class _Fractions(TrainingObserver):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_progress_goes_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     """In a training, in the second half of a fold, and in the second fold."""
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)  # they are not counted, and take a third of the time
     data = locate_folders(write_cases(tmp_path / "data", 4))
+    steps = {"num_folds": 2, "num_optimizer_steps": 2, "learn": ("weights",), "threads": 1}
 
-    def run(name, observer, *, resume=False):
-        options = TrainingOptions(data, tmp_path / name, num_folds=2, num_optimizer_steps=2, learn=("weights",), threads=1, resume=resume)
-        run_training(options, observer)
+    def run(name, observer):
+        run_training(TrainingOptions(data, tmp_path / name, resume=True, **steps), observer)
         return observer.fractions
 
     whole = run("whole.toml", _Fractions())
@@ -114,9 +109,9 @@ def test_progress_goes_on_where_a_run_was_stopped(tmp_path, monkeypatch):
     for stop_after in (3, 4, 8):
         observer = _Fractions(stop_after)
         with pytest.raises(KeyboardInterrupt):
-            run("stopped.toml", observer, resume=True)
+            run("stopped.toml", observer)
         told += observer.fractions
-    told += run("stopped.toml", _Fractions(), resume=True)
+    told += run("stopped.toml", _Fractions())
     # The step that was made when the run was stopped is counted, but was not told.
     assert told == sorted(told)
     assert set(told) < set(whole)

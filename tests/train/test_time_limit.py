@@ -18,6 +18,8 @@ from crfrefine.train.options import TrainingOptions
 from crfrefine.train.run import run_training
 from crfrefine.train.starts import make_starts
 
+STEPS = {"num_folds": 2, "num_optimizer_steps": 2, "learn": ("weights",), "threads": 1}
+
 
 class _Clock:
     now = 100.0
@@ -62,26 +64,27 @@ def test_a_training_leaves_the_time_that_the_part_before_needed_beside_its_train
         assert budget.is_part_over() == is_over
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_every_item_is_begun_only_while_there_is_time(threads, one_by_one):
-    begun = []
+def test_every_item_is_begun_only_while_there_is_time():
+    for threads, one_by_one in ((1, False), (3, False), (3, True)):
+        begun = []
 
-    def check():
-        if len(begun) >= 2:
-            raise TimeIsUpError
+        def check(begun=begun):
+            if len(begun) >= 2:
+                raise TimeIsUpError
 
-    with Workers(threads, one_by_one=one_by_one, check=check) as workers, pytest.raises(TimeIsUpError):
-        workers.run_on_device(lambda item, threads: begun.append(item), range(20))
-    assert 2 <= len(begun) < 2 + threads
+        with Workers(threads, one_by_one=one_by_one, check=check) as workers, pytest.raises(TimeIsUpError):
+            workers.run_on_device(lambda item, threads, begun=begun: begun.append(item), range(20))
+        assert 2 <= len(begun) < 2 + threads
 
 
-def _spare_work(monkeypatch):
-    """Leave out what takes most of the time of these runs and plays no part here."""
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """Four cases; what takes most of the time of these runs and plays no part here is left out."""
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 3)
     monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
     monkeypatch.setattr("crfrefine.train.writing.draw_curves", lambda result: b"")
     monkeypatch.setattr("crfrefine.train.preparation.make_starts", lambda *arguments: make_starts(*arguments)[:4])
+    return locate_folders(write_cases(tmp_path / "data", 4))
 
 
 class _Over(TrainingObserver):
@@ -98,53 +101,47 @@ class _Over(TrainingObserver):
         self.notes.append(text)
 
 
-def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it_is_resumed(tmp_path, monkeypatch):
+def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it_is_resumed(data, tmp_path, monkeypatch):
     """In reading, in the first fold, in measuring the second; then it ends."""
-    _spare_work(monkeypatch)
-    data = locate_folders(write_cases(tmp_path / "data", 4))
 
-    def run(name, stage=None, *, resume=False):
-        observer = _Over(stage)
+    def run(stage=None):
+        observer, report = _Over(stage), tmp_path / "own.report.json"
 
         def check(self):
             if observer.is_over:
                 raise TimeIsUpError
 
         monkeypatch.setattr(Budget, "check", check)
-        options = TrainingOptions(data, tmp_path / name, num_folds=2, num_optimizer_steps=2, learn=("weights",), threads=1, resume=resume)
-        run_training(options, observer)
+        run_training(TrainingOptions(data, tmp_path / "own.toml", resume=True, **STEPS), observer)
         assert any("run again with --resume" in note for note in observer.notes) == (stage is not None)
-        assert (tmp_path / name.replace(".toml", ".checkpoint.json")).exists() == (stage is not None)
-        return json.loads((tmp_path / name.replace(".toml", ".report.json")).read_text())
+        assert report.with_name("own.checkpoint.json").exists() == (stage is not None)
+        return json.loads(report.read_text())
 
     for stage, num_measured, has_weights in (
         ("reading", 0, False),
         ("fold 1 of 2", 0, True),
         ("fold 2 of 2: measuring the cases held out", 2, True),
     ):
-        report = run("stopped.toml", stage, resume=True)
-        assert report["verdict"]["outcome"] == "not tested"
-        assert report["verdict"]["sentence"] == f"Not tested: the time ran out before all cases were measured ({num_measured} of 4)."
+        report = run(stage)
+        sentence = f"Not tested: the time ran out before all cases were measured ({num_measured} of 4)."
+        assert (report["verdict"]["outcome"], report["verdict"]["sentence"]) == ("not tested", sentence)
         assert report["final"]["stopped_by_time"]
-        assert report["options"]["num_folds"] == 2
         assert sum(len(fold["held_out"]) for fold in report["folds"]) == num_measured
-        written = (tmp_path / "stopped.toml").read_text()
+        written = (tmp_path / "own.toml").read_text()
         assert (": trained, " in written) == (num_measured > 0)
-        assert report["verdict"]["sentence"] in " ".join(written.replace("#", " ").split())
-        assert bool(np.any(CrfParameters.load(tmp_path / "stopped.toml").bilateral[0].weight)) == has_weights
-    ended = run("stopped.toml", resume=True)
+        assert sentence in " ".join(written.replace("#", " ").split())
+        assert bool(np.any(CrfParameters.load(tmp_path / "own.toml").bilateral[0].weight)) == has_weights
+    ended = run()
     assert ended["verdict"]["outcome"] == "too few cases"
     assert len(ended["folds"]) == 2
     assert ended["folds"][0] == report["folds"][0], "what was done is kept"
 
 
-def test_trainings_that_were_cut_short_and_found_nothing_are_no_reason_against_the_crf(tmp_path, monkeypatch):
+@pytest.mark.long
+def test_trainings_that_were_cut_short_and_found_nothing_are_no_reason_against_the_crf(data, tmp_path, monkeypatch):
     """Every case was measured, with what there was, of which nothing follows for a training that is finished."""
-    _spare_work(monkeypatch)
     monkeypatch.setattr(Budget, "is_part_over", lambda self: True)
-    data = locate_folders(write_cases(tmp_path / "data", 4))
-    result = run_training(TrainingOptions(data, tmp_path / "p.toml", num_folds=2, num_optimizer_steps=2, learn=("weights",), threads=1))
-    judged = result.comparison.verdict
+    judged = run_training(TrainingOptions(data, tmp_path / "p.toml", **STEPS)).comparison.verdict
     assert judged.outcome == "not tested"
     assert judged.sentence == "Not tested: the time ran out before the training was finished in 2 of 2 folds."
     assert judged.comparison.num_pairs == 4
