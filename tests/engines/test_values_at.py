@@ -50,10 +50,6 @@ def probabilities(order="C"):
     )
 
 
-def plane(order="C"):
-    return refine(np.asarray(random_case(2, grid_shape=SHAPE[:2]).logits, order=order), in_a_corner(SHAPE[:2]))
-
-
 def overlapping_regions(order="C"):
     return regions_everywhere(order, in_a_corner())
 
@@ -67,10 +63,6 @@ def tiles(order="C", shape=SHAPE, **options):
     case = tile_cases.make_case(1, shape, 6, with_mask=True, **options)
     arrays = np.asarray(case.logits, order=order), case.image, case.spacing, case.mask, case.input_type
     return tile_cases.refine(tile_cases.TileCase(*arrays), ON_TILES, 1e-4)
-
-
-def tiles_of_a_plane(order="C"):
-    return tiles(order, SHAPE[:2], probabilities=True)
 
 
 def settled_tiles(order="C"):
@@ -101,15 +93,14 @@ KINDS = {
     whole_grid: DenseLogits,
     mask_in_a_corner: CroppedLogits,
     probabilities: CroppedLogits,
-    plane: CroppedLogits,
     overlapping_regions: CroppedLogits,
     regions_everywhere: DenseLogits,
     tiles: TiledLogits,
-    tiles_of_a_plane: TiledLogits,
     settled_tiles: TiledLogits,
     label_map: StreamedLogits,
     label_map_of_a_plane: StreamedLogits,
 }
+ORDERED = [pytest.param(make, "CF"[number % 2], id=make.__name__) for number, make in enumerate(KINDS)]
 
 
 def masks_of(result: RefinementResult) -> list[np.ndarray]:
@@ -121,8 +112,7 @@ def masks_of(result: RefinementResult) -> list[np.ndarray]:
     return [in_a_corner(shape), some, first, ~first, np.zeros(shape, bool), some.astype(np.int16) * -3]
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "order"), ORDERED)
 def test_values_at_voxels_are_those_of_the_whole_arrays(make, order):
     result = make(order)
     assert type(result.channels) is KINDS[make]
@@ -134,20 +124,7 @@ def test_values_at_voxels_are_those_of_the_whole_arrays(make, order):
         assert logits.dtype == marginals.dtype == np.float32
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_marginals_do_not_depend_on_whether_logits_are_there(make, order):
-    """They take the place of logits that nobody has asked for; those that somebody has stay."""
-    first, second = make(order), make(order)
-    logits = second.logits.copy()
-    np.testing.assert_array_equal(first.marginals, second.marginals)
-    assert first.marginals.strides == second.marginals.strides
-    np.testing.assert_array_equal(second.logits, logits)
-    np.testing.assert_array_equal(first.logits, logits)
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "order"), ORDERED)
 def test_marginals_are_those_of_logits_over_the_output_temperature(make, order):
     """In every kind of result, whether the logits were asked for before or not; logits and labels stay."""
     first, second = (replace(make(order), output_temperature=2.5) for _ in range(2))
@@ -162,12 +139,6 @@ def test_marginals_are_those_of_logits_over_the_output_temperature(make, order):
         np.testing.assert_array_equal(result.logits, usual.logits)
         np.testing.assert_array_equal(result.label_map, usual.label_map)
     np.testing.assert_array_equal(replace(usual, output_temperature=1.0).marginals, usual.marginals)
-
-
-def test_every_engine_has_values_at_voxels(backend):
-    case = random_case(3, masked=True)
-    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask, parameters="default", device=backend.name)
-    np.testing.assert_array_equal(result.marginals_at(case.mask), result.marginals[:, case.mask])
 
 
 def test_axes_in_an_order_of_their_own_stay_in_it():

@@ -39,8 +39,18 @@ def largest_difference(tiles: RefinementResult, dense: RefinementResult) -> floa
     return float(np.abs(tiles.marginals - dense.marginals).sum(axis=0).max() / 2)
 
 
-@pytest.mark.parametrize("kind", ["Potts", "weights", "matrix", "spatial"])
-@pytest.mark.parametrize("filter_name", ["truncated", "grid", "lattice"])
+@pytest.mark.parametrize(
+    ("filter_name", "kind"),
+    [
+        ("truncated", "Potts"),
+        ("truncated", "matrix"),
+        ("truncated", "spatial"),
+        ("grid", "weights"),
+        ("grid", "spatial"),
+        ("lattice", "Potts"),
+        ("lattice", "matrix"),
+    ],
+)
 def test_many_steps_agree(filter_name: str, kind: str) -> None:
     num_labels = 2 if kind == "spatial" else 4
     case = make_case(11, (19, 26, 37), num_labels, with_mask=True, margin=8.0)
@@ -50,8 +60,7 @@ def test_many_steps_agree(filter_name: str, kind: str) -> None:
     assert tiles.num_iterations == dense.num_iterations == 12
 
 
-@pytest.mark.parametrize("normalization", ["symmetric", "after"])
-@pytest.mark.parametrize("shape", [(90,), (31, 44)], ids=["1-D", "2-D"])
+@pytest.mark.parametrize(("shape", "normalization"), [((90,), "symmetric"), ((31, 44), "after")])
 def test_grids_of_fewer_axes_agree(shape: tuple[int, ...], normalization: str) -> None:
     case = make_case(4, shape, 3, margin=8.0)
     for filter_name in ("truncated", "grid"):
@@ -81,9 +90,9 @@ def test_settled_everywhere_takes_no_step_and_has_the_energy_of_the_network() ->
     np.testing.assert_allclose(biased.energy, [-0.6 / 0.3 * logits[0].size], rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_labels", [2, 5])
-@pytest.mark.parametrize("theta_alpha", [0.7, 1.6, 3.0])
-@pytest.mark.parametrize("softness", [0.0, 2.5], ids=["thin borders", "wide borders"])
+@pytest.mark.parametrize(
+    ("softness", "theta_alpha", "num_labels"), [(0.0, 0.7, 5), (0.0, 3.0, 2), (2.5, 0.7, 2), (2.5, 1.6, 5), (2.5, 1.6, 2)]
+)
 def test_voxels_that_receive_alone_or_in_rows_agree(softness: float, theta_alpha: float, num_labels: int) -> None:
     """Thin borders have few open voxels per row, and few that send; windows are narrower and wider than half a row."""
     case = make_case(7, (17, 22, 45), num_labels, softness=softness, margin=10.0, noise=0.8, num_modalities=num_labels // 2 + 1)

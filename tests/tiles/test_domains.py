@@ -83,15 +83,6 @@ def test_a_hub_with_a_large_row_sum(normalization: str) -> None:
     assert_same(TileCase(case.logits, image, (1.0, 1.25, 0.8), None, "logits"), parameters, 1e-4)
 
 
-def test_labels_just_below_the_threshold_everywhere() -> None:
-    probabilities = np.full((4, 12, 17, 40), 0.9 * EPSILON)
-    probabilities[0, :, :, :20], probabilities[1, :, :, 20:] = 0.97, 0.97
-    probabilities /= probabilities.sum(axis=0)
-    tiles = refine(as_case(probabilities), CrfParameters().replace(**WINDOW), EPSILON)
-    assert set(np.unique(tiles.channels._tiles.sets.labels)) == {0, 1}
-    assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW))
-
-
 @pytest.mark.parametrize("corner", [(0, 0, 0), (7, 7, 15), (8, 8, 16), (17, 20, 36)], ids=str)
 def test_a_label_at_one_corner_of_a_tile(corner: tuple[int, int, int]) -> None:
     """The last corner is that of the grid, whose tiles are cut."""
@@ -109,15 +100,6 @@ def test_tiles_outside_the_mask_take_no_part() -> None:
     masked = TileCase(case.logits, case.image, case.spacing, mask, "logits")
     assert_same(masked, CrfParameters().replace(**WINDOW), 1e-4)
     assert num_active(refine(masked, CrfParameters().replace(**WINDOW), 1e-4)) <= 2 + 8  # each block touches one tile, or 2 x 2 x 2
-
-
-def test_a_case_that_is_settled_everywhere() -> None:
-    probabilities = np.full((2, 12, 17, 40), 1e-12)
-    probabilities[1] = 1 - 1e-12
-    result = refine(as_case(probabilities), CrfParameters(), 1e-4)
-    assert (result.label_map == 1).all()
-    assert result.converged
-    np.testing.assert_allclose(result.marginals[1], 1.0, atol=1e-6)
 
 
 def test_three_hundred_labels() -> None:

@@ -13,6 +13,7 @@ from crfrefine import io
 from crfrefine.parameters.model import CrfParameters
 
 THRESHOLD = 1e-4
+pytestmark = pytest.mark.long
 
 
 def first_case(folder: Path) -> TileCase:
