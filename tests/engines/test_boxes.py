@@ -106,23 +106,6 @@ def test_kernels_whose_last_run_was_stopped_are_not_used_again():
 
 
 @pytest.mark.parametrize(
-    ("shape", "normalization"),
-    [(SHAPE, "symmetric"), ((5, 4, 6, 3), "after"), ((21, 34), "symmetric"), ((50,), "none"), ((1, 9, 17), "after")],
-)
-def test_what_the_last_run_does_not_keep_changes_nothing(shape, normalization):
-    """Without a mask, the spatial kernel's normalization is a product over the axes: the last run has no array of it."""
-    case = random_case(len(shape), grid_shape=shape)
-    model = resolve(case, spatial__weight=1.5, spatial__theta_gamma=1.7, mean_field__normalization=normalization, mean_field__damping=0.2)
-    backend = get_backend("cpu")
-    for threads in (1, 3):
-        kernels = backend.kernels(case.image, None, case.spacing, model.kernels, threads=threads)
-        first = kernels.run(case.logits, model.mean_field)
-        last = kernels.run_last(case.logits, model.mean_field)
-        np.testing.assert_array_equal(last.logits, first.logits)
-        assert last.report == first.report
-
-
-@pytest.mark.parametrize(
     ("kind", "dtype", "order"),
     [
         ("none", np.float32, "C"),

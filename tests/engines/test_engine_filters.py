@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Case, grid_kernel, kernel_set, one_kernel, random_case, resolve
+from oracles import Case, grid_kernel, one_kernel, random_case, resolve
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -137,22 +137,6 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend) -> No
     spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(1e30,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
-
-
-def test_auto_prices_the_normalization_once(engine: Backend) -> None:
-    """4500 voxels, whose exact sum is priced at 12.8 ms: three filterings are below what counts as 50 ms, five would be above.
-
-    One iteration is one filtering and two for the normalization.
-    """
-    rng = np.random.default_rng(7)
-    image, spacing = rng.random((1, 15, 20, 15), np.float32), (1.0, 1.3, 2.1)
-
-    def chosen(num_iterations: int) -> str:
-        spec = kernel_set([((1.5,) * 3, (0.1,))], None, normalization="symmetric", filter="auto", num_iterations=num_iterations)
-        return engine.kernels(image, None, spacing, spec).filters[0].split()[1]
-
-    assert chosen(1) == "exact"
-    assert chosen(3) == "truncated"
 
 
 @pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (4, 1), (7, 2)])

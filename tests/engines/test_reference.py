@@ -79,19 +79,6 @@ def test_the_transposed_filter_is_the_adjoint(num_dims: int) -> None:
         assert forward != pytest.approx((lattice.filter(u) * v).sum(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("num_dims", "tolerance"), [(1, 0.02), (2, 0.03), (3, 0.05)])
-def test_the_amplitude_makes_dense_sums_agree(num_dims: int, tolerance: float) -> None:
-    """At the center of a dense cloud the sum over all points is that of exp(-d^2 / 2).
-
-    The tolerance is the kernel's own error: its tails are cut after a few cells, and more so in more dimensions.
-    """
-    axis = np.arange(-5.0, 5.01, 0.5)
-    features = np.stack(np.meshgrid(*[axis] * num_dims, indexing="ij"), axis=-1).reshape(-1, num_dims)
-    center = len(features) // 2
-    exact = np.exp(-0.5 * ((features - features[center]) ** 2).sum(axis=1)).sum()
-    assert Lattice(features).filter(np.ones((len(features), 1)))[center, 0] == pytest.approx(exact, rel=tolerance)
-
-
 def test_features_are_intensities_first_and_positions_last() -> None:
     """Over their bandwidths, counted from the lowest inside the mask and from the mask's lowest indices."""
     image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)

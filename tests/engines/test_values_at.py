@@ -141,15 +141,6 @@ def test_marginals_are_those_of_logits_over_the_output_temperature(make, order):
     np.testing.assert_array_equal(replace(usual, output_temperature=1.0).marginals, usual.marginals)
 
 
-def test_axes_in_an_order_of_their_own_stay_in_it():
-    """The logits' slowest axis in memory is the user's second one: voxels still come in the C order of the user's axes."""
-    logits = random_case(3, grid_shape=SHAPE).logits
-    turned = np.ascontiguousarray(logits.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    assert turned.shape == logits.shape
-    found = refine(turned, in_a_corner())
-    np.testing.assert_array_equal(found.marginals_at(in_a_corner()), found.marginals[:, in_a_corner()])
-
-
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

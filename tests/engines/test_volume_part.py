@@ -95,12 +95,3 @@ def test_each_region_has_a_body_of_its_own() -> None:
         case = Case(np.stack([np.zeros_like(log_odds[region]), log_odds[region]]), image.astype(np.float32), None, SPACING)
         bodies = main_bodies(case, KEEPING.resolve(2, 1, 3).mean_field)
         assert found.marginals[region][bodies].sum() == pytest.approx((log_odds[region] > 0)[bodies].sum(), abs=0.05)
-
-
-def test_label_maps_have_bodies() -> None:
-    """Numbers of voxels are what a label map says."""
-    logits, image = scene()
-    labels = (logits[1] > 0).astype(np.uint8)
-    parameters = KEEPING.replace(**{"mean_field.temperature": 0.5})
-    found = refine(labels, image, spacing=SPACING, parameters=parameters, input_type="labels")
-    assert found.marginals[1][:, :12].sum() == pytest.approx(labels[:, :12].sum(), rel=0.02)

@@ -68,14 +68,6 @@ def test_grids_of_fewer_axes_agree(shape: tuple[int, ...], normalization: str) -
         assert largest_difference(refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)) <= 9 * THRESHOLD + ROUNDING
 
 
-def test_energy_counts_what_settled_rows_send() -> None:
-    """Pairs of two settled voxels, a constant, are the difference."""
-    case = make_case(1, (19, 26, 37), 3, margin=9.0)
-    parameters = model("truncated", 3, "Potts")
-    tiles, dense = refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)
-    np.testing.assert_allclose(np.diff(tiles.energy), np.diff(dense.energy), rtol=0, atol=1e-6 * abs(dense.energy[0]))
-
-
 def test_settled_everywhere_takes_no_step_and_has_the_energy_of_the_network() -> None:
     """Two halves, each certain, as far apart as the kernels reach: their tiles have one label each."""
     logits = np.zeros((2, 16, 26, 37), np.float32)

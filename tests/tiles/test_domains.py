@@ -55,13 +55,6 @@ def test_domains_grow_where_a_label_passes_and_is_gone_at_the_end() -> None:
     assert assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW, **model)).all()
 
 
-def test_a_sure_voxel_among_unsure_ones() -> None:
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(4), (11, 18, 37)).transpose(3, 0, 1, 2)
-    probabilities[:, 5, 9, 20] = [1e-12, 1e-12, 1 - 3e-12, 1e-12]
-    assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW, **{"bilateral.weight": 5.0}))
-
-
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
 def test_a_hub_with_a_large_row_sum(normalization: str) -> None:
     """Intensities that lie around one voxel's on all sides, each far from the others: that voxel's row sum is above 1."""

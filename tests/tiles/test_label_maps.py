@@ -200,13 +200,6 @@ def test_any_device_follows_the_rule():
     np.testing.assert_array_equal(found.label_map, plain.label_map)
 
 
-def test_four_axes_follow_the_rule():
-    labels, image = blocks((6, 9, 8, 10), 20, size=3)
-    found = refined(labels, image, spacing=(1.0, 2.0, 1.0, 1.5))
-    assert (found.marginals == 0).any()
-    assert found.num_labels == 20
-
-
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))

@@ -150,13 +150,6 @@ def test_the_penalty_of_an_absent_label_counts_as_a_constant():
     assert not found.weights.any()
 
 
-def test_threads_give_the_same_marginals():
-    blobs = make_blobs(SHAPE, 9, 3)
-    spec = blobs.model("weights")
-    one, three = (blobs.packed(spec, 1e-4, threads=threads).forward(blobs.logits, spec.mean_field).logits for threads in (1, 3))
-    np.testing.assert_allclose(one, three, atol=1e-4)
-
-
 def test_where_it_cannot_be_or_saves_nothing(monkeypatch):
     blobs = make_blobs(SHAPE, 9, 3)
     spec = blobs.model()
