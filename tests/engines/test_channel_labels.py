@@ -153,7 +153,7 @@ def test_shared_channels_refine_as_separate_ones_do(engine, model, filter_name):
 )
 def test_gradients_of_shared_channels_are_those_of_separate_ones(engine, model, filter_name):
     """Gradients add up over the places where a label lives; rounding of float64, as above. The engine has several blocks of voxels."""
-    height = 3 if engine == "reference" or filter_name == "exact" else 24
+    height = 3 if engine == "reference" or filter_name == "exact" else 12
     corners, backend = Corners(model, filter_name=filter_name, height=height), get_backend(engine)
     _, separate = corners.gradients(backend, dense=True)
     _, shared = corners.gradients(backend, dense=False)

@@ -200,12 +200,12 @@ def test_lattice_sums_have_the_size_of_exact_ones(backend: Backend, num_modaliti
     assert 0.7 < (result.ravel() / _noisy_kernel(num_modalities, 4.0, 0.1).sum(axis=1)).mean() < 1.0
 
 
-def test_the_automatic_choice_is_accurate_at_any_bandwidth(backend: Backend) -> None:
+def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend: Backend) -> None:
     """From fine to coarse, `auto` stays within the lattice's table and the truncation's tail, whatever it takes."""
     case, values = _noisy(2)
     for theta_alpha, theta_beta in ((0.7, 0.1), (1.5, 0.05), (4.0, 0.1), (12.0, 0.2)):
         expected = normalize_kernel(_noisy_kernel(2, theta_alpha, theta_beta), "symmetric") @ values.ravel()
-        result = _message(backend, case, values, theta_alpha, theta_beta, normalization="symmetric", filter="auto")
+        result = _message(compiled_backend, case, values, theta_alpha, theta_beta, normalization="symmetric", filter="auto")
         assert rms(result.ravel() - expected) < 0.0133
 
 

@@ -124,9 +124,6 @@ def generic(request: pytest.FixtureRequest) -> Built:
     return _cache[request.param]
 
 
-# ---- Tiles -----------------------------------------------------------------------------------------------------------------------------
-
-
 def test_every_voxel_is_in_one_tile(built: Built) -> None:
     """And tiles are no larger than 16 bits can number the vertices of."""
     voxels = built.passes["tiles"]["voxels"]
@@ -168,20 +165,6 @@ def test_simplices_are_those_of_the_reference(generic: Built) -> None:
         assert not clear.any()
 
 
-# ---- Blocks ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _records(built: Built) -> NDArray[np.int64]:
-    """Vertices of all tiles, one tile after the other."""
-    return np.concatenate([np.array(vertices) for vertices in built.passes["tiles"]["vertices"]])
-
-
-# ---- Vertices --------------------------------------------------------------------------------------------------------------------------
-
-
-# ---- Neighbors -------------------------------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def expected_neighbors(built: Built) -> list[dict[int, int]]:
     """Per direction, the vertex one step on of every vertex that has one."""
@@ -199,37 +182,6 @@ def test_chains_are_the_neighbors(built: Built) -> None:
         assert {a // 2: b // 2 for a, b in itertools.pairwise(entries) if a % 2 == 0} == expected
         assert len(set(entries)) == len(entries)
         assert {entry // 2 for entry in entries} == set(expected) | set(expected.values())
-
-
-def test_links_are_the_neighbors(built: Built) -> None:
-    """Chains of lists link each vertex to its neighbor along a direction, once each way, and link no others."""
-    for pairs, expected in zip(built.passes["links"], expected_neighbors(built), strict=True):
-        assert dict(pairs) == expected
-        assert len(pairs) == len(expected)
-
-
-# ---- Slots -----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_slots_hold_each_tiles_share(built: Built) -> None:
-    """A vertex is the slot of its first tile; those of further tiles are side by side, in the order of the tiles."""
-    slots, records = built.passes["slots"], _records(built)
-    coordinates = np.array(built.passes["vertices"]["coordinates"])
-    slot = np.array(slots["slot"])
-    np.testing.assert_array_equal(np.sort(slot), np.arange(slots["num_slots"]))
-    owner = np.arange(slots["num_slots"])
-    for shared, first, num in slots["shared"]:
-        owner[first : first + num] = shared
-    vertex = owner[slot]
-    np.testing.assert_array_equal(coordinates[vertex], records)
-    count = np.bincount(vertex, minlength=len(coordinates))
-    place = len(coordinates)
-    assert [shared[0] for shared in slots["shared"]] == sorted(np.flatnonzero(count > 1).tolist())
-    for shared, first, num in slots["shared"]:
-        assert (first, num) == (place, count[shared] - 1)
-        np.testing.assert_array_equal(slot[vertex == shared], [shared, *range(first, first + num)])
-        place += num
-    assert slots["num_slots"] == place
 
 
 @pytest.mark.parametrize("name", ["D = 4, masked", "D = 13 in 16, long keys"])

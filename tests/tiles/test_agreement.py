@@ -80,7 +80,7 @@ MODELS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(CASES, MODELS, st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]), st.sampled_from([0.5, 3.0]), st.tuples(*[st.booleans()] * 3))
 def test_random_cases_agree(
     given: dict[str, Any], model: dict[str, Any], threshold: float, weight: float, more: tuple[bool, bool, bool]
