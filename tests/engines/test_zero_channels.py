@@ -84,16 +84,16 @@ def test_skipping_zeros_changes_no_bit(filter_name: str, num_dims: int, num_chan
         np.testing.assert_array_equal(cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=3), found)
 
 
-@pytest.mark.parametrize("begin", [3, 10, 15])
-def test_the_end_of_a_run_receives(begin: int) -> None:
-    """Of runs that begin anywhere in a vector, only the last voxels send."""
-    shape = (3, 4, 70)
-    mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
-    mask[:, 1:, begin : begin + 33] = True
-    values[:, :, :, begin + 31 : begin + 33] = 1.0
-    image, spec = np.random.default_rng(0).random((1, *shape)).astype(np.float32), _kernel("truncated", 3, 1)
-    found, expected = (get_backend(name).message(values, image, mask, SPACINGS[3], spec) for name in ("cpu", "reference"))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+def test_the_end_of_a_run_receives() -> None:
+    """Of runs that begin anywhere in a vector, from a voxel beyond a gap, which is in the next vector but one."""
+    shape, spec = (3, 4, 70), _kernel("truncated", 3, 1)
+    image = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    for begin in range(20, 36):
+        mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
+        mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
+        values[..., begin + 19] = 1.0
+        found, expected = (get_backend(name).message(values, image, mask, (1.0, 1.4, 0.3), spec) for name in ("cpu", "reference"))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("filter_name", ["truncated", "lattice", "spatial"])
