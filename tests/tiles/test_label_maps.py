@@ -1,6 +1,7 @@
 """Label maps with many labels: a label takes part within the kernels' reach of where it occurs, with tiles and without."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, MANY_LABELS, leave_far_out, o
 from crfrefine.errors import CapacityError
 from crfrefine.memory import MemoryLimit
 from crfrefine.refinement import label_map
+from crfrefine.tiles.choosing import window_voxels
 from crfrefine.tiles.grid import TILE, TileGrid
 from crfrefine.tiles.label_refining import count_inside
 from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
@@ -207,6 +209,11 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
+
+
+def test_windows_are_balls_of_three_bandwidths_in_voxels():
+    problem = SimpleNamespace(spec=PARAMETERS.resolve(3, 1, 3), spacing=SPACING)
+    assert window_voxels(problem) == pytest.approx(4 / 3 * math.pi * (3 * 1.6) ** 3 / math.prod(SPACING), rel=0.01)
 
 
 @pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
