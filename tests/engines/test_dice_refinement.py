@@ -21,8 +21,7 @@ def refine(case, parameters, **options):
     return crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, mask=case.mask, **options)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("masked", "order"), [(False, "C"), (True, "F")])
 def test_labels_are_those_of_the_marginals(backend, masked, order):
     case = random_case(3, masked=masked)
     case = dataclasses.replace(case, logits=np.asarray(case.logits, order=order))
@@ -86,13 +85,6 @@ def test_rules_follow_the_decision():
 
 def result_rules(kind):
     return CrfParameters().replace(**{"postprocess.keep_largest": kind}).postprocess
-
-
-def test_a_label_map_with_few_labels_can_be_decided_too():
-    labels = random_case(3).logits.argmax(0)
-    image = random_case(3).image
-    result = crfrefine.refine(labels, image, spacing=1.0, input_type="labels", parameters=DICE)
-    np.testing.assert_array_equal(result.label_map, dice_labels(result.marginals))
 
 
 def test_a_label_map_with_many_labels_cannot():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Case, brute_force_kernel, grid_kernel, kernel_set, normalize_kernel, one_kernel, random_case, resolve, rms
+from oracles import Case, grid_kernel, one_kernel, random_case, resolve
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -42,10 +43,19 @@ def _values(case: Case) -> np.ndarray:
     return np.random.default_rng(3).random((5, *case.logits.shape[1:])).astype(np.float32)
 
 
-@pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("num_modalities", [1, 2])
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("num_dims", "num_modalities", "masked", "theta_alpha"),
+    [
+        (1, 1, True, 1.37),
+        (1, 2, False, 4.21),
+        (2, 1, False, 1.37),
+        (2, 2, True, 1.37),
+        (3, 1, True, 4.21),
+        (3, 2, False, 1.37),
+        (4, 1, False, 4.21),
+        (4, 2, True, 4.21),
+    ],
+)
 def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_modalities: int, masked: bool, theta_alpha: float) -> None:
     """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
     case = random_case(num_dims, num_modalities, masked=masked)
@@ -58,8 +68,7 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("num_bins", [7, 16, 17])
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize(("num_bins", "masked"), [(7, True), (16, True), (16, False), (17, True)])
 def test_rows_of_few_intensity_cells_are_those_of_the_formula(engine: Backend, masked: bool, num_bins: int) -> None:
     """Up to 16 cells are kept in a vector. Runs of a mask begin and end anywhere in it; tolerance as above."""
     case = random_case(2, 1, masked=masked, grid_shape=(37, 53))
@@ -73,31 +82,25 @@ def test_rows_of_few_intensity_cells_are_those_of_the_formula(engine: Backend, m
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("normalization", ["symmetric", "after"])
-@pytest.mark.parametrize(("num_modalities", "theta_alpha"), [(1, 1.37), (1, 4.21), (2, 1.37), (2, 4.21)])
-def test_grid_messages_are_accurate(engine: Backend, num_modalities: int, theta_alpha: float, normalization: str) -> None:
-    """RMSE of a normalized message against the exact Gaussian: below half of the lattice's 0.0117 at D = 4."""
-    case = random_case(3, num_modalities, grid_shape=GRIDS[3])
-    values = _values(case)
-    theta_beta = (0.13,) * num_modalities
-    kernel = normalize_kernel(brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta), normalization)
-    result = engine.message(
-        values,
-        case.image,
-        None,
-        case.spacing,
-        one_kernel(theta_alpha=(theta_alpha,) * 3, theta_beta=theta_beta, normalization=normalization, filter="grid"),
-    )
-    assert rms(result.reshape(5, -1) - values.reshape(5, -1) @ kernel.T) < 0.5 * 0.0117
-
-
-@pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("num_modalities", [1, 2, 4])
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("num_dims", "num_modalities", "masked", "theta_alpha"),
+    [
+        (1, 1, False, 4.21),
+        (1, 4, True, 1.37),
+        (2, 1, True, 1.37),
+        (2, 2, True, 4.21),
+        (3, 1, False, 1.37),
+        (3, 2, True, 4.21),
+        (3, 4, False, 4.21),
+        (4, 2, False, 1.37),
+        (4, 4, True, 4.21),
+    ],
+)
 def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_modalities: int, masked: bool, theta_alpha: float) -> None:
     """The same vertices, and the same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over voxels."""
-    case = random_case(num_dims, num_modalities, masked=masked, grid_shape=GRIDS[num_dims])
+    # Of more voxels than a tile has, whose vertices several tiles share.
+    shape = (23, 11, 37) if (num_dims, num_modalities) == (3, 1) else GRIDS[num_dims]
+    case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
     reference = get_backend("reference")
     arguments = (_values(case), case.image, case.mask, case.spacing)
     bandwidths = {"theta_alpha": (theta_alpha,) * num_dims, "theta_beta": (0.19,) * num_modalities}
@@ -124,33 +127,16 @@ def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend,
     np.testing.assert_allclose(fast, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("theta", [1e19, 1e30])
-def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta: float) -> None:
+def test_bandwidths_beyond_any_integer_average_everything(engine: Backend) -> None:
     """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
     rng = np.random.default_rng(5)
     image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
     truncated = engine.message(
-        values, image, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
+        values, image, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(1e19,) * 3, theta_beta=(1.0,), filter="truncated")
     )
-    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=None))
+    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(1e30,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
-
-
-def test_auto_prices_the_normalization_once(engine: Backend) -> None:
-    """4500 voxels, whose exact sum is priced at 12.8 ms: three filterings are below what counts as 50 ms, five would be above.
-
-    One iteration is one filtering and two for the normalization.
-    """
-    rng = np.random.default_rng(7)
-    image, spacing = rng.random((1, 15, 20, 15), np.float32), (1.0, 1.3, 2.1)
-
-    def chosen(num_iterations: int) -> str:
-        spec = kernel_set([((1.5,) * 3, (0.1,))], None, normalization="symmetric", filter="auto", num_iterations=num_iterations)
-        return engine.kernels(image, None, spacing, spec).filters[0].split()[1]
-
-    assert chosen(1) == "exact"
-    assert chosen(3) == "truncated"
 
 
 @pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (4, 1), (7, 2)])
@@ -194,6 +180,7 @@ def test_what_the_engine_refuses_has_a_kind(engine: Backend, kind: type[Exceptio
     assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
 
 
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="limits the address space, of which a sanitizer needs plenty")
 def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Path) -> None:
     """In a process of its own, whose address space is limited once the engine is loaded."""
     script = tmp_path / "little.py"
@@ -210,19 +197,6 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Pat
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr
-
-
-def test_a_callback_that_runs_out_of_memory_is_not_taken_for_the_engine(engine: Backend) -> None:
-    """Its own error comes out."""
-    case = random_case(3)
-    raised = MemoryError("the user's own")
-
-    def fail(stage: str, step: int, num_steps: int) -> None:
-        raise raised
-
-    with pytest.raises(MemoryError) as caught:
-        engine.mean_field(case.logits, case.image, None, case.spacing, resolve(case), progress=fail)
-    assert caught.value is raised
 
 
 def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
@@ -245,8 +219,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in errors
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize(("device", "masked"), [("cpu", False), ("cpu", True), ("reference", True)])
 def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device, masked):
     """A file's arrays have x fastest, a tensor's z: cells that depended on it would change labels from one to the other.
 

@@ -41,9 +41,9 @@ def run(parameters: CrfParameters, again: RefiningAgain | None, **more: Any) -> 
     return refine(logits, given.pop("image"), parameters=parameters, again=again, **given), counting.builds
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
-@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("mask", "filter_name", "order"), [(None, "truncated", "C"), (MASK, "lattice", "F"), (None, "grid", "F")], ids=["1", "2", "3"]
+)
 def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_name, order):
     again = RefiningAgain()
     start = DENSE.replace(**{"mean_field.filter": filter_name})
@@ -105,8 +105,7 @@ def test_more_steps_may_get_another_filter(monkeypatch):
     assert run(DENSE.replace(**{"mean_field.num_iterations": 9}), again)[1] == 1
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
-@pytest.mark.parametrize("kind", ["logits", "labels"])
+@pytest.mark.parametrize(("mask", "kind"), [(None, "labels"), (MASK, "logits")], ids=["labels", "logits"])
 def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind):
     shown: list[tuple[int, int, Any]] = []
     parameters = DENSE.replace(**{"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4})

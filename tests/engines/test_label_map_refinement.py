@@ -39,8 +39,7 @@ def refined(labels, image, **options):
     return crfrefine.refine(labels, image, spacing=SPACING, **{"parameters": PARAMETERS, "input_type": "labels", **options})
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float64])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("dtype", "order"), [(np.uint8, "F"), (np.uint16, "C"), (np.float64, "C")])
 def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
     found = refined(np.array(labels, dtype, order=order), image)
     plain = refined(one_hot(labels, (0, 10, 52)), image, input_type="logits")
@@ -110,10 +109,9 @@ def test_more_labels_than_the_parameters_have_values_for(labels, image):
         refined(labels, image, parameters=PARAMETERS.replace(**{"bilateral.weight": [1.0, 2.0, 3.0]}))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
-def test_a_label_map_in_place_of_logits_names_the_input_type(labels, image, dtype):
+def test_a_label_map_in_place_of_logits_names_the_input_type(labels, image):
     with pytest.raises(InputError, match=r'to refine a label map .*, give input_type="labels"'):
-        refined(labels.astype(dtype), image, input_type="auto")
+        refined(labels.astype(np.float64), image, input_type="auto")
 
 
 @pytest.mark.parametrize(("theta", "expected"), [(0.9, (6, 39, 1)), (1e9, (29, 39, 4)), (1e300, (29, 39, 49))])
@@ -124,8 +122,7 @@ def test_kernels_end_with_the_grid(theta, expected):
     assert reach_of_axes(kernels, (1.0, 1e-6, 1.0), (1, 2, 1)) == (0, 1, 0)
 
 
-@pytest.mark.parametrize("device", ["cpu", "reference"])
-@pytest.mark.parametrize("changes", [{}, {"mean_field.label_threshold": 0.0}], ids=["tiles", "all labels everywhere"])
+@pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("reference", {})])
 def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
     """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
     rng = np.random.default_rng(0)

@@ -9,10 +9,11 @@ import pytest
 
 from crfrefine.engines.compiled import ASKED_LEVEL, LEVELS, best_level, built_levels
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 
-# Chosen by what they cover: nearly all branches of kernels/cpu in few seconds (CONTRIBUTING.md, sanitizers).
-TESTS = ROOT / "tests" / "helpers" / "sanitized_thread.txt"
+# Short tests of each filter, forward and backward, of tiles and of shared channels.
+CHOSEN = "(brute_force or threads or documented or transcribed or zeros) and not cuda and not reference"
 
 
 @pytest.mark.parametrize("level", LEVELS[:-1])
@@ -22,11 +23,10 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
     if LEVELS.index(level) >= LEVELS.index(best):
         pytest.skip(f"the best level of this processor and its engines is {best}: its own tests, or none")
     if level not in built_levels():
-        pytest.skip(f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as `make test` has it")
+        pytest.skip(f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as `make test-long` has it")
     if os.environ.get(ASKED_LEVEL) == level:
         pytest.skip(f"{ASKED_LEVEL} has all tests run on {level}")
-    arguments = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", f"@{TESTS}"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=os.environ | {ASKED_LEVEL: level}, capture_output=True, text=True, check=False
-    )
+    options = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not long", "-k", CHOSEN]
+    command = [sys.executable, *options, "tests/engines", "tests/tiles"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {ASKED_LEVEL: level}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -49,18 +49,8 @@ def make_case(
 ) -> TileCase:
     """A case with labels in blobs.
 
-    Args:
-        seed: of all random numbers.
-        shape: of the grid.
-        num_labels: L.
-        softness: voxels over which the logits fall from one label to the next; 0: at once.
-        margin: by which the logit of the region's label exceeds the others far inside.
-        noise: of the logits.
-        num_modalities: M.
-        with_mask: whether there is a mask, of blobs.
-        padding: planes at the end of the last axis where all logits are equal.
-        half: whether the logits are rounded to float16.
-        probabilities: whether the network's output is a softmax.
+    The logits fall over `softness` voxels from one label to the next, from `margin` far inside; `padding` planes at the end of the last
+    axis have equal logits; `half` rounds to float16; with `probabilities` the network's output is a softmax.
     """
     rng = np.random.default_rng(seed)
     labels = blobs(rng, shape, num_labels)

@@ -37,9 +37,10 @@ def shifted(case: TileCase) -> TileCase:
     return dataclasses.replace(case, logits=logits if case.mask is None else np.where(case.mask, logits, case.logits))
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-@pytest.mark.parametrize("changes", [{}, {"bilateral.weight": [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]}], ids=["one weight", "weights"])
+@pytest.mark.parametrize(
+    ("filter_name", "masked", "changes"),
+    [("truncated", True, {"bilateral.weight": [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]}), ("truncated", False, {}), ("lattice", True, {})],
+)
 def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked: bool, changes: dict[str, Any]) -> None:
     case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
     parameters = model(filter_name, **changes)
@@ -54,15 +55,13 @@ def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked:
     np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_case_without_undecided_tiles_has_the_labels_of_the_bias(masked: bool) -> None:
+def test_a_case_without_undecided_tiles_has_the_labels_of_the_bias() -> None:
     """Every tile is settled, by a label that the network would not have taken."""
-    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
+    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=True)
     parameters = model("truncated", **{"mean_field.bias": [0.0, 0.0, 300.0, 0.0, 0.0, 0.0]})
     found = refine(case, parameters, THRESHOLD)
     assert num_active(found) == 0
-    inside = np.ones(SHAPE, bool) if case.mask is None else case.mask
-    np.testing.assert_array_equal(found.label_map, np.where(inside, 2, case.logits.argmax(axis=0)))
+    np.testing.assert_array_equal(found.label_map, np.where(case.mask, 2, case.logits.argmax(axis=0)))
     np.testing.assert_array_equal(found.logits.argmax(axis=0), found.label_map)
 
 
@@ -86,8 +85,9 @@ def stream(logits: np.ndarray) -> ChannelStream:
     return ChannelStream(read, len(logits), logits.shape[1:], "logits", None, Path("logits.npz"))
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("bias", [BIAS, (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["active", "settled"])
+@pytest.mark.parametrize(
+    ("masked", "bias"), [(True, BIAS), (False, BIAS), (True, (0.0, 0.0, 300.0, 0.0, 0.0, 0.0))], ids=["masked", "whole", "settled"]
+)
 def test_streamed_channels_with_a_bias_are_streams_of_shifted_logits(masked: bool, bias: tuple[float, ...]) -> None:
     """Outside the mask the labels stay the network's."""
     case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
