@@ -97,10 +97,6 @@ def test_probabilities_a_little_outside_are_moved_to_the_ends():
     assert measured["1"] == measured[ALL_LABELS] == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
 
 
-def test_lower_is_better():
-    assert {metric.better for metric in CALIBRATION_METRICS.values()} == {"lower"}
-
-
 def test_bad_input_is_named():
     with pytest.raises(GridMismatchError, match=r"\(2, 3\).*\(3, 2\)"):
         measure_calibration(np.zeros((2, 2, 3)), np.zeros((3, 2), int), {})
