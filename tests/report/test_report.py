@@ -16,7 +16,7 @@ from report_helpers import NASTY, make_images, make_report, make_table
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
-from crfrefine.report import case_table, missing_viewer, summary_table, write_report
+from crfrefine.report import case_table, missing_viewer, write_report
 from crfrefine.report.page import CaseView, _groups
 from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
@@ -264,15 +264,6 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     assert sets[0]["data-metric"] == "dice"
     assert len(pairs_of(report, "2", "dice").cases) == 11, "two are undefined"
     assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
-
-
-def test_the_work_for_a_line_does_not_grow_with_the_regions(monkeypatch):
-    """Which regions a metric has is found out once, and not for each of a thousand regions again."""
-    calls = []
-    monkeypatch.setattr(summary_table, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
-    report = make_report()
-    assert len(list(summary_table.summary_lines(report, report.method))) > len(calls) > 0
-    assert len(calls) == len(set(calls))
 
 
 def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():

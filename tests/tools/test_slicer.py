@@ -47,23 +47,6 @@ def command_line(values: dict[str, str]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"),
-    [
-        ("<name>images</name>", "<name>im-ages</name>"),
-        ("<longflag>--max_memory</longflag>", "<longflag>--max-memory</longflag>"),
-        ("<channel>output</channel>", "<channel>out</channel>"),
-        ("<label>Case</label>", ""),
-        ("<default>auto</default>\n      <element>", "<default>none</default>\n      <element>"),
-        ('type="label"', 'type="mask"'),
-    ],
-)
-def test_the_rules_see_faults(wrong, right):
-    text = described()
-    assert wrong in text
-    assert problems(text.replace(wrong, right, 1)) != []
-
-
 def test_the_panel_has_every_option_and_speaks_to_people_who_click():
     """Presets are a list with a word about each; no text names an option of the command."""
     assert problems(described()) == []
