@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.statistics.comparison import Measurement, ResultTable, format_p
+from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.paired import holm
 from crfrefine.statistics.verdict import Outcome, not_tested, verdict
 
@@ -30,75 +30,66 @@ def _spread(num_cases, center, width):
     return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
 
 
-def test_it_helps():
-    """The standard error of the mean is 0.8 / sqrt(3 x 120) = 0.042 points, so the interval reaches 0.083 to either side."""
-    gains = _spread(120, 0.5, 0.8)
-    judged = verdict(_table({"crf": gains}), "crf", "network", subject=SUBJECT)
-    assert judged.outcome == Outcome.HELPS
-    better = np.count_nonzero(gains > 0)
-    assert judged.sentence == (
-        f"The trained CRF helps. Mean Dice +0.50 points against network (95 % CI 0.42 to 0.58, p 8e-20, {better} of 120 cases better)."
-    )
-    assert judged.notes == ()
+ONE_POINT = "The trained CRF helps. Mean Dice +1.00 points against network (95 % CI 0.91 to 1.09, p 2e-12, 40 of 40 cases better)."
 
 
-def test_it_helps_more_than_every_simple_method():
-    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "smoothing": _spread(40, -0.5, 0.3)[::-1]}
-    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"), subject=SUBJECT)
-    assert judged.outcome == Outcome.HELPS
+@pytest.mark.parametrize(
+    ("num_cases", "gains", "are_simple", "outcome", "beaten", "sentence"),
+    [
+        # The standard error of the mean is 0.8 / sqrt(3 x 120) = 0.042 points, so the interval reaches 0.083 to either side.
+        (
+            *(120, {"crf": (0.5, 0.8)}, True, Outcome.HELPS, []),
+            "The trained CRF helps. Mean Dice +0.50 points against network (95 % CI 0.42 to 0.58, p 8e-20, 97 of 120 cases better).",
+        ),
+        (
+            *(40, {"crf": (1.0, 0.5), "scaling": (0.1, 0.6), "smoothing": (-0.5, 0.3)}, True, Outcome.HELPS, [True, True]),
+            f"{ONE_POINT} It gains more than every simple method, the best of which is scaling: the trained CRF +1.00, scaling +0.10 "
+            "points (p 7e-10 after Holm over 2 rivals, 36 of 40 cases better).",
+        ),
+        (
+            *(40, {"crf": (1.0, 0.5), "scaling": (0.1, 0.6), "filter": (1.05, 0.5)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [True, False]),
+            f"{ONE_POINT} But not shown to gain more than filter: the trained CRF +1.00, filter +1.05 points; the difference is not "
+            "significant (p 0.69 after Holm over 2 rivals, 21 of 40 cases worse): prefer filter, it is simpler.",
+        ),
+        (
+            *(40, {"crf": (1.0, 0.5), "scaling": (3.0, 0.4)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
+            f"{ONE_POINT} But scaling gains more: the trained CRF +1.00, scaling +3.00 points (p 2e-12, 40 of 40 cases worse): prefer "
+            "scaling, it is simpler.",
+        ),
+        (
+            *(40, {"crf": (1.0, 0.5), "other": (1.05, 0.5)}, False, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
+            f"{ONE_POINT} But not shown to gain more than other: the trained CRF +1.00, other +1.05 points; the difference is not "
+            "significant (p 0.69, 21 of 40 cases worse).",
+        ),
+        (
+            *(30, {"crf": (0.05, 1.0)}, True, Outcome.NO_DIFFERENCE, []),
+            "No significant difference. Mean Dice +0.05 points against network (95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases better); a "
+            "mean difference below 0.33 points could hardly have been seen: do not use it.",
+        ),
+        (
+            *(20, {"crf": (-2.0, 1.0)}, True, Outcome.HURTS, []),
+            "The trained CRF hurts. Mean Dice -2.00 points against network (95 % CI -2.26 to -1.74, p 2e-6, 20 of 20 cases worse): "
+            "do not use it.",
+        ),
+        # With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead.
+        (
+            *(6, {"crf": (14, 3)} | {f"rival {n}": (0.1 * n, 1.0) for n in range(4)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [False] * 4),
+            "The trained CRF helps. Mean Dice +14.00 points against network (95 % CI 12.40 to 15.60, p 0.031, 6 of 6 cases better). Too "
+            "few cases to tell whether it gains more than rival 3: the trained CRF +14.00, rival 3 +0.30 points (p 0.12 after Holm over 4 "
+            "rivals, 6 of 6 cases better); 8 are needed.",
+        ),
+    ],
+)
+def test_outcome_and_sentence(num_cases, gains, are_simple, outcome, beaten, sentence):
+    spread = {name: _spread(num_cases, *values)[:: 1 if name == "crf" else -1] for name, values in gains.items()}
+    judged = verdict(_table(spread), "crf", "network", rivals=list(gains)[1:], subject=SUBJECT, rivals_are_simple=are_simple)
+    assert (judged.outcome, judged.sentence, judged.notes) == (outcome, sentence, ())
+    assert [rival.is_beaten for rival in judged.rivals] == beaten
     p_values = [rival.comparison.p_value for rival in judged.rivals]
-    adjusted = holm(p_values)
-    assert [rival.p_adjusted for rival in judged.rivals] == list(adjusted)
-    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +1.00 points against network (95 % CI ")
-    assert judged.sentence.endswith(
-        f"p {format_p(judged.comparison.p_value)}, 40 of 40 cases better). It gains more than every simple method, the best of which is "
-        f"scaling: the trained CRF +1.00, scaling +0.10 points (p {format_p(adjusted[0])} after Holm over 2 rivals, "
-        f"{judged.rivals[0].comparison.wins} of 40 cases better)."
-    )
-    content = judged.to_dict()
-    former = holm([judged.comparison.p_value, *p_values])
+    adjusted, content = list(holm(p_values)), judged.to_dict()
+    assert [rival.p_adjusted for rival in judged.rivals] == [rival["p_adjusted"] for rival in content["rivals"]] == adjusted
     assert content["p_adjusted"] == judged.comparison.p_value
-    assert (content["p_holm"], *(rival["p_holm"] for rival in content["rivals"])) == former
-    assert [rival["p_adjusted"] for rival in content["rivals"]] == list(adjusted)
-    assert all(rival.is_beaten for rival in judged.rivals)
-
-
-def test_it_helps_but_not_more_than_a_simple_method():
-    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "largest component": _spread(40, 1.05, 0.5)[::-1]}
-    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "largest component"), subject=SUBJECT)
-    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    rival = judged.rivals[1]
-    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +1.00 points against network (")
-    assert judged.sentence.endswith(
-        " But not shown to gain more than largest component: the trained CRF +1.00, largest component +1.05 points; the difference is not "
-        f"significant (p {format_p(rival.p_adjusted)} after Holm over 2 rivals, {rival.comparison.losses} of 40 cases worse): "
-        "prefer largest component, it is simpler."
-    )
-    assert [rival.is_beaten for rival in judged.rivals] == [True, False]
-
-
-def test_a_rival_that_is_significantly_better_is_named_and_recommended_if_it_is_simple():
-    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 3.0, 0.5)}
-    judged = verdict(_table(gains), "crf", "network", rivals=("scaling",))
-    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.startswith("crf helps. ")
-    assert " But scaling gains more: crf +1.00, scaling +3.00 points (p 2e-12, 40 of 40 cases worse): prefer scaling" in judged.sentence
-    gains = {"crf": _spread(40, 1.0, 0.5), "other network": _spread(40, 1.05, 0.5)[::-1]}
-    sentence = verdict(_table(gains), "crf", "network", rivals=["other network"], rivals_are_simple=False).sentence
-    assert " But not shown to gain more than other network: crf +1.00, other network +1.05 points; the difference is not sig" in sentence
-    assert "simple" not in sentence
-
-
-def test_no_significant_difference():
-    judged = verdict(_table({"crf": _spread(30, 0.05, 1.0)}), "crf", "network", subject=SUBJECT)
-    assert judged.outcome == Outcome.NO_DIFFERENCE
-    power = 100 * judged.comparison.detectable_difference
-    assert 0.2 < power < 0.5
-    low, high = (f"{100 * end:.2f}" for end in judged.comparison.interval)
-    assert judged.sentence == (
-        f"No significant difference. Mean Dice +0.05 points against network (95 % CI {low} to {high}, p {judged.comparison.p_value:.2g}, "
-        f"16 of 30 cases better); a mean difference below {power:.2f} points could hardly have been seen: do not use it."
-    )
+    assert (content["p_holm"], *(rival["p_holm"] for rival in content["rivals"])) == holm([judged.comparison.p_value, *p_values])
 
 
 def test_no_difference_at_all_and_no_case_at_all():
@@ -112,13 +103,6 @@ def test_no_difference_at_all_and_no_case_at_all():
     judged = not_tested("crf", "network", ["left"], "the time ran out")
     assert (judged.outcome, judged.sentence) == (Outcome.NOT_TESTED, "Not tested: the time ran out.")
     assert json.loads(json.dumps(judged.to_dict(), allow_nan=False))["comparison"]["num_pairs"] == 0
-
-
-def test_it_hurts():
-    judged = verdict(_table({"crf": _spread(20, -2.0, 1.0)}), "crf", "network", rivals=(), subject=SUBJECT)
-    assert judged.outcome == Outcome.HURTS
-    assert judged.sentence.startswith("The trained CRF hurts. Mean Dice -2.00 points against network (95 % CI -2.")
-    assert judged.sentence.endswith("20 of 20 cases worse): do not use it.")
 
 
 @pytest.mark.parametrize(
@@ -138,18 +122,6 @@ def test_six_cases_are_enough_whatever_the_rivals(num_cases, num_rivals, text):
     assert content["comparison"]["num_pairs"] == num_cases
     assert (content["comparison"]["detectable_difference"] is None) == (num_cases < 6)
     assert [rival["name"] for rival in content["rivals"]] == list(rivals)
-
-
-def test_too_few_cases_for_the_rivals_are_no_reason_to_prefer_one():
-    """With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead."""
-    rivals = {f"rival {number}": _spread(6, 0.1 * number, 1.0)[::-1] for number in range(4)}
-    judged = verdict(_table({"crf": _spread(6, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals), subject=SUBJECT)
-    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.startswith("The trained CRF helps. Mean Dice +14.00 points against network (")
-    assert judged.sentence.endswith(
-        " Too few cases to tell whether it gains more than rival 3: the trained CRF +14.00, rival 3 +0.30 points "
-        "(p 0.12 after Holm over 4 rivals, 6 of 6 cases better); 8 are needed."
-    )
 
 
 @pytest.mark.parametrize(
@@ -234,14 +206,13 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     ]
     assert judged.notes[1:] == ("The comparison with rival is over 0 cases, not 9.", "other could not be measured in any case.")
     json.dumps(judged.to_dict(), allow_nan=False)
-
-
-def test_what_is_said_of_the_rivals_that_are_there_if_one_is_missing():
     gains = {"crf": _spread(20, 1.0, 0.5), "rival": [*_spread(19, 0.1, 0.6)[::-1], math.nan]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert " It gains more than every other method that could be compared, the best of which is rival: crf +1.00, rival" in judged.sentence
-    assert judged.sentence.endswith(" No case allows a comparison with other.")
+    assert judged.sentence.endswith(
+        "It gains more than every other method that could be compared, the best of which is rival: crf +1.00, rival +0.10 points (p 5e-5, "
+        "17 of 19 cases better). No case allows a comparison with other."
+    )
     assert judged.notes == ("The comparison with rival is over 19 cases, not 20.", "other could not be measured in any case.")
 
 
