@@ -79,6 +79,16 @@ def test_a_bright_and_a_dark_label_do_not_cancel(structure):
     assert choose_modality([one, both], windows, labels, STEPS) == 1
 
 
+def test_a_long_border_counts_for_more_than_a_short_one(structure):
+    labels = structure.astype(np.uint8)
+    labels[24:26, 3:5, 3:5] = 2
+    large, small = noise(100, 5, 8), noise(100, 5, 9)
+    large[labels == 1] += 40
+    small[labels == 2] += 80
+    windows = [choose_window(channel, labels > 0) for channel in (small, large)]
+    assert choose_modality([small, large], windows, labels, STEPS) == 1
+
+
 def test_what_is_no_tissue_gives_no_contrast(structure):
     """A structure at the edge of a skull-stripped brain: the zeros beside it stand out in every modality."""
     strong, weak = noise(100, 5, 4), noise(100, 5, 5)

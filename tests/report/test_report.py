@@ -264,6 +264,9 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     assert sets[0]["data-metric"] == "dice"
     assert len(pairs_of(report, "2", "dice").cases) == 11, "two are undefined"
     assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
+    values = {"network": (0.3, 0.3), "crf": (0.1 + 0.2, 0.4)}
+    lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(2)]
+    assert list(pairs_of(make_report(table=ResultTable(lines)), "1", "dice").gains) == [0, 1], "rounding is no gain"
 
 
 def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():

@@ -158,6 +158,8 @@ def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
     harm = _harm(_table({("dice", "1"): _spread(9, 0.1, 0.01), ("precision", "1"): steps}), ["1"])
     assert (harm.significant, harm.in_most_cases) == ((), ())
     assert harm.sentence == "No other metric got worse in most cases."
+    half = np.where(np.arange(8) < 4, 0.01, -0.02) + 1e-4 * np.arange(8)
+    assert _harm(_table({("dice", "1"): _spread(8, 0.1, 0.01), ("precision", "1"): half}), ["1"]).in_most_cases == (), "half is not most"
     harm = _harm(_table({(metric, region): _spread(9, 0.1, 0.01) for metric in ("dice", "precision") for region in "12"}))
     assert harm.sentence == "No other metric got worse in most cases, nor Dice in any region."
     assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")

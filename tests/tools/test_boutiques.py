@@ -54,6 +54,7 @@ def test_every_option_is_described(tmp_path, command):
     assert shown == wanted - {"--help"}
 
 
+@pytest.mark.long
 @needs_bosh
 def test_a_command_line_of_bosh_refines(tmp_path):
     folders = write_folders(tmp_path, "a case")

@@ -24,6 +24,8 @@ def saved(tmp_path_factory):
 def running(folders, saved):
     with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
         yield page
+        assert page.json("end", {}) == {}
+        assert page.process.wait(30) == 0, "the request of the page's button ends the program"
 
 
 @pytest.fixture(scope="module")
