@@ -25,28 +25,24 @@ def run_bids(*arguments: object) -> Result:
     return run_here(*bids_arguments([str(argument) for argument in arguments]))
 
 
-def files_under(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 def refine_as(derivatives: Path, dataset: Path, place: str, name: str, *suffixes: str) -> np.ndarray:
     image = np.stack([load_nifti(dataset / place / f"{name}_{suffix}.nii.gz") for suffix in suffixes])
     probabilities = np.moveaxis(load_nifti(derivatives / place / f"{name}_probseg.nii.gz"), -1, 0)
-
     return crfrefine.refine(probabilities, image, spacing=(1.0, 1.25, 2.5), input_type="probabilities").label_map
 
 
 def test_participants_are_refined_into_derivatives(tmp_path):
-    dataset, derivatives, _ = write_bids(tmp_path, "sub-01", "sub-02_ses-a", "sub-02_ses-b")
+    dataset, derivatives, _ = write_bids(tmp_path, "sub-01_acq-x_run-1", "sub-02_ses-a", "sub-02_ses-b")
     output = tmp_path / "out put"
     done = run_bids(dataset, output, "participant", "--threads", "1")
     assert done.status == 0, done.stderr
-    cases = {"sub-01": "sub-01/anat", "sub-02_ses-a": "sub-02/ses-a/anat", "sub-02_ses-b": "sub-02/ses-b/anat"}
+    cases = {"sub-01_acq-x_run-1": "sub-01/anat", "sub-02_ses-a": "sub-02/ses-a/anat", "sub-02_ses-b": "sub-02/ses-b/anat"}
     wanted = {f"{place}/{name}_desc-crf_dseg{suffix}" for name, place in cases.items() for suffix in (".nii.gz", ".json")}
-    assert files_under(output) == wanted | {"dataset_description.json", "README", ".bidsignore"}
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert found == wanted | {"dataset_description.json", "README", ".bidsignore"}
     for name, place in cases.items():
-        found = load_nifti(output / place / f"{name}_desc-crf_dseg.nii.gz")
-        np.testing.assert_array_equal(found, refine_as(derivatives, dataset, place, name, "T1w"))
+        labels = load_nifti(output / place / f"{name}_desc-crf_dseg.nii.gz")
+        np.testing.assert_array_equal(labels, refine_as(derivatives, dataset, place, name, "T1w"))
     description = json.loads((output / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"] == [{"Name": "crfrefine", "Version": crfrefine.__version__}]
@@ -57,20 +53,14 @@ def test_participants_are_refined_into_derivatives(tmp_path):
         "bids:network:sub-02/ses-a/anat/sub-02_ses-a_probseg.nii.gz",
     ]
 
-
-def test_names_are_those_of_the_public_schema(tmp_path):
     schema = pytest.importorskip("bidsschematools.schema", reason="bidsschematools is not installed").load_schema()
     rules = importlib.import_module("bidsschematools.rules")
     allowed = [re.compile(rule["regex"]) for rule in rules.regexify_filename_rules(schema.rules.files.deriv.imaging, schema, level=1)]
-    dataset, _, _ = write_bids(tmp_path, "sub-01_acq-x_run-1", "sub-02_ses-a")
-    assert run_bids(dataset, tmp_path / "out", "participant", "--threads", "1").status == 0
-    names = files_under(tmp_path / "out") - {".bidsignore", "README", "dataset_description.json"}
-    assert len(names) == 4
-    for name in names:
-        assert any(rule.fullmatch(name) for rule in allowed), name
+    assert all(any(rule.fullmatch(name) for rule in allowed) for name in wanted), "names are those of the public schema"
     assert not any(rule.fullmatch("sub-01/anat/sub-01_crf_dseg.nii.gz") for rule in allowed)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_the_output_is_a_valid_dataset(tmp_path):
     dataset, _, manual = write_bids(tmp_path, "sub-01_acq-x_run-1", "sub-02_ses-a")
@@ -84,50 +74,45 @@ def test_the_output_is_a_valid_dataset(tmp_path):
 
 
 def test_the_group_is_evaluated_against_a_reference(tmp_path):
-    dataset, _, manual = write_bids(tmp_path, "sub-01", "sub-02_ses-a")
-    output = tmp_path / "out"
-    assert run_bids(dataset, output, "participant", "--threads", "1").status == 0
+    """`--labels manual`, `--derivatives network`: their names under derivatives/, as the guide has it, or paths."""
+    dataset, derivatives, manual = write_bids(tmp_path, "sub-01", "sub-02_ses-a")
+    shutil.copytree(derivatives, dataset / "derivatives" / "other")
+    output = dataset / "derivatives" / "crf"
+    assert run_bids(dataset, output, "participant", "--derivatives", "network", "--threads", "1").status == 0
     (manual / "sub-01" / "anat" / "sub-01_desc-manual_dseg.nii.gz").rename(tmp_path / "kept.nii.gz")
-    incomplete = run_bids(dataset, output, "group", "--labels", manual)
+    incomplete = run_bids(dataset, output, "group", "--labels", manual, "--derivatives", "network")
     assert incomplete.status == 1
     assert "sub-01: no reference segmentation; expected one of each" in incomplete.stderr
     shutil.move(tmp_path / "kept.nii.gz", manual / "sub-01" / "anat" / "sub-01_desc-manual_dseg.nii.gz")
-    done = run_bids(dataset, output, "group", "--labels", manual)
+    shutil.move(manual, dataset / "derivatives" / "manual")
+    done = run_bids(dataset, output, "group", "--labels", "manual", "--derivatives", "network")
     assert done.status == 0, done.stderr
     assert "verdict: " in done.stdout
     rows = (output / "group" / "metrics.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"sub-01", "sub-02_ses-a"}
     assert (output / "group" / "report.html").is_file()
-
-
-def test_derivatives_are_named_as_the_guide_does(tmp_path):
-    """`--labels manual`, `--derivatives network`: their names under derivatives/, wherever the command runs."""
-    dataset, derivatives, manual = write_bids(tmp_path, "sub-01", "sub-02")
-    shutil.copytree(derivatives, dataset / "derivatives" / "other")
-    shutil.move(manual, dataset / "derivatives" / "manual")
-    output = dataset / "derivatives" / "crf"
-    assert run_bids(dataset, output, "participant", "--threads", "1").status == 1, "two networks"
-    assert run_bids(dataset, output, "participant", "--derivatives", "network", "--threads", "1").status == 0
-    done = run_bids(dataset, output, "group", "--labels", "manual", "--derivatives", "network")
-    assert done.status == 0, done.stderr
-    assert "verdict: " in done.stdout
     absent = run_bids(dataset, output, "group", "--labels", "expert", "--derivatives", "network")
     assert absent.status == 1
     assert f"expert: no such folder, nor {dataset / 'derivatives' / 'expert'}" in absent.stderr
     assert "has crf, manual, network, other" in absent.stderr
 
 
-def test_some_participants_and_sessions(tmp_path):
-    dataset, _, _ = write_bids(tmp_path, "sub-01", "sub-02_ses-a", "sub-02_ses-b", "sub-03")
-    one = run_bids(dataset, tmp_path / "one", "participant", "--participant_label", "01", "sub-02", "--threads", "1")
-    assert one.status == 0, one.stderr
-    assert {line.split("\t")[0] for line in one.stdout.splitlines()[1:]} == {"sub-01", "sub-02_ses-a", "sub-02_ses-b"}
+def test_some_participants_and_sessions_of_which_one_has_no_derivatives(tmp_path):
+    dataset, derivatives, _ = write_bids(tmp_path, "sub-01", "sub-02_ses-a", "sub-02_ses-b", "sub-03")
     two = run_bids(dataset, tmp_path / "two", "participant", "--participant-label", "02", "--session-label", "b", "--threads", "1")
     assert [line.split("\t")[0] for line in two.stdout.splitlines()[1:]] == ["sub-02_ses-b"]
     none = run_bids(dataset, tmp_path / "no", "participant", "--participant-label", "09")
     assert none.status == 1
     assert "no sub-09; there are sub-01, sub-02, sub-03" in none.stderr
     assert not (tmp_path / "no").exists()
+    shutil.rmtree(derivatives / "sub-03")
+    chosen = (dataset, tmp_path / "out", "participant", "--participant_label", "01", "sub-03", "--threads", "1")
+    done = run_bids(*chosen)
+    assert done.status == 1
+    assert f"sub-03: no segmentation: expected {derivatives}/sub-03/[ses-*/]anat/sub-03_*_probseg.nii.gz" in done.stderr
+    assert (tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-crf_dseg.nii.gz").is_file()
+    again = run_bids(*chosen, "--continue")
+    assert [line.split("\t")[:2] for line in again.stdout.splitlines()[1:]] == [["sub-01", "skipped"]]
 
 
 def test_modalities_are_chosen_and_never_guessed(tmp_path):
@@ -153,7 +138,8 @@ def test_one_file_per_label_and_another_space(tmp_path):
         save_nifti(folder / f"sub-01_space-MNI_label-{label}_probseg.nii.gz", channels[..., number])
     # The raw image is in another space; the one beside the segmentation is on its grid.
     raw = dataset / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
-    lacking = run_bids(dataset, tmp_path / "out", "participant", "--label", "BG", "--label", "A", "--label", "B", "--label", "C")
+    options = [word for label in ("BG", "A", "B", "C") for word in ("--label", label)]
+    lacking = run_bids(dataset, tmp_path / "out", "participant", *options)
     assert lacking.status == 1
     assert "no image for sub-01_space-MNI_label-A_probseg.nii.gz" in lacking.stderr
     assert "expected sub-01_space-MNI_*.nii.gz" in lacking.stderr
@@ -161,7 +147,6 @@ def test_one_file_per_label_and_another_space(tmp_path):
     whole_or_none = run_bids(dataset, tmp_path / "out", "participant")
     assert whole_or_none.status == 1
     assert "expected one with all labels, or --label for each label" in whole_or_none.stderr
-    options = [word for label in ("BG", "A", "B", "C") for word in ("--label", label)]
     done = run_bids(dataset, tmp_path / "out", "participant", *options, "--threads", "1")
     assert done.status == 0, done.stderr
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "sub-01" / "anat" / "sub-01_space-MNI_desc-crf_dseg.nii.gz"), wanted)
@@ -183,33 +168,24 @@ def test_label_maps_are_refined_if_declared(tmp_path):
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-crf_dseg.nii.gz"), wanted)
 
 
-def test_a_participant_without_derivatives_fails_alone(tmp_path):
-    dataset, derivatives, _ = write_bids(tmp_path, "sub-01", "sub-02")
-    shutil.rmtree(derivatives / "sub-02")
-    done = run_bids(dataset, tmp_path / "out", "participant", "--threads", "1")
-    assert done.status == 1
-    assert f"sub-02: no segmentation: expected {derivatives}/sub-02/[ses-*/]anat/sub-02_*_probseg.nii.gz" in done.stderr
-    assert (tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-crf_dseg.nii.gz").is_file()
-    again = run_bids(dataset, tmp_path / "out", "participant", "--continue", "--threads", "1")
-    assert [line.split("\t")[:2] for line in again.stdout.splitlines()[1:]] == [["sub-01", "skipped"]]
-
-
 def test_datasets_that_cannot_be_used(tmp_path):
     dataset, derivatives, _ = write_bids(tmp_path, "sub-01")
-    plain = run_bids(tmp_path, tmp_path / "out", "participant")
-    assert f"{tmp_path}: not a BIDS dataset: expected {tmp_path / 'dataset_description.json'}" in plain.stderr
-    shutil.copytree(derivatives, dataset / "derivatives" / "other")
-    several = run_bids(dataset, tmp_path / "out", "participant")
-    assert "segmentations in network, other; choose with --derivatives" in several.stderr
-    into = run_bids(dataset, derivatives, "participant", "--derivatives", derivatives)
-    assert "is an input of this run" in into.stderr
     describe(tmp_path / "theirs", derivative=True)
-    theirs = run_bids(dataset, tmp_path / "theirs", "participant", "--derivatives", derivatives)
-    assert "has a dataset_description.json that crfrefine has not written" in theirs.stderr
+    shutil.copytree(derivatives, dataset / "derivatives" / "other")
+    chosen = ("--derivatives", derivatives)
+    for source, output, options, text in (
+        (tmp_path, "out", (), f"{tmp_path}: not a BIDS dataset: expected {tmp_path / 'dataset_description.json'}"),
+        (dataset, "out", (), "segmentations in network, other; choose with --derivatives"),
+        (dataset, derivatives, chosen, "is an input of this run"),
+        (dataset, "theirs", chosen, "has a dataset_description.json that crfrefine has not written"),
+    ):
+        done = run_bids(source, tmp_path / output, "participant", *options)
+        assert done.status == 1
+        assert text in done.stderr
     shutil.rmtree(dataset / "derivatives")
     none = run_bids(dataset, tmp_path / "out", "participant")
+    assert none.status == 1
     assert f"no segmentations of a network: expected {dataset / 'derivatives'}/NAME/sub-*/[ses-*/]anat/*_probseg.nii.gz" in none.stderr
-    assert {result.status for result in (plain, several, into, theirs, none)} == {1}
     assert not (tmp_path / "out").exists()
 
 

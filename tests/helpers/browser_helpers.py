@@ -70,3 +70,10 @@ def resize(driver: Any, width: int, height: int = 900) -> None:
 def prefer(driver: Any, scheme: str) -> None:
     """Let the system prefer "light" or "dark"."""
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+
+
+def wait(driver: Any, condition: str) -> None:
+    """Until a condition in the page's own language holds."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)

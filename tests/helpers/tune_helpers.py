@@ -20,6 +20,7 @@ from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.options import TuneOptions
+from crfrefine.tune.session import Session
 
 
 def missing_server() -> str:
@@ -92,6 +93,16 @@ def open_page(*arguments: object) -> Iterator[Page]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@contextmanager
+def open_session(options: TuneOptions) -> Iterator[Session]:
+    """A page without a server, ended afterwards."""
+    session = Session(options)
+    try:
+        yield session
+    finally:
+        session.end()
 
 
 def whole_result(session: Any) -> dict[str, Any]:

@@ -48,35 +48,30 @@ def test_a_bad_region_of_the_command_line_is_named(text, complaint):
     assert complaint in str(raised.value)
 
 
-def test_a_plain_json_file(tmp_path):
-    path = _write(tmp_path, {"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4})
-    assert read_regions(path) == (Region("whole", (1, 2, 3, 4)), Region("core", (1, 3, 4)), Region("enhancing", (4,)))
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"whole": [1, 2, 4], "core": "1+3+4", "enhancing": 4}, {"whole": (1, 2, 4), "core": (1, 3, 4), "enhancing": (4,)}),
+        ({"name": "x", "labels": {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}}, {"anterior": (1,), "posterior": (2,)}),
+        (  # label regions of nnU-Net, and a "regions" entry beside them that may repeat one
+            {
+                "labels": {"background": 0, "whole": [1, 2, 3], "tumor": 3},
+                "regions_class_order": [1],
+                "regions": {"core": [2, 3], "tumor": [3]},
+            },
+            {"whole": (1, 2, 3), "tumor": (3,), "core": (2, 3)},
+        ),
+    ],
+)
+def test_a_json_file(tmp_path, content, expected):
+    assert read_regions(_write(tmp_path, content)) == tuple(Region(name, labels) for name, labels in expected.items())
 
 
-def test_labels_of_a_dataset_description(tmp_path):
-    path = _write(tmp_path, {"name": "x", "labels": {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}})
-    assert read_regions(path) == (Region("anterior", (1,)), Region("posterior", (2,)))
-
-
-def test_regions_of_a_dataset_description(tmp_path):
-    """Label regions of nnU-Net, and a "regions" entry beside them that may repeat one."""
-    path = _write(
-        tmp_path,
-        {
-            "labels": {"background": 0, "whole": [1, 2, 3], "enhancing": 3},
-            "regions_class_order": [1, 3],
-            "regions": {"core": [2, 3], "enhancing": [3]},
-        },
-    )
-    assert read_regions(path) == (Region("whole", (1, 2, 3)), Region("enhancing", (3,)), Region("core", (2, 3)))
-
-
-def test_numbers_to_names_as_the_first_nnunet_wrote_them():
+def test_labels_of_python_and_of_the_first_nnunet_which_had_numbers_to_names():
     assert regions_from_labels({"0": "background", "1": "liver", "2": "tumor"}) == (Region("liver", (1,)), Region("tumor", (2,)))
-
-
-def test_labels_as_tuples():
     assert regions_from_labels({"background": (0,), "whole": (1, 2)}) == (Region("whole", (1, 2)),)
+    with pytest.raises(InputError, match="labels: region 'a': 'b' is not the number"):
+        regions_from_labels({"a": "b"})
 
 
 @pytest.mark.parametrize(
@@ -100,13 +95,5 @@ def test_a_bad_file_is_named_with_its_entry(tmp_path, content, complaint):
         read_regions(path)
     assert str(path) in str(raised.value)
     assert complaint in str(raised.value)
-
-
-def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json: cannot be read: No such file"):
         read_regions(tmp_path / "nowhere.json")
-
-
-def test_labels_that_are_no_regions():
-    with pytest.raises(InputError, match="labels: region 'a': 'b' is not the number"):
-        regions_from_labels({"a": "b"})

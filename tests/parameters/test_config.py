@@ -33,12 +33,11 @@ def _two_kernels() -> CrfParameters:
     return CrfParameters(bilateral=(BilateralParameters(), BilateralParameters(weight=1.0, theta_alpha=6.0)))
 
 
-# ---- Presets and files
-
-
-def test_the_presets_are_there() -> None:
-    """Default first, the others by name."""
+def test_the_presets_are_there_and_the_first_is_the_default() -> None:
     assert list_presets() == PRESETS
+    assert CrfParameters.load("default") == CrfParameters()
+    with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, brats, "):
+        CrfParameters.load("hipocampus")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -53,13 +52,7 @@ def test_a_preset_says_what_it_is_for(name: str) -> None:
     assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
 
 
-def test_the_default_preset_is_the_default() -> None:
-    """Python without a file and the command line without an option do the same."""
-    assert CrfParameters.load("default") == CrfParameters()
-
-
 def test_the_default_values_are_the_documented_ones() -> None:
-    """A change here is a change for every user: say so in the changelog."""
     assert CrfParameters().to_dict() == {
         "schema": 1,
         "intensity": {"normalization": "percentile", "percentiles": [1.0, 99.0], "mask": "none"},
@@ -91,111 +84,68 @@ def test_the_default_values_are_the_documented_ones() -> None:
 
 
 def test_a_file_may_leave_keys_out() -> None:
-    """What is not said is the default."""
     parameters = CrfParameters.from_toml("[bilateral]\ntheta_alpha = 6\n")
     assert parameters == CrfParameters().replace(**{"bilateral.theta_alpha": 6.0})
     assert CrfParameters.from_toml("") == CrfParameters()
 
 
-numbers = st.floats(-1e6, 1e6, allow_nan=False)
-positives = st.floats(1e-6, 1e6, allow_nan=False)
-
-
-def _one_or_many(values: st.SearchStrategy[float]) -> st.SearchStrategy[object]:
-    return st.one_of(values, st.lists(values, min_size=1, max_size=5))
-
-
-@st.composite
-def any_parameters(draw: st.DrawFn) -> CrfParameters:
-    """Parameters of every form that a file can have."""
-    pairs = st.tuples(st.floats(0.0, 40.0), st.floats(60.0, 100.0))
-    size = draw(st.integers(1, 4))
-    matrix = [[0.0 if i == j else draw(numbers) for j in range(size)] for i in range(size)]
-    kernel = st.builds(BilateralParameters, _one_or_many(numbers), _one_or_many(positives), _one_or_many(positives))
-    return CrfParameters(
-        intensity=IntensityParameters(
-            normalization=draw(st.one_of(st.just("zscore"), st.lists(st.sampled_from(["none", "window", "percentile"]), min_size=1))),
-            percentiles=draw(st.one_of(pairs, st.lists(pairs, min_size=1, max_size=3))),
-            window=draw(st.one_of(pairs, st.lists(pairs, min_size=1, max_size=3))),
-            mask=draw(st.sampled_from(["none", "nonzero"])),
-        ),
-        bilateral=tuple(draw(st.lists(kernel, min_size=1, max_size=3))),
-        spatial=SpatialParameters(draw(_one_or_many(numbers)), draw(_one_or_many(positives))),
-        compatibility=draw(st.sampled_from([CompatibilityParameters(), CompatibilityParameters("matrix", tuple(map(tuple, matrix)))])),
-        mean_field=MeanFieldParameters(
-            draw(st.integers(1, 99)),
-            draw(st.floats(0.0, 1.0)),
-            draw(positives),
-            draw(_one_or_many(st.floats(-1e3, 1e3))),
-            damping=draw(st.floats(0.0, 0.99)),
-        ),
-        postprocess=PostprocessParameters(
-            draw(st.sampled_from(["each", ["foreground", "none", "each"]])),
-            draw(_one_or_many(st.floats(0.0, 1e3))),
-            draw(st.one_of(st.integers(1, 99), st.lists(st.integers(1, 99), min_size=1, max_size=5))),
-            draw(st.sampled_from(["none", "foreground", "each", ["none", "each"]])),
-        ),
+@given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=4), st.floats(1e-6, 1e6))
+@settings(deadline=None, max_examples=25)
+def test_what_is_written_reads_back_equal(numbers: list[float], positive: float) -> None:
+    """To the last bit of every number, in every form that a file can have."""
+    first, pair = numbers[0], (min(abs(numbers[0]), 40.0), 60.0)
+    matrix = [[0.0 if row == column else value for column, value in enumerate(numbers)] for row in range(len(numbers))]
+    plain = CrfParameters(
+        intensity=IntensityParameters("window", (1.0, 98.5), pair, "nonzero"),
+        bilateral=BilateralParameters(first, positive, positive),
+        spatial=SpatialParameters(first, positive),
+        mean_field=MeanFieldParameters(7, positive / 2e6, positive, pair[0], damping=0.3),
+        postprocess=PostprocessParameters("each", positive, 3, "foreground"),
     )
-
-
-@given(any_parameters())
-@settings(deadline=None)
-def test_what_is_written_reads_back_equal(parameters: CrfParameters) -> None:
-    """To the last bit of every number."""
-    assert CrfParameters.from_toml(parameters.to_toml("a comment\nof two lines")) == parameters
-    assert CrfParameters.from_dict(parameters.to_dict()) == parameters
+    lists = CrfParameters(
+        intensity=IntensityParameters(["none", "window", "percentile"], [pair, (1.0, 99.0)], [pair, (-3.5, 7.0)]),
+        bilateral=(BilateralParameters(numbers, [positive, 1.0], positive), BilateralParameters(first, positive, [positive] * 3)),
+        spatial=SpatialParameters(numbers, [positive, 2.0]),
+        compatibility=CompatibilityParameters("matrix", matrix),
+        mean_field=MeanFieldParameters(bias=pair),
+        postprocess=PostprocessParameters(["foreground", "none", "each"], [positive, 0.0], [1, 99], ["none", "each"]),
+    )
+    for parameters in (plain, lists):
+        assert CrfParameters.from_toml(parameters.to_toml("a comment\nof two lines")) == parameters
+        assert CrfParameters.from_dict(parameters.to_dict()) == parameters
 
 
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
-    """A file that is there is replaced, nothing else is left in the folder, and its permissions are those of any new file."""
     path = tmp_path / "params.toml"
     CrfParameters().save(path)
     parameters = _two_kernels()
     parameters.save(path, "fitted on 12 cases")
     assert CrfParameters.load(path) == CrfParameters.load(str(path)) == parameters
-    assert path.read_text(encoding="utf-8").startswith("# fitted on 12 cases\n")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# fitted on 12 cases\n")
+    assert all("#" in line for line in text.splitlines() if "=" in line and not line.startswith("schema")), "each key has a comment"
     assert [entry.name for entry in tmp_path.iterdir()] == ["params.toml"]
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_every_written_key_has_a_comment() -> None:
-    """A file is readable without the manual."""
-    for line in _two_kernels().to_toml().splitlines():
-        if "=" in line and not line.startswith(("#", "schema")):
-            assert "#" in line
-
-
-def test_a_file_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
-    """One line with the path, no traceback of the library's."""
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing/params\.toml: cannot be written: there is no folder .*missing"):
         CrfParameters().save(tmp_path / "missing" / "params.toml")
-
-
-def test_a_missing_preset_lists_those_that_exist() -> None:
-    """A typing error must not need the manual."""
-    with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, brats, "):
-        CrfParameters.load("hipocampus")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A folder, an image, or broken TOML in place of a parameter file."""
     with pytest.raises(ConfigError, match="is a folder"):
         CrfParameters.load(tmp_path)
     path = tmp_path / "image.toml"
-    path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ConfigError, match=r"image\.toml: cannot be read"):
-        CrfParameters.load(path)
-    path.write_text("[bilateral\nweight = 1\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"image\.toml: not valid TOML: .*line 1"):
-        CrfParameters.load(path)
-    path.write_text("[bilateral]\nweigth = 1\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"image\.toml: bilateral\.weigth: unknown key; did you mean 'weight'\?"):
-        CrfParameters.load(path)
-
-
-# ---- Errors that name the key
+    for content, message in (
+        (b"\x89PNG\xff\xfe", r"image\.toml: cannot be read"),
+        (b"[bilateral\nweight = 1\n", r"image\.toml: not valid TOML: .*line 1"),
+        (b"[bilateral]\nweigth = 1\n", r"image\.toml: bilateral\.weigth: unknown key; did you mean 'weight'\?"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            CrfParameters.load(path)
+    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")  # a byte order mark
+    assert CrfParameters.load(path).mean_field.num_iterations == 3
 
 
 @pytest.mark.parametrize(
@@ -211,13 +161,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("spatial = 'none'", r"spatial: expected a table of keys, got 'none'"),
         ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
         ("[bilateral]\ntheta_beta = [0.1, -0.2]", r"bilateral\.theta_beta\[1\]: must be greater than 0, got -0\.2"),
-        ("[bilateral]\ntheta_beta = []", r"bilateral\.theta_beta: the list is empty"),
         ("[bilateral]\nweight = nan", r"bilateral\.weight: expected a finite number, got nan"),
-        ("[bilateral]\nweight = inf", r"bilateral\.weight: expected a finite number, got inf"),
         ("[bilateral]\nweight = true", r"bilateral\.weight: expected a number, got True"),
         ("[bilateral]\nweight = '4'", r"bilateral\.weight: expected a number, got '4'"),
         ("[bilateral]\nweight = [[1.0]]", r"bilateral\.weight\[0\]: expected a number"),
-        ("[[bilateral]]\n[[bilateral]]\ntheta_alpha = -1", r"bilateral\.1\.theta_alpha: must be greater than 0"),
         ("[[bilateral]]\n[[bilateral]]\ntheta = -1", r"bilateral\.1\.theta: unknown key"),
         ("[spatial]\ntheta_gamma = -1.5", r"spatial\.theta_gamma: must be greater than 0, got -1\.5"),
         ("[intensity]\nnormalization = 'z-score'", r"intensity\.normalization: expected one of none, zscore.*did you mean 'zscore'\?"),
@@ -248,10 +195,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
-        ("[mean_field]\nbias = nan", r"mean_field\.bias: expected a finite number, got nan"),
         ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
-        ("[mean_field]\nbias = []", r"mean_field\.bias: the list is empty"),
         ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
         ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, lattice, grid"),
         ("[mean_field]\npositions = 'pixels'", r"mean_field\.positions: expected one of mm, voxels"),
@@ -264,46 +209,36 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
         ("[postprocess]\nfill_holes = ['each', 'none']", r"postprocess\.fill_holes\[0\]: expected one of none, foreground; got"),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
-        ("[postprocess]\nmin_component_ml = -1", r"postprocess\.min_component_ml: must be at least 0, got -1"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_key(text: str, message: str) -> None:
-    """What was expected, what came."""
     with pytest.raises(ConfigError, match="^" + message):
         CrfParameters.from_toml(text)
 
 
 def test_values_are_checked_from_python_too() -> None:
-    """The constructors check as files are checked."""
-    with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0"):
-        BilateralParameters(theta_alpha=0.0)
-    with pytest.raises(ConfigError, match="bilateral: expected one kernel or several"):
-        CrfParameters(bilateral=())
-    with pytest.raises(ConfigError, match="spatial: expected SpatialParameters"):
-        CrfParameters(spatial=BilateralParameters())  # type: ignore[arg-type]
+    for make, message in (
+        (lambda: BilateralParameters(theta_alpha=0.0), r"bilateral\.theta_alpha: must be greater than 0"),
+        (lambda: CrfParameters(bilateral=()), "bilateral: expected one kernel or several"),
+        (lambda: CrfParameters(spatial=BilateralParameters()), "spatial: expected SpatialParameters"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
     assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)  # type: ignore[arg-type]
+    matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
+    assert matrix == ((0.0, -1.0), (2.0, 0.0)), "training may find asymmetric and negative ones"
 
 
 def test_half_precision_is_read_from_older_files_and_has_no_effect() -> None:
-    """With any filter; a warning says so."""
-    for filter_name in ("auto", "grid"):
-        text = f'[mean_field]\nprecision = "half"\nfilter = "{filter_name}"\n'
-        with pytest.warns(UserWarning, match=r'^mean_field\.precision = "half" has no effect: '):
-            found = CrfParameters.from_toml(text)
-        plain = CrfParameters().replace(**{"mean_field.filter": filter_name})
-        assert found != plain
-        assert found.resolve(3, 1, 3).kernels == plain.resolve(3, 1, 3).kernels
-        assert 'precision = "half"' in found.to_toml()
-
-
-def test_an_asymmetric_and_a_negative_matrix_are_allowed() -> None:
-    """Training may find either."""
-    matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
-    assert matrix == ((0.0, -1.0), (2.0, 0.0))
+    with pytest.warns(UserWarning, match=r'^mean_field\.precision = "half" has no effect: '):
+        found = CrfParameters.from_toml('[mean_field]\nprecision = "half"\nfilter = "grid"\n')
+    plain = CrfParameters().replace(**{"mean_field.filter": "grid"})
+    assert found != plain
+    assert found.resolve(3, 1, 3).kernels == plain.resolve(3, 1, 3).kernels
+    assert 'precision = "half"' in found.to_toml()
 
 
 def test_numpy_values_are_plain_numbers_afterwards() -> None:
-    """Trained values come as arrays, and go into files."""
     parameters = CrfParameters().replace(
         **{
             "bilateral.weight": np.array([1.0, 2.5], dtype=np.float32),
@@ -316,36 +251,26 @@ def test_numpy_values_are_plain_numbers_afterwards() -> None:
     assert CrfParameters.from_toml(parameters.to_toml()) == parameters
 
 
-# ---- Dotted keys
-
-
-def test_replace_changes_one_entry_of_a_copy() -> None:
-    """The original stays as it is."""
+def test_replace_changes_entries_of_a_copy_and_names_one_of_several_kernels() -> None:
     before = CrfParameters()
     after = before.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
-    assert after.bilateral[0] == BilateralParameters(theta_alpha=2.0)
-    assert after.mean_field.damping == 0.5
+    assert (after.bilateral[0], after.mean_field.damping) == (BilateralParameters(theta_alpha=2.0), 0.5)
     assert before == CrfParameters()
-
-
-def test_replace_names_one_of_several_kernels() -> None:
-    """Counted from 0; without a number there must be one kernel only."""
-    parameters = _two_kernels()
-    assert parameters.replace(**{"bilateral.1.weight": 2.0}).bilateral[1].weight == 2.0
-    assert parameters.replace(**{"bilateral.1.weight": 2.0}).bilateral[0] == parameters.bilateral[0]
-    assert CrfParameters().replace(**{"bilateral.0.weight": 2.0}).bilateral[0].weight == 2.0
-    with pytest.raises(ConfigError, match=r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight"):
-        parameters.replace(**{"bilateral.weight": 2.0})
-    with pytest.raises(ConfigError, match=r"bilateral\.2\.weight: there are 2 kernels, counted from 0"):
-        parameters.replace(**{"bilateral.2.weight": 2.0})
-    with pytest.raises(ConfigError, match=r"bilateral\.1\.weight: there is 1 kernel, counted from 0"):
-        CrfParameters().replace(**{"bilateral.1.weight": 2.0})
-    with pytest.raises(ConfigError, match=r"^bilateral\.1\.theta_alpha: must be greater than 0"):
-        parameters.replace(**{"bilateral.1.theta_alpha": -1.0})
+    two = _two_kernels()
+    changed = two.replace(**{"bilateral.1.weight": 2.0}).bilateral
+    assert (changed[0], changed[1].weight) == (two.bilateral[0], 2.0)
+    assert before.replace(**{"bilateral.0.weight": 2.0}).bilateral[0].weight == 2.0
+    for parameters, key, message in (
+        (two, "bilateral.weight", r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight"),
+        (two, "bilateral.2.weight", r"bilateral\.2\.weight: there are 2 kernels, counted from 0"),
+        (before, "bilateral.1.weight", r"bilateral\.1\.weight: there is 1 kernel, counted from 0"),
+        (two, "bilateral.1.theta_alpha", r"^bilateral\.1\.theta_alpha: must be greater than 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parameters.replace(**{key: -1.0})
 
 
 def test_replace_takes_whole_sections() -> None:
-    """As an object, as a mapping, and kernels as a list of either."""
     parameters = CrfParameters().replace(spatial=SpatialParameters(weight=2.0), bilateral=[{"weight": 1.0}, BilateralParameters()])
     assert parameters.spatial.weight == 2.0
     assert parameters.bilateral == (BilateralParameters(weight=1.0), BilateralParameters())
@@ -368,7 +293,6 @@ def test_replace_takes_whole_sections() -> None:
     ],
 )
 def test_replace_refuses_unknown_keys(key: str, message: str) -> None:
-    """A misspelled key must not be ignored."""
     with pytest.raises(ConfigError, match=message):
         CrfParameters().replace(**{key: 1.0})
 
@@ -384,18 +308,15 @@ def test_going_back_to_potts_drops_the_matrix() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("bilateral.theta_alpha=6", ("bilateral.theta_alpha", 6)),
         (" bilateral.theta_alpha = 6.5 ", ("bilateral.theta_alpha", 6.5)),
         ("bilateral.theta_beta=[0.1, 0.2]", ("bilateral.theta_beta", [0.1, 0.2])),
         ("mean_field.filter=lattice", ("mean_field.filter", "lattice")),
         ('mean_field.filter="lattice"', ("mean_field.filter", "lattice")),
         ("mean_field.tolerance=1e-4", ("mean_field.tolerance", 1e-4)),
         ("compatibility.matrix=[[0, 1], [1, 0]]", ("compatibility.matrix", [[0, 1], [1, 0]])),
-        ('intensity.normalization=["window", "zscore"]', ("intensity.normalization", ["window", "zscore"])),
     ],
 )
 def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, object]) -> None:
-    """The value has TOML's syntax; a word needs no quotes."""
     assert parse_override(text) == expected
 
 
@@ -412,29 +333,27 @@ def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, obje
     ],
 )
 def test_overrides_that_cannot_be_read_say_why(text: str, message: str) -> None:
-    """With an example of how to write it."""
     with pytest.raises(ConfigError, match=message):
         parse_override(text)
 
 
-# ---- Resolving for a case
-
-
-def test_resolve_spreads_single_numbers() -> None:
-    """Over labels, axes and modalities, as arrays."""
+def test_resolve_spreads_single_numbers_and_recognizes_potts() -> None:
     resolved = CrfParameters().resolve(num_labels=3, num_modalities=2, num_dims=4)
     run = resolved.mean_field
     assert resolved.kernels.kernels == (KernelSpec((1.5,) * 4, (0.05,) * 2),)
     np.testing.assert_array_equal(run.weights, np.full((1, 3), 4.0))
-    assert run.weights.dtype == np.float32
     np.testing.assert_array_equal(run.compatibility, 1.0 - np.eye(3))
-    assert run.compatibility.dtype == np.float32
+    assert run.weights.dtype == run.compatibility.dtype == np.float32
     assert run.is_potts
     assert resolved.kernels.num_labels == run.num_labels == 3
+    matrix = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (1.0, 0.0))))
+    assert matrix.resolve(2, 1, 3).mean_field.is_potts
+    other = matrix.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3).mean_field
+    assert not other.is_potts
+    np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
 
 
 def test_resolve_keeps_lists_in_their_order() -> None:
-    """One entry a label, axis, modality."""
     changes = {
         "bilateral.weight": [1, 2, 3],
         "bilateral.theta_alpha": [1, 2],
@@ -449,7 +368,6 @@ def test_resolve_keeps_lists_in_their_order() -> None:
 
 
 def test_resolve_leaves_out_a_bias_of_zero() -> None:
-    """Engines then do what they did before there was a bias."""
 
     def bias(value: object) -> object:
         return CrfParameters().replace(**{"mean_field.bias": value}).resolve(3, 1, 3).mean_field.bias
@@ -461,7 +379,6 @@ def test_resolve_leaves_out_a_bias_of_zero() -> None:
 
 
 def test_resolve_drops_terms_without_weight() -> None:
-    """Nothing is computed for a weight of 0; a list with one that is not keeps the term."""
     parameters = _two_kernels().replace(**{"bilateral.0.weight": [0.0, 0.0]})
     resolved = parameters.resolve(2, 1, 3)
     assert [kernel.theta_position for kernel in resolved.kernels.bilateral] == [(6.0,) * 3]
@@ -504,29 +421,12 @@ def test_resolve_drops_terms_without_weight() -> None:
     ],
 )
 def test_resolve_refuses_lists_of_the_wrong_length(changes: dict[str, object], message: str) -> None:
-    """By the name of the key, with both numbers."""
     with pytest.raises(ConfigError, match="^" + message):
         CrfParameters().replace(**changes).resolve(num_labels=3, num_modalities=2, num_dims=3)
 
 
-def test_a_potts_matrix_is_recognized() -> None:
-    """However it is written, the cheaper computation applies."""
-    parameters = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (1.0, 0.0))))
-    assert parameters.resolve(2, 1, 3).mean_field.is_potts
-    other = parameters.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3).mean_field
-    assert not other.is_potts
-    np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
-
-
 def test_positions_decide_the_distance_between_voxels() -> None:
-    """Millimeters as they are, or one per voxel."""
     parameters = CrfParameters()
     assert parameters.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
     voxels = parameters.replace(**{"mean_field.positions": "voxels"})
     assert voxels.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (1.0, 1.0, 1.0)
-
-
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
-    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")
-    assert CrfParameters.load(path).mean_field.num_iterations == 3

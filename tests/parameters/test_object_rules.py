@@ -13,13 +13,10 @@ from crfrefine.parameters.sections import PostprocessParameters
 NONE = ObjectRule()
 
 
-def test_without_words_there_is_no_rule() -> None:
-    assert object_rules(PostprocessParameters(), 3) == (NONE, NONE, NONE)
-    assert not NONE.removes
-
-
 def test_words_are_for_all_labels() -> None:
     """A smallest size is for what the word says, all labels together if there is none."""
+    assert object_rules(PostprocessParameters(), 3) == (NONE, NONE, NONE)
+    assert not NONE.removes
     one = ObjectRule(num_kept=2, min_ml=0.5)
     assert object_rules(PostprocessParameters("each", 0.5, 2), 3) == (NONE, one, one)
     assert object_rules(PostprocessParameters("foreground", 0.5, 2), 3) == (one, NONE, NONE)
@@ -46,13 +43,9 @@ def test_rules_become_parameters_and_back(given_rules: tuple[ObjectRule, ...]) -
 
 def test_words_are_taken_where_they_do() -> None:
     one, two = ObjectRule(1), ObjectRule(2, fills_holes=True)
+    assert rules_as_parameters((NONE,) * 4) == PostprocessParameters()
     assert rules_as_parameters((one, NONE, NONE)) == PostprocessParameters("foreground")
     assert rules_as_parameters((NONE, two, two)) == PostprocessParameters("each", num_components=2, fill_holes="each")
     assert rules_as_parameters((one, NONE, two)) == PostprocessParameters(
         ("foreground", "none", "each"), num_components=(1, 1, 2), fill_holes=("none", "none", "each")
     )
-
-
-def test_no_rules_are_the_default_parameters() -> None:
-    """So that a file without rules looks like one."""
-    assert rules_as_parameters((NONE,) * 4) == PostprocessParameters()

@@ -20,13 +20,9 @@ def pyramid():
     return labels
 
 
-def test_planes_have_the_largest_cross_section(pyramid):
+def test_planes_have_the_largest_cross_section_and_of_equal_ones_the_middle(pyramid):
     places = choose_places([pyramid, pyramid], np.zeros(GRID_SHAPE, bool), STEPS)
-    assert places.structure == (20, 14, 8)
-    assert places.change is None
-
-
-def test_of_equal_planes_the_middle_one_is_taken():
+    assert (places.structure, places.change) == ((20, 14, 8), None)
     block = np.zeros(GRID_SHAPE, np.uint8)
     block[10:21, 20:29, 5:12] = 3
     assert choose_places([block], block > 9, STEPS).structure == (15, 24, 8)

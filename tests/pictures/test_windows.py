@@ -21,18 +21,13 @@ def noise(mean, spread, seed=0):
     return np.random.default_rng(seed).normal(mean, spread, GRID_SHAPE).astype(np.float32)
 
 
-def test_the_window_holds_nearly_all_numbers_that_are_not_zero():
-    values = np.concatenate([np.zeros(5000), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
-    window = choose_window(values, np.zeros(values.shape, bool))
-    assert (window.low, window.high) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
+def test_the_window_holds_nearly_all_numbers_that_are_no_background():
+    for background in (0, -3.25):  # as of a normalized image
+        values = np.concatenate([np.full(5000, background), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+        window = choose_window(values, np.zeros(values.shape, bool))
+        assert (window.low, window.high) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
     assert choose_window(np.full(9, np.nan, np.float32), np.ones(9, bool)) == Window(0.0, 1.0)
     assert choose_window(np.full(9, 5, np.float32), np.ones(9, bool)) == Window(4.5, 5.5)
-
-
-def test_the_background_of_a_normalized_image_does_not_count():
-    values = np.concatenate([np.full(5000, -3.25), np.arange(1, 1001)]).astype(np.float32)
-    window = choose_window(values, np.zeros(values.shape, bool))
-    assert (window.low, window.high) == pytest.approx((5.995, 995.005), abs=0.001)
 
 
 def test_a_small_bright_structure_is_not_white_throughout():
@@ -82,6 +77,16 @@ def test_a_bright_and_a_dark_label_do_not_cancel(structure):
     one[labels > 0] -= 20
     windows = [choose_window(channel, labels > 0) for channel in (one, both)]
     assert choose_modality([one, both], windows, labels, STEPS) == 1
+
+
+def test_a_long_border_counts_for_more_than_a_short_one(structure):
+    labels = structure.astype(np.uint8)
+    labels[24:26, 3:5, 3:5] = 2
+    large, small = noise(100, 5, 8), noise(100, 5, 9)
+    large[labels == 1] += 40
+    small[labels == 2] += 80
+    windows = [choose_window(channel, labels > 0) for channel in (small, large)]
+    assert choose_modality([small, large], windows, labels, STEPS) == 1
 
 
 def test_what_is_no_tissue_gives_no_contrast(structure):

@@ -16,7 +16,7 @@ from report_helpers import NASTY, make_images, make_report, make_table
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
-from crfrefine.report import case_table, missing_viewer, summary_table, write_report
+from crfrefine.report import case_table, missing_viewer, write_report
 from crfrefine.report.page import CaseView, _groups
 from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
@@ -241,21 +241,17 @@ def test_the_numbers_on_the_page_are_those_of_the_table(text):
     )
 
 
-def test_the_summary_table_has_the_numbers_of_the_summary(text):
-    report = make_report()
-    row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
-    comparison = row.comparison
+def test_the_summary_has_the_numbers_of_the_comparison_and_the_legend_the_colors_of_the_pictures(text):
+    row = next(row for row in make_report().summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
+    comparison, found = row.comparison, Page(text)
     expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
-    assert expected.replace("-", "\u2212") in Page(text).text
+    assert expected.replace("-", "\u2212") in found.text
     low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
-    assert f"{low} to {high} {format_p(row.p_adjusted)} {comparison.effect_size:+.2f} " in Page(text).text
-    assert f"▲ {comparison.wins} ● {comparison.ties} ▼ {comparison.losses}" in Page(text).text
-
-
-def test_the_legend_has_the_colors_of_the_pictures(text):
-    colors = [attributes["style"] for _, attributes in Page(text).elements if attributes.get("class") == "swatch"]
+    assert f"{low} to {high} {format_p(row.p_adjusted)} {comparison.effect_size:+.2f} " in found.text
+    assert f"▲ {comparison.wins} ● {comparison.ties} ▼ {comparison.losses}" in found.text
+    colors = [attributes["style"] for _, attributes in found.elements if attributes.get("class") == "swatch"]
     assert colors == [f"background:{label_color(label)}" for label in (1, 2)]
-    assert "1 front <part> 2 gained a label" in Page(text).text
+    assert "1 front <part> 2 gained a label" in found.text
     assert set(re.findall(r'class="contour" style="stroke:(#\w+)"><title>1 front &lt;part&gt;<', text)) == {label_color(1)}
 
 
@@ -268,15 +264,9 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     assert sets[0]["data-metric"] == "dice"
     assert len(pairs_of(report, "2", "dice").cases) == 11, "two are undefined"
     assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
-
-
-def test_the_work_for_a_line_does_not_grow_with_the_regions(monkeypatch):
-    """Which regions a metric has is found out once, and not for each of a thousand regions again."""
-    calls = []
-    monkeypatch.setattr(summary_table, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
-    report = make_report()
-    assert len(list(summary_table.summary_lines(report, report.method))) > len(calls) > 0
-    assert len(calls) == len(set(calls))
+    values = {"network": (0.3, 0.3), "crf": (0.1 + 0.2, 0.4)}
+    lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(2)]
+    assert list(pairs_of(make_report(table=ResultTable(lines)), "1", "dice").gains) == [0, 1], "rounding is no gain"
 
 
 def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():
@@ -308,12 +298,6 @@ def test_where_a_single_region_is_judged_it_leads_everything(tmp_path):
     assert first == "2"
 
 
-@pytest.mark.parametrize("num_cases", [3, 4])
-def test_few_cases_are_shown_once_each(num_cases):
-    shown = choose_cases(make_report(num_cases), 3)
-    assert sorted(one.case for one in shown) == sorted(make_table(num_cases).cases)
-
-
 def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
     text = written(tmp_path, make_report(compared=False))
     found = Page(text)
@@ -328,30 +312,32 @@ def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
     assert "without its sign" not in found.text, "in the summary it has its sign as well"
 
 
-def test_without_images_the_labels_are_shown_on_nothing(tmp_path):
-    found = Page(written(tmp_path, make_report(load_case=lambda case: make_images(case, has_image=False)), num_shown=1))
-    assert not any(tag == "image" for tag, _ in found.elements)
-    assert sum(attributes.get("class") == "nothing" for _, attributes in found.elements) == 9
+def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
+    """A case that cannot be read, cases without images, and names of files that are no text."""
 
-
-def test_a_case_that_cannot_be_read_is_named_on_the_page(tmp_path):
     def load(case):
         if case == NASTY:
             raise InputError(f"images/{case}.nii.gz: cut off")
-        return make_images(case)
+        return make_images(case, has_image=False)
 
-    report = make_report(4, load_case=load)
-    assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(written(tmp_path, report)).text
+    named = {"settings": {"folder": "labels/\udcff"}, "failures": [("case \udcfe", "labels/\udcfe.nii.gz: cut off")]}
+    found = Page(written(tmp_path, make_report(4, load_case=load, **named)))
+    assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in found.text
+    assert not any(tag == "image" for tag, _ in found.elements)
+    assert sum(attributes.get("class") == "nothing" for _, attributes in found.elements) == 9
+    assert r"labels/\udcff" in found.text
+    assert r"case \udcfe" in found.text
 
 
-@pytest.mark.parametrize("num_cases", [1, 2])
-def test_one_and_two_cases(tmp_path, num_cases):
-    table = make_table(3)
+@pytest.mark.parametrize("num_cases", [1, 2, 4])
+def test_few_cases_are_shown_once_each(tmp_path, num_cases):
+    table = make_table(4)
     kept = type(table)(line for line in table if line.case in table.cases[:num_cases])
-    report = make_report(
-        3, table=kept, summary=summarize(kept, "network", num_resamples=100), verdict=verdict(kept, "crf", "network", num_resamples=100)
-    )
-    assert f"Too few cases. n = {num_cases}" in Page(written(tmp_path, report)).text
+    judged = verdict(kept, "crf", "network", num_resamples=100)
+    report = make_report(4, table=kept, summary=summarize(kept, "network", num_resamples=100), verdict=judged)
+    assert sorted(one.case for one in choose_cases(report, 3)) == sorted(kept.cases)
+    if num_cases < 3:
+        assert f"Too few cases. n = {num_cases}" in Page(written(tmp_path, report)).text
 
 
 def test_thousands_of_cases_do_not_make_the_page_large(tmp_path, monkeypatch):
@@ -386,15 +372,13 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path):
         write_report(tmp_path / "none" / "report.html", make_report())
 
 
-def test_same_input_same_page(tmp_path, text):
-    assert written(tmp_path, make_report()) == text
-
-
-def test_progress_names_each_case_that_is_drawn(tmp_path):
-    seen = []
-    write_report(tmp_path / "report.html", make_report(), num_shown=1, progress=lambda *step: seen.append(step))
-    assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)]
+def test_progress_names_each_case_that_is_drawn_and_the_same_input_gives_the_same_page(tmp_path):
+    seen, paths = [], [tmp_path / "one.html", tmp_path / "other.html"]
+    for path in paths:
+        write_report(path, make_report(), num_shown=1, progress=lambda *step: seen.append(step))
+    assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)] * 2
     assert seen[0][0] == choose_cases(make_report(), 1)[0].case
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_the_viewer_is_there_with_its_license_and_nilearn_is_not_imported(text):
@@ -405,34 +389,23 @@ def test_the_viewer_is_there_with_its_license_and_nilearn_is_not_imported(text):
     assert "nilearn" not in sys.modules
 
 
-def test_without_the_viewers_package_the_page_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nilearn", None)
-    assert "nilearn, which is not installed" in missing_viewer()
-    found = Page(written(tmp_path, make_report(), num_shown=1))
+def test_without_the_viewer_the_page_says_what_to_install(tmp_path, monkeypatch):
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "nilearn", None)
+        assert "nilearn, which is not installed" in missing_viewer()
+        found = Page(written(tmp_path, make_report(), num_shown=1))
     assert "This report has no interactive viewer" in found.text
     assert "pip install 'crfrefine[report]'" in found.text
     assert not any("viewer" in (attributes.get("class") or "") for _, attributes in found.elements)
-
-
-def test_a_package_without_the_viewer_is_an_error_that_says_so(tmp_path, monkeypatch):
-    (tmp_path / "nilearn").mkdir()
+    viewer = tmp_path / "nilearn" / "_assets" / "js" / "brainsprite.min.js"
+    viewer.parent.mkdir(parents=True)
     (tmp_path / "nilearn" / "__init__.py").write_text("raise AssertionError('imported')", encoding="utf-8")
     monkeypatch.delitem(sys.modules, "nilearn", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "install nilearn 0.12 to 0.14" in missing_viewer()
     assert str(tmp_path) in missing_viewer()
-    viewer = tmp_path / "nilearn" / "_assets" / "js" / "brainsprite.min.js"
-    viewer.parent.mkdir(parents=True)
     viewer.write_text("export default class Another {}", encoding="utf-8")
     assert f"{viewer}: expected a slice viewer" in missing_viewer()
-    assert "This report has no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text
-
-
-def test_names_of_files_need_not_be_text(tmp_path):
-    report = make_report(settings={"folder": "labels/\udcff"}, failures=[("case \udcfe", "labels/\udcfe.nii.gz: cut off")])
-    text = Page(written(tmp_path, report)).text
-    assert "labels/\\udcff" in text
-    assert "case \\udcfe" in text
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,11 @@
 """The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
 
-import base64
-import io
 import re
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser_helpers import missing_browser, open_browser, prefer, requested, resize
-from PIL import Image
+from browser_helpers import missing_browser, open_browser, prefer, requested, resize, wait
 from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 
 from crfrefine.errors import InputError
@@ -19,6 +15,7 @@ from crfrefine.statistics.comparison import ResultTable
 
 pytestmark = pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
 needs_viewer = pytest.mark.skipif(bool(missing_viewer()), reason=missing_viewer() or "there is a viewer")
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 # Text that lies on pictures: it is white with a black edge.
 ON_PICTURES = ".picture .letter, .cut text"
@@ -73,12 +70,6 @@ def page(browser, address):
     assert browser.get_log("browser") == []
 
 
-def wait(driver, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
-
-
 def find(driver, selector):
     return driver.find_element("css selector", selector)
 
@@ -102,327 +93,12 @@ def number(text):
     return float(text.replace("\u2212", "-"))
 
 
-def test_it_opens_from_disk_and_asks_for_nothing(page, address):
-    requested(page)
-    page.refresh()
-    wait(page, "document.readyState === 'complete'")
-    assert {url.partition("#")[0] for url in requested(page) if not url.startswith("data:")} == {address}
-    assert page.title == "Report on <b>crf</b> & others"
-    assert page.execute_script("return document.querySelectorAll('b, [onerror]').length") == 0
-    assert make_report().verdict.sentence == find(page, "#sentence").text
-    assert page.execute_script("return document.querySelector('#sentence').getBoundingClientRect().bottom") < 400, "the verdict comes first"
-
-
-def test_a_script_that_is_not_the_page_s_own_does_not_run(page):
-    """As one that a name brought in, had it not stayed text."""
-    put_in = "const node = document.createElement('script'); node.textContent = 'window.isOpen = 1'; document.body.append(node);"
-    assert page.execute_script(f"{put_in} return window.isOpen ?? 0") == 0
-    (complaint,) = page.get_log("browser")
-    assert "Content Security Policy" in complaint["message"]
-
-
-def test_the_table_sorts_numbers_with_undefined_values_last(page):
-    select(page, "#table-metric", "hd95_mm")
-    select(page, "#table-region", "2")
-    table = make_report().table
-    expected = np.abs(table.values("network", "2", "hd95_mm"))
-    button = "#case-table th:nth-child(2) button"
-    for direction in ("ascending", "descending"):
-        find(page, button).click()
-        assert find(page, "#case-table th:nth-child(2)").get_attribute("aria-sort") == direction
-        shown = column(page, 1)
-        assert shown[-2:] == ["–", "–"], "two are undefined"
-        numbers = [number(text) for text in shown[:-2]]
-        assert numbers == sorted(numbers, reverse=direction == "descending")
-        np.testing.assert_allclose(sorted(numbers), np.sort(expected)[:-2], atol=0.0051)  # two decimals are shown
-    find(page, "#case-table th:nth-child(4) button").click()
-    differences = [number(text) for text in column(page, 3)[:-2]]
-    assert differences == sorted(differences)
-    assert differences[0] < 0, "a sign is no letter"
-    assert len(set(differences)) > 5
-    assert [find(page, f"#case-table th:nth-child({place})").get_attribute("aria-sort") for place in (1, 3)] == ["none", "none"]
-
-
-def test_the_table_is_sorted_with_the_keyboard_and_names_by_their_numbers(page):
-    from selenium.webdriver.common.keys import Keys
-
-    find(page, "#case-table th:first-child button").send_keys(Keys.ENTER)
-    names = column(page, 0)
-    plain = [name for name in names if name.startswith("case ")]
-    assert plain == sorted(plain, key=lambda name: int(name.split()[1]))
-    assert NASTY in names
-    assert page.execute_script("return document.activeElement.dataset.key") == "case", "the focus stays where it was"
-    for _ in range(2):
-        find(page, "#case-table th:nth-child(5) button").send_keys(Keys.ENTER)
-        better = [name for name, result in zip(column(page, 0), column(page, 4), strict=True) if result == "▲ better"]
-        assert better == [name for name in names if name in better], "equal ones stand in the order of names"
-        assert len(better) > 5
-
-
-def test_the_table_is_filtered_by_name_and_by_result(page):
-    find(page, "#filter").send_keys("CASE 1")
-    assert sorted(column(page, 0)) == ["case 10", "case 11", "case 12"]
-    assert find(page, "#table-status").text == "3 of 13 cases"
-    find(page, "#filter").clear()
-    select(page, "#filter", "")
-    gains = {"better": 0, "worse": 0, "equal": 0}
-    for kind in gains:
-        select(page, "#kind", kind)
-        gains[kind] = len(column(page, 0))
-        assert all(text.endswith(kind) for text in column(page, 4))
-    comparison = make_report().verdict.comparison
-    assert gains == {"better": comparison.wins, "worse": comparison.losses, "equal": comparison.ties}
-    select(page, "#kind", "undefined")
-    assert column(page, 0) == []
-
-
-def test_shown_cases_are_linked_to_their_pictures(page):
-    link = find(page, "#case-table tbody a")
-    name = link.text
-    link.click()
-    target = page.execute_script("return document.querySelector(':target h4').textContent")
-    assert target.startswith(name)
-
-
-def test_tabs_and_regions_choose_the_charts(page):
-    from selenium.webdriver.common.keys import Keys
-
-    def shown():
-        return page.execute_script(
-            "return [...document.querySelectorAll('.chart-set')].filter((set) => set.checkVisibility())"
-            ".map((set) => [set.dataset.metric, set.dataset.region])"
-        )
-
-    assert shown() == [["dice", "mean"]]
-    find(page, "#tab-hd95_mm").click()
-    assert shown() == [["hd95_mm", "mean"]]
-    assert find(page, "#tab-hd95_mm").get_attribute("aria-selected") == "true"
-    select(page, "#region", "2")
-    assert shown() == [["hd95_mm", "2"]]
-    chosen = "return ['#table-metric', '#table-region'].map((name) => document.querySelector(name).value)"
-    assert page.execute_script(chosen) == ["hd95_mm", "2"], "the table goes with the charts"
-    find(page, "#tab-hd95_mm").send_keys(Keys.HOME)
-    assert shown() == [["dice", "2"]], "the region stays"
-    find(page, "#tab-dice").send_keys(Keys.ARROW_LEFT)
-    assert shown()[0][0] == page.execute_script("return document.activeElement.dataset.metric") != "dice"
-
-
-def test_every_region_is_shown_on_demand(page):
-    def rows():
-        return page.execute_script(
-            "return [...document.querySelector('table.summary').tBodies[0].rows].filter((row) => row.checkVisibility()).length"
-        )
-
-    few = rows()
-    find(page, "#all-regions").click()
-    assert rows() > few
-
-
-@pytest.mark.parametrize("preferred", ["light", "dark"])
-def test_text_can_be_read_in_the_light_and_in_the_dark(page, preferred):
-    """4.5 is what WCAG 2.2 asks for, level AA."""
-    prefer(page, preferred)
-    paper = "return getComputedStyle(document.body).backgroundColor"
-    seen = []
-    for _ in range(2):
-        seen.append(page.execute_script(paper))
-        page.execute_script("document.querySelectorAll('.chart-set').forEach((set) => { set.hidden = false; })")
-        page.execute_script("document.querySelectorAll('details:not(.viewer)').forEach((node) => { node.open = true; })")
-        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
-        assert len(contrasts) > 500
-        assert [text for contrast, text in contrasts if contrast < 4.5] == []
-        is_dark = (preferred == "dark") ^ (len(seen) == 2)
-        # The page hears of the system's preference with the next frame.
-        wait(page, f"document.querySelector('#theme').textContent === '{'Light' if is_dark else 'Dark'} theme'")
-        find(page, "#theme").click()
-    assert seen[0] != seen[1], "the button turns the theme around"
-    assert page.execute_script(paper) == seen[0]
-
-
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_screen(page, width):
-    resize(page, width)
-    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
-    if not missing_viewer():
-        wait(page, "[...document.querySelectorAll('details.viewer')].every((box) => box.dataset.ready)")
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    assert page.execute_script(OVERFLOWING) == []
-    widths = page.execute_script(
-        "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
-    )
-    assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
-
-
-def test_a_table_wider_than_the_screen_says_so(page):
-    """On a phone the summary goes on to the right: a hint above it, and a shadow at the side where it goes on."""
-    shown = "return [...document.querySelectorAll('.more-columns')].map((hint) => hint.checkVisibility())"
-    resize(page, 1200)
-    wait(page, "![...document.querySelectorAll('.more-columns')].some((hint) => hint.checkVisibility())")
-    resize(page, 360)
-    wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
-    hint = find(page, "#summary .more-columns")
-    assert hint.text == "Scroll sideways for more columns →"
-    assert page.execute_script("return arguments[0].nextElementSibling.className", hint) == "scroll"
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert not any(page.execute_script(shown))
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-
-
-def test_what_a_row_is_about_stays_in_sight_while_a_table_is_scrolled(page):
-    """On a phone: metric and region side by side, and all of the caption."""
-    resize(page, 390)
-    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
-    page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
-    spans = page.execute_script(
-        "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
-        " ...[...table.querySelectorAll('tr:not(:has([colspan]))')].filter((row) => row.checkVisibility())"
-        ".flatMap((row) => [row.cells[0], row.cells[1]])]"
-        ".map((node) => { const box = node.getBoundingClientRect(); return [box.left, box.right]; }))"
-    )
-    assert len(spans) >= 2
-    for box, caption, *cells in spans:
-        assert box[0] <= caption[0] < caption[1] <= box[1]
-        for metric, region in zip(cells[::2], cells[1::2], strict=True):
-            assert box[0] <= metric[0] < metric[1] <= region[0] + 1 < region[1] <= box[1] - 100, "there is room for numbers"
-
-
-@pytest.mark.parametrize("preferred", ["light", "dark"])
-def test_the_side_where_a_table_goes_on_is_in_shadow(page, preferred):
-    """Pixels at the edges of the box, between two rows of text: shaded on the right first, on the left after scrolling to the end."""
-    prefer(page, preferred)
-    resize(page, 360)
-    box = find(page, "#summary .scroll")
-    page.execute_script("arguments[0].scrollIntoView({block: 'start'})", box)
-
-    def edges():
-        area = page.execute_script(
-            "const b = arguments[0].getBoundingClientRect(); return [b.left + scrollX, b.top + scrollY, b.width]", box
-        )
-        clip = {"x": area[0] + 2, "y": area[1] + 2, "width": area[2] - 4, "height": 60, "scale": 1}
-        shot = page.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": clip, "captureBeyondViewport": True})["data"]
-        row = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot))).convert("L"), int)[1]
-        middle = int(row[len(row) // 2])
-        return [
-            "shaded" if abs(int(row[at]) - middle) > 20 else "plain" if abs(int(row[at]) - middle) <= 2 else "between" for at in (1, -2)
-        ]
-
-    def settles_at(expected):
-        """A browser paints when it has time: under load the first screenshot may be one of before."""
-        for _ in range(50):
-            if edges() == expected:
-                break
-            time.sleep(0.1)
-        return edges() == expected
-
-    assert settles_at(["plain", "shaded"]), edges()
-    page.execute_script("arguments[0].scrollLeft = arguments[0].scrollWidth", box)
-    assert settles_at(["shaded", "plain"]), edges()
-
-
-def test_pictures_keep_the_proportions_of_the_patient(page):
-    case = upright_case(make_images("a"))
-    size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
-    boxes = page.execute_script(
-        "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
-        ".map((box) => box.width / box.height)"
-    )
-    # A hundredth of a pixel is what layout rounds to.
-    assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
-
-
-def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, address):
-    """As in a mail program or behind a policy that forbids scripts, where <noscript> may not be heeded."""
-    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        page.get(address)
-        wait(page, "document.readyState === 'complete'")  # scripts of the page are off, not those of the test
-    finally:
-        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    shown = "return [...document.querySelectorAll(arguments[0])].map((node) => node.checkVisibility())"
-    assert page.execute_script(shown, ".chart-set") == 9 * [True]
-    assert set(page.execute_script(shown, "button, select, input, details.viewer")) == {False}
-    assert page.execute_script(shown, ".needs-no-script") == [True]
-    page.get(address)
-    assert page.execute_script(shown, ".needs-no-script") == [False]
-    assert True in page.execute_script(shown, "button, select, input")
-
-
-@needs_viewer
-def test_a_viewer_that_fails_says_so(page):
-    page.execute_script(
-        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
-    )
-    wait(page, "document.querySelector('#case-0 .planes').textContent")
-    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
-
-
 def open_other(browser, tmp_path, report, **options):
     """Open another report than that of the tests' page."""
     write_report(tmp_path / "report.html", report, **options)
     browser.get_log("browser")
     browser.get((tmp_path / "report.html").as_uri())
     wait(browser, "document.readyState === 'complete'")
-
-
-@pytest.mark.parametrize("width", [360, 1200])
-def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
-    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
-    resize(browser, width)
-    open_other(
-        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.execute_script(OVERFLOWING) == []
-    # A name that runs from right to left does not turn around what follows it.
-    assert browser.execute_script(
-        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
-    ) == 6 * ["isolate"]
-    assert browser.get_log("browser") == []
-
-
-def test_a_long_table_is_shown_in_full_on_demand(browser, tmp_path):
-    open_other(browser, tmp_path, make_report(3, table=make_table(60)), num_shown=1)
-    assert len(column(browser, 0)) == 50
-    assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
-    find(browser, "#more").click()
-    assert len(column(browser, 0)) == 60
-    assert not find(browser, "#more").is_displayed()
-
-
-def test_a_report_without_any_picture_works(browser, tmp_path):
-    """As where Dice is undefined in all cases, or no volume can be read."""
-
-    def load(case):
-        raise InputError(f"{case}: cut off")
-
-    open_other(browser, tmp_path, make_report(4, load_case=load))
-    assert len(column(browser, 0)) == 4
-    assert browser.get_log("browser") == []
-
-
-@needs_viewer
-def test_of_a_single_slice_one_plane_is_shown(browser, tmp_path):
-    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
-    images = CaseImages("flat", flat.astype(np.float32)[None], flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
-    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
-    open_viewer(browser)
-    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
-    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
-    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.parametrize("preferred", ["light", "dark"])
-def test_it_is_printed_on_white_paper_whatever_the_screen_shows(page, preferred):
-    prefer(page, preferred)
-    for _ in range(2):
-        find(page, "#theme").click()
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
-        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-        assert paper == "rgb(255, 255, 255)"
-        assert [text for contrast, text in contrasts if contrast < 4.5] == []
 
 
 def open_viewer(page):
@@ -452,9 +128,6 @@ def move_to(page, plane, place):
     select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
 
 
-PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
-
-
 def counted(case, axis, place):
     """What a plane says of where it lies."""
     return f"{case.axes[axis].first + case.axes[axis].step * place} of {case.axes[axis].size}"
@@ -465,50 +138,6 @@ def bare(page):
     open_viewer(page)
     for name in ("reference", "changes"):
         toggle(page, name)
-
-
-@needs_viewer
-@pytest.mark.parametrize("plane", PLANES)
-def test_the_viewer_shows_the_slice_that_its_slider_names(page, plane):
-    """Pixel by pixel the gray values of the volume, turned so that the patient's right is at the left."""
-    case = upright_case(make_images("a"))
-    through, across, up = PLANES[plane]
-    bare(page)
-    for place in (0, case.after.shape[through] - 1, case.point[through]):
-        move_to(page, plane, place)
-        cut = np.take(case.gray, place, axis=through).T[::-1]
-        shown = pixels(page, plane)
-        assert shown.shape[:2] == (case.after.shape[up], case.after.shape[across])
-        assert (shown[..., 3] == 255).all()
-        # The viewer's gray values have 64 levels.
-        assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
-        assert shown[..., 0].std() > 10, "not blank"
-        figure = find(page, f"#case-0 .plane[data-plane={plane}]")
-        assert figure.find_element("css selector", "output").text == counted(case, through, place)
-        assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
-
-
-@needs_viewer
-@pytest.mark.parametrize(("overlay", "label"), [("reference", None), ("before", None), ("after", 2), ("changes", None)])
-def test_an_overlay_colors_its_voxels_and_no_others(page, overlay, label):
-    case = upright_case(make_images("a"))
-    bare(page)
-    toggle(page, "filled")
-    plain = {plane: pixels(page, plane) for plane in PLANES}
-    toggle(page, overlay)
-    volume = getattr(case, overlay)
-    for plane, (through, _, _) in PLANES.items():
-        shown = pixels(page, plane)
-        expected = np.take(volume, case.point[through], axis=through).T[::-1] > 0
-        np.testing.assert_array_equal((shown != plain[plane]).any(axis=-1), expected)
-        assert expected.any()
-    if label:
-        right, front, top = np.argwhere(volume == label)[0]
-        for plane, place in (("axial", top), ("coronal", front), ("sagittal", right)):
-            move_to(page, plane, int(place))
-        rows, columns = np.nonzero(pixels(page, "axial")[..., 2] > pixels(page, "axial")[..., 0] + 20)  # the second label is blue
-        assert (rows.tolist(), columns.tolist()) == ([volume.shape[1] - 1 - front], [right])
-    toggle(page, overlay)
 
 
 def edges_of(path):
@@ -523,41 +152,147 @@ def edges_of(path):
         assert (x, y) == start, "the line is closed"
 
 
+def values_of(page, *names):
+    """The values of sliders and choices of the first viewer."""
+    return [float(page.execute_script("return document.querySelector(`#case-0 [name=${arguments[0]}]`).value", name)) for name in names]
+
+
+def two_modalities(case):
+    """A second modality whose intensities run the other way, and a far change that needs a plane of its own."""
+    reference = np.zeros((40, 30, 12), np.uint8)
+    reference[4:16, 5:20, 2:10] = 1
+    before = reference.copy()
+    before[32:36, 22:26, 10:12] = 2
+    clear = np.random.default_rng(7).normal(100, 8, reference.shape) + 60 * (reference > 0)
+    images = np.stack([-0.01 * clear + np.random.default_rng(8).normal(0, 0.5, reference.shape), clear]).astype(np.float32)
+    images[1, 4, 4, 1] = 900  # far outside of the window
+    return CaseImages(case, images, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]), ("T1", "FLAIR"))
+
+
+def place_of(page, *planes):
+    """The voxels that the sliders of planes are at, counted from 0."""
+    slider = "#case-0 .plane[data-plane={}] input"
+    return [int(find(page, slider.format(plane)).get_attribute("value")) - 1 for plane in planes]
+
+
+def box_of(page, selector):
+    """Where a part of the axial plane lies on the screen."""
+    return page.execute_script(
+        f"return document.querySelector('#case-0 .plane[data-plane=axial] {selector}').getBoundingClientRect().toJSON()"
+    )
+
+
+def test_it_asks_for_nothing_and_tables_and_charts_obey(page, address):
+    from selenium.webdriver.common.keys import Keys
+
+    requested(page)
+    page.refresh()
+    wait(page, "document.readyState === 'complete'")
+    assert {url.partition("#")[0] for url in requested(page) if not url.startswith("data:")} == {address}
+    assert page.execute_script("return document.querySelectorAll('b, [onerror]').length") == 0
+    assert make_report().verdict.sentence == find(page, "#sentence").text
+    assert page.execute_script("return document.querySelector('#sentence').getBoundingClientRect().bottom") < 400, "the verdict comes first"
+
+    def charts():
+        return page.execute_script(
+            "return [...document.querySelectorAll('.chart-set')].filter((set) => set.checkVisibility())"
+            ".map((set) => [set.dataset.metric, set.dataset.region])"
+        )
+
+    assert charts() == [["dice", "mean"]]
+    find(page, "#tab-hd95_mm").click()
+    assert charts() == [["hd95_mm", "mean"]]
+    assert find(page, "#tab-hd95_mm").get_attribute("aria-selected") == "true"
+    select(page, "#region", "2")
+    assert charts() == [["hd95_mm", "2"]]
+    chosen = "return ['#table-metric', '#table-region'].map((name) => document.querySelector(name).value)"
+    assert page.execute_script(chosen) == ["hd95_mm", "2"], "the table goes with the charts"
+
+    expected = np.abs(make_report().table.values("network", "2", "hd95_mm"))
+    for direction in ("ascending", "descending"):
+        find(page, "#case-table th:nth-child(2) button").click()
+        assert find(page, "#case-table th:nth-child(2)").get_attribute("aria-sort") == direction
+        shown = column(page, 1)
+        assert shown[-2:] == ["–", "–"], "two are undefined"
+        numbers = [number(text) for text in shown[:-2]]
+        assert numbers == sorted(numbers, reverse=direction == "descending")
+        np.testing.assert_allclose(sorted(numbers), np.sort(expected)[:-2], atol=0.0051)  # two decimals are shown
+    find(page, "#case-table th:nth-child(4) button").click()
+    differences = [number(text) for text in column(page, 3)[:-2]]
+    assert differences == sorted(differences)
+    assert differences[0] < 0, "a sign is no letter"
+    assert len(set(differences)) > 5
+    assert [find(page, f"#case-table th:nth-child({place})").get_attribute("aria-sort") for place in (1, 3)] == ["none", "none"]
+
+    find(page, "#tab-hd95_mm").send_keys(Keys.HOME)
+    assert charts() == [["dice", "2"]], "the region stays"
+    find(page, "#tab-dice").send_keys(Keys.ARROW_LEFT)
+    assert charts()[0][0] == page.execute_script("return document.activeElement.dataset.metric") != "dice"
+    find(page, "#tab-dice").click()
+    select(page, "#region", "mean")
+    find(page, "#case-table th:first-child button").send_keys(Keys.ENTER)
+    names = column(page, 0)
+    plain = [name for name in names if name.startswith("case ")]
+    assert plain == sorted(plain, key=lambda name: int(name.split()[1]))
+    assert NASTY in names
+    assert page.execute_script("return document.activeElement.dataset.key") == "case", "the focus stays where it was"
+    for _ in range(2):
+        find(page, "#case-table th:nth-child(5) button").send_keys(Keys.ENTER)
+        better = [name for name, result in zip(column(page, 0), column(page, 4), strict=True) if result == "▲ better"]
+        assert better == [name for name in names if name in better], "equal ones stand in the order of names"
+        assert len(better) > 5
+
+    find(page, "#filter").send_keys("CASE 1")
+    assert sorted(column(page, 0)) == ["case 10", "case 11", "case 12"]
+    assert find(page, "#table-status").text == "3 of 13 cases"
+    find(page, "#filter").clear()
+    select(page, "#filter", "")
+    gains = {"better": 0, "worse": 0, "equal": 0}
+    for kind in gains:
+        select(page, "#kind", kind)
+        gains[kind] = len(column(page, 0))
+        assert all(text.endswith(kind) for text in column(page, 4))
+    comparison = make_report().verdict.comparison
+    assert gains == {"better": comparison.wins, "worse": comparison.losses, "equal": comparison.ties}
+    select(page, "#kind", "undefined")
+    assert column(page, 0) == []
+    select(page, "#kind", "better")
+
+    rows = "return [...document.querySelector('table.summary').tBodies[0].rows].filter((row) => row.checkVisibility()).length"
+    few = page.execute_script(rows)
+    find(page, "#all-regions").click()
+    assert page.execute_script(rows) > few
+    link = find(page, "#case-table tbody a")
+    name = link.text
+    link.click()
+    assert page.execute_script("return document.querySelector(':target h4').textContent").startswith(name)
+
+    put_in = "const node = document.createElement('script'); node.textContent = 'window.isOpen = 1'; document.body.append(node);"
+    assert page.execute_script(f"{put_in} return window.isOpen ?? 0") == 0, "a script that is not the page's own does not run"
+    (complaint,) = page.get_log("browser")
+    assert "Content Security Policy" in complaint["message"]
+
+
 @needs_viewer
-@pytest.mark.parametrize("overlay", ["reference", "before", "after"])
-def test_outlines_run_around_the_voxels_of_each_label(page, overlay):
+def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
+    """Pixel by pixel the gray values of the volume, turned so that the patient's right is at the left."""
     case = upright_case(make_images("a"))
     bare(page)
-    paths = (
-        "return [...document.querySelectorAll(`#case-0 .plane[data-plane=${arguments[0]}] svg path`)].map((path) => path.getAttribute('d'))"
-    )
-    assert page.execute_script(paths, "axial") == []
-    toggle(page, overlay)
-    for plane, (through, _, _) in PLANES.items():
-        for place in (case.point[through], int(np.argwhere(case.after == 2)[0][through])):
-            move_to(page, plane, place)
-            cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
-            expected = set()
-            for label in set(np.unique(cut)) - {0}:
-                padded = np.pad(cut == label, 1)
-                rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-                expected |= {(column, row, "h") for row, column in zip(rows, columns, strict=True)}
-                rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-                expected |= {(column, row, "v") for row, column in zip(rows, columns, strict=True)}
-            found = page.execute_script(paths, plane)
-            assert len(found) == len(set(np.unique(cut)) - {0}), "a path a label"
-            assert {edge for path in found for edge in edges_of(path)} == expected
-    drawing = "return document.querySelector('#case-0 .plane[data-plane=axial] {}').getBoundingClientRect().toJSON()"
-    assert page.execute_script(drawing.format("svg")) == page.execute_script(drawing.format("canvas")), "it lies on the picture"
-
-
-@needs_viewer
-def test_planes_have_the_proportions_and_sides_of_the_patient(page):
-    case = upright_case(make_images("a"))
-    open_viewer(page)
     size = [count * step for count, step in zip(case.after.shape, STEPS, strict=True)]
-    for plane, (_, across, up) in PLANES.items():
-        picture = find(page, f"#case-0 .plane[data-plane={plane}] .picture")
+    for plane, (through, across, up) in PLANES.items():
+        for place in (0, case.after.shape[through] - 1, case.point[through]):
+            move_to(page, plane, place)
+            cut = np.take(case.gray, place, axis=through).T[::-1]
+            shown = pixels(page, plane)
+            assert shown.shape[:2] == (case.after.shape[up], case.after.shape[across])
+            assert (shown[..., 3] == 255).all()
+            # The viewer's gray values have 64 levels.
+            assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
+            assert shown[..., 0].std() > 10, "not blank"
+            figure = find(page, f"#case-0 .plane[data-plane={plane}]")
+            assert figure.find_element("css selector", "output").text == counted(case, through, place)
+            assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
+        picture = figure.find_element("css selector", ".picture")
         assert picture.size["width"] / picture.size["height"] == pytest.approx(size[across] / size[up], rel=0.02)  # whole pixels
         middles = {
             letter.text: (letter.location["x"] + letter.size["width"] / 2, letter.location["y"] + letter.size["height"] / 2)
@@ -567,7 +302,48 @@ def test_planes_have_the_proportions_and_sides_of_the_patient(page):
         assert middles[sides[across][0]][0] < middles[sides[across][1]][0]
         assert middles[sides[up][0]][1] > middles[sides[up][1]][1], "y runs downward"
 
+    paths = (
+        "return [...document.querySelectorAll(`#case-0 .plane[data-plane=${arguments[0]}] svg path`)].map((path) => path.getAttribute('d'))"
+    )
+    assert page.execute_script(paths, "axial") == []
+    for overlay in ("reference", "before", "after"):
+        toggle(page, overlay)
+        for plane, (through, _, _) in PLANES.items():
+            for place in (int(np.argwhere(case.after == 2)[0][through]), case.point[through]):
+                move_to(page, plane, place)
+                cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
+                expected = set()
+                for label in set(np.unique(cut)) - {0}:
+                    padded = np.pad(cut == label, 1)
+                    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+                    expected |= {(column, row, "h") for row, column in zip(rows, columns, strict=True)}
+                    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+                    expected |= {(column, row, "v") for row, column in zip(rows, columns, strict=True)}
+                found = page.execute_script(paths, plane)
+                assert len(found) == len(set(np.unique(cut)) - {0}), "a path a label"
+                assert {edge for path in found for edge in edges_of(path)} == expected
+        toggle(page, overlay)
+    assert box_of(page, "svg") == box_of(page, "canvas"), "it lies on the picture"
 
+    toggle(page, "filled")
+    plain = {plane: pixels(page, plane) for plane in PLANES}
+    for overlay in ("reference", "before", "changes", "after"):
+        toggle(page, overlay)
+        volume = getattr(case, overlay)
+        for plane, (through, _, _) in PLANES.items():
+            expected = np.take(volume, case.point[through], axis=through).T[::-1] > 0
+            np.testing.assert_array_equal((pixels(page, plane) != plain[plane]).any(axis=-1), expected)
+            assert expected.any()
+        if overlay != "after":
+            toggle(page, overlay)
+    right, front, top = np.argwhere(case.after == 2)[0]
+    for plane, place in (("axial", top), ("coronal", front), ("sagittal", right)):
+        move_to(page, plane, int(place))
+    rows, columns = np.nonzero(pixels(page, "axial")[..., 2] > pixels(page, "axial")[..., 0] + 20)  # the second label is blue
+    assert (rows.tolist(), columns.tolist()) == ([case.after.shape[1] - 1 - front], [right])
+
+
+@pytest.mark.long
 @needs_viewer
 def test_wheel_pointer_and_opacity_change_the_picture(page):
     from selenium.webdriver.common.action_chains import ActionChains
@@ -600,50 +376,33 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
     toggle(page, "crosshair")
     assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
 
-
-@needs_viewer
-def test_a_viewer_can_be_closed_and_opened_again(page):
-    open_viewer(page)
-    first = pixels(page, "coronal")
+    last = pixels(page, "coronal")
     page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
     wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
     assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
     open_viewer(page)
-    np.testing.assert_array_equal(pixels(page, "coronal"), first)
+    assert pixels(page, "coronal").shape == last.shape
+    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
+    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
+    page.execute_script(
+        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
+    )
+    wait(page, "document.querySelector('#case-0 .planes').textContent")
+    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
 
 
-def two_modalities(case):
-    """A second modality whose intensities run the other way, and a far change that needs a plane of its own."""
-    reference = np.zeros((40, 30, 12), np.uint8)
-    reference[4:16, 5:20, 2:10] = 1
-    before = reference.copy()
-    before[32:36, 22:26, 10:12] = 2
-    clear = np.random.default_rng(7).normal(100, 8, reference.shape) + 60 * (reference > 0)
-    images = np.stack([-0.01 * clear + np.random.default_rng(8).normal(0, 0.5, reference.shape), clear]).astype(np.float32)
-    images[1, 4, 4, 1] = 900  # far outside of the window
-    return CaseImages(case, images, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]), ("T1", "FLAIR"))
-
-
-@pytest.fixture
-def two(browser, tmp_path):
-    """A report on cases with two modalities, its first viewer open without overlays, and the case in it."""
-    resize(browser, 1200)
-    open_other(browser, tmp_path, make_report(3, load_case=two_modalities), num_shown=1)
-    bare(browser)
-    yield browser, upright_case(two_modalities("a"))
-    assert browser.get_log("browser") == []
-
-
-def values_of(page, *names):
-    """The values of sliders and choices of the first viewer."""
-    return [float(page.execute_script("return document.querySelector(`#case-0 [name=${arguments[0]}]`).value", name)) for name in names]
-
-
+@pytest.mark.long
 @needs_viewer
-def test_the_viewer_shows_each_modality(two):
-    page, case = two
+def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page, case = browser, upright_case(two_modalities("a"))
+    resize(page, 1200)
+    open_other(page, tmp_path, make_report(3, load_case=two_modalities), num_shown=1)
+    bare(page)
     assert values_of(page, "modality") == [1], "the one with the clearest border comes first"
-    for number in (1, 0):
+    for number in (0, 1):
         select(page, "#case-0 select[name=modality]", str(number))
         expected = case.windows[number].gray(case.images[number])[:, :, case.point[2]].T[::-1].astype(int)
         # The viewer's gray values have 64 levels; their distance is 4.05 of 255, and rounding adds 0.5 on both sides.
@@ -652,10 +411,6 @@ def test_the_viewer_shows_each_modality(two):
     names = page.execute_script("return [...document.querySelector('#case-0 select[name=modality]').options].map((one) => one.text)")
     assert names == ["T1", "FLAIR"]
 
-
-@needs_viewer
-def test_level_and_width_set_black_and_white(two):
-    page, case = two
     select(page, "#case-0 input[name=level]", "150")
     select(page, "#case-0 input[name=width]", "40")
     assert values_of(page, "level", "width") == [150, 40]
@@ -663,123 +418,207 @@ def test_level_and_width_set_black_and_white(two):
     shown = pixels(page, "axial")[..., 0]
     assert (shown[image < 127] == 0).all()
     assert (shown[image > 173] == 255).all()
-    step = (case.windows[1].high - case.windows[1].low) / 63
+    low, high = case.windows[1].low, case.windows[1].high
     within = (image > 135) & (image < 165)
     assert within.any()
     # At most half of a stored level away, in shades: 255 for 40.
-    assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * step / 2 / 40 + 0.5
+    assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * (high - low) / 63 / 2 / 40 + 0.5
     # The stored levels reach up to the brightest voxel, which the first window does not show.
     assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900
-    find(page, "#case-0 .view button:last-child").click()
-    np.testing.assert_allclose(values_of(page, "level", "width"), [sum(pair) for pair in window_of(case)], rtol=1e-6)
+    buttons = page.find_elements("css selector", "#case-0 .view button")
+    assert [button.text for button in buttons] == ["structure", "largest change", "reset"]
+    buttons[2].click()
+    np.testing.assert_allclose(values_of(page, "level", "width"), [(low + high) / 2, high - low], rtol=1e-6)
 
-
-def window_of(case):
-    low, high = case.windows[1].low, case.windows[1].high
-    return (low / 2, high / 2), (-low, high)
-
-
-@needs_viewer
-def test_a_drag_with_shift_sets_the_window(two):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    page, _case = two
     picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
     level, width = values_of(page, "level", "width")
-    mean, places = pixels(page, "axial")[..., 0].mean(), values_of(page, "level")
+    mean = pixels(page, "axial")[..., 0].mean()
     drag = ActionChains(page, duration=10).key_down(Keys.SHIFT).click_and_hold(picture)
     drag.move_by_offset(40, -30).release().key_up(Keys.SHIFT).perform()
     found = values_of(page, "level", "width")
     assert found[0] < level, "up is brighter"
     assert found[1] > width, "right is softer"
     assert pixels(page, "axial")[..., 0].mean() > mean
-    assert places == [level]
-
-
-@needs_viewer
-def test_the_keyboard_reaches_window_and_zoom(two):
-    from selenium.webdriver.common.keys import Keys
-
-    page, _case = two
     for name in ("level", "width", "zoom"):
         before = values_of(page, name)
         find(page, f"#case-0 .view input[name={name}]").send_keys(Keys.ARROW_LEFT if name == "width" else Keys.ARROW_RIGHT)
         assert values_of(page, name) != before
         assert find(page, f"#case-0 .view input[name={name}]").get_attribute("aria-valuetext")
+    buttons[2].click()
 
-
-@needs_viewer
-def test_zoom_enlarges_and_pointing_still_finds_the_voxel(two):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    page, case = two
-    box = "return document.querySelector('#case-0 .plane[data-plane=axial] {}').getBoundingClientRect().toJSON()"
-    whole = page.execute_script(box.format(".picture"))
-    slider = "#case-0 .plane[data-plane={}] input"
-    place = [int(find(page, slider.format(name)).get_attribute("value")) - 1 for name in ("sagittal", "coronal", "axial")]
+    place = place_of(page, "sagittal", "coronal", "axial")
+    assert place == list(case.point)
 
     def position(area):
         """Where the chosen voxel lies on the screen."""
         shares = (place[0] + 0.5) / case.after.shape[0], 1 - (place[1] + 0.5) / case.after.shape[1]
         return area["x"] + shares[0] * area["width"], area["y"] + shares[1] * area["height"]
 
+    whole = box_of(page, ".picture")
     select(page, "#case-0 input[name=zoom]", "3")
-    zoomed = page.execute_script(box.format(".content"))
-    assert page.execute_script(box.format(".picture")) == whole, "the frame stays"
+    zoomed = box_of(page, ".content")
+    assert box_of(page, ".picture") == whole, "the frame stays"
     assert (zoomed["width"], zoomed["height"]) == pytest.approx((3 * whole["width"], 3 * whole["height"]), rel=1e-3)
     assert position(zoomed) == pytest.approx(position(whole), abs=0.15 * whole["width"]), "it stays about where it was"
     assert zoomed["left"] <= whole["left"] + 0.5
     assert zoomed["right"] >= whole["right"] - 0.5
-    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    seen, area = page.execute_script(box.format(".content")), page.execute_script(box.format(".picture"))
+    seen, area = box_of(page, ".content"), box_of(page, ".picture")
     ActionChains(page).move_to_element(picture).click().perform()
     share = (area["x"] + area["width"] / 2 - seen["x"]) / seen["width"]
-    assert abs(float(find(page, slider.format("sagittal")).get_attribute("value")) - 1 - share * case.after.shape[0]) < 1.1
-    page.execute_script(
-        "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))",
-        picture,
-    )
+    assert abs(place_of(page, "sagittal")[0] - share * case.after.shape[0]) < 1.1
+    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))", picture)
     assert values_of(page, "zoom") == [2.5], "the slider has steps of a quarter"
 
-
-@needs_viewer
-def test_a_button_goes_to_the_largest_change_and_back(two):
-    page, case = two
-    titles = [button.text for button in page.find_elements("css selector", "#case-0 .view button")]
-    assert titles == ["structure", "largest change", "reset"]
-
-    def position():
-        return [
-            int(find(page, f"#case-0 .plane[data-plane={name}] input").get_attribute("value")) - 1
-            for name in ("sagittal", "coronal", "axial")
-        ]
-
-    assert position() == list(case.point)
     select(page, "#case-0 input[name=zoom]", "4")
-    page.find_elements("css selector", "#case-0 .view button")[1].click()
-    assert position() == list(case.change)
-    picture, content = (
-        page.execute_script(f"return document.querySelector('#case-0 .plane[data-plane=axial] {name}').getBoundingClientRect().toJSON()")
-        for name in (".picture", ".content")
+    buttons[1].click()
+    assert place_of(page, "sagittal", "coronal", "axial") == list(case.change)
+    frame, content = box_of(page, ".picture"), box_of(page, ".content")
+    assert content["width"] == pytest.approx(4 * frame["width"], rel=1e-3)
+    assert frame["left"] < content["x"] + (case.change[0] + 0.5) / case.after.shape[0] * content["width"] < frame["right"]
+    buttons[2].click()
+    assert (place_of(page, "sagittal", "coronal", "axial"), values_of(page, "zoom")) == (list(case.point), [1])
+    assert page.get_log("browser") == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_text_can_be_read_in_the_light_and_in_the_dark_and_on_white_paper(page, preferred):
+    """4.5 is what WCAG 2.2 asks for, level AA."""
+    prefer(page, preferred)
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    seen = []
+    for _ in range(2):
+        seen.append(page.execute_script(paper))
+        page.execute_script("document.querySelectorAll('.chart-set').forEach((set) => { set.hidden = false; })")
+        page.execute_script("document.querySelectorAll('details:not(.viewer)').forEach((node) => { node.open = true; })")
+        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
+        assert len(contrasts) > 500
+        assert [text for contrast, text in contrasts if contrast < 4.5] == []
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        printed = page.execute_script(paper), page.execute_script(CONTRASTS, ON_PICTURES)
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        prefer(page, preferred)
+        assert printed[0] == "rgb(255, 255, 255)"
+        assert [text for contrast, text in printed[1] if contrast < 4.5] == []
+        is_dark = (preferred == "dark") ^ (len(seen) == 2)
+        # The page hears of the system's preference with the next frame.
+        wait(page, f"document.querySelector('#theme').textContent === '{'Light' if is_dark else 'Dark'} theme'")
+        find(page, "#theme").click()
+    assert seen[0] != seen[1], "the button turns the theme around"
+    assert page.execute_script(paper) == seen[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_screen(page, width):
+    resize(page, width)
+    hints = "[...document.querySelectorAll('.more-columns')]"
+    if width == 1200:
+        wait(page, f"!{hints}.some((hint) => hint.checkVisibility())")
+        case = upright_case(make_images("a"))
+        size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
+        boxes = page.execute_script(
+            "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
+            ".map((box) => box.width / box.height)"
+        )
+        # A hundredth of a pixel is what layout rounds to.
+        assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
+    else:
+        wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
+        hint = find(page, "#summary .more-columns")
+        assert hint.text == "Scroll sideways for more columns →"
+        assert page.execute_script("return arguments[0].nextElementSibling.className", hint) == "scroll"
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert not any(page.execute_script(f"return {hints}.map((hint) => hint.checkVisibility())"))
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    if not missing_viewer():
+        wait(page, "[...document.querySelectorAll('details.viewer')].every((box) => box.dataset.ready)")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.execute_script(OVERFLOWING) == []
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
     )
-    assert content["width"] == pytest.approx(4 * picture["width"], rel=1e-3)
-    x = content["x"] + (case.change[0] + 0.5) / case.after.shape[0] * content["width"]
-    assert picture["left"] < x < picture["right"], "the zoomed plane follows"
-    page.find_elements("css selector", "#case-0 .view button")[2].click()
-    assert (position(), values_of(page, "zoom")) == (list(case.point), [1])
+    assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
+
+    # What a row is about stays in sight while a table is scrolled: metric and region side by side, and all of the caption.
+    resize(page, min(width, 390))
+    page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
+    spans = page.execute_script(
+        "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
+        " ...[...table.querySelectorAll('tr:not(:has([colspan]))')].filter((row) => row.checkVisibility())"
+        ".flatMap((row) => [row.cells[0], row.cells[1]])]"
+        ".map((node) => { const box = node.getBoundingClientRect(); return [box.left, box.right]; }))"
+    )
+    assert len(spans) >= 2
+    for box, caption, *cells in spans:
+        assert box[0] <= caption[0] < caption[1] <= box[1]
+        for metric, region in zip(cells[::2], cells[1::2], strict=True):
+            assert box[0] <= metric[0] < metric[1] <= region[0] + 1 < region[1] <= box[1] - 90, "there is room for numbers"
 
 
-@needs_viewer
-def test_ct_has_its_usual_windows(browser, tmp_path):
+@pytest.mark.long
+def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, address):
+    """As in a mail program or behind a policy that forbids scripts, where <noscript> may not be heeded."""
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page.get(address)
+        wait(page, "document.readyState === 'complete'")  # scripts of the page are off, not those of the test
+    finally:
+        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shown = "return [...document.querySelectorAll(arguments[0])].map((node) => node.checkVisibility())"
+    assert page.execute_script(shown, ".chart-set") == 9 * [True]
+    assert set(page.execute_script(shown, "button, select, input, details.viewer")) == {False}
+    assert page.execute_script(shown, ".needs-no-script") == [True]
+    page.get(address)
+    assert page.execute_script(shown, ".needs-no-script") == [False]
+    assert True in page.execute_script(shown, "button, select, input")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [360, 1200])
+def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
+    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
+    resize(browser, width)
+    open_other(
+        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(OVERFLOWING) == []
+    # A name that runs from right to left does not turn around what follows it.
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
+    ) == 6 * ["isolate"]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.long
+def test_a_long_table_is_shown_in_full_on_demand_and_a_report_works_without_any_picture(browser, tmp_path):
     def load(case):
-        images = make_images(case)
-        return replace(images, image=np.where(images.reference[None] > 0, 60, -1000).astype(np.float32))
+        raise InputError(f"{case}: cut off")
 
-    open_other(browser, tmp_path, make_report(3, load_case=load), num_shown=1)
+    open_other(browser, tmp_path, make_report(3, table=make_table(60), load_case=load), num_shown=1)
+    assert len(column(browser, 0)) == 50
+    assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
+    find(browser, "#more").click()
+    assert len(column(browser, 0)) == 60
+    assert not find(browser, "#more").is_displayed()
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.long
+@needs_viewer
+def test_ct_has_its_usual_windows_and_a_single_slice_one_plane(browser, tmp_path):
+    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
+    intensities = np.where(flat[None] > 0, 60, -1000).astype(np.float32)
+    images = CaseImages("flat", intensities, flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
+    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
     open_viewer(browser)
+    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
+    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
+    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
     options = "return [...document.querySelector('#case-0 select[name=window]').options].map((one) => one.text)"
     assert browser.execute_script(options) == ["soft tissue", "lung", "bone"]
     assert values_of(browser, "level", "width") == [40, 400]

@@ -39,27 +39,13 @@ def test_attributes_and_texts_are_escaped():
     assert "<img" not in plot.markup()
 
 
-def test_each_case_is_a_line_from_before_to_after():
-    pairs = make_pairs([0.5, 0.7, 0.6], [0.6, 0.65, 0.6])
-    drawn = charts.paired_plot("p", pairs, DICE, "network", "crf")
-    lines = re.findall(r'class="case (\w+)"><title>case (\d)[^<]*</title><path d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', drawn)
+def test_each_case_is_a_line_from_before_to_after_named_with_its_change():
+    drawn = charts.paired_plot("p", make_pairs([0.5, 0.7, 0.6], [0.6, 0.65, 0.6]), DICE, "network", "crf")
+    lines = re.findall(r'class="case (\w+)"><title>case (\d)[^<]*</title><path d="M([\d.]+) [\d.]+L([\d.]+) ', drawn)
     assert {(kind, int(number)) for kind, number, *_ in lines} == {("better", 0), ("worse", 1), ("equal", 2)}
-    scale = {}
-    for _, number, start_x, start_y, end_x, end_y in lines:
-        assert float(start_x) < float(end_x)
-        scale[pairs.before[int(number)]], scale[pairs.after[int(number)]] = float(start_y), float(end_y)
-    # Higher values lie higher, in proportion; coordinates are written to a tenth.
-    assert (scale[0.5] - scale[0.6]) == pytest.approx(scale[0.6] - scale[0.7], abs=0.2)
-    assert scale[0.5] > scale[0.7]
+    assert all(float(start) < float(end) for *_, start, end in lines)
     assert "case 0: 0.5000 → 0.6000 (+10.00 points), better" in drawn
     assert "crf is better in 1, equal in 1 and worse in 1 of 3 cases" in drawn
-
-
-def test_better_and_worse_differ_in_shape():
-    marks = {gain: charts._mark(10, 20, gain) for gain in (1, -1, 0)}
-    assert float(re.match(r"M10 ([\d.]+)l", marks[1])[1]) < 20, "the tip of the triangle is above"
-    assert float(re.match(r"M10 ([\d.]+)l", marks[-1])[1]) > 20
-    assert "a" in marks[0]
 
 
 def test_limits_of_agreement_are_mean_and_1_96_standard_deviations():

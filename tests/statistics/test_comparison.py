@@ -46,32 +46,20 @@ def _table(values=DICE, metric="dice"):
     )
 
 
-def test_names_come_in_order_of_first_appearance():
+def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_defined_regions():
+    """The false alarm of "other" has no counterpart, so the fourth case counts with the other region alone in both."""
     table = _table()
     assert table.methods == ("network", "crf", "other")
-    assert table.regions == ("whole", "core")
-    assert table.metrics == ("dice",)
+    assert (table.regions, table.metrics) == (("whole", "core"), ("dice",))
     assert table.cases == ("case_0", "case_1", "case_2", "case_3")
     np.testing.assert_equal(table.values("crf", "core", "dice"), [0.54, 0.40, 0.33, NAN])
     assert [item.value for item in table][:4] == [0.80, 0.70, 0.60, 0.90]
-
-
-def test_the_mean_of_a_method_is_over_the_regions_that_are_defined():
-    # Half sums of two-digit decimals are right to rounding.
-    np.testing.assert_allclose(_table().values("network", MEAN, "dice"), [0.65, 0.55, 0.45, 0.90])
-
-
-def test_methods_are_compared_on_the_same_regions():
-    """The false alarm of "other" has no counterpart, so the fourth case counts with the other region alone in both."""
-    np.testing.assert_allclose(_table().means("dice", ["other", "network"]), [[0.60, 0.60, 0.45, 0.80], [0.65, 0.55, 0.45, 0.90]])
-    np.testing.assert_allclose(_table().means("dice", ["other", "network"], ["core"]), [[0.50, 0.50, 0.20, NAN], [0.50, 0.40, 0.30, NAN]])
-
-
-def test_a_case_without_any_measurement_is_undefined_and_named():
-    table = ResultTable(item for item in _table() if (item.method, item.case) != ("crf", "case_1"))
-    np.testing.assert_equal(table.values("crf", "whole", "dice"), [0.82, NAN, 0.60, 0.91])
-    assert table.missing_cases("crf") == ("case_1",)
-    assert table.missing_cases("network") == ()
+    np.testing.assert_allclose(table.values("network", MEAN, "dice"), [0.65, 0.55, 0.45, 0.90])
+    np.testing.assert_allclose(table.means("dice", ["other", "network"]), [[0.60, 0.60, 0.45, 0.80], [0.65, 0.55, 0.45, 0.90]])
+    np.testing.assert_allclose(table.means("dice", ["other", "network"], ["core"]), [[0.50, 0.50, 0.20, NAN], [0.50, 0.40, 0.30, NAN]])
+    fewer = ResultTable(item for item in table if (item.method, item.case) != ("crf", "case_1"))
+    np.testing.assert_equal(fewer.values("crf", "whole", "dice"), [0.82, NAN, 0.60, 0.91])
+    assert (fewer.missing_cases("crf"), fewer.missing_cases("network")) == (("case_1",), ())
 
 
 def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
@@ -205,29 +193,19 @@ def test_the_table_for_people():
     assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "0.7650", "0.7750", "+1.50"]
     assert rows[4][9:] == ["0.25", "0.5", "+1.00", "3/1/0", ""]
     assert rows[7][-2:] == ["1/1/2", "case_0 -10.00"]
-
-
-def test_a_metric_that_is_undefined_everywhere_is_an_empty_field():
     rows = summary_text(summarize(_table({("a", "x"): [NAN, NAN], ("b", "x"): [NAN, 1.0]}, "hd_mm"), "a"))
     assert rows[1] == ["hd_mm", "x", "a", "0", "2", *[""] * 9]
     assert rows[2] == ["hd_mm", "x", "b", "1", "1", "1.00", "1.00", "", "", "", "", "", "0/0/0", ""]
 
 
-def test_names_that_are_not_there_are_listed():
-    with pytest.raises(InputError, match="no method 'net' in the table; there are network, crf, other"):
-        summarize(_table(), "net")
-    with pytest.raises(InputError, match="no region 'edema' in the table; there are whole, core"):
-        summarize(_table(), "network", regions=["edema"])
-    with pytest.raises(InputError, match="no metric 'iou' in the table; there are dice"):
-        summarize(_table(), "network", metrics=["iou"])
-
-
-def test_two_values_for_one_thing_are_refused():
+def test_what_cannot_be_told_apart_or_found_is_refused():
     item = Measurement("c", "x", "dice", 0.5, "a")
-    with pytest.raises(InputError, match="case 'c', region 'x': dice of 'a' appears twice"):
-        ResultTable([item, item])
-
-
-def test_the_name_of_the_mean_is_taken():
-    with pytest.raises(InputError, match='a region is called "mean"'):
-        ResultTable([Measurement("c", MEAN, "dice", 0.5, "a")])
+    for act, text in (
+        (lambda: summarize(_table(), "net"), "no method 'net' in the table; there are network, crf, other"),
+        (lambda: summarize(_table(), "network", regions=["edema"]), "no region 'edema' in the table; there are whole, core"),
+        (lambda: summarize(_table(), "network", metrics=["iou"]), "no metric 'iou' in the table; there are dice"),
+        (lambda: ResultTable([item, item]), "case 'c', region 'x': dice of 'a' appears twice"),
+        (lambda: ResultTable([Measurement("c", MEAN, "dice", 0.5, "a")]), 'a region is called "mean"'),
+    ):
+        with pytest.raises(InputError, match=text):
+            act()

@@ -23,22 +23,6 @@ DARWIN = np.array([49.0, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 BEFORE = np.array([1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30])
 AFTER = np.array([0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29])
 
-# Largest rank sum of the rarer sign that is significant in a two-sided test: n, at 0.05, at 0.01 (standard table of the signed-rank test).
-CRITICAL = [
-    (6, 0, None),
-    (7, 2, None),
-    (8, 3, 0),
-    (9, 5, 1),
-    (10, 8, 3),
-    (11, 10, 5),
-    (12, 13, 7),
-    (13, 17, 9),
-    (14, 21, 12),
-    (15, 25, 15),
-    (20, 52, 37),
-    (25, 89, 68),
-]
-
 
 def _with_rank_sum(num_pairs, rank_sum):
     """Differences of 1 … n whose negative ones have the given rank sum."""
@@ -51,30 +35,28 @@ def _with_rank_sum(num_pairs, rank_sum):
     return np.array([-rank if rank in negative else rank for rank in range(1, num_pairs + 1)], float)
 
 
-@pytest.mark.parametrize(("num_pairs", "at_5_percent", "at_1_percent"), CRITICAL)
-def test_p_values_cross_the_levels_where_the_table_says(num_pairs, at_5_percent, at_1_percent):
-    for level, critical in ((0.05, at_5_percent), (0.01, at_1_percent)):
-        if critical is not None:
-            assert signed_rank(_with_rank_sum(num_pairs, critical)).p_value <= level
-            assert signed_rank(_with_rank_sum(num_pairs, critical + 1)).p_value > level
+@pytest.mark.parametrize(("num_pairs", "critical"), [(6, (0, None)), (7, (2, None)), (9, (5, 1)), (15, (25, 15)), (25, (89, 68))])
+def test_p_values_cross_the_levels_where_the_table_says(num_pairs, critical):
+    """Largest rank sum of the rarer sign that is significant in a two-sided test at 0.05, at 0.01 (the standard table)."""
+    for level, rank_sum in zip((0.05, 0.01), critical, strict=True):
+        if rank_sum is not None:
+            assert signed_rank(_with_rank_sum(num_pairs, rank_sum)).p_value <= level
+            assert signed_rank(_with_rank_sum(num_pairs, rank_sum + 1)).p_value > level
 
 
-def test_darwins_maize():
+def test_published_examples():
+    """Darwin's maize; the depression scale, of which R says V = 40, one-sided p = 0.01953 = 10 / 512."""
     test = signed_rank(DARWIN)
     assert (test.rank_sum_positive, test.rank_sum_negative, test.is_exact) == (96, 24, True)
     assert test.p_value == pytest.approx(0.041259765625, rel=ROUNDING)
     assert test.effect_size == pytest.approx((96 - 24) / 120, rel=ROUNDING)
-
-
-def test_depression_scale_of_hollander_and_wolfe():
-    """R: V = 40, one-sided p = 0.01953 = 10 / 512."""
     test = signed_rank(BEFORE - AFTER)
     assert test.rank_sum_positive == 40
     assert test.effect_size == pytest.approx((40 - 5) / 45, rel=ROUNDING)
     assert test.p_value == pytest.approx(2 * 10 / 512, rel=ROUNDING)
 
 
-@pytest.mark.parametrize("num_pairs", [1, 2, 5, 12, 40, 120])
+@pytest.mark.parametrize("num_pairs", [1, 5, 120])
 def test_without_ties_the_p_value_is_that_of_scipy(num_pairs):
     differences = np.random.default_rng(num_pairs).normal(0.2, 1.0, num_pairs)
     assert signed_rank(differences).p_value == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=1e-9)
@@ -91,7 +73,7 @@ def test_tiny_p_values_are_right_to_their_last_digits():
     assert signed_rank(_with_rank_sum(120, rank_sum)).p_value == pytest.approx(expected, rel=ROUNDING)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs(seed):
     """All 2^n assignments of signs to the mean ranks, one by one; zeros take no part."""
     differences = np.random.default_rng(seed).integers(-3, 5, 11).astype(float)
@@ -106,37 +88,23 @@ def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs(seed):
 
 
 def test_many_cases_take_the_normal_approximation():
-    """With ties and zeros and the continuity correction, as scipy and R have it."""
+    """With ties and zeros and the continuity correction, as scipy and R have it; fewer are counted, whatever their ties."""
     differences = np.round(np.random.default_rng(8).normal(0.15, 1.0, 700), 1)
     test = signed_rank(differences)
     assert not test.is_exact
     assert test.num_nonzero < 700
     expected = stats.wilcoxon(differences[differences != 0], correction=True, method="approx").pvalue
     assert test.p_value == pytest.approx(expected, rel=1e-9)
+    assert signed_rank(differences[:450]).is_exact
 
 
-def test_exact_and_approximate_p_values_meet(monkeypatch):
-    differences = np.random.default_rng(9).normal(0.1, 1.0, 450)
-    exact = signed_rank(differences)
-    monkeypatch.setattr("crfrefine.statistics.wilcoxon._MOST_EXACT", 400)
-    approximate = signed_rank(differences)
-    assert (exact.is_exact, approximate.is_exact) == (True, False)
-    assert exact.p_value < 0.1
-    # The Edgeworth term left out is of order 1 / n.
-    assert approximate.p_value == pytest.approx(exact.p_value, rel=0.05)
-
-
-def test_nothing_to_test():
-    assert signed_rank(np.zeros(4)).p_value == 1.0
-    assert signed_rank(np.zeros(4)).effect_size == 0.0
-    assert math.isnan(signed_rank(np.zeros(0)).p_value)
-
-
-def test_the_smallest_p_value_is_that_of_one_sign():
-    for num_pairs in (1, 2, 4, 5, 6, 9):
+def test_the_smallest_p_value_is_that_of_one_sign_and_nothing_to_test_gives_one():
+    for num_pairs in (1, 2, 6, 9):
         assert signed_rank(np.arange(1.0, num_pairs + 1)).p_value == pytest.approx(smallest_p_value(num_pairs), rel=ROUNDING)
     assert smallest_p_value(5) > 0.05 > smallest_p_value(6)
     assert smallest_p_value(0) == 1.0
+    assert (signed_rank(np.zeros(4)).p_value, signed_rank(np.zeros(4)).effect_size) == (1.0, 0.0)
+    assert math.isnan(signed_rank(np.zeros(0)).p_value)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +114,6 @@ def test_the_smallest_p_value_is_that_of_one_sign():
         ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
         # The worked example of the method's encyclopedia article: reject at 0.05 the first and the last alone.
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        # The example of stdlib's padjust, checked there against R.
-        ([0.319, 0.201, 0.4, 0.374, 0.113], [0.957, 0.804, 0.957, 0.957, 0.565]),
-        ([0.5], [0.5]),
         ([0.9, 0.8], [1.0, 1.0]),
         ([0.02, math.nan, 0.03], [0.04, math.nan, 0.04]),
         ([], []),
@@ -179,15 +144,12 @@ def test_a_comparison_in_all_its_numbers():
     assert low < comparison.mean_difference < high
 
 
-def test_lower_is_better_turns_wins_round_and_nothing_else():
-    method, baseline = [1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0]
-    comparison = compare_pairs(method, baseline, better="lower")
+def test_the_direction_decides_on_wins():
+    """Lower is better turns them round and nothing else; signed values are compared by magnitude."""
+    comparison = compare_pairs([1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0], better="lower")
     assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 1)
     assert comparison.mean_difference == pytest.approx(0.5)
     assert comparison.worst == (("2", pytest.approx(4.0)),)
-
-
-def test_signed_values_are_compared_by_magnitude():
     comparison = compare_pairs([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], better="nearer_zero")
     assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 0)
     assert comparison.mean_difference == pytest.approx(-2.0)
@@ -225,20 +187,9 @@ def test_bad_values_are_refused(values, baseline, cases, text):
         compare_pairs(values, baseline, cases=cases)
 
 
-def test_the_interval_is_that_of_the_seed():
-    assert bootstrap_interval(DARWIN, seed=1) == bootstrap_interval(DARWIN, seed=1)
-    assert bootstrap_interval(DARWIN, seed=1) != bootstrap_interval(DARWIN, seed=2)
-
-
-def test_the_interval_of_equal_differences_is_a_point():
+def test_the_interval_is_that_of_the_seed_and_of_equal_differences_a_point():
+    assert bootstrap_interval(DARWIN, seed=1) == bootstrap_interval(DARWIN, seed=1) != bootstrap_interval(DARWIN, seed=2)
     assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
-
-
-def test_the_interval_of_many_normal_differences_is_that_of_the_t_distribution():
-    differences = np.random.default_rng(10).normal(1.0, 2.0, 400)
-    expected = stats.t.interval(0.95, 399, differences.mean(), stats.sem(differences))
-    # Two percent of the width of the interval, 0.4: what 9999 resamples leave to chance.
-    assert bootstrap_interval(differences) == pytest.approx(expected, abs=0.015)
 
 
 def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewness():
@@ -255,32 +206,14 @@ def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewne
     assert (expected - np.quantile(resampled, [0.025, 0.975]) > 0.025).all()
 
 
-def test_the_interval_covers_the_mean_of_skewed_differences_about_as_often_as_it_says():
-    """Exponential differences of mean 1, 40 a time: the textbook weakness of intervals that are symmetric."""
-    rng = np.random.default_rng(11)
-    runs = 300
-    covered = sum(low <= 1 <= high for low, high in (bootstrap_interval(rng.exponential(size=40), num_resamples=999) for _ in range(runs)))
-    # BCa reaches about 0.93 here; the standard error of 300 runs is 0.014, so three of them either way.
-    assert 0.89 <= covered / runs <= 0.975
-
-
-def test_detectable_difference_of_the_t_test():
-    """Half a standard deviation takes 34 pairs, which have a power of 0.8078 (G*Power's and every textbook's example)."""
-    assert detectable_difference(1.0, 34, efficiency=1.0) < 0.5 < detectable_difference(1.0, 33, efficiency=1.0)
-    assert detectable_difference(1.0, 34, efficiency=1.0, power=0.8077775) == pytest.approx(0.5, abs=1e-5)
-    assert detectable_difference(3.0, 34, efficiency=1.0) == pytest.approx(3 * detectable_difference(1.0, 34, efficiency=1.0))
-
-
 @pytest.mark.parametrize(("effect", "num_pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
 def test_detectable_difference_asks_for_the_usual_numbers_of_cases(effect, num_pairs):
     """Small, medium and large effects after Cohen, two-sided at 0.05 with a power of 80 %: what G*Power and pwr.t.test (paired) say."""
-    assert detectable_difference(1.0, num_pairs, efficiency=1.0) <= effect
-    assert detectable_difference(1.0, num_pairs - 1, efficiency=1.0) > effect
+    assert detectable_difference(1.0, num_pairs, efficiency=1.0) <= effect < detectable_difference(1.0, num_pairs - 1, efficiency=1.0)
+    assert detectable_difference(3.0, 34, efficiency=1.0, power=0.8077775) == pytest.approx(3 * 0.5, abs=3e-5)
 
 
-@pytest.mark.parametrize(
-    ("num_pairs", "alpha", "power"), [(2, 0.05, 0.5), (7, 0.05, 0.8), (34, 0.01, 0.9), (120, 0.0125, 0.8), (900, 0.05, 0.95)]
-)
+@pytest.mark.parametrize(("num_pairs", "alpha", "power"), [(2, 0.05, 0.5), (34, 0.01, 0.9), (900, 0.05, 0.95)])
 def test_the_detectable_difference_has_the_power_by_another_noncentral_t(num_pairs, alpha, power):
     """Another implementation of the distribution, the other way round: from the difference to the chance to find it."""
     freedom = num_pairs - 1
@@ -289,20 +222,8 @@ def test_the_detectable_difference_has_the_power_by_another_noncentral_t(num_pai
     assert stats.nct.sf(stats.t.isf(alpha / 2, freedom), freedom, noncentrality) == pytest.approx(power, abs=1e-6)
 
 
-def test_the_signed_rank_test_finds_the_detectable_difference_as_often_as_stated():
-    rng = np.random.default_rng(12)
-    runs, num_pairs = 600, 20
-    shift = detectable_difference(1.0, num_pairs)
-    found = sum(signed_rank(rng.normal(shift, 1.0, num_pairs)).p_value < 0.05 for _ in range(runs))
-    # The standard error of 600 runs is 0.016; the efficiency is that of large samples.
-    assert found / runs == pytest.approx(0.8, abs=0.05)
-
-
-def test_the_signed_rank_test_needs_a_twentieth_more_cases_than_the_t_test():
+def test_the_signed_rank_test_needs_a_twentieth_more_cases_and_at_least_six():
     assert detectable_difference(1.0, 20) / detectable_difference(1.0, 20, efficiency=1.0) == pytest.approx(math.sqrt(math.pi / 3))
-
-
-def test_too_few_pairs_detect_nothing():
     assert detectable_difference(1.0, 5) == math.inf
     assert math.isfinite(detectable_difference(1.0, 6))
     assert math.isnan(detectable_difference(1.0, 1))

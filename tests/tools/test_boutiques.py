@@ -35,7 +35,7 @@ def bosh(*arguments: object) -> str:
 
 
 @needs_bosh
-@pytest.mark.parametrize("command", list(Described))
+@pytest.mark.parametrize("command", [pytest.param(one, marks=[] if one.value == "infer" else pytest.mark.long) for one in Described])
 def test_the_descriptor_is_valid(tmp_path, command):
     assert "OK" in bosh("validate", descriptor_file(tmp_path, command.value))
 
@@ -54,6 +54,7 @@ def test_every_option_is_described(tmp_path, command):
     assert shown == wanted - {"--help"}
 
 
+@pytest.mark.long
 @needs_bosh
 def test_a_command_line_of_bosh_refines(tmp_path):
     folders = write_folders(tmp_path, "a case")

@@ -56,15 +56,11 @@ def test_it_has_the_version_and_the_usual_sections(page):
 
 
 @needs_groff
-def test_groff_shows_the_options_as_they_are_typed(page):
+def test_options_and_odd_texts_are_shown_as_they_are(page):
+    """Roff reads lines that begin with a dot or a quote as requests, and backslashes as escapes."""
     text = shown(page)
     assert "-i, --images PATH" in text
     assert "--set bilateral.theta_alpha=6; repeatable." in text
-
-
-@needs_groff
-def test_odd_texts_are_shown_as_they_are():
-    """Roff reads lines that begin with a dot or a quote as requests, and backslashes as escapes."""
     manual = Manual("odd", "[OPTIONS]", f"{ODD}\n\n.TH {ODD}", ((f"--odd '{ODD}", f".so /etc/passwd {ODD}"),))
     text = shown(man_page([manual, manual]))
     assert text.count(ODD) == 9  # in the name once, then twice in the paragraphs and twice in the option of each

@@ -1,5 +1,6 @@
 """The page opens what `infer` takes: folders of nnU-Net, manifests, regions; and counts labels together."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from cli_helpers import load_nifti, save_nifti
 from nnunet_helpers import write_predictions, write_tree
-from tune_helpers import options_for, whole_result, write_labeled
+from tune_helpers import open_session, options_for, whole_result, write_labeled
 
 from crfrefine.errors import ConfigError
 from crfrefine.infer.options import InferenceOptions
@@ -26,15 +27,8 @@ def _no_environment(monkeypatch):
 @pytest.fixture
 def opened():
     """Opens pages, and ends them afterwards."""
-    sessions = []
-
-    def open_session(options):
-        sessions.append(Session(options))
-        return sessions[-1]
-
-    yield open_session
-    for session in sessions:
-        session.end()
+    with contextlib.ExitStack() as stack:
+        yield lambda options: stack.enter_context(open_session(options))
 
 
 def given(**changes):
@@ -58,15 +52,9 @@ def test_predictions_of_nnunet_have_references_if_they_are_given(opened, tmp_pat
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree)
     assert not opened(given(nnunet=predictions)).describe()["has_reference"]
-    described = opened(dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")).describe()
-    assert described["has_reference"]
-
-
-def test_the_raw_layout_of_nnunet_is_a_folder_like_any_other(opened, tmp_path):
-    tree = write_tree(tmp_path)
-    predictions = write_predictions(tree)
-    found = given(images=(tree.raw / "imagesTr",), logits=(predictions,))
-    session = opened(dataclasses.replace(found, labels=tree.raw / "labelsTr", first="case1"))
+    assert opened(dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")).describe()["has_reference"]
+    as_folders = given(images=(tree.raw / "imagesTr",), logits=(predictions,))
+    session = opened(dataclasses.replace(as_folders, labels=tree.raw / "labelsTr", first="case1"))
     assert session.describe()["case"] == "case1"
     assert all(row["dice_after"] is not None for row in whole_result(session)["labels"])
 

@@ -5,14 +5,13 @@ import threading
 import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here
-from tune_helpers import options_for, whole_result, write_labeled, write_large
+from tune_helpers import open_session, options_for, whole_result, write_labeled, write_large
 
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tune.newest import NewestOnly
 from crfrefine.tune.planes import UNKNOWN, plane_bytes, stored_place, upright_box
-from crfrefine.tune.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +22,8 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def session(folders, tmp_path):
     cases, labels = folders
-    session = Session(options_for(cases, labels, output=tmp_path / "saved.toml"))
-    yield session
-    session.end()
+    with open_session(options_for(cases, labels, output=tmp_path / "saved.toml")) as session:
+        yield session
 
 
 def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folders, tmp_path):
@@ -57,6 +55,10 @@ def test_a_change_that_is_not_allowed_changes_nothing(session):
         session.take_preset(session.number, "../default")
     with pytest.raises(InputError, match="outside of the grid"):
         session.change(session.number, {}, place=[0, 0, 99])
+    assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
+    for number, index, modality in ((3, 0, 0), (0, GRID_SHAPE[2], 0), (0, 0, 2)):
+        with pytest.raises(InputError, match="no such plane"):
+            session.plane(session.number, number, index, modality)
     assert session.parameters() == before
 
 
@@ -83,27 +85,10 @@ def test_presets_and_cases_can_be_changed(session):
 
 
 def test_without_an_output_nothing_is_saved(folders):
-    session = Session(options_for(folders[0]))
-    try:
+    with open_session(options_for(folders[0])) as session:
         with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
             session.save(session.parameters()["number"])
         assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
-    finally:
-        session.end()
-
-
-def test_lists_have_a_control_per_entry_and_long_ones_none(folders):
-    session = Session(options_for(folders[0], **{"bilateral.theta_beta": [0.1, 0.2]}))
-    try:
-        controls = {(control["key"], control.get("place")): control for control in session.describe()["controls"]}
-    finally:
-        session.end()
-    assert controls["bilateral.theta_beta", 1]["value"] == [0.1, 0.2]
-    assert "bilateral.theta_beta", None not in controls
-    for control in controls.values():
-        if "low" in control:
-            value = control["value"][control["place"]] if control["place"] is not None else control["value"]
-            assert control["low"] <= value <= control["high"]
 
 
 @pytest.mark.parametrize(
@@ -113,22 +98,28 @@ def test_lists_have_a_control_per_entry_and_long_ones_none(folders):
         ({"mean_field.positions": "voxels", "intensity.normalization": "none"}, ["voxels", "", "voxels"]),
     ],
 )
-def test_controls_have_plain_names_and_units(folders, changes, units):
-    session = Session(options_for(folders[0], **changes))
-    try:
-        controls = {control["key"]: control for control in session.describe()["controls"]}
-    finally:
-        session.end()
+def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders, changes, units):
+    with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
+        described = session.describe()["controls"]
+    controls = {control["key"]: control for control in described}
     bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
-    assert [control["title"] for control in bandwidths] == ["neighborhood", "intensity difference", "smoothness neighborhood"]
+    assert [control["title"].split(" (")[0] for control in bandwidths] == [
+        "neighborhood",
+        "intensity difference",
+        "smoothness neighborhood",
+    ]
     assert [control["unit"] for control in bandwidths] == units
+    assert [(one["place"], one["value"]) for one in described if one["key"] == "bilateral.theta_beta"] == [(0, [0.1, 0.2]), (1, [0.1, 0.2])]
+    for control in described:
+        if "low" in control:
+            value = control["value"][control["place"]] if control["place"] is not None else control["value"]
+            assert control["low"] <= value <= control["high"]
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
     folders, labels = write_large(tmp_path)
-    session = Session(options_for(folders, labels))
-    case = session.case
-    session.end()
+    with open_session(options_for(folders, labels)) as session:
+        case = session.case
     assert case.pose.flips != (False, False, False)
     box = (slice(10, 40), slice(5, 30), slice(20, 50))
     refined = np.full([30, 25, 30], 2, np.uint8)
@@ -146,13 +137,6 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         across, up = (axis for axis in range(3) if axis != through)
         stored = stored_place(case, place)
         assert layers[0][rows - 1 - place[up], place[across]] == case.network[stored]
-
-
-def test_planes_that_are_not_there_are_refused(session):
-    assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
-    for number, index, modality in ((3, 0, 0), (0, GRID_SHAPE[2], 0), (0, 0, 2)):
-        with pytest.raises(InputError, match="no such plane"):
-            session.plane(session.number, number, index, modality)
 
 
 def test_of_waiting_jobs_only_the_newest_runs():

@@ -1,11 +1,11 @@
 """The page in several tabs: all show one state, and a tab that is behind can neither change nor save nor see parts of two states."""
 
 import pytest
-from browser_helpers import missing_browser, open_browser
+from browser_helpers import missing_browser, open_browser, wait
 from cli_helpers import load_nifti, save_nifti
-from tune_helpers import missing_server, open_page, options_for, write_labeled
+from tune_helpers import missing_server, open_page, open_session, options_for, write_labeled
 
-from crfrefine.tune.session import BehindError, Session
+from crfrefine.tune.session import BehindError
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,11 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def session(folders, tmp_path):
-    session = Session(options_for(*folders, output=tmp_path / "saved.toml"))
-    yield session
-    session.end()
+    with open_session(options_for(*folders, output=tmp_path / "saved.toml")) as session:
+        yield session
 
 
-def test_a_tab_that_is_behind_changes_and_saves_nothing(session, tmp_path):
+def test_a_tab_that_is_behind_changes_saves_and_sees_nothing(session, tmp_path):
     behind = session.describe()
     present = session.take_case(behind["number"], "second")
     for act in (
@@ -36,20 +35,18 @@ def test_a_tab_that_is_behind_changes_and_saves_nothing(session, tmp_path):
     ):
         with pytest.raises(BehindError, match="in another tab"):
             act(behind["number"])
+    with pytest.raises(BehindError):
+        session.plane(behind["opened"], 0, 5, 0)
     assert session.describe() == present
+    news = session.news(0, 0.0)
+    assert news["number"] == present["opened"] > behind["number"]
+    assert news["result"] is None or news["result"]["number"] == present["opened"]
+    columns, rows, _ = present["grid"]
+    assert len(session.plane(present["opened"], 0, 5, 0)) == 7 * columns * rows
     assert not (tmp_path / "saved.toml").exists()
     session.save(present["number"])
     assert (tmp_path / "saved.toml").read_text() == present["toml"]
     assert "on case second" in present["toml"]
-
-
-def test_a_tab_gets_no_plane_of_another_case(session):
-    behind = session.describe()
-    present = session.take_case(behind["number"], "second")
-    with pytest.raises(BehindError):
-        session.plane(behind["opened"], 0, 5, 0)
-    columns, rows, _ = present["grid"]
-    assert len(session.plane(present["opened"], 0, 5, 0)) == 7 * columns * rows
     changed = session.change(present["number"], {"bilateral.weight": 3.0})
     assert session.describe()["opened"] == present["opened"] < changed["number"], "the case is the same"
 
@@ -68,14 +65,6 @@ def test_a_case_that_is_read_while_another_tab_changes_something_is_not_shown(se
     assert "weight = 3.0" in session.parameters()["toml"]
 
 
-def test_results_tell_of_which_state_they_are(session):
-    before = session.describe()["number"]
-    after = session.take_case(before, "second")["opened"]
-    news = session.news(0, 0.0)
-    assert news["number"] == after > before
-    assert news["result"] is None or news["result"]["number"] == after
-
-
 SEEN = """
 const text = (selector) => document.querySelector(selector).textContent;
 return [document.querySelector('#case').value, text('#grid'), text('#scores tbody'), text('#toml'),
@@ -89,22 +78,16 @@ window.fetch = (...sent) => (sent[0].startsWith('news') ? new Promise(() => { wi
 CHOOSE = "const node = document.querySelector(arguments[0]); node.value = arguments[1]; node.dispatchEvent(new Event(arguments[2]))"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(missing_browser() or missing_server()), reason=missing_browser() or missing_server() or "both are there")
 def test_two_tabs_of_a_browser_show_the_same_and_save_what_they_show(folders, tmp_path):
-    from selenium.webdriver.support.ui import WebDriverWait
-
     saved = tmp_path / "saved.toml"
     arguments = ("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved)
     with open_page(*arguments) as page, open_browser(tmp_path / "profile") as driver:
 
-        def wait(condition):
-            WebDriverWait(driver, 60, poll_frequency=0.02).until(
-                lambda driver: driver.execute_script(f"return Boolean({condition})"), condition
-            )
-
         def seen(tab):
             driver.switch_to.window(tab)
-            wait("document.body.dataset.state === 'done'")
+            wait(driver, "document.body.dataset.state === 'done'")
             return driver.execute_script(SEEN)
 
         one = driver.current_window_handle
@@ -115,25 +98,25 @@ def test_two_tabs_of_a_browser_show_the_same_and_save_what_they_show(folders, tm
         before = seen(other)
         assert before[3] == before[4]
         driver.execute_script(CHOOSE, "#case", "second", "change")
-        wait("document.querySelector('#case').value === 'second' && document.querySelector('#scores tbody').textContent")
+        wait(driver, "document.querySelector('#case').value === 'second' && document.querySelector('#scores tbody').textContent")
         after = seen(other)
         assert all(old != new for old, new in zip(before[:5], after[:5], strict=True))
         driver.switch_to.window(one)
-        wait("document.querySelector('#case').value === 'second' && document.querySelector('#scores tbody').textContent")
+        wait(driver, "document.querySelector('#case').value === 'second' && document.querySelector('#scores tbody').textContent")
         assert seen(one) == after
 
         # A tab that has not heard yet saves nothing, and shows what it would have saved.
         driver.execute_script(HOLD_NEWS)
         driver.execute_script(CHOOSE, "[name='mean_field.num_iterations']", "7", "input")
-        wait("window.isHeld && document.querySelector('#toml').textContent.includes('num_iterations = 7')")
+        wait(driver, "window.isHeld && document.querySelector('#toml').textContent.includes('num_iterations = 7')")
         page.json("change", {"number": page.json("describe")["number"], "changes": {"bilateral.weight": 7.5}})
         assert "weight = 7.5" not in driver.find_element("id", "toml").text
         driver.find_element("id", "save").click()
-        wait("document.querySelector('#error').textContent.includes('in another tab')")
+        wait(driver, "document.querySelector('#error').textContent.includes('in another tab')")
         assert not saved.exists()
         shown = driver.execute_script(SEEN)
         assert "weight = 7.5" in shown[3]
         assert "num_iterations = 7" in shown[3]
         driver.find_element("id", "save").click()
-        wait("document.querySelector('#saved').textContent.startsWith('saved')")
+        wait(driver, "document.querySelector('#saved').textContent.startsWith('saved')")
         assert saved.read_text() == shown[3] == shown[4]

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-from browser_helpers import missing_browser, open_browser, prefer, requested, resize
-from cli_helpers import load_nifti, run_here
+from browser_helpers import missing_browser, open_browser, prefer, requested, resize, wait
 from tune_helpers import missing_server, open_page, write_labeled
-
-from crfrefine.io import read_volume
 
 pytestmark = pytest.mark.skipif(
     bool(missing_browser() or missing_server()), reason=missing_browser() or missing_server() or "both are there"
@@ -27,6 +24,8 @@ def saved(tmp_path_factory):
 def running(folders, saved):
     with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
         yield page
+        assert page.json("end", {}) == {}
+        assert page.process.wait(30) == 0, "the request of the page's button ends the program"
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,6 @@ def page(browser, running):
     wait_until_done(browser)
     yield browser
     assert browser.get_log("browser") == []
-
-
-def wait(driver, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
 
 
 def wait_until_done(driver, after=0):
@@ -81,69 +74,6 @@ def slide(driver, name, share):
     )
 
 
-def test_a_slider_changes_contours_and_dice_and_what_is_saved_is_what_was_shown(page, folders, saved, tmp_path):
-    before = picture(page), dice(page), number(page)
-    for share in (0.2, 0.4, 0.6):
-        slide(page, "bilateral.theta_alpha", share)
-    slide(page, "mean_field.num_iterations", 0.5)
-    wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 10 ')")
-    wait_until_done(page, before[2])
-    wait(page, f"document.querySelector('.plane canvas').toDataURL() !== {before[0]!r}")
-    assert dice(page) != before[1]
-    shown = page.execute_script("return document.querySelector('#toml').textContent")
-    assert not saved.exists()
-    page.find_element("id", "save").click()
-    wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
-    assert saved.read_text() == shown
-    done = run_here("infer", *folders[0].arguments, "-c", saved, "--threads", 1)
-    assert done.status == 0, done.stderr
-    written, truth = read_volume(folders[0].output / "first.nii.gz").data, load_nifti(folders[1] / "first.nii.gz")
-    for row, text in enumerate(dice(page), start=1):
-        found, wanted = written == row, truth == row
-        assert text.split()[-1] == f"{200 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()):.2f}"
-
-
-def test_sliders_go_back_to_where_they_began(page):
-    def choose(name):
-        page.execute_script(
-            "const node = document.querySelector('#preset'); node.value = arguments[0]; node.dispatchEvent(new Event('change'))", name
-        )
-
-    shown = "document.querySelector('#toml').textContent"
-    choose("default")
-    wait(page, f"{shown}.includes('num_iterations = 5 ')")
-    slide(page, "mean_field.num_iterations", 0.35)
-    wait(page, f"{shown}.includes('num_iterations = 7 ')")
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
-    page.refresh()
-    wait_until_done(page)
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
-    choose("")
-    wait(page, f"{shown}.includes('num_iterations = 5 ')")
-
-
-def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
-    from selenium.webdriver.common.keys import Keys
-
-    seen = [picture(page)]
-    for selector in ("#show-refined", "#show-changes", "#show-reference", "#no-labels"):
-        page.find_element("css selector", selector).click()
-        seen.append(picture(page))
-    assert len(set(seen)) == len(seen)
-    canvas = page.find_element("css selector", ".plane canvas")
-    position = "return document.querySelector('.plane output').textContent"
-    first = page.execute_script(position)
-    canvas.send_keys(Keys.PAGE_UP)
-    assert page.execute_script(position) != first
-    sagittal = "return [...document.querySelectorAll('.plane output')].at(-1).textContent"
-    before = page.execute_script(sagittal)
-    canvas.send_keys(Keys.ARROW_LEFT)
-    assert page.execute_script(sagittal) != before
-    proportions = page.execute_script("return [...document.querySelectorAll('canvas')].map((node) => node.clientWidth / node.clientHeight)")
-    columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
-    np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
-
-
 def type_in(driver, name, value):
     """Type into the field beside a slider."""
     driver.execute_script(
@@ -164,7 +94,45 @@ def told_beside(driver, name):
     )
 
 
-def test_a_value_that_is_not_allowed_is_marked_beside_the_one_that_applies(page):
+def choose(driver, name, value):
+    driver.execute_script(
+        "const node = document.querySelector(arguments[0]); node.value = arguments[1]; node.dispatchEvent(new Event('change'))", name, value
+    )
+
+
+def test_sliders_change_what_is_shown_and_saved(page, running, saved):
+    from selenium.webdriver.common.keys import Keys
+
+    before = picture(page), dice(page), number(page)
+    for share in (0.2, 0.4, 0.6):
+        slide(page, "bilateral.theta_alpha", share)
+    slide(page, "mean_field.num_iterations", 0.5)
+    wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 10 ')")
+    wait_until_done(page, before[2])
+    wait(page, f"document.querySelector('.plane canvas').toDataURL() !== {before[0]!r}")
+    assert dice(page) != before[1]
+    shown = page.execute_script("return document.querySelector('#toml').textContent")
+    assert not saved.exists()
+    page.find_element("id", "save").click()
+    wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
+    assert saved.read_text() == shown
+
+    seen = [picture(page)]
+    for selector in ("#show-refined", "#show-changes", "#show-reference", "#no-labels"):
+        page.find_element("css selector", selector).click()
+        seen.append(picture(page))
+    assert len(set(seen)) == len(seen)
+    canvas = page.find_element("css selector", ".plane canvas")
+    position = "return [...document.querySelectorAll('.plane output')].at(arguments[0]).textContent"
+    for key, plane in ((Keys.PAGE_UP, 0), (Keys.ARROW_LEFT, -1)):
+        first = page.execute_script(position, plane)
+        canvas.send_keys(key)
+        assert page.execute_script(position, plane) != first
+    proportions = page.execute_script("return [...document.querySelectorAll('canvas')].map((node) => node.clientWidth / node.clientHeight)")
+    columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
+    np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
+
+    # A value that is not allowed is marked beside the one that applies.
     name = "bilateral.theta_alpha"
     type_in(page, name, 4.5)
     wait(page, "document.querySelector('#toml').textContent.includes('theta_alpha = 4.5')")
@@ -181,7 +149,29 @@ def test_a_value_that_is_not_allowed_is_marked_beside_the_one_that_applies(page)
     (complaint,) = page.get_log("browser")
     assert "400" in complaint["message"], "browsers log every refused request"
 
+    before = number(page), dice(page)
+    choose(page, "#case", "second")
+    wait_until_done(page, before[0])
+    assert dice(page) != before[1]
+    assert {url.split("?")[0].rpartition("/")[0] + "/" for url in requested(page) if not url.startswith("data:")} == {running.address}
 
+
+@pytest.mark.long
+def test_sliders_go_back_to_where_they_began(page):
+    shown = "document.querySelector('#toml').textContent"
+    choose(page, "#preset", "default")
+    wait(page, f"{shown}.includes('num_iterations = 5 ')")
+    slide(page, "mean_field.num_iterations", 0.35)
+    wait(page, f"{shown}.includes('num_iterations = 7 ')")
+    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    page.refresh()
+    wait_until_done(page)
+    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    choose(page, "#preset", "")
+    wait(page, f"{shown}.includes('num_iterations = 5 ')")
+
+
+@pytest.mark.long
 def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_written_twice(page):
     """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
     for value, labels in ((0.1, 2), (0, 1)):
@@ -198,14 +188,7 @@ def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_wri
     assert seen[0] != seen[1]
 
 
-def test_another_case_is_shown_and_nothing_comes_from_elsewhere(page, running):
-    before = number(page), dice(page)
-    page.execute_script("const node = document.querySelector('#case'); node.value = 'second'; node.dispatchEvent(new Event('change'))")
-    wait_until_done(page, before[0])
-    assert dice(page) != before[1]
-    assert {url.split("?")[0].rpartition("/")[0] + "/" for url in requested(page) if not url.startswith("data:")} == {running.address}
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_of_it(page, scheme):
     prefer(page, scheme)
@@ -227,6 +210,7 @@ def test_a_phone_shows_all_of_it(page, scheme):
     assert unnamed == []
 
 
+@pytest.mark.long
 def test_the_end_button_ends_the_program(browser, folders):
     with open_page("-i", folders[0].images, "-p", folders[0].logits) as page:
         browser.get(page.address)

@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page, options_for, write_labeled
+from tune_helpers import missing_server, open_page, open_session, options_for, write_labeled
 
 from crfrefine.tune import server
-from crfrefine.tune.session import Session
 
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
 
@@ -25,12 +24,6 @@ def folders(tmp_path_factory):
 
 def arguments(folders):
     return "-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1]
-
-
-@pytest.fixture(scope="module")
-def page(folders, tmp_path_factory):
-    with open_page(*arguments(folders), "-o", tmp_path_factory.mktemp("out") / "params.toml") as page:
-        yield page
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch, folders):
@@ -72,77 +65,44 @@ def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, more, text):
 
 
 @needs_server
-def test_other_grids_and_other_numbers_of_axes_are_refused(tmp_path):
+def test_other_grids_and_a_port_that_is_taken_are_told(folders, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = run_here("tune", *arguments(folders), "--no-browser", "--port", other.getsockname()[1])
+    assert (done.status, "any free port is taken" in done.stderr) == (1, True)
     folders = write_labeled(tmp_path, "a")
     save_nifti(folders[0].images / "a_0000.nii.gz", np.zeros((4, 5, 6)))
     done = run_here("tune", *arguments(folders))
-    assert done.status == 1
-    assert "different grids" in done.stderr
+    assert (done.status, "different grids" in done.stderr) == (1, True)
 
 
-@needs_server
-def test_a_port_that_is_taken_is_told(folders):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        done = run_here("tune", *arguments(folders), "--no-browser", "--port", other.getsockname()[1])
-    assert done.status == 1
-    assert "any free port is taken" in done.stderr
-
-
-@needs_server
-def test_only_the_right_address_is_answered(page):
-    assert page.ask("describe")[0] == 200
-    for token in ("", "x", page.address.split("/")[3][:-1]):
-        status, content, _ = page.ask("describe", token=token)
-        assert status == 403
-        assert b"first" not in content
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
-        assert page.ask("describe", host=host)[0] == 400
-    assert page.ask("describe", host="localhost:8000")[0] == 200, "as through a tunnel"
-
-
-@needs_server
-def test_every_answer_forbids_what_the_page_does_not_need(page):
-    for name in ("", "tune.js", "describe", "nowhere", "plane?number=9&index=0&modality=0"):
-        _, _, headers = page.ask(name)
-        policy = headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'; script-src 'self';")
-        assert "unsafe" not in policy
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["cache-control"] == "no-store"
-
-
-@needs_server
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b'{"changes": {}}',
-        b'{"number": "x", "changes": {}}',
-        b'{"number": 1, "changes": 3}',
-        b'{"number": 1, "changes": {}, "place": "x"}',
-        b'{"number": 1, "changes": {"a": 1}}',
-        b"[" * 9999,
-    ],
+SENSELESS = (
+    *(b"", b"[]", b"{}", b'{"changes": {}}', b'{"number": "x", "changes": {}}', b'{"number": 1, "changes": 3}'),
+    *(b'{"number": 1, "changes": {}, "place": "x"}', b'{"number": 1, "changes": {"a": 1}}', b"[" * 9999),
 )
-def test_requests_that_make_no_sense_are_refused(page, sent):
-    status, content, _ = page.ask("change", sent)
-    assert status == 400
-    assert json.loads(content)["error"]
 
 
 @needs_server
-def test_the_page_s_button_ends_the_program(folders):
+def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(folders):
     with open_page(*arguments(folders)) as page:
-        assert page.json("end", {}) == {}
-        assert page.process.wait(30) == 0
-
-
-@needs_server
-def test_ctrl_c_ends_the_program(folders):
-    """Also while a page waits for news, and without a traceback."""
-    with open_page(*arguments(folders)) as page:
+        assert page.ask("describe")[0] == 200
+        for token in ("", "x", page.address.split("/")[3][:-1]):
+            status, content, _ = page.ask("describe", token=token)
+            assert status == 403
+            assert b"first" not in content
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
+            assert page.ask("describe", host=host)[0] == 400
+        assert page.ask("describe", host="localhost:8000")[0] == 200, "as through a tunnel"
+        for name in ("", "tune.js", "describe", "nowhere", "plane?number=9&index=0&modality=0"):
+            _, _, headers = page.ask(name)
+            policy = headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self';")
+            assert "unsafe" not in policy
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+        for sent in SENSELESS:
+            status, content, _ = page.ask("change", sent)
+            assert (status, bool(json.loads(content)["error"])) == (400, True), sent
+        # Ctrl-C ends the program, also while a page waits for news, and without a traceback.
         parts = urlsplit(page.address)
         waiting = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
         waiting.request("GET", f"{parts.path}news?after=999")
@@ -160,9 +120,6 @@ def test_references_of_some_cases_are_enough(folders, tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()
     (labels / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
-    session = Session(dataclasses.replace(options_for(folders[0]), labels=labels))
-    try:
+    with open_session(dataclasses.replace(options_for(folders[0]), labels=labels)) as session:
         assert session.case.reference is None
         assert session.take_case(session.number, "second")["has_reference"]
-    finally:
-        session.end()

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from tune_helpers import options_for, whole_result, write_large
+from tune_helpers import open_session, options_for, whole_result, write_large
 
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.tune import work
-from crfrefine.tune.session import Session
 
 STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_field.label_threshold": 0.0}
 
@@ -32,12 +31,8 @@ def shown(monkeypatch):
 
 def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, monkeypatch):
     monkeypatch.setattr(work, "STEP_SECONDS", 0.0)
-    session = Session(options_for(*folders, **STEPS))
-    try:
-        result = whole_result(session)
-        case = session.case
-    finally:
-        session.end()
+    with open_session(options_for(*folders, **STEPS)) as session:
+        result, case = whole_result(session), session.case
     assert result["step"] is None
     assert [(found.facts["is_whole"], found.facts["step"]) for found, _ in shown] == [
         (False, None),
@@ -62,11 +57,8 @@ def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, m
 
 def test_quick_cases_show_no_steps(folders, shown, monkeypatch):
     monkeypatch.setattr(work, "STEP_SECONDS", 60.0)
-    session = Session(options_for(*folders, **STEPS))
-    try:
+    with open_session(options_for(*folders, **STEPS)) as session:
         whole_result(session)
-    finally:
-        session.end()
     assert [found.facts["step"] for found, _ in shown] == [None, None]
 
 
@@ -89,14 +81,11 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
         return build(self, image, *arguments, **more)
 
     monkeypatch.setattr(CpuBackend, "kernels", count)
-    session = Session(options_for(*folders, **STEPS))
-    whole = tuple(reversed(session.case.grid))
-    try:
+    with open_session(options_for(*folders, **STEPS)) as session:
+        whole = tuple(reversed(session.case.grid))
         for change, builds in (
             ({}, 1),
-            ({"bilateral.weight": 3.0}, 1),
-            ({"mean_field.temperature": 1.5}, 1),
-            ({"mean_field.num_iterations": 3}, 1),
+            ({"bilateral.weight": 3.0, "mean_field.temperature": 1.5, "mean_field.num_iterations": 3}, 1),
             ({"volume.weight": 0.5, "volume.keep": "largest"}, 1),
             ({"bilateral.theta_alpha": 2.5}, 2),
             ({"postprocess.keep_largest": "foreground"}, 2),
@@ -104,5 +93,3 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
             session.change(session.number, change)
             whole_result(session)
             assert built.count(whole) == builds, change
-    finally:
-        session.end()
