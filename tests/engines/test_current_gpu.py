@@ -44,7 +44,7 @@ def refined(case: Case, device: str = "cuda:1", **options: Any) -> crfrefine.Ref
 
 @pytest.mark.parametrize(
     ("device", "expected"),
-    [("cuda:2", [{2}]), ("cuda:2,1", [{1}, {2}]), ("cuda", [{0}])],
+    [("cuda:2", [{2}]), pytest.param("cuda:2,1", [{1}, {2}], marks=pytest.mark.long)],
 )
 def test_a_command_opens_contexts_only_on_its_gpus(device: str, expected: list[set[int]], tmp_path: Path) -> None:
     """In all of its threads and processes: those that read, compute and write."""

@@ -59,8 +59,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return "cpu"
 
 
-@pytest.mark.parametrize("parameters_on", ["", "cpu"], ids=["parameters beside the logits", "parameters on the CPU"])
-@pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
+@pytest.mark.parametrize(
+    ("filter_name", "parameters_on"),
+    [("lattice", "cpu"), *(pytest.param(name, "", marks=pytest.mark.long) for name in ("exact", "truncated", "grid", "lattice"))],
+)
 def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, parameters_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and every gradient are the CPU engine's, wherever the parameters are.
 
@@ -80,7 +82,7 @@ def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, param
         np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("keep", ["expected", "largest"])
+@pytest.mark.parametrize("keep", [pytest.param("expected", marks=pytest.mark.long), "largest"])
 def test_the_layer_learns_a_volume_term_on_a_gpu(device: str, keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, with the gradient of its weight; bodies are found on the host, wherever the logits are."""
     changes = {"volume.weight": 0.7, "volume.keep": keep}

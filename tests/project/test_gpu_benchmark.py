@@ -61,6 +61,7 @@ def test_without_a_gpu_each_step_says_so(tmp_path: Path) -> None:
     assert "--device cuda: no NVIDIA GPU was found" in missing["failed"]
 
 
+@pytest.mark.long
 @needs_compiler
 def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) -> None:
     """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and its tables."""
@@ -130,6 +131,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path
     assert "==== after: done, status 0\n2\n" in (tmp_path / "call.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_no_test_for_a_gpu_is_missed(load: Any, tmp_path: Path) -> None:
     """Call 2 has all files that `gpu_tests` finds; of a file that it does not find, or that has no marker, this very test run complains."""
     found = load("gpu_first_run").calls(tmp_path, tmp_path, [], tmp_path)[2]
