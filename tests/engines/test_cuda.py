@@ -23,7 +23,7 @@ from crfrefine import refine
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import MeanFieldResult
-from crfrefine.engines.cuda.device import capacity, grouped, row_width
+from crfrefine.engines.cuda.device import capacity
 from crfrefine.engines.cuda.filters import TruncatedFilter
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices, feature_scales
@@ -340,6 +340,8 @@ def test_the_automatic_choice_follows_the_work() -> None:
     one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
     assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
     assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
+    wide = BilateralInput(Voxels(ShimDevice(), (61, 70, 57), one.spacing, None), one.image.astype(np.float64), [12.0] * 3, [0.1])
+    assert choose_filter(wide, 4, 5)[0] == "lattice"  # in double precision
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
 
 
@@ -406,16 +408,6 @@ def test_arguments_that_do_not_fit_a_kernel_are_refused() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             pack_arguments(source, "sum_pieces", constants, arguments)
-
-
-@pytest.mark.parametrize(("num_channels", "width"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (9, 8), (64, 8)])
-def test_channels_go_in_rows(num_channels: int, width: int) -> None:
-    """Any number of them: groups of at most eight, the last one padded with zeros."""
-    assert row_width(num_channels) == width
-    rows = grouped(np.arange(1.0, num_channels + 1), width)
-    assert rows.shape == (-(-num_channels // width), width)
-    np.testing.assert_array_equal(rows.ravel()[:num_channels], np.arange(1.0, num_channels + 1))
-    assert not rows.ravel()[num_channels:].any()
 
 
 @pytest.mark.parametrize(

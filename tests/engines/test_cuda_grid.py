@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import cuda_shim
@@ -17,10 +16,9 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, FeatureOrigin
 from crfrefine.engines.cuda import grid
 from crfrefine.engines.cuda.grid import LANES, list_tiles
-from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.specs import KernelSetSpec, MeanFieldSpec
+from crfrefine.specs import KernelSetSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -70,17 +68,6 @@ def test_the_grid_is_the_documented_one(num_dims: int, num_modalities: int, mask
 
 
 @long
-@pytest.mark.parametrize(("num_modalities", "num_channels"), [(1, 1), (2, 2), (1, 37), (2, 8)])
-def test_messages_are_those_of_the_cpu(cpu: Backend, num_modalities: int, num_channels: int) -> None:
-    """Channels in rows of any width, and in several of them; normalized."""
-    case = random_case(3, num_modalities, masked=True, grid_shape=(9, 14, 37))
-    found, expected = (
-        _message(engine, case, 3.3, 0.17, num_channels, normalization="symmetric") for engine in (cuda_shim.shim_backend(), cpu)
-    )
-    _assert_close(found, expected, ROUNDING)
-
-
-@long
 @pytest.mark.parametrize(
     ("grid_shape", "theta_alpha", "theta_beta"),
     [
@@ -107,14 +94,6 @@ def test_cells_far_smaller_than_voxels_are_refused() -> None:
         _message(cuda_shim.shim_backend(), case, 0.13, 0.5, 1)
 
 
-@long
-def test_two_modalities_with_many_intensity_cells_have_the_sums_of_the_cpu(cpu: Backend) -> None:
-    """The cells of a voxel's two splines lie in different parts of what shared memory holds at a time."""
-    case = random_case(3, 2, grid_shape=(4, 6, 41))
-    found, expected = (_message(engine, case, 6.0, 0.021, 8) for engine in (cuda_shim.shim_backend(), cpu))
-    _assert_close(found, expected, ROUNDING)
-
-
 def test_a_part_that_shares_the_origin_has_the_cells_of_the_whole(cpu: Backend) -> None:
     """A voxel before the box as origin, and intensities above the lowest: cells with negative numbers."""
     case = random_case(3, 2, 4, masked=True, grid_shape=(6, 9, 14))
@@ -127,19 +106,6 @@ def test_a_part_that_shares_the_origin_has_the_cells_of_the_whole(cpu: Backend) 
     )
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-5)
     assert np.abs(found - elsewhere).max() > 1e-3
-
-
-@pytest.mark.long
-def test_float64_has_its_precision() -> None:
-    """The formula's matrix in double precision, in one step without normalization."""
-    case = random_case(3, 1, 2, masked=True)
-    spec = replace(_spec(case, 2.1, 0.13), num_labels=2)
-    kernels = cuda_shim.shim_backend().kernels(case.image.astype(np.float64), case.mask, case.spacing, spec)
-    logits = case.logits.astype(np.float64)
-    run = MeanFieldSpec(np.ones((1, 2)), 1.0 - np.eye(2), num_iterations=1)
-    marginals = np.exp(logits - np.logaddexp.reduce(logits, axis=0))[:, case.inside]
-    expected = logits[:, case.inside] - (marginals @ grid_kernel(case, 2.1, 0.13))[::-1]
-    _assert_close(kernels.forward(logits, run).logits[:, case.inside], expected, 1e-12)
 
 
 def test_what_the_grid_does_not_take_is_refused(cpu: Backend) -> None:
@@ -160,12 +126,6 @@ def _input(case: Case, theta_alpha: float, theta_beta: float, dtype: type = np.f
     return BilateralInput(voxels, case.image.astype(dtype), [theta_alpha] * voxels.num_axes, [theta_beta] * len(case.image))
 
 
-def test_auto_takes_the_grid_in_single_precision_alone() -> None:
-    """With one modality and a wide kernel."""
-    case = random_case(3, 1, grid_shape=(61, 70, 57))
-    assert [choose_filter(_input(case, 12.0, 0.1, dtype), 4, 5)[0] for dtype in (np.float32, np.float64)] == ["grid", "lattice"]
-
-
 def test_groups_cover_the_cells_of_a_plane() -> None:
     """As few blocks as possible, whose last three cells are the next one's first three."""
     case = random_case(3, 1, grid_shape=(3, 5, 331))
@@ -175,14 +135,6 @@ def test_groups_cover_the_cells_of_a_plane() -> None:
         assert homes * bins <= 128
         along = 1 + max(0, -(-(made._last.num_cells - homes) // (homes - 3)))
         assert num_groups == along * -(-made._bins[0] // bins)
-
-
-@long
-def test_damaged_tables_end_in_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not in a loop without end: a block with room for no cell finds nothing."""
-    monkeypatch.setattr(grid.GridSize, "shared_cells", lambda self, width: 4)
-    found = _message(cuda_shim.shim_backend(), random_case(3, num_modalities=1), 4.21, 0.13, num_channels=1)
-    assert np.isnan(found).all()
 
 
 @pytest.mark.parametrize(("num_dims", "rows"), [(1, 4), (2, 32), (3, 4), (4, 32)])

@@ -11,14 +11,11 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-import tile_cases
 from cli_helpers import Folders, files_in, save_nifti
 from oracles import Case, random_case
 from strict_device import StrictDevice, use
 
-import crfrefine
 from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionScheme, refine
-from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.slabs import Slab, cut, halo_planes
@@ -102,35 +99,6 @@ def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind: str, filter_
     )
 
 
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_the_result_is_that_of_the_cpu_with_the_same_slabs(filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole arrays with every filter; with direct sums also that of the tiles that streamed channels are computed on."""
-    case = case_of("mask")
-    model = CrfParameters().replace(**(SETTINGS | {"mean_field.filter": filter_name}))
-    large = StrictDevice()
-    run(large, monkeypatch, case, {"mean_field.filter": filter_name})
-    tried = cuts(monkeypatch)
-    found = run(StrictDevice(int(0.7 * large.most)), monkeypatch, case, {"mean_field.filter": filter_name})
-    spec = model.replace(**{"mean_field.tolerance": 1e-3}).resolve(4, 1, 3)
-    cpu = crfrefine.engines.get_backend("cpu")
-
-    def on_cpu(volume: slabs.Volume) -> Any:
-        assert volume.models[0].mean_field.tolerance == 0.0
-        arrays = volume.values, volume.image, volume.mask, volume.spacing
-        return cpu.mean_field(*arrays, volume.models[0], origin=volume.origin, threads=1)
-
-    normalized = normalize_intensity(case.image, model.intensity, case.mask)
-    monkeypatch.setattr(slabs, "_smaller", lambda *_: tried[0])
-    outcome, _ = slabs.run_in_slabs(on_cpu, slabs.Volume(case.logits, normalized, case.mask, SPACING, [spec]), "", 2.0)
-    np.testing.assert_allclose(found.logits, outcome.logits, rtol=0.0, atol=5e-5)
-    if filter_name == "truncated":
-        monkeypatch.setattr("crfrefine.tiles.refining.is_crowded", lambda *_: False)
-        monkeypatch.setattr("crfrefine.tiles.solving.plan_slabs", lambda *_, **__: tried[0])
-        of_tiles = tile_cases.refine(tile_cases.TileCase(case.logits, case.image, SPACING, case.mask), model, 1e-7, threads=1)
-        assert of_tiles.filters[0].endswith(f"in {len(tried[0])} slabs")
-        np.testing.assert_allclose(found.marginals, of_tiles.marginals, rtol=0.0, atol=1e-5)
-
-
 def test_a_plane_depends_on_nothing_beyond_its_halo() -> None:
     """In whole tiles; both ends of the volume have one side alone."""
     assert (halo_planes(5, 3), halo_planes(1, 4), halo_planes(1, 4, 1), halo_planes(3, 0)) == (24, 8, 8, 0)
@@ -165,15 +133,6 @@ def test_regions_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.most <= small.limit
     np.testing.assert_array_equal(found.logits, expected.logits)
     np.testing.assert_array_equal(found.label_map, expected.label_map)
-
-
-def test_probabilities_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, large = case_of("box"), StrictDevice()
-    case = replace(case, logits=tile_cases.softmax(case.logits).astype(np.float32))
-    expected = run(large, monkeypatch, case, {}, input_type="probabilities")
-    found = run(StrictDevice(int(0.7 * large.most)), monkeypatch, case, {}, input_type="probabilities")
-    assert "slabs" in found.notes[-1]
-    np.testing.assert_array_equal(found.logits, expected.logits)
 
 
 def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
