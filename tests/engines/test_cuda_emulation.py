@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -113,35 +112,6 @@ def test_a_planted_fault_is_noticed(kernel: str, body: str) -> None:
         else:
             with pytest.raises(KernelFaultError, match=f"{_NAMED}.*{fault}"):
                 run()
-
-
-# What is changed in kernels of the engine whose threads share memory, and must be noticed.
-MUTATIONS = {
-    "threads without a number take part": ("sums", "if (thread >= half) continue;", ""),
-    "the last voxels of a tile are not loaded": ("products", "thread >= CRF_TILE)", "thread >= CRF_TILE - 1)"),
-    "products are summed in the phase that loads them": (
-        "products",
-        "        }\n        CRF_PHASE(thread) {\n            CRF_UNROLL_BY_4\n",
-        "            CRF_UNROLL_BY_4\n",
-    ),
-}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_fault_in_what_threads_share_would_be_noticed(name: str) -> None:
-    """By the watch alone: the sums are not looked at."""
-    source, old, new = MUTATIONS[name]
-    constants = {"sums": CONSTANTS, "products": {"CRF_ROWS": 3, "CRF_OTHERS": 2, "CRF_THREADS": 64, "CRF_TILE": 64}}[source]
-    rows, others, parts = np.ones((3, 100), np.float32), np.ones((2, 100), np.float32), np.zeros(6 * 10)
-    arguments = (parts, 30, np.zeros(2)) if source == "sums" else (rows, others, None, 100, 1, 1.0, parts)
-    kernel = {"sums": "add_up", "products": "add_products"}[source]
-    plain = kernel_source(source, constants)
-    cuda_shim.run_kernel(plain, kernel, constants, 1, arguments, is_watched=True)
-    assert plain.text.count(old) == 1
-    changed = dataclasses.replace(plain, text=plain.text.replace(old, new))
-    with pytest.raises(KernelFaultError):
-        cuda_shim.run_kernel(changed, kernel, constants, 1, arguments, is_watched=True)
 
 
 def test_arithmetic_is_a_gpus() -> None:

@@ -77,12 +77,6 @@ def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) ->
     assert [line["attempt"] for line in tables.read_lines([lines]) if line["step"] == "refine"] == ["first", "second"]
 
 
-def test_the_first_run_has_three_calls(tmp_path: Path) -> None:
-    """Another one: status 2, and nothing is written."""
-    assert _run(BENCHMARKS / "gpu_first_run.py", "4", tmp_path / "other").returncode == 2
-    assert not (tmp_path / "other").exists()
-
-
 def test_every_call_ends_in_time(load: Any, tmp_path: Path) -> None:
     """With every step at its limit. Nothing is timed beside anything else."""
     steps = load("gpu_first_run")
