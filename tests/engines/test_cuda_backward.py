@@ -192,7 +192,9 @@ def counted(num_iterations: int, **wanted: bool) -> tuple[StrictDevice, int]:
     return device, int(case.inside.sum())
 
 
-@pytest.mark.parametrize(("wants_theta", "wants_image"), [(True, True), pytest.param(False, True, marks=long), (False, False)])
+@pytest.mark.parametrize(
+    ("wants_theta", "wants_image"), [(False, False), *(pytest.param(*wanted, marks=long) for wanted in ((False, True), (True, True)))]
+)
 def test_the_host_waits_once_and_a_step_moves_the_bytes_of_the_table(wants_theta: bool, wants_image: bool) -> None:
     """One download, of all sums. A step copies marginals and multiplies factors with features; docs/decisions/gpu.md has its bytes."""
     (few, num_voxels), (many, _) = (counted(number, wants_theta=wants_theta, wants_image=wants_image) for number in (FEW, MANY))

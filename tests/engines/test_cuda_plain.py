@@ -10,18 +10,14 @@ import pytest
 import recorded_cupy
 from oracles import Case, random_case
 from recorded_cupy import Machine
+from strict_device import PARAMETERS
 
 import crfrefine
-from crfrefine import ConfigError, CrfParameters, refine
+from crfrefine import ConfigError, refine
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.errors import DeviceLostError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
-
-
-PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-)
 
 
 @pytest.fixture

@@ -8,15 +8,12 @@ import cuda_shim
 import numpy as np
 import pytest
 from oracles import Case, random_case
-from strict_device import StrictDevice, use
+from strict_device import PARAMETERS, StrictDevice, use
 
-from crfrefine import CrfParameters, InputError, RefinementResult, refine
+from crfrefine import InputError, RefinementResult, refine
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 
-PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-)
 BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
 
 

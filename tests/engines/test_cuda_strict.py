@@ -88,12 +88,11 @@ def test_a_single_voxel_keeps_to_the_rules(num_labels: int) -> None:
     [
         (_refine, "lattice", 4, (11, 17, 13), True, {}),
         (_refine, "truncated", 4, (11, 17, 13), False, {}),
-        (_train, "grid", 4, (5, 9, 7), True, {}),
         (_train, "truncated", 4, (7, 11, 9), True, {"volume__weight": 0.9, "volume__keep": "largest", "spatial__weight": 0.0}),
         *(
             pytest.param(*case, marks=long)
             for case in (
-                (_refine, "grid", 2, (40, 36, 31), False, {}),
+                (_train, "grid", 4, (5, 9, 7), True, {}),
                 (_refine, "lattice", 9, (9, 8, 7, 31), True, {"bilateral__theta_alpha": 8.0}),  # few vertices
                 (_refine, "truncated", 2, (21, 17, 19), True, {"volume__weight": 0.9, "volume__keep": "largest"}),
                 (_train, "lattice", 9, (21, 17, 19), True, {}),

@@ -14,16 +14,13 @@ import recorded_cupy
 from cli_helpers import run_process, write_folders
 from oracles import Case, random_case
 from recorded_cupy import Machine
+from strict_device import PARAMETERS
 
 import crfrefine
-from crfrefine import CrfParameters, refine
+from crfrefine import refine
 from crfrefine.engines.cuda import current_gpu
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
-
-PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 import crfrefine.engines
+from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source
 
@@ -215,6 +216,12 @@ class _Module:
             return self._device.own(result) if is_unwritten else self._device.done(name, [*_arrays(arguments), result], result)
 
         return call
+
+
+PARAMETERS = CrfParameters().replace(
+    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
+)
+"""A model that is soon computed."""
 
 
 def use(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
