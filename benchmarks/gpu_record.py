@@ -80,7 +80,7 @@ def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], n
     before = [_bytes(*piece) for piece in pieces]
     reverse = [piece.copy() for piece in before]
     again = [None if value is None else given for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)]
-    run_kernel(source, kernel, constants, num_items, again, num_workers=0)
+    run_kernel(source, kernel, constants, num_items, again, order=0)
     run_kernel(source, kernel, constants, num_items, arguments)
     after = [_bytes(*piece) for piece in pieces]
     launch["memory"] = list(zip(before, after, strict=True))

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import gpu_tests
 import pytest
-from cuda_shim import compiler, shim_backend
-from strict_device import StrictDevice, strict_memory
+from cuda_shim import shim_backend
 
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
-from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.errors import BackendUnavailableError
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -61,20 +58,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Those to be compared with the reference."""
     return _load(request.param, monkeypatch)
-
-
-@pytest.fixture(params=["cuda-shim", ON_GPU])
-def gpu_engine(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
-    """The GPU engine under a GPU's rules (strict_device.py), and on a GPU."""
-    if request.param == "cuda":
-        if not is_available():
-            pytest.skip("needs a GPU and CuPy")
-        yield CudaBackend(CupyDevice())
-        return
-    if compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    with strict_memory():
-        yield CudaBackend(StrictDevice())
 
 
 @pytest.fixture

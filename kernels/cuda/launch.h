@@ -88,12 +88,12 @@ struct PerThread {
 
 #else
 
-#define CRF_EMULATED(name, is_block, ...)                                                         \
-    static void name(__VA_ARGS__);                                                                \
-    extern "C" const char* launch_##name(long long num_items, int num_workers, void** arguments); \
-    const char* launch_##name(long long num_items, int num_workers, void** arguments) {           \
-        return crf::emulation::run(&name, is_block, num_items, num_workers, arguments);           \
-    }                                                                                             \
+#define CRF_EMULATED(name, is_block, ...)                                                   \
+    static void name(__VA_ARGS__);                                                          \
+    extern "C" const char* launch_##name(long long num_items, int order, void** arguments); \
+    const char* launch_##name(long long num_items, int order, void** arguments) {           \
+        return crf::emulation::run(&name, is_block, num_items, order, arguments);           \
+    }                                                                                       \
     static void name(__VA_ARGS__)
 #define CRF_KERNEL(name, ...) CRF_EMULATED(name, false, __VA_ARGS__)
 #define CRF_D inline

@@ -11,14 +11,11 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-import tile_cases
 from cli_helpers import Folders, files_in, save_nifti
-from limited_device import LimitedDevice
 from oracles import Case, random_case
+from strict_device import StrictDevice, use
 
-import crfrefine
 from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionScheme, refine
-from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.slabs import Slab, cut, halo_planes
@@ -39,9 +36,8 @@ SETTINGS = {
 }
 
 
-def run(device: LimitedDevice, monkeypatch: pytest.MonkeyPatch, case: Case, changes: dict[str, Any], **options: Any) -> RefinementResult:
-    engine = CudaBackend(device)
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
+def run(device: StrictDevice, monkeypatch: pytest.MonkeyPatch, case: Case, changes: dict[str, Any], **options: Any) -> RefinementResult:
+    use(CudaBackend(device), monkeypatch)
     given = {"mask": case.mask, "spacing": case.spacing, "parameters": CrfParameters().replace(**(SETTINGS | changes)), "device": "cuda"}
     return refine(case.logits, case.image, **(given | options))
 
@@ -75,16 +71,17 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[list[Slab]]:
     return tried
 
 
-@pytest.mark.parametrize("kind", ["plain", "mask", "box", "empty planes"])
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
+@pytest.mark.parametrize(
+    ("kind", "filter_name"), [("plain", "lattice"), ("mask", "truncated"), ("box", "lattice"), ("empty planes", "truncated")]
+)
 def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits with direct sums; never more memory than there is; a note; what needs all voxels together is left out."""
-    case, large = case_of(kind), LimitedDevice()
+    case, large = case_of(kind), StrictDevice()
     changes = {"mean_field.filter": filter_name}
     expected = run(large, monkeypatch, case, changes)
     tried = cuts(monkeypatch)
     assert (expected.notes, tried) == ((), [])
-    small = LimitedDevice(int(0.7 * large.most))
+    small = StrictDevice(int(0.7 * large.most))
     found = run(small, monkeypatch, case, changes)
     assert small.most <= small.limit
     assert len(tried[-1]) > 1
@@ -102,35 +99,6 @@ def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind: str, filter_
     )
 
 
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_the_result_is_that_of_the_cpu_with_the_same_slabs(filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole arrays with every filter; with direct sums also that of the tiles that streamed channels are computed on."""
-    case = case_of("mask")
-    model = CrfParameters().replace(**(SETTINGS | {"mean_field.filter": filter_name}))
-    large = LimitedDevice()
-    run(large, monkeypatch, case, {"mean_field.filter": filter_name})
-    tried = cuts(monkeypatch)
-    found = run(LimitedDevice(int(0.7 * large.most)), monkeypatch, case, {"mean_field.filter": filter_name})
-    spec = model.replace(**{"mean_field.tolerance": 1e-3}).resolve(4, 1, 3)
-    cpu = crfrefine.engines.get_backend("cpu")
-
-    def on_cpu(volume: slabs.Volume) -> Any:
-        assert volume.models[0].mean_field.tolerance == 0.0
-        arrays = volume.values, volume.image, volume.mask, volume.spacing
-        return cpu.mean_field(*arrays, volume.models[0], origin=volume.origin, threads=1)
-
-    normalized = normalize_intensity(case.image, model.intensity, case.mask)
-    monkeypatch.setattr(slabs, "_smaller", lambda *_: tried[0])
-    outcome, _ = slabs.run_in_slabs(on_cpu, slabs.Volume(case.logits, normalized, case.mask, SPACING, [spec]), "", 2.0)
-    np.testing.assert_allclose(found.logits, outcome.logits, rtol=0.0, atol=5e-5)
-    if filter_name == "truncated":
-        monkeypatch.setattr("crfrefine.tiles.refining.is_crowded", lambda *_: False)
-        monkeypatch.setattr("crfrefine.tiles.solving.plan_slabs", lambda *_, **__: tried[0])
-        of_tiles = tile_cases.refine(tile_cases.TileCase(case.logits, case.image, SPACING, case.mask), model, 1e-7, threads=1)
-        assert of_tiles.filters[0].endswith(f"in {len(tried[0])} slabs")
-        np.testing.assert_allclose(found.marginals, of_tiles.marginals, rtol=0.0, atol=1e-5)
-
-
 def test_a_plane_depends_on_nothing_beyond_its_halo() -> None:
     """In whole tiles; both ends of the volume have one side alone."""
     assert (halo_planes(5, 3), halo_planes(1, 4), halo_planes(1, 4, 1), halo_planes(3, 0)) == (24, 8, 8, 0)
@@ -140,12 +108,12 @@ def test_a_plane_depends_on_nothing_beyond_its_halo() -> None:
 @pytest.mark.parametrize("is_told", [True, False])
 def test_slabs_get_smaller_until_they_fit(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the device does not tell what is free, so that allocations fail in the middle: nothing of them stays."""
-    case, large = case_of(), LimitedDevice()
+    case, large = case_of(), StrictDevice()
     changes = {"mean_field.num_iterations": 1, "mean_field.filter": "lattice"}
     expected = run(large, monkeypatch, case, changes)
     del expected
     tried = cuts(monkeypatch)
-    small = LimitedDevice(int(0.4 * large.most), is_told=is_told)
+    small = StrictDevice(int(0.4 * large.most), is_told=is_told)
     found = run(small, monkeypatch, case, changes)
     assert small.most <= small.limit
     assert len(tried) > 1
@@ -156,10 +124,10 @@ def test_slabs_get_smaller_until_they_fit(is_told: bool, monkeypatch: pytest.Mon
 
 
 def test_regions_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, large = case_of("mask"), LimitedDevice()
+    case, large = case_of("mask"), StrictDevice()
     scheme = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest": 4})
     expected = run(large, monkeypatch, case, {}, regions=scheme)
-    small = LimitedDevice(int(0.7 * large.most))
+    small = StrictDevice(int(0.7 * large.most))
     found = run(small, monkeypatch, case, {}, regions=scheme)
     assert "slabs" in found.notes[0]
     assert small.most <= small.limit
@@ -167,18 +135,9 @@ def test_regions_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found.label_map, expected.label_map)
 
 
-def test_probabilities_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, large = case_of("box"), LimitedDevice()
-    case = replace(case, logits=tile_cases.softmax(case.logits).astype(np.float32))
-    expected = run(large, monkeypatch, case, {}, input_type="probabilities")
-    found = run(LimitedDevice(int(0.7 * large.most)), monkeypatch, case, {}, input_type="probabilities")
-    assert "slabs" in found.notes[-1]
-    np.testing.assert_array_equal(found.logits, expected.logits)
-
-
 def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages of different filters differ by percents: borders of slabs would show."""
-    case, large = case_of("empty planes"), LimitedDevice()
+    case, large = case_of("empty planes"), StrictDevice()
     run(large, monkeypatch, case, {})
     asked: list[tuple[str, int]] = []
     inner = CudaBackend.mean_field
@@ -188,7 +147,7 @@ def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.
         return inner(self, logits, image, mask, spacing, spec, **options)
 
     monkeypatch.setattr(CudaBackend, "mean_field", noted)
-    run(LimitedDevice(int(0.6 * large.most)), monkeypatch, case, {"mean_field.filter": "auto"})
+    run(StrictDevice(int(0.6 * large.most)), monkeypatch, case, {"mean_field.filter": "auto"})
     done = asked[-len([name for name, _ in asked if name != "auto"]) - 1 :]
     assert done[0][0] == "auto"
     assert len({name for name, _ in done[1:]}) == 1
@@ -212,20 +171,20 @@ def test_what_does_not_fit_in_slabs_is_refused_with_the_sizes(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CapacityError, match=message):
-        run(LimitedDevice(20_000), monkeypatch, case_of(), changes)
+        run(StrictDevice(20_000), monkeypatch, case_of(), changes)
 
 
 def test_bandwidths_that_no_lattice_can_have_are_no_matter_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = cuts(monkeypatch)
     with pytest.raises(CapacityError, match="less than a millionth"):
-        run(LimitedDevice(), monkeypatch, case_of(), {"bilateral.theta_alpha": 1e-6})
+        run(StrictDevice(), monkeypatch, case_of(), {"bilateral.theta_alpha": 1e-6})
     assert tried == []
 
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_folder_run_says_so(fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the summary; what does not fit in slabs either is not written, and no part of it."""
-    case, large = case_of(), LimitedDevice()
+    case, large = case_of(), StrictDevice()
     run(large, monkeypatch, case, {})
     folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
     folders.images.mkdir()
@@ -233,8 +192,8 @@ def test_a_folder_run_says_so(fits: bool, tmp_path: Path, monkeypatch: pytest.Mo
     # In a file the first axis is the fastest one; slabs are cut along the slowest.
     save_nifti(folders.images / "a_0000.nii.gz", case.image[0].T)
     save_nifti(folders.logits / "a.nii.gz", np.moveaxis(case.logits, 0, -1).transpose(2, 1, 0, 3))
-    small = CudaBackend(LimitedDevice(int(0.7 * large.most) if fits else 20_000))
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: small), *crfrefine.engines._TABLE))
+    small = CudaBackend(StrictDevice(int(0.7 * large.most) if fits else 20_000))
+    use(small, monkeypatch)
     options = InferenceOptions(
         images=(folders.images,),
         logits=(folders.logits,),

@@ -1,4 +1,4 @@
-"""The GPU engine under a GPU's rules: what kernels may be given, what memory holds, how much of it; on a stand-in that knows no mercy."""
+"""The GPU engine's memory, on a stand-in that counts it (strict_device.py): what is refused, estimated, shared, and taken from PyTorch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, kernel_set, one_kernel, random_case, resolve
-from strict_device import StrictDevice, StrictError, counts, strict_memory
+from oracles import Case, kernel_set, random_case, resolve
+from strict_device import StrictDevice, StrictError
 
-from crfrefine.engines.base import Kernels, MeanFieldResult
+from crfrefine.engines.base import Kernels
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.lattice import LatticeFilter
@@ -25,117 +25,39 @@ from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
-from crfrefine.specs import MeanFieldSpec
+from crfrefine.specs import MeanFieldSpec, ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-FILTERS = ("exact", "truncated", "grid", "lattice")
+long = pytest.mark.long
 # Of memory that a case was seen to take, what its estimates may come to: they have room for sorts, which numpy does in place.
 MOST_ESTIMATED = 2.0
 
 
-@pytest.fixture
-def device() -> Iterator[StrictDevice]:
-    with strict_memory():
-        yield StrictDevice()
-
-
-def _run(engine: CudaBackend, case: Case, **changes: Any) -> MeanFieldResult:
-    parameters = resolve(case, spatial__weight=0.5, mean_field__num_iterations=6, **changes)
-    return engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
-
-
-@pytest.mark.parametrize(
-    ("num_dims", "num_labels", "masked", "damping"), [(3, 5, True, 0.0), (3, 3, False, 0.3), (2, 2, True, 0.0), (1, 9, False, 0.0)]
-)
-@pytest.mark.parametrize("filter_name", FILTERS)
-def test_a_run_keeps_to_the_rules(
-    device: StrictDevice, filter_name: str, num_dims: int, num_labels: int, masked: bool, damping: float
-) -> None:
-    """The bits of the plain shim, where new memory is not a number: nothing is read that was not written."""
-    case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
-    changes = {"mean_field__filter": filter_name, "mean_field__damping": damping}
-    expected = _run(cuda_shim.shim_backend(), case, **changes)
-    found = _run(CudaBackend(device), case, **changes)
-    np.testing.assert_array_equal(found.logits, expected.logits)
-    assert found.energy == expected.energy
-
-
-@pytest.mark.parametrize("filter_name", FILTERS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_message_and_the_way_back_keep_to_the_rules(device: StrictDevice, filter_name: str, dtype: type) -> None:
-    """As above, for what the layer and the checks of filters call."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
-    thetas = {"theta_alpha": (1.4,) * 3, "theta_beta": (0.2,) * 2}
-    found, expected = (
-        engine.message(
-            case.logits, case.image, case.mask, case.spacing, one_kernel(**thetas, normalization="symmetric", filter=filter_name)
-        )
-        for engine in (CudaBackend(device), cuda_shim.shim_backend())
-    )
-    np.testing.assert_array_equal(found, expected)
-    gradients = [_gradients(engine, case, filter_name, dtype) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
-    for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize("num_labels", [3, 9])
-def test_a_single_voxel_keeps_to_the_rules(device: StrictDevice, num_labels: int) -> None:
-    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
-    case = random_case(3, num_modalities=2, num_labels=num_labels)
-    mask = np.zeros(case.inside.shape, dtype=bool)
-    mask[1, 2, 3] = True
-    case = Case(case.logits, case.image, mask, case.spacing)
-    gradients = [_gradients(engine, case, "exact", np.float32) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
-    for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def _built(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> Kernels:
+def _model(case: Case, filter_name: str, **changes: Any) -> ModelSpec:
     theta_alpha, theta_beta = (3.0, 0.4) if filter_name == "grid" else (1.4, 0.2)  # a grid of few cells
-    return engine.kernels(
-        case.image.astype(dtype),
-        case.mask,
-        case.spacing,
-        kernel_set(
-            [((theta_alpha,) * 3, (theta_beta,) * 2)],
-            (1.3,) * 3,
-            normalization="symmetric",
-            filter=filter_name,
-            num_labels=len(case.logits),
-            num_iterations=3,
-        ),
-    )
+    settings = {"bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": theta_beta, "mean_field__filter": filter_name}
+    weights = np.linspace(1.0, 2.0, len(case.logits)).tolist()
+    return resolve(case, **{"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__num_iterations": 3} | settings | changes)
 
 
-def _problem(case: Case, dtype: type) -> tuple[np.ndarray, np.ndarray, MeanFieldSpec]:
-    """Logits, the gradient of a loss, and a run."""
-    num_labels = len(case.logits)
-    random = np.random.default_rng(3)
-    logits, gradient = case.logits.astype(dtype), random.random(case.logits.shape).astype(dtype)
-    matrix = random.random((num_labels, num_labels)) * (1 - np.eye(num_labels))
-    return logits, gradient, MeanFieldSpec(random.random((2, num_labels)), matrix, num_iterations=3, temperature=0.8)
+def _built(engine: CudaBackend, case: Case, model: ModelSpec) -> Kernels:
+    return engine.kernels(case.image, case.mask, case.spacing, model.kernels)
 
 
-def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type, problem: Any = None) -> list[np.ndarray]:
-    logits, gradient, run = problem or _problem(case, dtype)
-    kernels = _built(engine, case, filter_name, dtype)
-    tape = kernels.forward(logits, run)
-    found = kernels.backward(tape, logits, gradient, run, wants_image=True)
-    return [
-        tape.logits,
-        found.logits,
-        found.image,
-        found.weights,
-        found.compatibility,
-        found.theta_alpha,
-        found.theta_beta,
-        found.theta_gamma,
-    ]
+def _train(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
+    kernels, run = _built(engine, case, model), replace(model.mean_field, tolerance=0.0)
+    wants = {"wants_image": not run.volume_weight, "wants_theta": not run.volume_weight}
+    kernels.backward(kernels.forward(case.logits, run), case.logits, case.logits, run, **wants)
 
 
-def test_memory_that_no_kernel_may_have_is_seen(device: StrictDevice) -> None:
-    """The host's, rows at an odd place, and the host's among the device's in arithmetic."""
+def _refine(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
+    engine.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+
+
+def test_memory_that_no_kernel_may_have_is_seen() -> None:
+    """The host's, rows at an odd place, and the host's among the device's in arithmetic; new memory holds no numbers."""
+    device = StrictDevice(is_watched=True)
     xp = device.xp
     rows, begin, row = xp.zeros((5, 4), dtype=np.float32), xp.arange(2, dtype=np.uint32), xp.zeros(1, dtype=np.uint32)
     piece = ("lattice", "sum_pieces", {"CRF_WIDTH": 4}, 1, begin, row, 1)
@@ -145,153 +67,125 @@ def test_memory_that_no_kernel_may_have_is_seen(device: StrictDevice) -> None:
     odd = xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4)
     with pytest.raises(StrictError, match="rows need 16"):
         device.launch(*piece, odd)
-    with pytest.raises(StrictError, match="an array of the host"):
-        rows + np.ones((5, 4), np.float32)
+    for operation in (lambda: rows + np.ones((5, 4), np.float32), lambda: xp.cumsum(np.ones(3)), lambda: device.download(np.ones(3))):
+        with pytest.raises(StrictError, match="of the host"):
+            operation()
+    assert np.isnan(device.download(xp.empty(3, dtype=np.float64)).view(np.float32)).all()
+
+
+@pytest.mark.parametrize("num_labels", [3, pytest.param(9, marks=long)])
+def test_a_single_voxel_keeps_to_the_rules(num_labels: int) -> None:
+    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
+    case = random_case(3, num_modalities=2, num_labels=num_labels)
+    mask = np.zeros(case.inside.shape, dtype=bool)
+    mask[1, 2, 3] = True
+    case = replace(case, mask=mask)
+    _train(CudaBackend(StrictDevice(is_watched=True)), case, _model(case, "exact"))
 
 
 @pytest.mark.parametrize(
-    ("grid_shape", "num_labels", "num_modalities", "share", "theta_alpha"),
+    ("run", "filter_name", "num_labels", "grid_shape", "masked", "changes"),
     [
-        ((41, 30, 37), 5, 4, 0.4, 1.0),  # more vertices than voxels
-        ((40, 36, 31), 2, 1, 1.0, 1.0),
-        ((40, 36, 31), 2, 1, 1.0, 8.0),  # few vertices
-        ((150, 170), 3, 1, 0.7, 1.0),
-        ((9, 8, 7, 31), 9, 2, 0.9, 1.0),
-        ((40000,), 2, 1, 1.0, 1.0),
+        (_refine, "lattice", 4, (11, 17, 13), True, {}),
+        (_refine, "truncated", 4, (11, 17, 13), False, {}),
+        (_train, "truncated", 4, (7, 11, 9), True, {"volume__weight": 0.9, "volume__keep": "largest", "spatial__weight": 0.0}),
+        *(
+            pytest.param(*case, marks=long)
+            for case in (
+                (_train, "grid", 4, (5, 9, 7), True, {}),
+                (_refine, "lattice", 9, (9, 8, 7, 31), True, {"bilateral__theta_alpha": 8.0}),  # few vertices
+                (_refine, "truncated", 2, (21, 17, 19), True, {"volume__weight": 0.9, "volume__keep": "largest"}),
+                (_train, "lattice", 9, (21, 17, 19), True, {}),
+            )
+        ),
     ],
 )
-@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
 def test_memory_is_estimated_before_it_is_taken(
-    filter_name: str, grid_shape: tuple[int, ...], num_labels: int, num_modalities: int, share: float, theta_alpha: float
+    run: Any, filter_name: str, num_labels: int, grid_shape: tuple[int, ...], masked: bool, changes: dict[str, Any]
 ) -> None:
     """With too little, an error with the numbers, and never more taken than there is; with MOST_ESTIMATED times what it takes, none."""
-    random = np.random.default_rng(6)
-    num_modalities = min(num_modalities, 2) if filter_name == "grid" else num_modalities
-    image = random.random((num_modalities, *grid_shape), dtype=np.float32)
-    logits = random.random((num_labels, *grid_shape), dtype=np.float32)
-    case = Case(logits, image, None if share == 1.0 else random.random(grid_shape) < share, (1.0,) * len(grid_shape))
-    if filter_name != "lattice":  # a window or a grid that is soon filtered
-        theta_alpha = min(theta_alpha, 1.5) if filter_name == "truncated" else max(theta_alpha, 3.0)
-    changes = {"mean_field__filter": filter_name, "bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": 0.3}
+    case = random_case(len(grid_shape), 2, num_labels, masked=masked, grid_shape=grid_shape)
+    model = _model(case, filter_name, **changes)
 
-    def taken(limit: int | None) -> int:
-        with strict_memory():
-            before = counts()["bytes"]
-            _run(CudaBackend(StrictDevice(limit=limit)), case, **changes)
-            return counts()["most_bytes"] - before
+    def taken(limit: int) -> int:
+        device = StrictDevice(limit, is_watched=True)
+        run(CudaBackend(device), case, model)
+        return device.most
 
-    most = taken(None)
+    most = taken(1 << 40)
     assert taken(int(MOST_ESTIMATED * most)) == most
-    for part in (0.15, 0.4, 0.7, 0.95):
-        limit = int(part * most)
-        with strict_memory():
-            before = counts()["bytes"]
-            with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
-                _run(CudaBackend(StrictDevice(limit=limit)), case, **changes)
-            assert counts()["most_bytes"] - before <= limit
+    for part in (0.2, 0.7, 0.95):
+        with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
+            taken(int(part * most))
 
 
-@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
-@pytest.mark.parametrize(("num_labels", "dtype"), [(2, np.float32), (4, np.float32), (4, np.float64), (9, np.float32)])
-def test_memory_for_training_is_estimated_too(filter_name: str, num_labels: int, dtype: type) -> None:
-    """Of building, the record of the forward pass, and the backward pass."""
-    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(21, 17, 19))
-    problem = _problem(case, dtype)  # the host's memory does not count
-
-    def taken(limit: int | None) -> int:
-        with strict_memory():
-            before = counts()["bytes"]
-            _gradients(CudaBackend(StrictDevice(limit=limit)), case, filter_name, dtype, problem)
-            return counts()["most_bytes"] - before
-
-    most = taken(None)
-    assert taken(int(MOST_ESTIMATED * most)) == most
-    for part in (0.2, 0.5, 0.8, 0.95):
-        with strict_memory():
-            before = counts()["bytes"]
-            with pytest.raises(CapacityError, match="needs about"):
-                _gradients(CudaBackend(StrictDevice(limit=int(part * most))), case, filter_name, dtype, problem)
-            assert counts()["most_bytes"] - before <= part * most
-
-
-@pytest.mark.parametrize(("masked", "wants_image"), [(False, False), (False, True), (True, True)])
-@pytest.mark.parametrize("num_labels", [2, 5, 9])
-def test_the_backward_pass_takes_what_is_estimated(device: StrictDevice, num_labels: int, masked: bool, wants_image: bool) -> None:
+@pytest.mark.parametrize(
+    ("num_labels", "masked", "wants_image"),
+    [(4, False, True), (4, True, True), *(pytest.param(9, *case, marks=long) for case in ((False, False), (True, True)))],
+)
+def test_the_backward_pass_takes_what_is_estimated(num_labels: int, masked: bool, wants_image: bool) -> None:
     """To a tenth, where the filter has no memory of its own: nothing is kept for longer than it is needed.
 
     Without a mask most is taken in the steps; with one, in a case as small as this, at the end, by the sums outside.
     """
     case = random_case(3, num_modalities=2, num_labels=num_labels, masked=masked, grid_shape=(7, 11, 9))
-    logits, gradient, run = _problem(case, np.float32)
-    run = replace(run, weights=run.weights[:1])
+    run = MeanFieldSpec(np.linspace(1.0, 2.0, num_labels)[None], 1.0 - np.eye(num_labels), 3, temperature=0.8)
     model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=num_labels, num_iterations=3)
+    device = StrictDevice(is_watched=True)
     kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, model)
-    tape = kernels.forward(logits, run)
-    num_given = logits.nbytes + gradient.nbytes + tape.record.nbytes
+    tape = kernels.forward(case.logits, run)
+    num_given = 2 * case.logits.nbytes + tape.record.nbytes
     num_voxels, wanted = int(case.inside.sum()), {"num_theta": 1, "num_image": 2 * wants_image}
-    expected = backward_bytes(logits.shape, num_voxels, "float32", [5], **wanted, num_given=num_given)
-    before = counts(resets=True)["bytes"]
-    kernels.backward(tape, logits, gradient, run, wants_image=wants_image)
-    taken = counts()["most_bytes"] - before
-    assert 0.9 * expected < taken < expected + 4096
+    expected = backward_bytes(case.logits.shape, num_voxels, "float32", [5], **wanted, num_given=num_given)
+    device.reset()
+    before = device.used
+    kernels.backward(tape, case.logits, case.logits, run, wants_image=wants_image)
+    assert 0.9 * expected < device.most - before < expected + 4096
 
 
 @pytest.mark.parametrize("is_lattice", [False, True], ids=["spatial", "lattice"])
-def test_filterings_of_any_width_share_memory(device: StrictDevice, is_lattice: bool) -> None:
+def test_filterings_of_any_width_share_memory(is_lattice: bool) -> None:
     """That of the widest rows, whatever was filtered before and after."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(7, 11, 9))
-    voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
+    device = StrictDevice(is_watched=True)
+    voxels = Voxels(device, case.image.shape[1:], case.spacing, device.upload(case.inside))
     _ = voxels.number
     taken = []
-    for widths in ((8,), (1, 8, 4, 2)):
+    for widths in ((4,), (1, 4, 1)):
         if is_lattice:
             plain: Filter = LatticeFilter(BilateralInput(voxels, device.upload(case.image), [1.4, 1.7, 2.3], [0.2, 0.3]))
         else:
             plain = SpatialFilter(voxels, [1.4, 1.7, 2.3])
-        before = counts()["bytes"]
+        before = device.used
         for width in widths:
             values = device.xp.ones((1, voxels.num_voxels, width), dtype=np.float32)
             plain.accumulate(values, None, None, device.xp.ones((1, width), dtype=np.float32), device.xp.zeros_like(values))
             del values
-        taken.append(counts()["bytes"] - before)
+        taken.append(device.used - before)
     assert taken[0] == taken[1] > 0
-
-
-def test_only_a_tensor_on_a_gpu_brings_pytorch_in() -> None:
-    """For anything else no stream is looked for, and memory is CuPy's."""
-    for array in (np.zeros(3), object(), "cuda"):
-        with following(None, array):
-            assert cached_bytes() is None
-
-
-class _Recorded(cuda_shim.ShimDevice):
-    """Notes the launches, and when they were waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def launch(self, *arguments: Any) -> None:
-        self.notes.append("launch")
-        super().launch(*arguments)
-
-    def synchronize(self) -> None:
-        self.notes.append("wait")
-
-    def download(self, array: Any) -> np.ndarray:
-        self.notes.append("wait")
-        return super().download(array)
 
 
 def test_building_and_going_back_are_done_when_they_return() -> None:
     """The next call may be on another stream."""
-    case = random_case(3, num_modalities=2, num_labels=4)
-    device = _Recorded()
-    _built(CudaBackend(device), case, "exact", np.float32)
-    assert device.notes[-1] == "wait"
-    device.notes.clear()
-    _gradients(CudaBackend(device), case, "exact", np.float32)
-    assert device.notes[-1] == "wait"
+    notes: list[str] = []
+
+    class Noting(cuda_shim.ShimDevice):
+        def launch(self, *arguments: Any) -> None:
+            notes.append("launch")
+            super().launch(*arguments)
+
+        def synchronize(self) -> None:
+            notes.append("wait")
+
+        def download(self, array: Any) -> np.ndarray:
+            notes.append("wait")
+            return super().download(array)
+
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
+    for run in (_built, _train):
+        notes.clear()
+        run(CudaBackend(Noting(is_watched=True)), case, _model(case, "exact"))
+        assert notes[-1] == "wait"
 
 
 class _Tensor:

@@ -1,14 +1,13 @@
 """The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
 
-The same orchestration and the same kernel sources run as on a device. Its threads run one after the other (`num_workers` 1), in reverse
-order (0), or on several of the processor's at once: whatever depended on who comes first would show. In kernels with barriers that is
-so of blocks, and of threads inside each phase.
+The same orchestration and the same kernel sources run as on a device. Its threads run one after the other, in kernels with barriers inside
+each phase; with `order` 0 in reverse.
 
 Watched, each access of a kernel to memory is looked at (kernel_watch.cpp). It is a fault outside of the launch's arrays and of a thread's
 own, where nobody has written yet, and where two threads write, or one writes and another reads, with no barrier between: all threads of a
 launch count as running at once. Arithmetic is a GPU's then: multiplications and additions are fused where CuPy's options allow it,
 exponentials and logarithms are up to two units in the last place off, and single numbers below the normal ones are zero. Divisions and
-square roots are exact, as with those options. The order of threads is shuffled, with `num_workers` as the seed.
+square roots are exact, as with those options. The order of threads is shuffled, with `order` as the seed.
 
 Not seen are: an access behind an array that lies within another one of the same launch; a read of 1 or 2 unwritten bytes next to written
 ones in a word of 4; of what is outside of kernels, numpy's reads of memory that nobody wrote; what threads that run at the same time
@@ -49,7 +48,7 @@ WATCHED_FLAGS = (*FLAGS, "-O2", "-mfma", "-DCRF_WATCHED=1", "-fsanitize=thread,b
 _OWN_LIBRARIES = ("-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s")
 
 POISON = 0x7FF3A5C7
-"""What new memory is filled with (strict_memory.cpp): not a number in any precision, an index beyond every array."""
+"""What new memory is filled with: not a number in any precision, an index beyond every array."""
 
 
 def compiler() -> str | None:
@@ -139,7 +138,7 @@ def run_kernel(
     num_items: int,
     arguments: Sequence[Any],
     *,
-    num_workers: int = 1,
+    order: int = 1,
     is_watched: bool = False,
 ) -> None:
     """Run a kernel's threads, or its blocks where they share memory.
@@ -149,13 +148,13 @@ def run_kernel(
     """
     packed = pack_arguments(source, kernel, constants, arguments)
     try:
-        run_packed(source, kernel, num_items, packed, num_workers=num_workers, is_watched=is_watched)
+        run_packed(source, kernel, num_items, packed, order=order, is_watched=is_watched)
     except KernelFaultError as error:
         raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {error}") from None
 
 
 def run_packed(
-    source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, num_workers: int = 1, is_watched: bool = False
+    source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, order: int = 1, is_watched: bool = False
 ) -> None:
     """Run a kernel with arguments in the driver's form; see `run_kernel`."""
     cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
@@ -167,7 +166,7 @@ def run_packed(
         if is_watched:
             named = zip(source.kernels[kernel], packed, strict=True)
             _watch_arrays({parameter.name: value for parameter, value in named if isinstance(value, np.ndarray)})
-        fault = run(ctypes.c_longlong(num_items), ctypes.c_int(num_workers), pointers)
+        fault = run(ctypes.c_longlong(num_items), ctypes.c_int(order), pointers)
         if fault is not None:
             raise KernelFaultError(fault.decode())
 
@@ -217,22 +216,22 @@ class FilledXp:
 
 
 class ShimDevice:
-    """A device made of numpy and a C++ compiler; see `run_kernel`."""
+    """A device made of numpy and a C++ compiler; see `run_kernel`. `is_watched`: where that is possible."""
 
     xp: Any = np
 
-    def __init__(self, *, num_workers: int = 1, free_bytes: int | None = None, is_watched: bool = False) -> None:
+    def __init__(self, *, order: int = 1, free_bytes: int | None = None, is_watched: bool = False) -> None:
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
-        self._num_workers = num_workers
-        self._is_watched = is_watched or all_are_watched()
+        self._order = order
+        self._is_watched = (is_watched and can_watch()) or all_are_watched()
         if self._is_watched:
             self.xp = FilledXp(POISON)
         self._free_bytes = free_bytes
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        found, options = kernel_source(source, constants), {"num_workers": self._num_workers, "is_watched": self._is_watched}
+        found, options = kernel_source(source, constants), {"order": self._order, "is_watched": self._is_watched}
         run_kernel(found, kernel, constants, num_threads, arguments, **options)
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
@@ -257,3 +256,8 @@ class ShimDevice:
 def shim_backend(**options: Any) -> CudaBackend:
     """The GPU engine on a shim device."""
     return CudaBackend(ShimDevice(**options))
+
+
+def watched_backend(**options: Any) -> CudaBackend:
+    """The same, watched where that is possible."""
+    return shim_backend(is_watched=True, **options)

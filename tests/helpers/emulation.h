@@ -1,7 +1,6 @@
 // Kernels without a GPU: launch.h's macros for a C++ compiler, so that tests run the same sources as the GPU.
 //
-// Threads run one after the other, in order or in reverse, or on several CPU threads at once; threads of a block run one after the other
-// inside each phase.
+// Threads run one after the other, in order or in reverse; threads of a block inside each phase.
 //
 // CRF_WATCHED: each access to memory is watched (tests/helpers/kernel_watch.cpp), and arithmetic is as inexact as a GPU's may be. Threads
 // and blocks run one after the other in disorder then.
@@ -12,10 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <tuple>
 #include <utility>
-#include <vector>
 
 #if !defined(CRF_DOUBLE)
 #define CRF_DOUBLE 0
@@ -36,7 +33,7 @@ namespace crf {
 namespace emulation {
 
 inline thread_local long long current_item = 0;  // number of the thread in a launch, or of the block
-inline thread_local int current_worker = 0, num_current_workers = 1;
+inline thread_local int current_order = 1;
 inline thread_local int current_phase = 0;
 
 CRF_UNWATCHED inline long long item() { return current_item; }
@@ -45,10 +42,10 @@ CRF_UNWATCHED inline void begin_item(long long number) {
     current_phase = 0;
 }
 
-// Like a driver's launch: `arguments` points to one value per parameter. num_workers: 1 runs the items in order, 0 in reverse, more run
-// in parallel; watched, it is the seed of their order. Returns a fault, or nullptr.
+// Like a driver's launch: `arguments` points to one value per parameter. order: 0 runs the items in reverse; watched, it is the seed of
+// their order. Returns a fault, or nullptr.
 template <class... Parameters, std::size_t... Index>
-const char* run_each(void (*kernel)(Parameters...), [[maybe_unused]] bool is_block, long long num_items, int num_workers, void** arguments,
+const char* run_each(void (*kernel)(Parameters...), [[maybe_unused]] bool is_block, long long num_items, int order, void** arguments,
                      std::index_sequence<Index...>) {
     const std::tuple<Parameters...> values{*static_cast<Parameters*>(arguments[Index])...};
     const auto run_item = [&](long long number) {
@@ -57,38 +54,26 @@ const char* run_each(void (*kernel)(Parameters...), [[maybe_unused]] bool is_blo
     };
 #if CRF_WATCHED
     const auto call = [](void* context, long long number) { (*static_cast<decltype(run_item)*>(context))(number); };
-    return watch_run(call, const_cast<void*>(static_cast<const void*>(&run_item)), num_items, is_block, static_cast<unsigned>(num_workers),
+    return watch_run(call, const_cast<void*>(static_cast<const void*>(&run_item)), num_items, is_block, static_cast<unsigned>(order),
                      !CRF_DOUBLE);
 #else
-    const auto work = [&](int worker) {
-        current_worker = worker;
-        num_current_workers = num_workers;
-        if (num_workers == 0)
-            for (long long i = num_items - 1; i >= 0; --i) run_item(i);
-        else
-            for (long long i = worker; i < num_items; i += num_workers) run_item(i);
-    };
-    std::vector<std::thread> others;
-    for (int worker = 1; worker < num_workers; ++worker) others.emplace_back(work, worker);
-    work(0);
-    for (std::thread& other : others) other.join();
+    current_order = order;
+    for (long long i = 0; i < num_items; ++i) run_item(order == 0 ? num_items - 1 - i : i);
     return nullptr;
 #endif
 }
 template <class... Parameters>
-const char* run(void (*kernel)(Parameters...), bool is_block, long long num_items, int num_workers, void** arguments) {
-    return run_each(kernel, is_block, num_items, num_workers, arguments, std::index_sequence_for<Parameters...>{});
+const char* run(void (*kernel)(Parameters...), bool is_block, long long num_items, int order, void** arguments) {
+    return run_each(kernel, is_block, num_items, order, arguments, std::index_sequence_for<Parameters...>{});
 }
 
 // ---- Blocks ----------------------------------------------------------------------------------------------------------------------
 
-// The thread to run next; -1 after the last one. With several workers, each runs the threads in a different scrambled order; watched, each
-// block does.
+// The thread to run next; -1 after the last one. Watched, each block has an order of its own.
 CRF_UNWATCHED inline int begin_turn(int turn, int num_threads) {
     if (turn == 0) ++current_phase;
     int thread = turn;
-    if (num_current_workers == 0) thread = num_threads - 1 - turn;
-    if (num_current_workers > 1) thread = (turn * 37 + 11 * current_worker) % num_threads;
+    if (current_order == 0) thread = num_threads - 1 - turn;
 #if CRF_WATCHED
     thread = static_cast<int>((turn * 37 + 11 * current_item) % num_threads);
 #endif

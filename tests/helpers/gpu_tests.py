@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-_USES = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend|gpu_engine)\b", re.MULTILINE)
+_USES = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend)\b", re.MULTILINE)
 
 
 def files() -> list[Path]:

@@ -47,7 +47,7 @@ struct Place {
     Element* elements;
 };
 
-constexpr std::uint32_t kPoison = 0x7FF3A5C7;  // as in strict_memory.cpp
+constexpr std::uint32_t kPoison = 0x7FF3A5C7;  // cuda_shim.POISON
 
 std::vector<Place> places;
 Bytes stack_begin, stack_end;

@@ -1,4 +1,4 @@
-"""Compiling the GPU's kernels for real, without a GPU: NVRTC from its wheel or a CUDA toolkit through its C API, or else nvcc."""
+"""Compiling the GPU's kernels for real, without a GPU: NVRTC from its wheel or a CUDA toolkit, through its C API."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import ctypes
 import ctypes.util
 import importlib.util
 import re
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from crfrefine.engines.cuda.sources import KernelSource
 
-FLUSHES = "-ftz=true"
-CUPYS_OPTIONS = (FLUSHES, "--device-as-default-execution-space")
+CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy 14 adds to the options of a `RawModule`, besides the architecture."""
 
 
@@ -49,19 +45,13 @@ def nvrtc_library() -> ctypes.CDLL | None:
     return None
 
 
-def compiler() -> str | None:
-    """The compiler that `compile_for` uses."""
-    return "nvrtc" if nvrtc_library() is not None else shutil.which("nvcc")
-
-
 def compile_for(architecture: str, source: KernelSource) -> dict[str, Usage]:
     """Compile to machine code for an architecture such as "sm_90"; what each kernel takes.
 
     Raises:
         CompilationError: with the compiler's log.
     """
-    library = nvrtc_library()
-    log, _ = _with_nvcc(architecture, source) if library is None else _with_nvrtc(library, architecture, source)
+    log, _ = _compile(architecture, source)
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
@@ -81,13 +71,14 @@ def intermediate_code(source: KernelSource) -> dict[str, str]:
     Raises:
         CompilationError: with the compiler's log.
     """
-    library = nvrtc_library()
-    text = _with_nvcc("compute_80", source)[1] if library is None else _with_nvrtc(library, "compute_80", source)[1]
+    text = _compile("compute_80", source)[1]
     return {part.partition("(")[0].strip(): part for part in text.split(".visible .entry ")[1:]}
 
 
-def _with_nvrtc(library: ctypes.CDLL, architecture: str, source: KernelSource) -> tuple[str, str]:
+def _compile(architecture: str, source: KernelSource) -> tuple[str, str]:
     """The compiler's log; and PTX for a virtual architecture."""
+    library = nvrtc_library()
+    assert library is not None
     program = ctypes.c_void_p()
     created = library.nvrtcCreateProgram(ctypes.byref(program), source.text.encode(), f"{source.name}.cu".encode(), 0, None, None)
     assert created == 0
@@ -109,19 +100,3 @@ def _with_nvrtc(library: ctypes.CDLL, architecture: str, source: KernelSource) -
     if failed or (not is_virtual and size.value == 0):
         raise CompilationError(log)
     return log, code
-
-
-def _with_nvcc(architecture: str, source: KernelSource) -> tuple[str, str]:
-    nvcc = shutil.which("nvcc")
-    assert nvcc is not None
-    is_virtual = architecture.startswith("compute")
-    options = [FLUSHES, *(option for option in source.options if option != "--device-int128")]  # nvcc always has them
-    with tempfile.TemporaryDirectory() as folder:
-        text, built = Path(folder) / "source.cu", Path(folder) / "built"
-        text.write_text(source.text, encoding="utf-8")
-        target = ["--ptx"] if is_virtual else ["--cubin", "-Xptxas=-v"]
-        command = [nvcc, *target, f"--gpu-architecture={architecture}", *options, "-o", str(built), str(text)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CompilationError(done.stderr)
-        return done.stderr, built.read_text(encoding="utf-8") if is_virtual else ""

@@ -1,28 +1,27 @@
-"""A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows nothing.
+"""A stand-in for a GPU that holds the engine to a GPU's rules and counts what is done, of which the plain shim knows nothing.
 
-Arrays lie in memory of their own (strict_memory.cpp): aligned to 256 bytes and no more, never zero by chance, not a number once freed.
-They do not mix with the host's. Kernels take nothing else, rows of channels only at addresses that one wide load can take.
+Its arrays do not mix with the host's, and hold no numbers when they are new. Kernels take nothing else, and rows of channels only at
+addresses that one wide load can take. What arrays take is counted as they come and go, and more than there is cannot be had.
+
+An operation on arrays counts as one launch, with the bytes of its operands and its result, as CuPy has it; views cost nothing. What is
+counted of a kernel is each of its arrays once.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
-import importlib.util
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+import weakref
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import cuda_shim
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+import crfrefine.engines
+from crfrefine import CrfParameters
+from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source
 
 
@@ -31,125 +30,203 @@ class StrictError(AssertionError):
 
 
 class StrictArray(np.ndarray):
-    """An array on the device: its operands are on the device too, or single numbers."""
+    """An array on the device that made it: its operands are there too, or single numbers."""
+
+    device: StrictDevice | None = None
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.device = getattr(parent, "device", None)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         for operand in (*inputs, *(out or ())):
             _refuse_host(operand, ufunc.__name__)
-        plain = [_plain(operand) for operand in inputs]
         if out is not None:
             options["out"] = tuple(_plain(operand) for operand in out)
-        result = getattr(ufunc, method)(*plain, **options)
-        return out[0] if out is not None else _strict(result)
+        result = getattr(ufunc, method)(*(_plain(operand) for operand in inputs), **options)
+        return self._done(f"{ufunc.__name__}.{method}", [*inputs, result], result if out is None else out[0])
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        return _strict(super().__array_function__(function, types, arguments, options))
+        result = function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()})
+        return self._done(function.__name__, [*_arrays(arguments), result], result)
 
     def __setitem__(self, place: Any, value: Any) -> None:
         _refuse_host(value, "assignment")
-        super().__setitem__(place, value)
+        target = self.view(np.ndarray)
+        target[_plain(place)] = _plain(value)
+        self._done("assignment", [target[_plain(place)], value])
 
+    def __getitem__(self, place: Any) -> Any:
+        result = super().__getitem__(_plain(place))
+        if isinstance(place, np.ndarray):
+            return self._done("gather", [place, result, result], result)
+        if not isinstance(result, np.ndarray):
+            self._wait("an element")
+        return result
 
-class StrictModule:
-    """numpy, whose arrays are the device's."""
+    def copy(self, order: Any = "C") -> Any:
+        result = super().copy(order=order)
+        return self._done("copy", [self, result], result)
 
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(np, name)
+    def astype(self, dtype: Any, *, copy: bool = True) -> Any:
+        if not copy and self.dtype == dtype:
+            return self
+        result = super().astype(dtype)
+        return self._done("astype", [self, result], result)
 
-        def call(*arguments: Any, **options: Any) -> Any:
-            for argument in arguments:
-                _refuse_host(argument, name)
-            return _strict(function(*arguments, **options))
+    def reshape(self, *shape: Any, **options: Any) -> Any:
+        result = super().reshape(*shape, **options)
+        is_copy = result.size and not np.may_share_memory(_plain(result), _plain(self))
+        return self._done("copy", [self, result], result) if is_copy else result
 
-        return call
+    def __float__(self) -> float:
+        self._wait("a number")
+        return float(self.view(np.ndarray))
+
+    def __int__(self) -> int:
+        self._wait("a number")
+        return int(self.view(np.ndarray))
+
+    def __bool__(self) -> bool:
+        self._wait("a number")
+        return bool(self.view(np.ndarray))
+
+    def _done(self, name: str, operands: list[Any], result: Any = None) -> Any:
+        return result if self.device is None else self.device.done(name, operands, result)
+
+    def _wait(self, what: str) -> None:
+        if self.device is not None:
+            self.device.waits[what] += 1
 
 
 class StrictDevice(cuda_shim.ShimDevice):
-    """The shim, strict. Used inside `strict_memory()`.
+    """The shim, strict.
 
     Args:
-        limit: bytes that it has; None: any number.
+        limit: bytes that it has.
+        is_told: whether it says how much is free; else an allocation that does not fit is the first that anybody hears of it.
         options: of the shim.
 
     Attributes:
-        launched: source, name and constants of the kernels that were launched.
+        num_bytes, num_launches: by kernel; operations on arrays are "array:" and their name.
+        waits: by what the host waits for.
         uploads: bytes of the host's arrays that were uploaded, one by one.
         downloaded_bytes: of all arrays together.
+        used, most: bytes in use, and the most there were.
     """
 
-    def __init__(self, *, limit: int | None = None, **options: Any) -> None:
+    def __init__(self, limit: int = 1 << 40, *, is_told: bool = True, **options: Any) -> None:
         super().__init__(**options)
-        self.xp = StrictModule()
-        self._limit = limit
-        self._used_before = counts()["bytes"]
-        self.launched: set[tuple[str, str, Any]] = set()
+        self.limit, self.most, self.used, self._is_told = limit, 0, 0, is_told
+        self._alive: set[int] = set()
+        self.xp = _Module(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Count anew."""
+        self.num_bytes: Counter[str] = Counter()
+        self.num_launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
         self.uploads: list[int] = []
-        self.downloaded_bytes = 0
+        self.downloaded_bytes, self.most = 0, self.used
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        self._check(source, kernel, constants, arguments)
-        self.launched.add((source, kernel, tuple(sorted(constants.items()))))
-        super().launch(source, kernel, constants, num_threads, *[_plain(argument) for argument in arguments])
-
-    def upload(self, array: Any) -> Any:
-        if isinstance(array, StrictArray):
-            return np.ascontiguousarray(array).view(StrictArray)  # it is there already
-        self.uploads.append(int(getattr(array, "nbytes", 0)))
-        return _strict(super().upload(array))
-
-    @property
-    def uploaded_bytes(self) -> int:
-        return sum(self.uploads)
-
-    def download(self, array: Any) -> NDArray[Any]:
-        if not isinstance(array, StrictArray):
-            raise StrictError("an array of the host is downloaded")
-        self.downloaded_bytes += array.nbytes
-        return np.frombuffer(bytearray(array.tobytes()), dtype=array.dtype).reshape(array.shape)  # in memory that is not the device's
-
-    def free_bytes(self) -> int | None:
-        return None if self._limit is None else self._limit - (counts()["bytes"] - self._used_before)
-
-    def _check(self, source: str, kernel: str, constants: Mapping[str, int], arguments: tuple[Any, ...]) -> None:
         for parameter, argument in zip(kernel_source(source, constants).kernels[kernel], arguments, strict=True):
             if not parameter.is_array or argument is None:
                 continue
             where = f"{source}.{kernel}: {parameter.name}"
-            if not isinstance(argument, StrictArray) or (argument.nbytes and not block_of(argument)):
+            if not isinstance(argument, StrictArray):
                 raise StrictError(f"{where} is not in the device's memory")
-            _refuse_host(argument, where)
-            alignment = argument.dtype.itemsize
-            if parameter.is_rows:
-                alignment = min(16, alignment * argument.shape[-1])
+            # numpy's memory is aligned to 16 bytes.
+            alignment = min(16, argument.dtype.itemsize * (argument.shape[-1] if parameter.is_rows else 1))
             if argument.ctypes.data % alignment:
-                raise StrictError(f"{where} lies {argument.ctypes.data % 256} bytes behind a multiple of 256; its rows need {alignment}")
+                raise StrictError(f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}")
+        self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
+        self.num_launches[kernel] += 1
+        super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
+
+    def upload(self, array: Any) -> Any:
+        if isinstance(array, StrictArray):
+            return self.own(np.ascontiguousarray(_plain(array)))  # it is there already
+        self.uploads.append(int(getattr(array, "nbytes", 0)))
+        return self.own(super().upload(array))
+
+    def download(self, array: Any) -> NDArray[Any]:
+        if not isinstance(array, StrictArray):
+            raise StrictError("an array of the host is downloaded")
+        self.waits["a download"] += 1
+        self.downloaded_bytes += array.nbytes
+        return np.array(_plain(array), order="C")
+
+    def synchronize(self) -> None:
+        self.waits["synchronize"] += 1
+
+    def free_bytes(self) -> int | None:
+        return self.limit - self.used if self._is_told else None
+
+    def done(self, name: str, operands: list[Any], result: Any) -> Any:
+        """Count an operation on arrays; its result, on the device."""
+        self.num_launches[f"array:{name}"] += 1
+        self.num_bytes[f"array:{name}"] += sum(operand.nbytes for operand in operands if isinstance(operand, np.ndarray))
+        return self.own(result)
+
+    def own(self, value: Any) -> Any:
+        """The same, on the device."""
+        if isinstance(value, list | tuple):
+            return type(value)(self.own(item) for item in value)
+        if isinstance(value, np.generic):
+            value = np.asarray(value)  # CuPy's result would stay on the device
+        if not isinstance(value, np.ndarray):
+            return value
+        found = value.view(StrictArray)
+        found.device = self
+        owner: np.ndarray = found
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        place, size = id(owner), owner.nbytes
+        if place in self._alive:
+            return found
+        if self.used + size > self.limit:
+            raise MemoryError(f"{size} bytes where {self.limit - self.used} are free")
+
+        def release() -> None:
+            self._alive.discard(place)
+            self.used -= size
+
+        self._alive.add(place)
+        self.used += size
+        self.most = max(self.most, self.used)
+        weakref.finalize(owner, release)
+        return found
 
 
-@contextmanager
-def strict_memory() -> Iterator[None]:
-    """All arrays of this thread lie in strict memory."""
-    if counts()["bytes"]:
-        gc.collect()  # what earlier tests have left in cycles would be given back in the middle of this one, as if there were more room
-    handler = ctypes.pythonapi.PyCapsule_New
-    handler.restype, handler.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    counts(resets=True)
-    before = _set_handler(handler(ctypes.addressof(_handler()), b"mem_handler", None))
-    try:
-        yield
-    finally:
-        _set_handler(before)
+class _Module:
+    """numpy, whose arrays are the device's."""
+
+    def __init__(self, device: StrictDevice) -> None:
+        self._device, self._numpy = device, cuda_shim.FilledXp(cuda_shim.POISON)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._numpy, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            for argument in arguments:
+                _refuse_host(argument, name)
+            result = function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()})
+            is_unwritten = name in ("empty", "empty_like")
+            return self._device.own(result) if is_unwritten else self._device.done(name, [*_arrays(arguments), result], result)
+
+        return call
 
 
-def counts(*, resets: bool = False) -> dict[str, int]:
-    """Allocations so far, bytes in use, the most since the last reset."""
-    found = (ctypes.c_int64 * 3)()
-    _library().read_counts(found, int(resets))
-    return dict(zip(("allocations", "bytes", "most_bytes"), found, strict=True))
+PARAMETERS = CrfParameters().replace(
+    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
+)
+"""A model that is soon computed."""
 
 
-def block_of(array: Any) -> int:
-    """The number of the block that an array lies in; 0: none."""
-    return int(_library().block_of(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)))
+def use(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `device="cuda"` mean this engine."""
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
 
 
 def _refuse_host(operand: Any, where: str) -> None:
@@ -157,56 +234,11 @@ def _refuse_host(operand: Any, where: str) -> None:
         raise StrictError(f"{where}: an array of the host among those of the device")
 
 
+def _arrays(arguments: Any) -> list[Any]:
+    return [found for item in arguments for found in (_arrays(item) if isinstance(item, list | tuple) else [item])]
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
     return value.view(np.ndarray) if isinstance(value, StrictArray) else value
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_strict(item) for item in value)
-    return value.view(StrictArray) if isinstance(value, np.ndarray) else value
-
-
-class _Allocator(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
-
-
-class _Handler(ctypes.Structure):
-    """numpy's `PyDataMem_Handler`."""
-
-    _fields_ = [("name", ctypes.c_char * 127), ("version", ctypes.c_uint8), ("allocator", _Allocator)]
-
-
-@cache
-def _handler() -> _Handler:
-    functions = [ctypes.cast(getattr(_library(), f"strict_{name}"), ctypes.c_void_p) for name in ("malloc", "calloc", "realloc", "free")]
-    return _Handler(b"strict", 1, _Allocator(None, *(function.value for function in functions)))
-
-
-def _set_handler(capsule: Any) -> Any:
-    """Have numpy allocate through it; what was there before."""
-    table = ctypes.pythonapi.PyCapsule_GetPointer
-    table.restype, table.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    core = importlib.import_module("numpy._core" if importlib.util.find_spec("numpy._core") else "numpy.core")
-    entries = ctypes.cast(table(core._multiarray_umath._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
-    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(entries[_api_number()])(capsule)
-
-
-@cache
-def _api_number() -> int:
-    """The place of `PyDataMem_SetHandler` in numpy's table of functions."""
-    text = (Path(np.get_include()) / "numpy" / "__multiarray_api.h").read_text(encoding="utf-8")
-    found = re.search(r"#define PyDataMem_SetHandler\b[^#]*?PyArray_API\[(\d+)\]", text)
-    assert found is not None
-    return int(found[1])
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "strict_memory.so"
-        source = Path(__file__).with_name("strict_memory.cpp")
-        subprocess.run([cuda_shim.compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-o", path, source], check=True)
-        library = ctypes.CDLL(str(path))
-    library.block_of.restype = ctypes.c_int64
-    return library

@@ -61,6 +61,7 @@ def test_without_a_gpu_each_step_says_so(tmp_path: Path) -> None:
     assert "--device cuda: no NVIDIA GPU was found" in missing["failed"]
 
 
+@pytest.mark.long
 @needs_compiler
 def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) -> None:
     """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and its tables."""
@@ -74,12 +75,6 @@ def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) ->
     assert found["workloads"]["Lm-1.5mm"]["cpu"]["seconds"] > 0.0
     assert "| Lm-1.5mm: 7×5×6 |" in tables.tables(found)
     assert [line["attempt"] for line in tables.read_lines([lines]) if line["step"] == "refine"] == ["first", "second"]
-
-
-def test_the_first_run_has_three_calls(tmp_path: Path) -> None:
-    """Another one: status 2, and nothing is written."""
-    assert _run(BENCHMARKS / "gpu_first_run.py", "4", tmp_path / "other").returncode == 2
-    assert not (tmp_path / "other").exists()
 
 
 def test_every_call_ends_in_time(load: Any, tmp_path: Path) -> None:
@@ -130,6 +125,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path
     assert "==== after: done, status 0\n2\n" in (tmp_path / "call.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_no_test_for_a_gpu_is_missed(load: Any, tmp_path: Path) -> None:
     """Call 2 has all files that `gpu_tests` finds; of a file that it does not find, or that has no marker, this very test run complains."""
     found = load("gpu_first_run").calls(tmp_path, tmp_path, [], tmp_path)[2]

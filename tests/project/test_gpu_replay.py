@@ -91,6 +91,7 @@ def test_a_record_has_what_the_engine_gives_to_cupy(modules: tuple[ModuleType, .
     assert len(set(zip(keys, nulls, strict=True))) == len(keys) > len(set(keys)) > 4
 
 
+@pytest.mark.long
 def test_faults_cost_no_other_line(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All is right without faults. Each fault is a line of its kernel, first in the table, and all other lines are as before."""
     monkeypatch.setattr(modules[1], "MOST_HANGS", 9)
@@ -119,14 +120,17 @@ def test_faults_cost_no_other_line(play: Any, modules: tuple[ModuleType, ...], t
     assert {key[0] for key, line in found.items() if line["outcome"] == "not run"} == {"filter_axis"}
 
 
-def test_without_a_gpu_nothing_begins(play: Any) -> None:
-    """Each launch has a line with the reason."""
+def test_a_record_is_played_and_a_fault_has_its_line(play: Any) -> None:
+    """All other launches are right; with a driver that does not start, none begins."""
+    found = play({"filter_all_pairs 2": "wrong"})
+    assert all(line["microseconds"] > 0.0 for line in found.values())
+    wrong = {key[:2]: line["error"] for key, line in found.items() if line["outcome"] != "right"}
+    assert wrong.keys() == {("filter_all_pairs", 2)}
+    assert "numbers of argument 6 (sum, float32) differ" in wrong["filter_all_pairs", 2]
     found = play({"all": "absent"})
     assert {line["outcome"] for line in found.values()} == {"not run"}
-    assert all(
-        "no process began: the process ended: status 1" in line["error"] and "cudaErrorInsufficientDriver" in line["error"]
-        for line in found.values()
-    )
+    assert all("no process began: the process ended: status 1" in line["error"] for line in found.values())
+    assert all("cudaErrorInsufficientDriver" in line["error"] for line in found.values())
 
 
 def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[ModuleType, ...], tmp_path: Path) -> None:
@@ -138,6 +142,7 @@ def test_the_time_for_everything_is_a_limit_too(play: Any, modules: tuple[Module
     assert text.count("\n| spatial.filter_axis | width") == sum(key[0] == "filter_axis" for key in found)
 
 
+@pytest.mark.long
 def test_a_player_that_is_killed_leaves_no_process(
     play: Any, modules: tuple[ModuleType, ...], record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
