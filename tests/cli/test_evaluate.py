@@ -218,7 +218,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
         else:
             save_npz(study.after / f"{case}.npz", stored)
         expected.append(softmax(logits))
-    # One file a label; zeros for all labels, around a cropped output, are certain background.
+    # A file for each label; zeros for all labels, around a cropped output, are certain background.
     cropped = softmax(logits_of(study.maps["labels"]["case0"], 1)).astype(np.float32)
     cropped[:, :, :2] = 0.0
     for label in range(3):
@@ -377,6 +377,7 @@ def test_regions_may_be_empty_or_long_and_the_mean_is_over_those_that_were_asked
     assert mean["comparison"]["mean_difference"] == pytest.approx(after - before)
 
 
+@pytest.mark.long
 def test_two_processes_find_the_same_as_one(tmp_path):
     study = write_study(tmp_path, 2)
     assert run_here(*study.arguments).status == 0

@@ -85,7 +85,7 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
 
 
 def test_single_files(folders, tmp_path):
-    """One file a label to a file in a new folder; or to a folder, named as the case."""
+    """A file for each label to a file in a new folder; or to a folder, named as the case."""
     logits = load_nifti(folders.logits / "a.nii.gz")
     per_label = [o for label in range(NUM_LABELS) for o in ("-p", save_nifti(tmp_path / f"l{label}.nii.gz", logits[..., label]))]
     images = [argument for modality in (0, 1) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]

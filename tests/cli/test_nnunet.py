@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cli_helpers import files_in, load_nifti, run_here
 from nnunet_helpers import DATASET, describe, write_json, write_postprocessing, write_predictions, write_tree
+from training_helpers import shorten
 
 from crfrefine.cases.nnunet.postprocessing import read_postprocessing
 from crfrefine.parameters.model import CrfParameters
@@ -25,10 +26,10 @@ def _no_environment(monkeypatch):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_scaling_steps():
-    """Nothing here looks at what the fits of vector scaling decide; they are a quarter of a short run's time."""
+def _short_trainings():
+    """Nothing here looks at what the fits of vector scaling, or the choice of a start, decide."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+        shorten(patch)
         yield
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from special_file_helpers import Reader, kind_of, make_pipe
-from training_helpers import FINER, phantom, write_cases
+from training_helpers import FINER, phantom, shorten, write_cases
 
 import crfrefine.cli.main
 from crfrefine.demo.phantom import write_phantom
@@ -54,7 +54,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "params.toml"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+        shorten(patched)
         result = run_here("train-crf", data, "-o", output, *SHORT, *REGIONS, "--threads", 1)
     assert result.status == 0, result.stderr
     return output, result
@@ -62,8 +62,8 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def few_scaling_steps(monkeypatch):
-    """For tests that look at nothing that the fits of vector scaling decide; those are a quarter of a short run's time."""
-    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+    """For tests that look at nothing that the fits of vector scaling, or the choice of a start, decide."""
+    shorten(monkeypatch)
 
 
 def values_of(path):
@@ -181,15 +181,10 @@ def measurements(output):
     return json.loads(output.with_suffix(".report.json").read_text())["measurements"]
 
 
-def resume(data, output):
-    return run_here("train-crf", data, "-o", output, *SHORT, *REGIONS, "--resume")
-
-
 @pytest.mark.long
-@pytest.mark.usefixtures("few_scaling_steps")
-def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_path, trained):
-    output = tmp_path / "params.toml"
-    arguments = command("train-crf", data, "-o", output, *SHORT, *REGIONS)
+def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_path):
+    output, through = tmp_path / "params.toml", tmp_path / "through" / "params.toml"
+    arguments = command("train-crf", data, "-o", output, *SHORTEST)
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not output.with_name("params.checkpoint.json").exists():
@@ -199,14 +194,15 @@ def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_
         process.kill()
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    result = resume(data, output)
-    assert result.status == 0, result.stderr
-    assert values_of(output) == values_of(trained[0])
+    for arguments in ((output, *SHORTEST, "--resume"), (through, *SHORTEST)):
+        result = run_here("train-crf", data, "-o", *arguments)
+        assert result.status == 0, result.stderr
+    assert values_of(output) == values_of(through)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(data, tmp_path):
     (tmp_path / "params.checkpoint.json").write_text("[1, 2")
-    result = resume(data, tmp_path / "params.toml")
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, "--resume")
     assert result.status == 1
     assert "not a checkpoint of train-crf" in result.stderr
 
@@ -224,6 +220,7 @@ def test_a_run_ends_regularly_when_its_time_is_up(data, tmp_path):
     assert all(fold["fit"]["stopped_by_time"] for fold in json.loads((tmp_path / "p.report.json").read_text())["folds"])
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_without_any_time_to_train_the_starts_are_still_candidates(data, tmp_path, monkeypatch):
     """Here an untrained CRF gains many points, so that its weights must not become 0."""
     monkeypatch.setattr("crfrefine.train.budget.Budget.is_part_over", lambda self: True)

@@ -45,7 +45,9 @@ def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkey
     assert result.status == 1
     assert f"cannot be written: there is no folder {folders.output}" in result.stderr
     assert "Traceback" not in result.stderr
-    assert [case["status"] for case in json.loads(summary.read_text())["cases"]] == ["done", "done", "failed"]
+    # The second case is written while the third is being refined: before or after the folder is gone.
+    statuses = [case["status"] for case in json.loads(summary.read_text())["cases"]]
+    assert (statuses[0], statuses[2]) == ("done", "failed")
     monkeypatch.undo()
     result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary)
     assert result.status == 0, result.stderr

@@ -93,7 +93,9 @@ def test_a_socket_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("suffix", "make"), [(".nii.gz", make_pipe), (".mhd", lambda path: path.symlink_to("/dev/null")), (".npz", make_pipe)], ids=str
+    ("suffix", "make"),
+    [(".nii.gz", make_pipe), (".mhd", lambda path: path.symlink_to("/dev/null")), (".npz", make_pipe)],
+    ids=["pipe", "device", "archive"],
 )
 def test_a_volume_goes_to_regular_files_alone(suffix, make, tmp_path):
     path = tmp_path / f"case{suffix}"

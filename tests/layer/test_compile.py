@@ -77,7 +77,6 @@ def results(model: Callable[..., Tensor], module: nn.Module, image: Tensor, *arg
 
 
 # Changes of the parameters, options of the layer, and what it is given.
-# Changes of the parameters, options of the layer, and what it is given.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[], tuple[Any, ...]]]] = {
     "plain, a mask each": ({}, {}, lambda: (random_images(), masks(2, 1))),
     "lattice in float64, spacings each": (
@@ -130,6 +129,7 @@ def test_the_operators_keep_pytorch_s_rules() -> None:
     torch.library.opcheck(loss._operator, (random_logits().requires_grad_(), random_images(), spacing, *bandwidths, *settings))
 
 
+@pytest.mark.long
 def test_kernels_wait_for_the_backward_pass_and_no_longer() -> None:
     module = Segmenter({})
     graph = compiled(module)
