@@ -72,9 +72,9 @@ def test_an_item_that_takes_its_worker_with_it_is_tried_once_more(address, tmp_p
 
 
 @long
-def test_a_worker_that_hangs_itself_is_given_up_and_restarted(address, monkeypatch):
+def test_a_worker_that_hangs_itself_is_given_up_and_restarted(monkeypatch):
     monkeypatch.setattr(cluster_run, "HUNG_SECONDS", 1.0)
-    with make(address, case_timeout=1.0) as executor:
+    with cluster_in_process() as cluster, make(cluster.scheduler_address, case_timeout=1.0) as executor:
         outcomes = dict(executor.map(pool_functions.freeze_parent, range(4)))
     assert {item: outcome.get() for item, outcome in outcomes.items() if item != 1} == {0: 0, 2: 2, 3: 3}
     assert "hangs" in outcomes[1].failure.message
