@@ -1,5 +1,6 @@
 """The table of formats, and files that are not what their names say: read as what they are, with a note, or told with a way out."""
 
+import ast
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import numbers, save_itk, save_nifti
 
+import crfrefine
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -19,6 +21,7 @@ from crfrefine.io.formats import FORMATS
 from crfrefine.io.paths import format_of, stem_of
 from crfrefine.io.recognition import recognize
 
+PACKAGE = Path(crfrefine.__file__).parent
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])
@@ -45,6 +48,20 @@ def test_every_suffix_has_one_format_and_is_documented():
         assert stem_of(path) == "a.b"
     table = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text(encoding="utf-8").partition("### ")[0]
     assert all(f"`{suffix}`" in table for suffix in SUFFIXES)
+
+
+def suffixes_in(source: str) -> list[str]:
+    """The suffixes of formats among the constants of a module; names of files that are written may end in one."""
+    tree = ast.parse(source)
+    names = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in names}
+    return sorted(constants.intersection(SUFFIXES))
+
+
+def test_only_the_table_names_suffixes():
+    """A new format is its module and its entry: nothing else decides by a suffix."""
+    found = {path.relative_to(PACKAGE).as_posix(): suffixes_in(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    assert [name for name, suffixes in found.items() if suffixes] == ["io/formats.py"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
