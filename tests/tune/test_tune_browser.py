@@ -159,8 +159,6 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 @pytest.mark.long
 def test_sliders_go_back_to_where_they_began(page):
     shown = "document.querySelector('#toml').textContent"
-    choose(page, "#preset", "default")
-    wait(page, f"{shown}.includes('num_iterations = 5 ')")
     slide(page, "mean_field.num_iterations", 0.35)
     wait(page, f"{shown}.includes('num_iterations = 7 ')")
     assert page.execute_script("return document.querySelector('#preset').value") == "changed"
