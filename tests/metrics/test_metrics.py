@@ -11,6 +11,7 @@ import SimpleITK
 from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.metrics.counts import OverlapCounts
 from crfrefine.metrics.distances import _nearest_by_transform, _nearest_by_tree, boundary
 from crfrefine.metrics.overlap import measure_case, measure_masks
 from crfrefine.metrics.registry import MASK_METRICS
@@ -228,8 +229,19 @@ def test_regions_of_a_label_map_and_ignored_voxels():
     assert math.isnan(measured["other"]["dice"])
     labels = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
     truth = np.array([[1, 1, 9, 0], [0, 9, 0, 0], [0, 0, 0, 0]])
-    measured = measure_case(labels, truth, {"one": (1,)}, (1.0, 2.0), ignore_label=9)
-    assert (measured["one"]["dice"], measured["one"]["volume_ml"]) == (1.0, 0.004)
+    # Also of a region that names the ignored label.
+    for values in measure_case(labels, truth, {"one": (1,), "both": (1, 9)}, (1.0, 2.0), ignore_label=9).values():
+        assert (values["dice"], values["volume_ml"]) == (1.0, 0.004)
+
+
+def test_counts_of_a_confusion_matrix_are_those_of_masks():
+    """Labels of one region that are exchanged are right for the region."""
+    random = np.random.default_rng(2)
+    found, wanted = random.integers(0, 4, (2, 7, 5, 6))
+    confusion = np.zeros((4, 4), np.int64)
+    np.add.at(confusion, (wanted, found), 1)
+    for region in ((1,), (1, 3), (0, 2, 3)):
+        assert OverlapCounts.of_confusion(confusion, region) == OverlapCounts.of_masks(np.isin(found, region), np.isin(wanted, region))
 
 
 @pytest.mark.parametrize(
