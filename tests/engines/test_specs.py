@@ -34,6 +34,12 @@ def test_bandwidths_of_position_go_into_storage_and_those_of_intensity_stay():
     assert (stored.normalization, stored.filter, stored.watches_energy) == ("after", "exact", False)
 
 
+def test_neighbors_are_as_far_apart_as_the_unit_of_the_bandwidths_says():
+    kernels = [((1.0, 2.0, 3.0), (0.1,))]
+    for positions, expected in (("mm", (0.8, 1.5, 2.5)), ("voxels", (1.0, 1.0, 1.0))):
+        assert kernel_set(kernels, (4.0, 5.0, 6.0), positions=positions).distances((0.8, 1.5, 2.5)) == expected
+
+
 @pytest.mark.parametrize("filter_name", ["exact", "lattice"])
 def test_a_case_is_its_kernels_and_a_run_on_them(backend, filter_name):
     """To the bit, with a stopping rule that is met."""
