@@ -132,6 +132,12 @@ def test_every_voxel_is_in_one_tile(built: Built) -> None:
     assert len(voxels) > 1
 
 
+def test_a_tile_lists_each_of_its_vertices_once(built: Built) -> None:
+    for vertices in built.passes["tiles"]["vertices"]:
+        assert len({tuple(vertex) for vertex in vertices}) == len(vertices)
+        assert (np.array(vertices).sum(axis=1) == 0).all()
+
+
 def test_corners_enclose_their_point(built: Built) -> None:
     """On faces too: corner k has remainder k, weights reproduce the point to 16 bits and single precision.
 
@@ -163,6 +169,17 @@ def test_simplices_are_those_of_the_reference(generic: Built) -> None:
         np.testing.assert_allclose(weights[clear] / WEIGHT_UNIT, barycentric[clear], atol=(generic.num_features + 1) / WEIGHT_UNIT)
     else:
         assert not clear.any()
+
+
+def test_equal_records_become_one_vertex(built: Built) -> None:
+    """Numbered block after block."""
+    begin = np.array(built.passes["blocks"]["begin"])
+    vertices = built.passes["vertices"]
+    coordinates = np.array(vertices["coordinates"])
+    assert len({tuple(vertex) for vertex in coordinates.tolist()}) == len(coordinates)
+    vertex = np.repeat(np.array(vertices["first_vertex"]), np.diff(begin)) + np.array(vertices["number"])
+    np.testing.assert_array_equal(coordinates[vertex], np.array(built.passes["blocks"]["vertices"]))
+    np.testing.assert_array_equal(np.unique(vertex), np.arange(len(coordinates)))
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """One description of the model for all engines, and one way to run it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from oracles import kernel_set, random_case, resolve
@@ -35,9 +37,9 @@ def test_bandwidths_of_position_go_into_storage_and_those_of_intensity_stay():
 
 
 def test_neighbors_are_as_far_apart_as_the_unit_of_the_bandwidths_says():
-    kernels = [((1.0, 2.0, 3.0), (0.1,))]
+    spec = kernel_set([((1.0, 2.0, 3.0), (0.1,))], None, normalization="after", filter="exact")
     for positions, expected in (("mm", (0.8, 1.5, 2.5)), ("voxels", (1.0, 1.0, 1.0))):
-        assert kernel_set(kernels, (4.0, 5.0, 6.0), positions=positions).distances((0.8, 1.5, 2.5)) == expected
+        assert replace(spec, positions=positions).distances((0.8, 1.5, 2.5)) == expected
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "lattice"])
