@@ -117,6 +117,16 @@ def test_with_a_matrix_labels_send_to_tiles_where_they_do_not_matter() -> None:
     assert_agree(*run_both(case, CrfParameters().replace(**model, **matrix(0, 3)), 1e-6), 1e-6)
 
 
+@pytest.mark.parametrize("normalization", ["after", "none"])
+def test_what_is_settled_sends_from_inside_the_mask_alone(normalization: str) -> None:
+    """Where the senders have no factors that would leave out the others."""
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    weight = 3.0 if normalization == "after" else 0.2
+    model = {"mean_field.filter": "truncated", "mean_field.normalization": normalization, "mean_field.tolerance": 0.0}
+    model |= {"bilateral.weight": weight, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 5.0}
+    assert_agree(*run_both(case, CrfParameters().replace(**model), 1e-4), 1e-4)
+
+
 @pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
 def test_any_number_of_threads_gives_the_same_bits(filter_name: str) -> None:
     case = make_case(5, (21, 26, 37), 6, with_mask=True)
