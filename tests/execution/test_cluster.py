@@ -24,24 +24,16 @@ from crfrefine.execution.cluster.on_worker import Description
 from crfrefine.execution.placement import Placement
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     # A worker that is restarted is away for a moment, for long on a busy machine.
     pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning"),
 ]
-long = pytest.mark.long
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def light():
-    """The address of a cluster in this process."""
-    with cluster_in_process(is_light=True) as cluster:
-        yield cluster.scheduler_address
-
-
-@pytest.fixture(scope="module")
 def address():
-    """That of one whose workers are processes."""
     with cluster_in_process() as cluster:
         yield cluster.scheduler_address
 
@@ -50,8 +42,8 @@ def make(address: str, **placement: object):
     return factory.make_executor("processes", 1, Placement(dask=address, **placement))
 
 
-def test_an_item_whose_process_dies_once_is_tried_again_and_one_that_dies_twice_is_given_up(light, tmp_path):
-    with make(light) as executor:
+def test_an_item_whose_process_dies_once_is_tried_again_and_one_that_dies_twice_is_given_up(address, tmp_path):
+    with make(address) as executor:
         assert [outcome.get() for _, outcome in executor.map(pool_functions.die_once, [str(tmp_path / "mark")])] == [1]
         outcomes = dict(executor.map(pool_functions.die_at_three, [2, 3]))
     assert outcomes[2].get() == 2
@@ -60,7 +52,6 @@ def test_an_item_whose_process_dies_once_is_tried_again_and_one_that_dies_twice_
     assert "tried 2 times, on tcp://127.0.0.1:" in outcomes[3].failure.message
 
 
-@long
 def test_an_item_that_takes_its_worker_with_it_is_tried_once_more(address, tmp_path):
     with make(address) as executor:
         assert [outcome.get() for _, outcome in executor.map(pool_functions.kill_parent_once, [str(tmp_path / "mark")])] == [1]
@@ -71,7 +62,6 @@ def test_an_item_that_takes_its_worker_with_it_is_tried_once_more(address, tmp_p
     assert "its worker was lost 2 times, on tcp://127.0.0.1:" in lost.failure.message
 
 
-@long
 def test_a_worker_that_hangs_itself_is_given_up_and_restarted(monkeypatch):
     monkeypatch.setattr(cluster_run, "HUNG_SECONDS", 1.0)
     with cluster_in_process() as cluster, make(cluster.scheduler_address, case_timeout=1.0) as executor:
@@ -80,7 +70,6 @@ def test_a_worker_that_hangs_itself_is_given_up_and_restarted(monkeypatch):
     assert "hangs" in outcomes[1].failure.message
 
 
-@long
 def test_a_killed_worker_costs_nothing(address):
     with make(address) as executor:
         seen: list[int] = []
@@ -93,7 +82,7 @@ def test_a_killed_worker_costs_nothing(address):
     assert sorted(seen) == list(range(30))
 
 
-def test_whoever_stops_early_leaves_nothing_on_the_cluster(light, tmp_path):
+def test_whoever_stops_early_leaves_nothing_on_the_cluster(address, tmp_path):
     """Here as Ctrl-C does."""
     mark = tmp_path / "begun"
     begun: list[str] = []
@@ -103,31 +92,31 @@ def test_whoever_stops_early_leaves_nothing_on_the_cluster(light, tmp_path):
         if len(begun) == 2:
             raise KeyboardInterrupt
 
-    with make(light) as executor, pytest.raises(KeyboardInterrupt):
+    with make(address) as executor, pytest.raises(KeyboardInterrupt):
         next(executor.map(pool_functions.begin_and_sleep, [str(mark)] * 9, stop_after_two))
     assert len(begun) == 2
-    with Client(light) as client:
+    with Client(address) as client:
         wait_until(lambda: not any(client.processing().values()))
     processes = [int(line) for line in mark.read_text().split()] if mark.exists() else []
     assert len(processes) <= 2
     wait_until(lambda: not any(is_running(process) for process in processes))
 
 
-def test_a_process_has_the_folder_and_its_share_of_the_worker(light, tmp_path, monkeypatch):
+def test_a_process_has_the_folder_and_its_share_of_the_worker(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with make(light, threads=3) as executor:
+    with make(address, threads=3) as executor:
         assert executor.results(pool_functions.where, [0]) == [(str(tmp_path), "3", None)]
 
 
-def test_a_worker_with_another_version_is_refused_at_the_start_or_when_it_comes(light, monkeypatch):
+def test_a_worker_with_another_version_is_refused_at_the_start_or_when_it_comes(address, monkeypatch):
     message = r"worker tcp://127.0.0.1:\d+ has crfrefine \d.*, this command is crfrefine 9\.8\.7"
-    with make(light) as executor:
+    with make(address) as executor:
         for module in (cluster_run, worker_checks):
             monkeypatch.setattr(module, "crfrefine", SimpleNamespace(__version__="9.8.7"))
         with pytest.raises(InputError, match=message):
             list(executor.map(pool_functions.square, [1]))
     with pytest.raises(InputError, match=message):
-        make(light)
+        make(address)
 
 
 def test_workers_that_would_share_a_gpu_are_refused():
@@ -142,7 +131,6 @@ def test_workers_that_would_share_a_gpu_are_refused():
         factory.make_executor("processes", 1, Placement(workers=2, one_per_device=True))
 
 
-@long
 def test_workers_that_would_share_a_gpu_are_refused_when_they_come():
     with cluster_in_process(1, CUDA_VISIBLE_DEVICES="0") as cluster:
         with make(cluster.scheduler_address, one_per_device=True) as executor:
@@ -156,7 +144,6 @@ def test_workers_that_would_share_a_gpu_are_refused_when_they_come():
             make(cluster.scheduler_address, one_per_device=True)
 
 
-@long
 def test_an_item_gets_no_more_memory_than_its_worker_has():
     small = 1 << 29
     with cluster_in_process(1, small) as cluster, make(cluster.scheduler_address) as executor:
@@ -169,7 +156,6 @@ def test_an_item_gets_no_more_memory_than_its_worker_has():
         assert folder == str(Path.cwd())
 
 
-@long
 def test_an_item_goes_to_a_worker_with_enough_memory_and_keeps_no_other_waiting():
     """What the smaller worker refuses is computed on the larger one, while it does the rest. In the end comes one without a limit."""
     small, large, none = (need * MIB for need in (10, 1500, 5000))
@@ -207,7 +193,6 @@ def test_without_distributed_the_error_says_what_to_install(monkeypatch):
         make("tcp://127.0.0.1:1")
 
 
-@long
 def test_a_scheduler_that_is_gone_ends_the_run_and_says_how_to_go_on():
     with cluster_in_process(1, is_light=True) as cluster, make(cluster.scheduler_address) as executor:
         outcomes = executor.map(pool_functions.sleep, [0, 3600])
@@ -229,7 +214,6 @@ def test_a_run_waits_for_workers_and_says_so_and_the_cluster_forgets_what_it_tol
         wait_until(lambda: not any(list(worker.data) for worker in workers))
 
 
-@long
 def test_an_item_in_progress_on_a_worker_that_leaves_begins_again_elsewhere(tmp_path):
     """As `--lifetime` does when the time is up. The first worker has an item that never ends there; the other one comes then."""
 

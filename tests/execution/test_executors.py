@@ -37,7 +37,7 @@ Make = Callable[..., Executor]
 
 @pytest.fixture(scope="module")
 def address():
-    with cluster_in_process(is_light=True) as cluster:
+    with cluster_in_process() as cluster:
         yield cluster.scheduler_address
 
 
