@@ -40,7 +40,9 @@ FOREIGN_KINDS = (
         (".img", ".hdr.gz", ".img.gz"),
         lambda start: False,
     ),
-    ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start.startswith(b"CDF\1")),
+    ForeignKind(
+        "a MINC volume of version 1", "convert it with mincconvert -2 IN.mnc OUT.mnc", (), lambda start: start.startswith(b"CDF\1")
+    ),
     ForeignKind(
         "an HDF5 file",
         "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI",

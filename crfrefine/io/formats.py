@@ -110,6 +110,12 @@ def _mgh() -> FormatCode:
     return mgh
 
 
+def _itk() -> FormatCode:
+    from crfrefine.io import itk
+
+    return itk
+
+
 def _slicer() -> FormatCode:
     from crfrefine.io import slicer
 
@@ -153,6 +159,7 @@ FORMATS = (
     Format("3D Slicer segmentation", (".seg.nrrd",), _slicer, holds_labels_alone=True),  # Before the suffix that it ends in.
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
+    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mnc", ".mrc"), _itk),
     Format(
         *("DICOM segmentation", (".dcm",), _dicom_segmentation),
         holds_labels_alone=True,

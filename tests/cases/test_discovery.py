@@ -154,16 +154,16 @@ def test_single_files(tmp_path):
         ("missing", InputError, "missing: no such file or folder"),
         ("empty", InputError, "empty: no case found: it is empty"),
         ("others", InputError, r"others: no case found: it has no file with one of these suffixes \(\.nii\.gz, "),
-        ("others/a.mnc", UnsupportedFormatError, r"a\.mnc: unknown file type; expected one of \.nii\.gz"),
+        ("others/a.dat", UnsupportedFormatError, r"a\.dat: unknown file type; expected one of \.nii\.gz"),
         ("others/a.npz", UnsupportedFormatError, r"a\.npz: unknown file type; expected one of"),
         (["others", "empty"], InputError, "others: give one folder of images, or the files of one case"),
-        (["others/a.mnc", "others"], InputError, "others: give one folder of images, or the files of one case"),
+        (["others/a.dat", "others"], InputError, "others: give one folder of images, or the files of one case"),
         ([], InputError, "no images given"),
     ],
 )
 def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
     folder(tmp_path, "empty")
-    folder(tmp_path, "others", "a.mnc", "a.npz")
+    folder(tmp_path, "others", "a.dat", "a.npz")
     several = [tmp_path / image for image in images] if isinstance(images, list) else tmp_path / images
     with pytest.raises(error, match=message):
         discover_cases(several, None)

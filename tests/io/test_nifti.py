@@ -365,8 +365,8 @@ def test_files_that_are_not_there(tmp_path):
     (tmp_path / "folder.nii").mkdir()
     with pytest.raises(InputError, match=r"folder\.nii: expected a file, this is a folder"):
         io.read_volume(tmp_path / "folder.nii")
-    with pytest.raises(UnsupportedFormatError, match=r"a\.mnc: unknown file type; expected one of \.nii\.gz, \.nii, \.hdr, \.mhd"):
-        io.read_volume(tmp_path / "a.mnc")
+    with pytest.raises(UnsupportedFormatError, match=r"a\.dat: unknown file type; expected one of \.nii\.gz, \.nii, \.hdr, \.mhd"):
+        io.read_volume(tmp_path / "a.dat")
     assert not io.is_whole(tmp_path / "a.nii.gz")
 
 

@@ -34,7 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Library -> the only places that may import it; places are modules or folders of the package.
 HOMES = {
-    "SimpleITK": set(),  # only in tests: its readers crash on hostile headers
+    "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
     "nibabel": {"io"},
     "pydicom": {"io.dicom_files"},
     "highdicom": {"io.dicom_segments", "io.dicom_segmentation_writing"},

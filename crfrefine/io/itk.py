@@ -1,0 +1,211 @@
+"""GIPL, VTK, MINC and MRC, through SimpleITK in a process of its own.
+
+ITK's readers crash on some damaged files and never return from others. In a process of its own, with a limit of memory and of time, that
+is an error of the one file. That process makes a MetaImage of the file, or a file of a MetaImage, for this one to read and write.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.io import metaimage
+from crfrefine.io.atomic import atomic_file
+from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, inflated, open_bytes, read_start
+from crfrefine.io.unchanged import FileState, states_of
+from crfrefine.io.volume import VolumeHeader, same_grid
+from crfrefine.memory import memory_left, memory_limit
+
+if TYPE_CHECKING:
+    from crfrefine.io.content import Content
+    from crfrefine.io.volume import Volume
+    from crfrefine.io.voxel_stream import VoxelStream
+
+MOST_SECONDS = 600.0
+"""What takes longer is given up."""
+
+_LEAST_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
+_KEPT = 8  # Converted files: a header is read some time before its voxels are.
+_GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
+_VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
+_CONVERT = """
+import sys
+if sys.argv[3] != "0":
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]),) * 2)
+import SimpleITK
+try:
+    image = SimpleITK.ReadImage(sys.argv[1])
+    SimpleITK.WriteImage(image, sys.argv[2])
+except RuntimeError as error:
+    sys.exit(str(error).strip().splitlines()[-1])
+"""
+
+_NAME_OF_COPY = "volume.mha"
+_converted: OrderedDict[FileState, Path] = OrderedDict()
+_lock = threading.Lock()
+
+
+def recognizes(start: bytes) -> bool:
+    """Return whether a file with this beginning, compressed or not, is of one of these formats."""
+    return _name(inflated(start) or start) is not None
+
+
+def _name(start: bytes) -> str | None:
+    if start[252:256] in _GIPL_MAGIC:
+        return "GIPL"
+    if start[208:212] == b"MAP ":
+        return "MRC"
+    if start.startswith(b"\x89HDF") and b"minc-2.0" in start:
+        return "MINC"
+    return "VTK" if start.startswith(b"# vtk DataFile") else None
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read the header of a file, all of which is converted for it.
+
+    Raises:
+        UnsupportedFormatError: damaged, or what ITK does not read.
+        InputError: SimpleITK is not installed, or the geometry is not usable.
+        CapacityError: it takes more memory than there is.
+    """
+    start = read_start(path, START_BYTES)
+    name = _name(inflated(start) or start) or path.suffix.lstrip(".").upper()
+    with _lock:
+        header = metaimage.read_header(_metaimage_of(path))
+    return replace(header, path=path, format=f"{name}, through ITK", template=None)
+
+
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the converted file at its first voxel."""
+    with ExitStack() as opened:
+        with _lock:
+            stream = opened.enter_context(metaimage.open_voxels(metaimage.read_header(_metaimage_of(header.path))))
+        yield stream
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return no files: these formats have one file."""
+    return ()
+
+
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+    """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to.
+
+    Args:
+        path: ends in one of the formats' suffixes.
+        content: voxels.
+        like: its geometry is kept.
+        kind: what the voxels are; not stored in the file.
+        voxels: none, these formats have one file.
+        threads: for compression.
+
+    Raises:
+        UnsupportedFormatError: the format cannot hold the grid or the voxels.
+    """
+    with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
+        ours, theirs, again = Path(folder, "ours.mha"), Path(folder, "theirs" + "".join(path.suffixes[-2:])), Path(folder, "again.mha")
+        metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
+        _run(ours, theirs, path)
+        _run(theirs, again, path)
+        found = metaimage.read_header(again)
+        if found.affine is None or not same_grid(found.grid_shape, found.affine, like.grid_shape, like.affine):
+            raise UnsupportedFormatError(
+                f"{path}: this format cannot hold the axes or the origin of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
+            )
+        with theirs.open("rb") as source, atomic_file(path) as file:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+
+
+def _metaimage_of(path: Path) -> Path:
+    """Return the MetaImage of a file; the last few are kept. Whoever asks has the lock until the file is open."""
+    (state,) = states_of([path])
+    if state not in _converted:
+        folder = Path(tempfile.mkdtemp(prefix="crfrefine-"))
+        try:
+            _run(path, folder / _NAME_OF_COPY, path)
+            _require_whole(path, metaimage.read_header(folder / _NAME_OF_COPY))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if not _converted:
+            atexit.register(_forget, 0)
+        _converted[state] = folder
+        _forget(_KEPT)
+    return _converted[state] / _NAME_OF_COPY
+
+
+def _forget(kept: int) -> None:
+    """Remove the oldest copies but for so many."""
+    while len(_converted) > kept:
+        shutil.rmtree(_converted.popitem(last=False)[1], ignore_errors=True)
+
+
+def _require_whole(path: Path, header: VolumeHeader) -> None:
+    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing."""
+    values = header.num_channels * math.prod(header.grid_shape)
+    needed = values * np.dtype(header.dtype).itemsize
+    start = read_start(path, START_BYTES)
+    unpacked = inflated(start)
+    size = path.stat().st_size
+    if unpacked:
+        with open_bytes(path, "gzip") as reader:
+            size = sum(map(len, iter(lambda: reader.read(BLOCK_BYTES), b"")))
+    name = _name(unpacked or start)
+    if name == "GIPL":
+        needed += 256
+    elif name == "MRC":
+        needed += 1024 + int.from_bytes(start[92:96], "little")
+    elif name == "VTK":
+        end = _VTK_HEADER.search(start)
+        if end is None:
+            raise UnsupportedFormatError(f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header")
+        if b"\nASCII" in start[: end.end()]:
+            size, needed = len(path.read_bytes()[end.end() :].split()), values
+        else:
+            needed += end.end()
+    if name != "MINC" and size < needed:
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: its header promises {needed} {'numbers' if needed == values else 'bytes'}, it holds {size}; "
+            "copy or export it again"
+        )
+
+
+def _run(source: Path, target: Path, named: Path) -> None:
+    """Convert a file in a process of its own; errors are those of the file `named`."""
+    left = memory_left(memory_limit())
+    most = 0 if left is None or os.name != "posix" else max(left, _LEAST_MEMORY)
+    command = [sys.executable, "-P", "-c", _CONVERT, str(source.absolute()), str(target), str(most)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise UnsupportedFormatError(f"{named}: ITK did not end within {MOST_SECONDS:g} s: the file is damaged, or too large") from None
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip().splitlines()[-1:] or [""]
+    if "No module named 'SimpleITK'" in said[0]:
+        raise InputError(f"{named}: files of this format need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
+    if "MemoryError" in said[0] or "bad_alloc" in said[0] or "memory" in said[0].lower():
+        raise CapacityError(f"{named}: ITK needs more memory for this file than there is: {said[0]}")
+    if done.returncode < 0:
+        raise UnsupportedFormatError(
+            f"{named}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
+        )
+    raise UnsupportedFormatError(f"{named}: ITK cannot convert this file: {said[0]}")

@@ -1,0 +1,121 @@
+"""Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or hang, is the error of one file."""
+
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_here
+from io_helpers import numbers
+
+from crfrefine import io
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io import itk
+
+SHAPE, SPACING, ORIGIN = (7, 5, 6), (0.75, 1.5, 2.25), (3.0, -4.0, 5.5)
+SUFFIXES = (".gipl", ".gipl.gz", ".vtk", ".mnc", ".mrc")
+
+
+def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
+    """Write (x, y, z) by SimpleITK."""
+    image = sitk.GetImageFromArray((numbers(SHAPE) if values is None else values).T)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "suffix", [".gipl.gz", ".mnc", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".gipl", ".vtk", ".mrc"))]
+)
+def test_voxels_and_places_are_those_of_itk(suffix, tmp_path):
+    path = write(tmp_path / f"case{suffix}")
+    found = io.read_volume(path)
+    np.testing.assert_array_equal(found.data, numbers(SHAPE))
+    expected = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
+    expected[:3, 3] = -ORIGIN[0], -ORIGIN[1], ORIGIN[2]
+    np.testing.assert_allclose(found.affine, expected, atol=1e-5)
+    assert (found.header.path, found.header.family) == (path, "ITK")
+    labels = (numbers(SHAPE) % 300).astype(np.uint16)
+    io.write_label_map(tmp_path / f"labels{suffix}", labels, found)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"labels{suffix}"))).T, labels)
+    assert io.is_whole(tmp_path / f"labels{suffix}")
+
+
+def test_a_format_that_cannot_hold_the_axes_is_refused_and_nothing_is_written(tmp_path):
+    turned = io.read_volume(write(tmp_path / "case.mnc", direction=(0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)))
+    with pytest.raises(UnsupportedFormatError, match=r"labels.gipl: this format cannot hold the axes .*case.mnc; write NIfTI"):
+        io.write_label_map(tmp_path / "labels.gipl", numbers(SHAPE).astype(np.uint8), turned)
+    assert [path.name for path in tmp_path.iterdir()] == ["case.mnc"]
+    io.write_label_map(tmp_path / "labels.mnc", numbers(SHAPE).astype(np.uint8), turned)
+    np.testing.assert_allclose(io.read_header(tmp_path / "labels.mnc").affine, turned.affine, atol=1e-5)
+
+
+def test_infer_writes_the_format_of_the_image_and_names_a_damaged_file(tmp_path):
+    """As a command: labels beside a GIPL image are GIPL; a file that is cut off costs its case alone."""
+    scores = np.stack([numbers(SHAPE) % 5, numbers(SHAPE) % 7])
+    for case in ("a", "b"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "logits").mkdir(exist_ok=True)
+        write(tmp_path / f"images/{case}.gipl")
+        scored = sitk.GetImageFromArray(scores.T, isVector=True)
+        scored.CopyInformation(sitk.ReadImage(str(tmp_path / f"images/{case}.gipl")))
+        sitk.WriteImage(scored, str(tmp_path / f"logits/{case}.mha"))
+    bad = tmp_path / "images/b.gipl"
+    bad.write_bytes(bad.read_bytes()[:-3])
+    result = run_here(
+        "infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.filter=lattice"
+    )
+    assert result.status == 1
+    assert "b.gipl: the file is cut off: its header promises 1096 bytes, it holds 1093" in result.stderr.replace("\n", " ")
+    written = sitk.ReadImage(str(tmp_path / "out/a.gipl"))
+    assert (written.GetSize(), written.GetSpacing(), written.GetOrigin()) == (SHAPE, SPACING, ORIGIN)
+    assert not (tmp_path / "out/b.gipl").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", UnsupportedFormatError, r"ITK crashed on this file \(signal 11\)"),
+        ("import time; time.sleep(60)", UnsupportedFormatError, "ITK did not end within 3 s"),
+        ("raise ModuleNotFoundError(\"No module named 'SimpleITK'\")", InputError, r"not installed: pip install 'crfrefine\[itk\]'"),
+    ],
+)
+def test_a_crash_a_hang_and_a_missing_library_are_errors_of_the_file(code, kind, said, tmp_path, monkeypatch):
+    path = write(tmp_path / "case.vtk")
+    (tmp_path / "SimpleITK.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(itk, "MOST_SECONDS", 3.0)
+    with pytest.raises(kind, match=said):
+        io.read_volume(path)
+    assert "SimpleITK" in sys.modules, "this process is as it was"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_is_cut_off_is_refused_although_itk_reads_it(suffix, tmp_path):
+    path = write(tmp_path / f"case{suffix}")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UnsupportedFormatError, match=r"cut off|ITK cannot convert"):
+        io.read_header(path)
+
+
+def test_numbers_as_text_are_counted(tmp_path):
+    path = tmp_path / "case.vtk"
+    header = "# vtk DataFile Version 3.0\nnumbers\nASCII\nDATASET STRUCTURED_POINTS\nDIMENSIONS 2 3 2\nSPACING 1 1.5 2\nORIGIN 0 0 0\n"
+    header += "POINT_DATA 12\nSCALARS scalars float 1\nLOOKUP_TABLE default\n"
+    path.write_text(header + " ".join(str(value / 2) for value in range(12)), encoding="ascii")
+    np.testing.assert_array_equal(io.read_volume(path).data, np.arange(12).reshape(2, 3, 2).T / 2)
+    path.write_text(header + " ".join(str(value / 2) for value in range(11)), encoding="ascii")
+    with pytest.raises(UnsupportedFormatError, match="promises 12 numbers, it holds 11"):
+        io.read_header(path)
+
+
+def test_few_converted_files_are_kept(tmp_path):
+    paths = [write(tmp_path / f"{i}.gipl", numbers(SHAPE) + i) for i in range(10)]
+    headers = [io.read_header(path) for path in paths]
+    assert len(itk._converted) == 8
+    for i, header in enumerate(headers):
+        values = io.allocate(header)
+        io.read_into(header, values)
+        np.testing.assert_array_equal(values[0].T, numbers(SHAPE) + i)
