@@ -24,7 +24,7 @@ from crfrefine.infer.run import run_inference
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-SHAPE = (98, 7, 9)
+SHAPE = (98, 5, 6)
 SPACING = (1.0, 0.6, 1.7)
 SETTINGS = {
     "spatial.weight": 0.5,
@@ -46,7 +46,7 @@ def case_of(kind: str = "plain") -> Case:
     case = replace(random_case(3, num_modalities=1, num_labels=4, grid_shape=SHAPE), spacing=SPACING)
     if kind == "box":
         mask = np.zeros(SHAPE, bool)
-        mask[3:94, 1:5, 2:8] = np.random.default_rng(0).random((91, 4, 6)) < 0.7
+        mask[3:94, 1:4, 1:5] = np.random.default_rng(0).random((91, 3, 4)) < 0.7
         return replace(case, mask=mask)
     if kind == "empty planes":
         mask = np.ones(SHAPE, bool)
