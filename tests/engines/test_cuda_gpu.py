@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import subprocess
-import sys
 import threading
 import warnings
 from typing import Any
@@ -164,30 +162,6 @@ def test_a_forked_process_is_told(first: str) -> None:
     assert "forked" in warned[0]
     case = random_case(3, masked=True)
     get_backend("cuda").mean_field(case.logits, case.image, case.mask, case.spacing, resolve(case))
-
-
-_FORKS_FIRST = """
-import multiprocessing, sys
-from crfrefine.engines.cuda.cupy_device import may_have_gpu
-
-def child(results):
-    from crfrefine.engines import get_backend
-    results.put(get_backend("cuda").name)
-
-assert may_have_gpu()
-context = multiprocessing.get_context("fork")
-results = context.Queue()
-process = context.Process(target=child, args=(results,))
-process.start()
-print(results.get(timeout=120))
-process.join()
-"""
-
-
-def test_asking_whether_there_is_a_gpu_leaves_it_to_forked_processes() -> None:
-    """The question is answered without the driver."""
-    done = subprocess.run([sys.executable, "-c", _FORKS_FIRST], capture_output=True, text=True, check=False, timeout=180)
-    assert done.stdout.strip() == "cuda", done.stderr
 
 
 @pytest.mark.skipif(num_driver_devices() < 2, reason="needs two GPUs")

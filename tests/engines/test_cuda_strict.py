@@ -59,9 +59,8 @@ def test_memory_that_no_kernel_may_have_is_seen() -> None:
     device.launch(*piece, rows[1:])
     with pytest.raises(StrictError, match="not in the device's memory"):
         device.launch(*piece, np.zeros((4, 4), np.float32))
-    odd = xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4)
     with pytest.raises(StrictError, match="rows need 16"):
-        device.launch(*piece, odd)
+        device.launch(*piece, xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4))
     for operation in (lambda: rows + np.ones((5, 4), np.float32), lambda: xp.cumsum(np.ones(3)), lambda: device.download(np.ones(3))):
         with pytest.raises(StrictError, match="of the host"):
             operation()

@@ -94,9 +94,7 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
     stream = io.BytesIO()
     torch.save(layer, stream)
     stream.seek(0)
-    older = copy.deepcopy(layer)
-    del older.__dict__["_told"]  # as saved by a version without warnings
-    for twin, times in ((torch.load(stream, weights_only=False), 0), (copy.copy(layer), 0), (copy.deepcopy(layer), 0), (older, 1)):
+    for twin, times in ((torch.load(stream, weights_only=False), 0), (copy.deepcopy(layer), 0)):
         assert len(shout_of(lambda twin=twin: twin(logits, image))) == times
         assert twin.to_parameters() == layer.to_parameters()
         torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
@@ -107,7 +105,6 @@ def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given: 
     layer = crfrefine.CrfRnn(3, 2)
     for call in (
         lambda **spacing: layer.refine_normalized(logits, image, **spacing),
-        lambda **spacing: crfrefine.CrfRnn(3, 2).build_normalized(image, **spacing),
         lambda **spacing: crfrefine.CrfRnn(3, 2).build_kernels(image, **spacing),
         lambda **spacing: mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **spacing),
         lambda **spacing: build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, **spacing),
@@ -129,7 +126,6 @@ def test_nothing_is_said_where_spacing_does_not_matter(given: tuple[Tensor, Tens
     for call in (
         lambda: layer(logits, image, kernels=kernels),
         lambda: in_voxels(logits, image),
-        lambda: in_voxels.build_kernels(image),
         lambda: mean_field(logits, image, bilateral=[]),
         lambda: crfrefine.refine(*arrays, input_type="logits", parameters=voxels),
     ):
@@ -157,19 +153,6 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line() -> No
     nothing = torch.full((2, 3, *GRID), -torch.inf)
     for logits in (torch.rand(2, 3, *GRID), 3.0 * probabilities() - 1.0, probabilities()[:, :2], nothing):
         assert not inputs.look_like_probabilities(logits)
-
-
-def test_few_voxels_tell_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large the grid; a GPU, which would have to be waited for, is asked once."""
-    told: set[str] = set()
-    large = probabilities()[:1, :, :1, :1, :1].expand(1, 3, 4000, 3000, 2000)
-    assert len(shout_of(lambda: inputs.warn_of_probabilities(large, told, warnings.warn))) == 1
-    told.clear()
-    asked: list[Tensor] = []
-    monkeypatch.setattr(inputs, "look_like_probabilities", lambda logits: bool(asked.append(logits)))
-    for _ in range(3):
-        inputs.warn_of_probabilities(torch.empty(1, 3, *GRID, device="meta"), told, warnings.warn)
-    assert len(asked) == 1
 
 
 def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given: tuple[Tensor, Tensor]) -> None:
