@@ -76,6 +76,18 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting: tuple[Any, 
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[0] is lists else 0.0)
 
 
+def test_a_full_table_is_noticed() -> None:
+    """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
+    keys, constants = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64), {"CRF_FEATURES": 5, "CRF_WIDE_KEYS": 0}
+    for table_bits in (4, 7):
+        table, slots = np.full(2**table_bits, 2**64 - 1, dtype=np.uint64), np.zeros(100, dtype=np.uint32)
+        overflow = np.zeros(1, dtype=np.uint64)
+        arguments = (constants, 100, keys, None, 100, table, table_bits, slots, overflow)
+        ShimDevice(is_watched=True).launch("lattice_build", "insert_vertices", *arguments)
+        assert bool(overflow[0]) == (table_bits == 4)
+    np.testing.assert_array_equal(table[slots], keys)
+
+
 def test_the_order_of_axes_in_memory_does_not_move_the_lattice() -> None:
     """Positions go by the user's axes: a transposed view has the same vertices. Sums in another order differ by rounding."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True)
