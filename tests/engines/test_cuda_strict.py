@@ -12,16 +12,17 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, random_case, resolve
+from oracles import Case, kernel_set, random_case, resolve
 from strict_device import StrictDevice, StrictError
 
 from crfrefine.engines.base import Kernels
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.loss import GpuError
+from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.errors import CapacityError
-from crfrefine.specs import ModelSpec
+from crfrefine.specs import MeanFieldSpec, ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -103,6 +104,22 @@ def test_memory_is_estimated_before_it_is_taken(
     for part in (0.2, 0.7, 0.95):
         with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
             taken(int(part * most))
+
+
+def test_the_backward_pass_takes_what_is_estimated() -> None:
+    """To a tenth, where the filter has no memory of its own: nothing is kept for longer than it is needed."""
+    case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(7, 11, 9))
+    run = MeanFieldSpec(np.linspace(1.0, 2.0, 4)[None], 1.0 - np.eye(4), 3, temperature=0.8)
+    model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=4, num_iterations=3)
+    device = StrictDevice(is_watched=True)
+    kernels = CudaBackend(device).kernels(case.image, None, case.spacing, model)
+    tape = kernels.forward(case.logits, run)
+    num_given = 2 * case.logits.nbytes + tape.record.nbytes
+    expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)
+    device.reset()
+    before = device.used
+    kernels.backward(tape, case.logits, case.logits, run, wants_image=True)
+    assert 0.9 * expected < device.most - before < expected + 4096
 
 
 def test_building_and_going_back_are_done_when_they_return() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import random_case, resolve
+from oracles import random_case, resolve, softmax
 from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.volume import MassSums
+from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.reference.volume import sums_of
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -36,3 +39,15 @@ def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
             expected = np.asarray(getattr(their_gradients, name))
             np.testing.assert_allclose(getattr(our_gradients, name), expected, atol=1e-4 * np.abs(expected).max(), err_msg=name)
     assert 0 < downloaded[2] - downloaded[0] < 4 * 1024
+
+
+def test_sums_are_those_of_marginals() -> None:
+    """Masses and covariances of logits with a bias where the term applies: a step would come to the same end with others, only later."""
+    random, shape, device = np.random.default_rng(4), (7, 9, 13), cuda_shim.ShimDevice(is_watched=True)
+    mask, logits = random.random(shape) < 0.8, random.normal(size=(4, 7, 9, 13), scale=3.0).astype(np.float32)
+    part, bias = random.random(int(mask.sum())) < 0.6, random.normal(size=4)
+    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), 4, part.astype(np.uint8), np.dtype(np.float32))
+    expected, expected_covariance = sums_of(softmax(logits[:, mask][:, part] + bias[:, None]).T)
+    masses, covariance = sums.of_logits(logits, bias)
+    np.testing.assert_allclose(masses, expected, rtol=1e-5)
+    np.testing.assert_allclose(covariance, expected_covariance, atol=1e-5 * expected.max())

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -299,23 +298,6 @@ def test_half_precision_is_computed_in_float32() -> None:
         refined = layer(handed, image, SPACING)
     assert (handed.dtype, refined.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(refined, layer(handed.float(), image, SPACING), rtol=0.0, atol=0.0)
-
-
-def test_threads_do_not_disturb_each_other() -> None:
-    """Two run both passes at once, on the same kernels."""
-    logits, image = batch()
-    layer = small_layer()
-    kernels = layer.build_kernels(image[:1], SPACING)
-
-    def run(index: int) -> list[Tensor]:
-        item = logits[index : index + 1].clone().requires_grad_()
-        out = layer(item, image[:1], SPACING, kernels=kernels)
-        return [out.detach(), *torch.autograd.grad(out.square().sum(), [item, *layer.parameters()])]
-
-    expected = [run(0), run(1)]
-    with ThreadPoolExecutor(2) as pool:
-        for turn, answers in enumerate(pool.map(run, [0, 1] * 5)):
-            assert all(torch.equal(one, other) for one, other in zip(answers, expected[turn % 2], strict=True))
 
 
 def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
