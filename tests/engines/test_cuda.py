@@ -76,6 +76,14 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting: tuple[Any, 
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[0] is lists else 0.0)
 
 
+def test_no_thread_adds_up_more_than_a_few() -> None:
+    """With positions and intensities out of play all voxels hang on a few vertices: their lists are trees."""
+    found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
+    assert len(found.levels) == 2
+    longest = [np.diff(pieces.begin.astype(np.int64)).max() for pieces in (found.pieces, *found.levels)]
+    assert max(longest) == lists.MOST_TOGETHER
+
+
 def test_a_full_table_is_noticed() -> None:
     """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
     keys, constants = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64), {"CRF_FEATURES": 5, "CRF_WIDE_KEYS": 0}
