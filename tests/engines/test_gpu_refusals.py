@@ -90,8 +90,13 @@ def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytes
         get_backend("cuda")
 
 
-def driver(status: int) -> Any:
-    return lambda name: SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+def driver(status: int | None) -> Any:
+    def load(name: str) -> Any:
+        if status is None:
+            raise OSError(name)
+        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+
+    return load
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,7 @@ def driver(status: int) -> Any:
         ),
         (100, r"its driver shows none, with CUDA_VISIBLE_DEVICES='7'", False),
         (0, r"install NVIDIA's driver", False),
+        (None, r"install NVIDIA's driver", False),  # no driver
     ],
 )
 def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: bool, machine: pytest.MonkeyPatch) -> None:
@@ -115,15 +121,3 @@ def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: b
         get_backend("cuda:1")
     with pytest.warns(RuntimeWarning, match=message) if warns else contextlib.nullcontext():
         assert get_backend("auto").name == "cpu"
-
-
-def test_without_a_driver_there_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
-    """`auto` takes the CPU without a word, as on machines without a GPU."""
-
-    def missing(name: str) -> Any:
-        raise OSError(name)
-
-    machine.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda: no NVIDIA GPU was found; install NVIDIA's driver"):
-        get_backend("cuda")
-    assert get_backend("auto").name == "cpu"
