@@ -351,9 +351,9 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item() -> None:
     layer, mask = small_layer(), torch.ones(2, *GRID, dtype=torch.bool)
     mask[1, 2, 3, 4] = False
     expected = layer(logits, image, SPACING, mask)
-    logits[1, 0, 2, 3, 4] = torch.nan
     message = r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, which would spread to all others"
-    for options in ({}, {"kernels": layer.build_kernels(image, SPACING)}):
+    for value, options in ((torch.inf, {}), (torch.nan, {"kernels": layer.build_kernels(image, SPACING)})):
+        logits[1, 0, 2, 3, 4] = value
         with pytest.raises(InputError, match=message):
             layer(logits, image, SPACING, **options)
     for options in ({"mask": mask}, {"kernels": layer.build_kernels(image, SPACING, mask)}):
