@@ -75,18 +75,6 @@ def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_lab
         assert not slope[:, torch.tensor(~case.inside)].any()
 
 
-@pytest.mark.parametrize(("filter_name", "error"), [("grid", 0.04), ("lattice", 0.3)])
-def test_approximate_filters_are_near_and_the_number_of_threads_changes_no_bit(filter_name: str, error: float) -> None:
-    """Twice their root mean square errors here, of the gradient; those of messages are in docs/reference/accuracy.md."""
-    case = random_case(3, 1, 3, grid_shape=(13, 16, 11))
-    value, gradient = dense(case)
-    (found, slope), (again, same) = (loss_of(case, filter=filter_name, threads=threads) for threads in (1, 2))
-    assert float(found) == pytest.approx(value, rel=0.01)
-    assert np.linalg.norm(slope.numpy() - gradient) < error * np.linalg.norm(gradient)
-    assert torch.equal(again, found)
-    assert torch.equal(same, slope)
-
-
 def test_a_batch_counts_each_voxel_once() -> None:
     """Items have masks and spacings of their own."""
     cases = [random_case(3, 2, 3, masked=masked) for masked in (False, True)]

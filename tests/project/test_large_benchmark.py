@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import nibabel
 import numpy as np
@@ -15,23 +12,16 @@ from script_imports import importing_from
 
 from crfrefine import io
 
-pytestmark = pytest.mark.long
-
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SHAPE, SPACING = (66, 52, 60), (2.0, 1.5, 1.25)  # (z, y, x)
 
 
-@pytest.fixture(scope="module")
-def load() -> Iterator[Callable[[str], ModuleType]]:
-    with importing_from(BENCHMARKS) as found:
-        yield found
-
-
-def test_what_was_written_piece_by_piece_is_read(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+@pytest.mark.long
+def test_what_was_written_piece_by_piece_is_read(tmp_path: Path) -> None:
     """The network's result is that of its logits; the image shows the organs; sure voxels leave 1e-9 to 1e-6 to other labels, and noise."""
-    cases = load("large_cases")
-    case = replace(cases.CASES["ct-400-25"], name="small", shape=SHAPE, spacing=SPACING)
-    folder = cases.store(case, tmp_path)
+    with importing_from(BENCHMARKS) as load:
+        case = replace(load("large_cases").CASES["ct-400-25"], name="small", shape=SHAPE, spacing=SPACING)
+        folder = load("large_cases").store(case, tmp_path)
     logits = io.read_logits([folder / "logits.npz"]).values
     assert logits.shape == (25, *SHAPE[::-1])
     network, truth, image = (nibabel.load(folder / f"{name}.nii.gz") for name in ("network", "truth", "image_0000"))
@@ -45,16 +35,3 @@ def test_what_was_written_piece_by_piece_is_read(load: Callable[[str], ModuleTyp
     assert image.header.get_zooms() == SPACING[::-1]
     liver = np.asarray(image.dataobj)[np.asarray(truth.dataobj) == case.organs.index("liver") + 1]
     assert abs(np.median(liver) - 110) < 10
-
-
-def test_tables_show_figures_and_failures(load: Callable[[str], ModuleType]) -> None:
-    usual = {"seconds": 12.0, "processor_seconds": 20.0, "peak_mib": 2048.0, "threads": 2, "load": 0.5}
-    usual |= {"date": "2026-01-02", "source": "abc"}
-    runs = {
-        "a": usual | {"dice": [0.7, 0.8], "equal_to_dense": 0.99995},
-        "b": usual | {"config": "default", "error": "no room", "memory_limit_mib": 3072.0},
-    }
-    text = load("large_tables").large_section({"runs": runs})
-    assert "| a | **12.0 s** | 20.0 s | 2.0 GiB | 2 | 0.7000 → 0.8000 | 99.995 % | 0.5 | 2026-01-02, abc |" in text
-    assert "| b | fails after 12.0 s (limited to 3.0 GiB): no room |" in text
-    assert load("processes").measure_command([sys.executable, "-c", "raise SystemExit('no such case')"])["error"] == "no such case"
