@@ -45,7 +45,7 @@ def _run(*command: object, site: Path = BENCHMARKS, **changes: str) -> subproces
 def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) -> None:
     """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and tables."""
     lines = tmp_path / "lines.jsonl"
-    for step in ("contact Lm refine", "time Lm-1.5mm lattice", "refine Lm"):
+    for step in ("environment", "contact Lm refine", "time Lm-1.5mm lattice", "refine Lm"):
         done = _run(BENCHMARKS / "gpu.py", *step.split(), "-o", lines, site=SITE, PRETENDED_CUPY="1", GPU_SHAPE="7x5x6")
         assert done.returncode == 0, (step, done.stdout, done.stderr)
     tables = load("gpu_tables")
