@@ -5,13 +5,11 @@ A kernel of the inner loop must keep its voxel's numbers in registers: what spil
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import nvrtc
 import pytest
 
-from crfrefine.engines.cuda.memory import pair_tile
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
 
 _LABELS = [
@@ -24,37 +22,18 @@ HOT = {
     "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
     "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
-    "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width in (1, 4, 8) for modalities in (1, 2)],
+    "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width, modalities in ((4, 2), (8, 1))],
     "grid_voxels": [
         {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
-        for width in (1, 2, 4, 8)
-        for modalities in (1, 2)
+        for width, modalities in ((1, 1), (4, 2), (8, 2))
     ],
     "spatial": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "mean_field": _LABELS,
     "mean_field_backward": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
-    "products": [
-        {"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128}
-        for rows, others in ((1, 1), (2, 2), (5, 1), (5, 5), (12, 12))
-    ],
+    "products": [{"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128} for rows, others in ((5, 1), (12, 12))],
     "moments": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "sums": [{"CRF_THREADS": 512}],
     "volume": [{}],
-}
-
-# What must compile, if with memory of a thread's own: many features, many labels, float64.
-LARGE = {
-    "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "grid": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2},
-    "grid_voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2, "CRF_THREADS": 128, "CRF_CELLS": 256},
-    "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
-    "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "mean_field": {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "volume": {"CRF_DOUBLE": 1},
-    "mean_field_backward": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "products": {"CRF_ROWS": 64, "CRF_OTHERS": 64, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_TILE": pair_tile(64, 64, "float64")[0]},
-    "moments": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
 }
 
 needs_compiler = pytest.mark.skipif(nvrtc.nvrtc_library() is None, reason="NVRTC (nvidia-cuda-nvrtc-cu12) is not installed")
@@ -70,7 +49,7 @@ def test_every_source_is_listed() -> None:
     ("name", "architecture"),
     [
         *((name, "sm_80") for name in ("sums", "volume", "spatial", "lattice")),
-        *(pytest.param(name, architecture, marks=pytest.mark.long) for name in sorted(HOT) for architecture in ("sm_90", "sm_100")),
+        *(pytest.param(name, "sm_90", marks=pytest.mark.long) for name in sorted(HOT)),
     ],
 )
 def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
@@ -84,45 +63,6 @@ def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
             assert used.registers <= 128, f"{kernel} {constants}: {used}"
             assert used.shared_bytes <= 48 * 1024, f"{kernel} {constants}: {used}"
             assert (used.shared_bytes > 0) == ("CRF_THREADS" in constants)
-
-
-@pytest.mark.long
-@needs_compiler
-@pytest.mark.parametrize("name", sorted(LARGE))
-def test_large_problems_compile(name: str) -> None:
-    """Dimensions and labels have no limit of their own; a thousand labels cannot stay in registers."""
-    source = kernel_source(name, LARGE[name])
-    usage = nvrtc.compile_for("sm_80", source)
-    assert set(usage) == set(source.kernels)
-    assert name != "mean_field" or usage["update"].stack_bytes > 0
-
-
-@needs_compiler
-def test_an_error_of_the_compiler_is_one_of_the_test() -> None:
-    source = kernel_source("sums", HOT["sums"][0])
-    with pytest.raises(nvrtc.CompilationError, match="undefined"):
-        nvrtc.compile_for("sm_80", dataclasses.replace(source, text=source.text + "\nundefined_type x;\n"))
-
-
-@pytest.mark.long
-@needs_compiler
-@pytest.mark.parametrize(("name", "kernel"), [("lattice", "blur"), ("lattice", "sum_pieces"), ("grid", "blur_cells")])
-def test_rows_are_loaded_whole(name: str, kernel: str) -> None:
-    """Four channels are one load of 16 bytes, not four: here nothing else is loaded from that memory as a single number."""
-    constants = next(constants for constants in HOT[name] if constants["CRF_WIDTH"] == 4 and constants.get("CRF_FEATURES", 4) >= 4)
-    code = nvrtc.intermediate_code(kernel_source(name, constants))[kernel]
-    assert re.search(r"ld\.global(\.nc)?\.v4\.f32", code) is not None
-    assert re.search(r"ld\.global(\.nc)?\.f32", code) is None
-
-
-@pytest.mark.long
-@needs_compiler
-def test_the_update_loads_what_nobody_writes_through_the_cache_for_it() -> None:
-    """All but the marginals, the logits of the step before and the run's state, which it may write."""
-    constants = next(constants for constants in HOT["mean_field"] if constants["CRF_LABELS"] == 5)
-    code = nvrtc.intermediate_code(kernel_source("mean_field", constants))["update"]
-    loads = re.findall(r"ld\.global(\.nc)?\.", code)
-    assert 0 < loads.count("") < 10 < loads.count(".nc")
 
 
 # In the three others some blocks have no number of a voxel.
@@ -141,21 +81,39 @@ def test_threads_are_numbered_in_64_bits(name: str) -> None:
             assert product[1] == "mul.wide.u32", kernel
 
 
+@needs_compiler
+def test_instructions_are_those_that_were_meant() -> None:
+    """Rows are loaded whole. What integers follow from is not contracted: rounded once, there would be other vertices than the CPU's.
+
+    Powers of two go without the detour for numbers below the normal ones, which would cost as much again.
+    """
+    lattice = nvrtc.intermediate_code(kernel_source("lattice", {"CRF_WIDTH": 4}))
+    for kernel in ("blur", "sum_pieces"):
+        assert re.search(r"ld\.global(\.nc)?\.v4\.f32", lattice[kernel]) is not None
+        assert re.search(r"ld\.global(\.nc)?\.f32", lattice[kernel]) is None
+    assert "fma.rn" in "".join(lattice.values())
+    assert "fma.rn" not in "".join(nvrtc.intermediate_code(kernel_source("lattice_build", HOT["lattice_build"][0])).values())
+    window = nvrtc.intermediate_code(kernel_source("direct", HOT["direct"][0]))["filter_window"]
+    assert window.count("ex2.approx.ftz.f32") > 0
+    assert re.search(r"ex2\.approx\.f32|call", window) is None
+
+
 @pytest.mark.long
 @needs_compiler
-def test_what_integers_follow_from_is_not_contracted() -> None:
-    """A fused multiply-add rounds once where the CPU rounds twice: other vertices. Elsewhere they are wanted."""
-    for name, is_fused in (("lattice_build", False), ("lattice", True)):
-        code = "".join(nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).values())
-        assert ("fma.rn" in code) == is_fused
-
-
-@needs_compiler
-def test_weights_are_one_instruction() -> None:
-    """Powers of two of single precision without the detour for numbers below the normal ones, which would cost as much again."""
-    code = nvrtc.intermediate_code(kernel_source("direct", HOT["direct"][0]))["filter_window"]
-    assert code.count("ex2.approx.ftz.f32") > 0
-    assert re.search(r"ex2\.approx\.f32|call", code) is None
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("lattice_build", {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1}),
+        ("direct", {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1}),
+        ("mean_field", {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1}),
+    ],
+)
+def test_large_problems_compile(name: str, constants: dict[str, int]) -> None:
+    """Dimensions and labels have no limit of their own; a thousand labels cannot stay in registers."""
+    source = kernel_source(name, constants)
+    usage = nvrtc.compile_for("sm_80", source)
+    assert set(usage) == set(source.kernels)
+    assert name != "mean_field" or usage["update"].stack_bytes > 0
 
 
 def test_every_kernel_is_understood() -> None:

@@ -1,4 +1,4 @@
-"""The GPU engine's direct sums and its spatial kernel against brute force; the kernels run as C++."""
+"""The GPU engine's direct sums against brute force; the kernels run as C++."""
 
 from __future__ import annotations
 
@@ -45,25 +45,16 @@ SHAPES = {
     "3-D": ((3, 9, 35), 0.9, 2, 4, True, np.float32),
     "radius beyond the box": ((3, 5, 4), 50.0, 2, 4, False, np.float32),
     "radius 0": ((3, 4, 5), 0.1, 2, 1, True, np.float32),
-}
-MORE_SHAPES = {
-    "1-D": ((75,), 1.7, 1, 1, False, np.float32),
-    "1-D masked": ((70,), 40.0, 3, 2, True, np.float32),
-    "2-D": ((33, 41), 1.3, 1, 1, False, np.float32),
-    "2-D masked": ((21, 64), (3.0, 1.5), 4, 4, True, np.float32),
-    "3-D masked": ((4, 34, 33), (1.2, 0.9, 2.5), 1, 2, True, np.float32),
+    "2-D": ((21, 64), (3.0, 1.5), 4, 4, True, np.float32),
     "channels beyond a row": ((3, 11, 34), 0.9, 2, 11, True, np.float32),
-    "many modalities": ((3, 6, 9), 1.1, 9, 5, True, np.float32),
-    "4-D": ((3, 4, 5, 33), 0.8, 1, 1, False, np.float32),
-    "float64": ((3, 9, 35), 0.9, 2, 3, True, np.float64),
-    "float64, 4-D": ((2, 3, 6, 7), 1.5, 3, 8, True, np.float64),
+    "4-D, many modalities, float64": ((2, 3, 6, 7), 1.5, 9, 5, True, np.float64),
 }
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(name, marks=pytest.mark.long) for name in MORE_SHAPES)])
+@pytest.mark.parametrize("shape", [*list(SHAPES)[:3], *(pytest.param(name, marks=pytest.mark.long) for name in list(SHAPES)[3:])])
 def test_sums_match_brute_force(shape: str) -> None:
     """All pairs within three theta_alpha and no others, or all, each once."""
-    grid_shape, theta_alpha, num_modalities, num_channels, masked, dtype = (SHAPES | MORE_SHAPES)[shape]
+    grid_shape, theta_alpha, num_modalities, num_channels, masked, dtype = SHAPES[shape]
     case = random_case(len(grid_shape), num_modalities, masked=masked, grid_shape=grid_shape)
     for kind, radius in ((TruncatedFilter, 3.0), (ExactFilter, None)):
         kernel = brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, 0.25, **({"radius": radius} if radius else {}))
@@ -80,38 +71,3 @@ def test_a_single_voxel_sends_to_itself() -> None:
         for kind in (TruncatedFilter, ExactFilter):
             given, found = _filtered(kind, replace(case, mask=mask), 0.9, 4, np.float32)
             np.testing.assert_allclose(found, given, rtol=ROUNDING[np.float32])
-
-
-@pytest.mark.parametrize(
-    ("width", "dtype"), [(4, np.float32), *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, np.float32), (2, np.float64)))]
-)
-@pytest.mark.parametrize(("before", "extent", "stride", "radius"), [(3, 13, 35, 4), (1, 5, 33, 12), (4, 1, 40, 0)])
-def test_an_axis_is_filtered_by_its_taps(before: int, extent: int, stride: int, radius: int, width: int, dtype: type) -> None:
-    """From box to box, and from voxels in disorder to their sums, which `adds` adds to what is there; else that is not read."""
-    rng = np.random.default_rng(1)
-    size = before * extent * stride
-    box, taps = rng.random((size, width)).astype(dtype), rng.random(radius + 1).astype(dtype)
-    found, total = np.full_like(box, np.nan), np.full((size // 2 + 1, width), 0.25, dtype)
-    constants = {"CRF_WIDTH": width, "CRF_DOUBLE": int(dtype == np.float64)} if dtype == np.float64 else {"CRF_WIDTH": width}
-    device, axis = ShimDevice(is_watched=dtype == np.float32), (stride, extent, taps, radius)
-    device.launch("spatial", "filter_axis", constants, size, None, size, None, None, box, *axis, found, None, None, None, 0)
-    distance = np.abs(np.subtract.outer(np.arange(extent), np.arange(extent)))
-    matrix = np.where(distance <= radius, taps[np.minimum(distance, radius)], 0.0)
-
-    def expected(values: np.ndarray) -> np.ndarray:
-        by_axis = values.reshape(before, extent, stride, width).astype(np.float64)
-        return np.einsum("ij,bjsc->bisc", matrix, by_axis).reshape(values.shape)
-
-    np.testing.assert_allclose(found, expected(box), rtol=ROUNDING[dtype])
-    number = np.full(size, -1, np.int32)
-    number[rng.permutation(size)[: len(total)]] = np.arange(len(total))
-    (sent, received), weight = rng.random((2, len(total))).astype(dtype) + dtype(0.5), rng.random(width).astype(dtype)
-    values = rng.random(total.shape).astype(dtype)
-    placed = np.where(number[:, None] < 0, 0.0, (values * sent[:, None])[number])
-    of_voxels = weight * received[:, None] * expected(placed)[np.argsort(number)[size - len(total) :]]
-    for adds, there in ((1, 0.25), (0, 0.0)):
-        device.launch(
-            "spatial", "filter_axis", constants, size, number, size, values, sent, None, *axis, None, received, weight, total, adds
-        )
-        np.testing.assert_allclose(total, there + of_voxels, rtol=2 * ROUNDING[dtype])
-        total[...] = np.nan

@@ -18,13 +18,13 @@ from strict_device import StrictDevice, use
 from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionScheme, refine
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.slabs import Slab, cut, halo_planes
+from crfrefine.engines.slabs import Slab
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.run import run_inference
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-SHAPE = (98, 7, 9)
+SHAPE = (98, 5, 6)
 SPACING = (1.0, 0.6, 1.7)
 SETTINGS = {
     "spatial.weight": 0.5,
@@ -44,11 +44,9 @@ def run(device: StrictDevice, monkeypatch: pytest.MonkeyPatch, case: Case, chang
 
 def case_of(kind: str = "plain") -> Case:
     case = replace(random_case(3, num_modalities=1, num_labels=4, grid_shape=SHAPE), spacing=SPACING)
-    if kind == "mask":
-        return replace(case, mask=np.random.default_rng(0).random(SHAPE) < 0.7)
     if kind == "box":
         mask = np.zeros(SHAPE, bool)
-        mask[3:94, 1:5, 2:8] = True
+        mask[3:94, 1:4, 1:5] = np.random.default_rng(0).random((91, 3, 4)) < 0.7
         return replace(case, mask=mask)
     if kind == "empty planes":
         mask = np.ones(SHAPE, bool)
@@ -71,18 +69,23 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[list[Slab]]:
     return tried
 
 
+REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest": 4})
+
+
 @pytest.mark.parametrize(
-    ("kind", "filter_name"), [("plain", "lattice"), ("mask", "truncated"), ("box", "lattice"), ("empty planes", "truncated")]
+    ("kind", "filter_name", "regions"), [("plain", "lattice", None), ("box", "truncated", REGIONS), ("empty planes", "truncated", None)]
 )
-def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_beyond_the_memory_has_the_result_of_one_piece(
+    kind: str, filter_name: str, regions: RegionScheme | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same bits with direct sums; never more memory than there is; a note; what needs all voxels together is left out."""
     case, large = case_of(kind), StrictDevice()
     changes = {"mean_field.filter": filter_name}
-    expected = run(large, monkeypatch, case, changes)
+    expected = run(large, monkeypatch, case, changes, regions=regions)
     tried = cuts(monkeypatch)
     assert (expected.notes, tried) == ((), [])
     small = StrictDevice(int(0.7 * large.most))
-    found = run(small, monkeypatch, case, changes)
+    found = run(small, monkeypatch, case, changes, regions=regions)
     assert small.most <= small.limit
     assert len(tried[-1]) > 1
     tolerance = 0.0 if filter_name == "truncated" else 1e-6
@@ -99,40 +102,20 @@ def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind: str, filter_
     )
 
 
-def test_a_plane_depends_on_nothing_beyond_its_halo() -> None:
-    """In whole tiles; both ends of the volume have one side alone."""
-    assert (halo_planes(5, 3), halo_planes(1, 4), halo_planes(1, 4, 1), halo_planes(3, 0)) == (24, 8, 8, 0)
-    assert cut(30, 16, 8) == [Slab(0, 16, 0, 24), Slab(16, 30, 8, 30)]
-
-
 @pytest.mark.parametrize("is_told", [True, False])
 def test_slabs_get_smaller_until_they_fit(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the device does not tell what is free, so that allocations fail in the middle: nothing of them stays."""
     case, large = case_of(), StrictDevice()
     changes = {"mean_field.num_iterations": 1, "mean_field.filter": "lattice"}
-    expected = run(large, monkeypatch, case, changes)
-    del expected
+    run(large, monkeypatch, case, changes)
     tried = cuts(monkeypatch)
     small = StrictDevice(int(0.4 * large.most), is_told=is_told)
     found = run(small, monkeypatch, case, changes)
     assert small.most <= small.limit
     assert len(tried) > 1
     extents = [max(slab.extent for slab in each) for each in tried]
-    assert extents == sorted(extents, reverse=True)
-    assert len(set(extents)) == len(extents)
+    assert extents == sorted(set(extents), reverse=True)
     assert len(found.notes) == 1
-
-
-def test_regions_are_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, large = case_of("mask"), StrictDevice()
-    scheme = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest": 4})
-    expected = run(large, monkeypatch, case, {}, regions=scheme)
-    small = StrictDevice(int(0.7 * large.most))
-    found = run(small, monkeypatch, case, {}, regions=scheme)
-    assert "slabs" in found.notes[0]
-    assert small.most <= small.limit
-    np.testing.assert_array_equal(found.logits, expected.logits)
-    np.testing.assert_array_equal(found.label_map, expected.label_map)
 
 
 def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +146,6 @@ def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.
             r"not even slabs of 8 of the 98 planes fit, each with up to 16 more on either side: 2 steps with kernels that reach 4 planes "
             r"depend on these; .*of \d+ voxels.* needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free; use a mask.*--device cpu",
         ),
-        ({"mean_field.num_iterations": 30}, r"not even slabs of 8 of the 98 planes fit, each with up to 128 more on either side: 30 steps"),
         ({"volume.weight": 0.5, "volume.keep": "argmax"}, r"volume.weight above 0 needs the whole volume at once, and .* needs about 0\.0"),
     ],
 )
@@ -172,13 +154,6 @@ def test_what_does_not_fit_in_slabs_is_refused_with_the_sizes(
 ) -> None:
     with pytest.raises(CapacityError, match=message):
         run(StrictDevice(20_000), monkeypatch, case_of(), changes)
-
-
-def test_bandwidths_that_no_lattice_can_have_are_no_matter_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = cuts(monkeypatch)
-    with pytest.raises(CapacityError, match="less than a millionth"):
-        run(StrictDevice(), monkeypatch, case_of(), {"bilateral.theta_alpha": 1e-6})
-    assert tried == []
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -194,19 +169,11 @@ def test_a_folder_run_says_so(fits: bool, tmp_path: Path, monkeypatch: pytest.Mo
     save_nifti(folders.logits / "a.nii.gz", np.moveaxis(case.logits, 0, -1).transpose(2, 1, 0, 3))
     small = CudaBackend(StrictDevice(int(0.7 * large.most) if fits else 20_000))
     use(small, monkeypatch)
-    options = InferenceOptions(
-        images=(folders.images,),
-        logits=(folders.logits,),
-        output=folders.output,
-        parameters=CrfParameters().replace(**SETTINGS),
-        device="cuda",
-    )
-    (record,) = run_inference(options).cases
+    given = {"images": (folders.images,), "logits": (folders.logits,), "output": folders.output}
+    (record,) = run_inference(InferenceOptions(**given, parameters=CrfParameters().replace(**SETTINGS), device="cuda")).cases
     if fits:
         assert record.status == "done"
         assert any(re.search(r"does not fit into the device's memory at once: refined in \d slabs", note) for note in record.notes)
-        assert record.report is not None
-        assert "slabs" in record.report.filters[0]
     else:
         assert record.status == "failed"
         assert "not even slabs of 8 of the 98 planes fit" in record.failures[0].message

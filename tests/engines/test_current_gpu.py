@@ -18,7 +18,6 @@ from strict_device import PARAMETERS
 
 import crfrefine
 from crfrefine import refine
-from crfrefine.engines.cuda import current_gpu
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -39,10 +38,7 @@ def refined(case: Case, device: str = "cuda:1", **options: Any) -> crfrefine.Ref
     return refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS, device=device, **options)
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [("cuda:2", [{2}]), pytest.param("cuda:2,1", [{1}, {2}], marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize(("device", "expected"), [("cuda:2", [{2}]), pytest.param("cuda:2,1", [{1}, {2}], marks=pytest.mark.long)])
 def test_a_command_opens_contexts_only_on_its_gpus(device: str, expected: list[set[int]], tmp_path: Path) -> None:
     """In all of its threads and processes: those that read, compute and write."""
     folders = write_folders(tmp_path, *"abcd")
@@ -91,12 +87,3 @@ def test_a_gpu_that_another_process_has_costs_no_result(machine: Machine, case: 
     assert len(told) == 1
     assert machine.current == 1
     np.testing.assert_array_equal(found.label_map, refined(case).label_map)
-
-
-def test_other_errors_are_passed_on(machine: Machine) -> None:
-    def broken(number: int) -> None:
-        raise recorded_cupy.CudaError(719, "cudaErrorLaunchFailure")
-
-    runtime = recorded_cupy.SimpleNamespace(getDevice=lambda: 0, setDevice=lambda number: None, CUDARuntimeError=recorded_cupy.CudaError)
-    with pytest.raises(recorded_cupy.CudaError, match="LaunchFailure"), current_gpu.on_gpu(runtime, 1):
-        runtime.setDevice = broken

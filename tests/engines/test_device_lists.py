@@ -18,10 +18,9 @@ EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or c
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        ("cuda:0,1", ("cuda:0", "cuda:1")),
         ("cuda:2,0", ("cuda:2", "cuda:0")),
         ("cuda:all", ("cuda:0", "cuda:1", "cuda:2")),
-        *((one, (one,)) for one in ("auto", "cpu", "cuda", "cuda:7", "reference", "nonsense")),
+        *((one, (one,)) for one in ("auto", "cuda:7", "nonsense")),
     ],
 )
 def test_a_list_names_its_gpus_in_its_order(device: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,8 +34,6 @@ def test_a_list_names_its_gpus_in_its_order(device: str, expected: tuple[str, ..
     [
         ("cuda:0,0", 2, ConfigError, "--device cuda:0,0: expected each GPU once, found 0 twice; name it once"),
         ("cuda:0,x", 2, ConfigError, f"--device cuda:0,x: {EXPECTED} 'x' in place of a number"),
-        ("cuda:0,-1", 2, ConfigError, f"{EXPECTED} '-1' in place of a number"),
-        ("cuda:0, 1", 2, ConfigError, f"{EXPECTED} ' 1' in place of a number"),
         ("cuda:0,\u0663", 9, ConfigError, f"{EXPECTED} '\u0663' in place of a number"),
         (
             "cuda:0,7",
@@ -56,14 +53,10 @@ def test_bad_lists_say_what_was_expected(
         devices_of(device)
 
 
-@pytest.mark.parametrize("device", ["cuda:0,1", "cuda:all"])
-def test_one_engine_is_on_one_device(device: str) -> None:
+def test_one_engine_is_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """`refine`, and all commands but `infer`."""
-    with pytest.raises(ConfigError, match=rf"--device {device}: expected one device, found several; use auto, cpu, cuda or cuda:N"):
-        get_backend(device)
-
-
-def test_a_gpu_of_too_high_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--device cuda:all: expected one device, found several; use auto, cpu, cuda or cuda:N"):
+        get_backend("cuda:all")
     monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 2)
     with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: expected GPUs from 0 to 1, found 7: this machine has 2"):
         cupy_device.CupyDevice(7)
@@ -88,10 +81,8 @@ def watch(*, answers: bool) -> LossWatch:
 def test_a_gpu_that_does_not_answer_is_lost_for_good() -> None:
     """The first error says why, the others that it is so; later work does not touch the GPU."""
     watched = watch(answers=False)
-    with (
-        pytest.raises(DeviceLostError, match=r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"),
-        watched.watching(),
-    ):
+    message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
+    with pytest.raises(DeviceLostError, match=message), watched.watching():
         raise CudaError(700)
     with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
         raise AssertionError("nothing may run")
@@ -110,11 +101,8 @@ def test_a_gpu_that_answers_is_not_lost() -> None:
 
 def test_a_driver_without_memory_is_too_large_a_case() -> None:
     """Not a lost GPU: the next case may be smaller."""
-    watched = watch(answers=False)
-    with (
-        pytest.raises(CapacityError, match=r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"),
-        watched.watching(),
-    ):
+    watched, message = watch(answers=False), r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
+    with pytest.raises(CapacityError, match=message), watched.watching():
         raise CudaError(2)
     with watched.watching():
         pass

@@ -28,10 +28,6 @@ class CompileError(Exception):
     """CuPy's."""
 
 
-class OutOfMemoryError(MemoryError):
-    """CuPy's."""
-
-
 def with_cupy(machine: pytest.MonkeyPatch, error: BaseException) -> None:
     """A driver with one GPU, and a CuPy that can be imported, whose first computation raises an error."""
 
@@ -63,26 +59,19 @@ OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (
-            CudaRuntimeError(35, OTHER_CUDA),
-            rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]",
-        ),
+        (CudaRuntimeError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
         (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
         (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
-        (
-            CudaRuntimeError(2, "cudaErrorMemoryAllocation"),
-            r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi",
-        ),
-        (OutOfMemoryError("Out of memory allocating"), r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them"),
+        (CudaRuntimeError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
+        (MemoryError("Out of memory"), r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them"),
     ],
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
 )
 def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception, message: str, machine: pytest.MonkeyPatch) -> None:
     """By name it is an error; `auto` takes the CPU with a warning."""
     with_cupy(machine, error)
-    for device in ("cuda", "cuda:0"):
-        with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
-            get_backend(device)
+    with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
+        get_backend("cuda:0")
     with pytest.warns(RuntimeWarning, match=rf"--device auto takes the CPU, as the GPU cannot be used \(--device cuda: {message}"):
         assert get_backend("auto").name == "cpu"
 
@@ -96,14 +85,18 @@ def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytes
         get_backend("cuda")
     with pytest.warns(RuntimeWarning, match=f"--device auto takes the CPU.*{message}"):
         assert get_backend("auto").name == "cpu"
-    for value in ("0", ""):
-        machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", value)
-        with pytest.raises(ValueError, match="opened"):
-            get_backend("cuda")
+    machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
+    with pytest.raises(ValueError, match="opened"):
+        get_backend("cuda")
 
 
-def driver(status: int) -> Any:
-    return lambda name: SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+def driver(status: int | None) -> Any:
+    def load(name: str) -> Any:
+        if status is None:
+            raise OSError(name)
+        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+
+    return load
 
 
 @pytest.mark.parametrize(
@@ -116,6 +109,7 @@ def driver(status: int) -> Any:
         ),
         (100, r"its driver shows none, with CUDA_VISIBLE_DEVICES='7'", False),
         (0, r"install NVIDIA's driver", False),
+        (None, r"install NVIDIA's driver", False),  # no driver
     ],
 )
 def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: bool, machine: pytest.MonkeyPatch) -> None:
@@ -123,20 +117,7 @@ def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: b
     machine.setattr(ctypes, "CDLL", driver(status))
     machine.setenv("CUDA_VISIBLE_DEVICES", "7")
     machine.setattr(importlib.util, "find_spec", lambda name: object())
-    for device in ("cuda", "cuda:1"):
-        with pytest.raises(BackendUnavailableError, match=rf"--device {device}: no NVIDIA GPU was found; {message}.*or use --device cpu"):
-            get_backend(device)
+    with pytest.raises(BackendUnavailableError, match=rf"--device cuda:1: no NVIDIA GPU was found; {message}.*or use --device cpu"):
+        get_backend("cuda:1")
     with pytest.warns(RuntimeWarning, match=message) if warns else contextlib.nullcontext():
         assert get_backend("auto").name == "cpu"
-
-
-def test_without_a_driver_there_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
-    """`auto` takes the CPU without a word, as on machines without a GPU."""
-
-    def missing(name: str) -> Any:
-        raise OSError(name)
-
-    machine.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda: no NVIDIA GPU was found; install NVIDIA's driver"):
-        get_backend("cuda")
-    assert get_backend("auto").name == "cpu"

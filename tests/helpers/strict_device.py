@@ -1,10 +1,7 @@
-"""A stand-in for a GPU that holds the engine to a GPU's rules and counts what is done, of which the plain shim knows nothing.
+"""A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows nothing.
 
 Its arrays do not mix with the host's, and hold no numbers when they are new. Kernels take nothing else, and rows of channels only at
 addresses that one wide load can take. What arrays take is counted as they come and go, and more than there is cannot be had.
-
-An operation on arrays counts as one launch, with the bytes of its operands and its result, as CuPy has it; views cost nothing. What is
-counted of a kernel is each of its arrays once.
 """
 
 from __future__ import annotations
@@ -43,40 +40,32 @@ class StrictArray(np.ndarray):
         if out is not None:
             options["out"] = tuple(_plain(operand) for operand in out)
         result = getattr(ufunc, method)(*(_plain(operand) for operand in inputs), **options)
-        return self._done(f"{ufunc.__name__}.{method}", [*inputs, result], result if out is None else out[0])
+        return self._own(result if out is None else out[0])
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        result = function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()})
-        return self._done(function.__name__, [*_arrays(arguments), result], result)
+        return self._own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
 
     def __setitem__(self, place: Any, value: Any) -> None:
         _refuse_host(value, "assignment")
-        target = self.view(np.ndarray)
-        target[_plain(place)] = _plain(value)
-        self._done("assignment", [target[_plain(place)], value])
+        self.view(np.ndarray)[_plain(place)] = _plain(value)
 
     def __getitem__(self, place: Any) -> Any:
         result = super().__getitem__(_plain(place))
         if isinstance(place, np.ndarray):
-            return self._done("gather", [place, result, result], result)
+            return self._own(result)
         if not isinstance(result, np.ndarray):
             self._wait("an element")
         return result
 
     def copy(self, order: Any = "C") -> Any:
-        result = super().copy(order=order)
-        return self._done("copy", [self, result], result)
+        return self._own(super().copy(order=order))
 
     def astype(self, dtype: Any, *, copy: bool = True) -> Any:
-        if not copy and self.dtype == dtype:
-            return self
-        result = super().astype(dtype)
-        return self._done("astype", [self, result], result)
+        return self if not copy and self.dtype == dtype else self._own(super().astype(dtype))
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
         result = super().reshape(*shape, **options)
-        is_copy = result.size and not np.may_share_memory(_plain(result), _plain(self))
-        return self._done("copy", [self, result], result) if is_copy else result
+        return result if np.may_share_memory(_plain(result), _plain(self)) else self._own(result)
 
     def __float__(self) -> float:
         self._wait("a number")
@@ -90,8 +79,8 @@ class StrictArray(np.ndarray):
         self._wait("a number")
         return bool(self.view(np.ndarray))
 
-    def _done(self, name: str, operands: list[Any], result: Any = None) -> Any:
-        return result if self.device is None else self.device.done(name, operands, result)
+    def _own(self, result: Any) -> Any:
+        return result if self.device is None else self.device.own(result)
 
     def _wait(self, what: str) -> None:
         if self.device is not None:
@@ -107,7 +96,6 @@ class StrictDevice(cuda_shim.ShimDevice):
         options: of the shim.
 
     Attributes:
-        num_bytes, num_launches: by kernel; operations on arrays are "array:" and their name.
         waits: by what the host waits for.
         uploads: bytes of the host's arrays that were uploaded, one by one.
         downloaded_bytes: of all arrays together.
@@ -123,8 +111,6 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def reset(self) -> None:
         """Count anew."""
-        self.num_bytes: Counter[str] = Counter()
-        self.num_launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.uploads: list[int] = []
         self.downloaded_bytes, self.most = 0, self.used
@@ -140,8 +126,6 @@ class StrictDevice(cuda_shim.ShimDevice):
             alignment = min(16, argument.dtype.itemsize * (argument.shape[-1] if parameter.is_rows else 1))
             if argument.ctypes.data % alignment:
                 raise StrictError(f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}")
-        self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-        self.num_launches[kernel] += 1
         super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
 
     def upload(self, array: Any) -> Any:
@@ -162,12 +146,6 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def free_bytes(self) -> int | None:
         return self.limit - self.used if self._is_told else None
-
-    def done(self, name: str, operands: list[Any], result: Any) -> Any:
-        """Count an operation on arrays; its result, on the device."""
-        self.num_launches[f"array:{name}"] += 1
-        self.num_bytes[f"array:{name}"] += sum(operand.nbytes for operand in operands if isinstance(operand, np.ndarray))
-        return self.own(result)
 
     def own(self, value: Any) -> Any:
         """The same, on the device."""
@@ -211,9 +189,7 @@ class _Module:
         def call(*arguments: Any, **options: Any) -> Any:
             for argument in arguments:
                 _refuse_host(argument, name)
-            result = function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()})
-            is_unwritten = name in ("empty", "empty_like")
-            return self._device.own(result) if is_unwritten else self._device.done(name, [*_arrays(arguments), result], result)
+            return self._device.own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
 
         return call
 
@@ -232,10 +208,6 @@ def use(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
 def _refuse_host(operand: Any, where: str) -> None:
     if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
         raise StrictError(f"{where}: an array of the host among those of the device")
-
-
-def _arrays(arguments: Any) -> list[Any]:
-    return [found for item in arguments for found in (_arrays(item) if isinstance(item, list | tuple) else [item])]
 
 
 def _plain(value: Any) -> Any:

@@ -57,32 +57,22 @@ def dense(case: Case, theta_alpha: Any = THETA_ALPHA, theta_beta: Any = THETA_BE
 
 @pytest.mark.parametrize(
     ("num_dims", "num_labels", "masked", "filter_name"),
-    [(1, 2, False, "exact"), (2, 5, True, "truncated"), (3, 5, False, "truncated"), (3, 2, True, "exact"), (4, 5, True, "exact")],
+    [(2, 2, False, "exact"), (3, 5, True, "truncated")],
 )
 def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_labels: int, masked: bool, filter_name: str) -> None:
     """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings. Each axis and modality has its own bandwidth."""
     case = random_case(num_dims, 2, num_labels, masked=masked)
+    case.logits[1, 2] = -200.0  # as minus infinity, which forbids a label
     alpha, beta = (3.0, 1.1, 1.9, 2.3)[:num_dims], (0.2, 0.5)
     value, gradient = dense(case, alpha, beta, radius=RADIUS[filter_name])
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        found, slope = loss_of(case, dtype, filter=filter_name, theta_alpha=alpha, theta_beta=torch.tensor(beta, dtype=torch.float64))
+        forbidden = replace(case, logits=np.where(case.logits == -200.0, -np.inf, case.logits))
+        found, slope = loss_of(forbidden, dtype, filter=filter_name, theta_alpha=alpha, theta_beta=torch.tensor(beta, dtype=torch.float64))
         assert found.dtype == dtype
         assert found.shape == ()
         assert float(found) == pytest.approx(value, rel=tolerance)
         np.testing.assert_allclose(slope.numpy(), gradient, rtol=0, atol=tolerance * np.abs(gradient).max())
         assert not slope[:, torch.tensor(~case.inside)].any()
-
-
-@pytest.mark.parametrize(("filter_name", "error"), [("grid", 0.04), ("lattice", 0.3)])
-def test_approximate_filters_are_near_and_the_number_of_threads_changes_no_bit(filter_name: str, error: float) -> None:
-    """Twice their root mean square errors here, of the gradient; those of messages are in docs/reference/accuracy.md."""
-    case = random_case(3, 1, 3, grid_shape=(13, 16, 11))
-    value, gradient = dense(case)
-    (found, slope), (again, same) = (loss_of(case, filter=filter_name, threads=threads) for threads in (1, 2))
-    assert float(found) == pytest.approx(value, rel=0.01)
-    assert np.linalg.norm(slope.numpy() - gradient) < error * np.linalg.norm(gradient)
-    assert torch.equal(again, found)
-    assert torch.equal(same, slope)
 
 
 def test_a_batch_counts_each_voxel_once() -> None:
@@ -102,15 +92,6 @@ def test_a_batch_counts_each_voxel_once() -> None:
     torch.testing.assert_close(slope, torch.stack([3.0 * share * expected for share, (_, expected) in zip(shares, alone, strict=True)]))
 
 
-def test_a_forbidden_label_has_no_probability_and_no_gradient() -> None:
-    case = random_case(3, 2, 3)
-    case.logits[1, 2] = -np.inf
-    value, gradient = dense(Case(np.where(np.isinf(case.logits), -1e4, case.logits), case.image, None, case.spacing))
-    found, slope = loss_of(case, torch.float64)
-    assert float(found) == pytest.approx(value)
-    np.testing.assert_allclose(slope.numpy(), gradient, rtol=0, atol=1e-12)
-
-
 def test_intensities_are_normalized_as_the_layer_does() -> None:
     case = random_case(3, 2, 3, masked=True)
     raw = 100.0 + 40.0 * case.image
@@ -119,7 +100,6 @@ def test_intensities_are_normalized_as_the_layer_does() -> None:
     by_deviation = (raw - inside.mean(1).reshape(-1, 1, 1, 1)) / inside.std(1).reshape(-1, 1, 1, 1)
     window = IntensityParameters(normalization="window", window=(100.0, 130.0))
     for given_as, expected in (
-        ("percentile", (raw - low) / (high - low)),
         ("zscore", by_deviation),
         (window, np.clip((raw - 100.0) / 30.0, 0.0, 1.0)),
         (CrfParameters().intensity, (raw - low) / (high - low)),
@@ -134,16 +114,14 @@ def test_half_precision_is_computed_in_single() -> None:
     case = random_case(3, 2, 3)
     logits, image, _ = tensors(case)
     options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
-    for dtype in (torch.float16, torch.bfloat16):
-        halved = logits.detach().to(dtype).requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = crf_loss(halved, image.to(dtype), case.spacing, **options)
-        expected = crf_loss(halved.detach().float(), image.to(dtype).float(), case.spacing, **options)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss.detach(), expected)
-        loss.backward()
-        assert halved.grad is not None
-        assert halved.grad.dtype == dtype
+    halved = logits.detach().half().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = crf_loss(halved, image.half(), case.spacing, **options)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.detach(), crf_loss(halved.detach().float(), image.half().float(), case.spacing, **options))
+    loss.backward()
+    assert halved.grad is not None
+    assert halved.grad.dtype == torch.float16
     counts, strided = (1000 * image).to(torch.int16), logits.detach().movedim(1, -1).contiguous().movedim(-1, 1)
     expected = crf_loss(logits, counts.float(), case.spacing, **options).detach()
     assert torch.equal(crf_loss(strided, counts, case.spacing, **options), expected)

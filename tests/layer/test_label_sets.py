@@ -99,16 +99,14 @@ def test_each_batch_item_has_its_own_labels_and_mask(blobs: Blobs, made: list[An
 
 
 def test_nothing_changes_where_nothing_is_saved(blobs: Blobs, made: list[Any]) -> None:
-    """All labels everywhere, a small patch, float64, given kernels, no threshold."""
+    """All labels everywhere, a small patch."""
     logits, image = tensors(blobs)
     random = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     small = random[..., :6, :7, :9].contiguous(), image[..., :6, :7, :9]
     layer, dense = layer_of(1e-5), layer_of(0.0)
-    for given in ((random, image), small, tensors(blobs, torch.float64)):
+    for given in ((random, image), small):
         assert torch.equal(layer(*given, SPACING), dense(*given, SPACING))
         assert set(made) <= {None}
-    assert torch.equal(layer(logits, image, kernels=layer.build_kernels(image, SPACING)), dense(logits, image, SPACING))
-    assert set(made) <= {None}
 
 
 def test_the_threshold_comes_from_the_parameters_and_goes_back() -> None:

@@ -5,23 +5,20 @@ Gradients have a file of their own, test_layer_gradients.py.
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import SPACINGS, Case, random_case, softmax
+from oracles import SPACINGS, Case, random_case
 from torch import Tensor, nn
 
-from crfrefine import CrfParameters, CrfRnn, crf_loss, refine
+from crfrefine import CrfParameters, CrfRnn, refine
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 from crfrefine.layer.functional import build_kernels, mean_field
 from crfrefine.layer.inputs import engine_for
@@ -83,7 +80,7 @@ def perturb(layer: CrfRnn, seed: int = 0) -> None:
 
 @pytest.mark.parametrize(
     ("num_dims", "masked", "filter_"),
-    [(1, False, "exact"), (2, True, "truncated"), (3, True, "grid"), (3, False, "lattice"), (4, True, "auto")],
+    [(2, True, "truncated"), (3, True, "grid"), (3, False, "lattice")],
 )
 def test_the_layer_computes_what_refine_does(num_dims: int, masked: bool, filter_: str) -> None:
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
@@ -97,20 +94,6 @@ def test_the_layer_computes_what_refine_does(num_dims: int, masked: bool, filter
     np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
 
 
-def test_the_lattice_of_a_trained_layer_has_the_vertices_that_refine_makes() -> None:
-    """The last digit of a bandwidth decides whether a voxel on a face adds a vertex, and thereby moves logits by tenths.
-
-    The same lattices agree to 1e-4: roundings of weights of some units.
-    """
-    case = random_case(3, 4, 3, grid_shape=(21, 25, 17))
-    changes = {"bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.1, "spatial.weight": 1.0, "mean_field.filter": "lattice"}
-    layer = CrfRnn(3, 4, 3, CrfParameters().replace(**changes))
-    perturb(layer, 1)
-    found = layer(torch.tensor(case.logits)[None], torch.tensor(case.image)[None], case.spacing)[0].detach()
-    outcome = refine(case.logits, case.image, spacing=case.spacing, parameters=layer.to_parameters(), threads=1)
-    np.testing.assert_allclose(found.numpy(), outcome.logits, rtol=0.0, atol=1e-4)
-
-
 @pytest.mark.parametrize("preset", list_presets())
 def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset: str, tmp_path: Path) -> None:
     """By name or path. 1e-6 of the largest logit: 16 roundings."""
@@ -118,23 +101,21 @@ def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset: str
     parameters = CrfParameters.load(preset)
     parameters.save(tmp_path / "own.toml")
     always_all_steps = parameters.replace(**{"mean_field.tolerance": 0.0})
-    for given in (preset, parameters, tmp_path / "own.toml", str(tmp_path / "own.toml")):
+    for given in (preset, parameters, tmp_path / "own.toml"):
         layer = CrfRnn(3, 2, 3, given)
         assert layer.to_parameters() == always_all_steps
     found = layer(*tensors(case), case.spacing, torch.tensor(case.mask))[0].detach().numpy()
     expected = refined_by_numpy(case, always_all_steps)
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-6 * np.abs(expected).max())
-    np.testing.assert_allclose(softmax(found), softmax(expected), rtol=0.0, atol=1e-5)
     assert layer.double().to_parameters() == always_all_steps
 
 
-@pytest.mark.parametrize("intensity", ["none", "zscore", "percentile", "window"])
+@pytest.mark.parametrize("intensity", ["zscore", "percentile", "window"])
 def test_both_ways_to_normalize_intensities_agree(intensity: str) -> None:
     """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to a rounding of either."""
     logits, image = batch(1)
     image[:, 1] += 5000.0
     layer = small_layer(intensity__normalization=intensity, intensity__window=((300.0, 500.0), (5001.0, 5002.0)))
-    assert image.min() < 300.0 < 500.0 < image.max()
     mask = torch.rand(GRID, generator=torch.Generator().manual_seed(0)) < 0.7
     plain = layer(logits, image, SPACING, mask)
     followed = layer(logits, image.clone().requires_grad_(), SPACING, mask)
@@ -154,11 +135,11 @@ def test_prebuilt_kernels_give_the_same_and_are_not_built_again() -> None:
     torch.testing.assert_close(layer(logits, torch.full_like(image, torch.nan), kernels=kernels), expected, rtol=0.0, atol=0.0)
     layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
     buffer = image / image.std()
-    kernels = layer.build_kernels(buffer, SPACING)
-    wanted = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
-    buffer.copy_(torch.rand_like(buffer) * 100)
-    found = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
-    torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.0)
+    kernels, gradients = layer.build_kernels(buffer, SPACING), []
+    for _ in range(2):
+        gradients.append(torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta]))
+        buffer.copy_(torch.rand_like(buffer) * 100)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.0, atol=0.0)
 
 
 def test_the_function_takes_numbers_and_defaults_to_potts() -> None:
@@ -243,21 +224,13 @@ def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for() -> None:
 def test_learned_groups_can_be_chosen() -> None:
     layer = CrfRnn(3, 2, learn=("weights", "temperature"))
     assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["raw_bilateral_weight", "log_temperature"]
-    assert not any(parameter.requires_grad for parameter in CrfRnn(3, 2, learn=()).parameters())
     assert all(parameter.requires_grad for parameter in layer.unfreeze().parameters())
     assert not any(parameter.requires_grad for parameter in layer.freeze().parameters())
     layer.unfreeze("theta", "bias")
     assert "learn=theta+bias" in repr(layer)
     whole = small_layer(volume__weight=0.5)
-    members = {
-        "weights": [whole.raw_bilateral_weight, whole.raw_spatial_weight],
-        "compatibility": [whole.raw_compatibility],
-        "theta": [whole.log_theta_alpha, whole.log_theta_beta, whole.log_theta_gamma],
-        "temperature": [whole.log_temperature],
-        "bias": [whole.raw_bias],
-        "volume": [whole.raw_volume_weight],
-    }
-    for name, parameters in members.items():
+    theta = [whole.log_theta_alpha, whole.log_theta_beta, whole.log_theta_gamma]
+    for name, parameters in (("theta", theta), ("bias", [whole.raw_bias]), ("volume", [whole.raw_volume_weight])):
         assert list(map(id, whole.group(name))) == list(map(id, parameters))
 
 
@@ -268,10 +241,7 @@ def test_learned_groups_can_be_chosen() -> None:
         ({"bilateral.theta_beta": (1.0, 2.0, 3.0)}, {}, r"bilateral\.theta_beta.* 2 modalities"),
         ({"bilateral.theta_alpha": (1.0, 2.0)}, {}, r"bilateral\.theta_alpha.* 3 axes"),
         ({"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, {}, r"compatibility\.matrix.* 3 labels"),
-        ({"bilateral.weight": -1.0}, {}, r"bilateral\.weight: -1 is outside the range"),
         ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
-        ({"bilateral.theta_beta": 1e-6}, {}, r"bilateral\.theta_beta: 1e-06 is outside the range"),
-        ({"mean_field.temperature": 99.0}, {}, r"mean_field\.temperature: 99 is outside the range"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"symmetric_compatibility": True}, "not symmetric"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"compatibility": "potts"}, "have a matrix"),
         ({"bilateral.weight": (1.0, 2.0, 3.0)}, {"per_label_weights": False}, "per_label_weights"),
@@ -280,8 +250,7 @@ def test_learned_groups_can_be_chosen() -> None:
         ({}, {"learn": ("weight",)}, "no group 'weight'"),
         ({}, {"num_iterations": 0}, "num_iterations"),
         ({}, {"num_labels": 1}, "num_labels"),
-        ({}, {"num_modalities": 0}, "num_modalities"),
-        ({}, {"spatial_dims": 0}, "spatial_dims"),
+        ({}, {"threads": 0}, "threads: expected a whole number of at least 1"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], arguments: dict[str, Any], text: str) -> None:
@@ -291,19 +260,6 @@ def test_parameters_that_do_not_fit_are_refused_by_name(changes: dict[str, Any],
 
 
 # Manners of a module
-
-
-def test_state_dict_is_strict_and_complete() -> None:
-    layer, other = small_layer(), small_layer()
-    perturb(layer)
-    other.load_state_dict(layer.state_dict())
-    assert other.to_parameters() == layer.to_parameters()
-    for wrong in (CrfRnn(4, 2, 3), CrfRnn(3, 1, 3), CrfRnn(3, 2, 3, spatial=False)):
-        with pytest.raises(RuntimeError, match=r"size mismatch|Unexpected key"):
-            wrong.load_state_dict(layer.state_dict())
-    deep = copy.deepcopy(layer)
-    perturb(deep)
-    assert deep.to_parameters() != layer.to_parameters()
 
 
 def test_kernels_and_record_are_let_go_with_the_graph() -> None:
@@ -324,9 +280,9 @@ def test_kernels_and_record_are_let_go_with_the_graph() -> None:
     assert alive() is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32() -> None:
     """Given, or handed over by a network under autocast, of which the layer's own arithmetic must not be a part."""
+    dtype = torch.bfloat16
     logits, image = batch(1)
     half = logits.to(dtype).requires_grad_()
     layer = small_layer()
@@ -342,25 +298,6 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
         refined = layer(handed, image, SPACING)
     assert (handed.dtype, refined.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(refined, layer(handed.float(), image, SPACING), rtol=0.0, atol=0.0)
-    refined.square().sum().backward()
-    assert network.weight.grad is not None
-
-
-def test_threads_do_not_disturb_each_other() -> None:
-    """Two run both passes at once, on the same kernels."""
-    logits, image = batch()
-    layer = small_layer()
-    kernels = layer.build_kernels(image[:1], SPACING)
-
-    def run(index: int) -> list[Tensor]:
-        item = logits[index : index + 1].clone().requires_grad_()
-        out = layer(item, image[:1], SPACING, kernels=kernels)
-        return [out.detach(), *torch.autograd.grad(out.square().sum(), [item, *layer.parameters()])]
-
-    expected = [run(0), run(1)]
-    with ThreadPoolExecutor(2) as pool:
-        for turn, answers in enumerate(pool.map(run, [0, 1] * 5)):
-            assert all(torch.equal(one, other) for one, other in zip(answers, expected[turn % 2], strict=True))
 
 
 def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
@@ -388,18 +325,14 @@ GOOD: dict[str, Any] = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
     [
         ((2, 4, *GRID), GOOD["image"], {}, r"4 labels; the layer was made for 3"),
         (GOOD["logits"], (2, 1, *GRID), {}, r"1 modalities; the layer was made for 2"),
-        (GOOD["logits"], (1, 2, *GRID), {}, r"the batch and the grid of the logits"),
         (GOOD["logits"], (2, 2, 6, 5, 8), {}, r"the batch and the grid of the logits"),
-        ((2, 3, 6, 5), (2, 2, 6, 5), {}, r"the grid of 3 axes"),
         ((3,), GOOD["image"], {}, r"expected \(batch, labels, \*grid\)"),
         ((2, 1, *GRID), GOOD["image"], {}, r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"),
         ((2, 3, 6, 0, 7), (2, 2, 6, 0, 7), {}, "none of them empty"),
         (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
-        (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 0.0, 2.0)}, "positive distances"),
         (GOOD["logits"], GOOD["image"], {"spacing": "isotropic"}, "positive distances"),
         (GOOD["logits"], GOOD["image"], {"mask": np.ones((5, 6, 7))}, r"mask has shape \(5, 6, 7\)"),
         (GOOD["logits"], GOOD["image"], {"mask": np.stack([np.ones(GRID), np.zeros(GRID)])}, "mask of batch item 1 is empty"),
-        (GOOD["logits"], GOOD["image"], {"mask": np.full(GRID, np.nan)}, "not finite"),
         (GOOD["logits"], GOOD["image"], {"kernels": []}, "the batch has 2"),
     ],
 )
@@ -408,44 +341,24 @@ def test_tensors_that_do_not_fit_are_refused(logits: Sequence[int], image: Seque
         small_layer()(torch.rand(*logits), torch.rand(*image), **arguments)
 
 
-def test_values_that_are_not_finite_are_named() -> None:
-    """Before the normalization, which would spread them over the modality."""
-    logits, image = batch()
-    image[1, 0, 2, 3, 4] = torch.inf
-    for function in (small_layer(intensity__normalization="zscore"), partial(mean_field, bilateral=[(1.0, 1.0, 0.1)])):
-        with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
-            function(logits, image, spacing=SPACING)
-
-
 def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item() -> None:
     """It is refused inside the mask, with kernels or without; outside of it, it stays where it is."""
     logits, image = batch()
+    broken = image.clone()
+    broken[1, 0, 2, 3, 4] = torch.inf
+    with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
+        small_layer(intensity__normalization="zscore")(logits, broken, SPACING)
     layer, mask = small_layer(), torch.ones(2, *GRID, dtype=torch.bool)
     mask[1, 2, 3, 4] = False
     expected = layer(logits, image, SPACING, mask)
-    logits[1, 0, 2, 3, 4] = torch.nan
     message = r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, which would spread to all others"
-    for options in ({}, {"kernels": layer.build_kernels(image, SPACING)}):
+    for value, options in ((torch.inf, {}), (torch.nan, {"kernels": layer.build_kernels(image, SPACING)})):
+        logits[1, 0, 2, 3, 4] = value
         with pytest.raises(InputError, match=message):
             layer(logits, image, SPACING, **options)
-    with pytest.raises(InputError, match=message):
-        mean_field(logits, image, spacing=SPACING, bilateral=[(1.0, 1.0, 0.1)])
     for options in ({"mask": mask}, {"kernels": layer.build_kernels(image, SPACING, mask)}):
         found = layer(logits, image, SPACING, **options)
         torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
-
-
-def test_no_threads_are_refused() -> None:
-    logits, image = batch(1)
-    for call in (
-        lambda: CrfRnn(3, 2, threads=0),
-        lambda: small_layer().refine_normalized(logits, image, SPACING, threads=0),
-        lambda: mean_field(logits, image, spacing=SPACING, bilateral=[], threads=0),
-        lambda: build_kernels(image, spacing=SPACING, bilateral=[], num_labels=3, threads=0),
-        lambda: crf_loss(logits, image, SPACING, theta_alpha=1.0, theta_beta=0.1, threads=0),
-    ):
-        with pytest.raises(ConfigError, match="threads: expected a whole number of at least 1"):
-            call()
 
 
 def test_kernels_for_another_model_are_refused() -> None:
@@ -462,22 +375,21 @@ def test_kernels_for_another_model_are_refused() -> None:
         small_layer()(logits, image.to(torch.complex64))
 
 
-@pytest.mark.parametrize(("damping", "masked"), [(0.0, True), (0.3, False)])
-def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: float, masked: bool) -> None:
+def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite() -> None:
     """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that with respect to the temperature too.
 
     What rounding leaves of the gradient there, 1e-9 of 200 voxels, is all that may differ.
     """
-    case = random_case(3, 2, 3, masked=masked, grid_shape=GRID)
+    case = random_case(3, 2, 3, masked=True, grid_shape=GRID)
     logits, image = tensors(case)
-    mask = None if case.mask is None else torch.tensor(case.mask)
+    mask = torch.tensor(case.mask)
     labels = logits[:, :2].argmax(1)
     results = []
     for lowest in (-torch.inf, -200.0):
         forbidden = logits.clone()
         forbidden[:, 2, :3] = lowest
         forbidden.requires_grad_()
-        layer = small_layer(mean_field__damping=damping)
+        layer = small_layer(mean_field__damping=0.3)
         refined = layer(forbidden, image, case.spacing, mask)
         nn.functional.cross_entropy(refined, labels).backward()
         results.append([refined.softmax(1).detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
@@ -485,26 +397,15 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: flo
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_weights_that_became_nan_are_refused() -> None:
-    for name in ("raw_bilateral_weight", "raw_compatibility"):
-        layer = small_layer()
-        with torch.no_grad():
-            getattr(layer, name).fill_(torch.nan)
-        with pytest.raises(InputError, match="not finite"):
-            layer(*batch(1), SPACING)
-
-
 def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
     logits, image = batch(1)
     for name, changes in (
         ("bilateral.0.weight", {"bilateral": [((1.0, 2.0), 1.0, 0.1)]}),
-        ("bilateral.0.theta_alpha", {"bilateral": [(1.0, (1.0, 2.0), 0.1)]}),
         ("bilateral.0.theta_beta", {"bilateral": [(1.0, 1.0, torch.ones(2, 1))]}),
         ("spatial.theta_gamma", {"bilateral": [], "spatial": (1.0, (1.0, 2.0))}),
         ("compatibility", {"bilateral": [(1.0, 1.0, 0.1)], "compatibility": torch.eye(2)}),
-        ("bilateral.0.theta_beta", {"bilateral": [(1.0, 1.0, torch.tensor(torch.nan))]}),
+        ("weight holds values that are not finite", {"bilateral": [(torch.tensor(torch.nan), 1.0, 0.1)]}),
         ("bilateral.0.theta_alpha", {"bilateral": [(1.0, 0.0, 0.1)]}),
-        ("spatial.theta_gamma", {"bilateral": [], "spatial": (1.0, -1.0)}),
         ("temperature", {"bilateral": [], "temperature": 0.0}),
     ):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
@@ -512,10 +413,8 @@ def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
     for name, setting in (("positions", "voxel"), ("normalization", "before"), ("filter", "fast"), ("num_iterations", 0), ("damping", 1.0)):
         with pytest.raises(ConfigError, match=rf"mean_field\.{name}"):
             mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **{name: setting})
-    with pytest.raises(ConfigError, match=r"mean_field\.positions"):
-        build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, positions="voxel")
-    with pytest.raises(InputError, match="real numbers"):
-        build_kernels(image.to(torch.complex64), bilateral=[(1.0, 0.1)], num_labels=3)
+    with pytest.raises(ConfigError, match="threads: expected a whole number of at least 1"):
+        build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, threads=0)
 
 
 def test_a_device_without_an_engine_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -115,30 +116,21 @@ def direction_for(case: Problem) -> Tensor:
 # Finite differences
 
 
-def test_gradients_where_a_voxel_comes_within_reach_of_the_spatial_kernel() -> None:
-    """Four or eight theta_gamma are a whole number of voxels: a window that simply ended there would jump."""
-    case = problem(1, masked=True)
-    for sigma in (0.5, 0.625, 1.0):
-        check(lambda value: case.refined(theta_gamma=value), torch.tensor(sigma * SPACINGS[1][0]).double())
-
-
-@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
-def test_gradients_of_the_lattice_with_its_simplices_fixed(normalization: str) -> None:
+def test_gradients_of_the_lattice_with_its_simplices_fixed() -> None:
     """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3 % off."""
-    case = problem(masked=True, normalization=normalization, damping=0.1, per_label=True).with_lattices()
+    case = problem(masked=True, damping=0.1, per_label=True).with_lattices()
     names = ("logits", "weights", "spatial_weight", "compatibility", "temperature", "bias")
     check(lambda *values: case.refined(**dict(zip(names, values, strict=True))), *(case.tensors[name] for name in names))
 
 
-@pytest.mark.parametrize("compatibility", ["potts", "symmetric", "asymmetric"])
+@pytest.mark.parametrize("compatibility", ["symmetric", "asymmetric"])
 def test_gradients_by_everything_that_a_layer_holds(compatibility: str) -> None:
     """Through logarithms, softplus and the symmetric matrix, for all parameters at once."""
     case = problem(2)
     changes = {"bilateral.weight": 1.5, "bilateral.theta_beta": (0.2, 0.4), "spatial.weight": 0.7, "mean_field.filter": "exact"}
     changes |= {"compatibility.kind": "matrix", "compatibility.matrix": ASYMMETRIC} if compatibility == "asymmetric" else {}
     options = {"per_label_weights": True, "anisotropic": True, "num_iterations": 2}
-    kind = "potts" if compatibility == "potts" else "full"
-    layer = CrfRnn(3, 2, 2, CrfParameters().replace(**changes), compatibility=kind, **options).double()
+    layer = CrfRnn(3, 2, 2, CrfParameters().replace(**changes), **options).double()
     names = list(dict(layer.named_parameters()))
     logits, image = case.tensors["logits"][None], case.tensors["image"][None]
 
@@ -150,7 +142,7 @@ def test_gradients_by_everything_that_a_layer_holds(compatibility: str) -> None:
 
 @pytest.mark.parametrize(
     ("intensity", "theta_beta", "masked"),
-    [("none", 12.0, False), ("zscore", 1.0, True), ("percentile", 0.3, False), ("percentile", 0.3, True), ("window", 0.3, True)],
+    [("zscore", 1.0, True), ("percentile", 0.3, False), ("window", 0.3, True)],
 )
 def test_gradients_by_the_raw_image_include_its_statistics(intensity: str, theta_beta: float, masked: bool) -> None:
     case = problem(masked=masked)
@@ -167,11 +159,9 @@ def test_gradients_by_the_raw_image_include_its_statistics(intensity: str, theta
 @pytest.mark.parametrize(
     ("num_dims", "masked", "normalization", "filter_"),
     [
-        (1, False, "after", "exact"),
         (2, True, "none", "exact"),
-        (3, True, "symmetric", "exact"),
         (3, False, "after", "truncated"),
-        (4, False, "symmetric", "exact"),
+        (4, True, "symmetric", "exact"),
     ],
 )
 def test_gradients_are_those_of_autograd_over_dense_matrices(num_dims: int, masked: bool, normalization: str, filter_: str) -> None:
@@ -224,20 +214,6 @@ def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients(
         assert not gradient[1].any()
 
 
-def test_a_frozen_group_gets_no_gradient_and_changes_no_other() -> None:
-    logits, image = batch(1)
-    whole = small_layer()
-    whole(logits, image, SPACING).square().sum().backward()
-    for group in ("weights", "compatibility", "theta", "temperature", "bias"):
-        part = small_layer().freeze(group)
-        frozen = {id(parameter) for parameter in part.group(group)}
-        part(logits, image, SPACING).square().sum().backward()
-        for one, other in zip(whole.parameters(), part.parameters(), strict=True):
-            assert (other.grad is None) == (id(other) in frozen)
-            if other.grad is not None:
-                torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=0)
-
-
 def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it() -> None:
     """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0 says that it should grow."""
     case = random_case(3, 2, 3, grid_shape=(6, 5, 7))
@@ -257,18 +233,15 @@ def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it() -> None:
 
 def test_a_value_at_the_end_of_its_range_leaves_it_only_inward() -> None:
     """Descent along a positive gradient lowers a value: inward from the upper end, outward from the lower one."""
-    for name, beyond, end, is_upper in (
-        ("theta_alpha", -9.0, 0.1, False),
-        ("theta_alpha", 9.0, 1000.0, True),
-        ("theta_beta", -9.0, 0.001, False),
-        ("theta_beta", 13.0, 1e5, True),
-        ("temperature", -9.0, 0.05, False),
-        ("temperature", 9.0, 20.0, True),
-        ("bilateral_weight", -1.0, 0.0, False),
-        ("bilateral_weight", 2000.0, 1000.0, True),
-        ("bias", -2000.0, -1000.0, False),
-        ("bias", 2000.0, 1000.0, True),
-    ):
+    ends = {
+        "theta_alpha": (-9.0, 0.1, 9.0, 1000.0),
+        "theta_beta": (-9.0, 0.001, 13.0, 1e5),
+        "temperature": (-9.0, 0.05, 9.0, 20.0),
+        "bilateral_weight": (-1.0, 0.0, 2000.0, 1000.0),
+        "bias": (-2000.0, -1000.0, 2000.0, 1000.0),
+    }
+    for name, is_upper in product(ends, (False, True)):
+        beyond, end = ends[name][2:] if is_upper else ends[name][:2]
         layer = small_layer()
         held = getattr(layer, f"raw_{name}" if hasattr(layer, f"raw_{name}") else f"log_{name}")
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the sources, and tells which of them the tests catch.
 
-    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|usual|all] [--short] [--every] [--record FILE]
+    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|all] [--short] [--record FILE]
 
 The faults are in the .toml files beside this script: a text that occurs once in a file, and what a tired developer would make of it. The
 copy, with the compiled engine beside it, is made from the files that git knows, and the working tree is never changed. For a fault in
@@ -30,9 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Tests, or Python after them, that say nothing for so long hang, as a fault may make them.
 LONGEST_SILENCE = 300.0
-# What is asked where the tests of a fault, and those of its room, do not catch it.
-NEXT_RING = ("cli", "infer", "engines")
-RINGS_HELP = "those named with the fault; near: unless they catch it, the room's too; usual: then those of cli, infer and engines"
+RINGS_HELP = "those named with the fault; near: unless they catch it, the room's too; all: each file that fails is noted"
 # A fault's text is gone from the copy.
 NOT_ASKED = "project/test_planted.py"
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", re.MULTILINE)
@@ -58,7 +56,7 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """What the tests said. `first`: the first test that failed or hung; `files`: of all that failed, which are one unless --every."""
+    """What the tests said. `first`: the first test that failed or hung; `files`: of all that failed, which are one unless all are asked."""
 
     fault: str
     room: str
@@ -194,18 +192,16 @@ def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
     rings = {"named": list(fault.tests)}
     if tests != "named" and (ROOT / "tests" / room).is_dir():
         rings["room"] = [room]
-    if tests == "usual":
-        rings["next"] = [name for name in NEXT_RING if name != room]
     return {"all": ["."]} if tests == "all" else rings
 
 
-def ask(copy: Copy, fault: Fault, tests: str, *, every: bool, short: bool, healthy: dict[str, bool]) -> Outcome:
+def ask(copy: Copy, fault: Fault, tests: str, *, short: bool, healthy: dict[str, bool]) -> Outcome:
     """Plant a fault and run tests. What fails without the fault, too, has not caught it."""
     started = time.monotonic()
     outcome = Outcome(fault.name, fault.room, False, None)
     for ring, names in rings_of(fault, tests).items():
         with copy.planted(fault):
-            failed = copy.run(names, every=every, short=short)
+            failed = copy.run(names, every=tests == "all", short=short)
         found = []
         for test in failed:
             function = test.partition("[")[0]
@@ -233,7 +229,7 @@ def summary_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def table_of(outcomes: Sequence[Outcome]) -> str:
-    """Room, fault, and the file of the first test that failed (with --every all such files), or "none", between tabs."""
+    """Room, fault, and the files of `Outcome`, or "none", between tabs."""
     return "".join(f"{outcome.room}\t{outcome.fault}\t{', '.join(outcome.files) or 'none'}\n" for outcome in outcomes)
 
 
@@ -242,9 +238,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", action="append", help="faults of this room alone, such as io, cpu or cuda; repeatable")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault alone; repeatable")
-    parser.add_argument("--tests", choices=("named", "near", "usual", "all"), default="usual", help=RINGS_HELP)
+    parser.add_argument("--tests", choices=("named", "near", "all"), default="near", help=RINGS_HELP)
     parser.add_argument("--short", action="store_true", help="those of `make test` alone, without the long ones")
-    parser.add_argument("--every", action="store_true", help="do not stop at the first failure: note all files that catch a fault")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as lines with tabs, too")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "planted", help="for the copy and what is compiled")
@@ -262,7 +257,7 @@ def main() -> int:
     for fault in faults:
         if fault.name in asked:
             continue
-        outcome = ask(copy, fault, given.tests, every=given.every, short=given.short, healthy=healthy)
+        outcome = ask(copy, fault, given.tests, short=given.short, healthy=healthy)
         outcomes.append(outcome)
         print(f"{outcome.room}: {outcome.fault}: {outcome.first or 'NOT CAUGHT'} ({outcome.seconds} s)", flush=True)
         if given.record is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -16,27 +15,22 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
+from script_imports import importing_from
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.cuda.cupy_device import num_driver_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 SITE = ROOT / "tests" / "helpers" / "pretended_site"
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
-without_gpu = pytest.mark.skipif(num_driver_devices() > 0, reason="there is a GPU")
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def load() -> Iterator[Any]:
     """Imports a module of the benchmarks, which are no package."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing_from(BENCHMARKS) as found:
+        yield found
 
 
 def _run(*command: object, site: Path = BENCHMARKS, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -46,25 +40,10 @@ def _run(*command: object, site: Path = BENCHMARKS, **changes: str) -> subproces
     return subprocess.run([sys.executable, *map(str, command)], **options)
 
 
-def _docs() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted((ROOT / "docs" / "reference").iterdir()) if path.is_file()}
-
-
-@without_gpu
-def test_without_a_gpu_each_step_says_so(tmp_path: Path) -> None:
-    """Status 1, and a line with what is missing beside what is known without a GPU."""
-    lines = tmp_path / "lines.jsonl"
-    done = _run(BENCHMARKS / "gpu.py", "environment", "-o", lines)
-    assert done.returncode == 1
-    known, missing = (json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines())
-    assert known["environment"]["versions"]["cupy-cuda13x"] == "not installed"
-    assert "--device cuda: no NVIDIA GPU was found" in missing["failed"]
-
-
 @pytest.mark.long
 @needs_compiler
 def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) -> None:
-    """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and its tables."""
+    """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and tables."""
     lines = tmp_path / "lines.jsonl"
     for step in ("environment", "contact Lm refine", "time Lm-1.5mm lattice", "refine Lm"):
         done = _run(BENCHMARKS / "gpu.py", *step.split(), "-o", lines, site=SITE, PRETENDED_CUPY="1", GPU_SHAPE="7x5x6")
@@ -75,6 +54,15 @@ def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) ->
     assert found["workloads"]["Lm-1.5mm"]["cpu"]["seconds"] > 0.0
     assert "| Lm-1.5mm: 7×5×6 |" in tables.tables(found)
     assert [line["attempt"] for line in tables.read_lines([lines]) if line["step"] == "refine"] == ["first", "second"]
+    other, page = tmp_path / "other.jsonl", ROOT / "docs" / "reference" / "benchmarks.md"
+    before = page.read_bytes()
+    other.write_text(json.dumps({"step": "run", "name": "a step", "outcome": "ended at its limit"}) + '\n{"step": "ti', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"other\.jsonl: no step found a GPU|a step: ended at its limit"):
+        tables.write(tables.gathered([lines, other]))
+    other.write_text(json.dumps({"device": {"name": "another GPU"}}) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="another GPU"):
+        tables.gathered([lines, other])
+    assert page.read_bytes() == before
 
 
 def test_every_call_ends_in_time(load: Any, tmp_path: Path) -> None:
@@ -133,16 +121,8 @@ def test_no_test_for_a_gpu_is_missed(load: Any, tmp_path: Path) -> None:
     assert {"test engines/test_spatial", "test engines/test_cuda_gpu", "test train/test_device", "test arrays/test_padding"} <= names
     assert "test project/test_gpu_benchmark" not in names
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    options = [
-        "-c",
-        ROOT / "pyproject.toml",
-        "--rootdir",
-        tmp_path,
-        "-o",
-        f"pythonpath={ROOT / 'tests' / 'helpers'}",
-        "-p",
-        "no:cacheprovider",
-    ]
+    path = f"pythonpath={ROOT / 'tests' / 'helpers'}"
+    options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-o", path, "-p", "no:cacheprovider"]
     test, skip = tmp_path / "test_it.py", "import pytest\n\ndef test_it():\n    pytest.skip('needs a GPU and CuPy')\n"
     for text, status, message in (
         (skip.replace("def", "@pytest.mark." + "gpu\ndef"), 4, "tests for a GPU that gpu_tests.files() does not find"),
@@ -173,76 +153,3 @@ def test_results_that_differ_are_named(load: Any, monkeypatch: pytest.MonkeyPatc
 
     text = "logits differ from those expected by 0.01"
     assert cases.contact(Wrong(), cpu, "CT", "exact")["failed"].startswith(f"{text}; something about the GPU")
-
-
-def _lines(name: str, **changes: Any) -> list[dict[str, Any]]:
-    workload = {
-        "grid_shape": [137, 173, 115],
-        "voxels": 1_390_000,
-        "vertices": 440_000,
-        "filters": ["lattice"],
-        "seconds": 0.1,
-        "first_seconds": 12.3,
-        "seconds_a_step": 0.0005,
-        "floor_seconds_a_step": 0.00025,
-        "times_the_floor": 2.0,
-        "copy_bytes_a_second": 4.2e12,
-        "stage_seconds": {"upload": 0.031, "build": 0.004, "steps": 0.003, "download": 0.05},
-        "peak_bytes": 2**30,
-        "host_peak_bytes": None,
-        "warnings": [],
-    }
-    environment = {
-        "date": "2000-01-01",
-        "source": "abc",
-        "python": "3.12",
-        "versions": {"numpy": "2"},
-        "machine": {"cpu": "a processor", "cores": 16},
-    }
-    device = {"name": "a GPU", "memory": 150 << 30, "cupy": "14", "driver": 13000, **changes.pop("device", {})}
-    what = {"workload": name, "way": "lattice", "mode": "all"}
-    return [
-        {"step": "environment", **what, "environment": environment, "cpu_threads": 2},
-        {"step": "environment", **what, "device": device},
-        {"step": "contact", **what, "difference": 1e-5},
-        {"step": "time", **what, **workload},
-        {"step": "time", **what, "monai": {"skipped": "it has no masks"}},
-        {"step": "run", "name": "a step", "outcome": changes.pop("outcome", "done")},
-        {"step": "kernel", "kernel": "blur", **changes},
-    ]
-
-
-def _write(path: Path, lines: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": "ti', encoding="utf-8")  # the last one was cut off
-    return path
-
-
-def test_tables_are_made_from_the_lines_of_several_calls(load: Any, tmp_path: Path) -> None:
-    """Each stage, memory and the copy's speed have columns of their own; what comes later adds to the same workload."""
-    module = load("gpu_tables")
-    text = module.tables(module.gathered([_write(tmp_path / "1", _lines("Lm")), _write(tmp_path / "3", _lines("CT"))]))
-    header, row = (line for line in text.splitlines() if line.startswith(("| workload | voxels", "| Lm: 137×173×115")))
-    cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
-    assert cells["copy"] == "4.20 TB/s"
-    assert cells["MONAI's CRF"] == "it has no masks"
-    assert [cells[stage] for stage in ("upload", "build", "steps", "download")] == ["31.0 ms", "4.0 ms", "3.0 ms", "50.0 ms"]
-    assert "| CT | 12.3 s | 1.00 GiB | not measured |" in text
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (_lines("CT", device={"name": "another GPU"}), "another GPU"),
-        ([], "3: no step found a GPU"),
-        (_lines("CT", outcome="ended at its limit"), "a step: ended at its limit"),
-    ],
-    ids=["another GPU", "nothing", "a failed step"],
-)
-def test_records_that_do_not_fit_or_failed_are_not_written(load: Any, other: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
-    """The documentation stays as it was."""
-    before = _docs()
-    module = load("gpu_tables")
-    files = [_write(tmp_path / "1", _lines("Lm")), _write(tmp_path / "3", other)]
-    with pytest.raises(SystemExit, match=message):
-        module.write(module.gathered(files))
-    assert _docs() == before
