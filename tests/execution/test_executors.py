@@ -7,12 +7,10 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 
 import pool_functions
 import pytest
-from cluster_helpers import cluster_in_process
 from evaluation_helpers import children
 
 from crfrefine.errors import InputError
@@ -33,12 +31,6 @@ SEPARATE = ["processes", *(pytest.param(kind, marks=pytest.mark.long) for kind i
 KINDS = ["serial", "threads", *SEPARATE]
 QUICK = ["serial", "threads", "processes", "cluster"]
 Make = Callable[..., Executor]
-
-
-@pytest.fixture(scope="module")
-def address():
-    with cluster_in_process() as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture
@@ -149,7 +141,7 @@ def test_an_item_that_takes_too_long_is_given_up_alone(make, kind):
 
 
 def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
-    with Processes(1, Limits(seconds=3.0)) as executor:
+    with Processes(1, Limits(seconds=1.0)) as executor:
         assert executor.results(pool_functions.LoadedSlowly(), [-1]) == [1]
 
 
@@ -170,42 +162,22 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("raises", [False, True], ids=["the iterator is closed", "whoever is told of items raises"])
-def test_whoever_stops_early_may_go_on_with_other_items(make, kind, raises):
+def test_whoever_stops_early_may_go_on_with_other_items(make, kind):
+    """Whether the iterator is closed, or whoever is told of items raises."""
     begun: list[int] = []
 
     def started(item: int) -> None:
         begun.append(item)
-        if raises and len(begun) == 2:
+        if len(begun) == 2:
             raise StopError
 
     with make(kind) as executor:
-        with contextlib.closing(executor.map(pool_functions.square, range(50), started)) as outcomes:
-            if raises:
-                with pytest.raises(StopError):
-                    list(outcomes)
-            else:
-                next(outcomes)
+        with contextlib.closing(executor.map(pool_functions.square, range(50))) as outcomes:
+            next(outcomes)
+        with pytest.raises(StopError):
+            list(executor.map(pool_functions.square, range(5000), started))
         assert executor.results(pool_functions.repeat, [2, 1]) == [b"xx", b"x"]
-    assert len(begun) < 50
-
-
-def test_threads_drop_the_items_that_have_not_begun():
-    begun: list[int] = []
-    release = threading.Event()
-
-    def work(number: int) -> int:
-        begun.append(number)
-        assert number == 0 or release.wait(timeout=30)
-        return number
-
-    with Threads(2) as executor:
-        outcomes = executor.map(work, range(9))
-        assert next(outcomes)[0] == 0
-        outcomes.close()
-        release.set()
-        assert executor.results(abs, [-1, -2, -3]) == [1, 2, 3]  # which comes after all that is left
-    assert set(begun) <= {0, 1, 2}
+    assert len(begun) < 5000
 
 
 def test_whoever_stops_early_leaves_no_process_behind():
