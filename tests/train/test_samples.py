@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from training_helpers import FINER, REGIONS, SIZES, crops, material, start
+from training_helpers import FINER, REGIONS, crops, material
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import crops as cropping
-from crfrefine.train.model import Model, calibrated_score, mean_dice, network_score
+from crfrefine.train.model import calibrated_score, mean_dice, network_score
 from crfrefine.train.samples import NUM_SAMPLED, make_sample
 
 BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3})
@@ -18,17 +18,6 @@ def tiled(monkeypatch):
     (crop,) = crops(1, **FINER)
     assert len(crop.tiles) > 3 * NUM_SAMPLED
     return crop
-
-
-def test_a_small_crop_is_its_own_sample():
-    (crop,) = crops(1)
-    loss, model = material([crop]).loss, Model(start(4.0).parameters, (), SIZES)
-    for found, expected in (
-        (model.score(make_sample(crop, 3), loss, 1), model.score(crop, loss, 1)),
-        (network_score(make_sample(crop, 3), loss), network_score(crop, loss)),
-    ):
-        np.testing.assert_array_equal(found.confusion, expected.confusion)
-        assert found.loss == expected.loss
 
 
 def test_what_is_estimated_is_right_on_average(tiled):

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from training_helpers import crops, material, start
+from training_helpers import start
 
 from crfrefine.errors import InputError
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.budget import Budget
@@ -14,8 +13,6 @@ from crfrefine.train.checkpoint import Checkpoint
 from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.done import Done, Part
 from crfrefine.train.fit_result import no_crf
-from crfrefine.train.fitting import Fit, Hooks
-from crfrefine.train.folds import split_training
 from crfrefine.train.journal import Journal
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.small_objects import ChosenRules
@@ -59,13 +56,7 @@ def test_a_journal_replaces_and_never_alters(done, tmp_path):
         checkpoint.load()
 
 
-def test_a_schedule_knows_how_many_steps_a_training_makes():
-    """Without rungs both starts are trained to the end; a rung beyond the end is at the end."""
-    shared, split = material(crops(2), ("weights",)), split_training(range(2), seed=1)
-    for rungs, expected in (((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)):
-        assert Schedule(6, rungs=rungs).num_planned(2) == expected
-    schedule, steps = Schedule(2, rungs=((1, 1),)), []
-    with Workers(1) as workers:
-        fit = Fit(shared, split, [start(4.0), start(8.0)], workers, schedule)
-        fit.run(Hooks(lambda *_: steps.append(None), lambda state: None, lambda: False))
-    assert len(steps) == fit.num_optimizer_steps == schedule.num_planned(2) == 3
+@pytest.mark.parametrize(("rungs", "expected"), [((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)])
+def test_a_schedule_knows_how_many_steps_a_training_makes(rungs, expected):
+    """Of two starts. Without rungs both are trained to the end; a rung beyond the end is at the end."""
+    assert Schedule(6, rungs=rungs).num_planned(2) == expected
