@@ -120,3 +120,15 @@ def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(waits
     taking.join(PATIENCE)
     assert not reading.admitted[2].is_set()
     assert not reading.begun[3].is_set()
+
+
+def test_an_error_is_raised_when_its_item_is_the_next() -> None:
+    def read(item: int, admit: Admit) -> int:
+        return 1 // (1 - item)
+
+    ahead: ReadAhead[int, int] = ReadAhead(range(3), read, threading.Event())
+    ahead.start()
+    assert ahead.take(lambda: None) == 1
+    with pytest.raises(ZeroDivisionError):
+        ahead.take(lambda: None)
+    assert ahead.take(lambda: None) == -1

@@ -35,15 +35,6 @@ def compiler(level: str) -> list[str]:
 )
 def test_clang_compiles_the_engine_without_a_warning(source, level, tmp_path):
     """Sources that together take every part of simd.h and lane_types.h. What they compute is tested with the wheels."""
-    command = [
-        *compiler(f"x86-64-{level}"),
-        *FLAGS,
-        "-I",
-        str(KERNELS),
-        "-c",
-        str(KERNELS / "cpu" / f"{source}.cpp"),
-        "-o",
-        str(tmp_path / "object.o"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [*compiler(f"x86-64-{level}"), *FLAGS, "-I", str(KERNELS), "-c", str(KERNELS / "cpu" / f"{source}.cpp")]
+    done = subprocess.run([*command, "-o", str(tmp_path / "object.o")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -38,10 +38,8 @@ def test_a_taste_gives_all_tables(tmp_path: Path) -> None:
     for expected in ("end to end against network trained on", "theta_alpha, mm", "paper: PROMISE12", "the network's own logits"):
         assert expected in text
     for marker in ("summary", "dice", "networks", "learned", "paper", "cost"):
-        assert (
-            "generated, 2 training cases"
-            in page.read_text().partition(f"<!-- {marker}:begin -->")[2].partition(f"<!-- {marker}:end -->")[0]
-        )
+        begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+        assert "generated, 2 training cases" in page.read_text().partition(begin)[2].partition(end)[0]
     trained = CrfParameters.load(fold / "end_to_end" / "params.toml")
     assert trained.mean_field.num_iterations == 5
     assert trained.bilateral[0].theta_beta != CrfParameters().bilateral[0].theta_beta
