@@ -24,7 +24,7 @@ def leave_at_one(number: int) -> int:
     return number
 
 
-def sleep(seconds: int) -> int:
+def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
