@@ -84,7 +84,7 @@ def test_a_batch_system_limits_the_job():
     for environment, size in (
         ({"SLURM_MEM_PER_NODE": "8192"}, 8 * GIB),
         ({"SLURM_MEM_PER_NODE": "8G"}, 8 * GIB),
-        ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "3"}, 6 * GIB),
+        ({"SLURM_MEM_PER_CPU": "2048M", "SLURM_CPUS_ON_NODE": "3"}, 6 * GIB),
         ({"SLURM_MEM_PER_GPU": "4096", "SLURM_GPUS_ON_NODE": "2"}, 8 * GIB),
         ({"PBS_RESC_TOTAL_MEM": "1073741824"}, GIB),
     ):
