@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -50,8 +50,18 @@ class Reading:
         return taking
 
 
-def test_whoever_waits_gets_another_reader_and_the_order_stays() -> None:
-    reading = Reading(5, most_readers=2, most_bytes=100)
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Reading]]:
+    """Make a `Reading`, none of whose threads is left waiting where a test fails."""
+    made: list[Reading] = []
+    yield lambda *arguments, **options: made.append(Reading(*arguments, **options)) or made[-1]
+    for reading in made:
+        reading.ahead.close(waits=False)
+        reading.end(*range(len(reading.may_end)))
+
+
+def test_whoever_waits_gets_another_reader_and_the_order_stays(begin: Callable[..., Reading]) -> None:
+    reading = begin(5, most_readers=2, most_bytes=100)
     reading.end(0)
     assert reading.take() == 0
     taken: list[int | None] = []
@@ -67,9 +77,9 @@ def test_whoever_waits_gets_another_reader_and_the_order_stays() -> None:
     assert taken == [10, 20, 30, 40]
 
 
-def test_an_item_that_is_too_large_waits_until_it_is_the_next() -> None:
+def test_an_item_that_is_too_large_waits_until_it_is_the_next(begin: Callable[..., Reading]) -> None:
     """Of 30 and 80 bytes only one fits into 100 at a time; 20 more fit beside the first, but the other begins before."""
-    reading = Reading(4, most_readers=3, most_bytes=100, sizes=[10, 30, 80, 200])
+    reading = begin(4, most_readers=3, most_bytes=100, sizes=[10, 30, 80, 200])
     reading.end(0)
     assert reading.take() == 0
     taking = reading.take_elsewhere()
@@ -105,9 +115,9 @@ def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting() -> N
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(waits: bool) -> None:
+def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(begin: Callable[..., Reading], waits: bool) -> None:
     """It may have to record a damaged file. Whoever waits for room reads nothing any more."""
-    reading = Reading(4, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 0])
+    reading = begin(4, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 0])
     reading.end(0)
     assert reading.take() == 0
     taking = reading.take_elsewhere()
