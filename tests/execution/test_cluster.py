@@ -1,5 +1,6 @@
 """Cases as tasks of a Dask cluster: what is lost with a worker, what is left behind. The promises of all executors: test_executors.py."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import dask
 import pool_functions
 import pytest
-from cluster_helpers import add_worker, cluster_in_process, wait_until
+from cluster_helpers import add_worker, cluster_in_process, daemons, wait_until, worker_process
 from distributed import Client
 from evaluation_helpers import is_running
 
@@ -187,27 +188,35 @@ def test_a_run_waits_for_workers_the_cluster_forgets_what_it_told_and_a_schedule
 def test_an_item_in_progress_on_a_worker_that_leaves_begins_again_elsewhere(tmp_path):
     """As `--lifetime` does when the time is up. The first worker has an item that never ends there; the other one comes then."""
 
-    def go(dask_worker) -> None:
-        # For the thread of the item, which does not end, it waits half a minute else.
-        dask_worker.close = functools.partial(dask_worker.close, timeout=1)
-        dask_worker.loop.add_callback(dask_worker.close_gracefully, reason="worker-lifetime-reached")
+    def leave(address: str) -> None:
+        def go(dask_worker) -> None:
+            # For the thread of the item, which does not end, it waits half a minute else.
+            dask_worker.close = functools.partial(dask_worker.close, timeout=1)
+            dask_worker.loop.add_callback(dask_worker.close_gracefully, reason="worker-lifetime-reached")
+
+        with Client(scheduler_file=address) as client:
+            client.run(go)
 
     mark = tmp_path / "begun"
-    tasks = [(number, str(mark)) for number in range(3)]
+    tasks = [(number, str(mark)) for number in range(5)]
     begun: list[int] = []
-    with cluster_in_process(1, **{pool_functions.LEAVES: "1"}) as cluster, make(cluster.scheduler_address) as executor:
+    # Workers import the functions of this test.
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(pool_functions.__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    with contextlib.ExitStack() as second, daemons(tmp_path, **path, **{pool_functions.LEAVES: "1"}) as cluster:
 
         def started(task: tuple[int, str]) -> None:
             begun.append(task[0])
             if len(begun) == 1:
                 wait_until(lambda: mark.exists() and mark.read_text().endswith("\n"))
-                executor._connection.client.run(go)
-                add_worker(cluster, env={})
+                leave(cluster.address)
+                second.enter_context(worker_process(Path(cluster.address), **path))
 
-        outcomes = dict(executor.map(pool_functions.sleep_until_the_worker_leaves, tasks, started))
-        wait_until(lambda: len(cluster.scheduler.workers) == 1)
+        with make(cluster.address) as executor:
+            outcomes = dict(executor.map(pool_functions.sleep_until_the_worker_leaves, tasks, started))
+        wait_until(lambda: cluster.worker.poll() == 0)
+        second.close()
     assert {task: outcome.get()[0] for task, outcome in outcomes.items()} == {task: task[0] for task in tasks}
     assert len({outcome.get()[1] for outcome in outcomes.values()}) == 1
-    assert sorted(begun) == sorted([*range(3), begun[0]])
+    assert sorted(begun) == sorted([*range(5), begun[0]])
     (stopped,) = mark.read_text().split()
     wait_until(lambda: not is_running(int(stopped)))
