@@ -7,12 +7,10 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 
 import pool_functions
 import pytest
-from cluster_helpers import cluster_in_process
 from evaluation_helpers import children
 
 from crfrefine.errors import InputError
@@ -33,12 +31,6 @@ SEPARATE = ["processes", *(pytest.param(kind, marks=pytest.mark.long) for kind i
 KINDS = ["serial", "threads", *SEPARATE]
 QUICK = ["serial", "threads", "processes", "cluster"]
 Make = Callable[..., Executor]
-
-
-@pytest.fixture(scope="module")
-def address():
-    with cluster_in_process() as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture
@@ -112,10 +104,10 @@ def test_what_cannot_be_sent_costs_its_item_alone(make, kind):
     with make(kind) as executor:
         outcomes = dict(executor.map(pool_functions.fail_oddly_at_one, range(4)))
     assert (outcomes[0].get(), outcomes[3].get()) == (0, 3)
-    for item, text in ((1, "TwoArgumentsError: salt and pepper"), (2, "lambda")):
-        assert not outcomes[item].is_lost
-        assert text in str(outcomes[item].error)
+    assert "TwoArgumentsError: salt and pepper" in str(outcomes[1].error)
     assert "in fail_oddly_at_one" in outcomes[1].failure.traceback
+    assert "lambda" in str(outcomes[2].error)
+    assert not outcomes[1].is_lost | outcomes[2].is_lost
 
 
 @pytest.mark.parametrize("kind", SEPARATE)
@@ -149,7 +141,7 @@ def test_an_item_that_takes_too_long_is_given_up_alone(make, kind):
 
 
 def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
-    with Processes(1, Limits(seconds=3.0)) as executor:
+    with Processes(1, Limits(seconds=1.0)) as executor:
         assert executor.results(pool_functions.LoadedSlowly(), [-1]) == [1]
 
 
@@ -170,42 +162,22 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("raises", [False, True], ids=["the iterator is closed", "whoever is told of items raises"])
-def test_whoever_stops_early_may_go_on_with_other_items(make, kind, raises):
-    begun: list[int] = []
+def test_whoever_stops_early_may_go_on_with_other_items(make, kind):
+    """Whether the iterator is closed, or whoever is told of items raises."""
+    begun: list[float] = []
 
-    def started(item: int) -> None:
+    def started(item: float) -> None:
         begun.append(item)
-        if raises and len(begun) == 2:
+        if len(begun) == 2:
             raise StopError
 
     with make(kind) as executor:
-        with contextlib.closing(executor.map(pool_functions.square, range(50), started)) as outcomes:
-            if raises:
-                with pytest.raises(StopError):
-                    list(outcomes)
-            else:
-                next(outcomes)
+        with contextlib.closing(executor.map(pool_functions.square, range(50))) as outcomes:
+            next(outcomes)
+        with pytest.raises(StopError):
+            list(executor.map(pool_functions.sleep, [0.02] * 50, started))
         assert executor.results(pool_functions.repeat, [2, 1]) == [b"xx", b"x"]
     assert len(begun) < 50
-
-
-def test_threads_drop_the_items_that_have_not_begun():
-    begun: list[int] = []
-    release = threading.Event()
-
-    def work(number: int) -> int:
-        begun.append(number)
-        assert number == 0 or release.wait(timeout=30)
-        return number
-
-    with Threads(2) as executor:
-        outcomes = executor.map(work, range(9))
-        assert next(outcomes)[0] == 0
-        outcomes.close()
-        release.set()
-        assert executor.results(abs, [-1, -2, -3]) == [1, 2, 3]  # which comes after all that is left
-    assert set(begun) <= {0, 1, 2}
 
 
 def test_whoever_stops_early_leaves_no_process_behind():

@@ -7,18 +7,14 @@ Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/tes
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
-from evaluation_helpers import write_study
 
 import crfrefine.infer.run as infer_run
-from crfrefine.evaluate.records import Job
 
 
 @pytest.fixture
@@ -54,34 +50,6 @@ def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkey
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
-def test_the_output_folder_of_an_evaluation_is_removed_while_running(tmp_path, monkeypatch):
-    study = write_study(tmp_path, 2)
-    keep = Job.keep
-
-    def faulty(job, result):
-        if job.case_id == "case1":
-            shutil.rmtree(study.output)
-        keep(job, result)
-
-    monkeypatch.setattr(Job, "keep", faulty)
-    result = run_here(*study.arguments)
-    assert result.status == 1
-    assert "cannot be written: there is no folder" in result.stderr
-    assert "Traceback" not in result.stderr
-    monkeypatch.undo()
-    assert run_here(*study.arguments, "--continue").status == 0
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_the_output_folder_becomes_read_only_while_running(folders, monkeypatch):
-    before("_refine", monkeypatch, "b", lambda: folders.output.chmod(0o555))
-    result = run_here("infer", *folders.arguments, "--threads", 1)
-    folders.output.chmod(0o755)
-    assert result.status == 1
-    assert "cannot be written to" in result.stderr
-    assert not any(name.startswith(".") for name in files_in(folders.output))
-
-
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     for folder, name in ((folders.images, "a_0001.nii.gz"), (folders.logits, "b.nii.gz")):
         before("_read", monkeypatch, name[0], (folder / name).unlink)
@@ -91,25 +59,6 @@ def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     assert f"{folders.logits / 'b.nii.gz'}: " in result.stderr
     assert "Traceback" not in result.stderr
     assert files_in(folders.output) == ["c.nii.gz"]
-
-
-def test_an_input_replaced_between_header_and_voxels_fails_its_case(folders, monkeypatch):
-    """By that of another case: its header says the same."""
-    from crfrefine.cases import case
-
-    read_headers = case.read_case_headers
-
-    def faulty(files, *options):
-        found = read_headers(files, *options)
-        if files.case_id == "b":
-            shutil.copy(folders.logits / "a.nii.gz", folders.logits / "b.nii.gz")
-        return found
-
-    monkeypatch.setattr(case, "read_case_headers", faulty)
-    result = run_here("infer", *folders.arguments, "--threads", 1)
-    assert result.status == 1
-    assert "b.nii.gz: was changed while it was read" in result.stderr
-    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
 
 
 @pytest.mark.long

@@ -21,10 +21,8 @@ WAIT_SECONDS = 120
 
 
 @contextlib.contextmanager
-def cluster_in_process(
-    num_workers: int = 2, memory_limit: int = 0, *, is_light: bool = False, **environment: str
-) -> Iterator[LocalCluster]:
-    """A cluster whose scheduler runs in this process; the environment is that of its workers, which a light cluster has here, too."""
+def cluster_in_process(num_workers: int = 2, memory_limit: int = 0, **environment: str) -> Iterator[LocalCluster]:
+    """A cluster whose scheduler runs in this process; the environment is that of its workers."""
     settings = {
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.memory.terminate": False,
@@ -38,7 +36,7 @@ def cluster_in_process(
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=memory_limit,
-            **({"processes": False, "protocol": "tcp"} if is_light else {"env": environment}),
+            env=environment,
             silence_logs=logging.CRITICAL,
         ) as cluster,
     ):

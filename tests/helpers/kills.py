@@ -107,8 +107,8 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kills: int = NUM_KILLS) -> None:
-    """Kill the command at random moments of an undisturbed run's time, up to ten times in succession, and then let it end.
+def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kills: int = NUM_KILLS, most_in_a_row: int = 10) -> None:
+    """Kill the command at random moments of an undisturbed run's time, several times in succession, and then let it end.
 
     After each kill, every file that has its name is the one of the undisturbed run. At the end all of them are, and nothing else is there.
     """
@@ -123,7 +123,7 @@ def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kil
         while kills < num_kills:
             work.clear()
             before = work.files()
-            for run in range(rng.randint(1, 10)):
+            for run in range(rng.randint(1, most_in_a_row)):
                 status, taken = server.run((*work.arguments, *work.resume), seconds=rng.uniform(0.0, seconds))
                 assert status in (0, -9), server.said()
                 if run == 0 and status == 0:

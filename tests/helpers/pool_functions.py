@@ -24,7 +24,7 @@ def leave_at_one(number: int) -> int:
     return number
 
 
-def sleep(seconds: int) -> int:
+def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
@@ -35,12 +35,12 @@ def square_slowly_from_the_end(number: int) -> int:
 
 
 def _load_slowly() -> object:
-    time.sleep(3.5)
+    time.sleep(1.3)
     return abs
 
 
 class LoadedSlowly:
-    """A function whose libraries take longer to load than 3 s."""
+    """A function whose libraries take longer to load than 1 s."""
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
         return _load_slowly, ()
@@ -94,15 +94,6 @@ def signal_worker(number: int) -> None:
     os.kill(parent, number)
 
 
-def kill_parent_once(path: str) -> int:
-    """The first time, the Dask worker dies that this process works for."""
-    if not Path(path).exists():
-        Path(path).touch()
-        signal_worker(signal.SIGKILL)
-        time.sleep(3600)
-    return 1
-
-
 def kill_parent(number: int) -> int:
     if number == 1:
         signal_worker(signal.SIGKILL)
@@ -153,13 +144,6 @@ def need_memory(need: tuple[int, int]) -> tuple[int, int]:
 def where(item: int) -> tuple[str, str | None, str | None]:
     names = ("CRFREFINE_WORKER_THREADS", "CRFREFINE_WORKER_MEMORY")
     return (str(Path.cwd()), *(os.environ.get(name) for name in names))
-
-
-def fail_at_zero_on_a_device(placed):
-    """Of what `DeviceProcesses` gives."""
-    if placed.item == 0:
-        raise ValueError("no 0")
-    return placed.item
 
 
 def refuse_two(placed):

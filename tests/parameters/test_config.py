@@ -26,6 +26,7 @@ from crfrefine.parameters.sections import (
 )
 from crfrefine.specs import KernelSpec
 
+MATRIX = "[compatibility]\nkind = 'matrix'\nmatrix = "
 PRESETS = ["default", "brats", "crfrnn", "hippocampus", "keep-volumes", "krahenbuhl", "liver-ct", "monai", "prostate"]
 
 
@@ -50,43 +51,6 @@ def test_a_preset_says_what_it_is_for(name: str) -> None:
     assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "volume", "mean_field", "postprocess"}
     assert CrfParameters.from_dict(table) == parameters
     assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
-
-
-def test_the_default_values_are_the_documented_ones() -> None:
-    assert CrfParameters().to_dict() == {
-        "schema": 1,
-        "intensity": {"normalization": "percentile", "percentiles": [1.0, 99.0], "mask": "none"},
-        "bilateral": [{"weight": 4.0, "theta_alpha": 1.5, "theta_beta": 0.05}],
-        "spatial": {"weight": 0.0, "theta_gamma": 1.0},
-        "compatibility": {"kind": "potts"},
-        "volume": {"weight": 0.0, "keep": "expected"},
-        "mean_field": {
-            "num_iterations": 5,
-            "tolerance": 1e-5,
-            "temperature": 1.0,
-            "bias": 0.0,
-            "output_temperature": 1.0,
-            "normalization": "symmetric",
-            "damping": 0.0,
-            "filter": "auto",
-            "positions": "mm",
-            "precision": "single",
-            "label_threshold": 1e-4,
-        },
-        "postprocess": {
-            "keep_largest": "none",
-            "min_component_ml": 0.0,
-            "num_components": 1,
-            "fill_holes": "none",
-            "decision": "argmax",
-        },
-    }
-
-
-def test_a_file_may_leave_keys_out() -> None:
-    parameters = CrfParameters.from_toml("[bilateral]\ntheta_alpha = 6\n")
-    assert parameters == CrfParameters().replace(**{"bilateral.theta_alpha": 6.0})
-    assert CrfParameters.from_toml("") == CrfParameters()
 
 
 @given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=4), st.floats(1e-6, 1e6))
@@ -144,8 +108,8 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=message):
             CrfParameters.load(path)
-    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")  # a byte order mark
-    assert CrfParameters.load(path).mean_field.num_iterations == 3
+    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")  # a byte order mark; what is left out has its default
+    assert CrfParameters.load(path) == CrfParameters().replace(**{"mean_field.num_iterations": 3})
 
 
 @pytest.mark.parametrize(
@@ -157,40 +121,22 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         ("schema = 2", r"schema: this version reads schema 1, got 2"),
         ("schema = '1'", r"schema: expected a whole number"),
         ("bilateral = 3", r"bilateral: expected a table or several, got 3"),
-        ("bilateral = []", r"bilateral: expected a table or several"),
         ("spatial = 'none'", r"spatial: expected a table of keys, got 'none'"),
         ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
         ("[bilateral]\ntheta_beta = [0.1, -0.2]", r"bilateral\.theta_beta\[1\]: must be greater than 0, got -0\.2"),
-        ("[bilateral]\nweight = nan", r"bilateral\.weight: expected a finite number, got nan"),
         ("[bilateral]\nweight = true", r"bilateral\.weight: expected a number, got True"),
-        ("[bilateral]\nweight = '4'", r"bilateral\.weight: expected a number, got '4'"),
-        ("[bilateral]\nweight = [[1.0]]", r"bilateral\.weight\[0\]: expected a number"),
         ("[[bilateral]]\n[[bilateral]]\ntheta = -1", r"bilateral\.1\.theta: unknown key"),
         ("[spatial]\ntheta_gamma = -1.5", r"spatial\.theta_gamma: must be greater than 0, got -1\.5"),
         ("[intensity]\nnormalization = 'z-score'", r"intensity\.normalization: expected one of none, zscore.*did you mean 'zscore'\?"),
         ("[intensity]\nnormalization = ['zscore', 3]", r"intensity\.normalization\[1\]: expected one of"),
         ("[intensity]\npercentiles = [99.0, 1.0]", r"intensity\.percentiles: the first number must be smaller"),
         ("[intensity]\npercentiles = [1.0, 101.0]", r"intensity\.percentiles\[1\]: must be at least 0 and at most 100, got 101\.0"),
-        ("[intensity]\npercentiles = [1.0]", r"intensity\.percentiles: expected two numbers"),
         ("[intensity]\nnormalization = 'window'", r"intensity\.window: needed by intensity\.normalization = 'window'"),
-        ("[intensity]\nwindow = [5.0, 5.0]", r"intensity\.window: the first number must be smaller"),
-        ("[intensity]\nmask = 'brain'", r"intensity\.mask: expected one of none, nonzero"),
-        ("[compatibility]\nkind = 'pots'", r"compatibility\.kind: .*did you mean 'potts'\?"),
         ("[compatibility]\nkind = 'matrix'", r"compatibility\.matrix: needed by"),
         ("[compatibility]\nmatrix = [[0.0, 1.0], [1.0, 0.0]]", r"compatibility\.matrix: not used by compatibility\.kind = 'potts'"),
-        (
-            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, 1.0], [1.0, 0.5]]",
-            r"compatibility\.matrix\[1\]\[1\]: the diagonal must be zero",
-        ),
-        (
-            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, 1.0], [1.0]]",
-            r"compatibility\.matrix: expected a square matrix: .*row 1 has 1",
-        ),
-        (
-            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, nan], [1.0, 0.0]]",
-            r"compatibility\.matrix\[0\]\[1\]: expected a finite number",
-        ),
-        ("[compatibility]\nkind = 'matrix'\nmatrix = [0.0, 1.0]", r"compatibility\.matrix: expected a square matrix"),
+        (f"{MATRIX}[[0.0, 1.0], [1.0, 0.5]]", r"compatibility\.matrix\[1\]\[1\]: the diagonal must be zero"),
+        (f"{MATRIX}[[0.0, 1.0], [1.0]]", r"compatibility\.matrix: expected a square matrix: .*row 1 has 1"),
+        (f"{MATRIX}[[0.0, nan], [1.0, 0.0]]", r"compatibility\.matrix\[0\]\[1\]: expected a finite number"),
         ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1, got 0"),
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
@@ -199,15 +145,12 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
         ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
         ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, lattice, grid"),
-        ("[mean_field]\npositions = 'pixels'", r"mean_field\.positions: expected one of mm, voxels"),
-        ("[postprocess]\nkeep_largest = 'all'", r"postprocess\.keep_largest: expected one of none, foreground, each"),
         ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
         ("[postprocess]\nkeep_largest = ['none', 'foreground']", r"postprocess\.keep_largest\[1\]: expected one of none, each; got"),
         ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
         ("[postprocess]\nnum_components = 2", r"postprocess\.num_components: only used with postprocess\.keep_largest, which is 'none'"),
         ("[postprocess]\nkeep_largest = 'each'\nnum_components = 0", r"postprocess\.num_components: must be at least 1, got 0"),
         ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
-        ("[postprocess]\nfill_holes = ['each', 'none']", r"postprocess\.fill_holes\[0\]: expected one of none, foreground; got"),
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
     ],
 )
@@ -217,13 +160,12 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(text: str, message: str
 
 
 def test_values_are_checked_from_python_too() -> None:
-    for make, message in (
-        (lambda: BilateralParameters(theta_alpha=0.0), r"bilateral\.theta_alpha: must be greater than 0"),
-        (lambda: CrfParameters(bilateral=()), "bilateral: expected one kernel or several"),
-        (lambda: CrfParameters(spatial=BilateralParameters()), "spatial: expected SpatialParameters"),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(ConfigError, match=message):
-            make()
+    with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0"):
+        BilateralParameters(theta_alpha=0.0)
+    with pytest.raises(ConfigError, match="bilateral: expected one kernel or several"):
+        CrfParameters(bilateral=())
+    with pytest.raises(ConfigError, match="spatial: expected SpatialParameters"):
+        CrfParameters(spatial=BilateralParameters())  # type: ignore[arg-type]
     assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)  # type: ignore[arg-type]
     matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
     assert matrix == ((0.0, -1.0), (2.0, 0.0)), "training may find asymmetric and negative ones"
@@ -239,27 +181,23 @@ def test_half_precision_is_read_from_older_files_and_has_no_effect() -> None:
 
 
 def test_numpy_values_are_plain_numbers_afterwards() -> None:
-    parameters = CrfParameters().replace(
-        **{
-            "bilateral.weight": np.array([1.0, 2.5], dtype=np.float32),
-            "mean_field.num_iterations": np.int64(7),
-            "spatial.weight": np.float32(0.5),
-        }
-    )
+    changes = {"bilateral.weight": np.array([1.0, 2.5], dtype=np.float32), "mean_field.num_iterations": np.int64(7)}
+    parameters = CrfParameters().replace(**changes)
     assert parameters.bilateral[0].weight == (1.0, 2.5)
     assert type(parameters.mean_field.num_iterations) is int
     assert CrfParameters.from_toml(parameters.to_toml()) == parameters
 
 
-def test_replace_changes_entries_of_a_copy_and_names_one_of_several_kernels() -> None:
-    before = CrfParameters()
-    after = before.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
-    assert (after.bilateral[0], after.mean_field.damping) == (BilateralParameters(theta_alpha=2.0), 0.5)
+def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several_kernels() -> None:
+    before, two = CrfParameters(), _two_kernels()
+    after = before.replace(spatial=SpatialParameters(weight=2.0), **{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
+    assert (after.bilateral[0], after.mean_field.damping, after.spatial.weight) == (BilateralParameters(theta_alpha=2.0), 0.5, 2.0)
     assert before == CrfParameters()
-    two = _two_kernels()
     changed = two.replace(**{"bilateral.1.weight": 2.0}).bilateral
     assert (changed[0], changed[1].weight) == (two.bilateral[0], 2.0)
-    assert before.replace(**{"bilateral.0.weight": 2.0}).bilateral[0].weight == 2.0
+    # Sections first, then entries, whatever the order they are given in.
+    fine_and_coarse = before.replace(**{"bilateral.1.theta_alpha": 9.0, "bilateral": [{}, BilateralParameters(weight=1.0)]})
+    assert [kernel.theta_alpha for kernel in fine_and_coarse.bilateral] == [1.5, 9.0]
     for parameters, key, message in (
         (two, "bilateral.weight", r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight"),
         (two, "bilateral.2.weight", r"bilateral\.2\.weight: there are 2 kernels, counted from 0"),
@@ -270,24 +208,12 @@ def test_replace_changes_entries_of_a_copy_and_names_one_of_several_kernels() ->
             parameters.replace(**{key: -1.0})
 
 
-def test_replace_takes_whole_sections() -> None:
-    parameters = CrfParameters().replace(spatial=SpatialParameters(weight=2.0), bilateral=[{"weight": 1.0}, BilateralParameters()])
-    assert parameters.spatial.weight == 2.0
-    assert parameters.bilateral == (BilateralParameters(weight=1.0), BilateralParameters())
-    # Sections first, then entries, whatever the order they are given in.
-    fine_and_coarse = CrfParameters().replace(**{"bilateral.1.theta_alpha": 9.0, "bilateral": [{}, {}]})
-    assert [kernel.theta_alpha for kernel in fine_and_coarse.bilateral] == [1.5, 9.0]
-
-
 @pytest.mark.parametrize(
     ("key", "message"),
     [
         ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'bilateral\.theta_(alpha|beta)'\?"),
         ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
         ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight' or 'volume\.weight'\?"),
-        ("theta_alpha", r"theta_alpha: unknown key; did you mean 'bilateral\.theta_alpha'\?"),
-        ("mean_field.filter.x", r"mean_field\.filter\.x: unknown key"),
-        ("bilateral.0", r"bilateral\.0: unknown key"),
         ("schema", r"schema: unknown key"),
         ("", r": unknown key"),
     ],
@@ -312,8 +238,6 @@ def test_going_back_to_potts_drops_the_matrix() -> None:
         ("bilateral.theta_beta=[0.1, 0.2]", ("bilateral.theta_beta", [0.1, 0.2])),
         ("mean_field.filter=lattice", ("mean_field.filter", "lattice")),
         ('mean_field.filter="lattice"', ("mean_field.filter", "lattice")),
-        ("mean_field.tolerance=1e-4", ("mean_field.tolerance", 1e-4)),
-        ("compatibility.matrix=[[0, 1], [1, 0]]", ("compatibility.matrix", [[0, 1], [1, 0]])),
     ],
 )
 def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, object]) -> None:
@@ -324,10 +248,8 @@ def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, obje
     ("text", "message"),
     [
         ("bilateral.weight", r"expected KEY=VALUE, e\.g\."),
-        ("=3", "expected KEY=VALUE"),
         ("bilateral.weight=", "expected KEY=VALUE"),
         ("bilateral.weight=[1, 2", r"bilateral\.weight: cannot read the value"),
-        ("bilateral.weight=4,5", r"bilateral\.weight: cannot read the value"),
         ("intensity.normalization=[window, zscore]", 'in lists words in "quotes"'),
         ("bilateral.weight=1\nother = 2", r"bilateral\.weight: expected one value"),
     ],
@@ -344,8 +266,7 @@ def test_resolve_spreads_single_numbers_and_recognizes_potts() -> None:
     np.testing.assert_array_equal(run.weights, np.full((1, 3), 4.0))
     np.testing.assert_array_equal(run.compatibility, 1.0 - np.eye(3))
     assert run.weights.dtype == run.compatibility.dtype == np.float32
-    assert run.is_potts
-    assert resolved.kernels.num_labels == run.num_labels == 3
+    assert (run.is_potts, run.bias) == (True, None)
     matrix = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (1.0, 0.0))))
     assert matrix.resolve(2, 1, 3).mean_field.is_potts
     other = matrix.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3).mean_field
@@ -353,76 +274,45 @@ def test_resolve_spreads_single_numbers_and_recognizes_potts() -> None:
     np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
 
 
-def test_resolve_keeps_lists_in_their_order() -> None:
+def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight() -> None:
     changes = {
-        "bilateral.weight": [1, 2, 3],
-        "bilateral.theta_alpha": [1, 2],
-        "bilateral.theta_beta": [0.1],
-        "spatial.weight": 1.0,
+        "bilateral": [{"weight": [0.0, 0.0, 0.0]}, {"weight": [1, 2, 3], "theta_alpha": [1, 2], "theta_beta": [0.1]}],
+        "spatial.weight": [0.0, 0.0, 1.0],
         "spatial.theta_gamma": [3, 4],
+        "mean_field.bias": [0.0, 0.5, -2.0],
     }
     resolved = CrfParameters().replace(**changes).resolve(3, 1, 2)
-    np.testing.assert_array_equal(resolved.mean_field.weights, [[1, 2, 3], [1, 1, 1]])
+    np.testing.assert_array_equal(resolved.mean_field.weights, [[1, 2, 3], [0, 0, 1]])
+    np.testing.assert_array_equal(resolved.mean_field.bias, [0.0, 0.5, -2.0])
     assert resolved.kernels.kernels == (KernelSpec((1, 2), (0.1,)), KernelSpec((3, 4)))
     assert resolved.kernels.spatial == KernelSpec((3, 4))
-
-
-def test_resolve_leaves_out_a_bias_of_zero() -> None:
-
-    def bias(value: object) -> object:
-        return CrfParameters().replace(**{"mean_field.bias": value}).resolve(3, 1, 3).mean_field.bias
-
-    assert bias(0.0) is None
-    assert bias([0, 0.0, -0.0]) is None
-    np.testing.assert_array_equal(bias(-1), [-1, -1, -1])
-    np.testing.assert_array_equal(bias([0.0, 0.5, -2.0]), [0.0, 0.5, -2.0])
-
-
-def test_resolve_drops_terms_without_weight() -> None:
-    parameters = _two_kernels().replace(**{"bilateral.0.weight": [0.0, 0.0]})
-    resolved = parameters.resolve(2, 1, 3)
-    assert [kernel.theta_position for kernel in resolved.kernels.bilateral] == [(6.0,) * 3]
-    assert resolved.kernels.spatial is None
-    assert parameters.replace(**{"spatial.weight": [0.0, 1.0]}).resolve(2, 1, 3).kernels.spatial is not None
+    none = {"spatial.weight": 0.0, "mean_field.bias": [0, 0.0, -0.0]}
+    resolved = CrfParameters().replace(**changes).replace(**none).resolve(3, 1, 2)
+    assert (resolved.kernels.spatial, resolved.mean_field.bias) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "value", "message"),
     [
-        (
-            {"bilateral.weight": [1.0, 2.0]},
-            r"bilateral\.weight: it has 2 values, but the case has 3 labels; give one number for all, or one per label",
-        ),
-        ({"bilateral.theta_alpha": [1.0]}, r"bilateral\.theta_alpha: it has 1 value, but the case has 3 axes"),
-        ({"bilateral.theta_beta": [0.1] * 4}, r"bilateral\.theta_beta: it has 4 values, but the case has 2 modalities"),
-        ({"spatial.weight": [1.0] * 4}, r"spatial\.weight: it has 4 values"),
-        ({"spatial.theta_gamma": [1.0] * 2}, r"spatial\.theta_gamma: it has 2 values, but the case has 3 axes"),
-        ({"bilateral": [{}, {"theta_beta": [0.1]}]}, r"bilateral\.1\.theta_beta: it has 1 value, but the case has 2 modalities"),
-        ({"intensity.normalization": ["zscore"]}, r"intensity\.normalization: it has 1 value, but the case has 2 modalities"),
-        ({"intensity.percentiles": [[1.0, 99.0]] * 3}, r"intensity\.percentiles: it has 3 values, but the case has 2 modalities"),
-        (
-            {"mean_field.bias": [0.5]},
-            r"mean_field\.bias: it has 1 value, but the case has 3 labels; give one number for all",
-        ),
-        ({"postprocess.min_component_ml": [0.0, 0.1]}, r"postprocess\.min_component_ml: it has 2 values, but the case has 3 labels"),
-        (
-            {"postprocess.keep_largest": ["none", "each"]},
-            r"postprocess\.keep_largest: it has 2 values, but the case has 3 labels; give one word for all, or one per label",
-        ),
-        (
-            {"postprocess.keep_largest": "each", "postprocess.num_components": [1] * 4},
-            r"postprocess\.num_components: it has 4 values, but the case has 3 labels",
-        ),
-        ({"postprocess.fill_holes": ["none"]}, r"postprocess\.fill_holes: it has 1 value, but the case has 3 labels"),
-        (
-            {"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]},
-            r"compatibility\.matrix: it is 2 x 2, but the case has 3 labels",
-        ),
+        ("bilateral.weight", [1.0, 2.0], "it has 2 values, but the case has 3 labels; give one number for all, or one per label"),
+        ("bilateral.theta_alpha", [1.0], "it has 1 value, but the case has 3 axes"),
+        ("bilateral.theta_beta", [0.1] * 4, "it has 4 values, but the case has 2 modalities"),
+        ("spatial.weight", [1.0] * 4, "it has 4 values, but the case has 3 labels"),
+        ("spatial.theta_gamma", [1.0] * 2, "it has 2 values, but the case has 3 axes"),
+        ("intensity.normalization", ["zscore"], "it has 1 value, but the case has 2 modalities"),
+        ("intensity.percentiles", [[1.0, 99.0]] * 3, "it has 3 values, but the case has 2 modalities"),
+        ("mean_field.bias", [0.5], "it has 1 value, but the case has 3 labels"),
+        ("postprocess.min_component_ml", [0.0, 0.1], "it has 2 values, but the case has 3 labels"),
+        ("postprocess.keep_largest", ["none", "each"], "it has 2 values, but the case has 3 labels; give one word for all"),
+        ("postprocess.num_components", [1] * 4, "it has 4 values, but the case has 3 labels"),
+        ("postprocess.fill_holes", ["none"], "it has 1 value, but the case has 3 labels"),
+        ("compatibility.matrix", [[0.0, 1.0], [1.0, 0.0]], "it is 2 x 2, but the case has 3 labels"),
     ],
 )
-def test_resolve_refuses_lists_of_the_wrong_length(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match="^" + message):
-        CrfParameters().replace(**changes).resolve(num_labels=3, num_modalities=2, num_dims=3)
+def test_resolve_refuses_lists_of_the_wrong_length(key: str, value: object, message: str) -> None:
+    needed = {"compatibility.matrix": {"compatibility.kind": "matrix"}, "postprocess.num_components": {"postprocess.keep_largest": "each"}}
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)}: {message}"):
+        CrfParameters().replace(**needed.get(key, {}), **{key: value}).resolve(num_labels=3, num_modalities=2, num_dims=3)
 
 
 def test_positions_decide_the_distance_between_voxels() -> None:

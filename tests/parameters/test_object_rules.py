@@ -39,13 +39,3 @@ rules = st.builds(ObjectRule, st.one_of(st.none(), st.integers(1, 9)), st.one_of
 @given(st.lists(rules, min_size=2, max_size=5).map(tuple))
 def test_rules_become_parameters_and_back(given_rules: tuple[ObjectRule, ...]) -> None:
     assert object_rules(rules_as_parameters(given_rules), len(given_rules)) == given_rules
-
-
-def test_words_are_taken_where_they_do() -> None:
-    one, two = ObjectRule(1), ObjectRule(2, fills_holes=True)
-    assert rules_as_parameters((NONE,) * 4) == PostprocessParameters()
-    assert rules_as_parameters((one, NONE, NONE)) == PostprocessParameters("foreground")
-    assert rules_as_parameters((NONE, two, two)) == PostprocessParameters("each", num_components=2, fill_holes="each")
-    assert rules_as_parameters((one, NONE, two)) == PostprocessParameters(
-        ("foreground", "none", "each"), num_components=(1, 1, 2), fill_holes=("none", "none", "each")
-    )

@@ -41,9 +41,8 @@ def test_a_build_has_this_machines_level_and_the_baseline(tmp_path):
     assert levels_of(configure(tmp_path, "CRFREFINE_LEVELS=avx2")) == ["baseline", "avx2"], "the baseline tells what the processor runs"
 
 
-@pytest.mark.parametrize(("processor", "levels"), [("x86_64", list(LEVELS)), ("aarch64", ["baseline"])])
-def test_a_build_for_other_machines_has_all_levels(tmp_path, processor, levels):
-    assert levels_of(configure(tmp_path, "CMAKE_SYSTEM_NAME=Linux", f"CMAKE_SYSTEM_PROCESSOR={processor}")) == levels
+def test_a_build_for_another_machine_has_all_of_its_levels(tmp_path):
+    assert levels_of(configure(tmp_path, "CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64")) == ["baseline"]
 
 
 def test_a_level_that_is_not_known_is_named(tmp_path):

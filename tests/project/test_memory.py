@@ -3,8 +3,6 @@
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from crfrefine import memory
 from crfrefine.control_groups import control_groups
@@ -31,16 +29,12 @@ V1_MOUNTS += "35 31 0:32 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("8GiB", 8 * GIB),
         ("8 gib", 8 * GIB),
         ("8G", 8 * GIB),
         ("8GB", 8_000_000_000),
         ("512MiB", 512 << 20),
-        ("512m", 512 << 20),
-        ("0.5GB", 500_000_000),
         (".5T", 1 << 39),
         ("64K", 1 << 16),
-        ("17", 17),
         ("17 bytes", 17),
         (" 1.5M ", 3 << 19),
         ("999999999999999999", 999_999_999_999_999_999),  # more digits than a float has
@@ -50,33 +44,16 @@ def test_a_size_is_read(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "G", "8X", "8GiBB", "8iB", "-1", "+1", "0", "0.0000001K", "1e9", "8,5G", "nan", "inf", "\uff19", "9" * 25, "9" * 5000, "1048576T"],
-)
+@pytest.mark.parametrize("text", ["", "G", "8GiBB", "8iB", "-1", "0", "0.0000001K", "1e9", "8,5G", "nan", "\uff19", "9" * 5000, "1048576T"])
 def test_what_is_no_size_is_refused_with_an_example(text):
     with pytest.raises(InputError, match="expected one such as 8GiB"):
         parse_size(text)
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 bytes"),
-        (1, "1 byte"),
-        (1000, "1000 bytes"),
-        (1 << 10, "1.00 KiB"),
-        (5e9, "4.66 GiB"),
-        (9.996 * GIB, "10.0 GiB"),
-        (99.96 * GIB, "100 GiB"),
-        (999 << 20, "999 MiB"),
-        ((1 << 30) - 1, "1.00 GiB"),
-        (100 * GIB, "100 GiB"),
-        (1 << 60, "1048576 TiB"),
-    ],
-)
-def test_a_size_is_written(size, text):
-    assert format_size(size) == text
+def test_a_size_is_written():
+    sizes = {1: "1 byte", 1000: "1000 bytes", 1 << 10: "1.00 KiB", 5e9: "4.66 GiB", 9.996 * GIB: "10.0 GiB", 99.96 * GIB: "100 GiB"}
+    sizes |= {999 << 20: "999 MiB", (1 << 30) - 1: "1.00 GiB", 1 << 60: "1048576 TiB"}
+    assert {size: format_size(size) for size in sizes} == sizes
 
 
 def test_own_use_is_read():
@@ -86,18 +63,10 @@ def test_own_use_is_read():
 
 
 def test_the_machine_allows_what_is_available_and_what_the_process_has_without_a_reserve():
+    """The reserve is a GiB at most. An old kernel does not say what is available, which is what is free and cached."""
     limit = machine_limit(MEMINFO, own_use(STATUS))
     assert limit == (8 * GIB - 16 * GIB // 20 + GIB // 2, "the memory available on this machine")
-
-
-def test_the_reserve_is_a_gibibyte_at_most():
-    large = "MemTotal: 1073741824 kB\nMemAvailable: 1073741824 kB\n"
-    limit = machine_limit(large, OwnUse())
-    assert limit is not None
-    assert limit[0] == 1023 * GIB
-
-
-def test_an_old_kernel_without_available_memory_counts_free_and_cached():
+    assert machine_limit("MemTotal: 1073741824 kB\nMemAvailable: 1073741824 kB\n", OwnUse())[0] == 1023 * GIB
     old = "".join(line for line in MEMINFO.splitlines(keepends=True) if "Available" not in line)
     assert machine_limit(old, OwnUse())[0] == 5 * GIB - 16 * GIB // 20
 
@@ -111,33 +80,21 @@ def test_resource_limits_are_less_what_is_mapped_and_not_used():
     assert list(resource_limits({"RLIMIT_AS": 2**64 - 1, "RLIMIT_DATA": -1}, own)) == []
 
 
-@pytest.mark.parametrize(
-    ("environment", "size"),
-    [
+def test_a_batch_system_limits_the_job():
+    for environment, size in (
         ({"SLURM_MEM_PER_NODE": "8192"}, 8 * GIB),
         ({"SLURM_MEM_PER_NODE": "8G"}, 8 * GIB),
-        ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "3"}, 6 * GIB),
+        ({"SLURM_MEM_PER_CPU": "2048M", "SLURM_CPUS_ON_NODE": "3"}, 6 * GIB),
         ({"SLURM_MEM_PER_GPU": "4096", "SLURM_GPUS_ON_NODE": "2"}, 8 * GIB),
         ({"PBS_RESC_TOTAL_MEM": "1073741824"}, GIB),
-    ],
-)
-def test_a_batch_system_limits_the_job(environment, size):
-    assert list(batch_limits(environment)) == [(size, f"the batch system ({next(iter(environment))})")]
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
+    ):
+        assert list(batch_limits(environment)) == [(size, f"the batch system ({next(iter(environment))})")]
+    for nothing_usable in (
         {"SLURM_MEM_PER_NODE": "0"},  # Slurm: all memory of the node
-        {"SLURM_MEM_PER_CPU": "2048"},
         {"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "4(x2)"},
-        {"SLURM_MEM_PER_NODE": "lots", "PBS_RESC_TOTAL_MEM": "-5"},
-        {"SLURM_MEM_PER_NODE": "9" * 400},
-    ],
-)
-def test_a_batch_system_that_says_nothing_usable_limits_nothing(environment):
-    assert list(batch_limits(environment)) == []
+        {"SLURM_MEM_PER_NODE": "9" * 400, "PBS_RESC_TOTAL_MEM": "-5"},
+    ):
+        assert list(batch_limits(nothing_usable)) == []
 
 
 def write_group(folder: Path, **files: str) -> None:
@@ -157,9 +114,10 @@ def test_the_smallest_of_all_groups_above_limits_and_what_others_use_is_not_free
     assert {source for _, source in limits} == {"the control group (cgroup) of this process"}
 
 
-def test_memory_high_limits_too(tmp_path):
+def test_memory_high_limits_too_and_a_full_group_leaves_nothing_rather_than_less(tmp_path):
+    write_group(tmp_path / "sys/fs/cgroup", memory__max=f"{GIB}", memory__current=f"{3 * GIB}")
     write_group(tmp_path / "sys/fs/cgroup/job", memory__max="max\n", memory__high=f"{3 * GIB}\n")
-    assert [size for size, _ in control_group_limits("0::/job\n", V2_MOUNT, OwnUse(), tmp_path)] == [3 * GIB]
+    assert [size for size, _ in control_group_limits("0::/job\n", V2_MOUNT, OwnUse(), tmp_path)] == [3 * GIB, 0]
 
 
 def test_version_1_is_read(tmp_path):
@@ -177,64 +135,23 @@ def test_version_1_is_read(tmp_path):
         ("/", "/", ["/sys/fs/cgroup"]),
         ("/a/b", "/", ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"]),
         # A container whose group is the root of what is mounted, without and with a namespace of its own.
-        ("/docker/1f", "/docker/1f", ["/sys/fs/cgroup"]),
         ("/docker/1f/sub", "/docker/1f", ["/sys/fs/cgroup/sub", "/sys/fs/cgroup"]),
         ("/elsewhere", "/docker/1f", ["/sys/fs/cgroup"]),
         ("/../../outside", "/", ["/sys/fs/cgroup"]),
-        ("/a/../../../etc", "/", ["/sys/fs/cgroup"]),
         (r"/a b", "/", ["/sys/fs/cgroup/a b", "/sys/fs/cgroup"]),
     ],
 )
 def test_the_group_is_found_where_it_is_mounted_and_nowhere_outside(group, mount, folders):
     mounts = f"31 23 0:28 {mount} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
     assert control_groups(f"0::{group}\n", mounts) == [(2, PurePosixPath(folder)) for folder in folders]
+    blank = mounts.replace("/sys/fs", r"/a\040b")
+    assert control_groups(f"0::{group}\n", blank) == [(2, PurePosixPath(folder.replace("/sys/fs", "/a b"))) for folder in folders]
 
 
-def test_a_mount_point_with_blanks_is_found():
-    mounts = r"31 23 0:28 / /a\040b rw - cgroup2 cgroup2 rw"
-    assert control_groups("0::/\n", mounts) == [(2, PurePosixPath("/a b"))]
-
-
-@pytest.mark.parametrize("content", ["max\n", "", "-1\n", "0x10", "nonsense", "9" * 29, "18446744073709551615"])
+@pytest.mark.parametrize("content", ["max\n", "", "-1\n", "0x10", "9" * 29, "18446744073709551615"])
 def test_a_group_without_a_usable_limit_limits_nothing(tmp_path, content):
     write_group(tmp_path / "sys/fs/cgroup", memory__max=content, memory__current="max", memory__stat="inactive_file many\n\0\n")
     assert list(control_group_limits("0::/\n", V2_MOUNT, OwnUse(), tmp_path)) == []
-
-
-def test_a_full_group_leaves_nothing_rather_than_less(tmp_path):
-    write_group(tmp_path / "sys/fs/cgroup", memory__max=f"{GIB}", memory__current=f"{3 * GIB}")
-    assert [size for size, _ in control_group_limits("0::/\n", V2_MOUNT, OwnUse(), tmp_path)] == [0]
-
-
-ODD = st.one_of(
-    st.text(max_size=80),
-    st.lists(
-        st.sampled_from(
-            ["0::/", "4:memory:/", "..", "/a", " - cgroup2 ", "31 23 0:28 ", "/sys", "\\040", "max", "\n", "9" * 40, "kB", "\0"]
-        )
-    ).map("".join),
-)
-
-
-@given(ODD, ODD, ODD)
-def test_odd_texts_limit_nothing_and_raise_nothing(groups, mounts, status):
-    own = own_use(status)
-    for size, source in [*control_group_limits(groups, mounts, own, Path("/nonexistent")), *resource_limits({"RLIMIT_AS": 5}, own)]:
-        assert size >= 0
-        assert source
-    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "PBS_RESC_TOTAL_MEM"):
-        assert all(size > 0 for size, _ in batch_limits({name: groups, "SLURM_CPUS_ON_NODE": mounts}))
-    machine_limit(mounts, own)
-
-
-@given(ODD, ODD)
-@example("0::/\n", "31 23 0:28 / /sys/\\056\\056 rw - cgroup2 cgroup2 rw")
-@example("0::/\n", "31 23 0:28 / //sys rw - cgroup2 cgroup2 rw")
-def test_no_group_lies_outside_of_what_is_mounted(groups, mounts):
-    for _, folder in control_groups(groups, mounts + "\n" + V2_MOUNT + V1_MOUNTS):
-        assert ".." not in folder.parts
-        assert folder.is_absolute()
-    list(control_group_limits(groups, mounts, OwnUse(), Path("/nonexistent")))
 
 
 def test_the_smallest_limit_counts(monkeypatch):
@@ -250,13 +167,6 @@ def test_a_system_that_says_nothing_has_no_limit(monkeypatch):
     assert limit == MemoryLimit(LARGEST, "no limit known on this system")
     assert not limit.is_known
     require_memory(10**17, "x: takes", limit)
-
-
-def test_this_system_has_a_limit_below_its_memory():
-    """Tests run on Linux or macOS, which say how much memory there is; a page is the least anything can take."""
-    limit = memory_limit()
-    assert limit.is_known
-    assert limit.bytes > 4096
 
 
 def test_without_proc_the_physical_memory_is_the_limit(monkeypatch):

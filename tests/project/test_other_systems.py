@@ -79,24 +79,6 @@ def test_a_file_that_is_mapped_is_not_in_the_way(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        ("open('a', 'wb').write(b'1'); f = open('a', 'rb'); os.replace('a', 'b')", "PermissionError"),
-        ("open('a', 'wb').write(b'1'); m = np.memmap('a', 'u1', 'r'); os.remove('a')", "PermissionError"),
-        ("open('a:b', 'wb')", "OSError"),
-        ("import fcntl", "ModuleNotFoundError"),
-        ("os.geteuid()", "AttributeError"),
-        ("open('/proc/self/status', 'rb')", "FileNotFoundError"),
-    ],
-)
-def test_the_other_system_refuses_what_it_should(code, error, tmp_path):
-    done = run_there("windows", tmp_path, code=f"import os, numpy as np\n{code}")
-    assert done.returncode == 1
-    assert error in done.stderr.splitlines()[-1]
-
-
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_scratch_file_goes_with_its_last_use(system, monkeypatch, tmp_path):
     """Without files that have no name: removed at once, or by the system when it is closed (here it only gets the flag)."""

@@ -26,39 +26,31 @@ installed_only = pytest.mark.skipif(
 
 
 @installed_only
-def test_the_tests_meet_the_installed_package():
-    assert "site-packages" in Path(crfrefine.__file__).parts
-
-
-@installed_only
-def test_processes_that_tests_start_meet_it_too():
+def test_the_tests_and_the_processes_that_they_start_meet_the_installed_package():
     """`python -m` and `python -c` would put the working folder, here the source tree, first; PYTHONSAFEPATH keeps it out."""
+    assert "site-packages" in Path(crfrefine.__file__).parts
     code = "import crfrefine; print(crfrefine.__file__)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert Path(found) == Path(crfrefine.__file__)
-
-
-@installed_only
-def test_the_version_is_the_packages():
     assert importlib.metadata.version("crfrefine") == crfrefine.__version__
 
 
 @installed_only
-@pytest.mark.parametrize("folder", ["configs", "kernels"])
-def test_the_wheel_carries_its_data(folder):
-    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}}
-    assert wanted
-    with importlib.resources.as_file(importlib.resources.files("crfrefine")) as package:
-        for name in wanted:
-            assert (package / name).read_bytes() == (ROOT / name).read_bytes()
-
-
-@installed_only
-def test_the_wheel_carries_the_pages_assets():
+def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
+    package = Path(str(importlib.resources.files("crfrefine")))
+    for folder in ("configs", "kernels"):
+        wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}}
+        assert wanted
+        assert all((package / name).read_bytes() == (ROOT / name).read_bytes() for name in wanted)
     for room, some in {"report": {"page.html", "report.css", "report.js"}, "tune": {"page.html", "tune.css", "tune.js"}}.items():
-        wanted = sorted(path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir())
-        assert some <= set(wanted)
-        assert sorted(item.name for item in (importlib.resources.files("crfrefine") / room / "assets").iterdir()) == wanted
+        wanted = {path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir()}
+        assert some <= wanted == {path.name for path in (package / room / "assets").iterdir()}
+    files = importlib.metadata.files("crfrefine")
+    assert files is not None
+    outside = {f.parts[0] for f in files if f.parts[0] != "crfrefine" and not f.parts[0].endswith(".dist-info") and f.parts[0] != ".."}
+    assert outside == set()
+    suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
+    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
 def test_no_script_of_others_is_committed():
@@ -66,16 +58,6 @@ def test_no_script_of_others_is_committed():
     scripts = [path for path in repository_texts() if path.suffix == ".js"]
     assert {path.name for path in scripts} == {"planes.js", "report.js", "sliders.js", "tune.js", "viewer.js"}
     assert all(len(line) < 200 for path in scripts for line in path.read_text(encoding="utf-8").splitlines()), "nothing minified"
-
-
-@installed_only
-def test_the_wheel_carries_nothing_else():
-    files = importlib.metadata.files("crfrefine")
-    assert files is not None
-    outside = {f.parts[0] for f in files if f.parts[0] != "crfrefine" and not f.parts[0].endswith(".dist-info") and f.parts[0] != ".."}
-    assert outside == set()
-    suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
-    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
 @installed_only
@@ -118,10 +100,9 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("what", UNFIT)
-def test_the_repositorys_text_is_clean(what):
-    offenders = [path.relative_to(ROOT).as_posix() for path in repository_texts() if UNFIT[what].search(path.read_text(encoding="utf-8"))]
-    assert offenders == []
+def test_the_repositorys_text_is_clean():
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in repository_texts()}
+    assert [(name, what) for name, text in texts.items() for what, pattern in UNFIT.items() if pattern.search(text)] == []
 
 
 def refine_in_a_clone(folder: Path, installed: Path) -> subprocess.CompletedProcess[str]:
@@ -143,26 +124,19 @@ def refine_in_a_clone(folder: Path, installed: Path) -> subprocess.CompletedProc
 
 
 def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
-    """Python started in a clone meets the source tree first."""
-    installed, clone = tmp_path / "site", tmp_path / "clone"
+    """Python started in a clone meets the source tree first. An engine with other arguments must not be called."""
+    installed = tmp_path / "site"
     shutil.copytree(PACKAGE, installed / "crfrefine")
-    clone.mkdir()
-    done = refine_in_a_clone(clone, installed)
+    done = refine_in_a_clone(tmp_path / "clone", installed)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<RefinementResult")
-    assert str(clone) in done.stdout
-
-
-def test_a_source_tree_that_hides_another_version_says_so(tmp_path):
-    """An engine with other arguments must not be called."""
-    installed, clone = tmp_path / "site", tmp_path / "clone"
-    shutil.copytree(PACKAGE, installed / "crfrefine")
+    assert str(tmp_path / "clone") in done.stdout
     with (installed / "crfrefine" / "engines" / "cpu.py").open("a", encoding="utf-8") as adapter:
         adapter.write("# changed\n")
-    clone.mkdir()
-    done = refine_in_a_clone(clone, installed)
+    done = refine_in_a_clone(tmp_path / "another" / "clone", installed)
     assert "BackendUnavailableError" in done.stderr
-    assert f"source tree {clone / 'crfrefine'}, which has no compiled engine, before the installed package" in done.stderr
+    source = tmp_path / "another" / "clone" / "crfrefine"
+    assert f"source tree {source}, which has no compiled engine, before the installed package" in done.stderr
     assert "PYTHONSAFEPATH=1" in done.stderr
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from study_helpers import BENCHMARKS, run_script
+from script_imports import importing_from
 from training_helpers import write_cases
 
-from crfrefine.statistics.comparison import Measurement, ResultTable
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
 
-pytestmark = pytest.mark.long
-
-NUM_CASES = 5
-
-
-def rows_of(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+NUM_CASES = 3
 
 
 @pytest.fixture(scope="module")
@@ -33,54 +29,27 @@ def hearts(tmp_path_factory):
     return data
 
 
-def test_each_case_has_logits_of_a_network_that_has_not_seen_it_also_after_an_interruption(hearts, tmp_path):
+def test_each_case_has_logits_of_a_network_that_has_not_seen_it_also_after_an_interruption(hearts, tmp_path, capsys):
     """A fold that was not complete is trained again, with the same result; the others are not touched."""
     network = tmp_path / "network"
-    first = run_script("study_network.py", hearts, network, "--num-steps", 1)
-    assert first.returncode == 0, first.stderr
-    folds = sorted(network.glob("fold_*"))
-    held_out = [list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in folds]
-    assert sorted(case for fold in held_out for case in fold) == [f"case{number}" for number in range(NUM_CASES)]
-    for fold, cases in zip(folds, held_out, strict=True):
-        for case in cases:
-            link = network / "logits" / f"{case}.nii.gz"
-            assert link.resolve() == (fold / "logits" / link.name).resolve()
-            assert nibabel.load(link).shape[:3] == nibabel.load(hearts / "images" / f"{case}_0000.nii.gz").shape
-
-    before = {file.name: file.read_bytes() for file in (network / "logits").iterdir()}
-    stages = json.loads((network / "stages.json").read_text())
-    stages["fold_2"]["complete"] = False
-    (network / "stages.json").write_text(json.dumps(stages))
-    for file in (network / "fold_2" / "logits").iterdir():
-        file.write_bytes(b"half")
-    again = run_script("study_network.py", hearts, network, "--num-steps", 1)
-    assert again.stderr.count("is there already") == 4
+    with importing_from(BENCHMARKS) as load:
+        schedule = load("study_unet").Schedule(num_steps=1, batch=2, patch=16, width=4)
+        load("study_network").add_logits(hearts, network, schedule)
+        folds = sorted(network.glob("fold_*"))
+        held_out = [list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in folds]
+        assert sorted(case for fold in held_out for case in fold) == [f"case{number}" for number in range(NUM_CASES)]
+        for fold, cases in zip(folds, held_out, strict=True):
+            for case in cases:
+                link = network / "logits" / f"{case}.nii.gz"
+                assert link.resolve() == (fold / "logits" / link.name).resolve()
+                assert nibabel.load(link).shape[:3] == nibabel.load(hearts / "images" / f"{case}_0000.nii.gz").shape
+        before = {file.name: file.read_bytes() for file in (network / "logits").iterdir()}
+        stages = json.loads((network / "stages.json").read_text())
+        stages["fold_2"]["complete"] = False
+        (network / "stages.json").write_text(json.dumps(stages))
+        for file in (network / "fold_2" / "logits").iterdir():
+            file.write_bytes(b"half")
+        load("study_network").add_logits(hearts, network, schedule)
+    output = capsys.readouterr()
+    assert (output.out + output.err).count("is there already") == NUM_CASES - 1
     assert {file.name: file.read_bytes() for file in (network / "logits").iterdir()} == before
-
-
-def test_cases_are_grouped_by_size_and_by_the_networks_dice(monkeypatch):
-    """Ten cases: the small ones gain 4 points, the others lose 1; the network is the better the larger they are."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from study_findings import Findings
-    from study_groups import quality_table, size_table
-
-    lines = []
-    for number in range(10):
-        case, network = f"case{number}", 0.5 + 0.03 * number
-        trained = network + (0.04 if number < 4 else -0.01)
-        error = (-1) ** number * 0.25
-        values = {"dice": network, "volume_ml": 2 + number + error, "volume_difference_ml": error}
-        lines += [Measurement(case, "atrium", metric, value, "network") for metric, value in values.items()]
-        lines.append(Measurement(case, "atrium", "dice", trained, "trained CRF"))
-    summary = {"judged_regions": ["atrium"], "titles": {"atrium": "atrium"}}
-    findings = Findings("heart", "logits", {}, summary, {}, ResultTable(lines), {})
-    assert rows_of(size_table([findings]))[-1] == [
-        "heart, `logits`",
-        "atrium",
-        "2 to 5 ml: +4.00 (4 / 0)",
-        "6 to 8 ml: −1.00 (0 / 3)",
-        "9 to 11 ml: −1.00 (0 / 3)",
-    ]
-    assert rows_of(quality_table([findings]))[-1][1] == "0.50 to 0.59: +4.00 (4 / 0)"
-    few = Findings("heart", "logits", {}, summary, {}, ResultTable(line for line in lines if line.case < "case8"), {})
-    assert "Thirds need 9 cases" in size_table([few])

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from crfrefine import threads
 from crfrefine.control_groups import core_quota
@@ -42,39 +40,25 @@ def test_a_group_without_a_usable_quota_limits_nothing(tmp_path, content):
     assert core_quota("0::/\n", V2_MOUNT, tmp_path) is None
 
 
-@given(st.text(max_size=80), st.text(max_size=80))
-def test_odd_texts_limit_nothing_and_raise_nothing(groups, mounts):
-    assert core_quota(groups, mounts + V2_MOUNT, Path("/nonexistent")) is None
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine with 16 cores, of which this process may use 12."""
+def test_affinity_quota_and_share_limit_the_threads(monkeypatch):
+    """A machine with 16 cores, of which this process may use 12; a part of a core is one. A worker's share goes before all."""
     monkeypatch.delenv(SHARE, raising=False)
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    monkeypatch.setattr(threads, "_quota", lambda: None)
-    return monkeypatch
-
-
-def test_the_affinity_counts(machine):
-    assert thread_limit().number == available_threads() == 12
-    assert "affinity" in thread_limit().source
-    machine.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)))
-    assert thread_limit() == threads.ThreadLimit(16, "the cores of this machine")
-
-
-@pytest.mark.parametrize(("quota", "number"), [(2.0, 2), (1.5, 2), (0.1, 1), (11.2, 12), (40.0, 12)])
-def test_a_quota_counts_where_it_is_smaller_and_a_part_of_a_core_is_one(machine, quota, number):
-    machine.setattr(threads, "_quota", lambda: quota)
-    assert available_threads() == number
-    assert ("quota" in thread_limit().source) == (number < 12)
-
-
-def test_a_workers_share_goes_before_all(machine):
-    machine.setattr(threads, "_quota", lambda: 2.0)
-    machine.setenv(SHARE, "3")
+    for cores, quota, number, source in (
+        (16, None, 16, "the cores of this machine"),
+        (12, None, 12, "affinity"),
+        (12, 2.0, 2, "quota"),
+        (12, 1.5, 2, "quota"),
+        (12, 0.1, 1, "quota"),
+        (12, 11.2, 12, "affinity"),
+        (12, 40.0, 12, "affinity"),
+    ):
+        monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
+        assert thread_limit().number == available_threads() == number
+        assert source in thread_limit().source
+    monkeypatch.setenv(SHARE, "3")
     assert thread_limit().number == 3
     assert SHARE in thread_limit().source
-    machine.setenv(SHARE, "many")
-    assert thread_limit().number == 2
+    monkeypatch.setenv(SHARE, "many")
+    assert thread_limit().number == 12

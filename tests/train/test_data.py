@@ -67,54 +67,45 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
 
 def test_cases_with_one_cause_are_told_together(tmp_path):
     """Of three cases with logits on another grid the first is told with its grids; another cause by itself."""
-    write_cases(tmp_path, 6)
+    write_cases(tmp_path, 5)
     for number in range(1, 4):
         path = tmp_path / "logits" / f"case{number}.nii.gz"
         save_nifti(path, np.moveaxis(phantom(number).logits, 0, -1)[:-2], phantom(number).affine)
+    (tmp_path / "labels" / "case4.nii").touch()
+    with pytest.raises(InputError, match="1 of 5 cases cannot be trained on:\n  case 'case4': expected one file of labels"):
+        find_cases(locate_folders(tmp_path))
+    (tmp_path / "labels" / "case4.nii").unlink()
     (tmp_path / "images" / "case4_0001.nii.gz").write_bytes(b"")
-    with pytest.raises(InputError, match="4 of 6 cases cannot be trained on") as caught:
+    with pytest.raises(InputError, match="4 of 5 cases cannot be trained on") as caught:
         find_cases(locate_folders(tmp_path))
     lines = str(caught.value).splitlines()
-    first, second = (line for line in lines if line.startswith("  case"))
-    assert first == "  case 'case1': logits and image are on different grids"
-    assert second == f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty"
+    assert [line for line in lines if line.startswith("  case")] == [
+        "  case 'case1': logits and image are on different grids",
+        f"  case 'case4': {tmp_path}/images/case4_0001.nii.gz: the file is empty",
+    ]
     assert lines[-1] == "  2 more cases failed like 'case1' (case2, case3): logits and image are on different grids"
-    (tmp_path / "labels" / "case5.nii").touch()
-    with pytest.raises(InputError, match="1 of 6 cases cannot be trained on:\n  case 'case5': expected one file of labels"):
-        find_cases(locate_folders(tmp_path))
 
 
 def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
-    write_cases(tmp_path, 3)
-    for number in range(3):
+    """Two complete cases are the fewest."""
+    write_cases(tmp_path, 6)
+    for number in range(6):
         save_nifti(tmp_path / "masks" / f"case{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8), phantom(number).affine)
     complete = find_cases(locate_folders(tmp_path), strict=True)
-    assert (complete.case_ids, complete.left_out, complete.notes) == (("case0", "case1", "case2"), (), ())
-    for folder, name, lacks in (
-        ("labels", "case1.nii.gz", "labels"),
-        ("logits", "case1.nii.gz", "logits"),
-        ("masks", "case1.nii.gz", "mask"),
-        ("images", "case1_0001.nii.gz", "modality 0001"),
-        ("images", "case1_*.nii.gz", "image"),
-    ):
-        taken = {path: path.read_bytes() for path in (tmp_path / folder).glob(name)}
-        for path in taken:
-            path.unlink()
-        cases, reason = find_cases(locate_folders(tmp_path)), f"no {lacks} in {tmp_path}/{folder}"
-        assert cases.case_ids == ("case0", "case2")
-        assert [(case.case_id, case.reasons) for case in cases.left_out] == [("case1", (reason,))]
-        assert cases.notes == (f"1 of 3 cases is left out: {reason} (1): case1",)
-        for path, content in taken.items():
-            path.write_bytes(content)
-    for number in (1, 2):
-        (tmp_path / "logits" / f"case{number}.nii.gz").unlink()
-    for count, cases in (
-        (r"only 1 of 3 cases is complete", r"\(2\): case1, case2"),
-        ("no case is complete", r"\(3\): case0, case1, case2"),
-    ):
-        with pytest.raises(InputError, match=rf"{count}; expected at least two .*\n  no logits in \S+ {cases}\n"):
-            find_cases(locate_folders(tmp_path))
-        (tmp_path / "logits" / "case0.nii.gz").unlink(missing_ok=True)
+    assert (complete.case_ids, complete.left_out, complete.notes) == (tuple(f"case{number}" for number in range(6)), (), ())
+    lacks = {"labels": "labels", "logits": "logits", "masks": "mask"}
+    for number, folder in enumerate(lacks):
+        (tmp_path / folder / f"case{number}.nii.gz").unlink()
+    (tmp_path / "images" / "case3_0001.nii.gz").unlink()
+    cases = find_cases(locate_folders(tmp_path))
+    assert cases.case_ids == ("case4", "case5")
+    reasons = [*(f"no {what} in {tmp_path}/{folder}" for folder, what in lacks.items()), f"no modality 0001 in {tmp_path}/images"]
+    assert [(case.case_id, case.reasons) for case in cases.left_out] == [(f"case{n}", (reason,)) for n, reason in enumerate(reasons)]
+    assert cases.notes[0].startswith(f"4 of 6 cases are left out: {reasons[0]} (1): case0")
+    (tmp_path / "logits" / "case5.nii.gz").unlink()
+    message = r"only 1 of 6 cases is complete; expected at least two .*\n(.*\n)*  no logits in \S+ \(2\): case1, case5"
+    with pytest.raises(InputError, match=message):
+        find_cases(locate_folders(tmp_path))
     write_cases(tmp_path / "one", 1)
     with pytest.raises(InputError, match="at least two are needed"):
         find_cases(locate_folders(tmp_path / "one"))
@@ -129,10 +120,9 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     crop = make_crop(case, IntensityParameters())
     confusion = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS) + crop.outside
     assert confusion.sum() == np.prod(GRID_SHAPE) // 2
-    for content in ("[1, 2]", '{"labels": [1, 2]}', '{"labels": 3}'):
-        (tmp_path / "dataset.json").write_text(content)
-        with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it"):
-            find_cases(locate_folders(tmp_path))
+    (tmp_path / "dataset.json").write_text('{"labels": [1, 2]}')
+    with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it"):
+        find_cases(locate_folders(tmp_path))
 
 
 def test_default_regions_have_names_that_tables_can_hold(tmp_path):
@@ -140,14 +130,11 @@ def test_default_regions_have_names_that_tables_can_hold(tmp_path):
     for labels, names in (
         ({"mean": 1, "a\tb\n c": 2, " ": 3}, ["label 1", "a b c", "label 3"]),
         ({"a": 1, " a": 2, "b": 3}, ["label 1", "label 2", "b"]),
-        ({"label 2": 1, "mean": 2, "b": 3}, ["label 1", "label 2", "label 3"]),
         ({"a": 1, "b": 2, "ignore": 3}, ["a", "b"]),
-        ({"shell": 1, "core": 2}, ["shell", "core", "label 3"]),
     ):
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
         regions = choose_regions((), find_cases(locate_folders(tmp_path)))
-        assert [region.name for region in regions] == names
-        assert [region.labels for region in regions] == [(number + 1,) for number in range(len(names))]
+        assert [(region.name, region.labels) for region in regions] == [(name, (n,)) for n, name in enumerate(names, start=1)]
 
 
 def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
@@ -156,8 +143,6 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     voxels.write_bytes(bytes(4))
     case = CaseFiles("a", (header,), (), None, None)
     before = fingerprint({}, (case,))
-    assert fingerprint({}, (case,)) == before
-    voxels.write_bytes(b"abcd")
     os.utime(voxels, ns=(0, 1))
     assert len({before, fingerprint({}, (case,)), fingerprint({"learn": 1}, (case,))}) == 3
 
@@ -185,10 +170,8 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
     """Crops beyond the memory go to disk, without a name: a killed process would leave it."""
     monkeypatch.setattr(cropping, "TILE_VOXELS", 400)
     crop = crops(1)[0]
-    assert len(crop.tiles) > 3
-    parts = [crop.tile(number) for number in range(len(crop.tiles))]
-    assert sum(part.num_voxels for part in parts) == crop.num_voxels
-    assert max(part.num_voxels for part in parts) <= 400
+    parts = [crop.tile(number).num_voxels for number in range(len(crop.tiles))]
+    assert (sum(parts), max(parts) <= 400) == (crop.num_voxels, True)
     assert sum(crop.tile_weights) == pytest.approx(1.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kept = CropStore(memory_bytes=0).keep(crop)
@@ -199,7 +182,7 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
 
 
 def test_each_case_is_held_out_once_and_decides_nothing_there():
-    for num_cases, num_folds in ((23, 5), (40, 5), (4, 4), (2, 2)):
+    for num_cases, num_folds in ((23, 5), (4, 4)):
         splits = make_folds(num_cases, num_folds, seed=0)
         assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
         for split in splits:

@@ -6,26 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start, table_of_gains
+from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start
 
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import choose_best, smoothed, smoothing_scores
-from crfrefine.train.comparison import judge
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import split_training
-from crfrefine.train.methods import (
-    DICE_LARGEST,
-    GUIDED_LARGEST,
-    LARGEST,
-    MEASURED,
-    NNUNET,
-    SCALING_LARGEST,
-    SMOOTHING_LARGEST,
-    TRAINED,
-    TRAINED_LARGEST,
-)
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.rounding import rounded
@@ -78,39 +65,25 @@ def test_no_crf_is_the_outcome_where_logits_are_right():
 
 
 @pytest.mark.long
-def test_a_weight_near_zero_can_be_reached_and_left():
+@pytest.mark.parametrize(("kind", "weight", "grid"), [("useful", 0.0, {}), ("scattered", 0.3, LARGER)])
+def test_a_weight_near_zero_can_be_reached_and_left(kind, weight, grid):
     """From 0 the CRF grows where it helps; where labels are single voxels, those of the labels shrink to a fraction."""
-    for kind, weight in (("useful", 0.0), ("scattered", 0.3)):
-        cases = crops(2, kind, **LARGER)
-        shared = material(cases)
-        trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, Schedule(100))
-        for _ in range(7):
-            found = [trajectory.model.gradient(crop, shared.loss, 1) for crop in cases]
-            trajectory.step([sum(parts[1:], parts[0]) for parts in zip(*(one.gradients for one in found), strict=True)], 0.0)
-        weights = trajectory.model.to_parameters().bilateral[0].weight
-        assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
+    (crop,) = crops(1, kind, **grid)
+    loss = material([crop]).loss
+    trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, Schedule(100))
+    for _ in range(7):
+        trajectory.step(trajectory.model.gradient(crop, loss, 1).gradients, 0.0)
+    weights = trajectory.model.to_parameters().bilateral[0].weight
+    assert min(weights) > 0.3 if kind == "useful" else max(weights[1:]) < 0.1
 
 
-@pytest.mark.parametrize("stop_after", [5, *(pytest.param(one, marks=pytest.mark.long) for one in (1, 9))])
-def test_a_restored_training_ends_with_the_same_bits(useful, whole, stop_after):
-    """Stopped in the first rung, in its second start, and in the last rung; on another number of threads."""
+def test_a_restored_training_ends_with_the_same_bits(useful, whole):
+    """Stopped in the second start of the first rung; on another number of threads."""
     expected, states = whole
-    assert len(states) > stop_after
     split, schedule = split_training(range(3), seed=1), Schedule(6, rungs=((3, 1),))
     with Workers(1) as workers:
-        again = Fit(material(useful[:3]), split, [start(4.0), start(8.0)], workers, schedule, json.loads(states[stop_after]))
+        again = Fit(material(useful[:3]), split, [start(4.0), start(8.0)], workers, schedule, json.loads(states[5]))
         assert again.run(SILENT) == expected
-
-
-def test_time_that_is_up_ends_a_training_with_what_it_has(useful):
-    """Without any time the first start is judged as it is."""
-    calls = []
-    is_over = Hooks(lambda *_: None, lambda state: None, lambda: len(calls) > 6 or calls.append(None))
-    result = fit(useful[:2], num_optimizer_steps=50, hooks=is_over)
-    assert max(len(history) for history in result.histories.values()) < 6
-    result = fit(useful[:2], num_optimizer_steps=50, hooks=is_over)
-    assert (result.start, result.best_optimizer_step, result.stopped_by_time) == ("theta_alpha 4", 0, True)
-    assert result.score > result.network_score
 
 
 def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
@@ -127,59 +100,21 @@ def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
     assert choose_best(np.full((2, 3), np.nan), (0.0, 1.0, 2.0), [0, 1]) == 0.0
 
 
-def test_frozen_groups_stay_as_they_start(useful):
-    result = fit(useful[:2], num_optimizer_steps=3, learn=("weights",))
-    (kernel,) = result.parameters.bilateral
-    assert kernel.theta_alpha in (4.0, 8.0)
-    assert kernel.theta_beta == 0.1
-    assert result.parameters.mean_field.temperature == 0.7
-    assert set(kernel.weight) != {4.0}
-
-
-def test_starts_span_the_scales_of_the_data():
+def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_model():
     starts = make_starts(None, LEARNABLE, 4, 2, SPACING)
     voxel = np.prod(SPACING) ** (1 / 3)
     alphas = sorted({one.parameters.bilateral[0].theta_alpha for one in starts})
     assert alphas[0] == pytest.approx(voxel)
     assert alphas[-1] >= 8 * voxel
-    assert len({one.name for one in starts}) == len(starts)
     starts = make_starts(CrfParameters().replace(**{"mean_field.positions": "voxels"}), LEARNABLE, 4, 2, SPACING)[1:]
     assert sorted({one.parameters.bilateral[0].theta_alpha for one in starts}) == [1.0, 3.0, 6.0, 12.0]
     assert all(" voxels, " in one.name for one in starts)
-
-
-def test_the_crf_with_the_largest_component_has_rivals_with_it():
-    """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
-    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06}
-    read, alone = judge(table_of_gains(gains))
-    assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
-    assert read.sentence.startswith("The trained CRF with the largest component ")
-    assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    others = (SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
-    assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), *((name, True) for name in others)]
-    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, NNUNET: 0.03, TRAINED_LARGEST: 0.06}
-    read, _ = judge(table_of_gains(gains))
-    assert (read.method, read.outcome) == (TRAINED_LARGEST, Outcome.HELPS)
-    assert [rival.name for rival in read.rivals] == [SCALING_LARGEST, *others, NNUNET]
-
-
-@pytest.mark.parametrize(("gain", "is_beaten"), [(0.01, True), (0.09, False)], ids=["weaker than the CRF", "better than the CRF"])
-def test_the_postprocessing_of_nnunet_is_a_rival(gain, is_beaten):
-    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.05, NNUNET: gain}
-    read, alone = judge(table_of_gains(gains))
-    assert read == alone
-    assert [(rival.name, rival.is_beaten) for rival in read.rivals][-1] == (NNUNET, is_beaten)
-    assert read.outcome == (Outcome.HELPS if is_beaten else Outcome.NOT_BETTER_THAN_SIMPLE)
-
-
-def test_a_given_model_keeps_its_structure_and_is_the_only_start_without_theta():
     given = CrfParameters().replace(bilateral=[{"theta_alpha": 2.0}, {"theta_alpha": 9.0, "weight": 1.0}], **{"spatial.weight": 0.5})
     (only,) = make_starts(given, ("weights",), 4, 2, SPACING)
     assert [kernel.theta_alpha for kernel in only.parameters.bilateral] == [2.0, 9.0]
     several = make_starts(given, LEARNABLE, 4, 2, SPACING)
     assert several[0].name == "given"
-    assert {one.parameters.bilateral[1].theta_alpha for one in several} == {9.0}
-    assert {one.parameters.spatial.weight for one in several} == {0.5}
+    assert {(one.parameters.bilateral[1].theta_alpha, one.parameters.spatial.weight) for one in several} == {(9.0, 0.5)}
 
 
 def test_starts_are_chosen_on_the_cases_of_the_fold_alone(useful):

@@ -1,7 +1,6 @@
 """The guided filter as a rival: against its definition window by window, and chosen where it helps."""
 
 import numpy as np
-import pytest
 from training_helpers import LARGER, REGIONS, crops
 
 from crfrefine.arrays.region_scheme import RegionScheme
@@ -38,11 +37,10 @@ def by_definition(channel, image, epsilon):
     return result
 
 
-@pytest.mark.parametrize("num_modalities", [1, 3])
-def test_windows_are_those_of_the_definition(num_modalities):
+def test_windows_are_those_of_the_definition():
     """Inside, where windows of windows lie in the grid: at its border each filter repeats the outermost values by itself."""
-    random = np.random.default_rng(num_modalities)
-    image = random.random((num_modalities, *SHAPE)).astype(np.float32)
+    random = np.random.default_rng(0)
+    image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
     epsilons = EPSILONS[:: len(EPSILONS) - 1]
     inside = tuple(slice(2 * width, -2 * width) for width in WINDOW)
@@ -71,7 +69,7 @@ def test_regions_are_filtered_one_by_one():
     crop = crops(1)[0]
     scheme = RegionScheme.of({"all": [1, 2, 3], "inner": [2, 3]}, class_order=(1, 2))
     log_odds = crop.logits[1:3].astype(np.float32)
-    labels = guided_labels(log_odds, crop.image, Guidance(4.0, 0.01), crop.spacing, scheme)
     guide = Guide(crop.image, 4.0, crop.spacing)
     inside = [guide.filter(channel, [0.01])[0] > 0.5 for channel in probabilities_of(log_odds, scheme)]
+    labels = guided_labels(log_odds, crop.image, Guidance(4.0, 0.01), crop.spacing, scheme)
     np.testing.assert_array_equal(labels, np.where(inside[1], 2, np.where(inside[0], 1, 0)))

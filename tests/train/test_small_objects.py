@@ -5,8 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pytest
-from training_helpers import REGIONS, as_case, crops, material, phantom, start, table_of_gains
+from training_helpers import REGIONS, as_case, crops, material, phantom, start
 
 from crfrefine.arrays.components import clean
 from crfrefine.execution.threads import Workers
@@ -15,29 +14,11 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
 from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
 from crfrefine.refinement.case import refine
-from crfrefine.statistics.verdict import Outcome
+from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
-from crfrefine.train.comparison import judge
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.fit_result import FitResult, no_crf
 from crfrefine.train.measuring import measure_methods
-from crfrefine.train.methods import (
-    ALL_MEASURED,
-    DICE_RULES,
-    GUIDED_RULES,
-    LARGEST,
-    MEASURED,
-    METRICS,
-    NETWORK,
-    NNUNET,
-    PROBABILITIES,
-    RULES,
-    SCALING_RULES,
-    SMOOTHING_RULES,
-    TRAINED,
-    TRAINED_LARGEST,
-    TRAINED_RULES,
-)
 from crfrefine.train.model import Model
 from crfrefine.train.small_objects import ChosenRules, _best, _effects, _without, choose_rules, choose_rules_for
 from crfrefine.train.tuned import Tuned
@@ -95,12 +76,8 @@ def _chosen(pairs, regions=((1,), (2,))) -> PostprocessParameters:
 def test_with_many_cases_each_label_gets_its_rule():
     """Label 1 must keep two parts and lose its islands; of the sizes that do it, the smallest is taken. The hole of label 2 is filled."""
     pairs = [_case(seed) for seed in range(9)]
-    chosen = _chosen(pairs)
-    for truth, found in pairs:
-        np.testing.assert_array_equal(clean(found, chosen, 0.12).label_map, truth)
-    assert chosen.keep_largest == "none"
-    assert chosen.min_component_ml == (1.0, 0.0, 0.0)
-    assert chosen.fill_holes == "each"
+    assert _chosen(pairs) == PostprocessParameters("none", (1.0, 0.0, 0.0), 1, "each")
+    assert _chosen([(truth, truth) for truth, _ in pairs]) == PostprocessParameters(), "right maps have nothing to gain"
 
 
 def test_a_label_with_true_islands_gets_no_rule():
@@ -108,13 +85,11 @@ def test_a_label_with_true_islands_gets_no_rule():
     pairs = [_case(seed, num_true_islands=6) for seed in range(9)]
     chosen = _chosen(pairs)
     _, first, second = object_rules(chosen, 3)
-    assert not second.removes
-    assert first.removes
+    assert (first.removes, second.removes) == (True, False)
     for truth, found in pairs:
         np.testing.assert_array_equal(clean(found, chosen, 0.12).label_map, truth)
     _, first, second = object_rules(_chosen(pairs[:7]), 3)
     assert first == second, "with few cases, no rule is for a single label"
-    assert _chosen([(truth, truth) for truth, _ in pairs]) == PostprocessParameters(), "right maps have nothing to gain"
 
 
 def test_a_choice_must_gain_more_than_the_margin_and_its_standard_error():
@@ -156,36 +131,20 @@ def test_rules_of_the_crf_are_those_of_its_own_labels():
     np.testing.assert_array_equal(label_confusion(cases[0], maps[0]), model.score(cases[0], shared.loss, 1).confusion)
 
 
-@pytest.mark.parametrize("has_rules", [False, True])
-def test_the_methods_with_rules_are_measured_if_there_are_rules(has_rules):
+def test_the_methods_with_rules_are_measured_if_there_are_rules():
     """By the code of `infer`: the maps of the network and of the CRF, each after its own rules."""
     case = as_case(phantom(3))
     regions = {str(label): (label,) for label in range(1, len(case.logits))}
     rules = ChosenRules(PostprocessParameters("each", fill_holes="foreground"), PostprocessParameters("none", (0.0, 1.0, 0.0, 2.0)))
     parameters = CrfParameters().replace(**{"postprocess.min_component_ml": 1e6})
     fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
-    tuned = Tuned(fitted, VectorScaling(0.5, (0.0,) * len(case.logits)), 1.5, "foreground", rules if has_rules else None)
-    found = measure_methods(case, regions, tuned, "cpu", 1)
-    wanted = set(ALL_MEASURED) - {NNUNET} if has_rules else set(MEASURED)
-    assert set(found) == wanted | set(PROBABILITIES.values())
-    if has_rules:
-        trained = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters(), input_type="logits").label_map
-        voxel_ml = float(np.prod(case.spacing)) / 1000
-        for name, labels, own in ((RULES, case.logits.argmax(axis=0), rules.network), (TRAINED_RULES, trained, rules.trained)):
-            cleaned = clean(labels, own, voxel_ml).label_map
-            assert (cleaned != labels).any()
-            assert found[name] == measure_case(cleaned, case.labels, regions, case.spacing, metrics=METRICS)
-        without = measure_methods(case, regions, replace(tuned, rules=None), "cpu", 1)
-        assert {name: found[name] for name in without} == without
-
-
-def test_the_verdict_is_on_the_crf_with_its_rules():
-    """The rivals have rules too: here the recalibration with rules is as good as the CRF with them."""
-    gains = dict.fromkeys((name for name in ALL_MEASURED if name != NNUNET), 0.0)  # in a fixed order, that of the random draws
-    gains |= {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, RULES: 0.01, TRAINED_RULES: 0.06, SCALING_RULES: 0.06}
-    read, alone = judge(table_of_gains(gains))
-    assert (read.method, read.baseline, alone.method) == (TRAINED_RULES, NETWORK, TRAINED)
-    assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    expected = {SCALING_RULES: False, SMOOTHING_RULES: True, GUIDED_RULES: True, DICE_RULES: True, LARGEST: True, RULES: True}
-    assert {rival.name: rival.is_beaten for rival in read.rivals} == expected
-    assert read.sentence.startswith("The trained CRF with small-object rules helps.")
+    tuned = Tuned(fitted, VectorScaling(0.5, (0.0,) * len(case.logits)), 1.5, "foreground", rules)
+    found, without = (measure_methods(case, regions, one, "cpu", 1) for one in (tuned, replace(tuned, rules=None)))
+    assert set(found) == set(methods.ALL_MEASURED) - {methods.NNUNET} | set(methods.PROBABILITIES.values())
+    assert set(without) == set(methods.MEASURED) | set(methods.PROBABILITIES.values())
+    assert {name: found[name] for name in without} == without
+    trained = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters(), input_type="logits").label_map
+    for name, labels, own in ((methods.RULES, case.logits.argmax(axis=0), rules.network), (methods.TRAINED_RULES, trained, rules.trained)):
+        cleaned = clean(labels, own, float(np.prod(case.spacing)) / 1000).label_map
+        assert (cleaned != labels).any()
+        assert found[name] == measure_case(cleaned, case.labels, regions, case.spacing, metrics=methods.METRICS)

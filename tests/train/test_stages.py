@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from training_helpers import crops, material, start, write_cases
+from training_helpers import start
 
 from crfrefine.errors import InputError
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.budget import Budget
@@ -14,13 +13,7 @@ from crfrefine.train.checkpoint import Checkpoint
 from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.done import Done, Part
 from crfrefine.train.fit_result import no_crf
-from crfrefine.train.fitting import Fit, Hooks
-from crfrefine.train.folders import locate_folders
-from crfrefine.train.folds import split_training
 from crfrefine.train.journal import Journal
-from crfrefine.train.observer import TrainingObserver
-from crfrefine.train.options import TrainingOptions
-from crfrefine.train.run import run_training
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.small_objects import ChosenRules
 
@@ -63,56 +56,7 @@ def test_a_journal_replaces_and_never_alters(done, tmp_path):
         checkpoint.load()
 
 
-def test_a_schedule_knows_how_many_steps_a_training_makes():
-    """Without rungs both starts are trained to the end; a rung beyond the end is at the end."""
-    shared, split = material(crops(2), ("weights",)), split_training(range(2), seed=1)
-    for rungs, expected in (((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)):
-        assert Schedule(6, rungs=rungs).num_planned(2) == expected
-    for schedule in (Schedule(1, rungs=()), Schedule(2, rungs=((1, 1),))):
-        steps = []
-        with Workers(1) as workers:
-            fit = Fit(shared, split, [start(4.0), start(8.0)], workers, schedule)
-            fit.run(Hooks(lambda *_, steps=steps: steps.append(None), lambda state: None, lambda: False))
-        assert len(steps) == fit.num_optimizer_steps == schedule.num_planned(2)
-
-
-class _Fractions(TrainingObserver):
-    """Keeps what it is told of the progress, and stops the run after so many steps."""
-
-    def __init__(self, stop_after=-1):
-        self.fractions = []
-        self._stop_after = stop_after
-
-    def progressed(self, fraction, seconds_left):
-        self.fractions.append(fraction)
-
-    def stepped(self, step):
-        self._stop_after -= 1
-        if self._stop_after == 0:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.long
-def test_progress_goes_on_where_a_run_was_stopped(tmp_path, monkeypatch):
-    """In a training, in the second half of a fold, and in the second fold."""
-    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)  # they are not counted, and take a third of the time
-    data = locate_folders(write_cases(tmp_path / "data", 4))
-    steps = {"num_folds": 2, "num_optimizer_steps": 2, "learn": ("weights",), "threads": 1}
-
-    def run(name, observer):
-        run_training(TrainingOptions(data, tmp_path / name, resume=True, **steps), observer)
-        return observer.fractions
-
-    whole = run("whole.toml", _Fractions())
-    assert whole == sorted(whole)
-    told = []
-    for stop_after in (3, 4, 8):
-        observer = _Fractions(stop_after)
-        with pytest.raises(KeyboardInterrupt):
-            run("stopped.toml", observer)
-        told += observer.fractions
-    told += run("stopped.toml", _Fractions())
-    # The step that was made when the run was stopped is counted, but was not told.
-    assert told == sorted(told)
-    assert set(told) < set(whole)
-    assert len(set(whole)) - len(set(told)) == 3
+@pytest.mark.parametrize(("rungs", "expected"), [((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)])
+def test_a_schedule_knows_how_many_steps_a_training_makes(rungs, expected):
+    """Of two starts. Without rungs both are trained to the end; a rung beyond the end is at the end."""
+    assert Schedule(6, rungs=rungs).num_planned(2) == expected

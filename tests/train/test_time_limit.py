@@ -64,17 +64,17 @@ def test_a_training_leaves_the_time_that_the_part_before_needed_beside_its_train
         assert budget.is_part_over() == is_over
 
 
-def test_every_item_is_begun_only_while_there_is_time():
-    for threads, one_by_one in ((1, False), (3, False), (3, True)):
-        begun = []
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_every_item_is_begun_only_while_there_is_time(one_by_one):
+    begun = []
 
-        def check(begun=begun):
-            if len(begun) >= 2:
-                raise TimeIsUpError
+    def check():
+        if len(begun) >= 2:
+            raise TimeIsUpError
 
-        with Workers(threads, one_by_one=one_by_one, check=check) as workers, pytest.raises(TimeIsUpError):
-            workers.run_on_device(lambda item, threads, begun=begun: begun.append(item), range(20))
-        assert 2 <= len(begun) < 2 + threads
+    with Workers(3, one_by_one=one_by_one, check=check) as workers, pytest.raises(TimeIsUpError):
+        workers.run_on_device(lambda item, threads: begun.append(item), range(20))
+    assert 2 <= len(begun) < 5
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ class _Over(TrainingObserver):
 
 
 def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it_is_resumed(data, tmp_path, monkeypatch):
-    """In reading, in the first fold, in measuring the second; then it ends."""
+    """In reading, in measuring the second fold; then it ends."""
 
     def run(stage=None):
         observer, report = _Over(stage), tmp_path / "own.report.json"
@@ -119,7 +119,6 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
 
     for stage, num_measured, has_weights in (
         ("reading", 0, False),
-        ("fold 1 of 2", 0, True),
         ("fold 2 of 2: measuring the cases held out", 2, True),
     ):
         report = run(stage)
@@ -137,12 +136,9 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
     assert ended["folds"][0] == report["folds"][0], "what was done is kept"
 
 
-@pytest.mark.long
 def test_trainings_that_were_cut_short_and_found_nothing_are_no_reason_against_the_crf(data, tmp_path, monkeypatch):
     """Every case was measured, with what there was, of which nothing follows for a training that is finished."""
     monkeypatch.setattr(Budget, "is_part_over", lambda self: True)
     judged = run_training(TrainingOptions(data, tmp_path / "p.toml", **STEPS)).comparison.verdict
-    assert judged.outcome == "not tested"
     assert judged.sentence == "Not tested: the time ran out before the training was finished in 2 of 2 folds."
-    assert judged.comparison.num_pairs == 4
-    assert "do not use it" not in (tmp_path / "p.toml").read_text()
+    assert (judged.outcome, judged.comparison.num_pairs) == ("not tested", 4)

@@ -1,0 +1,14 @@
+"""One Dask cluster for all tests of executors."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="package")
+def address() -> Iterator[str]:
+    """Of a cluster of two workers, which come back when they are killed."""
+    from cluster_helpers import cluster_in_process
+
+    with cluster_in_process() as cluster:
+        yield cluster.scheduler_address
