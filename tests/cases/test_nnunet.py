@@ -7,7 +7,6 @@ import nibabel as nib
 import pytest
 from nnunet_helpers import AFFINE, DATASET, NETWORK, Tree, describe, plans, write_fold, write_json, write_predictions, write_tree
 
-from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.nnunet.finding import find_cases_to_refine
 from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.cases.nnunet.trained import find_trained_cases
@@ -116,14 +115,6 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree, left, advice):
     assert found.advice == (advice,)
 
 
-def test_without_splits_all_missing_folds_are_named(tree):
-    (tree.preprocessed / "splits_final.json").unlink()
-    shutil.rmtree(tree.network / "fold_1")
-    found = trained_cases(tree)
-    assert found.cases[1].missing == ("not validated by fold 0",)
-    assert [line[: len("fold 1 is not trained")] for line in found.advice] == [f"fold {fold} is not trained" for fold in (1, 2, 3, 4)]
-
-
 def test_a_network_that_was_trained_on_all_cases_is_refused(tree):
     for fold in (0, 1):
         shutil.rmtree(tree.network / f"fold_{fold}")
@@ -199,7 +190,7 @@ def test_what_nnunet_would_not_write_is_refused(tree, name, content, message):
 # ---- Other folders
 
 
-@pytest.mark.parametrize("inside", ["fold_0", "fold_0/validation", "crossval_results_folds_0_1"])
+@pytest.mark.parametrize("inside", ["fold_0/validation", "crossval_results_folds_0_1"])
 def test_from_a_folder_inside_the_network_is_named(tree, inside):
     (tree.network / inside).mkdir(exist_ok=True)
     message = complaint(tree.network / inside)
@@ -207,11 +198,8 @@ def test_from_a_folder_inside_the_network_is_named(tree, inside):
     assert message.endswith(f"\n    {tree.network}")
 
 
-@pytest.mark.parametrize(
-    "above", ["nnUNet_results/" + DATASET, "nnUNet_results", "", "nnUNet_raw/" + DATASET, "nnUNet_preprocessed/" + DATASET]
-)
+@pytest.mark.parametrize("above", ["nnUNet_results", "nnUNet_raw/" + DATASET])
 def test_from_a_folder_above_or_of_the_data_the_networks_are_named(tree, above):
-    (tree.preprocessed / "gt_segmentations").mkdir()
     other = tree.network.with_name("nnUNetTrainer__nnUNetPlans__2d")
     shutil.copytree(tree.network, other)
     first = tree.network.parents[1] / TRAINED_BY_VERSION_1
@@ -220,9 +208,7 @@ def test_from_a_folder_above_or_of_the_data_the_networks_are_named(tree, above):
     assert complaint(tree.root / above).endswith(f"\n    {other}\n    {tree.network}")
 
 
-@pytest.mark.parametrize(
-    "place", ["", "nnUNet", "nnUNet/3d_fullres", TASK, TRAINED_BY_VERSION_1, TRAINED_BY_VERSION_1 + "/fold_0", "predicted"]
-)
+@pytest.mark.parametrize("place", ["", TRAINED_BY_VERSION_1 + "/fold_0", "predicted"])
 def test_version_1_is_named(tmp_path, place):
     first = TRAINED_BY_VERSION_1
     for name in (f"{first}/plans.pkl", f"{first}/fold_0/model_final_checkpoint.model", "predicted/plans.pkl", "predicted/case0.npz"):
@@ -339,13 +325,3 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
         find_cases_to_refine(tree.network, (), None)
     with pytest.raises(InputError, match=r"(?s)run without --save_probabilities.*nnUNetv2_predict \.\.\. --save_probabilities"):
         find_cases_to_refine(write_predictions(tree, npz=False), (), None)
-
-
-def test_the_order_of_regions_is_read(tmp_path):
-    write_json(tmp_path / "dataset.json", describe(labels={"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2]))
-    assert read_dataset_description(tmp_path).regions_class_order == (1, 2)
-    write_json(tmp_path / "dataset.json", describe())
-    assert read_dataset_description(tmp_path).regions_class_order is None
-    write_json(tmp_path / "dataset.json", describe(regions_class_order="1, 2"))
-    with pytest.raises(InputError, match="regions_class_order: expected a list of labels"):
-        read_dataset_description(tmp_path)

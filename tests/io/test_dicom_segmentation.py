@@ -58,8 +58,8 @@ def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
     return volume.array.transpose(2, 1, 0)[:, :, ::-1], affine
 
 
-@pytest.mark.parametrize("values", [(2, 7, 300), (2,)])
-def test_what_is_written_is_read_by_highdicom_and_comes_back(values, series, tmp_path):
+def test_what_is_written_is_read_by_highdicom_and_comes_back(series, tmp_path):
+    values = (2, 7, 300)
     like, labels, path = io.read_volume(series), labels_of(*values), tmp_path / "out.dcm"
     io.write_label_map(path, labels, like, segments=(LIVER,))
     written = hd.seg.segread(path)
@@ -106,17 +106,6 @@ def test_fractions_are_refused(series, tmp_path):
     path = by_highdicom(series, tmp_path / "a.dcm", np.full((7, 6, 5, 1), 0.5), "FRACTIONAL")
     with pytest.raises(UnsupportedFormatError, match="of type FRACTIONAL with 8 bits; expected BINARY or LABELMAP"):
         io.read_header(path)
-
-
-def test_a_file_that_is_cut_off_is_named(series, tmp_path):
-    path = tmp_path / "a.dcm"
-    io.write_label_map(path, labels_of(1, 2), io.read_volume(series))
-    content = path.read_bytes()
-    for size in (100, 1000, len(content) - 20):
-        path.write_bytes(content[:size])
-        with pytest.raises(CrfRefineError, match=r"a\.dcm"):
-            io.read_labels(path)
-        assert not io.is_whole(path)
 
 
 def test_an_image_of_another_format_is_refused(tmp_path):
@@ -201,10 +190,6 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
     refined = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second", "--output-format", ".seg.nrrd")
     assert refined.status == 0, refined.stderr
     assert [segment.name for segment in io.read_header(tmp_path / "second/case.seg.nrrd").segments] == ["anterior", "posterior"]
-    for wrong in ((tmp_path / "plain", ".doc"), (tmp_path / "a.nii.gz", ".nii")):
-        refused = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", wrong[0], "--output-format", wrong[1])
-        assert refused.status == 1
-        assert "--output-format" in refused.stderr
 
 
 def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):

@@ -1,6 +1,5 @@
 """DICOM series: compared with SimpleITK's GDCM; what is wrong with a folder is told with the names of the files."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +62,12 @@ def test_transfer_syntaxes(syntax, tmp_path):
         np.testing.assert_array_equal(itk_array(by_itk(folder)), STORED)
 
 
-@pytest.mark.parametrize("per_slice", [False, True], ids=["one scaling", "a scaling per slice, as of PET"])
-def test_slope_and_intercept(per_slice, tmp_path):
-    found = list(slices(STORED, AFFINE, slope=0.5, intercept=-1024.0))
-    factors = np.full(7, 0.5)
-    if per_slice:
-        factors = np.arange(1, 8) * 0.25
-        for one, factor in zip(found, factors, strict=True):
-            one.RescaleSlope = float(factor)
+def test_slope_and_intercept(tmp_path):
+    """A scaling per slice, as of PET."""
+    found = list(slices(STORED, AFFINE, intercept=-1024.0))
+    factors = np.arange(1, 8) * 0.25
+    for one, factor in zip(found, factors, strict=True):
+        one.RescaleSlope = float(factor)
     read = io.read_volume(save(tmp_path / "case", found))
     np.testing.assert_allclose(read.data, STORED * factors - 1024, rtol=1e-6)
 
@@ -124,19 +121,15 @@ def promise(found):
         one.NumberOfSeriesRelatedInstances = 9
 
 
-def two_series(found):
-    return [*found[:4], *list(slices(STORED, AFFINE, series="1.2.9"))[4:]]
-
-
 BROKEN = [
-    (two_series, r"case: 2 series in one folder: \d files such as IM000\d\.dcm \(series 1\.2\.\d\), "),
+    (
+        lambda found: [*found[:4], *list(slices(STORED, AFFINE, series="1.2.9"))[4:]],
+        r"case: 2 series in one folder: \d files such as IM000\d\.dcm \(series 1\.2\.\d\), ",
+    ),
     (lambda found: found[:3] + found[4:], r"case: a gap in the series: IM000\d\.dcm and IM000\d\.dcm are 5 mm apart, other slices 2\.5 mm"),
     (promise, r"case: incomplete series: .* such as IM000\d\.dcm, say that it has 9 images, 7 are there"),
     (change(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), r"case: two orientations in one series: IM000\d\.dcm and IM000\d\.dcm"),
-    (
-        change(Rows=3, Columns=10),
-        r"case: slices of different sizes: IM000\d\.dcm and IM000\d\.dcm have \d+ x \d and \d+ x \d voxels",
-    ),
+    (change(Rows=3, Columns=10), r"case: slices of different sizes: IM000\d\.dcm and IM000\d\.dcm have \d+ x \d and \d+ x \d voxels"),
     (change(PixelSpacing=[1.1, 0.8]), r"case: slices with different voxel sizes: IM000\d\.dcm and IM000\d\.dcm"),
     (move(3, 2.5), r"case: two slices at one place: IM000\d\.dcm and IM000\d\.dcm"),
     (move(3, 0.6), r"case: slices are not evenly spaced: IM000\d\.dcm is 0\.6 mm away"),
@@ -225,7 +218,4 @@ def test_a_damaged_slice_is_named(tmp_path):
     path.write_bytes(content[:200])
     with pytest.raises(CrfRefineError, match=r"IM0002\.dcm"):
         io.read_volume(folder)
-    shutil.rmtree(folder)
-    with pytest.raises(CrfRefineError):
-        io.read_header(folder)
     assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE

@@ -166,11 +166,6 @@ def test_files_of_another_user_stay(tmp_path):
     assert left.exists()
 
 
-def test_a_folder_that_may_not_be_listed_is_no_reason_to_fail(tmp_path):
-    remove_leftovers(tmp_path / "missing")
-    remove_leftovers(Path("/proc/1/fd"))
-
-
 def test_an_old_header_set_aside_by_a_killed_process_goes_too(storage, tmp_path):
     """A kill between the two renames of a pair: the old header has a hidden name, and neither pair is whole."""
     program = WRITER.replace("from crfrefine.io.atomic", "import os, signal\nfrom crfrefine.io.atomic").replace(

@@ -1,6 +1,5 @@
 """nnU-Net's .npz, against numpy."""
 
-import io as standard_io
 import pickle
 import warnings
 import zipfile
@@ -22,19 +21,14 @@ from crfrefine.io.volume import Volume
 def test_label_z_y_x_becomes_label_x_y_z(key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""
     stored = numbers((3, 6, 5, 4)).astype(dtype)
-    save(tmp_path / "case.npz", **{key: stored})
+    stored = np.asfortranarray(stored) if key == "probabilities" else stored
+    save(tmp_path / "case.npz", spacing=np.ones(3), **{key: stored})
     logits = io.read_logits([tmp_path / "case.npz"])
     assert logits.values.dtype == np.float32
     np.testing.assert_array_equal(logits.values, stored.transpose(0, 3, 2, 1))
     assert (logits.kind, logits.affine, logits.header.grid_shape) == (key, None, (4, 5, 6))
     header = io.read_header(tmp_path / "case.npz")
     assert (header.num_channels, header.grid_shape, header.dtype, header.orientation) == (3, (4, 5, 6), np.dtype(dtype).name, None)
-
-
-def test_fortran_order_and_other_arrays_beside(tmp_path):
-    stored = np.asfortranarray(numbers((3, 6, 5, 4)))
-    np.savez_compressed(tmp_path / "case.npz", spacing=np.ones(3), probabilities=stored, origin=np.zeros(3))
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "case.npz"]).values, stored.transpose(0, 3, 2, 1))
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
@@ -125,19 +119,14 @@ def test_an_array_of_a_shape_that_makes_no_sense(tmp_path, dtype, shape):
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
 
 
-@pytest.mark.parametrize("names", [("logits", "logits.npy"), ("logits.npy", "logits"), ("logits.npy", "logits.npy")])
+@pytest.mark.parametrize("names", [("logits", "logits.npy"), ("logits.npy", "logits.npy")])
 def test_two_members_of_one_name_are_refused(names, tmp_path):
     """numpy takes `logits`, and the last one of two."""
-    first, second = (numbers((3, 6, 5, 4)).astype(np.float32) + add for add in (0, 1))
-    content = []
-    for array in (first, second):
-        buffer = standard_io.BytesIO()
-        np.save(buffer, array)
-        content.append(buffer.getvalue())
+    np.save(tmp_path / "a.npy", numbers((3, 6, 5, 4)))
     with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "case.npz", "w") as archive:
         warnings.simplefilter("ignore")  # zipfile's, of a name that is there twice.
-        for name, data in zip(names, content, strict=True):
-            archive.writestr(name, data)
+        for name in names:
+            archive.write(tmp_path / "a.npy", name)
     with pytest.raises(
         UnsupportedFormatError, match=r"case\.npz: expected one array 'logits', found logits(\.npy)?, logits(\.npy)?: programs differ"
     ):
