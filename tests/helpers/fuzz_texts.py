@@ -7,7 +7,6 @@ import io
 import json
 import math
 import random
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,6 @@ from crfrefine.infer.earlier import read_earlier
 from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.overrides import parse_override
-from crfrefine.parameters.presets import configs_dir
 from crfrefine.status.finding import find_status
 from crfrefine.text import for_terminal
 
@@ -86,7 +84,6 @@ _CONTENTS: Mapping[str, tuple[Any, ...]] = {
         _ARGUMENTS,
         {name: [value] for name, value in zip(_ARGUMENTS, (["a_0000.nii"], "out/a"), strict=True)},
     ),
-    "summary.json": (_SUMMARY,),
 }
 
 
@@ -174,22 +171,13 @@ def _damaged_text(content: bytes, rng: random.Random) -> bytes:
     return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
 
 
-@cache
-def _presets() -> tuple[bytes, ...]:
-    return tuple(path.read_bytes() for path in sorted(configs_dir().glob("*.toml")))
-
-
 def _read_parameters(path: Path, rng: random.Random) -> None:
     parameters = CrfParameters.load(path)
     assert CrfParameters.from_toml(parameters.to_toml()) == parameters
 
 
-@cache
-def _options() -> tuple[bytes, ...]:
-    """Texts of the command line: of --regions and --max-memory, and each key with its value, as for --set."""
-    tables = {name: table for name, table in tomllib.loads(CrfParameters().to_toml()).items() if name != "schema"}
-    settings = (f"{section}.{key}={json.dumps(value)}" for section, table in tables.items() for key, value in table.items())
-    return (*[b"core=1+3+4", b"8GiB", b"whole=1", b"512 MB", b"1.5G"] * 4, *(setting.encode() for setting in settings))
+# Texts of the command line: of --regions, --max-memory and --set.
+_OPTIONS = (b"core=1+3+4", b"whole=1", b"8GiB", b"512 MB", b"1.5G", b"bilateral.theta_alpha=3.5", b"mean_field.filter=grid")
 
 
 def _read_option(path: Path, rng: random.Random) -> None:
@@ -203,7 +191,7 @@ def _read_option(path: Path, rng: random.Random) -> None:
     CrfParameters().replace(**{key: value})
 
 
-def _status(rng: random.Random) -> Mapping[str, bytes]:
+def _summary(rng: random.Random) -> Mapping[str, bytes]:
     """A summary, or lines of one of which one is damaged; now and then the end is missing, as after a kill."""
     if rng.random() < 0.5:
         return {"summary.json": wrong_somewhere(_SUMMARY, rng)}
@@ -214,18 +202,18 @@ def _status(rng: random.Random) -> Mapping[str, bytes]:
     return {"summary.jsonl": content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
 
 
-def _read_for_next_run(path: Path, rng: random.Random) -> None:
-    label_maps = {name: path.with_name(f"{name}.nii.gz") for name in "abc"}
-    found = read_earlier(path, label_maps, CrfParameters().to_dict(), (2, 0))
-    assert all(isinstance(record.case_id, str) for record in found.all())
-    assert all(for_terminal(note) == note for note in found.notes)
-
-
-def _read_for_status(path: Path, rng: random.Random) -> None:
-    (run,) = find_status([path]).runs
-    assert json.dumps(run.to_dict())
-    assert sum(sum(part.counts.values()) for part in run.parts) == len(run.cases)
-    assert all(command.isprintable() for command in run.commands)
+def _read_summary(path: Path, rng: random.Random) -> None:
+    """As `status` does, or the next run that continues it."""
+    if path.suffix == ".jsonl" or rng.random() < 0.5:
+        (run,) = find_status([path]).runs
+        assert json.dumps(run.to_dict())
+        assert sum(sum(part.counts.values()) for part in run.parts) == len(run.cases)
+        assert all(command.isprintable() for command in run.commands)
+    else:
+        label_maps = {name: path.with_name(f"{name}.nii.gz") for name in "abc"}
+        found = read_earlier(path, label_maps, CrfParameters().to_dict(), (2, 0))
+        assert all(isinstance(record.case_id, str) for record in found.all())
+        _require_lines(found.notes)
 
 
 _HEAD = ("case", "images", "logits", "mask", "output", "spacing")
@@ -276,8 +264,7 @@ def text_targets() -> Iterator[Target]:
     nnunet = ("plans.json", "predict_from_raw_data_args.json", "postprocessing.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
     yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
-    yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(rng.choice(_presets()), rng)}, _read_parameters)
-    yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_options()), rng)}, _read_option, names_file=False)
-    yield Target("summary.json", _make("summary.json"), _read_for_next_run)
-    yield Target("status", _status, _read_for_status)
+    yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)
+    yield Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False)
+    yield Target("summary", _summary, _read_summary)
     yield Target("manifest", _manifest, _read_manifest)

@@ -75,13 +75,12 @@ def test_channels_written_are_read_by_simpleitk(suffix, shape, tmp_path):
     assert read.values.strides[1] == 4, "x is the fastest axis"
 
 
-@pytest.mark.parametrize("suffix", [".mhd", ".nrrd"])
-def test_sheared_axes_are_refused(suffix, tmp_path):
+def test_sheared_axes_are_refused(tmp_path):
     affine = affine_of((1.0, 2.0, 3.0))
     affine[0, 1] = 0.4
     labels = np.ones((3, 4, 5), np.uint8)
     with pytest.raises(UnsupportedFormatError, match=r"cannot hold the sheared axes of the volume; write NIfTI"):
-        io.write_label_map(tmp_path / f"a{suffix}", labels, volume(labels, affine))
+        io.write_label_map(tmp_path / "a.mhd", labels, volume(labels, affine))
     assert list(tmp_path.iterdir()) == []
 
 

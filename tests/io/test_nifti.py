@@ -50,23 +50,6 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
         np.testing.assert_array_equal(ours.affine, nibabels.affine)
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    shape=grid_shapes(),
-    dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]),
-    direction=st.sampled_from([np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.diag([1.0, -1.0, 1.0]), OBLIQUE]),
-)
-def test_what_simpleitk_writes_is_read(shape, dtype, direction):
-    data = numbers(shape, dtype=dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        path = save_itk(Path(folder, "image.nii.gz"), data, direction=direction if len(shape) == 3 else None)
-        ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
-    assert ours.data.dtype == np.float32
-    np.testing.assert_array_equal(ours.data, data)
-    np.testing.assert_allclose(ours.affine, itk_affine(itks), atol=QUATERNION_MM)
-    np.testing.assert_allclose(ours.spacing, itks.GetSpacing(), rtol=1e-6)
-
-
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
 def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kind, tmp_path):
     """The sform (code 4, oblique) and the qform (code 2, straight) differ. A copied slope would make 1 come back as 3.5."""
@@ -146,18 +129,6 @@ def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
     np.testing.assert_array_equal(logits.values[..., 0], channels[..., 0])
     labels = save_nifti(tmp_path / "labels.nii", numbers((4, 5, 6), dtype=np.uint8)[..., None, None] % 3)
     assert io.read_labels(labels).data.shape == (4, 5, 6)
-
-
-@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)], ids=["3d", "2d"])
-def test_channels_written_are_read_by_nibabel_and_by_us(shape, tmp_path):
-    logits = numbers((3, *shape)) - 30.5
-    like = volume(logits[0], affine_of((1, 2, 3), (4, 5, 6)))
-    io.write_channels(tmp_path / "logits.nii.gz", logits, like, threads=2)
-    written = nib.load(tmp_path / "logits.nii.gz")
-    assert written.shape == (*shape, *(1,) * (3 - len(shape)), 3)
-    assert written.get_data_dtype() == np.float32
-    np.testing.assert_array_equal(written.get_fdata().reshape(*shape, 3), np.moveaxis(logits, 0, -1))
-    np.testing.assert_array_equal(io.read_logits([tmp_path / "logits.nii.gz"]).values.reshape(logits.shape), logits)
 
 
 def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):

@@ -57,20 +57,6 @@ def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape
         assert io.read_header(path).dtype == np.dtype(dtype).name
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".mha", False), (".nrrd", True), (".nhdr", False)])
-def test_four_dimensions(suffix, compress, tmp_path):
-    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
-    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
-    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
-    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
-    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
-    assert_as_simpleitk(tmp_path / f"a{suffix}")
-    volume = io.read_volume(tmp_path / f"a{suffix}")
-    assert volume.spacing == (0.5, 1.25, 3.0)
-    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
-    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
-
-
 @pytest.mark.parametrize(
     "lines",
     [
@@ -272,16 +258,6 @@ def test_a_label_map_stays_in_the_world_of_its_image(tmp_path):
     assert f"space: {space}\n".encode() in (tmp_path / "labels.nrrd").read_bytes()
 
 
-def test_nrrd_world_with_time(tmp_path):
-    """ITK does not turn the axes of RAS with time; what the format says is unmistakable."""
-    data = numbers((2, 6, 5, 4), dtype=np.int16)
-    first = ["NRRD0005", "type: short", "dimension: 4", "sizes: 4 5 6 2", "endian: little", "space: right-anterior-superior-time"]
-    lines = ["space directions: (1,0,0,0) (0,2,0,0) (0,0,3,0) (0,0,0,1)", "space origin: (7,8,9,0)"]
-    volume = io.read_volume(nrrd(tmp_path, *lines, first=first, data=data.tobytes()))
-    np.testing.assert_array_equal(volume.affine, affine_of((1, 2, 3), (7, 8, 9)))
-    np.testing.assert_array_equal(volume.data, data.transpose(0, 3, 2, 1))
-
-
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
     lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(700)]
@@ -290,14 +266,6 @@ def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     assert_as_simpleitk(path)
     assert_data(nrrd(tmp_path, "note:=" + "x" * (1 << 20)))
     assert_data(mha(tmp_path, "Comment = " + "x" * (1 << 20)))
-
-
-def test_names_of_files_in_any_encoding(tmp_path):
-    for name in ("mit Leerzeichen und \u00e4.raw", "LISTE.raw"):
-        (tmp_path / name).write_bytes(DATA.tobytes())
-        path = mha(tmp_path, f"ElementDataFile = {name}", data=b"", name="a.mhd")
-        assert_data(path)
-        assert_data(nrrd(tmp_path, f"data file: {name}", data=b"", name="a.nhdr"))
 
 
 def test_remarks_are_not_handed_on(tmp_path):
