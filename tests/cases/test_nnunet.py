@@ -232,13 +232,6 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
     assert complaint(tmp_path / "absent") == f"{tmp_path / 'absent'}: no such folder"
 
 
-def test_a_path_below_the_results_of_the_environment_is_offered(tree, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("nnUNet_results", str(tree.network.parents[1]))
-    path = tree.network.relative_to(tree.network.parents[1])
-    assert complaint(path) == f"{path}: no such folder; there is {tree.network}"
-
-
 # ---- Predictions, and what infer refines
 
 
@@ -255,14 +248,6 @@ def test_predictions_know_their_images(tree):
     with pytest.raises(InputError, match=r"there is no such file\n  Name the folder of the images with -i"):
         find_cases_to_refine(folder, (), None)
     assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
-
-
-def test_images_that_were_moved_are_given_by_hand(tree, tmp_path):
-    folder = write_predictions(tree)
-    shutil.move(tree.raw / "imagesTs", tmp_path / "moved")
-    with pytest.raises(InputError, match=r"there is no such folder now\n  Name the folder of the images with -i"):
-        find_cases_to_refine(folder, (), None)
-    assert find_cases_to_refine(folder, (tmp_path / "moved",), None)[0].images[0] == tmp_path / "moved" / "case0_0000.nii.gz"
 
 
 @pytest.mark.parametrize("output", ["predictions", "out/../predictions"])

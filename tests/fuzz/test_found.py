@@ -83,15 +83,6 @@ def test_names_of_cases_cannot_lead_outputs_to_another_folder(name: str, tmp_pat
             predictions_of(tmp_path, [["a_0000.nii"]], [name])
 
 
-def test_files_of_a_dataset_that_no_system_takes_are_missing(tmp_path: Path) -> None:
-    entry = {"images": ["y" * 300, "a\0b"], "label": "\ud800"}
-    (tmp_path / "dataset.json").write_text(json.dumps({"dataset": {"a": entry}}))
-    (case,) = listed_cases(tmp_path)
-    assert len(case.missing) == 3
-    assert case.problem is not None
-    assert len(case.problem) < 900
-
-
 def test_a_name_of_a_column_that_is_no_text(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -114,7 +114,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("content", "expected"), FOREIGN.values(), ids=FOREIGN)
 def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
-    for name in ("a.nii.gz", "a.nii", "a.mha", "a.nrrd", "a.bin", "IM0001"):
+    for name in ("a.nii.gz", "a.nrrd", "IM0001"):
         path = tmp_path / name
         path.write_bytes(content)
         for read in (io.read_volume, lambda path: io.read_logits([path])):

@@ -103,12 +103,11 @@ def test_what_is_no_archive(content, tmp_path):
     [
         ("<f4", "9" * 5000 + ", 2, 2"),
         ("<f" + "9" * 5000, "3, 2, 2"),
-        ("<f4", ", ".join(["2"] * 3000)),
         ("<f4", "3 4, 2, 2"),
         ("<f4", ", 3, 2, 2"),
         ("<f4", "0, 3, 2, 2"),
     ],
-    ids=["digits", "width", "axes", "no comma", "no axis", "no voxels"],
+    ids=["digits", "width", "no comma", "no axis", "no voxels"],
 )
 def test_an_array_of_a_shape_that_makes_no_sense(tmp_path, dtype, shape):
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}".encode()

@@ -207,13 +207,3 @@ def test_names_in_any_language_come_through_whatever_the_images_use(tmp_path):
     written = pydicom.dcmread(tmp_path / "out.dcm")
     assert str(written.PatientName) == "Müller^Jörg"
     assert (written.SegmentSequence[0].SegmentLabel, written.SegmentSequence[0].SegmentDescription) == ("νεφρός", "αριστερός")
-
-
-@pytest.mark.parametrize(("of_images", "expected"), [(3, 300), (None, 1), (2_000_000_000, 2_000_000_000)])
-def test_the_number_of_the_series_follows_from_that_of_the_images(of_images, expected, tmp_path):
-    found = list(slices(numbers((4, 5, 2), dtype=np.int16), AFFINE))
-    for one in found:
-        one.SeriesNumber = of_images
-    like = io.read_volume(save(tmp_path / "case", found))
-    io.write_label_map(tmp_path / "out.dcm", np.ones((4, 5, 2), np.uint8), like)
-    assert pydicom.dcmread(tmp_path / "out.dcm").SeriesNumber == expected

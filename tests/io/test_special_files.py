@@ -1,11 +1,9 @@
 """Outputs that are no regular files: written to as they are, or refused, never replaced. No test writes below /dev: links lead there."""
 
 import os
-import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -53,15 +51,6 @@ def test_a_reader_that_leaves_is_an_error(tmp_path):
     assert kind_of(path) == stat.S_IFIFO
 
 
-def test_a_link_to_a_device_stays_a_link_to_it(tmp_path):
-    path = tmp_path / "summary.json"
-    path.symlink_to("/dev/null")
-    write_small_file(path, b"new")
-    CrfParameters().save(path)
-    assert path.readlink() == Path("/dev/null")
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
 def test_a_device_that_takes_no_bytes(tmp_path):
     path = tmp_path / "summary.json"
@@ -78,17 +67,6 @@ def test_a_block_device_is_never_written_to(tmp_path):
         with pytest.raises(CrfRefineError, match="disk: cannot be written: it is a block device; name a regular file"):
             write()
     assert kind_of(path) == stat.S_IFBLK
-
-
-def test_a_socket_is_refused():
-    # The name of a socket must be short.
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
-        path = Path(folder, "s")
-        listener.bind(str(path))
-        listener.listen()
-        with pytest.raises(CrfRefineError, match="s: cannot be written: it is a socket; name a regular file"):
-            write_small_file(path, b"new")
-        assert kind_of(path) == stat.S_IFSOCK
 
 
 @pytest.mark.parametrize(
