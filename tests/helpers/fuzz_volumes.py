@@ -20,6 +20,7 @@ import pydicom
 from dicom_helpers import enhanced, save, slices
 from fuzz_mutations import damaged
 from fuzz_worker import Target
+from io_helpers import meta_text, nrrd_text
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
@@ -106,22 +107,10 @@ def _pairs() -> Iterator[Sample]:
         yield {"a.hdr": header, "a.img": data.tobytes(order="F")}
 
 
-def meta_text(**changes: str) -> bytes:
-    """The text of a MetaImage header; ElementDataFile comes last."""
-    fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
-    fields["ElementDataFile"] = fields.pop("ElementDataFile")
-    return "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
-
-
-def _nrrd_text(*lines: str, **changes: str) -> bytes:
-    fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
-    return "\n".join(["NRRD0004", *(f"{key}: {value}" for key, value in fields.items()), *lines, "", ""]).encode()
-
-
 _GEOMETRY = {"TransformMatrix": "0 1 0 -1 0 0 0 0 1", "Offset": "1.5 -2 3e1", "CenterOfRotation": "0 0 0", "ElementSpacing": "0.5 1 2"}
 _ZLIB, _GZIP = zlib.compress(VOXELS), zlib.compress(VOXELS, wbits=31)
 _META = (
-    (meta_text(**_GEOMETRY, AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
+    (meta_text(**_GEOMETRY, ObjectType="Image", AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
     (meta_text(CompressedData="True", CompressedDataSize=str(len(_ZLIB))), _ZLIB),
     (meta_text(BinaryData="False"), b" ".join(b"%d" % number for number in range(24))),
     (meta_text(NDims="4", DimSize="2 3 2 2", Offset="0 0 0 0"), VOXELS),
@@ -142,19 +131,19 @@ _META_DETACHED = (
 _WORLD = ("space: RAS", "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
 _CHANNELS = ("space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)")
 _NRRD = (
-    (_nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
-    (_nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
-    (_nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
-    (_nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
-    (_nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
-    (_nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
-    (_nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
+    (nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
+    (nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
+    (nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
+    (nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
+    (nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
+    (nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
+    (nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
 )
 _NRRD_DETACHED = (
-    (_nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
-    (_nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
-    (_nrrd_text("data file: s%d.raw 1 4 1 2"), _PARTS),
-    (_nrrd_text("data file: LIST 2")[:-1] + _LIST, _PARTS),
+    (nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
+    (nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
+    (nrrd_text("data file: s%d.raw 1 4 1 2"), _PARTS),
+    (nrrd_text("data file: LIST 2")[:-1] + _LIST, _PARTS),
 )
 _TERMINOLOGY = "Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|"
 _SEGMENTS = [
@@ -166,9 +155,9 @@ _SEGMENTS = [
     )
 ]
 _SEGMENTATIONS = (
-    (_nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
+    (nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
     (
-        _nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
+        nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
         b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
     ),
 )

@@ -9,26 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
+from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, InputError
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
-META = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
-NRRD = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw"}
 HUGE = "99999999999999999999"
-
-
-def meta_text(**changes: str) -> bytes:
-    """ElementDataFile comes last; a field that is changed to "-" is left out."""
-    fields = {**META, **changes}
-    fields["ElementDataFile"] = fields.pop("ElementDataFile")
-    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
-
-
-def nrrd_text(*lines: str, **changes: str) -> bytes:
-    fields = [f"{key}: {value}" for key, value in {**NRRD, **changes}.items() if value != "-"]
-    return "\n".join(["NRRD0004", *fields, *lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
 META_HEADERS = {

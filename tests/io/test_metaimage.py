@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, nrrd_text, numbers, save_itk
 
 from crfrefine import io
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -115,14 +115,11 @@ def test_a_wrong_promise_of_compressed_bytes(tmp_path):
         io.read_volume(tmp_path / "a.mhd")
 
 
-NRRD_TEXT = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 3 4\nendian: little\nencoding: raw\n"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.mhd", b"", "the file is empty"),
-        ("a.nhdr", NRRD_TEXT + b"data file: a.raw\n", r"missing; expected them in .*a\.raw, put both files into one folder"),
+        ("a.nhdr", nrrd_text("data file: a.raw"), r"missing; expected them in .*a\.raw, put both files into one folder"),
         ("a.mha", b"patient,dice\n1,2\n", "not a MetaImage file, although its name says so"),
         ("a.nhdr", b"patient,dice\n1,2\n", "not an NRRD file, although its name says so: it begins with b'patient,dice'"),
         ("a.mhd", b"NDims = 3\nElementDataFile = LOCAL\n", "damaged MetaImage header: no line `DimSize = ...`"),

@@ -14,7 +14,7 @@ from io_helpers import affine_of, numbers
 from special_file_helpers import Reader, kind_of, make_device, make_pipe
 
 from crfrefine import io
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.io.atomic import atomic_file, remove_file, write_small_file
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
@@ -129,15 +129,3 @@ def test_a_stream_is_written_where_it_is(tmp_path):
     with os.fdopen(read, "rb") as file:
         assert file.read() == b"in between\n"
     assert all(path.is_symlink() for path in paths)
-
-
-def test_a_pipe_is_not_read(tmp_path):
-    """Nobody writes to it: opened, it would keep the reader waiting for ever."""
-    pipe = make_pipe(tmp_path / "case.npz")
-    keeper = os.open(pipe, os.O_RDWR)  # so that a reader that opens it fails instead of waiting
-    os.set_blocking(keeper, False)
-    try:
-        with pytest.raises(InputError, match=r"case\.npz: expected a regular file, this is a pipe, a device or a socket"):
-            io.read_header(pipe)
-    finally:
-        os.close(keeper)

@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from io_helpers import affine_of, affines, rotation
 
-from crfrefine.errors import InputError
 from crfrefine.io.volume import (
-    Volume,
-    VolumeHeader,
     describe_difference,
     is_sheared,
     orientation_codes,
@@ -75,22 +72,3 @@ def test_a_difference_is_always_visible():
         lines = describe_difference(Path("a.nii"), (9, 9, 9), first, Path("longer.nii"), (9, 9, 9), other).split("\n  longer.nii")
         assert lines[0].replace("a.nii     ", "") != lines[1]
     assert "(0.00, 0.00, 7.00)" in describe_difference("a", (9, 9, 9), first, "b", (9, 9, 9), moved)
-
-
-def test_channels_are_told_from_the_grid_by_the_spacing():
-    scalar = Volume(np.zeros((3, 4, 5)), np.eye(4), (1.0, 1.0, 1.0))
-    plane = Volume(np.zeros((2, 4, 5)), np.eye(4), (1.0, 1.0))
-    assert scalar.grid_shape == (3, 4, 5)
-    assert scalar.channels.shape == (1, 3, 4, 5)
-    assert plane.grid_shape == (4, 5)
-    assert plane.channels.shape == (2, 4, 5)
-
-
-def test_a_file_without_geometry_is_compared_by_its_shape_and_says_so():
-    placed = VolumeHeader(Path("a.nii"), "NIfTI-1", (3, 4, 5), 1, "uint8", (1.0, 1.0, 1.0), np.eye(4))
-    loose = VolumeHeader(Path("b.npz"), "nnU-Net npz", (3, 4, 5), 2, "float32", None, None)
-    assert placed.on_same_grid(loose)
-    assert placed.orientation == "RAS"
-    assert loose.orientation is None
-    with pytest.raises(InputError, match=r"b\.npz: nnU-Net npz has no geometry"):
-        loose.geometry()
