@@ -1,15 +1,13 @@
 """Reading a case: all of its files together, checked against each other."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
 
-from crfrefine.cases.case import CaseFiles, ReadingOptions, discover_cases, load_case, read_case_headers
+from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import ConfigError, GridMismatchError, InputError, UnsupportedFormatError
 
 SHAPE = (5, 6, 7)
@@ -183,29 +181,3 @@ def test_headers_alone_and_cases_that_lack_something(tmp_path):
     assert headers.logits is not None
     assert headers.logits.num_labels == 3
     assert read_case_headers(replace(make_case(tmp_path), logits=())).logits is None
-
-
-DATA = Path(os.environ.get("CRFREFINE_DATA", "not there"))
-
-
-@pytest.mark.long
-@pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: CRFREFINE_DATA is not set")
-@pytest.mark.parametrize(("name", "num_cases", "sizes"), [("brats2015", 4, (2, 5)), ("hippocampus", 120, (1, 3))])
-def test_real_cases_against_nibabel(name, num_cases, sizes, tmp_path):
-    """All headers, and the voxels of the last case."""
-    root = DATA / name
-    masks = root / "masks"
-    cases = discover_cases(root / "images", root / "logits", masks if masks.is_dir() else None, root / "labels")
-    assert len(cases) == num_cases
-    assert cases.notes == []
-    for files in cases:
-        headers = read_case_headers(files)
-        assert headers.logits is not None
-        assert (headers.num_modalities, headers.logits.num_labels) == sizes
-    case = load_case(cases[-1], with_labels=True)
-    np.testing.assert_array_equal(case.logits, np.moveaxis(nib.load(cases[-1].logits[0]).get_fdata(dtype=np.float32), -1, 0))
-    for modality, path in zip(case.image, cases[-1].images, strict=True):
-        # nibabel scales in another order of operations: one rounding of float32 apart.
-        np.testing.assert_allclose(modality, nib.load(path).get_fdata(dtype=np.float32), rtol=3e-7, atol=3e-7)
-    np.testing.assert_array_equal(case.labels, np.rint(nib.load(cases[-1].labels).get_fdata()))
