@@ -115,6 +115,14 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree, left, advice):
     assert found.advice == (advice,)
 
 
+def test_without_splits_all_missing_folds_are_named(tree):
+    (tree.preprocessed / "splits_final.json").unlink()
+    shutil.rmtree(tree.network / "fold_1")
+    found = trained_cases(tree)
+    assert found.cases[1].missing == ("not validated by fold 0",)
+    assert [line[: len("fold 1 is not trained")] for line in found.advice] == [f"fold {fold} is not trained" for fold in (1, 2, 3, 4)]
+
+
 def test_a_network_that_was_trained_on_all_cases_is_refused(tree):
     for fold in (0, 1):
         shutil.rmtree(tree.network / f"fold_{fold}")
@@ -230,6 +238,13 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
     for words in ("plans.json", "fold_0", "predict_from_raw_data_args.json", "DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION"):
         assert words in message
     assert complaint(tmp_path / "absent") == f"{tmp_path / 'absent'}: no such folder"
+
+
+def test_a_path_below_the_results_of_the_environment_is_offered(tree, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_results", str(tree.network.parents[1]))
+    path = tree.network.relative_to(tree.network.parents[1])
+    assert complaint(path) == f"{path}: no such folder; there is {tree.network}"
 
 
 # ---- Predictions, and what infer refines

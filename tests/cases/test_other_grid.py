@@ -176,6 +176,17 @@ def test_the_signs_of_lps_are_suspected(tmp_path):
         read_case_headers(replace(files, images=(image,)), RESAMPLE)
 
 
+def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
+    """A thin slab in the empty corner of an oblique volume's box: only its voxels tell."""
+    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))
+    corner = world_of((40, 3, 2), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))[39, 0, 0]
+    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), affine_of((0.5, 0.4, 0.3), (corner[0], -1.5, -0.3)))
+    files = CaseFiles("a", (image,), (logits,))
+    read_case_headers(files, RESAMPLE)
+    with pytest.raises(GridMismatchError, match="do not overlap in the world"):
+        load_case(files, RESAMPLE)
+
+
 def test_an_archive_without_geometry(tmp_path):
     files = make_case(tmp_path)
     np.savez_compressed(tmp_path / "a.npz", logits=scores().transpose(0, 3, 2, 1))

@@ -58,6 +58,18 @@ def test_frames_in_any_order_and_encoding(own, syntax, tmp_path):
     np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)
 
 
+def test_a_series_of_two_files_of_frames(tmp_path):
+    found = made()
+    files = [enhanced(found[:3]), enhanced(found[3:])]
+    files[1].SOPInstanceUID = files[1].file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+    for one in files:
+        one.NumberOfSeriesRelatedInstances = 2
+    read = io.read_volume(save(tmp_path / "case", files))
+    np.testing.assert_array_equal(read.data, STORED)
+    with pytest.raises(CrfRefineError, match="several files with several frames each"):
+        io.check_label_map(tmp_path / "out.dcm", read.header)
+
+
 def cut(one):
     one.PixelData = one.PixelData[: len(one.PixelData) // 2]
 

@@ -126,6 +126,19 @@ def test_a_refined_dicom_segmentation_refers_to_its_source(series, tmp_path):
     assert found.SeriesDescription == "Kidneys, refined with crfrefine"
 
 
+def test_a_source_of_another_study_is_referred_to_there(series, tmp_path):
+    source = pydicom.dcmread(described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2)))
+    source.StudyInstanceUID = "1.2.99"
+    source.save_as(tmp_path / "other.dcm")
+    segments = io.read_header(tmp_path / "other.dcm").segments
+    io.write_label_map(tmp_path / "out.dcm", labels_of(1, 2), io.read_volume(series), segments=segments)
+    found = hd.seg.segread(tmp_path / "out.dcm")
+    assert len(found.ReferencedSeriesSequence) == 1
+    (study,) = found.StudiesContainingOtherReferencedInstancesSequence
+    assert study.StudyInstanceUID == "1.2.99"
+    assert study.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+
+
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [

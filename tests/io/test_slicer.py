@@ -91,6 +91,14 @@ def test_layers_become_one_label_map(values, tmp_path):
     assert ("numbers of the segments" in str(read.header.notes)) == (values == (1, 1))
 
 
+def test_binary_layers_of_old_versions(tmp_path):
+    layers = np.zeros((2, *SHAPE), np.uint8)
+    layers[0, 1], layers[1, 2] = 1, 1
+    path = slicer(tmp_path / "a.seg.nrrd", layers, {"ID": "one", "Name": "one"}, {"ID": "two"})
+    np.testing.assert_array_equal(io.read_labels(path).data, layers[0] + 2 * layers[1])
+    assert [one.name for one in io.read_header(path).segments] == ["one", "two"]
+
+
 def test_segments_that_overlap_are_an_error(tmp_path):
     layers = np.zeros((2, *SHAPE), np.uint8)
     layers[0, 1:3], layers[1, 2:4] = 1, 2

@@ -96,16 +96,16 @@ def test_metaimage_keys_in_other_letters(tmp_path):
     assert io.read_volume(path).spacing == (1.0, 2.0, 3.0)
 
 
-@pytest.mark.parametrize("line", ["LIST", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "s1-6.raw"])
+@pytest.mark.parametrize("line", ["LIST", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "LISTE ä.raw"])
 def test_metaimage_voxels_in_files_of_their_own(line, tmp_path):
     for number, plane in enumerate(DATA, 1):
         (tmp_path / f"s{number}.raw").write_bytes(plane.tobytes())
         (tmp_path / f"t{2 * number + 8:03d}.raw").write_bytes(plane.tobytes())
-    (tmp_path / "s1-6.raw").write_bytes(DATA.tobytes())
-    names = {"LIST 3": ["s1-6.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if "LIST" in line else [])
+    (tmp_path / "LISTE ä.raw").write_bytes(DATA.tobytes())
+    names = {"LIST 3": ["LISTE ä.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if line in ("LIST", "LIST 2D") else [])
     path = mha(tmp_path, f"ElementDataFile = {line}", data="".join(name + "\n" for name in names).encode(), name="a.mhd")
     assert_data(path)
-    assert len(files_read(path)) == (2 if "-" in line or line == "LIST 3" else 7)
+    assert len(files_read(path)) == (2 if "ä" in line or line == "LIST 3" else 7)
 
 
 def test_metaimage_slices_with_headers_and_compressed(tmp_path):
@@ -135,6 +135,20 @@ def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
     assert_as_simpleitk(path)
     (tmp_path / "a.raw").write_bytes(bytes(17) + DATA.tobytes())
     assert_data(mha(tmp_path, "HeaderSize = 17", "ElementDataFile = a.raw", data=b"", name="a.mhd"))
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".nrrd", False)])
+def test_four_dimensions(suffix, compress, tmp_path):
+    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
+    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
+    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
+    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
+    assert_as_simpleitk(tmp_path / f"a{suffix}")
+    volume = io.read_volume(tmp_path / f"a{suffix}")
+    assert volume.spacing == (0.5, 1.25, 3.0)
+    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
 
 
 SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
