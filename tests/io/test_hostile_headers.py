@@ -65,6 +65,7 @@ NRRD_HEADERS = {
     "unknown field": (nrrd_text("space origio: (1,2,3)"), "line 7 is not a `field: value` of the format: 'space origio"),
     "field twice": (nrrd_text("sizes: 2 3 4"), "line 7 is a second line `sizes: ...`"),
     "origin of 2000 numbers": (nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"), "expected one vector of 3"),
+    "two origins": (nrrd_text("space: LPS", "space origin: (1,2,3) (1,2,3)"), "expected one vector of 3"),
     "kinds of two": (nrrd_text("kinds: domain domain"), "expected 3 kinds"),
     "kinds unknown": (nrrd_text("kinds: domain domain banana"), "expected domain for axes"),
     "kinds of two channels": (nrrd_text("kinds: vector domain list"), "2 axes of values cannot be split"),

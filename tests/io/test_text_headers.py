@@ -171,6 +171,7 @@ SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8
         ("space: 3D-left-handed", *SPACE),
         ("space dimension: 3", *SPACE),
         ("space: RAS", "space origin: (1,2,3)"),
+        ("space: LAS", "space origin: (1,2,3)"),
         ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (nan,nan,nan)"),
         ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
         ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
