@@ -157,6 +157,15 @@ def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, va
     io.check_label_map(tmp_path / "out.nii.gz", header)
 
 
+def test_slices_that_lack_what_the_others_have(tmp_path):
+    found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+    del found[2].FrameOfReferenceUID, found[4].PatientID
+    found[5].ImageOrientationPatient = [round(float(value), 4) for value in found[5].ImageOrientationPatient]
+    like = io.read_volume(save(tmp_path / "case", found))
+    io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), like)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "a.dcm", grid=like.header).data, labels_of(1, 2))
+
+
 def test_without_highdicom_the_error_comes_before_the_work(series, tmp_path, monkeypatch):
     np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     monkeypatch.setitem(sys.modules, "highdicom", None)

@@ -226,6 +226,9 @@ def test_every_cut_is_noticed(suffix, tmp_path):
         cut.write_bytes(data[:length])
         with pytest.raises(UnsupportedFormatError, match=r"cut\.nii.*(cut off|is empty|not compressed|not a NIfTI)"):
             io.read_volume(cut)
+        if suffix == ".nii":  # Seen from the header alone, before any voxel is read.
+            with pytest.raises(UnsupportedFormatError):
+                io.read_header(cut)
         assert not io.is_whole(cut)
 
 
