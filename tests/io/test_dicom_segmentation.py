@@ -159,9 +159,12 @@ def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, va
 
 def test_slices_that_lack_what_the_others_have(tmp_path):
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
-    del found[2].FrameOfReferenceUID, found[4].PatientID
+    del found[2].FrameOfReferenceUID
+    for one in found[1:]:
+        del one.PatientID
     found[5].ImageOrientationPatient = [round(float(value), 4) for value in found[5].ImageOrientationPatient]
     like = io.read_volume(save(tmp_path / "case", found))
+    assert like.header.identity.patient == "id 1"
     io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), like)
     np.testing.assert_array_equal(io.read_labels(tmp_path / "a.dcm", grid=like.header).data, labels_of(1, 2))
 
