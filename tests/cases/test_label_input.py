@@ -44,8 +44,7 @@ def one_hot(labels, channels):
     return CONFIDENCE * np.stack([labels == channel for channel in channels])
 
 
-@pytest.mark.parametrize("input_type", ["labels", "auto"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize(("input_type", "dtype"), [("labels", np.float32), ("auto", np.int16)])
 def test_a_label_map_is_read_as_one_hot_logits(folder, input_type, dtype):
     save_nifti(folder / "maps" / "a.nii.gz", LABELS.astype(dtype), AFFINE)
     case = read(folder, "maps", input_type=input_type)
@@ -76,24 +75,16 @@ def test_labels_that_are_not_declared_are_named_with_the_way_out(folder):
         ({"labels": {"background": 0, "a": 10, "b": 52, "ignore": 53}}, 4, (0, 10, 52), "dataset.json"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, None, (0, 1, 2), "dataset.json"),
         (None, 4, (0, 1, 2, 3), "the parameters"),
-        ({"channel_names": {"0": "CT"}}, 4, (0, 1, 2, 3), "the parameters"),
     ],
 )
 def test_who_declares_labels(folder, content, num_labels, numbers_, source):
+    assert declared_labels([], (folder / "maps",), None) == (None, ())
     if content is not None:
         (folder / "dataset.json").write_text(json.dumps(content))
     declared, notes = declared_labels([], (folder / "maps", folder / "images"), num_labels)
     assert declared.numbers == numbers_
     assert source in declared.source
     assert notes == ()
-
-
-def test_nothing_declares_labels_and_a_bad_dataset_is_told(folder):
-    assert declared_labels([], (folder / "maps",), None) == (None, ())
-    (folder / "maps" / "dataset.json").write_text("{")
-    declared, (note,) = declared_labels([], (folder / "maps",), None)
-    assert declared is None
-    assert "continuing without it" in note
 
 
 def test_beside_logits_the_input_type_decides(folder):
@@ -126,9 +117,9 @@ def test_label_maps_without_images_are_told(folder):
     ("values", "options", "message"),
     [
         (LABELS * 0.05, {"input_type": "auto"}, r"a\.nii\.gz: one label only: one value per voxel, and not a whole number .*-p BACKGROUND"),
-        (LABELS * 0.05, {}, "not a whole number"),
+        (LABELS * 0.995, {"input_type": "auto"}, "not a whole number"),
+        (LABELS * 0.995, {}, None),
         (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
-        (np.arange(LABELS.size).reshape(SHAPE) * 3.0, {"input_type": "auto"}, None),
         (np.stack([LABELS, LABELS], -1) * 1.0, {}, "expected a label map with one value per voxel, this file has 2"),
         (LABELS * 1.0, {"input_type": "logits"}, "logits of one label only.*--input-type labels"),
         (LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),
@@ -136,8 +127,8 @@ def test_label_maps_without_images_are_told(folder):
 )
 def test_what_is_no_label_map_is_refused(folder, values, options, message):
     save_nifti(folder / "maps" / "a.nii.gz", values.astype(np.float32), AFFINE)
-    if message is None:
-        assert read(folder, "maps", **options).num_labels == 3 * LABELS.size - 2
+    if message is None:  # Some tools write a slope that is nearly 1.
+        np.testing.assert_array_equal(read(folder, "maps", **options).logits, one_hot(LABELS, (0, 5, 10)))
         return
     with pytest.raises((InputError, GridMismatchError), match=f"(?s){message}"):
         read(folder, "maps", **options)
@@ -150,13 +141,6 @@ def test_an_image_is_not_silently_taken_as_a_label_map(folder):
     with pytest.raises(InputError, match=r"960 different ones, as in an image; .*For a label map, give --input-type labels"):
         read(folder, "maps", input_type="auto")
     assert read(folder, "maps").num_labels == 960
-
-
-def test_a_slope_that_is_nearly_one_is_rounded_on_request(folder):
-    save_nifti(folder / "maps" / "a.nii.gz", (LABELS * 0.995).astype(np.float32), AFFINE)
-    np.testing.assert_array_equal(read(folder, "maps").logits, one_hot(LABELS, (0, 5, 10)))
-    with pytest.raises(InputError, match="not a whole number"):
-        read(folder, "maps", input_type="auto")
 
 
 # ---- Structures
@@ -181,25 +165,16 @@ def test_structures_are_numbered_in_the_order_of_their_names_over_all_cases(fold
     assert declared.num_labels == 5
 
 
-def test_where_structures_overlap_the_smaller_one_keeps_the_voxel(folder):
-    case = structures(folder)
-    expected = np.where(MASKS["tumor"], 4, np.where(MASKS["liver"], 2, 0))
-    np.testing.assert_array_equal(merged(case), expected)
-    assert case.channel_labels == (0, 2, 4), "an empty structure costs nothing"
-    num_shared = int((MASKS["liver"] & MASKS["tumor"]).sum())
-    assert case.notes[0] == "a is taken as one file per structure: 3 files, 2 not empty"
-    assert case.notes[1] == f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of liver and tumor"
-
-
-def test_of_three_overlapping_structures_the_smallest_one_stays(folder):
+def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     tiny = np.zeros(SHAPE, np.uint8)
     tiny[4, 2, 1] = tiny[1, 1, 1] = 1  # in liver and tumor; in the liver alone
     save_nifti(folder / "structures" / "a" / "duct.nii.gz", tiny, AFFINE)
     case = structures(folder)
-    assert merged(case)[4, 2, 1] == merged(case)[1, 1, 1] == 1
-    assert (merged(case)[MASKS["tumor"] - tiny == 1] == 5).all()
+    np.testing.assert_array_equal(merged(case), np.where(tiny, 1, np.where(MASKS["tumor"], 5, np.where(MASKS["liver"], 3, 0))))
+    assert case.channel_labels == (0, 1, 3, 5), "an empty structure costs nothing"
     num_shared = int((MASKS["liver"] + MASKS["tumor"] + tiny > 1).sum())
-    assert f": {num_shared} voxels" in case.notes[1]
+    assert case.notes[0] == "a is taken as one file per structure: 4 files, 3 not empty"
+    assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of ")
 
 
 @pytest.mark.parametrize("as_files", [False, True])

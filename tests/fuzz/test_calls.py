@@ -12,10 +12,7 @@ from crfrefine.engines.compiled import load_engine
 from crfrefine.errors import BackendUnavailableError
 
 
-@pytest.mark.parametrize(
-    ("name", "num_inputs"),
-    [("module", 100), ("models", 10), *(pytest.param(*case, marks=pytest.mark.long) for case in (("module", 500), ("models", 60)))],
-)
+@pytest.mark.parametrize(("name", "num_inputs"), [("module", 100), ("models", 10)])
 def test_some_inputs(name: str, num_inputs: int, tmp_path: Path) -> None:
     try:
         load_engine()

@@ -52,6 +52,14 @@ def save(folder: Path, found, *, shuffled: bool = True, name="IM{:04d}.dcm") -> 
     return folder
 
 
+_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
+
+
 def enhanced(found, *, per_frame=("PlanePositionSequence", "PixelValueTransformationSequence"), sop_class=EnhancedMRImageStorage):
     """One file of several frames made of slices, in their order; functional groups are the frames' own, or shared."""
     found = list(found)
@@ -59,33 +67,18 @@ def enhanced(found, *, per_frame=("PlanePositionSequence", "PixelValueTransforma
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = sop_class
     groups = []
     for number, one in enumerate(found, 1):
-        group = {
-            "PlanePositionSequence": _item(one, "ImagePositionPatient"),
-            "PlaneOrientationSequence": _item(one, "ImageOrientationPatient"),
-            "PixelMeasuresSequence": _item(one, "PixelSpacing", "SliceThickness"),
-            "PixelValueTransformationSequence": _item(one, "RescaleSlope", "RescaleIntercept", RescaleType="US"),
-            "FrameContentSequence": _item(one, StackID="1", InStackPositionNumber=number, DimensionIndexValues=[1, number]),
-        }
+        group = {name: _dataset({keyword: one[keyword].value for keyword in keywords}) for name, keywords in _GROUPS.items()}
+        group["PixelValueTransformationSequence"].RescaleType = "US"
+        group["FrameContentSequence"] = _dataset({"StackID": "1", "InStackPositionNumber": number, "DimensionIndexValues": [1, number]})
         groups.append(group)
     own = (*per_frame, "FrameContentSequence")
     file.PerFrameFunctionalGroupsSequence = [_dataset({name: [item] for name, item in group.items() if name in own}) for group in groups]
     file.SharedFunctionalGroupsSequence = [_dataset({name: [item] for name, item in groups[0].items() if name not in own})]
-    for keyword in (
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "PixelSpacing",
-        "SliceThickness",
-        "RescaleSlope",
-        "RescaleIntercept",
-    ):
+    for keyword in (keyword for keywords in _GROUPS.values() for keyword in keywords):
         delattr(file, keyword)
     file.NumberOfFrames = len(found)
     file.PixelData = b"".join(one.PixelData for one in found)
     return file
-
-
-def _item(one, *keywords, **values):
-    return _dataset({**{keyword: one[keyword].value for keyword in keywords}, **values})
 
 
 def _dataset(values):

@@ -7,9 +7,10 @@ import gzip
 import json
 import random
 import re
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 _INTERESTING = (
     *(b"\0", b"\xff", b"\n", b"\t", b"\r\n", b"\r", b"[" * 3000, b"{" * 50, b'{"a":' * 2000, b"9" * 5000, b"0x" + b"f" * 4000, b"\0" * 500),
@@ -88,39 +89,56 @@ def mutated_numbers(content: bytes, rng: random.Random) -> bytes:
     """The content with one to three binary numbers in the place of its own, in either byte order, at a multiple of their size."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        order, size = rng.choice("<>"), rng.choice((1, 2, 2, 4, 4, 8))
-        if size >= 4 and rng.random() < 0.5:
-            number = rng.choice(_FLOATS)
-            written = struct.pack(f"{order}{'f' if size == 4 else 'd'}", float("inf") if size == 4 and abs(number) > 3.4e38 else number)
-        else:
-            written = (rng.choice(_INTEGERS) & ((1 << 8 * size) - 1)).to_bytes(size, "little" if order == "<" else "big")
+        dtype = np.dtype(rng.choice("<>") + rng.choice(("u1", "u2", "u2", "u4", "u8", "f4", "f4", "f8")))
+        number = rng.choice(_FLOATS) if dtype.kind == "f" else rng.choice(_INTEGERS) & ((1 << 8 * dtype.itemsize) - 1)
+        with np.errstate(all="ignore"):
+            written, size = np.array(number, np.float64 if dtype.kind == "f" else np.uint64).astype(dtype).tobytes(), dtype.itemsize
         place = rng.randrange(max(1, (len(data) - size) // size + 1)) * size
         data[place : place + size] = written
     return bytes(data)
 
 
-Part = tuple[Callable[[bytes, random.Random], bytes], bytes]
-"""A piece of a file, and how it is damaged."""
-Sample = Mapping[str, Sequence[Part]]
-"""Files in parts. Those whose names end in .gz or .mgz are compressed."""
-
-
-def damaged(sample: Sample, rng: random.Random) -> dict[str, bytes]:
-    """One of the files is damaged in one of its parts, or anywhere, before or after it is compressed; now and then none is."""
-    chosen, files = rng.choice(list(sample)) if rng.random() < 0.95 else None, {}
-    if len(sample) > 1 and rng.random() < 0.6:
-        chosen = next(iter(sample))
-    for name, parts in sample.items():
+def damaged(files: Mapping[str, bytes], rng: random.Random) -> dict[str, bytes]:
+    """One of the files, most often the first, is damaged, before or after those that end in .gz or .mgz are compressed; or none is."""
+    chosen = rng.choice((next(iter(files)), *files)) if rng.random() < 0.95 else None
+    before, found = rng.random() < 0.6, {}
+    for name, content in files.items():
         is_packed = name.endswith((".gz", ".mgz"))
-        place = rng.randrange(-1, len(parts)) if name == chosen and (not is_packed or rng.random() < 0.6) else None
-        content = b"".join(change(part, rng) if number == place else part for number, (change, part) in enumerate(parts))
-        content = mutated(content, rng) if place == -1 else content
+        if name == chosen and (before or not is_packed):
+            content = damaged_part(content, rng)
         if is_packed:
             content = gzip.compress(content, 1, mtime=0)
-            if name == chosen and place is None:
+            if name == chosen and not before:
                 content = rng.choice((mutated(content, rng), content + rng.choice((bytes(9), content, b"garbage"))))
-        files[name] = content
-    return files
+        found[name] = content
+    return found
+
+
+def damaged_part(content: bytes, rng: random.Random) -> bytes:
+    """Of a text lines, numbers and words, of a binary header numbers, of voxels anything."""
+    start, end, change = 0, 352, mutated_numbers
+    if content[128:132] == b"DICM":
+        start, end, change = 132, len(content), _with_other_elements
+    elif content.startswith(b"PK"):  # Lengths, offsets and flags of an archive.
+        start, end = rng.choice(((0, 30), (content.rindex(b"PK\1\2"), len(content))))
+    elif content.startswith(b"\x93NUMPY"):
+        start, end, change = 10, 128, lambda text, rng: mutated_text(text, rng).ljust(118)[:118]
+    elif text := re.match(rb"(?s)NRRD.*?(\n\n|$)|[^\0]*?ElementDataFile = [^\0]*?\n", content):
+        end, change = text.end(), mutated_text
+    if rng.random() < 0.25:
+        start, end, change = rng.choice((0, min(end, len(content)))), len(content), mutated
+    return content[:start] + change(content[start:end], rng) + content[end:]
+
+
+def _with_other_elements(content: bytes, rng: random.Random) -> bytes:
+    """Digits in the texts that DICOM keeps its numbers in, binary numbers, or anything."""
+    if (kind := rng.randrange(4)) > 0:
+        return (mutated_numbers if kind == 1 else mutated)(content, rng)
+    data = bytearray(content)
+    places = [place for place in range(170, len(data)) if 0x2E <= data[place] <= 0x39]
+    for place in rng.sample(places, min(len(places), rng.choice((1, 3, 20)))):
+        data[place] = rng.choice(b"0123456789.-eE \\\0n")
+    return bytes(data)
 
 
 _WRONG: tuple[Any, ...] = (

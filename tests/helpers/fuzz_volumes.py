@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import io as streams
 import random
-import struct
 import tempfile
 import warnings
 import zipfile
@@ -19,12 +18,14 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from dicom_helpers import enhanced, save, slices
-from fuzz_mutations import Part, Sample, damaged, mutated, mutated_numbers, mutated_text
+from fuzz_mutations import damaged
 from fuzz_worker import Target
+from io_helpers import meta_text, nrrd_text
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
 
+Sample = Mapping[str, bytes]
 SHAPE = (2, 3, 4)
 VOXELS = np.arange(24, dtype="<i2").tobytes()
 AFFINE = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
@@ -67,10 +68,6 @@ def _require_header(header: io.VolumeHeader) -> None:
         assert header.orientation is not None
 
 
-def _binary(name: str, content: bytes, header: int) -> Sample:
-    return {name: ((mutated_numbers, content[:header]), (mutated, content[header:]))}
-
-
 def _nifti(name: str) -> Iterator[Sample]:
     """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a plane."""
     for kind, order, dtype, shape in (
@@ -91,15 +88,14 @@ def _nifti(name: str) -> Iterator[Sample]:
             header.set_slope_inter(0.5, -3)
         block = header.binaryblock
         values = np.arange(int(np.prod(shape))).astype(np.dtype(dtype).newbyteorder(order))
-        yield _binary(name, block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes(), len(block))
+        yield {name: block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes()}
 
 
 def _mgh() -> Iterator[Sample]:
     """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and compressed."""
     for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE)):
         content = nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), AFFINE).to_bytes()
-        yield from (_binary(name, content, 284) for name in ("a.mgh", "a.mgz"))
-        yield _binary("a.mgh", content[:28] + bytes(2) + content[30:], 284)
+        yield from ({"a.mgh": content}, {"a.mgz": content}, {"a.mgh": content[:28] + bytes(2) + content[30:]})
 
 
 def _pairs() -> Iterator[Sample]:
@@ -108,25 +104,13 @@ def _pairs() -> Iterator[Sample]:
     for kind, dtype in kinds:
         data = np.arange(24).reshape(SHAPE).astype(dtype)
         header = kind(data, np.diag([-1.5, 2, 3, 1])).header.binaryblock
-        yield {"a.hdr": [(mutated_numbers, header)], "a.img": [(mutated, data.tobytes(order="F"))]}
-
-
-def meta_text(**changes: str) -> bytes:
-    """The text of a MetaImage header; ElementDataFile comes last."""
-    fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
-    fields["ElementDataFile"] = fields.pop("ElementDataFile")
-    return "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
-
-
-def _nrrd_text(*lines: str, **changes: str) -> bytes:
-    fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
-    return "\n".join(["NRRD0004", *(f"{key}: {value}" for key, value in fields.items()), *lines, "", ""]).encode()
+        yield {"a.hdr": header, "a.img": data.tobytes(order="F")}
 
 
 _GEOMETRY = {"TransformMatrix": "0 1 0 -1 0 0 0 0 1", "Offset": "1.5 -2 3e1", "CenterOfRotation": "0 0 0", "ElementSpacing": "0.5 1 2"}
 _ZLIB, _GZIP = zlib.compress(VOXELS), zlib.compress(VOXELS, wbits=31)
 _META = (
-    (meta_text(**_GEOMETRY, AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
+    (meta_text(**_GEOMETRY, ObjectType="Image", AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
     (meta_text(CompressedData="True", CompressedDataSize=str(len(_ZLIB))), _ZLIB),
     (meta_text(BinaryData="False"), b" ".join(b"%d" % number for number in range(24))),
     (meta_text(NDims="4", DimSize="2 3 2 2", Offset="0 0 0 0"), VOXELS),
@@ -147,19 +131,19 @@ _META_DETACHED = (
 _WORLD = ("space: RAS", "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
 _CHANNELS = ("space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)")
 _NRRD = (
-    (_nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
-    (_nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
-    (_nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
-    (_nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
-    (_nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
-    (_nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
-    (_nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
+    (nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
+    (nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", "centers: cell cell node", encoding="hex"), VOXELS.hex().encode()),
+    (nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
+    (nrrd_text(encoding="bzip2"), bz2.compress(VOXELS)),
+    (nrrd_text(encoding="ascii", type="float"), b", ".join(b"%d.5" % number for number in range(24))),
+    (nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
+    (nrrd_text("line skip: 1", "byte skip: -1"), b"a line\n" + VOXELS),
 )
 _NRRD_DETACHED = (
-    (_nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
-    (_nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
-    (_nrrd_text("data file: s%d.raw 1 4 1 2"), _PARTS),
-    (_nrrd_text("data file: LIST 2")[:-1] + _LIST, _PARTS),
+    (nrrd_text(*_WORLD, "data file: a.raw", "byte skip: -1")[:-1], {"a.raw": VOXELS}),
+    (nrrd_text("datafile: a.raw.gz", encoding="gzip"), {"a.raw.gz": VOXELS}),
+    (nrrd_text("data file: s%d.raw 1 4 1 2"), _PARTS),
+    (nrrd_text("data file: LIST 2")[:-1] + _LIST, _PARTS),
 )
 _TERMINOLOGY = "Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|"
 _SEGMENTS = [
@@ -171,9 +155,9 @@ _SEGMENTS = [
     )
 ]
 _SEGMENTATIONS = (
-    (_nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
+    (nrrd_text(*_WORLD, *_SEGMENTS, type="unsigned char", encoding="gzip"), zlib.compress(bytes(range(24)), wbits=31)),
     (
-        _nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
+        nrrd_text(*_CHANNELS, *_SEGMENTS, dimension="4", sizes="2 2 3 4"),
         b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
     ),
 )
@@ -182,26 +166,15 @@ _SEGMENTATIONS = (
 def _texts(name: str, contents: tuple[tuple[bytes, Any], ...]) -> Iterator[Sample]:
     """Texts with their voxels behind them, or in other files."""
     for text, voxels in contents:
-        if isinstance(voxels, bytes):
-            yield {name: ((mutated_text, text), (mutated, voxels))}
-        else:
-            yield {name: [(mutated_text, text)], **{other: [(mutated, content)] for other, content in voxels.items()}}
+        yield {name: text + voxels} if isinstance(voxels, bytes) else {name: text, **voxels}
 
 
-def _arrays() -> Iterator[tuple[Part, ...]]:
+def _arrays() -> Iterator[Sample]:
     values = np.random.default_rng(5).normal(size=(3, 2, 4, 5))
     for array in (values.astype("f4"), np.asfortranarray(values.astype(">f8")), values.astype("f2")[:, 0], values.astype("i1")):
         buffer = streams.BytesIO()
         np.save(buffer, array)
-        content = buffer.getvalue()
-        text = content[10:128]
-        yield (mutated, content[:10]), (lambda text, rng: mutated_text(text, rng).ljust(118)[:118], text), (mutated, content[128:])
-        long = b"\x93NUMPY\2\0"
-        yield (mutated, long), (lambda text, rng: _with_length(mutated_text(text[4:], rng)), _with_length(text)), (mutated, content[128:])
-
-
-def _with_length(text: bytes) -> bytes:
-    return struct.pack("<I", len(text)) + text
+        yield {"a.npy": buffer.getvalue()}
 
 
 def _archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -219,27 +192,19 @@ _NAMES = ("logits", "logits.npy", "softmax.npy", "x/logits.npy", "probabilities"
 _COMPRESSIONS = (*[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
-def _npz(rng: random.Random) -> Mapping[str, bytes]:
-    """Of a damaged array, of one that has another name, or with damage to the lengths, offsets and flags of the archive."""
-    parts = rng.choice(_samples("npy"))
-    kind = rng.randrange(3)
-    (array,) = (damaged(parts, rng) if kind == 0 else {"": b"".join(part for _, part in parts["a.npy"])}).values()
+def _npz(rng: random.Random) -> Sample:
+    """Of a damaged array, of one that has another name, or with damage to the archive."""
+    sample, kind = rng.choice(_samples("npy")), rng.randrange(3)
+    (array,) = (damaged(sample, rng) if kind == 0 else sample).values()
     name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
-    packed = _archive({name: array, **({f"{n}": b"" for n in range(rng.choice((0, 0, 0, 1, 1, 50)))})}, rng.choice(_COMPRESSIONS))
-    directory = packed.rindex(b"PK\1\2")
-    parts = (mutated_numbers, packed[:30]), (mutated, packed[30:directory]), (mutated_numbers, packed[directory:])
-    return damaged({"a.npz": parts}, rng) if kind == 2 else {"a.npz": packed}
+    packed = {"a.npz": _archive({name: array, **{f"{n}": b"" for n in range(rng.choice((0, 0, 1, 50)))}}, rng.choice(_COMPRESSIONS))}
+    return damaged(packed, rng) if kind == 2 else packed
 
 
-def _npy(rng: random.Random) -> Mapping[str, bytes]:
-    (content,) = damaged(rng.choice(_samples("npy")), rng).values()
-    return {rng.choice(("a.npy", "a", "a.npz", "a.dat")): content}
-
-
-def _misnamed(rng: random.Random) -> Mapping[str, bytes]:
+def _misnamed(rng: random.Random) -> Sample:
     """A damaged file of one kind under the name of another one, or of none."""
     (content,) = damaged(rng.choice(_samples(rng.choice(("nii", "nii.gz", "mha", "nrrd", "mgh", "npy")))), rng).values()
-    suffixes = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz", ".img", ".mgz", ".dcm", "", ".gz")
+    suffixes = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz", ".npy", ".img", ".mgz", ".dcm", ".dat", "", ".gz")
     return {f"a{rng.choice(suffixes)}": content}
 
 
@@ -247,25 +212,12 @@ _FRAMES, _PLACE = np.arange(36).reshape(4, 3, 3), np.array([[-0.7, 0, 0, 3], [0,
 
 
 def _dicom(*found: pydicom.Dataset) -> Sample:
-    """The elements behind the preamble may have other numbers, texts or lengths."""
-    parts: dict[str, list[Part]] = {}
+    files: dict[str, bytes] = {}
     for number, one in enumerate(found):
         buffer = streams.BytesIO()
         pydicom.dcmwrite(buffer, one, enforce_file_format=True)
-        content = buffer.getvalue()
-        parts[f"{number}.dcm"] = [(lambda same, _: same, content[:132]), (_with_other_elements, content[132:])]
-    return parts
-
-
-def _with_other_elements(content: bytes, rng: random.Random) -> bytes:
-    """Digits in the texts that DICOM keeps its numbers in, binary numbers, or anything."""
-    if (kind := rng.randrange(4)) > 0:
-        return (mutated_numbers if kind == 1 else mutated)(content, rng)
-    data = bytearray(content)
-    places = [place for place in range(170, len(data)) if 0x2E <= data[place] <= 0x39]
-    for place in rng.sample(places, min(len(places), rng.choice((1, 3, 20)))):
-        data[place] = rng.choice(b"0123456789.-eE \\\0n")
-    return bytes(data)
+        files[f"{number}.dcm"] = buffer.getvalue()
+    return files
 
 
 def _series() -> Iterator[Sample]:
@@ -319,7 +271,7 @@ _SAMPLES: Mapping[str, Callable[[], Iterator[Sample]]] = {
     "seg.nrrd": partial(_texts, "a.seg.nrrd", _SEGMENTATIONS),
     "mgh": _mgh,
     "hdr": _pairs,
-    "npy": lambda: ({"a.npy": parts} for parts in _arrays()),
+    "npy": _arrays,
     "dcm": _series,
     "dcm-seg": _dicom_segmentations,
 }
@@ -332,7 +284,7 @@ def _samples(name: str) -> tuple[Sample, ...]:
 
 def volume_targets() -> Iterator[Target]:
     """The readers of volumes."""
-    makers = {"npy": _npy, "npz": _npz, "misnamed": _misnamed}
-    for name in dict.fromkeys((*_SAMPLES, *makers)):
+    makers = {"npz": _npz, "misnamed": _misnamed}
+    for name in (*_SAMPLES, *makers):
         read = (lambda path, rng: _read_volume(path.parent, rng)) if name == "dcm" else _read_volume
         yield Target(name, makers.get(name, lambda rng, name=name: damaged(rng.choice(_samples(name)), rng)), read)

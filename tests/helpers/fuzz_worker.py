@@ -7,21 +7,21 @@ The rule: a reader returns a valid object or raises a CrfRefineError with a shor
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import json
-import mmap
 import os
 import random
 import resource
 import signal
-import struct
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from crfrefine.errors import CapacityError, CrfRefineError, UnexpectedError
 from crfrefine.text import for_terminal
@@ -30,8 +30,6 @@ MOST_OF_A_MESSAGE = 2000  # characters
 MOST_BYTES = 1 << 28  # resident, beyond those at the start
 MOST_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
 MOST_FINDINGS = 20
-# What the worker writes down where a crash cannot take it: the seed it is at, and how many inputs were taken and refused.
-_PROGRESS = struct.Struct("qqq")
 _RENEWED = 50  # inputs between two settings of the hard limit, which starts a thread
 
 
@@ -75,6 +73,13 @@ class Tally:
     def inputs(self) -> int:
         return self.taken + self.refused + len(self.findings)
 
+    def add(self, seed: int, outcome: str) -> None:
+        """Count an input that was "taken" or "refused"; anything else is what is wrong with it."""
+        self.taken += outcome == "taken"
+        self.refused += outcome == "refused"
+        if outcome not in ("taken", "refused"):
+            self.findings.append(Finding(seed, outcome))
+
 
 class TookTooLong(BaseException):
     """Not an Exception: a handler of errors may not take it for one of the file."""
@@ -87,27 +92,24 @@ class NoiseError(Exception):
 def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = None, seconds: float | None = None) -> Tally:
     """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MOST_FINDINGS is reached."""
     started = time.monotonic()
-    tally, seed = Tally(), first
-    shared = mmap.mmap(-1, _PROGRESS.size)
-    while len(tally.findings) < MOST_FINDINGS:
-        left = None if seconds is None else seconds - (time.monotonic() - started)
-        if seed == (None if inputs is None else first + inputs) or (left is not None and left <= 0):
+    tally = Tally()
+    while (inputs is None or tally.inputs < inputs) and len(tally.findings) < MOST_FINDINGS:
+        if seconds is not None and time.monotonic() - started >= seconds:
             break
-        with (
-            (folder.parent / f"{folder.name}.findings").open("w+b") as found,
-            (folder.parent / f"{folder.name}.noise").open("w+b") as noise,
-        ):
-            stop = None if inputs is None else first + inputs
-            status = _fork(lambda: _work(target, folder, seed, stop, left, MOST_FINDINGS - len(tally.findings), shared, found, noise))  # noqa: B023
-            seed, taken, refused = _PROGRESS.unpack_from(shared)
-            tally.taken, tally.refused = tally.taken + taken, tally.refused + refused
-            found.seek(0)
-            tally.findings += [Finding(*json.loads(line)) for line in found]
-            if status:
+        files = (folder.with_name(f"{folder.name}.{kind}") for kind in ("results", "noise"))
+        with next(files).open("w+b") as results, next(files).open("w+b") as noise:
+            deadline = None if seconds is None else started + seconds
+            left = None if inputs is None else inputs - tally.inputs
+            seeds = itertools.islice(itertools.count(first + tally.inputs), left)
+            most = MOST_FINDINGS - len(tally.findings)
+            status = _fork(lambda: _work(target, folder, seeds, deadline, most, results, noise))  # noqa: B023
+            results.seek(0)
+            for outcome in map(json.loads, results):
+                tally.add(first + tally.inputs, outcome)
+            if status:  # At the input behind the last one that was written down.
                 noise.seek(0)
                 what = f"signal {signal.Signals(-status).name}" if status < 0 else f"the process ended with status {status}"
-                tally.findings.append(Finding(seed, f"{what}\n{noise.read().decode(errors='replace')[-3000:]}"))
-                seed += 1
+                tally.add(first + tally.inputs, f"{what}\n{noise.read().decode(errors='replace')[:3000]}")
     tally.seconds = time.monotonic() - started
     return tally
 
@@ -157,25 +159,25 @@ def _fork(work: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def _work(target: Target, folder: Path, seed: int, stop: int | None, seconds: float | None, most: int, shared, found, noise) -> None:
+def _work(target: Target, folder: Path, seeds: Iterator[int], deadline: float | None, most: int, results: IO, noise: IO) -> None:
+    """Write down what became of each input, where a crash cannot take it."""
     for stream in (1, 2):
         os.dup2(noise.fileno(), stream)
     faulthandler.enable(noise)
     _set_limits()
-    deadline = None if seconds is None else time.monotonic() + seconds
     signal.signal(signal.SIGPROF, _late)
-    started_at, largest = seed, _resident() + MOST_BYTES
-    taken = refused = num_findings = quiet = 0
-    while seed != stop and num_findings < most and (deadline is None or time.monotonic() < deadline):
-        _PROGRESS.pack_into(shared, 0, seed, taken, refused)
-        if (seed - started_at) % _RENEWED == 0:
+    largest, quiet = _resident() + MOST_BYTES, 0
+    for number, seed in enumerate(seeds):
+        if most == 0 or (deadline is not None and time.monotonic() >= deadline):
+            break
+        if number % _RENEWED == 0:
             faulthandler.dump_traceback_later(6 * target.most_seconds, exit=True, file=noise)
         try:
             signal.setitimer(signal.ITIMER_PROF, target.most_seconds)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error")
-                    is_taken = examine(target, folder, seed)
+                    outcome = "taken" if examine(target, folder, seed) else "refused"
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             if (written := os.fstat(noise.fileno()).st_size) > quiet:
@@ -184,13 +186,10 @@ def _work(target: Target, folder: Path, seed: int, stop: int | None, seconds: fl
             if (resident := _resident()) > largest:
                 largest = resident + MOST_BYTES
                 raise MemoryError(f"it took more than {MOST_BYTES >> 20} MiB")
-            taken, refused = taken + is_taken, refused + (not is_taken)
         except (Exception, TookTooLong):
-            num_findings += 1
-            found.write(json.dumps([seed, traceback.format_exc()[-3000:]]).encode() + b"\n")
-            found.flush()
-        seed += 1
-    _PROGRESS.pack_into(shared, 0, seed, taken, refused)
+            outcome, most = traceback.format_exc()[-3000:], most - 1
+        results.write(json.dumps(outcome).encode() + b"\n")
+        results.flush()
 
 
 def _set_limits() -> None:

@@ -84,6 +84,20 @@ def save_itk(path: Path, data, *, channels=False, spacing=None, origin=None, dir
     return path
 
 
+def meta_text(**changes: str) -> bytes:
+    """The header of a MetaImage of 2 x 3 x 4 shorts; ElementDataFile comes last, and a field that is changed to "-" is left out."""
+    fields = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
+    fields["ElementDataFile"] = fields.pop("ElementDataFile")
+    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
+
+
+def nrrd_text(*lines: str, **changes: str) -> bytes:
+    """The header of an NRRD of 2 x 3 x 4 shorts; a field that is changed to "-" is left out."""
+    fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
+    found = (f"{key}: {value}" for key, value in fields.items() if value != "-")
+    return "\n".join(["NRRD0004", *found, *lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
 def itk_affine(image: sitk.Image) -> np.ndarray:
     """What SimpleITK says about an image, as voxel to world RAS+."""
     num_axes = min(image.GetDimension(), 3)

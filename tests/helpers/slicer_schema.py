@@ -30,68 +30,55 @@ _OF_KIND = {"integer": ("constraints",), "double": ("constraints",), "string-enu
 def problems(text: str) -> list[str]:
     """What is wrong with a description; nothing if it may be used."""
     root = ElementTree.fromstring(text.encode())
-    if root.tag != "executable":
-        return [f"<{root.tag}> is outermost"]
-    found = _order([child.tag for child in root], (*_HEAD, "parameters"), ("title", "description", "parameters"), "executable")
-    names: list[str] = []
-    flags: list[str] = []
+    found = _order(root, (*_HEAD, "parameters"), ("title", "description", "parameters"))
+    found += [] if root.tag == "executable" else [f"<{root.tag}> is outermost"]
     for group in root.findall("parameters"):
-        tags = [child.tag for child in group]
-        if tags[:2] != ["label", "description"] or not tags[2:]:
-            found.append(f"a group has {tags[:3]}")
-        if set(group.attrib) - {"advanced"} or group.get("advanced", "true") not in ("true", "false"):
+        if [child.tag for child in group][:2] != ["label", "description"] or len(group) < 3:
+            found.append(f"a group has {[child.tag for child in group][:3]}")
+        if not group.attrib.items() <= {("advanced", "true"), ("advanced", "false")}:
             found.append(f"a group has the attributes {group.attrib}")
         for parameter in group[2:]:
-            found += _parameter(parameter)
-            names.append(parameter.findtext("name", ""))
-            flags.append(parameter.findtext("longflag", ""))
-    found += [f"{name} is there twice" for name in {*names, *flags} if (names + flags).count(name) > 1]
-    return found
+            found += [f"{parameter.findtext('name')}: {problem}" for problem in _parameter(parameter)]
+    names = [parameter.findtext(tag) for parameter in root.findall("parameters/*[name]") for tag in ("name", "longflag")]
+    return found + [f"{name} is there twice" for name in {*names} - {None} if names.count(name) > 1]
 
 
 def _parameter(parameter: ElementTree.Element) -> list[str]:
-    kind, name = parameter.tag, parameter.findtext("name", "")
+    kind, flag, channel, default = parameter.tag, *map(parameter.findtext, ("longflag", "channel", "default"))
     if kind not in _ATTRIBUTES:
         return [f"<{kind}> is no kind of parameter"]
-    own = _OF_KIND.get(kind, ())
-    found = _order([child.tag for child in parameter], (*_PARAMETER, *own), ("name", "description", "label"), name)
-    if not _NAME.fullmatch(name):
-        found.append(f"the name {name!r}")
-    flag = parameter.findtext("longflag")
-    if (flag is None) == (parameter.find("index") is None) or (flag is not None and not _LONGFLAG.fullmatch(flag)):
-        found.append(f"{name}: the flag {flag!r}")
-    for attribute, value in parameter.attrib.items():
-        if attribute not in _ATTRIBUTES[kind]:
-            found.append(f"{name}: the attribute {attribute}")
-        if attribute == "type" and value not in _IMAGES:
-            found.append(f"{name}: the type {value}")
-        if attribute == "fileExtensions" and not _EXTENSIONS.fullmatch(value):
-            found.append(f"{name}: the extensions {value}")
-        if attribute == "multiple" and value not in ("true", "false"):
-            found.append(f"{name}: multiple is {value}")
-    channel = parameter.findtext("channel")
-    if (kind in ("file", "image", "directory")) != (channel is not None) or channel not in (None, "input", "output"):
-        found.append(f"{name}: the channel {channel!r}")
-    default = parameter.findtext("default")
-    if kind == "boolean" and default not in (None, "true", "false"):
-        found.append(f"{name}: the default {default!r}")
-    choices = [element.text for element in parameter.findall("element")]
-    if kind == "string-enumeration" and (not choices or default not in choices):
-        found.append(f"{name}: {default!r} is none of {choices}")
-    limits = parameter.find("constraints")
+    choices, attributes, limits = (
+        [element.text for element in parameter.findall("element")],
+        parameter.attrib,
+        parameter.find("constraints"),
+    )
+    has_file = kind in ("file", "image", "directory")
+    rules = {
+        "the name": _NAME.fullmatch(parameter.findtext("name", "")),
+        "the flag": (flag is None) != (parameter.find("index") is None) and (flag is None or _LONGFLAG.fullmatch(flag)),
+        "an attribute": {*attributes} <= {*_ATTRIBUTES[kind]},
+        "the type": attributes.get("type", "label") in _IMAGES,
+        "the extensions": _EXTENSIONS.fullmatch(attributes.get("fileExtensions", ".nii")),
+        "multiple": attributes.get("multiple", "true") in ("true", "false"),
+        "the channel": channel in (("input", "output") if has_file else (None,)),
+        "the default": kind != "boolean" or default in (None, "true", "false"),
+        "the choices": kind != "string-enumeration" or default in choices,
+    }
+    found = _order(parameter, (*_PARAMETER, *_OF_KIND.get(kind, ())), ("name", "description", "label"))
+    found += [what for what, is_right in rules.items() if not is_right]
     if limits is not None:
-        found += _order([child.tag for child in limits], ("minimum", "maximum", "step"), ("step",), f"{name}: constraints")
+        found += _order(limits, ("minimum", "maximum", "step"), ("step",))
         [float(child.text or "") for child in limits]
     if kind in ("integer", "double"):
         float(default or "")  # A panel shows some number.
     return found
 
 
-def _order(tags: list[str], allowed: tuple[str, ...], required: tuple[str, ...], where: str) -> list[str]:
+def _order(parent: ElementTree.Element, allowed: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
     """Unknown, misplaced, repeated and missing elements."""
-    repeatable = {"parameters", "element"}
-    found = [f"{where}: <{tag}> is unknown" for tag in tags if tag not in allowed]
+    tags = [child.tag for child in parent]
     places = [allowed.index(tag) for tag in tags if tag in allowed]
-    found += [f"{where}: the order {tags}"] if places != sorted(places) else []
-    found += [f"{where}: <{tag}> is there twice" for tag in {*tags} - repeatable if tags.count(tag) > 1]
-    return found + [f"{where}: no <{tag}>" for tag in required if tag not in tags]
+    found = [f"<{tag}> is unknown" for tag in tags if tag not in allowed]
+    found += [f"the order {tags}"] if places != sorted(places) else []
+    found += [f"<{tag}> is there twice" for tag in {*tags} - {"parameters", "element"} if tags.count(tag) > 1]
+    return found + [f"no <{tag}>" for tag in required if tag not in tags]

@@ -13,7 +13,6 @@ import pytest
 from io_helpers import affine_of, numbers
 
 from crfrefine import io
-from crfrefine.cases.discovery import list_files
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_file, atomic_files, cannot_write, write_small_file
 from crfrefine.io.temporary import temporary_name
@@ -54,12 +53,16 @@ def write_pair(folder: Path) -> None:
             file.write(b"new")
 
 
-def test_a_pair_is_not_begun_where_it_cannot_be_finished(tmp_path):
-    """A folder has the name of the header."""
-    (tmp_path / "a.mhd").mkdir()
-    with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"):
+@pytest.mark.parametrize("folder", ["a.mhd", "a.zraw"])
+def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, tmp_path):
+    """A folder has the name of the header, or of the voxels; what is there stays."""
+    (tmp_path / folder).mkdir()
+    other = tmp_path / ("a.zraw" if folder == "a.mhd" else "a.mhd")
+    other.write_bytes(b"old")
+    with pytest.raises(CrfRefineError, match=rf"{folder}: cannot be written"):
         write_pair(tmp_path)
-    assert names(tmp_path) == {"a.mhd"}
+    assert other.read_bytes() == b"old"
+    assert names(tmp_path) == {"a.mhd", "a.zraw"}
 
 
 def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
@@ -88,35 +91,6 @@ def test_the_old_pair_is_there_again_if_the_new_one_cannot_be_finished(exists, t
     with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"), atomic_files(tmp_path / "a.zraw", tmp_path / "a.mhd"):
         next(tmp_path.glob(".a.mhd.tmp-*")).unlink()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
-
-
-def test_an_old_header_stays_where_its_voxels_cannot_be_written(tmp_path):
-    """A folder has the name of the voxels."""
-    (tmp_path / "a.zraw").mkdir()
-    (tmp_path / "a.mhd").write_bytes(b"old")
-    with pytest.raises(CrfRefineError, match=r"a\.zraw: cannot be written: it is a folder"):
-        write_pair(tmp_path)
-    assert (tmp_path / "a.mhd").read_bytes() == b"old"
-    assert names(tmp_path) == {"a.zraw", "a.mhd"}
-
-
-def test_the_temporary_name_is_hidden_and_of_no_format(tmp_path):
-    for name in ("case.nii.gz", "case.mhd", "case.npz"):
-        temporary = temporary_name(tmp_path / name)
-        assert temporary.name.startswith(f".{name}.tmp-")
-        assert io.suffix_of(temporary) == ""
-        temporary.touch()
-    assert list_files(tmp_path, io.LOGITS_SUFFIXES) == []
-
-
-def test_two_processes_of_one_number_do_not_share_a_temporary_name(tmp_path):
-    """As in two containers; both write into one folder, and the one that ends last counts."""
-    path = tmp_path / "a.nii.gz"
-    with atomic_file(path) as first, atomic_file(path) as second:
-        first.write(b"first")
-        second.write(b"second")
-    assert path.read_bytes() == b"first"
-    assert names(tmp_path) == {"a.nii.gz"}
 
 
 def test_not_even_a_link_under_the_very_name_is_followed_or_removed(tmp_path, monkeypatch):
@@ -148,12 +122,6 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
         io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
         assert names(folder) == {stem + suffix, stem + voxels}
         np.testing.assert_array_equal(io.read_logits([path]).values, values)
-
-
-def test_a_temporary_name_is_as_long_as_the_folder_allows_and_of_whole_letters(tmp_path):
-    temporary = temporary_name(tmp_path / ("\u6f22" * 84 + ".gz"))
-    assert 250 < len(temporary.name.encode()) <= os.pathconf(tmp_path, "PC_NAME_MAX")
-    assert set(temporary.name.partition(".tmp-")[0]) == {".", "\u6f22"}
 
 
 def test_a_name_that_is_too_long_is_found_out_at_once(tmp_path):
@@ -241,10 +209,12 @@ def test_what_the_system_says_becomes_a_line(number, message):
     assert "\n" not in str(error)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    labels = np.ones((3, 4, 5), np.uint8)
-    with pytest.raises(CrfRefineError, match=r"a\.nii\.gz: cannot be written: there is no folder .*missing"):
-        io.write_label_map(tmp_path / "missing" / "a.nii.gz", labels, Volume(labels, affine_of(), (1.0, 1.0, 1.0)))
+def test_a_file_that_another_program_has_open_on_windows_is_said_to_be(tmp_path):
+    error = OSError(errno.EACCES, "Access is denied")
+    error.winerror = 5
+    assert "cannot be written to (Access is denied)" in str(cannot_write(tmp_path / "preview.png", error))
+    (tmp_path / "preview.png").write_bytes(b"old")
+    assert "another program has it open" in str(cannot_write(tmp_path / "preview.png", error))
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
@@ -257,15 +227,6 @@ def test_ordinary_permissions(mask, mode, tmp_path):
     finally:
         os.umask(before)
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(("a.json", "a.zraw", "a.mhd"), mode)
-
-
-@pytest.mark.parametrize(("exists", "reason"), [(True, "another program has it open"), (False, "cannot be written to (Access is denied)")])
-def test_a_file_that_another_program_has_open_on_windows_is_said_to_be(exists, reason, tmp_path):
-    if exists:
-        (tmp_path / "preview.png").write_bytes(b"old")
-    error = OSError(errno.EACCES, "Access is denied")
-    error.winerror = 5
-    assert reason in str(cannot_write(tmp_path / "preview.png", error))
 
 
 WRITE = """
@@ -310,7 +271,7 @@ def test_a_file_that_finds_no_room_is_not_there(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("suffix", "delay"), [(".nii.gz", 0.03), (".mhd", 0.0), (".mhd", 0.1), (".mhd", 0.3)])
+@pytest.mark.parametrize(("suffix", "delay"), [(".nii.gz", 0.03), (".mhd", 0.1)])
 def test_a_killed_process_leaves_whole_files_or_hidden_ones(suffix, delay, tmp_path):
     process = start_writing(tmp_path, 0, suffix)
     time.sleep(delay)

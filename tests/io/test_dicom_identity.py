@@ -14,7 +14,7 @@ from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.io.dicom_identity import DicomIdentity, differences, require_same_identity
+from crfrefine.io.dicom_identity import DicomIdentity
 from crfrefine.train.dataset import DataFolders, find_cases
 
 SHAPE = (5, 6, 7)
@@ -128,12 +128,6 @@ def test_what_one_side_lacks_is_no_difference(made, tmp_path):
     # The first file knows nothing, the others contradict each other.
     with pytest.raises(InputError, match="different patients"):
         read_case_headers(CaseFiles("case", (nobody, made["own"], made["patient"])), ReadingOptions(allow_mismatched_dicom=True))
-
-
-def test_blanks_do_not_count_and_slices_complete_each_other(made):
-    assert not differences(DicomIdentity("P-1"), DicomIdentity("", "1.2"))
-    assert DicomIdentity("", "1.2").completed_by(DicomIdentity("P-1", "1.3")) == DicomIdentity("P-1", "1.2")
-    assert require_same_identity([io.read_header(made["own"]), None]) == []
 
 
 def test_two_patients_under_one_series_number(tmp_path):

@@ -58,12 +58,13 @@ def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
     return volume.array.transpose(2, 1, 0)[:, :, ::-1], affine
 
 
-@pytest.mark.parametrize("values", [(2, 7, 300), (2,)])
-def test_what_is_written_is_read_by_highdicom_and_comes_back(values, series, tmp_path):
+def test_what_is_written_is_read_by_highdicom_and_comes_back(series, tmp_path):
+    values = (2, 7, 300)
     like, labels, path = io.read_volume(series), labels_of(*values), tmp_path / "out.dcm"
     io.write_label_map(path, labels, like, segments=(LIVER,))
     written = hd.seg.segread(path)
     assert written.number_of_segments == len(values)
+    assert written.SeriesNumber == 300, "from that of the images, 3"
     assert (written.PatientID, written.StudyInstanceUID, written.FrameOfReferenceUID) == ("id 1", "1.2.3", "1.2.5")
     referred = {one.ReferencedSOPInstanceUID for one in written.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referred == {str(pydicom.dcmread(one.path).SOPInstanceUID) for one in like.header.template.slices}
@@ -108,17 +109,6 @@ def test_fractions_are_refused(series, tmp_path):
         io.read_header(path)
 
 
-def test_a_file_that_is_cut_off_is_named(series, tmp_path):
-    path = tmp_path / "a.dcm"
-    io.write_label_map(path, labels_of(1, 2), io.read_volume(series))
-    content = path.read_bytes()
-    for size in (100, 1000, len(content) - 20):
-        path.write_bytes(content[:size])
-        with pytest.raises(CrfRefineError, match=r"a\.dcm"):
-            io.read_labels(path)
-        assert not io.is_whole(path)
-
-
 def test_an_image_of_another_format_is_refused(tmp_path):
     like = io.read_volume(save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
     with pytest.raises(InputError, match=r"a\.dcm: a DICOM segmentation refers to the DICOM series .* the image is NIfTI-1, gzip"):
@@ -157,7 +147,6 @@ def test_elements_that_may_be_empty_are_empty(tmp_path):
     [
         (("FrameOfReferenceUID",), {}, "case has no FrameOfReferenceUID; write another format"),
         (("StudyInstanceUID", "SOPInstanceUID"), {}, "case has no StudyInstanceUID and no SOPInstanceUID; write another format"),
-        ((), {"SOPInstanceUID": ""}, "case has no SOPInstanceUID; write another format"),
         ((), {"PatientSex": "X"}, "highdicom refuses to write a segmentation of the series"),
     ],
 )
@@ -170,9 +159,12 @@ def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, va
 
 def test_slices_that_lack_what_the_others_have(tmp_path):
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
-    del found[2].FrameOfReferenceUID, found[4].PatientID
+    del found[2].FrameOfReferenceUID
+    for one in found[1:]:
+        del one.PatientID
     found[5].ImageOrientationPatient = [round(float(value), 4) for value in found[5].ImageOrientationPatient]
     like = io.read_volume(save(tmp_path / "case", found))
+    assert like.header.identity.patient == "id 1"
     io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), like)
     np.testing.assert_array_equal(io.read_labels(tmp_path / "a.dcm", grid=like.header).data, labels_of(1, 2))
 
@@ -201,10 +193,6 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
     refined = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second", "--output-format", ".seg.nrrd")
     assert refined.status == 0, refined.stderr
     assert [segment.name for segment in io.read_header(tmp_path / "second/case.seg.nrrd").segments] == ["anterior", "posterior"]
-    for wrong in ((tmp_path / "plain", ".doc"), (tmp_path / "a.nii.gz", ".nii")):
-        refused = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", wrong[0], "--output-format", wrong[1])
-        assert refused.status == 1
-        assert "--output-format" in refused.stderr
 
 
 def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):

@@ -9,42 +9,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
+from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
-from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, CrfRefineError, InputError
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
-META = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
-NRRD = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw"}
-DIGITS = "9" * 5000  # More than Python's int() takes.
 HUGE = "99999999999999999999"
-
-
-def meta_text(**changes: str) -> bytes:
-    """ElementDataFile comes last; a field that is changed to "-" is left out."""
-    fields = {**META, **changes}
-    fields["ElementDataFile"] = fields.pop("ElementDataFile")
-    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
-
-
-def nrrd_text(*lines: str, **changes: str) -> bytes:
-    fields = [f"{key}: {value}" for key, value in {**NRRD, **changes}.items() if value != "-"]
-    return "\n".join(["NRRD0004", *fields, *lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
 META_HEADERS = {
     "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "one running number such as %03d"),
-    "format that writes": (meta_text(ElementDataFile="%n"), "one running number such as %03d"),
-    "percent": (meta_text(ElementDataFile="100%.raw"), "one running number"),
-    "number of a thousand places": (meta_text(ElementDataFile="a%01000d.raw 1 4 1"), "one running number"),
     "pattern that stands still": (meta_text(ElementDataFile="a%d.raw 1 4 0"), "expected 4 files"),
-    "endless pattern": (meta_text(ElementDataFile="a%d.raw 1 2305843009213693952 1"), "expected 4 files"),
-    "pattern of too few": (meta_text(ElementDataFile="a%d.raw 1 3 1"), "expected 4 files"),
-    "NDims huge": (meta_text(NDims=HUGE), "NDims = 9+; expected"),
-    "NDims negative": (meta_text(NDims="-1"), "NDims = -1; expected 2, 3 or 4 dimensions"),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
     "NDims missing": (meta_text(NDims="-"), "no line `NDims = ...`"),
-    "DimSize in other digits": (meta_text(DimSize="\u0662 3 4"), "expected 3 whole numbers"),
     "DimSize of zero": (meta_text(DimSize="2 0 4"), "expected sizes of at least 1"),
     "DimSize past 64 bits": (
         meta_text(DimSize="4000000000 4000000000 4000000000"),
@@ -53,7 +31,10 @@ META_HEADERS = {
     "channels": (meta_text(ElementNumberOfChannels="-3"), "ElementNumberOfChannels = -3; expected"),
     "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
     "spacing nan": (meta_text(ElementSpacing="1 nan 1"), "expected 3 finite numbers"),
-    "spacing tiny": (meta_text(ElementSpacing="1 1e-300 1"), "geometry in the header is not usable"),
+    "geometry that overflows": (
+        meta_text(TransformMatrix="1e300 0 0 0 1 0 0 0 1", ElementSpacing="1e300 1.5 2"),
+        "geometry in the header is not usable",
+    ),
     "spacing in another unit": (
         meta_text(ElementSpacing="1e-6 3e-9 2e-6"),
         "its voxels measure 1e-06\u00d73e-09\u00d72e-06 mm; expected 1e-06 mm or",
@@ -62,18 +43,14 @@ META_HEADERS = {
     "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Origin = 1 2 4; expected the same as Offset says"),
     "two byte orders": (meta_text(ElementByteOrderMSB="True", BinaryDataByteOrderMSB="False"), "expected the same"),
     "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
-    "matrix too long": (meta_text(TransformMatrix="1 " * 10), "expected 9 finite numbers"),
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
     "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
     "name missing": (meta_text(ElementDataFile=""), "expected the name of a file, or LOCAL"),
     "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "promises 4 files of voxels, it lists 3"),
-    "list of digits": (meta_text(ElementDataFile=f"LIST {HUGE}"), "files of 1 to 3 dimensions"),
     "list of millions": (meta_text(ElementDataFile="LIST", DimSize="2 3 1000000000"), "at most 65536 files"),
     "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
     "header size": (meta_text(HeaderSize="-2"), "HeaderSize = -2; expected bytes to skip"),
-    "header size huge": (meta_text(HeaderSize="4611686018427387904"), "it holds 0"),
-    "header size far": (meta_text(HeaderSize=HUGE), "expected a whole number"),
     "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "-1 where voxels that are not compressed"),
     "compressed, too large": (meta_text(CompressedData="True", DimSize="1000 1000 1000"), "more than the 48 compressed bytes"),
     "text that is none": (meta_text(BinaryData="False", DimSize="2 2 2"), "numbers as text"),
@@ -81,7 +58,6 @@ META_HEADERS = {
     "a line without a key": (b"NDims = 3\nhello\n", "line 2 is not `Key = Value`: 'hello'"),
     "binary garbage": (bytes(random.Random(1).randbytes(5000)), "damaged header|not a MetaImage file"),
     "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
-    "no end of a line": (b"Comment = " + b"x" * (1 << 25), "does not end within 16 MiB"),
 }
 NRRD_HEADERS = {
     "dimension 0": (nrrd_text(dimension="0"), "expected 1 to 16 dimensions"),
@@ -89,11 +65,11 @@ NRRD_HEADERS = {
     "unknown field": (nrrd_text("space origio: (1,2,3)"), "line 7 is not a `field: value` of the format: 'space origio"),
     "field twice": (nrrd_text("sizes: 2 3 4"), "line 7 is a second line `sizes: ...`"),
     "origin of 2000 numbers": (nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"), "expected one vector of 3"),
+    "two origins": (nrrd_text("space: LPS", "space origin: (1,2,3) (1,2,3)"), "expected one vector of 3"),
     "kinds of two": (nrrd_text("kinds: domain domain"), "expected 3 kinds"),
     "kinds unknown": (nrrd_text("kinds: domain domain banana"), "expected domain for axes"),
     "kinds of two channels": (nrrd_text("kinds: vector domain list"), "2 axes of values cannot be split"),
     "complex": (nrrd_text("kinds: complex domain domain"), "complex voxels"),
-    "sizes of two": (nrrd_text(sizes="2 3"), "expected 3 whole numbers"),
     "sizes of zero": (nrrd_text(sizes="2 0 4"), "expected sizes of at least 1"),
     "sizes past 64 bits": (nrrd_text(sizes="4000000000 4000000000 4000000000"), "promises 128000000000000000000000000000 bytes"),
     "sizes of gzip": (nrrd_text(encoding="gzip", sizes="9000 9000 9000"), "more than the 48 compressed bytes in it can hold"),
@@ -107,26 +83,18 @@ NRRD_HEADERS = {
     "not bzip2": (nrrd_text(encoding="bzip2"), "damaged compressed data"),
     "not text": (nrrd_text(encoding="ascii", sizes="2 2 2"), "numbers as text"),
     "not hex": (nrrd_text(encoding="hex", sizes="2 2 2"), "hexadecimal digits"),
-    "spacings of two": (nrrd_text("spacings: 1 1"), "expected 3 numbers"),
-    "spacings nan": (nrrd_text("spacings: 1 nan 1"), "expected 3 numbers"),
     "spacings zero": (nrrd_text("spacings: 1 0 1"), "expected 3 numbers that are finite and not 0"),
     "spacings in a space": (nrrd_text("space: LPS", "spacings: 1 1 1"), "expected no such line beside `space`"),
     "space unknown": (nrrd_text("space: outer"), "expected a world such as"),
-    "space twice": (nrrd_text("space: LPS", "space dimension: 3"), "expected no such line beside `space`"),
     "space of 2 dimensions": (nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"), "3 axes in a space of 2"),
     "directions singular": (nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "geometry in the header is not usable"),
     "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
-    "directions nan": (nrrd_text("space: LPS", "space directions: (nan,0,0) (0,1,0) (0,0,1)"), "expected 3 vectors of 3 finite numbers"),
-    "directions all none": (nrrd_text("space: LPS", "space directions: none none none"), "expected 3 vectors"),
     "directions without a space": (nrrd_text("space directions: (1,0,0) (0,1,0) (0,0,1)"), "expected a line `space: ...`"),
     "zero byte": (nrrd_text("content: a\0b"), "line 7 holds a zero byte"),
     "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
     "byte skip": (nrrd_text("byte skip: -5"), "expected bytes to skip"),
-    "byte skip huge": (nrrd_text("byte skip: 4611686018427387904"), "promises 4611686018427387952 bytes"),
     "line skip": (nrrd_text("line skip: -1"), "expected 0 or more"),
     "line skip huge": (nrrd_text("line skip: 4611686018427387904"), "skips more lines than there are"),
-    "format string": (nrrd_text("data file: %s.raw 1 4 1"), "one running number such as %03d"),
-    "endless pattern": (nrrd_text("data file: a%d.raw 1 2305843009213693952 1"), "expected 4 files"),
     "list": (nrrd_text("data file: LIST"), "promises 4 files of voxels, it lists 0"),
     "voxels without a name": (nrrd_text("data file: "), "expected the name of a file"),
     "voxels missing": (nrrd_text("datafile: nowhere.raw"), "its voxels are missing; expected them in .*nowhere.raw"),
@@ -135,7 +103,7 @@ NRRD_HEADERS = {
     "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
     "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
-NO_VOXELS = ("list of three", "no empty line", "binary garbage", "no end", "no end of a line")
+NO_VOXELS = ("list of three", "no empty line", "binary garbage", "no end")
 HEADERS = [
     pytest.param(suffix, *case, name not in NO_VOXELS, id=f"{suffix} {name}")
     for suffix, cases in ((".mha", META_HEADERS), (".nrrd", NRRD_HEADERS))
@@ -172,7 +140,7 @@ def test_one_hostile_case_leaves_the_others_alone(tmp_path):
     labels = np.zeros((4, 3, 2), np.float32)
     labels[2:] = 4
     logits = sitk.GetImageFromArray(np.stack([2 - labels, labels - 2], axis=-1), isVector=True)
-    contents = {"good1": None, "good2": None, "bad1": META_HEADERS["format string"][0] + VOXELS, "bad2": META_HEADERS["NDims huge"][0]}
+    contents = {"good1": None, "good2": None, "bad1": META_HEADERS["format string"][0] + VOXELS, "bad2": META_HEADERS["channels"][0]}
     for folder in ("images", "logits"):
         (tmp_path / folder).mkdir()
     for case, content in contents.items():
@@ -186,11 +154,3 @@ def test_one_hostile_case_leaves_the_others_alone(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out/good2.mha"))), labels > 0)
     for case in ("bad1", "bad2"):
         assert len([line for line in result.stderr.splitlines() if f"{case}." in line]) == 1, result.stderr
-
-
-def test_a_damaged_file_of_a_list_is_named(tmp_path):
-    (tmp_path / "a.mhd").write_bytes(meta_text(ElementDataFile="s%d.raw 1 4 1"))
-    for number in range(1, 5):
-        (tmp_path / f"s{number}.raw").write_bytes(VOXELS[:12] if number != 3 else VOXELS[:11])
-    with pytest.raises(UnsupportedFormatError, match=r"s3\.raw: the file is cut off: its header promises 12 bytes of voxels, it holds 11"):
-        io.read_header(tmp_path / "a.mhd")

@@ -23,12 +23,10 @@ def saved(path, data):
     ("dtype", "name", "largest", "expected"),
     [
         ("uint8", "a.mha", 255, np.uint8),
-        ("int8", "a.nrrd", 117, np.uint8),
         ("int16", "a.nii", 255, np.uint8),
         ("uint16", "a.mha", 256, np.uint16),
         ("int64", "a.nrrd", 65535, np.uint16),
-        ("float32", "a.nii.gz", 256, np.uint16),
-        ("float64", "a.mha", 117, np.uint8),
+        ("float64", "a.nii.gz", 256, np.uint16),
     ],
 )
 def test_the_smallest_type_whatever_is_stored(dtype, name, largest, expected, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crfrefine.io import temporary
-from crfrefine.io.atomic import atomic_file, atomic_files, check_writable, write_small_file
+from crfrefine.io.atomic import atomic_file, check_writable, write_small_file
 from crfrefine.io.temporary import open_scratch, remove_leftovers
 
 WRITER = """
@@ -166,34 +166,6 @@ def test_files_of_another_user_stay(tmp_path):
     assert left.exists()
 
 
-def test_a_folder_that_may_not_be_listed_is_no_reason_to_fail(tmp_path):
-    remove_leftovers(tmp_path / "missing")
-    remove_leftovers(Path("/proc/1/fd"))
-
-
-def test_an_old_header_set_aside_by_a_killed_process_goes_too(storage, tmp_path):
-    """A kill between the two renames of a pair: the old header has a hidden name, and neither pair is whole."""
-    program = WRITER.replace("from crfrefine.io.atomic", "import os, signal\nfrom crfrefine.io.atomic").replace(
-        '    print("writing", flush=True)\n    sys.stdin.read()\n', ""
-    )
-    program = program.replace(
-        "with atomic",
-        "sys.addaudithook(lambda event, names: event == 'os.rename' and str(names[1]).endswith('/a.zraw') and os.kill(os.getpid(), 9))\n"
-        "with atomic",
-    )
-    pair = [tmp_path / "a.zraw", tmp_path / "a.mhd"]
-    for path in pair:
-        path.write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", program, storage, *map(str, pair)], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert len(names(tmp_path)) == 4
-    assert not pair[1].exists()
-    with atomic_files(*pair) as files:
-        for file in files:
-            file.write(b"new")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
-
-
 RACE = """
 import sys
 from pathlib import Path
@@ -220,18 +192,6 @@ def test_a_file_met_before_it_is_locked_is_written_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1\n"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new"}
-
-
-def test_a_disk_with_a_blank_in_its_name_is_local(tmp_path):
-    folder = tmp_path / "a b\tc"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        assert temporary._is_local(folder)
-        assert not temporary._is_local(Path("/proc"))
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("has_files_without_names", [True, False])

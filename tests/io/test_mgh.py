@@ -6,7 +6,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import run_here
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine import io
@@ -87,13 +86,3 @@ def test_a_file_that_is_cut_off_is_named(name, tmp_path):
         with pytest.raises(UnsupportedFormatError, match=rf"{name}: .*(cut off|not a FreeSurfer volume)"):
             io.read_volume(path)
         assert not io.is_whole(path)
-
-
-def test_a_case_is_refined_and_written_in_its_format(tmp_path):
-    image = save(tmp_path / "case.mgz", numbers(SHAPE))
-    logits = save(tmp_path / "logits.mgz", np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32))
-    result = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "out")
-    assert result.status == 0, result.stderr
-    written = nib.MGHImage.from_bytes(gzip.decompress((tmp_path / "out/case.mgz").read_bytes()))
-    np.testing.assert_array_equal(written.affine, nib.MGHImage.from_bytes(gzip.decompress(image.read_bytes())).affine)
-    assert set(np.unique(written.dataobj)) <= {0, 1, 2}

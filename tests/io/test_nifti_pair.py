@@ -52,13 +52,6 @@ def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
     assert "which side is left" in read.header.notes[0]
 
 
-def test_big_endian_and_scaling(tmp_path):
-    image = nib.Nifti1Pair(numbers(SHAPE, dtype=np.int16), AFFINE, nib.Nifti1Pair.header_class(endianness=">"))
-    image.header.set_slope_inter(0.5, -3)
-    nib.save(image, tmp_path / "a.img")
-    np.testing.assert_allclose(io.read_volume(tmp_path / "a.hdr").data, nib.load(tmp_path / "a.img").get_fdata(), atol=1e-4)
-
-
 @pytest.mark.parametrize(("from_pair", "largest"), [(True, 300), (False, 3)])
 def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
     like = io.read_volume(save(tmp_path / "in") if from_pair else save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))

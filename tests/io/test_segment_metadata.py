@@ -158,9 +158,8 @@ def test_the_algorithm_says_that_the_segment_was_refined(algorithm, expected, se
     assert (found.SegmentAlgorithmType, found.SegmentAlgorithmName, identified.AlgorithmName) == expected
 
 
-@pytest.mark.parametrize("algorithm", [None, "Drawn"], ids=["by hand", "by a program"])
-def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(algorithm, series, tmp_path):
-    source = described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2), algorithm=algorithm)
+def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(series, tmp_path):
+    source = described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2), algorithm="Drawn")
     result = run_here("convert", source, tmp_path / "out.dcm", "--like", series)
     assert result.status == 0, result.stderr
     assert [item_of(tmp_path / "out.dcm", number) for number in range(2)] == [item_of(source, number) for number in range(2)]
@@ -221,13 +220,3 @@ def test_names_in_any_language_come_through_whatever_the_images_use(tmp_path):
     written = pydicom.dcmread(tmp_path / "out.dcm")
     assert str(written.PatientName) == "Müller^Jörg"
     assert (written.SegmentSequence[0].SegmentLabel, written.SegmentSequence[0].SegmentDescription) == ("νεφρός", "αριστερός")
-
-
-@pytest.mark.parametrize(("of_images", "expected"), [(3, 300), (None, 1), (-4, 1), (2_000_000_000, 2_000_000_000)])
-def test_the_number_of_the_series_follows_from_that_of_the_images(of_images, expected, tmp_path):
-    found = list(slices(numbers((4, 5, 2), dtype=np.int16), AFFINE))
-    for one in found:
-        one.SeriesNumber = of_images
-    like = io.read_volume(save(tmp_path / "case", found))
-    io.write_label_map(tmp_path / "out.dcm", np.ones((4, 5, 2), np.uint8), like)
-    assert pydicom.dcmread(tmp_path / "out.dcm").SeriesNumber == expected

@@ -130,10 +130,11 @@ def test_a_segmentation_that_slicer_cropped_is_placed_on_the_image(tmp_path):
     grid = image(tmp_path).header
     np.testing.assert_array_equal(io.read_labels(path, grid=grid).data, labels)
     assert io.read_labels(path).data.shape == (2, 3, 1)
-    shifted = cropped.copy()
-    shifted[0, 3] += 0.2
-    other = slicer(tmp_path / "b.seg.nrrd", labels[1:3, 2:5, 3:4], segment("one", 1, 0), affine=shifted)
-    assert io.placed_on(io.read_header(other), grid).grid_shape == (2, 3, 1)
+    for step in ([0.3, 0.0, 0.0], [-2.0, 0.0, 0.0], [0.0, 0.0, 4.0]):  # Between voxels, and beyond either border.
+        moved = cropped.copy()
+        moved[:3, 3] += AFFINE[:3, :3] @ step
+        other = slicer(tmp_path / "b.seg.nrrd", labels[1:3, 2:5, 3:4], segment("one", 1, 0), affine=moved)
+        assert io.placed_on(io.read_header(other), grid).grid_shape == (2, 3, 1)
 
 
 def test_it_holds_label_maps_of_three_axes_alone(tmp_path):

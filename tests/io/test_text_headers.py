@@ -47,7 +47,7 @@ def assert_data(path: Path, stored: np.ndarray = DATA) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
-@pytest.mark.parametrize(("compress", "channels", "shape"), [(True, 3, (4, 5)), (False, 0, (4, 5)), (True, 0, SHAPE), (False, 3, SHAPE)])
+@pytest.mark.parametrize(("compress", "channels", "shape"), [(True, 3, (4, 5)), (True, 0, SHAPE), (False, 3, SHAPE)])
 def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape, tmp_path):
     direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
     for dtype in TYPES:
@@ -55,20 +55,6 @@ def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape
         path = save_itk(tmp_path / f"a{suffix}", data, channels=bool(channels), compress=compress, direction=direction)
         assert_as_simpleitk(path)
         assert io.read_header(path).dtype == np.dtype(dtype).name
-
-
-@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".mha", False), (".nrrd", True), (".nhdr", False)])
-def test_four_dimensions(suffix, compress, tmp_path):
-    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
-    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
-    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
-    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
-    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
-    assert_as_simpleitk(tmp_path / f"a{suffix}")
-    volume = io.read_volume(tmp_path / f"a{suffix}")
-    assert volume.spacing == (0.5, 1.25, 3.0)
-    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
-    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
 
 
 @pytest.mark.parametrize(
@@ -104,23 +90,22 @@ def test_metaimage_headers_mean_what_simpleitk_says(lines, tmp_path):
 
 def test_metaimage_keys_in_other_letters(tmp_path):
     """SimpleITK passes over keys in lower case without a word; here they count."""
-    path = tmp_path / "a.mha"
-    lines = ["ndims = 3", "dimsize = 4 5 6", "elementspacing = 1 2 3", "ELEMENTTYPE = met_short", "elementdatafile = local", ""]
-    path.write_bytes("\n".join(lines).encode() + DATA.tobytes())
+    path = mha(tmp_path, "elementspacing = 1 2 3", "ElementDataFile = local")
+    path.write_bytes(path.read_bytes().replace(b"DimSize", b"dimsize"))
     assert_data(path)
     assert io.read_volume(path).spacing == (1.0, 2.0, 3.0)
 
 
-@pytest.mark.parametrize("line", ["LIST", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "s1-6.raw"])
+@pytest.mark.parametrize("line", ["LIST", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "LISTE ä.raw"])
 def test_metaimage_voxels_in_files_of_their_own(line, tmp_path):
     for number, plane in enumerate(DATA, 1):
         (tmp_path / f"s{number}.raw").write_bytes(plane.tobytes())
         (tmp_path / f"t{2 * number + 8:03d}.raw").write_bytes(plane.tobytes())
-    (tmp_path / "s1-6.raw").write_bytes(DATA.tobytes())
-    names = {"LIST 3": ["s1-6.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if "LIST" in line else [])
+    (tmp_path / "LISTE ä.raw").write_bytes(DATA.tobytes())
+    names = {"LIST 3": ["LISTE ä.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if line in ("LIST", "LIST 2D") else [])
     path = mha(tmp_path, f"ElementDataFile = {line}", data="".join(name + "\n" for name in names).encode(), name="a.mhd")
     assert_data(path)
-    assert len(files_read(path)) == (2 if "-" in line or line == "LIST 3" else 7)
+    assert len(files_read(path)) == (2 if "ä" in line or line == "LIST 3" else 7)
 
 
 def test_metaimage_slices_with_headers_and_compressed(tmp_path):
@@ -152,6 +137,20 @@ def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
     assert_data(mha(tmp_path, "HeaderSize = 17", "ElementDataFile = a.raw", data=b"", name="a.mhd"))
 
 
+@pytest.mark.parametrize(("suffix", "compress"), [(".mhd", True), (".nrrd", False)])
+def test_four_dimensions(suffix, compress, tmp_path):
+    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
+    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
+    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
+    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
+    assert_as_simpleitk(tmp_path / f"a{suffix}")
+    volume = io.read_volume(tmp_path / f"a{suffix}")
+    assert volume.spacing == (0.5, 1.25, 3.0)
+    io.write_label_map(tmp_path / f"labels{suffix}", np.ones((6, 5, 4), np.uint8), volume)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / f"labels{suffix}").affine, volume.affine)
+
+
 SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
 
 
@@ -172,6 +171,7 @@ SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8
         ("space: 3D-left-handed", *SPACE),
         ("space dimension: 3", *SPACE),
         ("space: RAS", "space origin: (1,2,3)"),
+        ("space: LAS", "space origin: (1,2,3)"),
         ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (nan,nan,nan)"),
         ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
         ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
@@ -213,14 +213,14 @@ def test_nrrd_encodings(lines, data, tmp_path):
         assert_as_simpleitk(path)
 
 
-@pytest.mark.parametrize("encoding", ["bz2", "bzip2"])
-def test_nrrd_bzip2(encoding, tmp_path):
+def test_nrrd_bzip2(tmp_path):
     """SimpleITK does not read it: the data are those that Python's bz2 packed."""
     packed = bz2.compress(DATA.tobytes())
-    assert_data(nrrd(tmp_path, f"encoding: {encoding}", data=packed))
+    for encoding in ("bz2", "bzip2"):
+        assert_data(nrrd(tmp_path, f"encoding: {encoding}", data=packed))
     for damaged in (packed[:-3], packed[:60] + b"xx" + packed[62:]):
         with pytest.raises(UnsupportedFormatError, match=r"a\.nrrd: (the compressed data end too early|damaged compressed data)"):
-            io.read_volume(nrrd(tmp_path, f"encoding: {encoding}", data=damaged))
+            io.read_volume(nrrd(tmp_path, "encoding: bzip2", data=damaged))
 
 
 @pytest.mark.parametrize(
@@ -265,22 +265,12 @@ def test_nrrd_channels_on_any_axis(axis, tmp_path):
             assert_as_simpleitk(path)
 
 
-@pytest.mark.parametrize("space", ["right-anterior-superior", "left-anterior-superior"])
-def test_a_label_map_stays_in_the_world_of_its_image(space, tmp_path):
+def test_a_label_map_stays_in_the_world_of_its_image(tmp_path):
+    space = "left-anterior-superior"
     like = io.read_volume(nrrd(tmp_path, f"space: {space}", "space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (7,-8,9)"))
     io.write_label_map(tmp_path / "labels.nrrd", np.ones(SHAPE, np.uint8), like)
     np.testing.assert_array_equal(io.read_labels(tmp_path / "labels.nrrd").affine, like.affine)
     assert f"space: {space}\n".encode() in (tmp_path / "labels.nrrd").read_bytes()
-
-
-def test_nrrd_world_with_time(tmp_path):
-    """ITK does not turn the axes of RAS with time; what the format says is unmistakable."""
-    data = numbers((2, 6, 5, 4), dtype=np.int16)
-    first = ["NRRD0005", "type: short", "dimension: 4", "sizes: 4 5 6 2", "endian: little", "space: right-anterior-superior-time"]
-    lines = ["space directions: (1,0,0,0) (0,2,0,0) (0,0,3,0) (0,0,0,1)", "space origin: (7,8,9,0)"]
-    volume = io.read_volume(nrrd(tmp_path, *lines, first=first, data=data.tobytes()))
-    np.testing.assert_array_equal(volume.affine, affine_of((1, 2, 3), (7, 8, 9)))
-    np.testing.assert_array_equal(volume.data, data.transpose(0, 3, 2, 1))
 
 
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
@@ -291,14 +281,6 @@ def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     assert_as_simpleitk(path)
     assert_data(nrrd(tmp_path, "note:=" + "x" * (1 << 20)))
     assert_data(mha(tmp_path, "Comment = " + "x" * (1 << 20)))
-
-
-def test_names_of_files_in_any_encoding(tmp_path):
-    for name in ("mit Leerzeichen und \u00e4.raw", "LISTE.raw"):
-        (tmp_path / name).write_bytes(DATA.tobytes())
-        path = mha(tmp_path, f"ElementDataFile = {name}", data=b"", name="a.mhd")
-        assert_data(path)
-        assert_data(nrrd(tmp_path, f"data file: {name}", data=b"", name="a.nhdr"))
 
 
 def test_remarks_are_not_handed_on(tmp_path):

@@ -29,6 +29,7 @@ def test_a_file_replaced_after_its_header_was_read(suffix, tmp_path):
     """By one of the same size and shape, as a further run of a network would."""
     path = write(tmp_path / f"a{suffix}")
     header = io.read_header(path)
+    read_into(header, allocate(header))
     write(path, factor=2.0)
     with pytest.raises(InputError, match="was changed while it was read; run again"):
         read_into(header, allocate(header))
@@ -58,12 +59,3 @@ def test_a_file_that_is_gone(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read: No such file"):
         read_into(header, allocate(header))
-
-
-@pytest.mark.parametrize("suffix", [".mhd", ".npz"])
-def test_an_unchanged_file_is_read_twice(suffix, tmp_path):
-    header = io.read_header(write(tmp_path / f"a{suffix}"))
-    for _ in range(2):
-        values = allocate(header)
-        read_into(header, values)
-        np.testing.assert_array_equal(values.transpose(0, 3, 2, 1), numbers(SHAPE).astype(np.float32))

@@ -82,15 +82,14 @@ def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path):
     assert threading.active_count() == running
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.mhd", "a.npz"])
-def test_a_piece_of_another_shape_is_refused(name, tmp_path):
-    message = r"a\.\w+.*: cannot write planes 0 to 6 of channel 1: expected an array of shape \(7, 4, 5\), found \(7, 5, 4\)"
+def test_a_piece_of_another_shape_is_refused(tmp_path):
+    message = r"a\.mhd: cannot write planes 0 to 6 of channel 1: expected an array of shape \(7, 4, 5\), found \(7, 5, 4\)"
     with pytest.raises(GridMismatchError, match=message):
-        io.write_pieces(tmp_path / name, like_of((5, 4, 7)), 2, lambda channel, _: np.zeros((7, 4 + channel, 5 - channel)))
+        io.write_pieces(tmp_path / "a.mhd", like_of((5, 4, 7)), 2, lambda channel, _: np.zeros((7, 4 + channel, 5 - channel)))
     assert files_in(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", ["a.nii", *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])])
+@pytest.mark.parametrize("name", ["a.nii", pytest.param("a.npz", marks=pytest.mark.long)])
 def test_many_channels_take_the_memory_of_three(name, tmp_path):
     shape = (64, 256, 128)
     channel = 4 * 64 * 256 * 128
