@@ -1,6 +1,5 @@
 """The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +41,14 @@ OVERFLOWING = """
 const wide = document.documentElement.clientWidth;
 return [...document.body.querySelectorAll("*")].filter((node) => node.checkVisibility() && !node.closest(".scroll table, .sr, .skip")
   && node.getBoundingClientRect().right > wide + 0.5).map((node) => node.outerHTML.slice(0, 120));
+"""
+
+
+INSIDE = """
+const [plane, rows, columns] = arguments, context = document.createElement("canvas").getContext("2d");
+const paths = [...document.querySelectorAll(`#case-0 .plane[data-plane=${plane}] svg path`)].map((path) => new Path2D(path.getAttribute("d")));
+const around = (x, y) => paths.findIndex((path) => context.isPointInPath(path, x + 0.5, y + 0.5, "evenodd"));
+return Array.from({length: rows}, (_, y) => Array.from({length: columns}, (_, x) => around(x, y) + 1));
 """
 
 
@@ -138,18 +145,6 @@ def bare(page):
     open_viewer(page)
     for name in ("reference", "changes"):
         toggle(page, name)
-
-
-def edges_of(path):
-    """The unit edges of closed lines, each by its upper or left end."""
-    for line in path.split("M")[1:]:
-        (column, row), *steps = (re.findall(r"-?\d+", part) for part in re.split(r"(?=[hv])", line))
-        x, y = start = int(column), int(row)
-        for way, (length,) in zip(re.findall("[hv]", line), steps, strict=True):
-            moved = (x + int(length), y) if way == "h" else (x, y + int(length))
-            yield (*min((x, y), moved), way)
-            x, y = moved
-        assert (x, y) == start, "the line is closed"
 
 
 def values_of(page, *names):
@@ -302,26 +297,14 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
         assert middles[sides[across][0]][0] < middles[sides[across][1]][0]
         assert middles[sides[up][0]][1] > middles[sides[up][1]][1], "y runs downward"
 
-    paths = (
-        "return [...document.querySelectorAll(`#case-0 .plane[data-plane=${arguments[0]}] svg path`)].map((path) => path.getAttribute('d'))"
-    )
-    assert page.execute_script(paths, "axial") == []
     for overlay in ("reference", "before", "after"):
         toggle(page, overlay)
         for plane, (through, _, _) in PLANES.items():
             for place in (int(np.argwhere(case.after == 2)[0][through]), case.point[through]):
                 move_to(page, plane, place)
                 cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
-                expected = set()
-                for label in set(np.unique(cut)) - {0}:
-                    padded = np.pad(cut == label, 1)
-                    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-                    expected |= {(column, row, "h") for row, column in zip(rows, columns, strict=True)}
-                    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-                    expected |= {(column, row, "v") for row, column in zip(rows, columns, strict=True)}
-                found = page.execute_script(paths, plane)
-                assert len(found) == len(set(np.unique(cut)) - {0}), "a path a label"
-                assert {edge for path in found for edge in edges_of(path)} == expected
+                _, paths = np.unique(cut, return_inverse=True)  # one per label, in their order, and none of the background
+                np.testing.assert_array_equal(page.execute_script(INSIDE, plane, *cut.shape), paths.reshape(cut.shape))
         toggle(page, overlay)
     assert box_of(page, "svg") == box_of(page, "canvas"), "it lies on the picture"
 
@@ -376,14 +359,9 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
     toggle(page, "crosshair")
     assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
 
-    last = pixels(page, "coronal")
     page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
     wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
     assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
-    open_viewer(page)
-    assert pixels(page, "coronal").shape == last.shape
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
-    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
     page.execute_script(
         "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
     )
@@ -395,7 +373,6 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
 @needs_viewer
 def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(browser, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
 
     page, case = browser, upright_case(two_modalities("a"))
     resize(page, 1200)
@@ -423,8 +400,7 @@ def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(brows
     assert within.any()
     # At most half of a stored level away, in shades: 255 for 40.
     assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * (high - low) / 63 / 2 / 40 + 0.5
-    # The stored levels reach up to the brightest voxel, which the first window does not show.
-    assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900
+    assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900, "the brightest voxel"
     buttons = page.find_elements("css selector", "#case-0 .view button")
     assert [button.text for button in buttons] == ["structure", "largest change", "reset"]
     buttons[2].click()
@@ -440,11 +416,6 @@ def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(brows
     assert found[0] < level, "up is brighter"
     assert found[1] > width, "right is softer"
     assert pixels(page, "axial")[..., 0].mean() > mean
-    for name in ("level", "width", "zoom"):
-        before = values_of(page, name)
-        find(page, f"#case-0 .view input[name={name}]").send_keys(Keys.ARROW_LEFT if name == "width" else Keys.ARROW_RIGHT)
-        assert values_of(page, name) != before
-        assert find(page, f"#case-0 .view input[name={name}]").get_attribute("aria-valuetext")
     buttons[2].click()
 
     place = place_of(page, "sagittal", "coronal", "axial")
@@ -461,13 +432,6 @@ def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(brows
     assert box_of(page, ".picture") == whole, "the frame stays"
     assert (zoomed["width"], zoomed["height"]) == pytest.approx((3 * whole["width"], 3 * whole["height"]), rel=1e-3)
     assert position(zoomed) == pytest.approx(position(whole), abs=0.15 * whole["width"]), "it stays about where it was"
-    assert zoomed["left"] <= whole["left"] + 0.5
-    assert zoomed["right"] >= whole["right"] - 0.5
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    seen, area = box_of(page, ".content"), box_of(page, ".picture")
-    ActionChains(page).move_to_element(picture).click().perform()
-    share = (area["x"] + area["width"] / 2 - seen["x"]) / seen["width"]
-    assert abs(place_of(page, "sagittal")[0] - share * case.after.shape[0]) < 1.1
     page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))", picture)
     assert values_of(page, "zoom") == [2.5], "the slider has steps of a quarter"
 
@@ -483,10 +447,9 @@ def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(brows
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("preferred", ["light", "dark"])
-def test_text_can_be_read_in_the_light_and_in_the_dark_and_on_white_paper(page, preferred):
+def test_text_can_be_read_in_the_dark_and_in_the_light_and_on_white_paper(page):
     """4.5 is what WCAG 2.2 asks for, level AA."""
-    prefer(page, preferred)
+    prefer(page, "dark")
     paper = "return getComputedStyle(document.body).backgroundColor"
     seen = []
     for _ in range(2):
@@ -499,52 +462,44 @@ def test_text_can_be_read_in_the_light_and_in_the_dark_and_on_white_paper(page, 
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         printed = page.execute_script(paper), page.execute_script(CONTRASTS, ON_PICTURES)
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-        prefer(page, preferred)
+        prefer(page, "dark")
         assert printed[0] == "rgb(255, 255, 255)"
         assert [text for contrast, text in printed[1] if contrast < 4.5] == []
-        is_dark = (preferred == "dark") ^ (len(seen) == 2)
         # The page hears of the system's preference with the next frame.
-        wait(page, f"document.querySelector('#theme').textContent === '{'Light' if is_dark else 'Dark'} theme'")
+        wait(page, f"document.querySelector('#theme').textContent === '{'Dark' if seen[1:] else 'Light'} theme'")
         find(page, "#theme").click()
     assert seen[0] != seen[1], "the button turns the theme around"
     assert page.execute_script(paper) == seen[0]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_screen(page, width):
-    resize(page, width)
+def test_nothing_is_wider_than_the_screen(page):
     hints = "[...document.querySelectorAll('.more-columns')]"
-    if width == 1200:
-        wait(page, f"!{hints}.some((hint) => hint.checkVisibility())")
-        case = upright_case(make_images("a"))
-        size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
-        boxes = page.execute_script(
-            "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
-            ".map((box) => box.width / box.height)"
-        )
-        # A hundredth of a pixel is what layout rounds to.
-        assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
-    else:
-        wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
-        hint = find(page, "#summary .more-columns")
-        assert hint.text == "Scroll sideways for more columns →"
-        assert page.execute_script("return arguments[0].nextElementSibling.className", hint) == "scroll"
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        assert not any(page.execute_script(f"return {hints}.map((hint) => hint.checkVisibility())"))
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    wait(page, f"!{hints}.some((hint) => hint.checkVisibility())")
+    case = upright_case(make_images("a"))
+    size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
+    boxes = page.execute_script(
+        "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
+        ".map((box) => box.width / box.height)"
+    )
+    # A hundredth of a pixel is what layout rounds to.
+    assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
     page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     if not missing_viewer():
         wait(page, "[...document.querySelectorAll('details.viewer')].every((box) => box.dataset.ready)")
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    assert page.execute_script(OVERFLOWING) == []
-    widths = page.execute_script(
-        "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
-    )
-    assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
+    for width in (1200, 360):
+        resize(page, width)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        assert page.execute_script(OVERFLOWING) == []
+        widths = "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
+        assert min(page.execute_script(widths)) > 280, "drawn for 360: its texts are at least three quarters of their size"
+    wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
+    assert find(page, "#summary .more-columns").text == "Scroll sideways for more columns →"
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not any(page.execute_script(f"return {hints}.map((hint) => hint.checkVisibility())"))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
     # What a row is about stays in sight while a table is scrolled: metric and region side by side, and all of the caption.
-    resize(page, min(width, 390))
     page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
     spans = page.execute_script(
         "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
@@ -578,28 +533,20 @@ def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, add
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [360, 1200])
-def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
-    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
-    resize(browser, width)
-    open_other(
-        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.execute_script(OVERFLOWING) == []
-    # A name that runs from right to left does not turn around what follows it.
-    assert browser.execute_script(
-        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
-    ) == 6 * ["isolate"]
-    assert browser.get_log("browser") == []
+def test_names_of_any_length_and_direction_stay_in_their_places_and_a_long_table_is_shown_on_demand(browser, tmp_path):
+    """On a phone, without any picture."""
 
-
-@pytest.mark.long
-def test_a_long_table_is_shown_in_full_on_demand_and_a_report_works_without_any_picture(browser, tmp_path):
     def load(case):
         raise InputError(f"{case}: cut off")
 
-    open_other(browser, tmp_path, make_report(3, table=make_table(60), load_case=load), num_shown=1)
+    lines = (replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(60))
+    titles = {"1": 200 * "y", "2": "<script>alert(2)</script>"}
+    resize(browser, 360)
+    open_other(browser, tmp_path, make_report(3, table=ResultTable(lines), region_titles=titles, load_case=load), num_shown=6)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert browser.execute_script(OVERFLOWING) == []
+    isolated = "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
+    assert set(browser.execute_script(isolated)) == {"isolate"}, "a name from right to left does not turn around what follows it"
     assert len(column(browser, 0)) == 50
     assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
     find(browser, "#more").click()
