@@ -8,7 +8,6 @@ import json
 import math
 import re
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -46,7 +46,8 @@ return [...document.body.querySelectorAll("*")].filter((node) => node.checkVisib
 
 INSIDE = """
 const [plane, rows, columns] = arguments, context = document.createElement("canvas").getContext("2d");
-const paths = [...document.querySelectorAll(`#case-0 .plane[data-plane=${plane}] svg path`)].map((path) => new Path2D(path.getAttribute("d")));
+const drawn = document.querySelectorAll(`#case-0 .plane[data-plane=${plane}] svg path`);
+const paths = [...drawn].map((path) => new Path2D(path.getAttribute("d")));
 const around = (x, y) => paths.findIndex((path) => context.isPointInPath(path, x + 0.5, y + 0.5, "evenodd"));
 return Array.from({length: rows}, (_, y) => Array.from({length: columns}, (_, x) => around(x, y) + 1));
 """
@@ -373,6 +374,7 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
 @needs_viewer
 def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(browser, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
 
     page, case = browser, upright_case(two_modalities("a"))
     resize(page, 1200)
