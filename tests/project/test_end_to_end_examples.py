@@ -46,12 +46,6 @@ def values_of(module) -> dict:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def assert_equal(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        assert torch.equal(value, wanted[name]), name
-
-
 class StopHereError(Exception):
     """What ends a training from outside."""
 
@@ -87,22 +81,22 @@ class Shuffled:
             yield self.volumes[index]
 
 
-@pytest.mark.parametrize(("epoch", "autocast"), [(2, None), (5, "float16")])
-def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path, epoch, autocast):
-    """In the first phase and in the last; volumes come in random order, and gradients are long enough to be cut."""
+def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path):
+    """In half precision; volumes come in random order, and gradients are long enough to be cut."""
     volumes = [recipe.make_volume(seed) for seed in range(2)]
     through, stopped, again = (make_model(recipe) for _ in range(3))
     for model in (through, stopped):
         with torch.no_grad():
             model.network.head.weight.mul_(300.0)
-    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS.get(autocast)}
+    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS["float16"]}
     torch.manual_seed(5)
-    recipe.train(through, Shuffled(volumes), SPACING, 2, None, **options)
+    recipe.train(through, Shuffled(volumes), SPACING, 1, None, **options)
     torch.manual_seed(5)
     with pytest.raises(StopHereError):
-        recipe.train(stopped, Shuffled(volumes, epoch), SPACING, 2, checkpoint, **options)
-    recipe.train(again, Shuffled(volumes), SPACING, 2, checkpoint, **options)
-    assert_equal(values_of(again), values_of(through))
+        recipe.train(stopped, Shuffled(volumes, 2), SPACING, 1, checkpoint, **options)
+    recipe.train(again, Shuffled(volumes), SPACING, 1, checkpoint, **options)
+    found, wanted = values_of(again), values_of(through)
+    assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
 
 
 def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
@@ -120,10 +114,9 @@ def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_the_layer_works_under_autocast(recipe, name):
+def test_the_layer_works_under_autocast(recipe):
     """The network returns half precision; the CRF computes in float32, and gradients reach both."""
-    model, autocast = make_model(recipe), recipe.PRECISIONS[name]
+    model, autocast = make_model(recipe), recipe.PRECISIONS["float16"]
     volume = recipe.make_volume(3)
     model.refines = True
     with torch.autocast("cpu", autocast):
@@ -138,7 +131,8 @@ def test_the_layer_works_under_autocast(recipe, name):
         loss = recipe.train_epoch(model, [volume] * 3, SPACING, recipe.prepare(model, phase), scaler, autocast)
         assert np.isfinite(loss)
         assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert scaler.is_enabled() == (name == "float16")
+    assert scaler.is_enabled()
+    assert not recipe.make_scaler(model, recipe.PRECISIONS["bfloat16"]).is_enabled()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     assert model.crf.log_theta_beta.grad.abs().max() > 0
 
