@@ -1,6 +1,5 @@
 """`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
-import dataclasses
 import http.client
 import json
 import signal
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page, open_session, options_for, write_labeled
+from tune_helpers import missing_server, open_page, write_labeled
 
 from crfrefine.tune import server
 
@@ -114,12 +113,3 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
         assert all(line.startswith("crfrefine: ") for line in told)
-
-
-def test_references_of_some_cases_are_enough(folders, tmp_path):
-    labels = tmp_path / "labels"
-    labels.mkdir()
-    (labels / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
-    with open_session(dataclasses.replace(options_for(folders[0]), labels=labels)) as session:
-        assert session.case.reference is None
-        assert session.take_case(session.number, "second")["has_reference"]
