@@ -99,55 +99,27 @@ def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path):
     assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
 
 
-def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
-    """Gradients that the phase before left in the network are no part of the norm that the CRF's are cut by."""
-    found = []
-    for left in (None, 1e6):
-        model = make_model(recipe)
-        if left is not None:
-            for parameter in model.network.parameters():
-                parameter.grad = torch.full_like(parameter, left)
-        optimizer = recipe.prepare(model, recipe.PHASES[1])
-        recipe.train_epoch(model, [recipe.make_volume(0)], SPACING, optimizer, recipe.make_scaler(model, None))
-        found.append([parameter.grad for parameter in model.crf.parameters()])
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_the_layer_works_under_autocast(recipe):
-    """The network returns half precision; the CRF computes in float32, and gradients reach both."""
-    model, autocast = make_model(recipe), recipe.PRECISIONS["float16"]
-    volume = recipe.make_volume(3)
-    model.refines = True
+    """The network returns half precision; the CRF computes in float32."""
+    model, autocast, volume = make_model(recipe), recipe.PRECISIONS["float16"], recipe.make_volume(3)
     with torch.autocast("cpu", autocast):
         logits = model.network(volume["image"])
         refined = model.crf(logits, volume["image"], SPACING)
     assert (logits.dtype, refined.dtype) == (autocast, torch.float32)
-    exact = model.crf(logits.float(), volume["image"], SPACING)
-    assert torch.equal(refined, exact)
-    scaler = recipe.make_scaler(model, autocast)
-    for phase in recipe.PHASES:
-        before = values_of(model)
-        loss = recipe.train_epoch(model, [volume] * 3, SPACING, recipe.prepare(model, phase), scaler, autocast)
-        assert np.isfinite(loss)
-        assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert scaler.is_enabled()
-    assert not recipe.make_scaler(model, recipe.PRECISIONS["bfloat16"]).is_enabled()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
-    assert model.crf.log_theta_beta.grad.abs().max() > 0
+    assert torch.equal(refined, model.crf(logits.float(), volume["image"], SPACING))
+    assert [recipe.make_scaler(model, recipe.PRECISIONS[name]).is_enabled() for name in ("float16", "bfloat16")] == [True, False]
 
 
 def test_volumes_that_cannot_be_used_are_refused_by_name(recipe):
     volume = recipe.make_volume(5)
-    other = volume | {"label": volume["label"][..., :-1]}
-    with pytest.raises(ValueError, match=r"volume 5: .*different grids: the image is \(16, 12, 8\), the labels are \(16, 12, 7\)"):
-        recipe.check_batch(other)
-    broken = volume["image"].clone()
-    broken[0, 1, 2, 3, 4] = float("inf")
-    with pytest.raises(ValueError, match="volume 5: the image holds values that are not finite"):
-        recipe.check_batch(volume | {"image": broken})
-    with pytest.raises(ValueError, match="volume 5: the labels go from 0 to 3; expected 0 to 2"):
-        recipe.check_batch(volume | {"label": volume["label"] + (volume["label"] == 2)})
+    broken = torch.full_like(volume["image"], float("inf"))
+    for changed, message in (
+        ({"label": volume["label"][..., :-1]}, r"different grids: the image is \(16, 12, 8\), the labels are \(16, 12, 7\)"),
+        ({"image": broken}, "the image holds values that are not finite"),
+        ({"label": volume["label"] + (volume["label"] == 2)}, "the labels go from 0 to 3; expected 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=f"volume 5: .*{message}"):
+            recipe.check_batch(volume | changed)
 
 
 def test_the_saved_parameters_are_the_layer_with_more_steps(recipe, tmp_path, capsys):

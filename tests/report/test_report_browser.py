@@ -10,6 +10,7 @@ from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 from crfrefine.errors import InputError
 from crfrefine.report import CaseImages, missing_viewer, write_report
 from crfrefine.report.cutting import upright_case
+from crfrefine.report.pairs import choose_cases
 from crfrefine.statistics.comparison import ResultTable
 
 pytestmark = pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
@@ -109,9 +110,9 @@ def open_other(browser, tmp_path, report, **options):
     wait(browser, "document.readyState === 'complete'")
 
 
-def open_viewer(page):
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = true")
-    wait(page, "document.querySelector('#case-0 details.viewer').dataset.ready")
+def open_viewer(page, case=0):
+    page.execute_script(f"document.querySelector('#case-{case} details.viewer').open = true")
+    wait(page, f"document.querySelector('#case-{case} details.viewer').dataset.ready")
 
 
 def pixels(page, plane):
@@ -136,11 +137,6 @@ def move_to(page, plane, place):
     select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
 
 
-def counted(case, axis, place):
-    """What a plane says of where it lies."""
-    return f"{case.axes[axis].first + case.axes[axis].step * place} of {case.axes[axis].size}"
-
-
 def bare(page):
     """Open the viewer without any overlay."""
     open_viewer(page)
@@ -163,6 +159,13 @@ def two_modalities(case):
     images = np.stack([-0.01 * clear + np.random.default_rng(8).normal(0, 0.5, reference.shape), clear]).astype(np.float32)
     images[1, 4, 4, 1] = 900  # far outside of the window
     return CaseImages(case, images, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]), ("T1", "FLAIR"))
+
+
+def flat(case):
+    """A single slice of CT."""
+    labels = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
+    intensities = np.where(labels[None] > 0, 60, -1000).astype(np.float32)
+    return CaseImages(case, intensities, labels, labels, np.roll(labels, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
 
 
 def place_of(page, *planes):
@@ -285,9 +288,10 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
             # The viewer's gray values have 64 levels.
             assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
             assert shown[..., 0].std() > 10, "not blank"
-            figure = find(page, f"#case-0 .plane[data-plane={plane}]")
-            assert figure.find_element("css selector", "output").text == counted(case, through, place)
-            assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
+            figure, axis = find(page, f"#case-0 .plane[data-plane={plane}]"), case.axes[through]
+            counted = f"{axis.first + axis.step * place} of {axis.size}"
+            assert figure.find_element("css selector", "output").text == counted
+            assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted
         picture = figure.find_element("css selector", ".picture")
         assert picture.size["width"] / picture.size["height"] == pytest.approx(size[across] / size[up], rel=0.02)  # whole pixels
         middles = {
@@ -304,7 +308,8 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
             for place in (int(np.argwhere(case.after == 2)[0][through]), case.point[through]):
                 move_to(page, plane, place)
                 cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
-                _, paths = np.unique(cut, return_inverse=True)  # one per label, in their order, and none of the background
+                _, first, which = np.unique(cut, return_index=True, return_inverse=True)
+                paths = np.argsort(np.argsort(first))[which]  # one per label, in the order in which rows meet them; background is first
                 np.testing.assert_array_equal(page.execute_script(INSIDE, plane, *cut.shape), paths.reshape(cut.shape))
         toggle(page, overlay)
     assert box_of(page, "svg") == box_of(page, "canvas"), "it lies on the picture"
@@ -329,122 +334,95 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
 
 @pytest.mark.long
 @needs_viewer
-def test_wheel_pointer_and_opacity_change_the_picture(page):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    case = upright_case(make_images("a"))
-    open_viewer(page)
-    first = pixels(page, "axial")
-    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true}))", picture)
-    assert find(page, "#case-0 .plane[data-plane=axial] output").text == counted(case, 2, case.point[2] - 1), "down is inferior"
-    assert (pixels(page, "axial") != first).any()
-    # A little right of the middle and above it: to the left and to the front of the patient.
-    ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
-    slider = "document.querySelector('#case-0 .plane[data-plane={}] input').value"
-    for plane, size in zip(("sagittal", "coronal"), case.after.shape, strict=False):
-        wait(page, f"Math.abs({slider.format(plane)} - {0.75 * size}) <= 1")
-    toggle(page, "filled")
-    toggle(page, "reference")
-    before = pixels(page, "axial")
-    toggle(page, "reference")
-    faint = pixels(page, "axial")
-    select(page, "#case-0 input[name=opacity]", "100")
-    page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
-    strong = pixels(page, "axial")
-    assert np.abs(strong - before).sum() > np.abs(faint - before).sum() > 0
-    # Dragged to the left end, which is the patient's right, and on beyond it.
-    ActionChains(page).click_and_hold(picture).move_by_offset(-picture.size["width"] // 2 - 30, 0).release().perform()
-    wait(page, f"{slider.format('sagittal')} === '1'")
-    toggle(page, "crosshair")
-    assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
-
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
-    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
-    assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
-    page.execute_script(
-        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
-    )
-    wait(page, "document.querySelector('#case-0 .planes').textContent")
-    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
-
-
-@pytest.mark.long
-@needs_viewer
-def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(browser, tmp_path):
+def test_modalities_windows_pointer_wheel_and_zoom_change_the_picture(browser, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    page, case = browser, upright_case(two_modalities("a"))
+    page, case, (first, *_) = browser, upright_case(two_modalities("a")), choose_cases(make_report(3), 1)
     resize(page, 1200)
-    open_other(page, tmp_path, make_report(3, load_case=two_modalities), num_shown=1)
+    open_other(
+        page, tmp_path, make_report(3, load_case=lambda name: two_modalities(name) if name == first.case else flat(name)), num_shown=1
+    )
     bare(page)
     assert values_of(page, "modality") == [1], "the one with the clearest border comes first"
-    for number in (0, 1):
+    for number, name in enumerate(("T1", "FLAIR")):
         select(page, "#case-0 select[name=modality]", str(number))
+        assert find(page, f"#case-0 select[name=modality] option:nth-child({number + 1})").text == name
         expected = case.windows[number].gray(case.images[number])[:, :, case.point[2]].T[::-1].astype(int)
         # The viewer's gray values have 64 levels; their distance is 4.05 of 255, and rounding adds 0.5 on both sides.
         assert np.abs(pixels(page, "axial")[..., 0] - expected).max() <= 3
-        assert expected.std() > 10
-    names = page.execute_script("return [...document.querySelector('#case-0 select[name=modality]').options].map((one) => one.text)")
-    assert names == ["T1", "FLAIR"]
-
     select(page, "#case-0 input[name=level]", "150")
     select(page, "#case-0 input[name=width]", "40")
-    assert values_of(page, "level", "width") == [150, 40]
-    image = case.images[1][:, :, case.point[2]].T[::-1]
-    shown = pixels(page, "axial")[..., 0]
+    image, shown = case.images[1][:, :, case.point[2]].T[::-1], pixels(page, "axial")[..., 0]
     assert (shown[image < 127] == 0).all()
     assert (shown[image > 173] == 255).all()
     low, high = case.windows[1].low, case.windows[1].high
     within = (image > 135) & (image < 165)
-    assert within.any()
     # At most half of a stored level away, in shades: 255 for 40.
     assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * (high - low) / 63 / 2 / 40 + 0.5
     assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900, "the brightest voxel"
-    buttons = page.find_elements("css selector", "#case-0 .view button")
-    assert [button.text for button in buttons] == ["structure", "largest change", "reset"]
-    buttons[2].click()
+    to_structure, to_change, reset = page.find_elements("css selector", "#case-0 .view button")
+    reset.click()
     np.testing.assert_allclose(values_of(page, "level", "width"), [(low + high) / 2, high - low], rtol=1e-6)
 
+    # The wheel turns slices, and with Ctrl it zooms; a click moves the other planes, and a drag with Shift the window.
     picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    turn = "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true, ctrlKey: arguments[1]}))"
+    page.execute_script(turn, picture, False)
+    assert place_of(page, "axial") == [case.point[2] - 1], "down is inferior"
+    ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
+    found = place_of(page, "sagittal", "coronal")
+    assert found == pytest.approx([0.75 * size for size in case.after.shape[:2]], abs=2), "left and front of the patient"
     level, width = values_of(page, "level", "width")
-    mean = pixels(page, "axial")[..., 0].mean()
     drag = ActionChains(page, duration=10).key_down(Keys.SHIFT).click_and_hold(picture)
     drag.move_by_offset(40, -30).release().key_up(Keys.SHIFT).perform()
-    found = values_of(page, "level", "width")
-    assert found[0] < level, "up is brighter"
-    assert found[1] > width, "right is softer"
-    assert pixels(page, "axial")[..., 0].mean() > mean
-    buttons[2].click()
-
-    place = place_of(page, "sagittal", "coronal", "axial")
-    assert place == list(case.point)
-
-    def position(area):
-        """Where the chosen voxel lies on the screen."""
-        shares = (place[0] + 0.5) / case.after.shape[0], 1 - (place[1] + 0.5) / case.after.shape[1]
-        return area["x"] + shares[0] * area["width"], area["y"] + shares[1] * area["height"]
-
+    assert values_of(page, "level")[0] < level, "up is brighter"
+    assert values_of(page, "width")[0] > width, "right is softer"
+    reset.click()
+    assert place_of(page, "sagittal", "coronal", "axial") == list(case.point)
     whole = box_of(page, ".picture")
     select(page, "#case-0 input[name=zoom]", "3")
-    zoomed = box_of(page, ".content")
+    zoomed, share = box_of(page, ".content"), (case.point[0] + 0.5) / case.after.shape[0]
     assert box_of(page, ".picture") == whole, "the frame stays"
     assert (zoomed["width"], zoomed["height"]) == pytest.approx((3 * whole["width"], 3 * whole["height"]), rel=1e-3)
-    assert position(zoomed) == pytest.approx(position(whole), abs=0.15 * whole["width"]), "it stays about where it was"
-    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))", picture)
+    places = [area["x"] + share * area["width"] for area in (zoomed, whole)]
+    assert places[0] == pytest.approx(places[1], abs=0.15 * whole["width"]), "the chosen voxel stays about where it was"
+    page.execute_script(turn, picture, True)
     assert values_of(page, "zoom") == [2.5], "the slider has steps of a quarter"
-
-    select(page, "#case-0 input[name=zoom]", "4")
-    buttons[1].click()
+    to_change.click()
     assert place_of(page, "sagittal", "coronal", "axial") == list(case.change)
     frame, content = box_of(page, ".picture"), box_of(page, ".content")
-    assert content["width"] == pytest.approx(4 * frame["width"], rel=1e-3)
     assert frame["left"] < content["x"] + (case.change[0] + 0.5) / case.after.shape[0] * content["width"] < frame["right"]
-    buttons[2].click()
-    assert (place_of(page, "sagittal", "coronal", "axial"), values_of(page, "zoom")) == (list(case.point), [1])
+    to_structure.click()
+    assert place_of(page, "sagittal", "coronal", "axial") == list(case.point)
+
+    toggle(page, "filled")
+    shades = [pixels(page, "axial")]
+    for opacity in ("20", "90"):
+        select(page, "#case-0 input[name=opacity]", opacity)
+        if len(shades) == 1:
+            toggle(page, "reference")
+        page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
+        shades.append(pixels(page, "axial"))
+    assert np.abs(shades[2] - shades[0]).sum() > np.abs(shades[1] - shades[0]).sum() > 0
+
+    # A slice of CT has one plane, and the usual windows.
+    open_viewer(page, 1)
+    planes = "return [...document.querySelectorAll('#case-1 .plane')].filter((plane) => plane.checkVisibility())"
+    assert page.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
+    options = "return [...document.querySelector('#case-1 select[name=window]').options].map((one) => one.text)"
+    assert page.execute_script(options) == ["soft tissue", "lung", "bone"]
+    select(page, "#case-1 select[name=window]", "1")
+    chosen = "return ['level', 'width'].map((name) => Number(document.querySelector(`#case-1 [name=${name}]`).value))"
+    assert page.execute_script(chosen) == [-600, 1500]
+
+    page.execute_script("document.querySelector('#case-1 details.viewer').open = false")
+    wait(page, "!document.querySelector('#case-1 details.viewer').dataset.ready")
+    assert page.execute_script("return document.querySelectorAll('#case-1 details.viewer canvas').length") == 0
+    page.execute_script("brainsprite = () => { throw new Error('no canvas'); }")
+    page.execute_script("document.querySelector('#case-1 details.viewer').open = true")
+    wait(page, "document.querySelector('#case-1 .planes').textContent === 'The viewer cannot be shown here: no canvas'")
     assert page.get_log("browser") == []
 
 
@@ -554,24 +532,4 @@ def test_names_of_any_length_and_direction_stay_in_their_places_and_a_long_table
     find(browser, "#more").click()
     assert len(column(browser, 0)) == 60
     assert not find(browser, "#more").is_displayed()
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.long
-@needs_viewer
-def test_ct_has_its_usual_windows_and_a_single_slice_one_plane(browser, tmp_path):
-    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
-    intensities = np.where(flat[None] > 0, 60, -1000).astype(np.float32)
-    images = CaseImages("flat", intensities, flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
-    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
-    open_viewer(browser)
-    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
-    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
-    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
-    options = "return [...document.querySelector('#case-0 select[name=window]').options].map((one) => one.text)"
-    assert browser.execute_script(options) == ["soft tissue", "lung", "bone"]
-    assert values_of(browser, "level", "width") == [40, 400]
-    select(browser, "#case-0 select[name=window]", "1")
-    assert values_of(browser, "level", "width") == [-600, 1500]
-    assert browser.execute_script("return document.querySelector('#case-0 select[name=modality]')") is None
     assert browser.get_log("browser") == []

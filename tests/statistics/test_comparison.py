@@ -122,20 +122,6 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     assert (former["assd_mm", MEAN], former["nll", "all"]) == (raw["assd_mm", MEAN], raw["nll", "all"])
 
 
-def test_of_sigmoid_channels_the_only_judged_region_is_asked_about_its_probabilities():
-    """It comes after the labels in the table; the likelihood of a single label is not the question."""
-    rng = np.random.default_rng(6)
-    table = ResultTable(
-        Measurement(f"c{number}", region, "nll", value, method)
-        for region in ("1", "2", "whole")
-        for method in ("network", "crf")
-        for number, value in enumerate(0.1 + 0.02 * rng.random(7))
-    )
-    rows = summarize(table, "network", mean_regions=("whole",), num_resamples=50)
-    assert {row.region for row in rows if row.family == Family.PROBABILITIES} == {"whole"}
-    assert {row.region for row in rows if row.family == Family.SINGLE_REGIONS} == {"1", "2"}
-
-
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     """Too much in one region does not make up for too little in another: the mean over regions is of magnitudes as well."""
     values = {("a", "x"): [1.0, -1.0], ("a", "y"): [-1.0, 1.0], ("b", "x"): [0.5, 0.5], ("b", "y"): [0.25, 0.0]}

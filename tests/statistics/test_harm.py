@@ -152,10 +152,7 @@ def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
 def test_with_few_cases_everything_is_named_as_not_significant():
     table = _table({("dice", "1"): [0.1, 0.2], ("precision", "1"): [-0.1, -0.2], ("hd95_mm", "1"): [math.nan, math.nan]})
     judged = verdict(table, "crf", "network", summary=summarize(table, "network", mean_regions=["1"], num_resamples=50))
-    assert judged.harm.sentence == (
-        "Nothing else got significantly worse. Worse in most cases, but not significantly "
-        "(p after Holm over 1 test of other metrics over the judged regions): precision in 2 of 2 cases (-15.00 points on average, p 0.5)."
-    )
+    assert judged.harm.sentence.endswith("precision in 2 of 2 cases (-15.00 points on average, p 0.5).")
     assert judged.harm.num_comparisons == 1, "a metric without a value is not compared"
     content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))["harm"]
     assert content["in_most_cases"][0]["metric"] == "precision"

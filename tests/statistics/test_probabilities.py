@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
+from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, summarize
 from crfrefine.statistics.paired import compare_pairs
 from crfrefine.statistics.probabilities import Change, judge_probabilities
 from crfrefine.statistics.verdict import verdict
@@ -58,6 +58,8 @@ def test_regions_without_a_distribution_over_labels():
     lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
     summary = summarize(ResultTable(lines), "network", regions=("1", "2"), num_resamples=50)
     assert judge_probabilities(summary, "crf").region == MEAN
+    only = summarize(ResultTable(lines), "network", mean_regions=("2",), num_resamples=50)
+    assert {row.region for row in only if row.family == Family.PROBABILITIES} == {"2"}, "the only judged one, though not the first"
     assert judged({"nll": FALLS}, region="1").region == "1"
     assert judged({"nll": math.nan * FALLS}) is None
     assert judged({"dice": FALLS}) is None
