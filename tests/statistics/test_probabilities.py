@@ -65,13 +65,14 @@ def test_regions_without_a_distribution_over_labels():
     assert judged({"dice": FALLS}) is None
 
 
-def test_the_verdict_has_it():
-    lines = list(table({"dice": -FALLS}, "1", 0.8)) + list(table({"nll": FALLS}))
-    whole = ResultTable(lines)
-    summary = summarize(whole, "network", metrics=("dice",), regions=("1",)) + summarize(
-        whole, "network", metrics=("nll",), regions=("all",)
-    )
-    found = verdict(whole, "crf", "network", regions=("1",), summary=summary, num_resamples=50)
-    assert found.probabilities.change == Change.BETTER
-    assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
+def test_the_verdict_has_it_and_its_praise_ends_with_it():
+    for steps, change in ((FALLS, Change.BETTER), (-FALLS, Change.WORSE)):
+        whole = ResultTable([*table({"dice": 0.01 + 0.001 * np.arange(24)}, "1", 0.8), *table({"nll": steps})])
+        rows = summarize(whole, "network", metrics=("dice",), regions=("1",))
+        rows += summarize(whole, "network", metrics=("nll",), regions=("all",))
+        found = verdict(whole, "crf", "network", regions=("1",), summary=rows, num_resamples=50)
+        assert found.probabilities.change == change
+        assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
+        said = " But significantly worse than with network: the probabilities."
+        assert found.sentence.endswith(said) == (change == Change.WORSE)
     assert verdict(whole, "crf", "network", regions=("1",), num_resamples=50).probabilities is None
