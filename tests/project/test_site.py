@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,37 +39,6 @@ def test_every_page_is_in_the_navigation_once():
 def test_every_public_name_is_on_a_page_of_the_api_once():
     assert sorted(set(SHOWN)) == sorted(SHOWN)
     assert set(SHOWN) >= PROMISED
-
-
-def definition(path: str) -> ast.FunctionDef | ast.ClassDef:
-    """The definition of a name, found as the site finds it: without importing its module, through the imports of packages."""
-    module, _, name = path.rpartition(".")
-    if path in PROMISED and module == "crfrefine":
-        module = crfrefine._MODULE_OF[name]
-    file = ROOT / Path(*module.split("."))
-    tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
-    for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
-            return statement
-        if isinstance(statement, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in statement.names):
-            return definition(f"{statement.module}.{name}")
-    raise AssertionError(f"no definition of {path}")
-
-
-def undocumented(found: ast.FunctionDef | ast.ClassDef, path: str) -> list[str]:
-    """The names without a docstring: of a class also its public methods and properties."""
-    missing = [] if ast.get_docstring(found) else [path]
-    for part in found.body if isinstance(found, ast.ClassDef) else ():
-        if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
-            missing += undocumented(part, f"{path}.{part.name}")
-    return missing
-
-
-def test_what_the_api_shows_has_docstrings():
-    assert [name for path in SHOWN for name in undocumented(definition(path), path)] == []
-    found = ast.parse('class A:\n    """Documented."""\n    def f(self): ...\n    def _g(self): ...\n').body[0]
-    assert isinstance(found, ast.ClassDef)
-    assert undocumented(found, "a.A") == ["a.A.f"]
 
 
 def test_the_site_loads_nothing_from_elsewhere_and_its_pictures_are_small():

@@ -193,6 +193,7 @@ def test_the_numbers_on_the_page_are_those_of_the_table(text):
     data = json.loads(Page(text).scripts["data"])
     assert data["cases"] == list(report.table.cases)
     assert data["methods"] == ["network", "crf", "smoothing"]
+    assert data["compared"] is True
     for metric in ("dice", "hd95_mm", "volume_ml", "volume_difference_ml"):
         for region in ("1", "2"):
             expected = np.array([report.table.values(method, region, metric) for method in data["methods"]])

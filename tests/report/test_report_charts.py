@@ -119,6 +119,10 @@ def test_bars_count_every_case_and_none_crosses_zero():
     drawn = charts.difference_plot("d", pairs, DICE)
     bars = re.findall(r"<title>(\d+) cases?, ([+\u2212]?[\d.]+) to ([+\u2212]?[\d.]+) points: (\w+)</title>", drawn)
     assert sum(int(count) for count, *_ in bars) == 1000
+    spans = [tuple(map(float, span)) for span in re.findall(r'<rect x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', drawn)]
+    assert len(spans) == len(bars)
+    bottom = max(y + height for y, height in spans)
+    assert all(y > 0 and any(abs(y + height - end) < 0.11 for end in (bottom, *(other for other, _ in spans))) for y, height in spans)
     for _, low, high, kind in bars:
         low, high = (float(end.replace("\u2212", "-")) for end in (low, high))
         assert (low >= 0) if kind == "better" else (high <= 0)

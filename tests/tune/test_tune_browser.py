@@ -42,7 +42,8 @@ def page(browser, running):
     browser.get(running.address)
     wait_until_done(browser)
     yield browser
-    assert browser.get_log("browser") == []
+    # A plane of the case that was left may be asked for a moment longer; it is refused, and browsers log that.
+    assert [entry for entry in browser.get_log("browser") if "409" not in entry["message"]] == []
 
 
 def wait_until_done(driver, after=0):
@@ -155,21 +156,18 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 
 
 @pytest.mark.long
-def test_sliders_go_back_to_where_they_began(page):
-    shown = "document.querySelector('#toml').textContent"
+def test_sliders_go_back_to_where_they_began_and_the_network_s_contour_is_seen_over_the_refined_one(page):
+    """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
+    shown, preset = "document.querySelector('#toml').textContent", "return document.querySelector('#preset').value"
     slide(page, "mean_field.num_iterations", 0.35)
     wait(page, f"{shown}.includes('num_iterations = 7 ')")
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
     page.refresh()
     wait_until_done(page)
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    assert page.execute_script(preset) == "changed"
+    before = number(page)
     choose(page, "#preset", "")
     wait(page, f"{shown}.includes('num_iterations = 5 ')")
-
-
-@pytest.mark.long
-def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_written_twice(page):
-    """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
+    wait_until_done(page, before)
     for value, labels in ((0.1, 2), (0, 1)):
         before = number(page)
         type_in(page, "bilateral.weight", value)
@@ -177,11 +175,9 @@ def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_wri
         texts = page.execute_script("return [...document.querySelectorAll('#energy text')].map((node) => node.textContent)")
         assert len(set(texts)) == len(texts) == labels
     wait(page, "document.querySelector('#status').textContent.startsWith('Whole case: 0 voxels changed')")
-    seen = []
-    for _ in range(2):
-        seen.append(picture(page))
-        page.find_element("id", "show-network").click()
-    assert seen[0] != seen[1]
+    with_both = picture(page)
+    page.find_element("id", "show-network").click()
+    assert picture(page) != with_both
 
 
 @pytest.mark.long
