@@ -191,12 +191,6 @@ def write_single_files(root: Path) -> None:
     shutil.copy(root / "params.toml", root / "heart" / "params.toml")
 
 
-def write_world(root: Path) -> None:
-    """Files of all names in the pages."""
-    write_cases(root)
-    write_single_files(root)
-
-
 def write_nnunet(root: Path) -> None:
     """A trained network of each name in the pages, and predictions."""
     tree = write_tree(root, count=4)
@@ -251,6 +245,11 @@ def write_new_cases(root: Path) -> None:
     write_phantom(phantom(0), root)
     for name in ("images", "logits"):
         (root / name).rename(root / f"{name}Ts")
+
+
+def write_world(root: Path) -> None:
+    write_cases(root)
+    write_single_files(root)
 
 
 FILES: dict[str, tuple[Callable[[Path], None], ...]] = {

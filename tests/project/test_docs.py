@@ -75,12 +75,16 @@ def broken_links(page: Path, text: str) -> list[str]:
     return [problem for problem in (broken_target(page, target) for target in targets) if problem]
 
 
+def broken_documents(text: str) -> list[str]:
+    """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
+    targets = (broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text))
+    return [problem for problem in targets if problem]
+
+
 def broken_paths(text: str) -> list[str]:
     """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
     paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
-    documents = (path + anchor for path, anchor in _DOCUMENT.findall(text))
-    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
-    return missing + [problem for problem in (broken_target(ROOT / "README.md", path) for path in documents) if problem]
+    return [path for path in sorted(paths) if not (ROOT / path).exists()] + broken_documents(text)
 
 
 def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -> dict[str, list[str]]:
@@ -89,8 +93,11 @@ def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
-def test_every_link_and_path_of_a_page_leads_somewhere():
+def test_every_link_and_path_leads_somewhere():
+    """Of pages; and every page that code and messages name."""
     assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
+    others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
+    assert of_each(others, lambda _, text: broken_documents(text)) == {}
     for target, problem in (
         ("docs/nowhere.md", "no such file"),
         ("docs/README.md#nowhere", "no such heading"),
@@ -100,14 +107,6 @@ def test_every_link_and_path_of_a_page_leads_somewhere():
         assert broken_links(ROOT / "README.md", f"![a]({target})") == [f"{target}: {problem}"]
     for text in ("see `kernels/nowhere.h`", "(docs/reference/formats.md#nowhere)", "docs/nowhere.md"):
         assert broken_paths(text)
-
-
-def test_every_document_that_code_and_messages_name_exists():
-    def missing(_: Path, text: str) -> list[str]:
-        targets = (broken_target(ROOT / "README.md", page + anchor) for page, anchor in _DOCUMENT.findall(text))
-        return [problem for problem in targets if problem]
-
-    assert of_each((path for path in TEXTS if path.suffix != ".md" and path != Path(__file__)), missing) == {}
 
 
 def paths_in_messages(source: str) -> list[str]:

@@ -90,12 +90,12 @@ def test_the_page_is_well_formed_and_names_are_unique(text):
 def test_what_users_name_stays_text(text):
     """Markup, and a mark of direction, which would turn around the rest of its sentence, so that it is written out."""
     found = Page(text)
-    for name in (NASTY, "Report on <b>crf</b> & others", "cut off </dl></script>", "1 front <part>", r"☃\u202egpj"):
+    for name in (NASTY, "Report on <b>crf</b> & others", "cut off </dl></script>", "1 front <part>", r"☃\u200e\u202egpj\u2066\u2069"):
         assert name in found.text
-    assert "\u202e" not in found.text
+    assert not set(found.text) & set("\u200e\u202e\u2066\u2069")
     assert not any("onerror" in attributes for _, attributes in found.elements)
     assert {tag for tag, _ in found.elements}.isdisjoint({"b", "part"})
-    assert {NASTY, "Ünï—코드 ☃\u202egpj"} < set(json.loads(found.scripts["data"])["cases"])
+    assert {NASTY, "Ünï—코드 ☃\u200e\u202egpj\u2066\u2069"} < set(json.loads(found.scripts["data"])["cases"])
 
 
 def test_the_page_asks_for_nothing_outside_of_itself_and_runs_its_own_scripts_alone(text):
