@@ -145,15 +145,3 @@ def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, me
     options = {key: tmp_path / name if key == "images" else (("base", tmp_path / name),) for key, name in options.items()}
     with pytest.raises(InputError, match=message):
         pair(tmp_path, labels, predictions, **options)
-
-
-def test_links_to_nothing_are_problems_and_not_passed_over(tmp_path):
-    """As git-annex leaves them for files that were not fetched."""
-    pair(tmp_path, "a.nii b.nii", "a.nii c.nii")
-    (tmp_path / "labels" / "c.nii").symlink_to(tmp_path / "nowhere.nii")
-    (tmp_path / "pred" / "b_seg.nii").symlink_to(tmp_path / "nowhere.nii")
-    (tmp_path / "labels" / ".d.nii").symlink_to(tmp_path / "nowhere.nii")
-    first, second, third = pair(tmp_path, "", "").cases
-    assert (first.problem, first.methods["prediction"].problem) == (None, None)
-    assert second.methods["prediction"].problem == f"{tmp_path / 'pred' / 'b_seg.nii'}: is a link to a file that is not there"
-    assert third.problem == f"{tmp_path / 'labels' / 'c.nii'}: is a link to a file that is not there"
