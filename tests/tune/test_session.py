@@ -131,9 +131,9 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         layers = np.frombuffer(content[: 6 * rows * columns], "<u2").reshape(3, rows, columns)
         for layer, array in zip(layers, (case.network, spread, case.reference), strict=True):
             np.testing.assert_array_equal(layer, case.pose.turn(array).take(place[through], axis=through).T[::-1])
-        across, up = (axis for axis in range(3) if axis != through)
-        stored = stored_place(case, place)
-        assert layers[0][rows - 1 - place[up], place[across]] == case.network[stored]
+    marked = np.zeros(case.grid, bool)
+    marked[stored_place(case, place)] = True
+    assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
 
 
 def test_of_waiting_jobs_only_the_newest_runs():
