@@ -51,7 +51,7 @@ def test_on_a_volume_learning_bandwidths_does_what_weights_cannot(example, tmp_p
     module = example("sharp_edges_3d")
     overfit = module.overfit
     monkeypatch.delitem(module.STARTS, "wide")
-    monkeypatch.setattr(module, "overfit", lambda crf, case, _: overfit(crf, case, 45))
+    monkeypatch.setattr(module, "overfit", lambda crf, case, _: overfit(crf, case, 30))
     outcome = module.main(["--quick", "--output", str(tmp_path)])
     weights, bandwidths, reweighted = (outcome.fits["narrow", way] for way in (module.WEIGHTS, module.BANDWIDTHS, module.REWEIGHTED))
     for scores in ("scores", "other_scores"):
