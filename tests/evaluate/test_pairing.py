@@ -31,14 +31,11 @@ def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str |
     [
         ("a.nii.gz b.nii.gz", "b.nii.gz a.mha", {"a": ("a.mha", ""), "b": ("b.nii.gz", "")}),
         ("Case00_segmentation.mhd Case00_segmentation.zraw", "Case00.mhd Case00.zraw", {"Case00": ("Case00.mhd", "")}),
-        ("a_seg.nii.gz", "a_seg.nii.gz", {"a": ("a_seg.nii.gz", "")}),
         ("a.nii.gz", "a.nii.gz a_dseg.nii.gz", {"a": ("a_dseg.nii.gz", "")}),
         # What `infer` and nnU-Net write.
         ("a.nii.gz", "a.nii.gz a_probabilities.nii.gz a_logits.nii.gz a_preview.png", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
-        ("a.nii.gz", "a.nii.gz a_logits.nii.gz", {"a": ("a.nii.gz", "a_logits.nii.gz")}),
         ("a.nii.gz", "a.nii.gz a.npz a.pkl dataset.json plans.json", {"a": ("a.nii.gz", "a.npz")}),
         ("a.nii.gz", "a.nii.gz a.npz a_probabilities.nii.gz", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
-        ("a.nii.gz", "a.npz", {"a": (None, "a.npz")}),
         ("a.nii.gz", "a_softmax.nii.gz", {"a": (None, "a_softmax.nii.gz")}),
         # Four digits belong to the name, unless the name without them is a label map too.
         (
@@ -47,7 +44,6 @@ def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str |
             {f"brats_000{n}": (f"brats_000{n}.nii.gz", "") for n in (1, 2)},
         ),
         ("a.nii.gz a_0000.nii.gz a_0001.nii.gz", "a.nii.gz", {"a": ("a.nii.gz", "")}),
-        ("a.mhd a_segmentation.mhd", "a.mhd", {"a": ("a.mhd", "")}),
         ("a.nii.gz a_probabilities.nii.gz .b.nii.gz.tmp-7", "a.nii.gz", {"a": ("a.nii.gz", "")}),
     ],
 )
@@ -58,11 +54,11 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     assert not any("without a reference" in note for note in pairing.notes)
 
 
-def test_images_beside_label_maps_are_noted(tmp_path):
-    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii")
+def test_images_beside_label_maps_and_a_folder_that_is_given_twice_are_noted(tmp_path):
+    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii", baselines=(("base", tmp_path / "labels"),))
     assert [case.reference.name for case in pairing.cases] == ["a_segmentation.mhd", "b.nii"]
-    assert len(pairing.notes) == 1
-    assert "2 files beside label maps" in pairing.notes[0]
+    assert pairing.notes[0] == f"the reference and base are the same files, {tmp_path / 'labels'}"
+    assert "2 files beside label maps" in pairing.notes[1]
 
 
 def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
@@ -97,18 +93,13 @@ def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
     assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
 
 
-@pytest.mark.parametrize(
-    ("labels", "predictions", "message"),
-    [
-        ("a.nii", "a.nii a.mha", "expected one label map, found a.mha, a.nii in"),
-        ("a.nii", "a_seg.nii a_dseg.nii", "expected one label map, found a_dseg.nii, a_seg.nii in"),
-        ("a.nii", "a.nii a_logits.nii a_logits.npz", "expected one file of probabilities, found a_logits.nii, a_logits.npz in"),
-    ],
-)
-def test_what_is_twice_is_a_problem_of_the_method(tmp_path, labels, predictions, message):
-    pairing = pair(tmp_path, labels, predictions)
-    assert pairing.cases[0].problem is None
-    assert message in pairing.cases[0].methods["prediction"].problem
+def test_what_is_twice_is_a_problem_of_the_method(tmp_path):
+    cases = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a.mha b_seg.nii b_dseg.nii c.nii c_logits.nii c_logits.npz").cases
+    assert {case.problem for case in cases} == {None}
+    found = [case.methods["prediction"].problem for case in cases]
+    assert "expected one label map, found a.mha, a.nii in" in found[0]
+    assert "expected one label map, found b_dseg.nii, b_seg.nii in" in found[1]
+    assert "expected one file of probabilities, found c_logits.nii, c_logits.npz in" in found[2]
 
 
 def test_named_probabilities_replace_those_beside(tmp_path):
@@ -128,7 +119,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
 
 def test_all_modalities_of_a_case_are_shown(tmp_path):
     (tmp_path / "images").mkdir()
-    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz", "x_0001.nii.gz"):
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz"):
         (tmp_path / "images" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii", "a.nii b.nii", images=tmp_path / "images")
     assert [[path.name for path in case.images] for case in pairing.cases] == [["a_0000.nii.gz", "a_0001.nii.gz"], []]
@@ -154,21 +145,3 @@ def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, me
     options = {key: tmp_path / name if key == "images" else (("base", tmp_path / name),) for key, name in options.items()}
     with pytest.raises(InputError, match=message):
         pair(tmp_path, labels, predictions, **options)
-
-
-def test_links_to_nothing_are_problems_and_not_passed_over(tmp_path):
-    """As git-annex leaves them for files that were not fetched."""
-    pair(tmp_path, "a.nii b.nii", "a.nii c.nii")
-    (tmp_path / "labels" / "c.nii").symlink_to(tmp_path / "nowhere.nii")
-    (tmp_path / "pred" / "b_seg.nii").symlink_to(tmp_path / "nowhere.nii")
-    (tmp_path / "labels" / ".d.nii").symlink_to(tmp_path / "nowhere.nii")
-    first, second, third = pair(tmp_path, "", "").cases
-    assert (first.problem, first.methods["prediction"].problem) == (None, None)
-    assert second.methods["prediction"].problem == f"{tmp_path / 'pred' / 'b_seg.nii'}: is a link to a file that is not there"
-    assert third.problem == f"{tmp_path / 'labels' / 'c.nii'}: is a link to a file that is not there"
-
-
-def test_a_folder_that_is_given_twice_is_noted(tmp_path):
-    assert pair(tmp_path, "a.nii", "a.nii", baselines=(("base", tmp_path / "labels"),)).notes == (
-        f"the reference and base are the same files, {tmp_path / 'labels'}",
-    )

@@ -33,13 +33,13 @@ def test_failed_and_incomplete_cases_and_the_command_for_them(tmp_path, monkeypa
     assert run_here("status", study.output / "summary.json").status == 0
 
 
-def test_what_prints_badly_is_escaped_and_the_folders_may_follow_two_dashes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_prints_badly_is_escaped_and_the_folders_may_follow_two_dashes(tmp_path):
     study = write_study(tmp_path / "a\x1b[31m b")
     command, after, labels, *options = map(str, study.arguments)
     (study.after / "case2.nii.gz").unlink()
     assert run_here(command, *options, "--", after, labels).status == 0
-    (line,) = [line for line in run_here("status", study.output).stdout.splitlines() if line.startswith("crfrefine ")]
+    lines = run_here("status", study.output).stdout.splitlines()
+    (line,) = [line.rpartition(" && ")[2] for line in lines if "crfrefine evaluate" in line]
     assert line.isprintable()
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert words == ["crfrefine", command, "--continue", *options, "--", after, labels]

@@ -7,7 +7,6 @@ import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
 from evaluation_helpers import SHAPE, affine, disturbed, label_map
 
-from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import has_structures, pair_structures
 
@@ -86,15 +85,16 @@ def test_a_label_map_with_names_is_compared_by_name(study):
     result, _ = evaluate(study, study / "maps", study / "ref", "--no-report")
     assert result.status == 1
     assert "has no name in dataset.json" in result.stderr
+    (study / "maps" / "dataset.json").unlink()
+    result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", "--structures")
+    assert "compared with structures by the names of its labels, but no dataset.json" in result.stderr
 
 
-def test_a_label_map_without_names_is_refused(study):
-    path = save_nifti(study / "maps" / "p1.nii.gz", label_map(0), affine())
-    with pytest.raises(InputError, match=r"compared with structures by the names of its labels, but no dataset\.json"):
-        pair_structures(EvaluationOptions(path, study / "ref" / "p1", study / "report"))
-
-
-def test_incomplete_cases_are_left_out(study):
+def test_incomplete_cases_are_left_out_and_results_are_measured_again_when_a_structure_changes(study):
+    arguments = (study / "pred", study / "ref", "--no-report", "--continue")
+    evaluate(study, *arguments)
+    save_nifti(study / "pred" / "p2" / "nothing.nii.gz", np.ones(SHAPE, np.uint8), affine())
+    assert [case["status"] for case in evaluate(study, *arguments)[1]["cases"]] == ["reused", "measured"]
     (study / "pred" / "p2").rename(study / "pred" / "p3")
     pairing = pair_structures(EvaluationOptions(study / "pred", study / "ref", study / "report"))
     assert [pair.case_id for pair in pairing.cases] == ["p1"]
@@ -104,41 +104,27 @@ def test_incomplete_cases_are_left_out(study):
     ]
 
 
-def test_results_are_measured_again_when_a_structure_changes(study):
-    arguments = (study / "pred", study / "ref", "--no-report", "--continue")
-    evaluate(study, *arguments)
-    assert [case["status"] for case in evaluate(study, *arguments)[1]["cases"]] == ["reused", "reused"]
-    save_nifti(study / "pred" / "p2" / "nothing.nii.gz", np.ones(SHAPE, np.uint8), affine())
-    assert [case["status"] for case in evaluate(study, *arguments)[1]["cases"]] == ["reused", "measured"]
-
-
-def write_cohort(folder, names, masks):
-    for name, mask in zip(names, masks, strict=True):
-        save_nifti(folder / f"{name}.nii.gz", mask.astype(np.uint8), affine())
-
-
-HALVES = [np.arange(13)[:, None, None] % 4 == part for part in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("names", "masks", "expected"),
-    [
-        (("heart", "liver", "lung", "spleen"), HALVES, True),
-        (("case_01", "case_02", "case_03", "case_04"), HALVES, False),  # One name with different numbers: cases.
-        (("anna", "berta", "carla", "dora"), [HALVES[0]] * 4, False),  # One organ in four registered cases.
-        (("anna", "berta", "carla", "dora"), [2 * half for half in HALVES], False),  # Not binary.
-        (("heart", "liver"), HALVES[:2], False),  # Too few to tell.
-    ],
-    ids=["structures", "numbered", "overlapping", "not binary", "two"],
-)
-def test_structures_are_told_from_cases(tmp_path, names, masks, expected):
-    for what in ("pred", "ref"):
-        write_cohort(tmp_path / what, names, [np.broadcast_to(mask, SHAPE) for mask in masks])
-    options = EvaluationOptions(tmp_path / "pred", tmp_path / "ref", tmp_path / "report")
-    assert has_structures(options) == expected
-    for what in ("pred", "ref"):
-        save_nifti(tmp_path / what / f"{names[-1]}.nii.gz", np.zeros((5, 4, 3), np.uint8), affine())
-    assert not has_structures(options), "files on several grids are cases"
+def test_structures_are_told_from_cases(tmp_path):
+    """By names without numbers, of at least three binary files, that do not overlap, on one grid."""
+    halves = [np.arange(13)[:, None, None] % 4 == part for part in range(4)]
+    for number, (names, masks, expected) in enumerate(
+        (
+            ("heart liver lung spleen", halves, True),
+            ("case_01 case_02 case_03 case_04", halves, False),
+            ("anna berta carla dora", [halves[0]] * 4, False),
+            ("anna berta carla dora", [2 * half for half in halves], False),
+            ("heart liver", halves[:2], False),
+        )
+    ):
+        root = tmp_path / str(number)
+        options = EvaluationOptions(root / "pred", root / "ref", root / "report")
+        for what in ("pred", "ref"):
+            for name, mask in zip(names.split(), masks, strict=True):
+                save_nifti(root / what / f"{name}.nii.gz", np.broadcast_to(mask, SHAPE).astype(np.uint8), affine())
+        assert has_structures(options) == expected
+        for what in ("pred", "ref"):
+            save_nifti(root / what / f"{name}.nii.gz", np.zeros((5, 4, 3), np.uint8), affine())
+        assert not has_structures(options)
 
 
 def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):

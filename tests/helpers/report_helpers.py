@@ -50,7 +50,7 @@ def make_table(num_cases: int = 13, *, methods: Sequence[str] = ("network", "crf
     rng = np.random.default_rng(seed)
     names = [f"case {number}" for number in range(num_cases)]
     names[1] = NASTY
-    names[2] = "Ünï—코드 ☃"
+    names[2] = "Ünï—코드 ☃\u200e\u202egpj\u2066\u2069"
     lines = []
     for place, case in enumerate(names):
         for region in ("1", "2"):

@@ -3,21 +3,16 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from crfrefine.pictures import drawing
 from crfrefine.pictures.display import LABEL_COLORS
 
 
-def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in():
-    plane = np.array([[1, 2, 3], [4, 5, 6]])
-    found = drawing.enlarge(plane, (7, 4))
+def test_a_pixel_has_the_value_of_the_voxel_that_its_middle_is_in_and_smaller_gray_values_are_means():
+    found = drawing.enlarge(np.array([[1, 2, 3], [4, 5, 6]]), (7, 4))
     assert found[0].tolist() == [1, 1, 2, 2, 2, 3, 3]  # middles at 0.21, 0.64, 1.07 … of three columns
     assert found[:, 0].tolist() == [1, 1, 4, 4]
-
-
-def test_smaller_gray_values_are_means():
     plane = np.array([[0, 100, 10, 30], [100, 200, 30, 10]], np.uint8)
     assert drawing.resize_gray(plane, (2, 1)).tolist() == [[100, 20]]
     assert drawing.resize_gray(plane, (8, 2))[0].tolist() == [0, 0, 100, 100, 10, 10, 30, 30]
@@ -39,10 +34,7 @@ def test_outlines_lie_inside_of_each_label_along_its_edge():
         else:  # its color is that of a lower label: dashed
             assert (drawn & (labels == label) <= expected).all()
             assert 0.2 < drawn[expected].mean() < 0.9
-
-
-def test_a_label_at_the_edge_of_the_plane_is_closed_there():
-    assert drawing.outline(np.ones((9, 12), np.uint8)).sum() == 9 * 12 - 5 * 8
+    assert drawing.outline(np.ones((9, 12), np.uint8)).sum() == 9 * 12 - 5 * 8, "closed at the edge of the plane"
 
 
 def test_colors_are_those_of_the_labels():
@@ -65,12 +57,9 @@ def test_text_is_broken_and_cut_off_where_it_does_not_fit():
     assert drawing.cut_off("short", 14, 90) == "short"
 
 
-@pytest.mark.parametrize(("text", "drawn"), [("Fuß → β, Ж", "Fuß → β, Ж"), ("코드 ☃", "?? ☃"), ("a\nb\x07", "a?b?"), ("1\u00a0ml", "1 ml")])
-def test_characters_without_a_picture_become_question_marks(text, drawn):
-    assert drawing.drawable(text) == drawn
-
-
-def test_without_matplotlibs_font_there_is_another(monkeypatch):
+def test_characters_without_a_picture_become_question_marks_and_without_matplotlibs_font_there_is_another(monkeypatch):
+    for text, drawn in (("Fuß → β, Ж", "Fuß → β, Ж"), ("코드 ☃", "?? ☃"), ("a\nb\x07", "a?b?"), ("1\u00a0ml", "1 ml")):
+        assert drawing.drawable(text) == drawn
     monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None)
     drawing._font.cache_clear()
     drawing._has.cache_clear()

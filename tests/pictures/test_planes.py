@@ -20,20 +20,15 @@ def pyramid():
     return labels
 
 
-def test_planes_have_the_largest_cross_section_and_of_equal_ones_the_middle(pyramid):
+def test_planes_have_the_largest_cross_section_and_of_equal_ones_the_middle_or_the_one_that_changed_most(pyramid):
     places = choose_places([pyramid, pyramid], np.zeros(GRID_SHAPE, bool), STEPS)
     assert (places.structure, places.change) == ((20, 14, 8), None)
     block = np.zeros(GRID_SHAPE, np.uint8)
     block[10:21, 20:29, 5:12] = 3
     assert choose_places([block], block > 9, STEPS).structure == (15, 24, 8)
-
-
-def test_of_large_planes_the_one_that_changed_most_is_taken():
-    before = np.zeros(GRID_SHAPE, np.uint8)
-    before[10:21, 20:29, 5:12] = 1
-    after = before.copy()
+    after = block.copy()
     after[12, 20:24, 6:10] = 2  # relabeled: part of the structure
-    places = choose_places([before, after], before != after, STEPS)
+    places = choose_places([block, after], block != after, STEPS)
     assert places.structure[0] == 12
     assert 20 <= places.structure[1] < 24
     assert 6 <= places.structure[2] < 10
@@ -81,26 +76,18 @@ def test_a_change_beside_a_plane_needs_no_other_one(pyramid):
         changed[20 + distance, 40, 16] = True
         places = choose_places([pyramid], changed, STEPS)
         assert (places.change is None) == is_shown
-
-
-def test_a_single_slice_has_no_other_planes():
-    flat = np.zeros((30, 40, 1), np.uint8)
-    flat[3:9, 4:12] = 1
+    flat = pyramid[:, :, 8:9]
     changed = np.zeros(flat.shape, bool)
-    changed[25, 35] = True
-    assert choose_places([flat], changed, (1.0, 1.0, 5.0)).change is None
+    changed[55, 40] = True
+    assert choose_places([flat], changed, STEPS).change is None, "a single slice has no other planes"
 
 
 def test_the_largest_change_is_where_most_voxels_changed():
+    """A window around it is no larger than what changed, however close the voxels are."""
     changed = np.zeros(GRID_SHAPE, bool)
     changed[40:43, 30:32, 5] = True
     changed[5, 5, 5] = changed[12, 5, 5] = True
-    x, y, z = find_largest_change(changed, STEPS)
-    assert (40 <= x < 43, 30 <= y < 32, z) == (True, True, 5)
+    for steps in (STEPS, (1e-12, 1.5, 4.0)):
+        x, y, z = find_largest_change(changed, steps)
+        assert (40 <= x < 43, 30 <= y < 32, z) == (True, True, 5)
     assert find_largest_change(changed & False, STEPS) is None
-
-
-def test_the_window_around_a_change_is_no_larger_than_what_changed():
-    changed = np.zeros(GRID_SHAPE, bool)
-    changed[10:13, 20:22, 4] = changed[40, 20, 4] = True
-    assert find_largest_change(changed, (1e-12, 1.5, 4.0)) in {(x, y, 4) for x in (10, 11, 12) for y in (20, 21)}

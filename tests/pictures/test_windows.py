@@ -44,9 +44,6 @@ def test_ct_has_the_usual_window_of_the_structure(structure, tissue, expected):
     image = np.where(structure, tissue, -1000).astype(np.float32)
     assert choose_window(image, structure) == expected
     assert choose_window(image, NOTHING) == SOFT_TISSUE
-
-
-def test_the_window_becomes_black_and_white():
     image = np.array([-200, -160, 40, 240, 3000, np.nan, np.inf, -np.inf], np.float32)
     assert SOFT_TISSUE.gray(image).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
     assert str(SOFT_TISSUE) == "−160 to 240"
@@ -67,41 +64,33 @@ def test_the_modality_with_the_highest_contrast_at_the_border_is_chosen(structur
     assert choose_modality([channel * np.nan for channel in modalities], windows, structure, STEPS) == 0
 
 
-def test_a_bright_and_a_dark_label_do_not_cancel(structure):
-    """In the second modality each label stands out clearly, to opposite sides of the surroundings."""
+def test_a_bright_and_a_dark_label_do_not_cancel_and_a_long_border_counts_for_more_than_a_short_one(structure):
+    """Each label stands out clearly, to opposite sides of the surroundings; where the larger one does, and where the smaller one does."""
     labels = np.zeros(GRID_SHAPE, np.uint8)
     labels[8:13, 9:17, 3:7], labels[16:21, 9:17, 3:7] = 1, 2
     both, one = noise(100, 5, 6), noise(100, 5, 7)
     both[labels == 1] += 60
     both[labels == 2] -= 60
     one[labels > 0] -= 20
-    windows = [choose_window(channel, labels > 0) for channel in (one, both)]
-    assert choose_modality([one, both], windows, labels, STEPS) == 1
-
-
-def test_a_long_border_counts_for_more_than_a_short_one(structure):
-    labels = structure.astype(np.uint8)
-    labels[24:26, 3:5, 3:5] = 2
+    unequal = structure.astype(np.uint8)
+    unequal[24:26, 3:5, 3:5] = 2
     large, small = noise(100, 5, 8), noise(100, 5, 9)
-    large[labels == 1] += 40
-    small[labels == 2] += 80
-    windows = [choose_window(channel, labels > 0) for channel in (small, large)]
-    assert choose_modality([small, large], windows, labels, STEPS) == 1
+    large[unequal == 1] += 40
+    small[unequal == 2] += 80
+    for shown, modalities in ((labels, [one, both]), (unequal, [small, large])):
+        assert choose_modality(modalities, [choose_window(channel, shown > 0) for channel in modalities], shown, STEPS) == 1
 
 
 def test_what_is_no_tissue_gives_no_contrast(structure):
-    """A structure at the edge of a skull-stripped brain: the zeros beside it stand out in every modality."""
+    """A structure at the edge of a skull-stripped brain: the zeros beside it stand out in every modality.
+
+    Voxels may lie so close to each other that the border's width would not fit into memory: it is no wider than the grid.
+    """
     strong, weak = noise(100, 5, 4), noise(100, 5, 5)
     strong[structure] += 20
     weak[structure] += 400
-    weak[~structure] = 0
-    modalities = [strong, weak]
-    assert choose_modality(modalities, [choose_window(channel, structure) for channel in modalities], structure, STEPS) == 0
-
-
-def test_a_border_is_no_wider_than_the_grid(structure):
-    """Voxels so close to each other that the border's width would not fit into memory; it is told apart as in a grid that it just fills."""
-    strong, weak = noise(100, 5, 4), noise(100, 5, 5)
-    weak[structure] += 400
     windows = [choose_window(channel, structure) for channel in (strong, weak)]
     assert choose_modality([strong, weak], windows, structure, (1e-12, 1e-12, 4.0)) == 1
+    weak[~structure] = 0
+    windows = [choose_window(channel, structure) for channel in (strong, weak)]
+    assert choose_modality([strong, weak], windows, structure, STEPS) == 0

@@ -5,6 +5,7 @@ A page's blocks run one after the other in one folder, so later ones find what e
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -46,7 +47,7 @@ ELSEWHERE = {
 }
 """The beginning of a statement of a shell, and why it does not run here."""
 
-SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2", "--max-minutes", "0.02"), "evaluate": ("--processes", "1")}
+SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2", "--max-minutes", "0.02")}
 """What is added to a command so that it takes no time."""
 
 
@@ -74,8 +75,8 @@ def run_shell(block: str, folder: Path) -> None:
     """Run a block by the shell, with the command on its path."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
-    for name, content in (("crfrefine", f'exec "{sys.executable}" -m crfrefine "$@"'), ("my_report", "test -s")):
-        (tools / name).write_text(f'#!/bin/sh\n{content} "$@"\n' if name == "my_report" else f"#!/bin/sh\n{content}\n", encoding="utf-8")
+    for name, content in (("crfrefine", f'exec "{sys.executable}" -m crfrefine'), ("my_report", "test -s")):
+        (tools / name).write_text(f'#!/bin/sh\n{content} "$@"\n', encoding="utf-8")
         (tools / name).chmod(0o755)
     environment = {
         **os.environ,
@@ -110,6 +111,7 @@ CASES = ("case0", "case1", "case2")
 STRUCTURES = ("shell", "core", "cyst", "rest")
 
 
+@functools.cache
 def five_labels(seed: int) -> Phantom:
     """A phantom whose first label is two: the fifth is its further part along x."""
     case = phantom(seed)
@@ -189,12 +191,6 @@ def write_single_files(root: Path) -> None:
     shutil.copy(root / "params.toml", root / "heart" / "params.toml")
 
 
-def write_world(root: Path) -> None:
-    """Files of all names in the pages."""
-    write_cases(root)
-    write_single_files(root)
-
-
 def write_nnunet(root: Path) -> None:
     """A trained network of each name in the pages, and predictions."""
     tree = write_tree(root, count=4)
@@ -249,6 +245,11 @@ def write_new_cases(root: Path) -> None:
     write_phantom(phantom(0), root)
     for name in ("images", "logits"):
         (root / name).rename(root / f"{name}Ts")
+
+
+def write_world(root: Path) -> None:
+    write_cases(root)
+    write_single_files(root)
 
 
 FILES: dict[str, tuple[Callable[[Path], None], ...]] = {
@@ -365,9 +366,10 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out what takes much of the time and is no part of any page: intervals, and the drawing of learning curves."""
+    """Leave out what takes much of the time and is no part of any page: intervals, drawing, and processes for cases."""
     monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
     monkeypatch.setattr("crfrefine.train.writing.draw_curves", lambda result: b"")
+    monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
 
 
 def parameter(page: Path) -> Any:
@@ -400,11 +402,8 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
                 run_statement(statement, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "statement", ["crfrefine infer -i nowhere -p logits -o refined", "false", "crfrefine info imagesTs | grep nothing"]
-)
-def test_a_statement_that_fails_is_seen(statement, tmp_path, monkeypatch):
+def test_a_statement_that_fails_is_seen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_cases(tmp_path)
-    with pytest.raises(AssertionError):
-        run_statement(statement, tmp_path)
+    for statement in ("crfrefine infer -i nowhere -p logits -o refined", "false", "crfrefine info nowhere | grep nothing"):
+        with pytest.raises(AssertionError):
+            run_statement(statement, tmp_path)

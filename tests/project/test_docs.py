@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import pytest
 import typer.main
 
 from crfrefine.cli.main import app
@@ -76,12 +75,16 @@ def broken_links(page: Path, text: str) -> list[str]:
     return [problem for problem in (broken_target(page, target) for target in targets) if problem]
 
 
+def broken_documents(text: str) -> list[str]:
+    """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
+    targets = (broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text))
+    return [problem for problem in targets if problem]
+
+
 def broken_paths(text: str) -> list[str]:
     """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
     paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
-    documents = (path + anchor for path, anchor in _DOCUMENT.findall(text))
-    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
-    return missing + [problem for problem in (broken_target(ROOT / "README.md", path) for path in documents) if problem]
+    return [path for path in sorted(paths) if not (ROOT / path).exists()] + broken_documents(text)
 
 
 def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -> dict[str, list[str]]:
@@ -90,16 +93,20 @@ def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
-def test_every_link_and_path_of_a_page_leads_somewhere():
+def test_every_link_and_path_leads_somewhere():
+    """Of pages; and every page that code and messages name."""
     assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
-
-
-def test_every_document_that_code_and_messages_name_exists():
-    def missing(_: Path, text: str) -> list[str]:
-        targets = (broken_target(ROOT / "README.md", page + anchor) for page, anchor in _DOCUMENT.findall(text))
-        return [problem for problem in targets if problem]
-
-    assert of_each((path for path in TEXTS if path.suffix != ".md" and path != Path(__file__)), missing) == {}
+    others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
+    assert of_each(others, lambda _, text: broken_documents(text)) == {}
+    for target, problem in (
+        ("docs/nowhere.md", "no such file"),
+        ("docs/README.md#nowhere", "no such heading"),
+        ("docs/pictures/nowhere.png", "no such file"),
+        ("#nowhere", "no such heading"),
+    ):
+        assert broken_links(ROOT / "README.md", f"![a]({target})") == [f"{target}: {problem}"]
+    for text in ("see `kernels/nowhere.h`", "(docs/reference/formats.md#nowhere)", "docs/nowhere.md"):
+        assert broken_paths(text)
 
 
 def paths_in_messages(source: str) -> list[str]:
@@ -125,43 +132,19 @@ def test_messages_name_pages_by_the_titles_of_the_site():
     assert see("docs/reference/formats.md#grids") == 'see "File formats", grids, in crfrefine\'s documentation'
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("[a](docs/nowhere.md)", "docs/nowhere.md: no such file"),
-        ("[a](docs/README.md#nowhere)", "docs/README.md#nowhere: no such heading"),
-        ("![a](docs/pictures/nowhere.png)", "docs/pictures/nowhere.png: no such file"),
-        ("[a](#nowhere)", "#nowhere: no such heading"),
-    ],
-)
-def test_a_broken_link_is_seen(text, problem):
-    assert broken_links(ROOT / "README.md", text) == [problem]
-
-
-@pytest.mark.parametrize("text", ["see `kernels/nowhere.h`", "(docs/reference/formats.md#nowhere)", "docs/nowhere.md"])
-def test_a_broken_path_is_seen(text):
-    assert len(set(broken_paths(text))) >= 1
-
-
-def test_every_page_is_on_the_map():
+def test_every_page_is_on_the_map_and_the_readme_is_short():
     """From the map of the documentation a reader reaches each of its pages."""
     index = ROOT / "docs" / "README.md"
     reached = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
     assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_texts_use_the_usual_words():
     """ "One per kernel" and "backward pass", as CONTRIBUTING.md asks."""
     assert of_each((path for path in TEXTS if path != Path(__file__)), lambda _, text: _UNUSUAL.findall(text)) == {}
-
-
-@pytest.mark.parametrize("text", ["one a kernel", "nats a voxel", "the way back", "a gradient by theta", "one bandwidth an axis"])
-def test_unusual_words_are_seen(text):
-    assert len(_UNUSUAL.findall(text)) == 1
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    for text in ("one a kernel", "nats a voxel", "the way back", "a gradient by theta", "one bandwidth an axis"):
+        assert len(_UNUSUAL.findall(text)) == 1
 
 
 # ---- Commands
@@ -187,14 +170,15 @@ def section(text: str, title: str) -> str:
     return body.partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_option_is_in_the_reference(command):
-    text = section((ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"), SECTION_OF.get(command, command))
-    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    if command in SECTION_OF:
-        cells = [cell for cell in cells if cell.startswith(f" `{command}")]
-    documented = {name for cell in cells for name in _OPTION.findall(cell)}
-    assert documented == options_of(command)
+def test_every_option_is_in_the_reference():
+    reference = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        text = section(reference, SECTION_OF.get(command, command))
+        cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        if command in SECTION_OF:
+            cells = [cell for cell in cells if cell.startswith(f" `{command}")]
+        documented = {name for cell in cells for name in _OPTION.findall(cell)}
+        assert documented == options_of(command), command
 
 
 def shell_lines(text: str) -> Iterator[list[str]]:
@@ -217,9 +201,6 @@ def unknown_options(_: Path, text: str) -> list[str]:
 
 def test_the_commands_of_examples_exist():
     assert of_each(PAGES, unknown_options) == {}
-
-
-def test_an_unknown_option_of_an_example_is_seen():
     assert unknown_options(ROOT, "```sh\ncrfrefine infer -i a --turbo | grep --color x\n```\n") == ["infer --turbo"]
 
 

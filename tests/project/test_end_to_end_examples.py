@@ -46,12 +46,6 @@ def values_of(module) -> dict:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def assert_equal(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        assert torch.equal(value, wanted[name]), name
-
-
 class StopHereError(Exception):
     """What ends a training from outside."""
 
@@ -87,73 +81,45 @@ class Shuffled:
             yield self.volumes[index]
 
 
-@pytest.mark.parametrize(("epoch", "autocast"), [(2, None), (5, "float16")])
-def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path, epoch, autocast):
-    """In the first phase and in the last; volumes come in random order, and gradients are long enough to be cut."""
+def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path):
+    """In half precision; volumes come in random order, and gradients are long enough to be cut."""
     volumes = [recipe.make_volume(seed) for seed in range(2)]
     through, stopped, again = (make_model(recipe) for _ in range(3))
     for model in (through, stopped):
         with torch.no_grad():
             model.network.head.weight.mul_(300.0)
-    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS.get(autocast)}
+    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS["float16"]}
     torch.manual_seed(5)
-    recipe.train(through, Shuffled(volumes), SPACING, 2, None, **options)
+    recipe.train(through, Shuffled(volumes), SPACING, 1, None, **options)
     torch.manual_seed(5)
     with pytest.raises(StopHereError):
-        recipe.train(stopped, Shuffled(volumes, epoch), SPACING, 2, checkpoint, **options)
-    recipe.train(again, Shuffled(volumes), SPACING, 2, checkpoint, **options)
-    assert_equal(values_of(again), values_of(through))
+        recipe.train(stopped, Shuffled(volumes, 2), SPACING, 1, checkpoint, **options)
+    recipe.train(again, Shuffled(volumes), SPACING, 1, checkpoint, **options)
+    found, wanted = values_of(again), values_of(through)
+    assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
 
 
-def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
-    """Gradients that the phase before left in the network are no part of the norm that the CRF's are cut by."""
-    found = []
-    for left in (None, 1e6):
-        model = make_model(recipe)
-        if left is not None:
-            for parameter in model.network.parameters():
-                parameter.grad = torch.full_like(parameter, left)
-        optimizer = recipe.prepare(model, recipe.PHASES[1])
-        recipe.train_epoch(model, [recipe.make_volume(0)], SPACING, optimizer, recipe.make_scaler(model, None))
-        found.append([parameter.grad for parameter in model.crf.parameters()])
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_the_layer_works_under_autocast(recipe, name):
-    """The network returns half precision; the CRF computes in float32, and gradients reach both."""
-    model, autocast = make_model(recipe), recipe.PRECISIONS[name]
-    volume = recipe.make_volume(3)
-    model.refines = True
+def test_the_layer_works_under_autocast(recipe):
+    """The network returns half precision; the CRF computes in float32."""
+    model, autocast, volume = make_model(recipe), recipe.PRECISIONS["float16"], recipe.make_volume(3)
     with torch.autocast("cpu", autocast):
         logits = model.network(volume["image"])
         refined = model.crf(logits, volume["image"], SPACING)
     assert (logits.dtype, refined.dtype) == (autocast, torch.float32)
-    exact = model.crf(logits.float(), volume["image"], SPACING)
-    assert torch.equal(refined, exact)
-    scaler = recipe.make_scaler(model, autocast)
-    for phase in recipe.PHASES:
-        before = values_of(model)
-        loss = recipe.train_epoch(model, [volume] * 3, SPACING, recipe.prepare(model, phase), scaler, autocast)
-        assert np.isfinite(loss)
-        assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert scaler.is_enabled() == (name == "float16")
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
-    assert model.crf.log_theta_beta.grad.abs().max() > 0
+    assert torch.equal(refined, model.crf(logits.float(), volume["image"], SPACING))
+    assert [recipe.make_scaler(model, recipe.PRECISIONS[name]).is_enabled() for name in ("float16", "bfloat16")] == [True, False]
 
 
 def test_volumes_that_cannot_be_used_are_refused_by_name(recipe):
     volume = recipe.make_volume(5)
-    other = volume | {"label": volume["label"][..., :-1]}
-    with pytest.raises(ValueError, match=r"volume 5: .*different grids: the image is \(16, 12, 8\), the labels are \(16, 12, 7\)"):
-        recipe.check_batch(other)
-    broken = volume["image"].clone()
-    broken[0, 1, 2, 3, 4] = float("inf")
-    with pytest.raises(ValueError, match="volume 5: the image holds values that are not finite"):
-        recipe.check_batch(volume | {"image": broken})
-    with pytest.raises(ValueError, match="volume 5: the labels go from 0 to 3; expected 0 to 2"):
-        recipe.check_batch(volume | {"label": volume["label"] + (volume["label"] == 2)})
+    broken = torch.full_like(volume["image"], float("inf"))
+    for changed, message in (
+        ({"label": volume["label"][..., :-1]}, r"different grids: the image is \(16, 12, 8\), the labels are \(16, 12, 7\)"),
+        ({"image": broken}, "the image holds values that are not finite"),
+        ({"label": volume["label"] + (volume["label"] == 2)}, "the labels go from 0 to 3; expected 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=f"volume 5: .*{message}"):
+            recipe.check_batch(volume | changed)
 
 
 def test_the_saved_parameters_are_the_layer_with_more_steps(recipe, tmp_path, capsys):

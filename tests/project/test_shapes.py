@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from beartype import beartype
-from jaxtyping import Float, Float32, TypeCheckError, UInt8, jaxtyped
+from jaxtyping import Float32, TypeCheckError, UInt8, jaxtyped
 from oracles import random_case
 
 import crfrefine
@@ -31,39 +31,11 @@ def arrays_of(result: RefinementResult) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_refine(num_dims, masked):
-    case = random_case(num_dims, num_modalities=2, num_labels=4, masked=masked)
-    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask)
-    check_result(case.logits, case.image, *arrays_of(result))
-
-
-def test_a_wrong_shape_would_be_noticed():
-    case = random_case()
-    found = arrays_of(crfrefine.refine(case.logits, case.image, spacing=case.spacing))
+def test_refine(num_dims):
+    case = random_case(num_dims, num_modalities=2, num_labels=4, masked=num_dims % 2 == 0)
+    found = arrays_of(crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask))
+    check_result(case.logits, case.image, *found)
     with pytest.raises(TypeCheckError):
-        check_result(case.logits, case.image, found[0].T, *found[1:])
+        check_result(case.logits, case.image, found[0][..., :-1], *found[1:])
     with pytest.raises(TypeCheckError):
         check_result(case.logits, case.image, *found[:2], found[2].astype(np.float64), found[3])
-
-
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_layer(num_dims, dtype):
-    torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
-    case = random_case(num_dims, num_modalities=2, num_labels=4)
-
-    @checked
-    def check_layer(
-        logits: Float[torch.Tensor, "batch labels *grid"],
-        image: Float[torch.Tensor, "batch modalities *grid"],
-        refined: Float[torch.Tensor, "batch labels *grid"],
-        gradient: Float[torch.Tensor, "batch labels *grid"],
-    ) -> None:
-        assert refined.dtype == gradient.dtype == logits.dtype
-
-    logits = torch.from_numpy(np.stack([case.logits, case.logits[::-1]])).to(getattr(torch, dtype)).requires_grad_()
-    image = torch.from_numpy(np.stack([case.image] * 2))
-    refined = crfrefine.CrfRnn(4, 2, num_dims)(logits, image, case.spacing)
-    refined.square().sum().backward()
-    check_layer(logits, image, refined, logits.grad)

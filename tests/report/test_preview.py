@@ -8,9 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from crfrefine.pictures import preview
 from crfrefine.pictures.display import LABEL_COLORS
-from crfrefine.pictures.drawing import WHITE, label_levels
 from crfrefine.pictures.preview import cut_planes, draw_preview
 from crfrefine.report.cutting import CHANGE_COLORS
 
@@ -36,17 +34,12 @@ def pixels(png: bytes) -> np.ndarray:
     return imread(io.BytesIO(png), format="png")[..., :3]
 
 
-def test_changed_voxels_have_the_color_of_their_new_label_and_white_is_background():
-    before = np.array([[0, 1, 2], [1, 1, 0]])
-    after = np.array([[0, 0, 1], [1, 2, 0]])
-    painted = preview.paint_changes(np.full(before.shape, 7, np.uint8), before, after)
-    first, second = label_levels(np.array([1, 2]))
-    assert painted.tolist() == [[7, WHITE, first], [7, second, 7]]
-
-
-def test_a_large_change_elsewhere_has_a_row_of_its_own(case):
+def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_proportions(case):
     image, before, after = case
-    assert [plane.name for plane in cut_planes(image, before, after, SPACING, AFFINE).planes] == ["axial", "coronal", "sagittal"]
+    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
+    for plane, (across, up) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
+        rows, columns = plane.image.shape
+        assert plane.size_mm == pytest.approx((columns * SPACING[across], rows * SPACING[up]))
     before[30:39, 24:29, :2] = 2
     planes = cut_planes(image, before, after, SPACING, AFFINE).planes
     assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "largest change, axial"]
@@ -96,36 +89,8 @@ def test_long_names_fit_into_the_picture(case):
         assert np.ptp(picture[:, -10:], axis=(0, 1)).max() == 0, "nothing runs over the margin"
 
 
-def test_orientation_of_the_array_does_not_change_the_picture(case):
+def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):
     """Flipped and permuted together with its affine, a volume is the same patient."""
-    image, before, after = case
-    expected = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
-    order, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))
-    moved = np.zeros((4, 4))
-    moved[3, 3] = 1
-    for axis, (old, flip) in enumerate(zip(order, flips, strict=True)):
-        sign = -1 if flip.step == -1 else 1
-        moved[:3, axis] = sign * AFFINE[:3, old]
-        if sign < 0:
-            moved[:3, 3] += (GRID_SHAPE[old] - 1) * AFFINE[:3, old]
-
-    def move(array: np.ndarray) -> np.ndarray:
-        return array.transpose(order)[flips]
-
-    spacing = tuple(SPACING[old] for old in order)
-    found = pixels(draw_preview(move(image[0])[None], move(before), move(after), spacing, affine=moved))
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_anisotropic_voxels_keep_their_proportions(case):
-    image, before, after = case
-    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
-    for plane, (across, up) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
-        rows, columns = plane.image.shape
-        assert plane.size_mm == pytest.approx((columns * SPACING[across], rows * SPACING[up]))
-
-
-def test_right_of_the_patient_is_shown_at_the_left(case):
     image, before, after = case
     for labels in (before, after):
         labels[...] = 0
@@ -138,6 +103,16 @@ def test_right_of_the_patient_is_shown_at_the_left(case):
         rows, columns = np.nonzero(plane.after == 1)
         assert row == rows.min(), "the first row is at the top"
         assert column == (columns.min() if is_left else columns.max())
+    order, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))
+    moved = np.zeros((4, 4))
+    moved[3, 3] = 1
+    for axis, (old, flip) in enumerate(zip(order, flips, strict=True)):
+        moved[:3, axis] = (flip.step or 1) * AFFINE[:3, old]
+        if flip.step:
+            moved[:3, 3] += (GRID_SHAPE[old] - 1) * AFFINE[:3, old]
+    stored = [array.transpose(order)[flips] for array in (image[0], before, after)]
+    found = draw_preview(stored[0][None], *stored[1:], tuple(SPACING[old] for old in order), affine=moved)
+    np.testing.assert_array_equal(pixels(found), pixels(draw_preview(image, before, after, SPACING, affine=AFFINE)))
 
 
 def test_two_and_four_dimensions_and_cases_without_contrast_or_labels():

@@ -1,6 +1,5 @@
 """The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 from crfrefine.errors import InputError
 from crfrefine.report import CaseImages, missing_viewer, write_report
 from crfrefine.report.cutting import upright_case
+from crfrefine.report.pairs import choose_cases
 from crfrefine.statistics.comparison import ResultTable
 
 pytestmark = pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
@@ -42,6 +42,15 @@ OVERFLOWING = """
 const wide = document.documentElement.clientWidth;
 return [...document.body.querySelectorAll("*")].filter((node) => node.checkVisibility() && !node.closest(".scroll table, .sr, .skip")
   && node.getBoundingClientRect().right > wide + 0.5).map((node) => node.outerHTML.slice(0, 120));
+"""
+
+
+INSIDE = """
+const [plane, rows, columns] = arguments, context = document.createElement("canvas").getContext("2d");
+const drawn = document.querySelectorAll(`#case-0 .plane[data-plane=${plane}] svg path`);
+const paths = [...drawn].map((path) => new Path2D(path.getAttribute("d")));
+const around = (x, y) => paths.findIndex((path) => context.isPointInPath(path, x + 0.5, y + 0.5, "evenodd"));
+return Array.from({length: rows}, (_, y) => Array.from({length: columns}, (_, x) => around(x, y) + 1));
 """
 
 
@@ -101,9 +110,9 @@ def open_other(browser, tmp_path, report, **options):
     wait(browser, "document.readyState === 'complete'")
 
 
-def open_viewer(page):
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = true")
-    wait(page, "document.querySelector('#case-0 details.viewer').dataset.ready")
+def open_viewer(page, case=0):
+    page.execute_script(f"document.querySelector('#case-{case} details.viewer').open = true")
+    wait(page, f"document.querySelector('#case-{case} details.viewer').dataset.ready")
 
 
 def pixels(page, plane):
@@ -128,28 +137,11 @@ def move_to(page, plane, place):
     select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
 
 
-def counted(case, axis, place):
-    """What a plane says of where it lies."""
-    return f"{case.axes[axis].first + case.axes[axis].step * place} of {case.axes[axis].size}"
-
-
 def bare(page):
     """Open the viewer without any overlay."""
     open_viewer(page)
     for name in ("reference", "changes"):
         toggle(page, name)
-
-
-def edges_of(path):
-    """The unit edges of closed lines, each by its upper or left end."""
-    for line in path.split("M")[1:]:
-        (column, row), *steps = (re.findall(r"-?\d+", part) for part in re.split(r"(?=[hv])", line))
-        x, y = start = int(column), int(row)
-        for way, (length,) in zip(re.findall("[hv]", line), steps, strict=True):
-            moved = (x + int(length), y) if way == "h" else (x, y + int(length))
-            yield (*min((x, y), moved), way)
-            x, y = moved
-        assert (x, y) == start, "the line is closed"
 
 
 def values_of(page, *names):
@@ -167,6 +159,13 @@ def two_modalities(case):
     images = np.stack([-0.01 * clear + np.random.default_rng(8).normal(0, 0.5, reference.shape), clear]).astype(np.float32)
     images[1, 4, 4, 1] = 900  # far outside of the window
     return CaseImages(case, images, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]), ("T1", "FLAIR"))
+
+
+def flat(case):
+    """A single slice of CT."""
+    labels = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
+    intensities = np.where(labels[None] > 0, 60, -1000).astype(np.float32)
+    return CaseImages(case, intensities, labels, labels, np.roll(labels, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
 
 
 def place_of(page, *planes):
@@ -289,9 +288,10 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
             # The viewer's gray values have 64 levels.
             assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
             assert shown[..., 0].std() > 10, "not blank"
-            figure = find(page, f"#case-0 .plane[data-plane={plane}]")
-            assert figure.find_element("css selector", "output").text == counted(case, through, place)
-            assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
+            figure, axis = find(page, f"#case-0 .plane[data-plane={plane}]"), case.axes[through]
+            counted = f"{axis.first + axis.step * place} of {axis.size}"
+            assert figure.find_element("css selector", "output").text == counted
+            assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted
         picture = figure.find_element("css selector", ".picture")
         assert picture.size["width"] / picture.size["height"] == pytest.approx(size[across] / size[up], rel=0.02)  # whole pixels
         middles = {
@@ -302,26 +302,15 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
         assert middles[sides[across][0]][0] < middles[sides[across][1]][0]
         assert middles[sides[up][0]][1] > middles[sides[up][1]][1], "y runs downward"
 
-    paths = (
-        "return [...document.querySelectorAll(`#case-0 .plane[data-plane=${arguments[0]}] svg path`)].map((path) => path.getAttribute('d'))"
-    )
-    assert page.execute_script(paths, "axial") == []
     for overlay in ("reference", "before", "after"):
         toggle(page, overlay)
         for plane, (through, _, _) in PLANES.items():
             for place in (int(np.argwhere(case.after == 2)[0][through]), case.point[through]):
                 move_to(page, plane, place)
                 cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
-                expected = set()
-                for label in set(np.unique(cut)) - {0}:
-                    padded = np.pad(cut == label, 1)
-                    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-                    expected |= {(column, row, "h") for row, column in zip(rows, columns, strict=True)}
-                    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-                    expected |= {(column, row, "v") for row, column in zip(rows, columns, strict=True)}
-                found = page.execute_script(paths, plane)
-                assert len(found) == len(set(np.unique(cut)) - {0}), "a path a label"
-                assert {edge for path in found for edge in edges_of(path)} == expected
+                _, first, which = np.unique(cut, return_index=True, return_inverse=True)
+                paths = np.argsort(np.argsort(first))[which]  # one per label, in the order in which rows meet them; background is first
+                np.testing.assert_array_equal(page.execute_script(INSIDE, plane, *cut.shape), paths.reshape(cut.shape))
         toggle(page, overlay)
     assert box_of(page, "svg") == box_of(page, "canvas"), "it lies on the picture"
 
@@ -345,148 +334,102 @@ def test_the_viewer_shows_slices_overlays_and_outlines_of_the_case(page):
 
 @pytest.mark.long
 @needs_viewer
-def test_wheel_pointer_and_opacity_change_the_picture(page):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    case = upright_case(make_images("a"))
-    open_viewer(page)
-    first = pixels(page, "axial")
-    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true}))", picture)
-    assert find(page, "#case-0 .plane[data-plane=axial] output").text == counted(case, 2, case.point[2] - 1), "down is inferior"
-    assert (pixels(page, "axial") != first).any()
-    # A little right of the middle and above it: to the left and to the front of the patient.
-    ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
-    slider = "document.querySelector('#case-0 .plane[data-plane={}] input').value"
-    for plane, size in zip(("sagittal", "coronal"), case.after.shape, strict=False):
-        wait(page, f"Math.abs({slider.format(plane)} - {0.75 * size}) <= 1")
-    toggle(page, "filled")
-    toggle(page, "reference")
-    before = pixels(page, "axial")
-    toggle(page, "reference")
-    faint = pixels(page, "axial")
-    select(page, "#case-0 input[name=opacity]", "100")
-    page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
-    strong = pixels(page, "axial")
-    assert np.abs(strong - before).sum() > np.abs(faint - before).sum() > 0
-    # Dragged to the left end, which is the patient's right, and on beyond it.
-    ActionChains(page).click_and_hold(picture).move_by_offset(-picture.size["width"] // 2 - 30, 0).release().perform()
-    wait(page, f"{slider.format('sagittal')} === '1'")
-    toggle(page, "crosshair")
-    assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
-
-    last = pixels(page, "coronal")
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
-    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
-    assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
-    open_viewer(page)
-    assert pixels(page, "coronal").shape == last.shape
-    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
-    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
-    page.execute_script(
-        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
-    )
-    wait(page, "document.querySelector('#case-0 .planes').textContent")
-    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
-
-
-@pytest.mark.long
-@needs_viewer
-def test_two_modalities_with_window_zoom_and_the_way_to_the_largest_change(browser, tmp_path):
+def test_modalities_windows_pointer_wheel_and_zoom_change_the_picture(browser, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    page, case = browser, upright_case(two_modalities("a"))
+    page, case, (first, *_) = browser, upright_case(two_modalities("a")), choose_cases(make_report(3), 1)
     resize(page, 1200)
-    open_other(page, tmp_path, make_report(3, load_case=two_modalities), num_shown=1)
+    open_other(
+        page, tmp_path, make_report(3, load_case=lambda name: two_modalities(name) if name == first.case else flat(name)), num_shown=1
+    )
     bare(page)
     assert values_of(page, "modality") == [1], "the one with the clearest border comes first"
-    for number in (0, 1):
+    for number, name in enumerate(("T1", "FLAIR")):
         select(page, "#case-0 select[name=modality]", str(number))
+        assert find(page, f"#case-0 select[name=modality] option:nth-child({number + 1})").text == name
         expected = case.windows[number].gray(case.images[number])[:, :, case.point[2]].T[::-1].astype(int)
         # The viewer's gray values have 64 levels; their distance is 4.05 of 255, and rounding adds 0.5 on both sides.
         assert np.abs(pixels(page, "axial")[..., 0] - expected).max() <= 3
-        assert expected.std() > 10
-    names = page.execute_script("return [...document.querySelector('#case-0 select[name=modality]').options].map((one) => one.text)")
-    assert names == ["T1", "FLAIR"]
-
     select(page, "#case-0 input[name=level]", "150")
     select(page, "#case-0 input[name=width]", "40")
-    assert values_of(page, "level", "width") == [150, 40]
-    image = case.images[1][:, :, case.point[2]].T[::-1]
-    shown = pixels(page, "axial")[..., 0]
+    image, shown = case.images[1][:, :, case.point[2]].T[::-1], pixels(page, "axial")[..., 0]
     assert (shown[image < 127] == 0).all()
     assert (shown[image > 173] == 255).all()
     low, high = case.windows[1].low, case.windows[1].high
     within = (image > 135) & (image < 165)
-    assert within.any()
     # At most half of a stored level away, in shades: 255 for 40.
     assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * (high - low) / 63 / 2 / 40 + 0.5
-    # The stored levels reach up to the brightest voxel, which the first window does not show.
-    assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900
-    buttons = page.find_elements("css selector", "#case-0 .view button")
-    assert [button.text for button in buttons] == ["structure", "largest change", "reset"]
-    buttons[2].click()
+    assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900, "the brightest voxel"
+    to_structure, to_change, reset = page.find_elements("css selector", "#case-0 .view button")
+    reset.click()
     np.testing.assert_allclose(values_of(page, "level", "width"), [(low + high) / 2, high - low], rtol=1e-6)
 
+    # The wheel turns slices, and with Ctrl it zooms; a click moves the other planes, and a drag with Shift the window.
     picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    turn = "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true, ctrlKey: arguments[1]}))"
+    page.execute_script(turn, picture, False)
+    assert place_of(page, "axial") == [case.point[2] - 1], "down is inferior"
+    ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
+    found = place_of(page, "sagittal", "coronal")
+    assert found == pytest.approx([0.75 * size for size in case.after.shape[:2]], abs=2), "left and front of the patient"
     level, width = values_of(page, "level", "width")
-    mean = pixels(page, "axial")[..., 0].mean()
     drag = ActionChains(page, duration=10).key_down(Keys.SHIFT).click_and_hold(picture)
     drag.move_by_offset(40, -30).release().key_up(Keys.SHIFT).perform()
-    found = values_of(page, "level", "width")
-    assert found[0] < level, "up is brighter"
-    assert found[1] > width, "right is softer"
-    assert pixels(page, "axial")[..., 0].mean() > mean
-    for name in ("level", "width", "zoom"):
-        before = values_of(page, name)
-        find(page, f"#case-0 .view input[name={name}]").send_keys(Keys.ARROW_LEFT if name == "width" else Keys.ARROW_RIGHT)
-        assert values_of(page, name) != before
-        assert find(page, f"#case-0 .view input[name={name}]").get_attribute("aria-valuetext")
-    buttons[2].click()
-
-    place = place_of(page, "sagittal", "coronal", "axial")
-    assert place == list(case.point)
-
-    def position(area):
-        """Where the chosen voxel lies on the screen."""
-        shares = (place[0] + 0.5) / case.after.shape[0], 1 - (place[1] + 0.5) / case.after.shape[1]
-        return area["x"] + shares[0] * area["width"], area["y"] + shares[1] * area["height"]
-
+    assert values_of(page, "level")[0] < level, "up is brighter"
+    assert values_of(page, "width")[0] > width, "right is softer"
+    reset.click()
+    assert place_of(page, "sagittal", "coronal", "axial") == list(case.point)
     whole = box_of(page, ".picture")
     select(page, "#case-0 input[name=zoom]", "3")
-    zoomed = box_of(page, ".content")
+    zoomed, share = box_of(page, ".content"), (case.point[0] + 0.5) / case.after.shape[0]
     assert box_of(page, ".picture") == whole, "the frame stays"
     assert (zoomed["width"], zoomed["height"]) == pytest.approx((3 * whole["width"], 3 * whole["height"]), rel=1e-3)
-    assert position(zoomed) == pytest.approx(position(whole), abs=0.15 * whole["width"]), "it stays about where it was"
-    assert zoomed["left"] <= whole["left"] + 0.5
-    assert zoomed["right"] >= whole["right"] - 0.5
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    seen, area = box_of(page, ".content"), box_of(page, ".picture")
-    ActionChains(page).move_to_element(picture).click().perform()
-    share = (area["x"] + area["width"] / 2 - seen["x"]) / seen["width"]
-    assert abs(place_of(page, "sagittal")[0] - share * case.after.shape[0]) < 1.1
-    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))", picture)
+    places = [area["x"] + share * area["width"] for area in (zoomed, whole)]
+    assert places[0] == pytest.approx(places[1], abs=0.15 * whole["width"]), "the chosen voxel stays about where it was"
+    page.execute_script(turn, picture, True)
     assert values_of(page, "zoom") == [2.5], "the slider has steps of a quarter"
-
-    select(page, "#case-0 input[name=zoom]", "4")
-    buttons[1].click()
+    to_change.click()
     assert place_of(page, "sagittal", "coronal", "axial") == list(case.change)
     frame, content = box_of(page, ".picture"), box_of(page, ".content")
-    assert content["width"] == pytest.approx(4 * frame["width"], rel=1e-3)
     assert frame["left"] < content["x"] + (case.change[0] + 0.5) / case.after.shape[0] * content["width"] < frame["right"]
-    buttons[2].click()
-    assert (place_of(page, "sagittal", "coronal", "axial"), values_of(page, "zoom")) == (list(case.point), [1])
+    to_structure.click()
+    assert place_of(page, "sagittal", "coronal", "axial") == list(case.point)
+
+    toggle(page, "filled")
+    shades = [pixels(page, "axial")]
+    for opacity in ("20", "90"):
+        select(page, "#case-0 input[name=opacity]", opacity)
+        if len(shades) == 1:
+            toggle(page, "reference")
+        page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
+        shades.append(pixels(page, "axial"))
+    assert np.abs(shades[2] - shades[0]).sum() > np.abs(shades[1] - shades[0]).sum() > 0
+
+    # A slice of CT has one plane, and the usual windows.
+    open_viewer(page, 1)
+    planes = "return [...document.querySelectorAll('#case-1 .plane')].filter((plane) => plane.checkVisibility())"
+    assert page.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
+    options = "return [...document.querySelector('#case-1 select[name=window]').options].map((one) => one.text)"
+    assert page.execute_script(options) == ["soft tissue", "lung", "bone"]
+    select(page, "#case-1 select[name=window]", "1")
+    chosen = "return ['level', 'width'].map((name) => Number(document.querySelector(`#case-1 [name=${name}]`).value))"
+    assert page.execute_script(chosen) == [-600, 1500]
+
+    page.execute_script("document.querySelector('#case-1 details.viewer').open = false")
+    wait(page, "!document.querySelector('#case-1 details.viewer').dataset.ready")
+    assert page.execute_script("return document.querySelectorAll('#case-1 details.viewer canvas').length") == 0
+    page.execute_script("brainsprite = () => { throw new Error('no canvas'); }")
+    page.execute_script("document.querySelector('#case-1 details.viewer').open = true")
+    wait(page, "document.querySelector('#case-1 .planes').textContent === 'The viewer cannot be shown here: no canvas'")
     assert page.get_log("browser") == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("preferred", ["light", "dark"])
-def test_text_can_be_read_in_the_light_and_in_the_dark_and_on_white_paper(page, preferred):
+def test_text_can_be_read_in_the_dark_and_in_the_light_and_on_white_paper(page):
     """4.5 is what WCAG 2.2 asks for, level AA."""
-    prefer(page, preferred)
+    prefer(page, "dark")
     paper = "return getComputedStyle(document.body).backgroundColor"
     seen = []
     for _ in range(2):
@@ -499,52 +442,44 @@ def test_text_can_be_read_in_the_light_and_in_the_dark_and_on_white_paper(page, 
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         printed = page.execute_script(paper), page.execute_script(CONTRASTS, ON_PICTURES)
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-        prefer(page, preferred)
+        prefer(page, "dark")
         assert printed[0] == "rgb(255, 255, 255)"
         assert [text for contrast, text in printed[1] if contrast < 4.5] == []
-        is_dark = (preferred == "dark") ^ (len(seen) == 2)
         # The page hears of the system's preference with the next frame.
-        wait(page, f"document.querySelector('#theme').textContent === '{'Light' if is_dark else 'Dark'} theme'")
+        wait(page, f"document.querySelector('#theme').textContent === '{'Dark' if seen[1:] else 'Light'} theme'")
         find(page, "#theme").click()
     assert seen[0] != seen[1], "the button turns the theme around"
     assert page.execute_script(paper) == seen[0]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_screen(page, width):
-    resize(page, width)
+def test_nothing_is_wider_than_the_screen(page):
     hints = "[...document.querySelectorAll('.more-columns')]"
-    if width == 1200:
-        wait(page, f"!{hints}.some((hint) => hint.checkVisibility())")
-        case = upright_case(make_images("a"))
-        size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
-        boxes = page.execute_script(
-            "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
-            ".map((box) => box.width / box.height)"
-        )
-        # A hundredth of a pixel is what layout rounds to.
-        assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
-    else:
-        wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
-        hint = find(page, "#summary .more-columns")
-        assert hint.text == "Scroll sideways for more columns →"
-        assert page.execute_script("return arguments[0].nextElementSibling.className", hint) == "scroll"
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        assert not any(page.execute_script(f"return {hints}.map((hint) => hint.checkVisibility())"))
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    wait(page, f"!{hints}.some((hint) => hint.checkVisibility())")
+    case = upright_case(make_images("a"))
+    size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
+    boxes = page.execute_script(
+        "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
+        ".map((box) => box.width / box.height)"
+    )
+    # A hundredth of a pixel is what layout rounds to.
+    assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
     page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     if not missing_viewer():
         wait(page, "[...document.querySelectorAll('details.viewer')].every((box) => box.dataset.ready)")
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    assert page.execute_script(OVERFLOWING) == []
-    widths = page.execute_script(
-        "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
-    )
-    assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
+    for width in (1200, 360):
+        resize(page, width)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        assert page.execute_script(OVERFLOWING) == []
+        widths = "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
+        assert min(page.execute_script(widths)) > 280, "drawn for 360: its texts are at least three quarters of their size"
+    wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
+    assert find(page, "#summary .more-columns").text == "Scroll sideways for more columns →"
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not any(page.execute_script(f"return {hints}.map((hint) => hint.checkVisibility())"))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
     # What a row is about stays in sight while a table is scrolled: metric and region side by side, and all of the caption.
-    resize(page, min(width, 390))
     page.execute_script("document.querySelectorAll('.scroll').forEach((box) => { box.scrollLeft = box.scrollWidth; })")
     spans = page.execute_script(
         "return [...document.querySelectorAll('.summary, .declines table')].map((table) => [table.parentElement, table.caption,"
@@ -578,51 +513,23 @@ def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, add
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [360, 1200])
-def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
-    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
-    resize(browser, width)
-    open_other(
-        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.execute_script(OVERFLOWING) == []
-    # A name that runs from right to left does not turn around what follows it.
-    assert browser.execute_script(
-        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
-    ) == 6 * ["isolate"]
-    assert browser.get_log("browser") == []
+def test_names_of_any_length_and_direction_stay_in_their_places_and_a_long_table_is_shown_on_demand(browser, tmp_path):
+    """On a phone, without any picture."""
 
-
-@pytest.mark.long
-def test_a_long_table_is_shown_in_full_on_demand_and_a_report_works_without_any_picture(browser, tmp_path):
     def load(case):
         raise InputError(f"{case}: cut off")
 
-    open_other(browser, tmp_path, make_report(3, table=make_table(60), load_case=load), num_shown=1)
+    lines = (replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(60))
+    titles = {"1": 200 * "y", "2": "<script>alert(2)</script>"}
+    resize(browser, 360)
+    open_other(browser, tmp_path, make_report(3, table=ResultTable(lines), region_titles=titles, load_case=load), num_shown=6)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert browser.execute_script(OVERFLOWING) == []
+    isolated = "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
+    assert set(browser.execute_script(isolated)) == {"isolate"}, "a name from right to left does not turn around what follows it"
     assert len(column(browser, 0)) == 50
     assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
     find(browser, "#more").click()
     assert len(column(browser, 0)) == 60
     assert not find(browser, "#more").is_displayed()
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.long
-@needs_viewer
-def test_ct_has_its_usual_windows_and_a_single_slice_one_plane(browser, tmp_path):
-    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
-    intensities = np.where(flat[None] > 0, 60, -1000).astype(np.float32)
-    images = CaseImages("flat", intensities, flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
-    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
-    open_viewer(browser)
-    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
-    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
-    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
-    options = "return [...document.querySelector('#case-0 select[name=window]').options].map((one) => one.text)"
-    assert browser.execute_script(options) == ["soft tissue", "lung", "bone"]
-    assert values_of(browser, "level", "width") == [40, 400]
-    select(browser, "#case-0 select[name=window]", "1")
-    assert values_of(browser, "level", "width") == [-600, 1500]
-    assert browser.execute_script("return document.querySelector('#case-0 select[name=modality]')") is None
     assert browser.get_log("browser") == []

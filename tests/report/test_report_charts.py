@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from report_helpers import NASTY, make_report, make_table
+from report_helpers import make_report, make_table
 
 from crfrefine.report import charts
 from crfrefine.report.pairs import Pairs, pairs_of
-from crfrefine.report.svg import Plot, element, round_ticks, scale_over, tick_text
+from crfrefine.report.svg import Plot, round_ticks, scale_over, tick_text
 from crfrefine.report.wording import wording_of
 from crfrefine.statistics.paired import compare_pairs
 
@@ -32,13 +32,6 @@ def test_ticks_are_round_and_lie_between_the_ends():
     assert [tick_text(tick, ticks) for tick in ticks] == ["0.0", "2.5", "5.0", "7.5", "10.0"]
 
 
-def test_attributes_and_texts_are_escaped():
-    assert element("text", x=1.04, title='"<&') == '<text x="1" title="&quot;&lt;&amp;"/>'
-    plot = Plot("p", NASTY, NASTY)
-    plot.text(1, 2, NASTY)
-    assert "<img" not in plot.markup()
-
-
 def test_each_case_is_a_line_from_before_to_after_named_with_its_change():
     drawn = charts.paired_plot("p", make_pairs([0.5, 0.7, 0.6], [0.6, 0.65, 0.6]), DICE, "network", "crf")
     lines = re.findall(r'class="case (\w+)"><title>case (\d)[^<]*</title><path d="M([\d.]+) [\d.]+L([\d.]+) ', drawn)
@@ -46,19 +39,6 @@ def test_each_case_is_a_line_from_before_to_after_named_with_its_change():
     assert all(float(start) < float(end) for *_, start, end in lines)
     assert "case 0: 0.5000 → 0.6000 (+10.00 points), better" in drawn
     assert "crf is better in 1, equal in 1 and worse in 1 of 3 cases" in drawn
-
-
-def test_limits_of_agreement_are_mean_and_1_96_standard_deviations():
-    """Bland and Altman 1986, peak flow by two meters: mean difference -2.1, standard deviation 38.8 l/min."""
-    wright = [494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427]
-    mini = [512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451]
-    drawn = charts.bland_altman_plot("b", make_pairs(mini, wright), wording_of("flow_mm"))
-    found = re.search(r"mean: \u2212([\d.]+) mm; \+1.96 SD: \+([\d.]+) mm; \u22121.96 SD: \u2212([\d.]+) mm", drawn)
-    mean, upper, lower = (float(number) for number in found.groups())
-    # Their figures, rounded as they print them.
-    assert mean == pytest.approx(2.1, abs=0.05)
-    assert (upper + mean) / 1.96 == pytest.approx(38.8, abs=0.05)
-    assert (lower - mean) / 1.96 == pytest.approx(38.8, abs=0.05)
 
 
 def axis_of(drawn, axis):
@@ -99,7 +79,10 @@ def test_every_mark_lies_where_the_axes_say():
         assert value(middle) == pytest.approx(differences[int(number)], abs=0.3 * unit)
     levels = value(re.findall(r'd="M[\d.]+ ([\d.]+)H[\d.]+" class="level', drawn))
     spread = 1.96 * differences.std(ddof=1)
-    assert levels == pytest.approx(differences.mean() + np.array([0, spread, -spread]), abs=0.3 * unit)
+    expected = differences.mean() + np.array([0, spread, -spread])
+    assert levels == pytest.approx(expected, abs=0.3 * unit)
+    said = "mean: {:+.2f} points; +1.96 SD: {:+.2f} points; -1.96 SD: {:+.2f} points".format(*expected)
+    assert said.replace("-", "\u2212") in drawn
 
     comparison = compare_pairs(pairs.after, pairs.before)
     drawn = charts.difference_plot("d", pairs, DICE, comparison.mean_difference, comparison.interval)
@@ -112,7 +95,7 @@ def test_every_mark_lies_where_the_axes_say():
     assert across(ends) == pytest.approx(100 * np.array(comparison.interval), abs=0.3 * unit)
 
 
-def test_the_distribution_shows_mean_and_interval_of_the_comparison():
+def test_the_distribution_shows_mean_and_interval_of_the_comparison_and_no_mark_covers_another():
     rng = np.random.default_rng(1)
     before = rng.uniform(0.5, 0.8, 40)
     pairs = make_pairs(before, before + rng.normal(0.01, 0.02, 40))
@@ -121,17 +104,12 @@ def test_the_distribution_shows_mean_and_interval_of_the_comparison():
     low, high = (100 * end for end in comparison.interval)
     expected = f"mean {100 * comparison.mean_difference:+.2f} points, 95 % CI {low:+.2f} to {high:+.2f}".replace("-", "\u2212")
     assert expected in drawn
-    own = charts.difference_plot("d", pairs, DICE)
-    assert own == drawn, "the bootstrap is that of the comparison"
-    assert len(re.findall(r'class="mark"', drawn)) == 40
-
-
-def test_stacked_marks_do_not_cover_each_other():
-    places = list(np.random.default_rng(2).uniform(0, 100, 60))
-    levels = charts._stacked(places, 5.0)
-    for level in set(levels):
-        row = sorted(place for place, its in zip(places, levels, strict=True) if its == level)
-        assert np.diff(row).min(initial=np.inf) >= 5.0
+    assert charts.difference_plot("d", pairs, DICE) == drawn, "the bootstrap is that of the comparison"
+    marks = re.findall(r'd="M([\d.]+) ([\d.]+)l4.2 (-?)7.1h-8.4z" class="mark"', drawn)
+    assert len(marks) == 40
+    middles = np.array([(float(x), float(y) + (-3.55 if minus else 3.55)) for x, y, minus in marks])
+    across, up = np.abs(middles[:, None] - middles).T
+    assert ((across > 8.3) | (up > 7.0))[np.triu_indices(40, 1)].all()
 
 
 def test_bars_count_every_case_and_none_crosses_zero():
@@ -141,6 +119,10 @@ def test_bars_count_every_case_and_none_crosses_zero():
     drawn = charts.difference_plot("d", pairs, DICE)
     bars = re.findall(r"<title>(\d+) cases?, ([+\u2212]?[\d.]+) to ([+\u2212]?[\d.]+) points: (\w+)</title>", drawn)
     assert sum(int(count) for count, *_ in bars) == 1000
+    spans = [tuple(map(float, span)) for span in re.findall(r'<rect x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', drawn)]
+    assert len(spans) == len(bars)
+    bottom = max(y + height for y, height in spans)
+    assert all(y > 0 and any(abs(y + height - end) < 0.11 for end in (bottom, *(other for other, _ in spans))) for y, height in spans)
     for _, low, high, kind in bars:
         low, high = (float(end.replace("\u2212", "-")) for end in (low, high))
         assert (low >= 0) if kind == "better" else (high <= 0)
@@ -157,9 +139,8 @@ def test_many_cases_become_few_elements_with_the_extremes_among_them():
         assert len(drawn) < 30_000
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_and_two_cases_and_no_differences(count):
-    pairs = make_pairs([0.5] * count, [0.5] * count)
+def test_one_case_without_a_difference():
+    pairs = make_pairs([0.5], [0.5])
     for drawn in (
         charts.paired_plot("p", pairs, DICE, "a", "b"),
         charts.bland_altman_plot("b", pairs, DICE),
@@ -180,7 +161,6 @@ def test_numbers_are_written_with_their_unit_and_a_true_minus():
     assert wording_of("volume_difference_ml").difference_axis == "Difference (ml)"
     assert wording_of("num_components").quantity(3) == "3.0"
     assert wording_of("ece").number(0.01234) == "0.01234"
-    assert wording_of("hd_mm").metric.advice == "lower is better"
 
 
 def test_values_that_differ_by_rounding_alone_are_drawn_as_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -82,44 +83,30 @@ def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
         assert (rows[method, MEAN].family, rows[method, MEAN].family_size) == (Family.ENDPOINT, 1)
     assert rows["other", "core"].comparison.num_only_method == 1
     assert rows["crf", MEAN].comparison.mean_difference == pytest.approx((0.03 + 0.015 + 0.015 + 0.01) / 4)
-
-
-def test_some_metrics_and_regions_only():
-    rows = summarize(_table(), "network", metrics=["dice"], regions=["core"])
-    assert [(row.method, row.region) for row in rows] == [("network", "core"), ("crf", "core"), ("other", "core")]
-    assert rows[1].p_adjusted == rows[1].comparison.p_value
+    some = summarize(_table(), "network", metrics=["dice"], regions=["core"])
+    assert [(row.method, row.region) for row in some] == [("network", "core"), ("crf", "core"), ("other", "core")]
+    assert some[1].p_adjusted == some[1].comparison.p_value
 
 
 def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     """Dice of the only judged region and the likelihood are tested alone, what follows from Dice is not, and the rest has two families."""
     rng = np.random.default_rng(5)
-    steps = {(name, region): 0.02 + 0.1 * rng.standard_normal(9) for name in ("dice", "iou", "precision", "assd_mm") for region in "12"}
-    steps |= {(name, "all"): 0.02 + 0.1 * rng.standard_normal(9) for name in ("ece", "nll")}
+    masks, scores = ("dice", "iou", "precision", "assd_mm"), ("ece", "nll")
     table = ResultTable(
-        Measurement(f"c{number}", region, metric, 1.0 + (step if method == "crf" else 0.0), method)
-        for (metric, region), row in steps.items()
-        for number, step in enumerate(row)
-        for method in ("network", "crf")
+        Measurement(f"c{number}", region, metric, 1.0 + step, method)
+        for metric, region in (*itertools.product(masks, "12"), *((metric, "all") for metric in scores))
+        for number in range(9)
+        for method, step in (("network", 0.0), ("crf", 0.02 + 0.1 * rng.standard_normal()))
     )
-    rows = summarize(table, "network", metrics=("dice", "iou", "precision", "assd_mm"), regions=("1", "2"), num_resamples=50)
-    rows += summarize(table, "network", metrics=("ece", "nll"), regions=("all",), num_resamples=50)
+    rows = summarize(table, "network", metrics=masks, regions=("1", "2"), num_resamples=50)
+    rows += summarize(table, "network", metrics=scores, regions=("all",), num_resamples=50)
     found = {(row.metric, row.region): row for row in correct(rows, ["1"]) if row.method == "crf"}
     raw = {key: row.comparison.p_value for key, row in found.items()}
     assert found["dice", "1"].p_adjusted == raw["dice", "1"]
     assert found["nll", "all"].p_adjusted == raw["nll", "all"]
-    families = {
-        Family.OTHER_METRICS: [("precision", "1"), ("assd_mm", "1")],
-        Family.SINGLE_REGIONS: [
-            ("dice", "2"),
-            ("precision", "2"),
-            ("assd_mm", "2"),
-            ("dice", MEAN),
-            ("precision", MEAN),
-            ("assd_mm", MEAN),
-            ("ece", "all"),
-        ],
-    }
-    for family, keys in families.items():
+    rest = ("dice", "precision", "assd_mm")
+    single = [(metric, "2") for metric in rest] + [(metric, MEAN) for metric in rest] + [("ece", "all")]
+    for family, keys in ((Family.OTHER_METRICS, [("precision", "1"), ("assd_mm", "1")]), (Family.SINGLE_REGIONS, single)):
         assert {key for key, row in found.items() if row.family == family} == set(keys)
         assert {found[key].family_size for key in keys} == {len(keys)}
         assert [found[key].p_adjusted for key in keys] == pytest.approx(holm([raw[key] for key in keys]))
@@ -133,20 +120,6 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     former = {(row["metric"], row["region"]): row["p_holm"] for row in summary_dicts(rows) if row["method"] == "crf"}
     assert [former["assd_mm", region] for region in "12"] == pytest.approx(holm([raw["assd_mm", region] for region in "12"]))
     assert (former["assd_mm", MEAN], former["nll", "all"]) == (raw["assd_mm", MEAN], raw["nll", "all"])
-
-
-def test_of_sigmoid_channels_the_only_judged_region_is_asked_about_its_probabilities():
-    """It comes after the labels in the table; the likelihood of a single label is not the question."""
-    rng = np.random.default_rng(6)
-    table = ResultTable(
-        Measurement(f"c{number}", region, "nll", value, method)
-        for region in ("1", "2", "whole")
-        for method in ("network", "crf")
-        for number, value in enumerate(0.1 + 0.02 * rng.random(7))
-    )
-    rows = summarize(table, "network", mean_regions=("whole",), num_resamples=50)
-    assert {row.region for row in rows if row.family == Family.PROBABILITIES} == {"whole"}
-    assert {row.region for row in rows if row.family == Family.SINGLE_REGIONS} == {"1", "2"}
 
 
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
@@ -166,15 +139,14 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
 
 def test_measured_cases_make_a_table_and_a_json_file():
     rng = np.random.default_rng(0)
-    regions = {"one": (1,), "both": (1, 2)}
     measurements = []
     for number in range(3):
         truth = rng.integers(0, 3, (6, 5, 4))
         for method, share in (("network", 0.3), ("crf", 0.1)):
             noisy = np.where(rng.random(truth.shape) < share, rng.integers(0, 3, truth.shape), truth)
-            measurements += measurements_of(f"c{number}", method, measure_case(noisy, truth, regions, (1.0, 0.5, 3.0)))
-    table = ResultTable(measurements)
-    rows = summarize(table, "network")
+            found = measure_case(noisy, truth, {"one": (1,), "both": (1, 2)}, (1.0, 0.5, 3.0))
+            measurements += measurements_of(f"c{number}", method, found)
+    rows = summarize(ResultTable(measurements), "network")
     content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
     assert len(content) == len(rows) == 2 * 3 * len(MASK_METRICS), "two methods; two regions and their mean"
     tested = {row["metric"] for row in content if row["comparison"] is not None}

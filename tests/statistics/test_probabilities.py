@@ -6,10 +6,9 @@ import json
 import math
 
 import numpy as np
-import pytest
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
+from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, summarize
 from crfrefine.statistics.paired import compare_pairs
 from crfrefine.statistics.probabilities import Change, judge_probabilities
 from crfrefine.statistics.verdict import verdict
@@ -32,16 +31,16 @@ def judged(steps, **options):
 FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
 
 
-@pytest.mark.parametrize(("sign", "change", "word"), [(1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")])
-def test_better_and_worse(sign, change, word):
-    found = judged({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
-    p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS, num_resamples=50).p_value
-    wins = int((sign * FALLS < 0).sum())
-    assert found.change == change
-    assert found.sentence == (
-        f"The probabilities got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
-        f"(better in {wins} of 24 cases, p {p_value:.0e}), calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
-    ).replace("e-0", "e-")
+def test_better_and_worse():
+    for sign, change, word in ((1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")):
+        found = judged({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
+        p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS, num_resamples=50).p_value
+        wins = int((sign * FALLS < 0).sum())
+        assert found.change == change
+        assert found.sentence == (
+            f"The probabilities got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
+            f"(better in {wins} of 24 cases, p {p_value:.0e}), calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
+        ).replace("e-0", "e-")
 
 
 def test_no_difference_and_too_few():
@@ -59,18 +58,21 @@ def test_regions_without_a_distribution_over_labels():
     lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
     summary = summarize(ResultTable(lines), "network", regions=("1", "2"), num_resamples=50)
     assert judge_probabilities(summary, "crf").region == MEAN
+    only = summarize(ResultTable(lines), "network", mean_regions=("2",), num_resamples=50)
+    assert {row.region for row in only if row.family == Family.PROBABILITIES} == {"2"}, "the only judged one, though not the first"
     assert judged({"nll": FALLS}, region="1").region == "1"
     assert judged({"nll": math.nan * FALLS}) is None
     assert judged({"dice": FALLS}) is None
 
 
-def test_the_verdict_has_it():
-    lines = list(table({"dice": -FALLS}, "1", 0.8)) + list(table({"nll": FALLS}))
-    whole = ResultTable(lines)
-    summary = summarize(whole, "network", metrics=("dice",), regions=("1",)) + summarize(
-        whole, "network", metrics=("nll",), regions=("all",)
-    )
-    found = verdict(whole, "crf", "network", regions=("1",), summary=summary, num_resamples=50)
-    assert found.probabilities.change == Change.BETTER
-    assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
+def test_the_verdict_has_it_and_its_praise_ends_with_it():
+    for steps, change in ((FALLS, Change.BETTER), (-FALLS, Change.WORSE)):
+        whole = ResultTable([*table({"dice": 0.01 + 0.001 * np.arange(24)}, "1", 0.8), *table({"nll": steps})])
+        rows = summarize(whole, "network", metrics=("dice",), regions=("1",))
+        rows += summarize(whole, "network", metrics=("nll",), regions=("all",))
+        found = verdict(whole, "crf", "network", regions=("1",), summary=rows, num_resamples=50)
+        assert found.probabilities.change == change
+        assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
+        said = " But significantly worse than with network: the probabilities."
+        assert found.sentence.endswith(said) == (change == Change.WORSE)
     assert verdict(whole, "crf", "network", regions=("1",), num_resamples=50).probabilities is None

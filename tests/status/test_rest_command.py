@@ -4,8 +4,6 @@ import os
 import shlex
 import subprocess
 
-import pytest
-
 from crfrefine.status.rest_command import quote, rest_command, summary_of_part
 
 TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bilateral.theta_beta=[0.1, 0.05]"]
@@ -22,34 +20,23 @@ def test_a_whole_run_is_continued(tmp_path, monkeypatch):
         assert command == "crfrefine infer -i a -o b --continue"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_another_part_gets_its_number_and_its_summary():
+    for options in (
         ["--num-parts", "5", "--part-id", "0", "--summary", "s_0.json"],
-        ["--num-parts=5", "--part-id=0", "--summary=s_0.json"],
-        ["--summary", "s_0.json", "--part-id", "0", "--continue", "--num-parts=5"],
-    ],
-)
-def test_another_part_gets_its_number_and_its_summary(options):
-    command = rest_command([*TYPED, *options], 5, 3, of_part=0, folder="/the data")
-    there, _, rest = command.partition(" && ")
-    assert shlex.split(there) == ["cd", "/the data"]
-    assert shlex.split(rest) == ["crfrefine", *TYPED, "--continue", "--num-parts", "5", "--part-id", "3", "--summary", "s_3.json"]
-
-
-@pytest.mark.parametrize(
-    ("summary", "of_part", "part_id", "expected"),
-    [
-        ("s_0.json", 0, 7, "s_7.json"),
+        ["--summary=s_0.json", "--part-id=0", "--continue", "--num-parts=5"],
+    ):
+        command = rest_command([*TYPED, *options], 5, 3, of_part=0, folder="/the data")
+        there, _, rest = command.partition(" && ")
+        assert shlex.split(there) == ["cd", "/the data"]
+        assert shlex.split(rest) == ["crfrefine", *TYPED, "--continue", "--num-parts", "5", "--part-id", "3", "--summary", "s_3.json"]
+    for summary, of_part, part_id, expected in (
         ("out/run0.part0.jsonl", 0, 12, "out/run0.part12.jsonl"),
         ("part_003.json", 3, 12, "part_012.json"),
         ("part_10.json", 10, 3, "part_3.json"),
         ("part_10.json", 0, 3, "part_10_3.json"),
         ("summary.jsonl", 2, 3, "summary_3.jsonl"),
-    ],
-)
-def test_names_of_summaries_follow_the_numbers_of_the_parts(summary, of_part, part_id, expected):
-    assert summary_of_part(summary, of_part, part_id) == expected
+    ):
+        assert summary_of_part(summary, of_part, part_id) == expected
 
 
 def test_a_shell_reads_back_every_word():

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,10 @@ def folders(tmp_path: Path, monkeypatch) -> Folders:
 
 def infer(folders: Folders, *options: object):
     return run_here("infer", *folders.arguments, *QUICK, *options)
+
+
+def one_case(name: str) -> tuple[str, ...]:
+    return "-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz"
 
 
 def part(folders: Folders, part_id: int, *options: object, num_parts: int = 3, summary: str = LINES):
@@ -93,14 +97,18 @@ def test_a_part_that_never_started_is_seen_and_its_command_does_it(folders, monk
 
 
 def test_a_run_that_was_interrupted_is_told_and_continued(folders, monkeypatch):
-    """As the record says that a killed run leaves: without its end."""
-    assert infer(folders).status == 0
+    """As the record says that a killed run leaves: without its end. Files that were removed, too."""
+    assert infer(folders, "--save-logits").status == 0
     (record,) = records()
-    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:3]))
-    for name in "cde":
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:4]))
+    for name in ("b_logits", "c", "d", "e"):
         Path(f"out/{name}.nii.gz").unlink()
     run = status_of("out", exit_status=1)
-    assert states(run) == {"a": "done", "b": "done", "c": "missing", "d": "missing", "e": "missing"}
+    assert {case["case_id"]: case["reason"] for case in run["cases"] if case["state"] == "missing"} == {
+        "b": f"{Path.cwd()}/out/b_logits.nii.gz is gone",
+        "c": f"{Path.cwd()}/out/c.nii.gz is gone",
+        **dict.fromkeys("de", "not reached"),
+    }
     assert run["parts"][0]["run"] == "interrupted"
     assert "interrupted" in run_here("status", "out").stdout
     run_line(run["commands"][0], monkeypatch)
@@ -121,15 +129,6 @@ def test_a_failed_case_has_its_error_until_it_is_done_and_the_last_summary_count
     status_of("first.json", exit_status=1)
     for paths in (("first.json", "second.jsonl"), ("second.jsonl", "first.json"), (".",)):
         assert set(states(status_of(*paths, exit_status=0)).values()) == {"done"}
-
-
-def test_a_label_map_that_was_removed_is_missing(folders):
-    assert infer(folders, "--summary", "out/s.json", "--save-logits").status == 0
-    Path("out/c.nii.gz").unlink()
-    Path("out/d_logits.nii.gz").unlink()
-    run = status_of("out", exit_status=1)
-    reasons = {case["case_id"]: case["reason"] for case in run["cases"] if case["state"] == "missing"}
-    assert reasons == {"c": f"{Path.cwd()}/out/c.nii.gz is gone", "d": f"{Path.cwd()}/out/d_logits.nii.gz is gone"}
 
 
 def test_a_folder_that_was_moved_is_named_and_may_be_continued(folders):
@@ -176,11 +175,10 @@ def test_cases_that_appear_between_two_parts_are_not_lost(folders, monkeypatch):
     status_of("out", exit_status=0)
 
 
-def test_runs_with_other_inputs_are_told_apart(folders, tmp_path):
+def test_runs_with_other_inputs_are_told_apart(folders):
     """A loop over cases, each with a summary of its own."""
     for name in "ab":
-        options = ("-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz")
-        assert run_here("infer", *options, "-o", "out", *QUICK, "--summary", f"out/{name}.json").status == 0
+        assert run_here("infer", *one_case(name), "-o", "out", *QUICK, "--summary", f"out/{name}.json").status == 0
     Path("out/b.nii.gz").unlink()
     result = run_here("status", "out")
     assert result.status == 1
@@ -189,9 +187,8 @@ def test_runs_with_other_inputs_are_told_apart(folders, tmp_path):
 
 
 def test_a_run_from_python_has_no_command(folders):
-    quick = CrfParameters().replace(**{"mean_field.num_iterations": 1, "mean_field.filter": "truncated"})
-    options = InferenceOptions((folders.images,), (folders.logits,), folders.output, parameters=quick, summary=Path("out/s.jsonl"))
-    run_inference(options)
+    options = InferenceOptions((folders.images,), (folders.logits,), folders.output)
+    run_inference(replace(options, parameters=CrfParameters().replace(**{"mean_field.num_iterations": 1})))
     Path("out/a.nii.gz").unlink()
     (run,) = find_status([Path("out")]).runs
     assert run.commands == []
@@ -199,21 +196,18 @@ def test_a_run_from_python_has_no_command(folders):
 
 
 def test_names_that_print_badly(tmp_path, monkeypatch):
+    """A shell reads the printed line back."""
     monkeypatch.chdir(tmp_path)
     name = "a\tb\n$(touch x)"
     write_folders(tmp_path / name, "c")
-    assert run_here("infer", "-i", f"{name}/images", "-p", f"{name}/logits", "-o", "out", *QUICK, "--summary", "out/s.jsonl").status == 0
+    typed = ("infer", "-i", f"{name}/images", "-p", f"{name}/logits", "-o", "out", *map(str, QUICK), "--summary", "out/s.jsonl")
+    assert run_here(*typed).status == 0
     Path("out/c.nii.gz").unlink()
-    result = run_here("status", "out")
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("crfrefine ")]
-    program = tmp_path / "bin" / "crfrefine"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m crfrefine "$@"\n')
-    program.chmod(0o755)
-    done = subprocess.run(
-        ["bash", "-c", f"PATH={shlex.quote(str(program.parent))}:$PATH; {line}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in run_here("status", "out").stdout.splitlines() if line.startswith("crfrefine ")]
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    words = done.stdout.split("\0")[1:-1]
+    assert sorted(words) == sorted([*typed, "--continue"])
+    assert run_here(*words).status == 0
     assert run_here("status", "out").status == 0
     assert not Path("x").exists()
 
@@ -229,7 +223,6 @@ def test_a_run_needs_no_summary(folders, monkeypatch):
     """The commands for the rest name none either."""
     Path("logits/b.nii.gz").rename("logits/hidden")
     assert infer(folders).status == 1
-    assert len(records()) == 1
     run = status_of("out", exit_status=1)
     assert states(run) == {"a": "done", "b": "failed", "c": "done", "d": "done", "e": "done"}
     assert "--summary" not in run["commands"][0]
@@ -251,9 +244,7 @@ def test_parts_keep_records_of_their_own(folders):
     for part_id in (0, 2):
         assert infer(folders, "--num-parts", 3, "--part-id", part_id).status == 0
     assert len(records()) == 2
-    run = status_of("out", exit_status=1)
-    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "done", "e": "missing"}
-    assert [entry["run"] for entry in run["parts"]] == ["ended", "not started", "ended"]
+    assert [entry["run"] for entry in status_of("out", exit_status=1)["parts"]] == ["ended", "not started", "ended"]
     Path("out/part_9.json").write_text('{"schema": 1, ')
     assert "note: out/part_9.json: not JSON: " in run_here("status", "out").stdout
 
@@ -265,16 +256,6 @@ def test_a_new_run_makes_the_records_of_the_last_one_void(folders):
     run = status_of("out", exit_status=1)
     assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "missing", "e": "done"}
     assert {case["reason"] for case in run["cases"]} == {None, "refined with other parameters than those of the last run"}
-
-
-def test_a_file_as_output_and_a_run_without_cases_leave_no_record(folders):
-    options = ("-i", "images/a_0000.nii.gz", "-i", "images/a_0001.nii.gz", "-p", "logits/a.nii.gz")
-    assert run_here("infer", *options, *QUICK, "-o", "one/a.nii.gz").status == 0
-    assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
-    for path in Path("logits").iterdir():
-        path.unlink()
-    assert infer(folders).status == 1
-    assert not folders.output.exists()
 
 
 def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_named(folders):
@@ -291,12 +272,15 @@ def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_nam
     assert "c (1, 2)" in vanished
 
 
-def test_no_summary_goes_where_the_records_are(folders):
+def test_wrong_usage_and_what_leaves_no_record(folders):
+    assert run_here("status").status == 2
+    assert run_here("status", "nowhere").status == 1
     result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.jsonl")
     assert result.status == 1
     assert "is for the records that runs keep themselves" in result.stderr
-
-
-def test_wrong_usage():
-    assert run_here("status").status == 2
-    assert run_here("status", "nowhere").status == 1
+    assert run_here("infer", *one_case("a"), *QUICK, "-o", "one/a.nii.gz").status == 0
+    assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
+    for path in Path("logits").iterdir():
+        path.unlink()
+    assert infer(folders).status == 1
+    assert not folders.output.exists()

@@ -31,19 +31,14 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("notes.json", '{"labels": {}}', "holds no record of `infer`"),
-        ("old.json", '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}', "does not say which cases the run has"),
-    ],
-)
-def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, problem):
-    (tmp_path / name).write_text(content)
-    result = run_here("status", tmp_path)
-    assert result.status == 1
-    assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
-    assert problem in result.stderr
+def test_a_folder_without_a_usable_summary_is_an_error(tmp_path):
+    old = '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}'
+    for content, problem in (('{"labels": {}}', "holds no record of `infer`"), (old, "does not say which cases the run has")):
+        (tmp_path / "s.json").write_text(content)
+        result = run_here("status", tmp_path)
+        assert result.status == 1
+        assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
+        assert problem in result.stderr
 
 
 def test_a_summary_with_other_values_is_an_error_and_no_bug(path):

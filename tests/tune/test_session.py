@@ -53,6 +53,8 @@ def test_a_change_that_is_not_allowed_changes_nothing(session):
         session.change(session.number, {"bilateral.theta_alpha": -1.0})
     with pytest.raises(ConfigError, match="no such preset"):
         session.take_preset(session.number, "../default")
+    with pytest.raises(InputError, match="no such case"):
+        session.take_case(session.number, "third")
     with pytest.raises(InputError, match="outside of the grid"):
         session.change(session.number, {}, place=[0, 0, 99])
     assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
@@ -77,43 +79,38 @@ def test_presets_and_cases_can_be_changed(session):
     first = whole_result(session)
     session.take_preset(session.number, "default")
     assert CrfParameters.from_toml(session.parameters()["toml"]) == CrfParameters.load("default")
-    described = session.take_case(session.number, "second")
-    assert described["case"] == "second"
+    assert session.take_case(session.number, "second")["case"] == "second"
     assert whole_result(session)["labels"] != first["labels"]
-    with pytest.raises(InputError, match="no such case"):
-        session.take_case(session.number, "third")
 
 
-def test_without_an_output_nothing_is_saved(folders):
-    with open_session(options_for(folders[0])) as session:
+def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(folders, tmp_path):
+    (tmp_path / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
+    with open_session(options_for(folders[0], tmp_path)) as session:
         with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
             session.save(session.parameters()["number"])
+        assert session.case.reference is None
         assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
+        assert session.take_case(session.number, "second")["has_reference"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "units"),
-    [
+def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders):
+    for changes, units in (
         ({}, ["mm", "normalized", "mm"]),
         ({"mean_field.positions": "voxels", "intensity.normalization": "none"}, ["voxels", "", "voxels"]),
-    ],
-)
-def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders, changes, units):
-    with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
-        described = session.describe()["controls"]
-    controls = {control["key"]: control for control in described}
-    bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
-    assert [control["title"].split(" (")[0] for control in bandwidths] == [
-        "neighborhood",
-        "intensity difference",
-        "smoothness neighborhood",
-    ]
-    assert [control["unit"] for control in bandwidths] == units
-    assert [(one["place"], one["value"]) for one in described if one["key"] == "bilateral.theta_beta"] == [(0, [0.1, 0.2]), (1, [0.1, 0.2])]
-    for control in described:
-        if "low" in control:
-            value = control["value"][control["place"]] if control["place"] is not None else control["value"]
-            assert control["low"] <= value <= control["high"]
+    ):
+        with open_session(options_for(folders[0], **changes, **{"bilateral.theta_beta": [0.1, 0.2]})) as session:
+            described = session.describe()["controls"]
+        controls = {control["key"]: control for control in described}
+        bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
+        titles = [control["title"].split(" (")[0] for control in bandwidths]
+        assert titles == ["neighborhood", "intensity difference", "smoothness neighborhood"]
+        assert [control["unit"] for control in bandwidths] == units
+        lists = [(one["place"], one["value"]) for one in described if one["key"] == "bilateral.theta_beta"]
+        assert lists == [(0, [0.1, 0.2]), (1, [0.1, 0.2])]
+        for control in described:
+            if "low" in control:
+                value = control["value"][control["place"]] if control["place"] is not None else control["value"]
+                assert control["low"] <= value <= control["high"]
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
@@ -134,9 +131,9 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         layers = np.frombuffer(content[: 6 * rows * columns], "<u2").reshape(3, rows, columns)
         for layer, array in zip(layers, (case.network, spread, case.reference), strict=True):
             np.testing.assert_array_equal(layer, case.pose.turn(array).take(place[through], axis=through).T[::-1])
-        across, up = (axis for axis in range(3) if axis != through)
-        stored = stored_place(case, place)
-        assert layers[0][rows - 1 - place[up], place[across]] == case.network[stored]
+    marked = np.zeros(case.grid, bool)
+    marked[stored_place(case, place)] = True
+    assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
 
 
 def test_of_waiting_jobs_only_the_newest_runs():

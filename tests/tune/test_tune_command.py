@@ -1,6 +1,5 @@
 """`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
-import dataclasses
 import http.client
 import json
 import signal
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page, open_session, options_for, write_labeled
+from tune_helpers import missing_server, open_page, write_labeled
 
 from crfrefine.tune import server
 
@@ -36,43 +35,27 @@ def test_without_the_extra_the_error_names_it(monkeypatch, folders):
 
 
 @needs_server
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
-        (["--case", "third"], "--case third: no such case; there are first, second"),
-        (["-c", "nowhere"], "nowhere: no such file or preset"),
-        (["--set", "bilateral.theta_alpha=-1"], "bilateral.theta_alpha: must be greater than 0"),
-        (["-i", "nowhere.nii.gz"], "nowhere.nii.gz"),
-        (["-l", "nowhere"], "nowhere"),
-        (["-o", "/proc/params.toml"], "cannot write"),
-        (["--device", "cuda:77"], "--device cuda:77"),
-        (["--regions", "whole"], "region 'whole': expected NAME=LABEL+LABEL"),
-        (["--regions", "whole=1+2+3", "--regions-class-order", "1"], "sigmoid channels"),
-        (["--max-memory", "9KiB"], "Crop the volume, or raise it"),
-    ],
-    ids=["case", "config", "value", "images", "labels", "output", "device", "region", "class-order", "memory"],
-)
-def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, more, text):
-    given = list(arguments(folders))
-    for option in ("-i", "-l"):
-        if option in more:
-            place = given.index(option)
-            del given[place : place + 2]
-    done = run_here("tune", *given, *more)
-    assert done.status == 1
-    assert done.stdout == ""
-    assert text in done.stderr.splitlines()[-1]
-
-
-@needs_server
-def test_other_grids_and_a_port_that_is_taken_are_told(folders, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        done = run_here("tune", *arguments(folders), "--no-browser", "--port", other.getsockname()[1])
-    assert (done.status, "any free port is taken" in done.stderr) == (1, True)
-    folders = write_labeled(tmp_path, "a")
-    save_nifti(folders[0].images / "a_0000.nii.gz", np.zeros((4, 5, 6)))
-    done = run_here("tune", *arguments(folders))
-    assert (done.status, "different grids" in done.stderr) == (1, True)
+def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, tmp_path):
+    images, logits, labels = ("-i", folders[0].images), ("-p", folders[0].logits), ("-l", folders[1])
+    other = save_nifti(tmp_path / "first_0000.nii.gz", np.zeros((4, 5, 6)))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for given, text in (
+            ((*images, "--case", "third"), "--case third: no such case; there are first, second"),
+            ((*images, "-c", "nowhere"), "nowhere: no such file or preset"),
+            ((*images, "--set", "bilateral.theta_alpha=-1"), "bilateral.theta_alpha: must be greater than 0"),
+            (("-i", "nowhere.nii.gz"), "nowhere.nii.gz"),
+            ((*images, "-l", "nowhere"), "nowhere"),
+            ((*images, *labels, "-o", "/proc/params.toml"), "cannot write"),
+            ((*images, "--device", "cuda:77"), "--device cuda:77"),
+            ((*images, "--regions", "whole"), "region 'whole': expected NAME=LABEL+LABEL"),
+            ((*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"), "sigmoid channels"),
+            ((*images, "--max-memory", "9KiB"), "Crop the volume, or raise it"),
+            ((*images, "--no-browser", "--port", taken.getsockname()[1]), "any free port is taken"),
+            (("-i", other, "-p", folders[0].logits / "first.nii.gz"), "different grids"),
+        ):
+            done = run_here("tune", *given, *(() if "-p" in given else logits))
+            assert (done.status, done.stdout) == (1, "")
+            assert text in done.stderr, given
 
 
 SENSELESS = (
@@ -114,12 +97,3 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
         assert all(line.startswith("crfrefine: ") for line in told)
-
-
-def test_references_of_some_cases_are_enough(folders, tmp_path):
-    labels = tmp_path / "labels"
-    labels.mkdir()
-    (labels / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
-    with open_session(dataclasses.replace(options_for(folders[0]), labels=labels)) as session:
-        assert session.case.reference is None
-        assert session.take_case(session.number, "second")["has_reference"]

@@ -34,13 +34,8 @@ def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, m
     with open_session(options_for(*folders, **STEPS)) as session:
         result, case = whole_result(session), session.case
     assert result["step"] is None
-    assert [(found.facts["is_whole"], found.facts["step"]) for found, _ in shown] == [
-        (False, None),
-        (True, 1),
-        (True, 2),
-        (True, 3),
-        (True, None),
-    ]
+    steps = [(True, 1), (True, 2), (True, 3)]
+    assert [(found.facts["is_whole"], found.facts["step"]) for found, _ in shown] == [(False, None), *steps, (True, None)]
     assert [working for _, working in shown] == ["whole"] * 4 + [""]
     box = shown[0][0].box
     final = shown[-1][0].labels
@@ -53,23 +48,11 @@ def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, m
         assert found.facts["voxels_changed"] == np.count_nonzero(found.labels != case.network)
     differing = [np.count_nonzero(found.labels != final) for found, _ in shown[1:-1]]
     assert differing[0] > differing[-1]
-
-
-def test_quick_cases_show_no_steps(folders, shown, monkeypatch):
+    shown.clear()
     monkeypatch.setattr(work, "STEP_SECONDS", 60.0)
     with open_session(options_for(*folders, **STEPS)) as session:
         whole_result(session)
-    assert [found.facts["step"] for found, _ in shown] == [None, None]
-
-
-def test_results_of_another_case_are_not_shown():
-    news = work.News()
-    first = news.begin()
-    second = news.begin(is_other_case=True)
-    news.publish(work.Shown(first, None, np.zeros((2, 3)), {}), "")
-    assert news.shown is None
-    news.publish(work.Shown(second, None, np.ones((2, 3)), {}), "")
-    assert news.wait(0, 1.0)["result"]["number"] == second
+    assert [found.facts["step"] for found, _ in shown] == [None, None], "quick cases show no steps"
 
 
 def test_only_bandwidths_build_kernels(folders, monkeypatch):
