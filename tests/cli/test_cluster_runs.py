@@ -6,15 +6,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from cli_helpers import FAST, files_in, infer, run_here, run_process, write_folders
 from cluster_helpers import daemons
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
-from crfrefine.cli.evaluation_reporting import EvaluationReporter
-from crfrefine.cli.reporting import Reporter
-from crfrefine.cli.training_reporting import TrainingReporter
 from crfrefine.execution.cluster.connection import OPEN_TO_OTHERS
 
 # A worker that is restarted is away for a moment, for long on a busy machine.
@@ -93,12 +89,6 @@ def test_tls_is_taken_from_the_configuration_of_dask(tmp_path, monkeypatch):
         assert run_process("infer", *folders.arguments, *FAST, "--dask", address).status == 0
 
 
-def test_each_part_of_the_kubernetes_file_is_read_by_itself():
-    """As the cluster reads it: an anchor of one document is unknown in the next."""
-    kinds = [part["kind"] for part in yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())]
-    assert kinds == ["Service", "Deployment", "Deployment", "Job"]
-
-
 def test_contradictory_options_are_wrong_usage(tmp_path):
     for name, options, reason in (
         ("infer", ("--workers", "2", "--dask", "tcp://a:1"), "leave one of them out"),
@@ -129,13 +119,6 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
     ):
         assert words in " ".join(result.stderr.split())
     assert files_in(folders.output) == []
-
-
-def test_a_warning_about_security_is_shown_however_quiet_the_run_is(capsys):
-    for reporter in (Reporter, EvaluationReporter, TrainingReporter):
-        for verbosity in (0, 1):
-            reporter(verbosity).warning(OPEN_TO_OTHERS)
-            assert capsys.readouterr().err == f"crfrefine: warning: {OPEN_TO_OTHERS}\n"
 
 
 @long

@@ -1,7 +1,5 @@
 """`crfrefine evaluate` from files to files: every number against the brute force, every format, what is counted apart."""
 
-import contextlib
-import io
 import json
 import re
 from pathlib import Path
@@ -24,8 +22,6 @@ from evaluation_helpers import (
     write_study,
 )
 
-from crfrefine.cli.evaluation_reporting import print_evaluation
-from crfrefine.evaluate import EvaluationOptions, run_evaluation
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 from crfrefine.report import missing_viewer
 from crfrefine.statistics.paired import detectable_difference
@@ -405,29 +401,3 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
         shown = {tuple(part["name"] for part in spec.get("modalities", ())): spec["modality"] for spec in json.loads(found[1]).values()}
         assert shown[("T1", "<FLAIR>", "T2")] == 1
         assert shown[("<FLAIR>", "T2")] == 0
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_table_fits_a_terminal(tmp_path, monkeypatch):
-    study = write_study(tmp_path, 2)
-    options = EvaluationOptions(
-        study.after, study.labels, study.output, "my method", (("before", study.before),), processes=1, report=False
-    )
-    evaluation = run_evaluation(options)
-    before, after = (
-        f"{np.mean([study.overlap(case, (2,), name)['dice'] for case in ('case0', 'case1')]):.4f}" for name in ("before", "after")
-    )
-    monkeypatch.setenv("TERM", "xterm")
-    for columns, row in ((80, ["2", "2", before, after]), (160, ["dice", "2", "my", "method", "2", before, after])):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        with contextlib.redirect_stdout(Terminal()) as shown:
-            print_evaluation(evaluation)
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).splitlines()
-        table = lines[: next(number for number, line in enumerate(lines) if line.startswith("power: "))]
-        assert max(map(len, table)) <= columns
-        assert row in [line.split()[: len(row)] for line in table]
-        assert ("dice, my method" in table) == (columns == 80)

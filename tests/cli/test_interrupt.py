@@ -117,21 +117,6 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
 
 
 @pytest.mark.long
-def test_an_interrupt_before_the_first_case(folders):
-    with start(folders) as process:
-        time.sleep(0.05)  # in the middle of the imports, as likely as not
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    # So early in the interpreter's own start, a process dies of the signal itself, or in Python's own imports of `site` and `runpy`.
-    is_started = process.returncode not in (-signal.SIGINT, 1)
-    assert is_started or process.returncode == -signal.SIGINT or "init_import_site" in err or "Could not import runpy" in err
-    if is_started:
-        assert process.returncode == 130
-        assert "Traceback" not in err
-        assert err.splitlines()[-1].startswith("crfrefine: interrupted")
-
-
-@pytest.mark.long
 def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
     with subprocess.Popen(
         ["nohup", *command("infer", *folders.arguments, *OPTIONS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
