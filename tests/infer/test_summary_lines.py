@@ -58,19 +58,24 @@ def test_the_lines_have_what_the_table_has_and_the_next_run_goes_on_behind_them(
 
 @pytest.mark.parametrize("torn", [b'{"case_id": "c", "sta', b"\0\0\0\0", b"\xc3"])
 def test_a_torn_last_line_is_left_out_and_removed(folders, lines, torn):
-    """A whole last line without its end counts."""
     run(folders, lines)
-    content = lines.read_bytes().splitlines(keepends=True)
-    lines.write_bytes(b"".join(content[:4])[:-1])
-    assert len(read_summary(lines)[0].cases) == 3
-    lines.write_bytes(b"".join(content[:3]) + torn)
+    whole = lines.read_bytes().splitlines(keepends=True)[:3]
+    lines.write_bytes(b"".join(whole) + torn)
     (torn_run,) = read_summary(lines)
     assert [case["case_id"] for case in torn_run.cases] == ["a", "b"]
     assert torn_run.is_interrupted
     shutil.rmtree(folders.output / RECORD_FOLDER)
     assert "1 existing label map has no record in it, as after a kill: c; " in run(folders, lines, "--continue")
-    assert lines.read_bytes().startswith(b"".join(content[:3]) + b'{"run": "started"')
+    assert lines.read_bytes().startswith(b"".join(whole) + b'{"run": "started"')
     assert [case["written"] is None for case in read_summary(lines)[-1].cases] == [False, False, True]
+
+
+def test_a_whole_last_line_without_its_end_counts(folders, lines):
+    run(folders, lines)
+    lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[:4])[:-1])
+    assert len(read_summary(lines)[0].cases) == 3
+    run(folders, lines, "--continue")
+    assert [case["written"] is None for case in read_summary(lines)[-1].cases] == [False] * 3
 
 
 HEAD = b'{"run": "started", "schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0}\n'
