@@ -33,7 +33,7 @@ def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sit
     image = nib.load(path)
     target = coarser(image.affine, shape, coarse, shift)
     values = np.asanyarray(image.dataobj)
-    channels = np.moveaxis(values.reshape(*shape, -1), -1, 0)
+    channels = np.moveaxis(values.reshape(*values.shape[:3], -1), -1, 0)
     resampled = [itk_resampled(np.ascontiguousarray(channel), image.affine, coarse, target, interpolator) for channel in channels]
     save_on(path, np.stack(resampled, axis=-1) if values.ndim == 4 else resampled[0], target)
     return target
