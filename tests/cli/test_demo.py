@@ -53,10 +53,3 @@ def test_the_seed_decides_the_bytes(made, tmp_path):
         assert (tmp_path / "same" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
     assert run_here("demo", "-o", tmp_path / "other", "--seed", "1", "--threads", "1").status == 0
     assert (load_nifti(tmp_path / "other" / "labels" / "phantom.nii.gz") != load_nifti(folder / "labels" / "phantom.nii.gz")).any()
-
-
-def test_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    result = run_here("demo", "-o", tmp_path / "file" / "demo")
-    assert result.status == 1
-    assert result.stderr.startswith("crfrefine: error: ")

@@ -8,61 +8,38 @@ from cli_helpers import files_in, run_here
 from evaluation_helpers import SHAPE, affine, read_metrics, save_map, save_npz, write_study
 from io_helpers import save_nifti
 
-
-def flipped(study, case):
-    save_nifti(study.after / f"{case}.nii.gz", study.maps["after"][case], affine() @ np.diag([-1.0, 1.0, 1.0, 1.0]))
-
-
-def cropped(study, case):
-    save_nifti(study.after / f"{case}.nii.gz", study.maps["after"][case][1:], affine())
+NII = "{case}.nii.gz"
+ANOTHER = "not on the grid of the reference"
 
 
-def thicker(study, case):
-    save_nifti(study.labels / f"{case}.nii.gz", study.maps["labels"][case], affine() @ np.diag([1.0, 1.0, 1.01, 1.0]))
+def put(folder, change, name=NII, grid=(1, 1, 1)):
+    """Write what becomes of a map, with each axis of its affine times a number."""
+
+    def spoil(study, case):
+        path = study.root / folder / name.format(case=case)
+        values = change(study.maps[folder][case])
+        if "nii" in name:
+            save_nifti(path, values, affine() @ np.diag([*grid, 1.0]))
+        else:
+            save_map(path, values)
+
+    return spoil
 
 
-def soft(study, case):
-    save_map(study.after / f"{case}.nii.gz", np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
-
-
-def negative(study, case):
-    save_map(study.labels / f"{case}.nii.gz", study.maps["labels"][case].astype(np.int16) - 1)
-
-
-def not_finite(study, case):
-    values = study.maps["after"][case].astype(np.float32)
+def with_nan(values):
+    values = values.astype(np.float32)
     values[2, 3, 1] = np.nan
-    save_map(study.after / f"{case}.nii.gz", values)
+    return values
 
 
-def truncated(study, case):
+def cut_off(study, case):
     path = study.before / f"{case}.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
 
 
-def twice(study, case):
-    save_map(study.after / f"{case}.mha", study.maps["after"][case])
-
-
 def two_references(study, case):
-    save_map(study.labels / f"{case}_seg.mha", study.maps["labels"][case])
-    save_map(study.labels / f"{case}_label.mha", study.maps["labels"][case])
-
-
-def reference_of_scores(study, case):
-    save_map(study.labels / f"{case}.nii.gz", np.zeros((*SHAPE, 3), np.float32))
-
-
-def sigmoid_channels(study, case):
-    save_map(study.after / f"{case}.nii.gz", np.random.default_rng(0).random((*SHAPE, 3), np.float32))
-
-
-def padding_alone(study, case):
-    save_map(study.after / f"{case}.nii.gz", np.full((*SHAPE, 3), 0.9, np.float32))
-
-
-def ignored_alone(study, case):
-    save_map(study.labels / f"{case}.nii.gz", np.full(SHAPE, 60000, np.uint16))
+    for end in ("seg", "label"):
+        save_map(study.labels / f"{case}_{end}.mha", study.maps["labels"][case])
 
 
 def not_fetched(study, case):
@@ -70,54 +47,58 @@ def not_fetched(study, case):
     (study.labels / f"{case}.nii.gz").symlink_to(study.root / "nowhere")
 
 
-BAD = {
-    flipped: (
+def channels(values):
+    return np.random.default_rng(0).random((*SHAPE, 3), np.float32)
+
+
+SOFT = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+# What spoils a case, from case1 on; the method that it fails (None: all), and what the message says.
+BAD = [
+    (put("after", np.copy, grid=(-1, 1, 1)), "prediction", [ANOTHER, "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1"]),
+    (put("after", lambda values: values[1:]), "prediction", [ANOTHER, "13×11×7", "12×11×7"]),
+    (put("labels", np.copy, grid=(1, 1, 1.01)), None, [ANOTHER, "3.00 mm", "3.03 mm"]),
+    (
+        put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)),
         "prediction",
-        ["not on the grid of the reference", "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1.nii.gz"],
+        ["all labels have the same value at 1001 of"],
     ),
-    cropped: ("prediction", ["not on the grid of the reference", "13×11×7", "12×11×7"]),
-    thicker: (None, ["not on the grid of the reference", "3.00 mm", "3.03 mm"]),
-    padding_alone: ("prediction", ["all labels have the same value at 1001 of 1001 voxels"]),
-    soft: ("prediction", ["not a label map", "may be a probability map"]),
-    negative: (None, ["expected labels from 0", "found -1"]),
-    not_finite: ("prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
-    truncated: ("before", ["before/case8.nii.gz"]),
-    twice: ("prediction", ["expected one label map, found case9.mha, case9.nii.gz"]),
-    two_references: (None, ["expected one label map, found case10_label.mha, case10_seg.mha"]),
-    reference_of_scores: (None, ["expected a label map with one value per voxel, this file has 3"]),
-    sigmoid_channels: ("prediction", ["do not sum to 1", "region-based training"]),
-    ignored_alone: (None, ["every voxel has the label 60000, to be ignored"]),
-    not_fetched: (None, ["case14.nii.gz: is a link to a file that is not there"]),
-}
+    (put("after", lambda _: SOFT), "prediction", ["not a label map", "may be a probability map"]),
+    (put("labels", lambda values: values.astype(np.int16) - 1), None, ["expected labels from 0", "found -1"]),
+    (put("after", with_nan), "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
+    (cut_off, "before", ["before/case8.nii.gz"]),
+    (put("after", np.copy, "{case}.mha"), "prediction", ["expected one label map, found case9.mha, case9.nii.gz"]),
+    (two_references, None, ["expected one label map, found case10_label.mha, case10_seg.mha"]),
+    (put("labels", channels), None, ["expected a label map with one value per voxel, this file has 3"]),
+    (put("after", channels), "prediction", ["do not sum to 1", "region-based training"]),
+    (put("labels", lambda _: np.full(SHAPE, 60000, np.uint16)), None, ["every voxel has the label 60000, to be ignored"]),
+    (not_fetched, None, ["case14.nii.gz: is a link to a file that is not there"]),
+]
 """What spoils a case, from case1 on; the method that it fails (None: all), and what the message says."""
 
 
 def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
+    """The first and the last case are whole."""
     study = write_study(tmp_path, len(BAD) + 2)
-    # The first and the last case are whole.
-    cases = dict(zip([f"case{number}" for number in range(1, len(BAD) + 1)], BAD, strict=True))
-    for case, spoil in cases.items():
-        spoil(study, case)
+    whole = ["case0", f"case{len(BAD) + 1}"]
+    expected = {(case, name) for case in whole for name in ("prediction", "before")}
+    for number, (spoil, method, _) in enumerate(BAD, 1):
+        spoil(study, f"case{number}")
+        expected |= {(f"case{number}", {"prediction": "before", "before": "prediction"}[method])} if method else set()
     result = run_here(*study.arguments, "-v", "--ignore-label", 60000)
     assert result.status == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].endswith(f"({len(BAD)} of {len(BAD) + 2} cases)")
     summary = study.summary()
-    assert {failure["case"] for failure in summary["failures"]} == set(cases)
-    for case, spoil in cases.items():
-        method, fragments = BAD[spoil]
-        failures = [failure for failure in summary["failures"] if failure["case"] == case]
+    assert len({failure["case"] for failure in summary["failures"]}) == len(BAD)
+    for number, (_, method, fragments) in enumerate(BAD, 1):
+        failures = [failure for failure in summary["failures"] if failure["case"] == f"case{number}"]
         assert method is None or [failure["method"] for failure in failures] == [method]
         for fragment in fragments:
             assert fragment in failures[0]["error"]
-        assert f"crfrefine: error: case {case!r}: " in result.stderr
-    measured = {(case, name) for case, _, _, name in read_metrics(study.output)}
-    expected = {(case, name) for case in ("case0", f"case{len(BAD) + 1}") for name in ("prediction", "before")}
-    other = {"prediction": "before", "before": "prediction"}
-    expected |= {(case, other[BAD[spoil][0]]) for case, spoil in cases.items() if BAD[spoil][0]}
-    assert measured == expected
+        assert f"crfrefine: error: case 'case{number}': " in result.stderr
+    assert {(case, name) for case, _, _, name in read_metrics(study.output)} == expected
     assert (summary["num_cases"], summary["num_failed"]) == (len(BAD) + 2, len(BAD))
-    assert [case["status"] for case in summary["cases"]].count("measured") == 2
+    assert study.statuses().count("measured") == 2
     assert summary["verdict"]["comparison"]["num_pairs"] == 2
     assert "cases are left out" in result.stdout
 
@@ -148,9 +129,15 @@ def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(t
     assert ("case0", "1", "dice", "prediction") in read_metrics(study.output)
 
 
-def test_when_every_case_fails_there_is_no_verdict(tmp_path):
+def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
     study = write_study(tmp_path, 1)
+    for folder in (study.labels, study.after, study.before):
+        save_map(folder / "case0.nii.gz", np.zeros(SHAPE, np.uint8))
+    result = run_here(*study.arguments)
+    assert (result.status, result.stdout) == (0, "verdict: no verdict: all label maps have only background\n")
+    assert read_metrics(study.output) == {}
     (study.before / "case0.nii.gz").write_bytes(b"not an image")
+    save_map(study.labels / "case0.nii.gz", study.maps["labels"]["case0"])
     result = run_here(*study.arguments)
     assert result.status == 1
     assert result.stdout.splitlines()[-1] == "verdict: no verdict: no case of before could be measured"
@@ -160,19 +147,9 @@ def test_when_every_case_fails_there_is_no_verdict(tmp_path):
     assert len(study.summary()["failures"]) == 2
 
 
-def test_label_maps_of_background_alone(tmp_path):
-    study = write_study(tmp_path, 1)
-    for folder in (study.labels, study.after, study.before):
-        save_map(folder / "case0.nii.gz", np.zeros(SHAPE, np.uint8))
-    result = run_here(*study.arguments)
-    assert result.status == 0, result.stderr
-    assert result.stdout == "verdict: no verdict: all label maps have only background\n"
-    assert read_metrics(study.output) == {}
-
-
 def test_fail_fast_stops_at_the_first_bad_case(tmp_path):
     study = write_study(tmp_path)
-    flipped(study, "case1")
+    cut_off(study, "case1")
     result = run_here(*study.arguments, "--fail-fast")
     assert result.status == 1
     assert "stopped at case 'case1' (--fail-fast)" in result.stderr
@@ -219,11 +196,9 @@ def test_options_that_cannot_be_followed(one, options, message):
     assert "metrics.csv" not in files_in(one.output) + files_in(one.after)
 
 
-@pytest.mark.parametrize(
-    "options", [["-b", "nameless"], ["-b", "=folder"], ["--probabilities", "x="], ["--processes", "0"], ["-v", "-q"]], ids=" ".join
-)
-def test_wrong_usage(one, options):
-    assert run_here(*one.arguments, *options).status == 2
+def test_wrong_usage(one):
+    for options in ("-b nameless", "-b =folder", "--probabilities x=", "--processes 0", "-v -q"):
+        assert run_here(*one.arguments, *options.split()).status == 2, options
 
 
 def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):

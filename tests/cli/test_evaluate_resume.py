@@ -51,11 +51,14 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
     first = (study.output / "metrics.csv").read_bytes()
     assert b"case0,1,hd_mm,,prediction" in first
     assert kept(study) == ["case0.json", "case1.json", "case2.json"]
-    (study.output / "cases" / "case1.json").unlink()
-    result = run_here(*study.arguments, "--continue")
-    assert study.statuses() == ["reused", "measured", "reused"]
-    assert "3 cases, 2 measured before; 1 process" in result.stderr
-    assert (study.output / "metrics.csv").read_bytes() == first
+    for content in (None, b"", b"[]", b'{"fingerprint": 1}', b"\xff\xfe"):
+        (study.output / "cases" / "case1.json").unlink()
+        if content is not None:
+            (study.output / "cases" / "case1.json").write_bytes(content)
+        result = run_here(*study.arguments, "--continue")
+        assert study.statuses() == ["reused", "measured", "reused"]
+        assert "3 cases, 2 measured before; 1 process" in result.stderr
+        assert (study.output / "metrics.csv").read_bytes() == first
     run_here(*study.arguments)
     assert study.statuses() == ["measured"] * 3
 
@@ -99,14 +102,6 @@ def test_other_options_are_measured_again(tmp_path):
     assert go_on(study) == ["measured", "reused"]
 
 
-def test_a_damaged_record_is_measured_again(tmp_path):
-    study = write_study(tmp_path, 1)
-    run_here(*study.arguments)
-    for content in (b"", b"{", b"[]", b'{"fingerprint": 1}', b"\xff\xfe"):
-        (study.output / "cases" / "case0.json").write_bytes(content)
-        assert go_on(study) == ["measured"]
-
-
 def test_a_failed_case_is_tried_again_and_one_that_is_left_out_for_a_while_keeps_its_record(tmp_path):
     study = write_study(tmp_path, 2)
     run_here(*study.arguments)
@@ -141,11 +136,11 @@ def test_an_interrupt_keeps_what_is_measured_and_says_how_to_go_on(tmp_path, mon
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Study:
-    """Cases that take a tenth of a second or two: noise has long boundaries."""
+    """Cases that take a tenth of a second: noise has long boundaries."""
     rng = np.random.default_rng(1)
     for number in range(NUM_SLOW):
         for folder in ("labels", "after", "before"):
-            save_nifti(tmp_path / folder / f"case{number}.nii.gz", rng.integers(0, 3, (56, 48, 32), dtype=np.uint8))
+            save_nifti(tmp_path / folder / f"case{number}.nii.gz", rng.integers(0, 3, (44, 40, 28), dtype=np.uint8))
     return Study(tmp_path, {})
 
 
@@ -167,35 +162,26 @@ def wait_for(condition, process: subprocess.Popen | None = None, seconds: float 
         time.sleep(0.005)
 
 
-def assert_continue_does_the_rest(study: Study) -> None:
-    there = kept(study)
-    for name in there:
-        assert set(json.loads((study.output / "cases" / name).read_text())["values"]) == {"prediction", "before"}
-    assert go_on(study).count("reused") == len(there)
-    assert len({case for case, *_ in read_metrics(study.output)}) == NUM_SLOW
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
-def test_a_polite_signal_ends_the_run_in_one_line(slow, number, status, word):
+def test_ctrl_c_ends_the_run_in_one_line(slow):
     with start(slow, "-q") as process:
         wait_for(lambda: kept(slow), process)
         busy = children(process.pid)
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (status, "")
-    assert err.startswith(f"crfrefine: {word}: ")
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("crfrefine: interrupted: ")
     assert f"of {NUM_SLOW} cases are measured; run again with --continue" in err
     assert err.count("\n") == 1
     assert files_in(slow.output) == ["cases"]
     assert not [worker for worker in busy if is_running(worker)]
     assert 0 < len(kept(slow)) < NUM_SLOW
     assert kept(slow) == files_in(slow.output / "cases")  # nothing half-written either
-    assert_continue_does_the_rest(slow)
 
 
 @pytest.mark.long
 def test_after_kill_9_no_worker_is_left(slow):
+    """And the values of two processes are those of one."""
     with start(slow) as process:
         wait_for(lambda: kept(slow), process)
         busy = children(process.pid)
@@ -203,4 +189,8 @@ def test_after_kill_9_no_worker_is_left(slow):
         process.kill()
         process.communicate(timeout=60)
     wait_for(lambda: not [worker for worker in busy if is_running(worker)], seconds=30)
-    assert_continue_does_the_rest(slow)
+    there = kept(slow)
+    assert go_on(slow).count("reused") == len(there)
+    found = (slow.output / "metrics.csv").read_bytes()
+    assert run_here(*slow.arguments).status == 0
+    assert (slow.output / "metrics.csv").read_bytes() == found

@@ -13,23 +13,25 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import (
     AFFINE,
+    FAST,
     GRID_SHAPE,
     NUM_LABELS,
+    SPACING,
     Folders,
     command,
     files_in,
+    infer,
     load_nifti,
+    refined,
     run_here,
     run_process,
     save_nifti,
+    statuses,
     write_folders,
 )
 
-import crfrefine
 from crfrefine.arrays.components import clean
 from crfrefine.parameters.sections import PostprocessParameters
-
-FAST = ("--set", "mean_field.filter=lattice")  # in place of all pairs of voxels
 
 
 @pytest.fixture
@@ -42,28 +44,11 @@ def one(tmp_path: Path) -> Folders:
     return write_folders(tmp_path, "a")
 
 
-def infer(folders: Folders, *options: object):
-    return run_here("infer", *folders.arguments, *FAST, *options)
-
-
 def summary_of(folders: Folders, *options: object) -> dict:
     path = folders.output.with_name("summary.json")
     result = infer(folders, "--summary", path, *options)
     assert result.status == 0, result.stderr
     return json.loads(path.read_text())
-
-
-def statuses(folders: Folders, *options: object) -> list[str]:
-    return [case["status"] for case in summary_of(folders, "--continue", *options)["cases"]]
-
-
-def expected_labels(folders: Folders, case_id: str, **changes: object) -> np.ndarray:
-    """What the public function gives for the arrays of a case."""
-    logits = np.moveaxis(load_nifti(folders.logits / f"{case_id}.nii.gz"), -1, 0).astype(np.float32)
-    image = np.stack([load_nifti(path) for path in sorted(folders.images.glob(f"{case_id}_*"))]).astype(np.float32)
-    spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
-    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **changes})
-    return crfrefine.refine(logits, image, spacing=tuple(spacing), parameters=parameters).label_map
 
 
 def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_output(folders):
@@ -76,7 +61,7 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
         assert written.shape == GRID_SHAPE
         assert written.get_data_dtype() == np.uint8
         np.testing.assert_array_equal(written.affine, nib.load(folders.images / f"{case_id}_0000.nii.gz").affine)
-    np.testing.assert_array_equal(load_nifti(folders.output / "b.nii.gz"), expected_labels(folders, "b", **{"mean_field.filter": "auto"}))
+    np.testing.assert_array_equal(load_nifti(folders.output / "b.nii.gz"), refined(folders, "b", **{"mean_field.filter": "auto"}))
     lines = plain.stdout.splitlines()
     assert lines[0].split("\t") == ["case", "status", "steps", "changed", "seconds", "output"]
     assert [line.split("\t")[-1] for line in lines[1:]] == [str(folders.output / f"{case_id}.nii.gz") for case_id in "abc"]
@@ -93,7 +78,7 @@ def test_single_files(folders, tmp_path):
     result = run_here("infer", *images, *per_label, "-o", target, "--save-probabilities", "--preview", *FAST)
     assert result.status == 0, result.stderr
     assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
-    np.testing.assert_array_equal(load_nifti(target), expected_labels(folders, "a"))
+    np.testing.assert_array_equal(load_nifti(target), refined(folders, "a"))
     result = run_here("infer", *images[:2], "-p", folders.logits / "a.nii.gz", "-o", tmp_path / "one", *FAST)
     assert result.status == 0, result.stderr
     assert files_in(tmp_path / "one") == ["a.nii.gz"]
@@ -132,28 +117,26 @@ def test_summary_has_a_record_of_each_case(folders):
     assert summary["max_memory_source"] not in ("", "--max-memory")
     done, failed, _ = summary["cases"]
     assert set(done) == set(failed)
-    assert (done["status"], done["error"], done["logits"]) == ("done", None, None)
-    assert done["output"] == str(folders.output / "a.nii.gz")
-    assert done["probabilities"] == str(folders.output / "a_probabilities.nii.gz")
-    assert done["grid_shape"] == list(GRID_SHAPE)
-    # Column norms of an affine that NIfTI keeps as float32.
-    np.testing.assert_allclose(done["spacing"], np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
-    assert (done["num_labels"], done["num_modalities"]) == (NUM_LABELS, 2)
+    argmax, found = folders.scores("a").argmax(axis=0), load_nifti(folders.output / "a.nii.gz")
+    np.testing.assert_array_equal(found, refined(folders, "a"))
+    expected = {
+        **{"status": "done", "error": None, "logits": None, "grid_shape": list(GRID_SHAPE), "num_labels": NUM_LABELS, "num_modalities": 2},
+        "output": str(folders.output / "a.nii.gz"),
+        "probabilities": str(folders.output / "a_probabilities.nii.gz"),
+        "spacing": pytest.approx(SPACING),  # column norms of an affine that NIfTI keeps as float32
+        "voxels_changed": (argmax != found).sum(),
+        "voxels_before": np.bincount(argmax.ravel(), minlength=NUM_LABELS).tolist(),
+        "voxels_after": np.bincount(found.ravel(), minlength=NUM_LABELS).tolist(),
+    }
+    assert {name: done[name] for name in expected} == expected
     assert len(done["energy"]) == done["num_iterations"]
-    argmax = load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1)
-    refined = load_nifti(folders.output / "a.nii.gz")
-    np.testing.assert_array_equal(refined, expected_labels(folders, "a"))
-    assert done["voxels_changed"] == (argmax != refined).sum()
-    assert done["voxels_before"] == np.bincount(argmax.ravel(), minlength=NUM_LABELS).tolist()
-    assert done["voxels_after"] == np.bincount(refined.ravel(), minlength=NUM_LABELS).tolist()
     assert {"read", "refine", "write"} <= set(done["times"])
     assert all(seconds >= 0 for seconds in done["times"].values())
     assert (failed["status"], failed["output"], failed["error_kind"]) == ("failed", None, "UnsupportedFormatError")
     assert "b.nii.gz" in failed["error"]
-    saved = nib.load(done["probabilities"])
-    assert saved.get_data_dtype() == np.float32
-    values = np.asanyarray(saved.dataobj)
-    np.testing.assert_array_equal(values.argmax(axis=-1), refined)
+    values = load_nifti(done["probabilities"])
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values.argmax(axis=-1), found)
     # Four float32 numbers, each rounded once or twice at 2^-24.
     np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-6)
     assert (folders.output / "a_preview.png").read_bytes().startswith(b"\x89PNG")
@@ -177,16 +160,14 @@ def test_masks(one, tmp_path):
     mask = np.zeros(GRID_SHAPE, np.uint8)
     mask[4:12, 3:11, 2:9] = 1
     save_nifti(tmp_path / "masks" / "a.nii.gz", mask)
-    nonzero = (load_nifti(one.images / "a_0000.nii.gz") != 0) | (load_nifti(one.images / "a_0001.nii.gz") != 0)
+    nonzero = (one.image("a") != 0).any(axis=0)
     assert 0 < nonzero.sum() < nonzero.size
-    chosen = {nonzero.size: (), nonzero.sum(): ("-m", "nonzero"), mask.sum(): ("-m", tmp_path / "masks")}
-    for number, options in [*chosen.items(), (nonzero.sum(), ("--set", "intensity.mask=nonzero"))]:
-        assert summary_of(one, *options)["cases"][0]["num_voxels_in_mask"] == number
-    assert infer(one, "-m", tmp_path / "masks").status == 0
-    argmax = load_nifti(one.logits / "a.nii.gz").argmax(axis=-1)
-    refined = load_nifti(one.output / "a.nii.gz")
-    np.testing.assert_array_equal(refined[mask == 0], argmax[mask == 0])
-    assert (refined[mask == 1] != argmax[mask == 1]).any()
+    options = {"all": (), "nonzero": ("-m", "nonzero"), "key": ("--set", "intensity.mask=nonzero"), "file": ("-m", tmp_path / "masks")}
+    in_mask = {name: summary_of(one, *words)["cases"][0]["num_voxels_in_mask"] for name, words in options.items()}
+    assert in_mask == {"all": nonzero.size, "nonzero": nonzero.sum(), "key": nonzero.sum(), "file": mask.sum()}
+    argmax, found = one.scores("a").argmax(axis=0), load_nifti(one.output / "a.nii.gz")
+    np.testing.assert_array_equal(found[mask == 0], argmax[mask == 0])
+    assert (found[mask == 1] != argmax[mask == 1]).any()
 
 
 def test_config_is_a_preset_or_a_file_and_set_overrides_it(one, tmp_path):
@@ -213,15 +194,6 @@ def test_input_type_is_told_or_found_out(one):
     assert told["energy"] != found["energy"]
 
 
-def test_devices(one):
-    assert re.search(r"device (cpu|cuda) \(auto\)", infer(one).stderr)
-    assert "device cpu," in infer(one, "--device", "cpu").stderr
-    result = infer(one, "--device", "cuda:99")
-    assert result.status == 1
-    assert "--device cuda:99" in result.stderr
-    assert "NVIDIA GPU" in result.stderr
-
-
 def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     contents = []
     for threads in (1, 2, 2):
@@ -233,50 +205,39 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     np.testing.assert_array_equal(logits.argmax(axis=-1), labels)
 
 
-@pytest.mark.parametrize("options", [(), ("-q",)], ids=["", "quiet"])
-def test_a_case_that_takes_long_says_how_far_it_is(folders, monkeypatch, options):
+def test_a_case_that_takes_long_says_how_far_it_is(one, monkeypatch):
     """Where there is no bar; a short case says nothing of its stages."""
-    assert "so far" not in infer(folders).stderr
+    assert "so far" not in infer(one).stderr
     monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
-    said = re.findall(r"^b: mean field (.)/5, 0 s so far$", infer(folders, *options).stderr, flags=re.MULTILINE)
-    assert said == ([] if options else list("01234"))
+    for options, steps in (((), "01234"), (("-q",), "")):
+        said = re.findall(r"^a: mean field (.)/5, 0 s so far$", infer(one, *options).stderr, flags=re.MULTILINE)
+        assert said == list(steps)
 
 
-def test_continue_does_what_is_missing_or_broken(folders):
+def test_continue_does_what_is_missing_or_broken(tmp_path):
+    """Cut off, gone, of another shape or elsewhere; what was not asked for before; and previews that are cut off."""
+    folders = write_folders(tmp_path, *"abcde")
     assert infer(folders).status == 0
-    kept, broken, missing = (folders.output / f"{case_id}.nii.gz" for case_id in "abc")
-    content = broken.read_bytes()
-    before = kept.stat().st_mtime_ns
-    broken.write_bytes(content[: len(content) // 2])
+    kept, cut, missing, smaller, moved = paths = [folders.output / f"{case_id}.nii.gz" for case_id in "abcde"]
+    before, written = [path.read_bytes() for path in paths], kept.stat().st_mtime_ns
+    cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
     missing.unlink()
-    result = infer(folders, "--continue")
-    assert result.status == 0
-    assert [line.split("\t")[:2] for line in result.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"], ["c", "done"]]
-    assert kept.stat().st_mtime_ns == before
-    assert broken.read_bytes() == content
-    assert missing.is_file()
-
-
-def test_continue_makes_what_was_not_asked_for_before_and_a_broken_preview_again(folders):
-    assert infer(folders).status == 0
-    assert statuses(folders, "--save-logits", "--preview") == ["done"] * 3
-    assert statuses(folders, "--save-logits", "--preview") == ["skipped"] * 3
+    save_nifti(smaller, np.zeros((4, 5, 6), np.uint8))
+    affine = AFFINE.copy()
+    affine[0, 3] += 99
+    save_nifti(moved, load_nifti(moved), affine)
+    assert statuses(infer(folders, "--continue")) == [("a", "skipped"), *((case_id, "done") for case_id in "bcde")]
+    assert [path.read_bytes() for path in paths] == before
+    assert kept.stat().st_mtime_ns == written
+    more = ("--continue", "--save-logits", "--preview")
+    for status in ("done", "skipped"):
+        assert statuses(infer(folders, *more)) == [(case_id, status) for case_id in "abcde"]
     pictures = [folders.output / f"{case_id}_preview.png" for case_id in "abc"]
     contents = [picture.read_bytes() for picture in pictures]
-    for picture, content, kept in zip(pictures, contents, (0, 100, -1), strict=True):
-        picture.write_bytes(content[:kept])
-    assert statuses(folders, "--preview") == ["done"] * 3
+    for picture, content, left in zip(pictures, contents, (0, 100, -1), strict=True):
+        picture.write_bytes(content[:left])
+    assert [status for _, status in statuses(infer(folders, *more))] == ["done"] * 3 + ["skipped"] * 2
     assert [picture.read_bytes() for picture in pictures] == contents
-
-
-def test_continue_does_not_take_an_output_on_another_grid(folders):
-    """Of another shape; or of as many voxels, but elsewhere."""
-    assert infer(folders).status == 0
-    save_nifti(folders.output / "a.nii.gz", np.zeros((4, 5, 6), np.uint8))
-    moved = AFFINE.copy()
-    moved[0, 3] += 99
-    save_nifti(folders.output / "b.nii.gz", load_nifti(folders.output / "b.nii.gz"), moved)
-    assert statuses(folders) == ["done", "done", "skipped"]
 
 
 def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_path):
@@ -284,11 +245,9 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
     path = tmp_path / "summary.json"
     seen = []
     for part_id, num_parts, words in (
-        (0, 3, "part 0 of parts 0–2: 3 of 7 cases; parts 1–2 (4 cases) are not run here; device cpu"),
-        (1, 3, "part 1 of parts 0–2: 2 of 7 cases; parts 0 and 2 (5 cases) are not run here; device cpu"),
-        (2, 3, "part 2 of parts 0–2: 2 of 7 cases; parts 0–1 (5 cases) are not run here; device cpu"),
-        (1, 4, "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
         (0, 2, "part 0 of parts 0–1: 4 of 7 cases; part 1 (3 cases) is not run here; device cpu"),
+        (1, 2, "part 1 of parts 0–1: 3 of 7 cases; part 0 (4 cases) is not run here; device cpu"),
+        (1, 4, "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
         (8, 9, "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
     ):
         path.unlink(missing_ok=True)
@@ -300,48 +259,45 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
         assert (summary["num_parts"], summary["part_id"]) == (num_parts, part_id)
         assert list(summary["all_cases"]) == list("abcdefg")
         seen.append({case["status"] for case in summary["cases"]})
-    assert seen == [{"done"}] * 3 + [{"skipped"}] * 2 + [set()]
+    assert seen == [{"done"}, {"done"}, {"skipped"}, set()]
 
 
 def test_fail_fast_stops_at_the_first_bad_case(folders):
     (folders.logits / "a.nii.gz").write_bytes(b"no gzip")
-    going_on = infer(folders)
-    assert going_on.status == 1
-    assert files_in(folders.output) == ["b.nii.gz", "c.nii.gz"]
-    assert going_on.stderr.splitlines()[-1] == "failed: a"
-    for name in files_in(folders.output):
-        (folders.output / name).unlink()
     stopped = infer(folders, "--fail-fast")
     assert stopped.status == 1
     assert "not started" in stopped.stderr
     assert files_in(folders.output) == []
+    going_on = infer(folders)
+    assert going_on.status == 1
+    assert files_in(folders.output) == ["b.nii.gz", "c.nii.gz"]
+    assert going_on.stderr.splitlines()[-1] == "failed: a"
 
 
 def test_a_case_that_takes_more_memory_than_allowed_fails_before_it_is_read(folders):
-    """Two modalities and the logits in float32: of one byte less, only the last case is refused, which has one more label."""
-    voxels = int(np.prod(GRID_SHAPE))
-    logits = load_nifti(folders.logits / "c.nii.gz")
-    save_nifti(folders.logits / "c.nii.gz", np.concatenate([logits, logits[..., :1]], axis=-1))
+    """Two modalities and the logits in float32: exactly enough, but for the last case, which has one more label."""
+    limit = 4 * int(np.prod(GRID_SHAPE)) * (2 + NUM_LABELS)
+    scores = folders.scores("c")
+    save_nifti(folders.logits / "c.nii.gz", np.moveaxis(np.concatenate([scores, scores[:1]]), 0, -1))
     summary = folders.output.with_name("summary.json")
-    result = infer(folders, "--max-memory", 4 * voxels * (2 + NUM_LABELS), "--summary", summary)
+    result = infer(folders, "--max-memory", limit, "--summary", summary)
     assert result.status == 1
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz"]
     assert "case 'c': its files, read as float32, take" in result.stderr
     assert "of --max-memory" in result.stderr
     record = json.loads(summary.read_text())
-    assert (record["max_memory"], record["max_memory_source"]) == (4 * voxels * (2 + NUM_LABELS), "--max-memory")
+    assert (record["max_memory"], record["max_memory_source"]) == (limit, "--max-memory")
     assert record["cases"][2]["error_kind"] == "CapacityError"
 
 
 def test_small_object_rules_are_applied_and_counted(one):
     """The same as the rules alone on the label map without them; the summary says what they did."""
     (plain,) = summary_of(one)["cases"]
-    without = load_nifti(one.output / "a.nii.gz")
     assert (plain["voxels_removed"], plain["voxels_filled"]) == (0, 0)
     rules = ('keep_largest=["none", "each", "none", "none"]', "num_components=2", "min_component_ml=[0, 0, 0.05, 0]")
-    (ruled,) = summary_of(one, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))["cases"]
     parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0), 2)
-    expected = clean(without, parameters, float(np.prod(np.linalg.norm(AFFINE[:3, :3], axis=0))) / 1000)
+    expected = clean(load_nifti(one.output / "a.nii.gz"), parameters, float(np.prod(SPACING)) / 1000)
+    (ruled,) = summary_of(one, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))["cases"]
     np.testing.assert_array_equal(load_nifti(one.output / "a.nii.gz"), expected.label_map)
     assert (ruled["voxels_removed"], ruled["voxels_filled"]) == (expected.voxels_removed, expected.voxels_filled)
     assert ruled["voxels_removed"] > 0
@@ -373,10 +329,12 @@ def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
 
 
 def test_verbose_tells_the_filter_and_the_times_and_quiet_nothing_but_errors(one):
-    verbose = infer(one, "-v")
-    assert "bilateral" in verbose.stderr
-    assert "read " in verbose.stderr
-    assert "bilateral" not in infer(one).stderr
+    verbose, plain = infer(one, "-v").stderr, infer(one, "--device", "cpu").stderr
+    assert re.search(r"device (cpu|cuda) \(auto\)", verbose)
+    assert "device cpu," in plain
+    for words in ("bilateral", "read "):
+        assert words in verbose
+        assert words not in plain
     quiet = infer(one, "-q")
     assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
     (one.logits / "a.nii.gz").rename(one.logits / "b.nii.gz")
@@ -385,25 +343,20 @@ def test_verbose_tells_the_filter_and_the_times_and_quiet_nothing_but_errors(one
     assert failing.stderr.startswith("crfrefine: error: ")
 
 
-@pytest.mark.parametrize("which", ["images", "logits"])
-def test_results_do_not_go_among_the_inputs_of_a_folder_run(folders, which):
-    """Nothing is replaced, and the next run does not find results where it looks for images."""
-    folder = getattr(folders, which)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", folder)
-    assert result.status == 1
-    assert "would replace an input" in result.stderr or "choose another folder" in result.stderr
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_single_result_does_not_replace_an_input(one):
+def test_no_result_replaces_an_input_or_goes_among_those_of_a_folder(one):
+    """Nor does the next run find results where it looks for images."""
     image, logits = one.images / "a_0000.nii.gz", one.logits / "a.nii.gz"
-    for target in (image, logits):
-        before = target.read_bytes()
-        result = run_here("infer", "-i", image, "-p", logits, "-o", target)
+    before = {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")}
+    for inputs, target, words in (
+        ((image, logits), image, "would replace an input"),
+        ((image, logits), logits, "would replace an input"),
+        ((one.images, one.logits), one.images, "choose another folder"),
+        ((one.images, one.logits), one.logits, "would replace an input"),
+    ):
+        result = run_here("infer", "-i", inputs[0], "-p", inputs[1], "-o", target)
         assert result.status == 1
-        assert "would replace an input" in result.stderr
-        assert target.read_bytes() == before
+        assert words in result.stderr
+        assert {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")} == before
 
 
 def test_names_that_are_no_text_and_look_like_formulas(tmp_path):

@@ -7,15 +7,14 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, FAST, GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, statuses, write_folders
 
 import crfrefine
 from crfrefine import io
-from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.demo.phantom import make_phantom
 
 NAMES = {1: "aorta", 2: "kidney", 3: "liver"}
-FAST = ("--set", "mean_field.filter=lattice")
+AS_LABELS = ("--input-type", "labels", "--save-structures")
 STRENGTH = (*FAST, "--set", "bilateral.theta_alpha=3", "--set", "bilateral.theta_beta=0.1")
 PARAMETERS = crfrefine.CrfParameters().replace(
     **{"mean_field.filter": "lattice", "bilateral.theta_alpha": 3.0, "bilateral.theta_beta": 0.1}
@@ -26,9 +25,9 @@ def network_labels(seed):
     return make_phantom(seed, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
 
 
-def refined(seed, labels, parameters=PARAMETERS):
+def refined(seed, labels):
     image = make_phantom(seed, GRID_SHAPE, SPACING).image.astype(np.int16)
-    return crfrefine.refine(np.asfortranarray(labels), image, spacing=SPACING, parameters=parameters, input_type="labels")
+    return crfrefine.refine(np.asfortranarray(labels), image, spacing=SPACING, parameters=PARAMETERS, input_type="labels")
 
 
 @pytest.fixture
@@ -53,8 +52,8 @@ def structures(maps):
 
 def save_nifti_with_table(path, labels, names):
     """A label map with the table of names and colors of TotalSegmentator, behind an extension that is none of it."""
-    entries = "".join(
-        f'<Label Key="{label}" Red="1.0" Green="{128 / 255}" Blue="0.0" Alpha="1"><![CDATA[{name}]]></Label>\n'
+    entries = "\n".join(
+        f'<Label Key="{label}" Red="1.0" Green="{128 / 255}" Blue="0.0" Alpha="1"><![CDATA[{name}]]></Label>'
         for label, name in names.items()
     )
     text = (
@@ -63,8 +62,8 @@ def save_nifti_with_table(path, labels, names):
         "</CaretExtension>\n              "
     )
     image = nib.Nifti1Image(labels, AFFINE)
-    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"a comment"))
-    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, text.encode()))
+    for code, content in ((6, b"a comment"), (0, text.encode())):
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(code, content))
     nib.save(image, path)
     return path
 
@@ -92,32 +91,16 @@ def test_label_maps_are_refined_and_keep_their_numbers(maps):
         assert record["structures"] is None
 
 
-def test_probabilities_and_logits_have_all_declared_labels(maps):
-    """A label that is not declared fails its case alone."""
-    (maps.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 10, "y": 20, "z": 30, "rare": 33}}))
-    save_nifti(maps.logits / "b.nii.gz", 11 * network_labels(1))
-    result = infer(maps, "--save-probabilities", "--save-logits")
-    assert result.status == 1
-    assert "b.nii.gz: has labels that are not declared: 11, 22; it holds 0, 11, 22, 33" in result.stderr
-    assert files_in(maps.output) == ["a.nii.gz", "a_logits.nii.gz", "a_probabilities.nii.gz"]
-    expected = refined(0, 10 * network_labels(0))
-    probabilities, logits = (load_nifti(maps.output / f"a_{what}.nii.gz") for what in ("probabilities", "logits"))
-    assert probabilities.shape == logits.shape == (*GRID_SHAPE, 34)
-    present = [0, 10, 20, 30]
-    np.testing.assert_allclose(np.moveaxis(probabilities[..., present], -1, 0), expected.marginals, atol=1e-6)  # as stored in float32
-    assert (np.delete(probabilities, present, axis=-1) == 0).all()
-    assert (np.delete(logits, present, axis=-1) == ABSENT_LOGIT).all()
-
-
 def test_structures_become_a_label_map_with_names(structures):
     """A second run continues where a structure is missing."""
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, "--input-type", "labels", "--save-structures", "--summary", summary)
+    result = infer(structures, *AS_LABELS, "--summary", summary)
     assert result.status == 0, result.stderr
     numbers = {"aorta": 1, "kidney": 2, "liver": 3, "spleen": 4}
     assert json.loads((structures.output / "dataset.json").read_text()) == {"labels": {"background": 0, **numbers}}
     expected = refined(1, np.array([0, 1, 2, 4])[network_labels(1)]).label_map
     np.testing.assert_array_equal(load_nifti(structures.output / "b.nii.gz"), expected)
+    assert files_in(structures.output) == ["a", "a.nii.gz", "b", "b.nii.gz", "dataset.json"]
     assert files_in(structures.output / "b") == ["aorta.nii.gz", "kidney.nii.gz", "spleen.nii.gz"]
     for name in ("aorta", "kidney", "spleen"):
         written = load_nifti(structures.output / "b" / f"{name}.nii.gz")
@@ -126,49 +109,44 @@ def test_structures_become_a_label_map_with_names(structures):
     content = json.loads(summary.read_text())
     assert content["label_names"] == {str(number): name for name, number in numbers.items()}
     assert content["cases"][1]["structures"] == str(structures.output / "b")
-    assert files_in(structures.output) == ["a", "a.nii.gz", "b", "b.nii.gz", "dataset.json"]
     (structures.output / "b" / "kidney.nii.gz").unlink()
-    again = infer(structures, "--input-type", "labels", "--save-structures", "--continue")
-    assert [line.split("\t")[:2] for line in again.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"]]
+    assert statuses(infer(structures, *AS_LABELS, "--continue")) == [("a", "skipped"), ("b", "done")]
     assert "kidney.nii.gz" in files_in(structures.output / "b")
-
-
-def test_names_of_other_labels_are_not_replaced(structures):
-    structures.output.mkdir()
     (structures.output / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
-    result = infer(structures, "--input-type", "labels")
+    result = infer(structures, *AS_LABELS)
     assert result.status == 1
     assert "dataset.json: has other labels than the 4 structures of this run" in result.stderr
-    assert files_in(structures.output) == ["dataset.json"]
 
 
-def test_a_single_file_as_output_gets_no_names_beside_it(structures):
-    output = structures.output / "refined.nii.gz"
-    arguments = ("-i", structures.images / "a_0000.nii.gz", "-p", structures.logits / "a", "-o", output, *FAST)
-    assert run_here("infer", *arguments, "--input-type", "labels", "--save-structures").status == 0
+def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(structures, maps):
+    """A single file as output gets no names beside it."""
+    given = ("infer", "-i", structures.images / "a_0000.nii.gz", *AS_LABELS, *FAST, "-p")
+    result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz")
+    assert result.status == 0
     assert files_in(structures.output) == ["refined", "refined.nii.gz"]
     assert files_in(structures.output / "refined") == ["aorta.nii.gz", "kidney.nii.gz", "liver.nii.gz"]
+    assert f"--save-structures: one file per label goes into the folder {structures.output / 'refined'}" in result.stderr
+    refused = run_here(*given, maps.logits / "a.nii.gz", "-o", maps.logits.with_suffix(".nii.gz"))
+    assert refused.status == 1
+    assert f"--save-structures writes into the folder {maps.logits}, which holds inputs or other outputs" in refused.stderr
 
 
 def test_structures_are_saved_of_a_label_map_with_names(maps):
     """Names are those of the table in the header, as TotalSegmentator writes it with `--ml`, else those of `dataset.json`, else numbers."""
     table = {10: "lung/upper lobe", 20: "kidney", 52: "KIDNEY"}
     save_nifti_with_table(maps.logits / "a.nii.gz", 10 * network_labels(0), table)
-    result = infer(maps, "--input-type", "labels", "--save-structures")
-    assert result.status == 0, result.stderr
+    assert infer(maps, *AS_LABELS).status == 0
     assert files_in(maps.output / "a") == ["KIDNEY_52.nii.gz", "Label_30.nii.gz", "kidney.nii.gz", "lung_upper_lobe.nii.gz"]
     assert files_in(maps.output / "b") == ["Label_10.nii.gz", "Label_20.nii.gz", "Label_30.nii.gz"]
     whole = load_nifti(maps.output / "a.nii.gz")
     for name, label in (("lung_upper_lobe", 10), ("kidney", 20), ("Label_30", 30), ("KIDNEY_52", 52)):
         np.testing.assert_array_equal(load_nifti(maps.output / "a" / f"{name}.nii.gz"), whole == label)
     (maps.output / "b/Label_20.nii.gz").unlink()
-    again = infer(maps, "--input-type", "labels", "--save-structures", "--continue")
-    assert [line.split("\t")[:2] for line in again.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"]]
+    assert statuses(infer(maps, *AS_LABELS, "--continue")) == [("a", "skipped"), ("b", "done")]
     description = {"labels": {"background": 0, "aorta": 10, "spleen": 20, "liver": 30, "ignore": 99}}
     (maps.logits / "dataset.json").write_text(json.dumps(description))
-    save_nifti(maps.logits / "a.nii.gz", 10 * network_labels(0))
     assert infer(replace(maps, output=maps.output.with_name("named")), "--save-structures").status == 0
-    assert files_in(maps.output.with_name("named") / "a") == ["aorta.nii.gz", "liver.nii.gz", "spleen.nii.gz"]
+    assert files_in(maps.output.with_name("named") / "b") == ["aorta.nii.gz", "liver.nii.gz", "spleen.nii.gz"]
 
 
 def test_names_in_the_header_reach_formats_that_hold_names(maps):
@@ -184,27 +162,14 @@ def test_names_in_the_header_reach_formats_that_hold_names(maps):
         assert io.read_header(path).segments == ()
 
 
-def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(maps):
-    arguments = ("-i", maps.images / "a_0000.nii.gz", "-p", maps.logits / "a.nii.gz", "--input-type", "labels", "--save-structures", *FAST)
-    result = run_here("infer", *arguments, "-o", maps.output / "refined.nii.gz")
-    assert result.status == 0
-    assert f"--save-structures: one file per label goes into the folder {maps.output / 'refined'}" in result.stderr
-    assert files_in(maps.output / "refined") == ["Label_10.nii.gz", "Label_20.nii.gz", "Label_30.nii.gz"]
-    refused = run_here("infer", *arguments, "-o", maps.logits.with_suffix(".nii.gz"))
-    assert refused.status == 1
-    assert f"--save-structures writes into the folder {maps.logits}, which holds inputs or other outputs" in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "told"), [(["--save-structures"], "would replace an input file"), ([], "choose another folder for the results")]
-)
-def test_results_are_not_written_among_the_structures(structures, options, told):
+def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}
-    result = infer(replace(structures, output=structures.logits), "--input-type", "labels", *options)
-    assert result.status == 1
-    assert told in result.stderr
-    assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
+    for options, told in ((AS_LABELS, "would replace an input file"), (AS_LABELS[:2], "choose another folder for the results")):
+        result = infer(replace(structures, output=structures.logits), *options)
+        assert result.status == 1
+        assert told in result.stderr
+        assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
 
 
 def test_labels_that_vanish_are_told(maps):
@@ -225,14 +190,13 @@ def test_labels_that_vanish_are_told(maps):
 
 
 def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_path):
-    folders = write_folders(tmp_path, "a")
+    folders, summary = write_folders(tmp_path, "a"), tmp_path / "summary.json"
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "edema": 1, "core": 2, "enhancing": 3}}))
-    assert run_here("infer", *folders.arguments, *FAST, "--save-structures").status == 0
+    assert infer(folders, "--save-structures").status == 0
     whole = load_nifti(folders.output / "a.nii.gz")
     for label, name in enumerate(("edema", "core", "enhancing"), 1):
         np.testing.assert_array_equal(load_nifti(folders.output / f"a/{name}.nii.gz"), whole == label)
     (tmp_path / "dataset.json").unlink()
-    summary = tmp_path / "summary.json"
     result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary)
     assert result.status == 0
     (record,) = json.loads(summary.read_text())["cases"]
@@ -243,16 +207,16 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
 
 def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
     """Its parts are smaller and keep all of its voxels."""
-    labels = network_labels(0)
-    save_nifti(structures.logits / "a" / "both.nii.gz", np.isin(labels, (1, 2)).astype(np.uint8))
-    size = np.isin(labels, (1, 2)).sum()
+    union = np.isin(network_labels(0), (1, 2)).astype(np.uint8)
+    save_nifti(structures.logits / "a" / "both.nii.gz", union)
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, "--input-type", "labels", "--save-structures", "--summary", summary)
+    result = infer(structures, *AS_LABELS, "--summary", summary)
     assert result.status == 0
     assert not load_nifti(structures.output / "a" / "both.nii.gz").any()
     assert "a: a is taken as one file per structure: 4 files, 4 not empty\n" in result.stderr
-    assert f"both keeps 0 of {size} voxels; if it is a union of others, leave its file out and unite its refined parts\n" in result.stderr
-    assert f"a: labels that vanished: both ({size} voxels)\n" in result.stderr
+    left_out = "if it is a union of others, leave its file out and unite its refined parts\n"
+    assert f"both keeps 0 of {union.sum()} voxels; {left_out}" in result.stderr
+    assert f"a: labels that vanished: both ({union.sum()} voxels)\n" in result.stderr
     content = json.loads(summary.read_text())
     assert [content["label_names"][str(label)] for label in content["cases"][0]["vanished_labels"]] == ["both"]
     assert content["cases"][1]["vanished_labels"] == []

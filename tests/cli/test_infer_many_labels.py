@@ -11,7 +11,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT
 
 SHAPE = (35, 26, 19)
 NUMBERS = np.array([0, *range(2, 42, 2)])
-MISSING = [label for label in range(41) if label not in NUMBERS]
+MISSING = [label for label in range(45) if label not in NUMBERS]
 SETTINGS = {"bilateral.theta_alpha": 1.5, "bilateral.theta_beta": 0.05, "mean_field.filter": "truncated"}
 STRENGTH = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
 PARAMETERS = crfrefine.CrfParameters().replace(**SETTINGS)
@@ -28,53 +28,34 @@ def scene():
     return labels.astype(np.uint8), (100 * true + rng.normal(0, 30, SHAPE)).astype(np.int16)
 
 
-@pytest.fixture
-def folders(scene, tmp_path):
-    found = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
-    labels, image = scene
-    save_nifti(found.images / "a_0000.nii.gz", image)
-    save_nifti(found.logits / "a.nii.gz", labels)
-    return found
-
-
-def refined(scene):
-    labels, image = scene
-    return crfrefine.refine(np.asfortranarray(labels), image, spacing=SPACING, parameters=PARAMETERS, input_type="labels")
-
-
 @pytest.mark.parametrize("options", [(), ("--set", "mean_field.label_threshold=0")])
-def test_every_output_is_that_of_refine(scene, folders, options):
-    summary = folders.output.with_name("summary.json")
-    kinds = ("--save-probabilities", "--save-logits", "--preview", "--summary", summary)
+def test_every_output_is_that_of_refine(scene, tmp_path, options):
+    """Inside of a mask, with the labels that are declared."""
+    labels, image = scene
+    folders, mask = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out"), np.zeros(SHAPE, np.uint8)
+    mask[4:30, :20] = 1
+    for folder, name, values in ((folders.images, "a_0000", image), (folders.logits, "a", labels), (tmp_path / "masks", "a", mask)):
+        save_nifti(folder / f"{name}.nii.gz", values)
+    names = {"background": 0, **{f"part {label}": int(label) for label in range(1, 45)}}
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": names}))
+    summary = tmp_path / "summary.json"
+    kinds = ("--save-probabilities", "--save-logits", "--preview", "--summary", summary, "-m", tmp_path / "masks")
     result = run_here("infer", *folders.arguments, *STRENGTH, *options, *kinds)
     assert result.status == 0, result.stderr
-    assert "a.nii.gz is taken as a label map" in result.stderr
     assert files_in(folders.output) == ["a.nii.gz", "a_logits.nii.gz", "a_preview.png", "a_probabilities.nii.gz"]
-    expected = refined(scene)
+    settings = {"spacing": SPACING, "parameters": PARAMETERS, "input_type": "labels", "mask": mask.astype(bool)}
+    expected = crfrefine.refine(np.asfortranarray(labels), image, **settings)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected.label_map)
-    assert expected.changes.voxels_changed > 100
+    np.testing.assert_array_equal(expected.label_map[mask == 0], labels[mask == 0])
+    assert expected.changes.voxels_changed > 20
     probabilities, logits = (np.moveaxis(load_nifti(folders.output / f"a_{kind}.nii.gz"), -1, 0) for kind in ("probabilities", "logits"))
+    assert probabilities.shape == (45, *SHAPE)
     np.testing.assert_allclose(probabilities[NUMBERS], expected.marginals, atol=2e-5)
     np.testing.assert_array_equal(NUMBERS[logits[NUMBERS].argmax(axis=0)], expected.label_map)
     assert (probabilities[MISSING] == 0).all()
     assert (logits[MISSING] == ABSENT_LOGIT).all()
     (record,) = json.loads(summary.read_text())["cases"]
-    assert (record["input_type"], record["num_labels"], record["num_modalities"]) == ("labels", 41, 1)
+    assert (record["input_type"], record["num_labels"], record["num_modalities"]) == ("labels", 45, 1)
     assert record["voxels_changed"] == expected.changes.voxels_changed
-    assert record["voxels_before"] == list(expected.changes.voxels_before)
+    assert record["voxels_before"][:41] == list(expected.changes.voxels_before)
     assert ("tiles" in record["filters"][0]) == ("mean_field.label_threshold=0" not in options)
-
-
-def test_declared_labels_and_a_mask(scene, folders, tmp_path):
-    labels, _ = scene
-    names = {"background": 0, **{f"part {label}": int(label) for label in range(1, 60)}}
-    (folders.logits / "dataset.json").write_text(json.dumps({"labels": names}))
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[4:30, :20] = 1
-    save_nifti(tmp_path / "masks" / "a.nii.gz", mask)
-    result = run_here("infer", *folders.arguments, *STRENGTH, "-m", tmp_path / "masks", "--save-probabilities")
-    assert result.status == 0, result.stderr
-    written = load_nifti(folders.output / "a.nii.gz")
-    np.testing.assert_array_equal(written[mask == 0], labels[mask == 0])
-    assert (written != labels).any()
-    assert load_nifti(folders.output / "a_probabilities.nii.gz").shape == (*SHAPE, 60)

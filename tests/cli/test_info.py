@@ -58,27 +58,20 @@ def test_other_formats(root, tmp_path):
 
 
 def test_json_has_what_is_shown(root):
-    broken = root / "broken.nii"
+    """Of several files, of which two cannot be read."""
+    broken, path = root / "broken.nii", root / "images" / "a_0000.nii.gz"
     broken.write_bytes(b"no volume")
-    path = root / "images" / "a_0000.nii.gz"
-    result = run_here("info", "--json", path, root, broken)
-    file, folder, bad = json.loads(result.stdout)["paths"]
-    assert file["path"] == str(path)
-    assert file["properties"] == fields(run_here("info", path).stdout)
+    result = run_here("info", "--json", path, broken, root, root / "nowhere.nii")
+    file, bad, folder, absent = json.loads(result.stdout)["paths"]
+    shown = run_here("info", path, broken, path).stdout
+    assert shown.count("  format") == 2
+    assert (file["path"], file["properties"]) == (str(path), fields(run_here("info", path).stdout))
     assert list(folder["cases"]) == ["a", "b", "c"]
     assert folder["problems"] == []
-    assert bad["problems"][0] in result.stderr
+    for found, name in ((bad, broken), (absent, root / "nowhere.nii")):
+        assert f"crfrefine: error: {found['problems'][0]}" in result.stderr
+        assert str(name) in found["problems"][0]
     assert (result.status, json.loads(result.stdout)["is_well"]) == (1, False)
-
-
-def test_several_files_and_one_that_is_broken(root):
-    broken = root / "broken.nii"
-    broken.write_text("no")
-    paths = (root / "images" / "a_0000.nii.gz", broken, root / "images" / "a_0001.nii.gz", root / "nowhere.nii")
-    result = run_here("info", *paths)
-    assert result.status == 1
-    assert result.stdout.count("  format") == 2
-    assert [line.split(":")[2].strip() for line in result.stderr.splitlines()] == [str(broken), str(root / "nowhere.nii")]
 
 
 def test_a_folder_of_images(root, tmp_path):
@@ -95,16 +88,10 @@ def test_a_folder_of_images(root, tmp_path):
     assert "no case found" in empty.stdout
 
 
-def test_a_data_set_with_logits_masks_and_labels(root):
+def test_what_is_wrong_with_cases(root):
     for case_id in "abc":
         for kind in ("masks", "labels"):
             save_nifti(root / kind / f"{case_id}.nii.gz", np.ones(GRID_SHAPE, np.uint8))
-    result = run_here("info", root)
-    assert result.status == 0
-    assert result.stdout.splitlines()[1].endswith("4 labels, mask, reference")
-
-
-def test_what_is_wrong_with_cases(root):
     (root / "images" / "a_0001.nii.gz").unlink()
     affine = AFFINE.copy()
     affine[1, 3] += 5
@@ -114,6 +101,7 @@ def test_what_is_wrong_with_cases(root):
     lines = result.stdout.splitlines()
     assert lines[0].endswith(": 1 case in order, 2 problems")
     assert lines[1].split()[0] == "c"
+    assert lines[1].endswith("4 labels, mask, reference")
     wrong = [line for line in lines if line.startswith("  wrong:")]
     assert len(wrong) == 2
     assert "'a'" in wrong[0]

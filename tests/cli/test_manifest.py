@@ -7,12 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, NUM_LABELS, Folders, files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, FAST, GRID_SHAPE, Folders, files_in, infer, load_nifti, run_here, save_nifti, write_folders
 
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
-
-FAST = ("--set", "mean_field.filter=lattice")
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def manifest(folders, tmp_path) -> Path:
 
 
 def test_results_are_those_of_a_folder_run(folders, manifest, tmp_path):
-    assert run_here("infer", *folders.arguments, *FAST).status == 0
+    assert infer(folders).status == 0
     output = tmp_path / "by manifest"
     result = run_here("infer", "--manifest", manifest, "-o", output, "--save-logits", "--preview", *FAST)
     assert result.status == 0, result.stderr
@@ -68,46 +66,41 @@ def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch)
     assert run_here("status", "../out").status == 0
 
 
-def test_a_given_spacing_is_computed_with_and_the_output_keeps_the_image_s(manifest, folders, tmp_path):
-    """Twice as thick slices as in the header: other distances, other results."""
-    lines = manifest.read_text().splitlines()
-    manifest.write_text("\n".join([lines[0] + ",spacing", lines[1] + ",1;1.25;5", lines[2] + ",", lines[3] + ","]))
+def add_column(manifest, name, value):
+    """Of the first case; the others have nothing there."""
+    head, first, *others = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([f"{head},{name}", f"{first},{value}", *(f"{line}," for line in others)]))
+
+
+def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(manifest, folders, tmp_path):
+    """Twice as thick slices as in the header: other distances, other results. Masks of the other cases are `-m nonzero`."""
+    mask = np.zeros(GRID_SHAPE, np.uint8)
+    mask[3:16, 2:13] = 1
+    save_nifti(manifest.parent / "mask.nii.gz", mask)
+    add_column(manifest, "spacing", "1;1.25;5")
+    add_column(manifest, "mask", "mask.nii.gz")
     strong = (*FAST, "--set", "bilateral.weight=30", "--set", "bilateral.theta_alpha=3")
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.json", *strong)
+    arguments = ("-o", tmp_path / "out", "-m", "nonzero", "--summary", tmp_path / "s.json", *strong)
+    result = run_here("infer", "--manifest", manifest, *arguments)
     assert result.status == 0, result.stderr
-    record = json.loads((tmp_path / "s.json").read_text())["cases"][0]
-    assert record["spacing"] == [1.0, 1.25, 5.0]
-    assert "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm" in record["notes"]
-    image = np.stack([load_nifti(folders.images / f"a_{modality:04d}.nii.gz").astype(np.float32) for modality in range(2)])
-    logits = np.moveaxis(load_nifti(folders.logits / "a.nii.gz"), -1, 0)
+    first, second, _ = json.loads((tmp_path / "s.json").read_text())["cases"]
+    assert (first["spacing"], second["spacing"]) == ([1.0, 1.25, 5.0], [1.0, 1.25, 2.5])
+    assert "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm" in first["notes"]
+    assert first["num_voxels_in_mask"] == mask.sum()
+    assert second["num_voxels_in_mask"] == (folders.image("b") != 0).any(axis=0).sum()
     parameters = CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.weight": 30, "bilateral.theta_alpha": 3})
-    by_spacing = [crfrefine.refine(logits, image, spacing=(1, 1.25, dz), parameters=parameters).label_map for dz in (5, 2.5)]
+    settings = {"parameters": parameters, "mask": mask.astype(bool)}
+    arrays = folders.scores("a"), folders.image("a")
+    by_spacing = [crfrefine.refine(*arrays, spacing=(1, 1.25, dz), **settings).label_map for dz in (5, 2.5)]
     assert (by_spacing[0] != by_spacing[1]).any(), "the spacing makes no difference here"
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), by_spacing[0])
     np.testing.assert_allclose(nib.load(tmp_path / "out" / "a.nii.gz").affine, AFFINE)
 
 
-def test_masks_are_per_case_and_nonzero_is_for_the_others(manifest, folders, tmp_path):
-    shape = load_nifti(folders.images / "a_0000.nii.gz").shape
-    mask = np.zeros(shape, np.uint8)
-    mask[3:9, 2:8] = 1
-    save_nifti(manifest.parent / "mask.nii.gz", mask)
-    lines = manifest.read_text().splitlines()
-    manifest.write_text("\n".join([lines[0] + ",mask", lines[1] + ",mask.nii.gz", lines[2] + ",", lines[3] + ","]))
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "-m", "nonzero", "--summary", tmp_path / "s.json", *FAST)
-    assert result.status == 0, result.stderr
-    in_mask = [case["num_voxels_in_mask"] for case in json.loads((tmp_path / "s.json").read_text())["cases"]]
-    assert in_mask[0] == 6 * 6 * shape[2]
-    image = [load_nifti(folders.images / f"b_{modality:04d}.nii.gz") for modality in range(2)]
-    assert in_mask[1] == np.count_nonzero((image[0] != 0) | (image[1] != 0))
-
-
 def test_label_names_are_those_beside_the_manifest(manifest, tmp_path):
     (manifest.parent / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1}}))
-    labels = np.zeros((18, 15, 11), np.uint8)
-    labels[4:9, 4:9, 4:8] = NUM_LABELS
     for number in range(3):
-        save_nifti(manifest.parent / "net" / str(number) / "output.nii.gz", labels)
+        save_nifti(manifest.parent / "net" / str(number) / "output.nii.gz", np.indices(GRID_SHAPE)[0].astype(np.uint8) // 6 * 2)
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--input-type", "labels")
     assert result.status == 1
     assert f"{manifest.parent}/dataset.json" in result.stderr
@@ -129,8 +122,8 @@ def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path)
     assert not (tmp_path / "s.jsonl").exists()
 
 
-@pytest.mark.parametrize("options", [("-i", "x"), ("-p", "x"), ("--nnunet", "x"), ("-m", "x")])
-def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path, options):
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", *options)
-    assert result.status == 2
-    assert "--manifest names the files of each case; leave" in result.stderr
+def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path):
+    for option in ("-i", "-p", "--nnunet", "-m"):
+        result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", option, "x")
+        assert result.status == 2
+        assert "--manifest names the files of each case; leave" in result.stderr

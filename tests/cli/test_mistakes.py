@@ -7,22 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, Folders, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import FAST, GRID_SHAPE, Folders, errors, infer, load_nifti, run_here, save_nifti, write_folders
 from dicom_helpers import save, slices
 
-from crfrefine.failures import Causes
-
-FAST = ("--set", "mean_field.filter=lattice")
 EXCHANGED = "-i and -p seem to be exchanged"
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
     return write_folders(tmp_path, "c0", "c1", "c2")
-
-
-def errors(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("crfrefine: error:")]
 
 
 def test_logits_that_no_case_has_are_one_error(folders):
@@ -45,74 +38,66 @@ def test_logits_that_no_case_has_are_one_error(folders):
     assert not folders.output.exists()
 
 
-def test_logits_on_another_grid_are_told_once_and_the_other_cases_named(folders):
-    for case_id in ("c1", "c2"):
+def test_one_cause_is_told_once_and_the_other_cases_named(folders):
+    """By the message without names and numbers; another cause is told apart."""
+    for case_id in ("c0", "c1", "c2"):
         path = folders.logits / f"{case_id}.nii.gz"
-        save_nifti(path, load_nifti(path)[:-2])
-    result = run_here("infer", *folders.arguments, "-q", *FAST)
+        if case_id == "c0":
+            path.write_bytes(b"")
+        else:
+            save_nifti(path, load_nifti(path)[: -1 - int(case_id[1])])
+    result = infer(folders, "-q")
     assert result.status == 1
-    first, second = errors(result.stderr)
+    other, first, second = errors(result.stderr)
+    assert "case 'c0': " in other
     assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
     assert second == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
     assert result.stderr.count("--resample") == 1
-    assert len(errors(run_here("infer", *folders.arguments, "-v", *FAST).stderr)) == 2, "verbose tells each"
+    assert len(errors(infer(folders, "-v").stderr)) == 3, "verbose tells each"
     shown = run_here("info", folders.images.parent).stdout
     assert shown.count("  wrong: case") == 2
     assert shown.count("--resample") == 1
 
 
-def test_causes_are_told_apart_but_not_by_names_and_numbers():
-    causes = Causes()
-    told = {
-        "a": "case 'a': p/a.nii.gz: 3 values are NaN",
-        "b": "case 'b': p/b.nii.gz: 12 values are NaN",
-        "c": "case 'c': p/c.nii.gz: cut off",
-    }
-    assert [causes.is_new(case_id, message) for case_id, message in told.items()] == [True, False, True]
-    assert causes.others() == ["1 more case failed like 'a' (b): p/a.nii.gz: 3 values are NaN"]
-
-
-def test_exchanged_folders_are_named(folders, tmp_path):
-    """Numbered images; and archives, which are no images at all."""
-    exchanged = ("-i", folders.logits, "-p", folders.images, "-o", folders.output)
-    assert EXCHANGED in run_here("infer", *exchanged).stderr
-    (tmp_path / "archives").mkdir()
+def test_exchanged_inputs_are_named(folders, tmp_path):
+    """Numbered images; archives, which are no images at all; files of one name; a series of DICOM slices, given with -p."""
+    archives, plain = tmp_path / "archives", tmp_path / "plain"
+    archives.mkdir()
     for path in folders.logits.iterdir():
-        np.savez(tmp_path / "archives" / path.name.replace(".nii.gz", ".npz"), logits=load_nifti(path).transpose())
-    for images in (tmp_path / "archives", tmp_path / "archives" / "c0.npz"):
-        logits = folders.images if images.is_dir() else folders.images / "c0_0000.nii.gz"
-        result = run_here("infer", "-i", images, "-p", logits, "-o", folders.output)
+        np.savez(archives / path.name.replace(".nii.gz", ".npz"), logits=load_nifti(path).transpose())
+    save_nifti(plain / "c0.nii.gz", (load_nifti(folders.images / "c0_0000.nii.gz") * 0.37).astype(np.float32))
+    found = list(slices(np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4), np.diag([1.0, 1.25, 2.5, 1.0])))
+    for images, logits in (
+        (folders.logits, folders.images),
+        (archives, folders.images),
+        (archives / "c0.npz", folders.images / "c0_0000.nii.gz"),
+        (folders.logits, plain),
+        (folders.logits / "c0.nii.gz", plain / "c0.nii.gz"),
+        (folders.logits / "c0.nii.gz", save(tmp_path / "scan", found)),
+    ):
+        output = folders.output if images.is_dir() else tmp_path / "out.nii.gz"
+        result = run_here("infer", "-i", images, "-p", logits, "-o", output)
         assert result.status == 1
         assert EXCHANGED in result.stderr
-
-
-def test_exchanged_files_of_one_name_are_named(folders, tmp_path):
-    image = load_nifti(folders.images / "c0_0000.nii.gz") * 0.37
-    save_nifti(tmp_path / "plain" / "c0.nii.gz", image.astype(np.float32))
-    for images, logits in ((folders.logits, tmp_path / "plain"), (folders.logits / "c0.nii.gz", tmp_path / "plain" / "c0.nii.gz")):
-        result = run_here("infer", "-i", images, "-p", logits, "-o", folders.output)
-        assert result.status == 1
-        assert EXCHANGED in result.stderr
+    (tmp_path / "pred").mkdir()
+    shutil.copy(folders.logits / "c0.nii.gz", tmp_path / "pred" / "c1.nii.gz")
+    right = run_here("infer", "-i", save(tmp_path / "other", found, name="c{}.dcm"), "-p", tmp_path / "pred", "-o", tmp_path / "out")
+    assert right.status == 1
+    assert EXCHANGED not in right.stderr
+    assert "other is taken for the DICOM series of one case; several cases need a folder each." in right.stderr
 
 
 def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
+    """Whole numbers with noise, of 8 bits and few values, are an image."""
     labels = np.zeros(GRID_SHAPE, np.uint8)
     labels[2:12, 3:10, 2:8] = 1
     labels[5:9, 5:9, 3:7] = 117
     image = save_nifti(tmp_path / "labels.nii.gz", labels)
-    for logits in (folders.logits / "c0.nii.gz", image):
-        result = run_here("infer", "-i", image, "-p", logits, "-o", folders.output / "x.nii.gz", *FAST)
+    noise = save_nifti(tmp_path / "noise.nii.gz", np.random.default_rng(0).integers(0, 40, GRID_SHAPE).astype(np.uint8))
+    for given, logits in ((image, folders.logits / "c0.nii.gz"), (image, image), (noise, folders.logits / "c0.nii.gz")):
+        result = run_here("infer", "-i", given, "-p", logits, "-o", folders.output / "x.nii.gz", *FAST)
         assert result.status == 0
-        assert result.stderr.count("labels.nii.gz looks like a label map, not like an image: 3 values") == 1
-
-
-def test_images_are_not_taken_for_label_maps(folders, tmp_path):
-    """Whole numbers with noise, 8 bits, few values."""
-    values = np.random.default_rng(0).integers(0, 40, GRID_SHAPE).astype(np.uint8)
-    image = save_nifti(tmp_path / "image.nii.gz", values)
-    result = run_here("infer", "-i", image, "-p", folders.logits / "c0.nii.gz", "-o", folders.output / "x.nii.gz", *FAST)
-    assert result.status == 0
-    assert "looks like" not in result.stderr
+        assert result.stderr.count("labels.nii.gz looks like a label map, not like an image: 3 values") == (given == image)
 
 
 def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
@@ -138,19 +123,3 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     shown = run_here("info", data).stdout
     assert "s0001  3 structures" in shown
     assert f"-p {data} and -i {data} and --input-type labels" in shown
-
-
-def test_series_of_dicom_slices_are_images(folders, tmp_path):
-    """Given with -p, they were exchanged; given with -i, they were not, whatever their files are called."""
-    values = np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4)
-    found = list(slices(values, np.diag([1.0, 1.25, 2.5, 1.0])))
-    labels = folders.logits / "c0.nii.gz"
-    exchanged = run_here("infer", "-i", labels, "-p", save(tmp_path / "scan", found), "-o", tmp_path / "out.nii.gz")
-    assert exchanged.status == 1
-    assert EXCHANGED in exchanged.stderr
-    (tmp_path / "pred").mkdir()
-    shutil.copy(labels, tmp_path / "pred" / "c1.nii.gz")
-    right = run_here("infer", "-i", save(tmp_path / "other", found, name="c{}.dcm"), "-p", tmp_path / "pred", "-o", tmp_path / "out")
-    assert right.status == 1
-    assert EXCHANGED not in right.stderr
-    assert "other is taken for the DICOM series of one case; several cases need a folder each." in right.stderr

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cli_helpers import files_in, load_nifti, run_here
+from cli_helpers import FAST, files_in, load_nifti, run_here
 from nnunet_helpers import DATASET, describe, write_json, write_postprocessing, write_predictions, write_tree
 from training_helpers import shorten
 
@@ -14,7 +14,6 @@ from crfrefine.cases.nnunet.postprocessing import read_postprocessing
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.methods import METHODS
 
-FAST = ("--set", "mean_field.filter=lattice")
 STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
@@ -58,8 +57,10 @@ def test_training_writes_its_files_beside_the_folds(trained):
 
 @pytest.mark.long
 def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
+    """The command replaces its own file, and none that it did not write."""
     tree = write_tree(tmp_path)
     path = write_postprocessing(tree, [1, 2, 3], 2)
+    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
     result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
     assert result.status == 0, result.stderr
     assert f"note: nnU-Net's postprocessing: {path}: the largest component of 1+2+3, then of 2 is kept\n" in result.stderr
@@ -73,52 +74,14 @@ def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     assert CrfParameters.load(tree.network / "crfrefine.toml") == CrfParameters.load(trained[0].network / "crfrefine.toml")
     cleaned = read_postprocessing(path).apply(load_nifti(tree.validation(1) / "case3.nii.gz")) == 2
     truth = load_nifti(tree.raw / "labelsTr" / "case3.nii.gz") == 2
-    (dice,) = (
-        line["value"]
-        for line in report["measurements"]
-        if (line["case"], line["method"], line["region"], line["metric"]) == ("case3", "nnU-Net postprocessing", "core", "dice")
-    )
-    assert dice == pytest.approx(2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum()))
-
-
-@pytest.mark.long
-def test_training_finds_what_one_would_put_together_by_hand(trained, tmp_path):
-    """A postprocessing without rules is told and not measured."""
-    tree, _ = trained
-    (tmp_path / "logits").mkdir()
-    for path in tree.network.glob("fold_*/validation/*.npz"):
-        shutil.copy(path, tmp_path / "logits")
-    (tmp_path / "images").symlink_to(tree.raw / "imagesTr")
-    (tmp_path / "labels").symlink_to(tree.raw / "labelsTr")
-    result = run_here("train-crf", tmp_path, "-o", tmp_path / "params.toml", *SHORT)
-    assert result.status == 0, result.stderr
-    assert CrfParameters.load(tmp_path / "params.toml") == CrfParameters.load(tree.network / "crfrefine.toml")
-    other = write_tree(tmp_path / "other")
-    write_postprocessing(other)
-    result = run_here("train-crf", "--nnunet", other.network, *SHORT)
-    assert "no rule: nnU-Net found that none helps" in result.stderr
-    assert "nnU-Net postprocessing" not in result.stdout
-
-
-def test_training_does_not_replace_a_file_of_others(tmp_path):
-    tree = write_tree(tmp_path)
-    foreign = tree.network / "crfrefine.toml"
-    foreign.write_text("schema = 1\n")
+    measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
+    dice = 2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum())
+    assert measured["case3", "nnU-Net postprocessing", "core", "dice"] == pytest.approx(dice)
+    (tree.network / "crfrefine.toml").write_text("schema = 1\n")
     result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
     assert result.status == 1
     assert "was not written by train-crf" in result.stderr
-    assert foreign.read_text() == "schema = 1\n"
-
-
-@pytest.mark.long
-def test_training_again_replaces_its_own_file(trained, tmp_path):
-    tree = write_tree(tmp_path)
-    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
-    assert run_here("train-crf", "--nnunet", tree.network, *SHORT, "-q").status == 0
-    (tree.network / "crfrefine.toml").write_text("schema = 1\n")
-    result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "mine.toml", *SHORT, "-q")
-    assert (result.status, (tree.network / "crfrefine.toml").read_text()) == (0, "schema = 1\n")
-    assert (tmp_path / "mine.toml").is_file()
+    assert (tree.network / "crfrefine.toml").read_text() == "schema = 1\n"
 
 
 def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_path):
@@ -138,39 +101,36 @@ def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_pa
 
 
 def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
+    """A case that was not predicted fails alone."""
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree)
+    (predictions / "case0.npz").unlink()
     result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *STRONG)
-    assert result.status == 0, result.stderr
-    by_hand = run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG)
-    assert by_hand.status == 0, by_hand.stderr
-    assert files_in(tmp_path / "one") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
+    assert result.status == 1
+    assert "no case0.npz" in result.stderr
+    run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG)
+    assert files_in(tmp_path / "one") == ["case1.nii.gz", "case2.nii.gz"]
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files_in(tmp_path / "one"))
     assert not np.array_equal(load_nifti(tmp_path / "one" / "case1.nii.gz"), load_nifti(predictions / "case1.nii.gz"))
     assert not tree.trap.exists()
 
 
-def test_a_case_that_was_not_predicted_fails_alone(tmp_path):
-    tree = write_tree(tmp_path)
-    (write_predictions(tree) / "case1.npz").unlink()
-    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", *FAST)
-    assert result.status == 1
-    assert files_in(tmp_path / "out") == ["case0.nii.gz", "case2.nii.gz"]
-    assert "no case1.npz" in result.stderr
-
-
 def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, monkeypatch):
-    """It works as it stands, but for the folder of the results."""
+    """It works as it stands, but for the folder of the results, which may not be one of the inputs."""
     tree = write_tree(tmp_path)
-    for path in write_predictions(tree).glob("*.npz"):
+    write_predictions(tree)
+    for output in (tree.predictions, tree.raw / "imagesTs"):
+        before = files_in(output)
+        assert run_here("infer", "--nnunet", tree.predictions, "-o", output).status == 1
+        assert files_in(output) == before
+    for path in tree.predictions.glob("*.npz"):
         path.unlink()
     result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out")
     assert result.status == 1
     line = result.stderr.splitlines()[-1]
     assert line.startswith("  Or refine the label maps: crfrefine infer -i ")
-    words = shlex.split(line.partition(": crfrefine ")[2])
     monkeypatch.chdir(tmp_path)
-    assert run_here(*words, *FAST).status == 0
+    assert run_here(*shlex.split(line.partition(": crfrefine ")[2]), *FAST).status == 0
     assert files_in(tmp_path / "OUTPUT") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
 
 
@@ -182,34 +142,21 @@ def test_validated_cases_are_refined_in_parts(tmp_path):
         assert len(files_in(tmp_path / "out")) == 2 * (part + 1)
 
 
-@pytest.mark.parametrize("output", ["predictions", "nnUNet_raw/Dataset007_Phantom/imagesTs"])
-def test_outputs_do_not_go_among_the_inputs(tmp_path, output):
-    tree = write_tree(tmp_path)
-    before = files_in(write_predictions(tree))
-    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / output)
-    assert result.status == 1
-    assert files_in(tree.predictions) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("infer", "-o", "out"), "expected --images and --logits, or a folder of nnU-Net with --nnunet"),
-        (("infer", "-o", "out", "-i", "images"), "expected --logits, or"),
-        (("infer", "-o", "out", "--nnunet", "x", "-p", "logits"), "leave --logits out"),
-        (("infer", "-o", "out", "--nnunet", "x", "--input-type", "labels"), "--nnunet reads probabilities; for label maps,"),
-        (("train-crf", "-o", "p.toml"), "or --nnunet"),
-        (("train-crf", "--nnunet", "x", "--input-type", "labels"), "--nnunet reads probabilities; for label maps,"),
-        (("train-crf", "study"), "name the file to write"),
-        (("train-crf", "study", "--nnunet", "x"), "leave DATA_DIR out"),
-        (("train-crf", "--nnunet", "x", "-p", "logits"), "leave --logits out"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_what_excludes_or_needs_each_other_is_wrong_usage(arguments, words):
-    result = run_here(*arguments)
-    assert result.status == 2
-    assert words in " ".join(result.stderr.split())
+def test_what_excludes_or_needs_each_other_is_wrong_usage():
+    for arguments, words in (
+        ("infer -o out", "expected --images and --logits, or a folder of nnU-Net with --nnunet"),
+        ("infer -o out -i images", "expected --logits, or"),
+        ("infer -o out --nnunet x -p logits", "leave --logits out"),
+        ("infer -o out --nnunet x --input-type labels", "--nnunet reads probabilities; for label maps,"),
+        ("train-crf -o p.toml", "or --nnunet"),
+        ("train-crf --nnunet x --input-type labels", "--nnunet reads probabilities; for label maps,"),
+        ("train-crf study", "name the file to write"),
+        ("train-crf study --nnunet x", "leave DATA_DIR out"),
+        ("train-crf --nnunet x -p logits", "leave --logits out"),
+    ):
+        result = run_here(*arguments.split())
+        assert result.status == 2
+        assert words in " ".join(result.stderr.split()), arguments
 
 
 def with_regions(folder, descriptions):
@@ -222,25 +169,15 @@ def with_regions(folder, descriptions):
         write_json(path, describe(labels=labels, regions_class_order=[1, 2, 3]))
 
 
-@pytest.mark.parametrize("described", ["predictions", "raw"])
-def test_regions_of_predictions(tmp_path, described):
+def test_regions_of_predictions(tmp_path):
     """The description is beside the predictions, or only beside the images."""
     tree = write_tree(tmp_path)
-    predictions = write_predictions(tree, 2)
-    (predictions / "dataset.json").unlink()
-    with_regions(predictions, [(predictions if described == "predictions" else tree.raw) / "dataset.json"])
-    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST)
-    assert result.status == 0, result.stderr
-    assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
-    assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
-    assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}
-
-
-@pytest.mark.long
-def test_regions_of_a_trained_network(tmp_path):
-    tree = write_tree(tmp_path)
-    with_regions(tree.network, [tree.network / "dataset.json"])
-    result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "p.toml", *SHORT)
-    assert result.status == 0, result.stderr
-    assert "4 cases, 3 overlapping regions, 4 labels, 2 modalities" in result.stderr
-    assert {line.split("\t")[0] for line in result.stdout.splitlines()[1:-4]} == {"whole", "core", "cyst", "mean"}
+    predictions = write_predictions(tree, 1)
+    with_regions(predictions, [predictions / "dataset.json"])
+    for folder in (predictions, tree.raw):
+        (predictions / "dataset.json").replace(folder / "dataset.json")
+        result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST)
+        assert result.status == 0, result.stderr
+        assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
+        assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
+        assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}

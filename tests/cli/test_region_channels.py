@@ -2,10 +2,9 @@
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import GRID_SHAPE, SPACING, files_in, infer, load_nifti, run_here, save_nifti, write_folders
 from training_helpers import write_cases
 
 import crfrefine
@@ -13,7 +12,6 @@ from crfrefine import CrfParameters, RegionScheme
 
 BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}
 SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
-FAST = ("--set", "mean_field.filter=lattice")
 ON_THE_LINE = ("--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions", "enhancing=3")
 
 
@@ -22,7 +20,7 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
     folders = write_folders(root, *case_ids)
     log_odds = {}
     for case_id in case_ids:
-        logits = np.moveaxis(load_nifti(folders.logits / f"{case_id}.nii.gz"), -1, 0).astype(float)
+        logits = folders.scores(case_id).astype(float)
         softmax = np.exp(logits) / np.exp(logits).sum(0)
         sigmoids = np.stack([softmax[list(labels)].sum(0) for labels in SCHEME.labels]).astype(np.float32)
         if npz:  # (region, z, y, x), beside nnU-Net's own label map
@@ -41,38 +39,32 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
 def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
     folders, log_odds = write_regions(tmp_path, "a", npz=npz)
     summary = tmp_path / "summary.json"
-    options = "--save-probabilities", "--save-logits", "--preview", "--summary", summary
-    result = run_here("infer", *folders.arguments, *FAST, *options)
+    result = infer(folders, "--save-probabilities", "--save-logits", "--preview", "--summary", summary)
     assert result.status == 0, result.stderr
     assert "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
-    spacing = nib.load(folders.output / "a.nii.gz").header.get_zooms()
-    image = np.stack([load_nifti(folders.images / f"a_{modality:04d}.nii.gz") for modality in range(2)]).astype(np.float32)
     parameters = CrfParameters().replace(**{"mean_field.filter": "lattice"})
-    expected = crfrefine.refine(log_odds["a"], image, spacing=spacing, regions=SCHEME, parameters=parameters)
-    found = load_nifti(folders.output / "a.nii.gz")
+    expected = crfrefine.refine(log_odds["a"], folders.image("a"), spacing=SPACING, regions=SCHEME, parameters=parameters)
+    found, probabilities, logits = (load_nifti(folders.output / f"a{end}.nii.gz") for end in ("", "_probabilities", "_logits"))
     np.testing.assert_array_equal(found, expected.label_map)
     assert found.dtype == np.uint8
     assert set(np.unique(found)) == {0, 1, 2, 3}
-    probabilities = np.moveaxis(load_nifti(folders.output / "a_probabilities.nii.gz"), -1, 0)
-    assert probabilities.shape == (3, *found.shape)
-    np.testing.assert_allclose(probabilities, expected.marginals, atol=1e-4)
-    np.testing.assert_array_equal(SCHEME.decode(probabilities - 0.5), found)
-    np.testing.assert_allclose(np.moveaxis(load_nifti(folders.output / "a_logits.nii.gz"), -1, 0), expected.logits, atol=1e-3)
+    np.testing.assert_allclose(np.moveaxis(probabilities, -1, 0), expected.marginals, atol=1e-4)
+    np.testing.assert_array_equal(SCHEME.decode(np.moveaxis(probabilities, -1, 0) - 0.5), found)
+    np.testing.assert_allclose(np.moveaxis(logits, -1, 0), expected.logits, atol=1e-3)
     assert (folders.output / "a_preview.png").stat().st_size > 1000
     first = json.loads(summary.read_text())["cases"][0]
-    assert (first["num_labels"], first["input_type"]) == (4, "probabilities")
+    assert (first["num_labels"], first["input_type"], len(first["voxels_after"])) == (4, "probabilities", 4)
     regions = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
     assert first["regions"] == {"labels": regions, "regions_class_order": [1, 2, 3]}
-    assert len(first["voxels_after"]) == 4
 
 
 def test_regions_of_the_command_line(tmp_path):
     folders, _ = write_regions(tmp_path / "line", "a", description=None)
     described, _ = write_regions(tmp_path / "described", "a")
-    assert run_here("infer", *folders.arguments, *FAST, *ON_THE_LINE).status == 0
-    assert run_here("infer", *described.arguments, *FAST).status == 0
+    assert infer(folders, *ON_THE_LINE).status == 0
+    assert infer(described).status == 0
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
-    again = run_here("infer", *folders.arguments, *FAST, *ON_THE_LINE, "--regions-class-order", "2,3,3")
+    again = infer(folders, *ON_THE_LINE, "--regions-class-order", "2,3,3")
     assert again.status == 0, again.stderr
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
 
@@ -80,30 +72,31 @@ def test_regions_of_the_command_line(tmp_path):
 def test_one_region_in_one_channel(tmp_path):
     folders, _ = write_regions(tmp_path, "a", description=None)
     save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz")[..., 0])
-    result = run_here("infer", *folders.arguments, *FAST, "--regions", "tumor=2", "--save-probabilities")
+    result = infer(folders, "--regions", "tumor=2", "--save-probabilities")
     assert result.status == 0, result.stderr
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2}
     assert files_in(folders.output) == ["a.nii.gz", "a_probabilities.nii.gz"]
     assert "--regions NAME=1" in run_here("infer", *folders.arguments).stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
+def test_what_does_not_fit_is_refused(tmp_path):
+    """Regions of a label map would be passed over; or, of a single region, the labels would be taken for log-odds."""
+    folders, _ = write_regions(tmp_path, "a", description=None)
+    for options, told in (
+        (("--regions", "core=1+3+4", "--regions", "enhancing=4"), "region 'core' = 1+3+4: the label that it writes is not clear"),
+        (("--regions-class-order", "1,2"), "--regions-class-order: it belongs to the regions of --regions"),
+        (("--regions", "whole"), "expected NAME=LABEL"),
+        ((*ON_THE_LINE, "--set", "bilateral.weight=[1,2,3,4]"), "bilateral.weight: it has 4 values, but the case has 3 regions"),
         ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),
         (ON_THE_LINE, "leave --regions out"),
         (("--regions", "tumor=2"), "whole numbers from 0 to 3, as in a label map; "),
-    ],
-    ids=["told", "three", "one"],
-)
-def test_regions_of_a_label_map_are_refused(tmp_path, options, expected):
-    """They would be passed over; or, of a single region, the labels would be taken for log-odds."""
-    folders = write_folders(tmp_path, "a")
-    save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8))
-    result = run_here("infer", *folders.arguments, *options)
-    assert result.status == 1
-    assert f"{folders.logits / 'a.nii.gz'}: " in result.stderr
-    assert expected in result.stderr
+    ):
+        if "labels" in options:
+            save_nifti(folders.logits / "a.nii.gz", (np.indices(GRID_SHAPE).sum(axis=0) % 4).astype(np.uint8))
+        result = run_here("infer", *folders.arguments, *options)
+        assert result.status == 1
+        assert told in result.stderr
+        assert files_in(folders.output) == []
 
 
 def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
@@ -111,34 +104,10 @@ def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     softmax = write_folders(tmp_path / "other", "c")
     (folders.logits / "c.nii.gz").write_bytes((softmax.logits / "c.nii.gz").read_bytes())
     save_nifti(folders.logits / "b.nii.gz", load_nifti(folders.logits / "b.nii.gz")[..., :2])
-    result = run_here("infer", *folders.arguments, *FAST)
+    result = infer(folders)
     assert result.status == 1
     assert "the file has 2 channels, expected 3, one per region of " in result.stderr
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--regions", "core=1+3+4", "--regions", "enhancing=4"), "region 'core' = 1+3+4: the label that it writes is not clear"),
-        (("--regions-class-order", "1,2"), "--regions-class-order: it belongs to the regions of --regions"),
-        (("--regions", "whole"), "expected NAME=LABEL"),
-    ],
-)
-def test_options_that_do_not_fit(tmp_path, options, told):
-    folders, _ = write_regions(tmp_path, "a", description=None)
-    result = run_here("infer", *folders.arguments, *options)
-    assert (result.status, result.stdout) == (1, "")
-    assert told in result.stderr
-
-
-def test_a_preset_with_a_weight_per_label_is_refused(tmp_path):
-    folders, _ = write_regions(tmp_path, "a")
-    CrfParameters().replace(**{"bilateral.weight": [1.0, 2.0, 3.0, 4.0]}).save(tmp_path / "labels.toml")
-    result = run_here("infer", *folders.arguments, "-c", tmp_path / "labels.toml")
-    assert result.status == 1
-    assert "bilateral.weight: it has 4 values, but the case has 3 regions" in result.stderr
-    assert run_here("infer", *folders.arguments, *FAST, "--set", "bilateral.weight=[1.0, 2.0, 3.0]").status == 0
 
 
 def test_info_names_regions(tmp_path):

@@ -6,12 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_helpers import command, files_in, run_here, write_folders
+from cli_helpers import FAST, files_in, infer, run_here, write_folders
 from evaluation_helpers import write_study
 from special_file_helpers import Reader, kind_of, make_pipe
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-FAST = ("--set", "mean_field.filter=lattice")
 
 
 @pytest.fixture
@@ -23,10 +22,6 @@ def folders(tmp_path):
 def case(folders):
     """Options that name one case."""
     return ("-i", folders.images / "one_0000.nii.gz", "-i", folders.images / "one_0001.nii.gz", "-p", folders.logits / "one.nii.gz", *FAST)
-
-
-def infer(folders, *options):
-    return run_here("infer", *folders.arguments, *FAST, *options)
 
 
 def test_summary_and_preview_go_through_pipes(folders, tmp_path):
@@ -42,41 +37,25 @@ def test_summary_and_preview_go_through_pipes(folders, tmp_path):
     assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
 
 
-@pytest.mark.parametrize(
-    ("target", "problem"),
-    [("/dev/null", None), ("/dev/full", "No space left on device"), ("summary.json", "Too many levels of symbolic links")],
-)
-def test_the_summary_behind_a_link(folders, tmp_path, target, problem):
+def test_the_summary_behind_a_link(folders, tmp_path):
     link = tmp_path / "summary.json"
-    link.symlink_to(target)
+    link.symlink_to("/dev/full")
     result = infer(folders, "--summary", link)
-    assert result.status == (problem is not None)
-    assert problem is None or f"summary.json: cannot be written: {problem}" in result.stderr
-    assert link.readlink() == Path(target)
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
-
-
-def test_the_summary_on_standard_output(folders, tmp_path):
-    """It goes to a file, in which table and summary must both be found."""
-    (tmp_path / "stream").symlink_to("/dev/stdout")
-    arguments = command("infer", *folders.arguments, *FAST, "--summary", tmp_path / "stream")
-    with (tmp_path / "log").open("wb") as log:
-        subprocess.run(arguments, stdout=log, timeout=120, check=True)
-    text = (tmp_path / "log").read_text()
-    summary, end = json.JSONDecoder().raw_decode(text)
-    assert summary["num_done"] == 2
-    assert text[end:].lstrip().startswith("case\tstatus")
-    assert (tmp_path / "stream").is_symlink()
-
-
-@pytest.mark.parametrize(("pipe", "output"), [("refined.nii.gz", "refined.nii.gz"), ("refined.zraw", "refined.mhd")])
-def test_a_label_map_is_not_written_into_a_pipe(pipe, output, case, tmp_path):
-    made = make_pipe(tmp_path / pipe)
-    result = run_here("infer", *case, "-o", tmp_path / output)
     assert result.status == 1
-    assert f"{made}: cannot be written: it is a named pipe, which is not replaced by a file" in result.stderr
-    assert kind_of(made) == stat.S_IFIFO
-    assert pipe == output or not (tmp_path / output).exists()
+    assert "summary.json: cannot be written: No space left on device" in result.stderr
+    assert link.readlink() == Path("/dev/full")
+    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+
+
+def test_a_label_map_is_not_written_into_a_pipe(case, tmp_path):
+    """Nor the voxels beside a header."""
+    for pipe, output in (("refined.nii.gz", "refined.nii.gz"), ("refined.zraw", "refined.mhd")):
+        made = make_pipe(tmp_path / pipe)
+        result = run_here("infer", *case, "-o", tmp_path / output)
+        assert result.status == 1
+        assert f"{made}: cannot be written: it is a named pipe, which is not replaced by a file" in result.stderr
+        assert kind_of(made) == stat.S_IFIFO
+    assert not (tmp_path / "refined.mhd").exists()
 
 
 def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
@@ -126,16 +105,16 @@ def test_tables_and_report_go_through_pipes(tmp_path):
     assert all(kind_of(study.output / name) == stat.S_IFIFO for name in readers)
 
 
-@pytest.mark.parametrize("options", [(), ("--continue",)])
-def test_the_values_of_a_case_are_not_kept_in_a_pipe(options, tmp_path):
+def test_the_values_of_a_case_are_not_kept_in_a_pipe(tmp_path):
     """Reading them back would wait for ever."""
-    study = write_study(tmp_path)
+    study = write_study(tmp_path, 2)
     (study.output / "cases").mkdir(parents=True)
     pipe = make_pipe(study.output / "cases" / "case1.json")
-    result = run_here(*study.arguments, *options)
-    assert result.status == 1
-    assert f"{pipe}: cannot be written: it is a named pipe" in result.stderr
-    assert kind_of(pipe) == stat.S_IFIFO
+    for options in ((), ("--continue",)):
+        result = run_here(*study.arguments, *options)
+        assert result.status == 1
+        assert f"{pipe}: cannot be written: it is a named pipe" in result.stderr
+        assert kind_of(pipe) == stat.S_IFIFO
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
@@ -159,11 +138,7 @@ def test_a_read_only_disk_is_named(folders, small_disk):
     """It stops the superuser too, and is found out before anything is computed."""
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", small_disk)
-    assert result.status == 1
-    assert result.stderr == f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n"
-    result = infer(folders, "--summary", small_disk / "summary.json")
-    assert result.status == 1
-    assert f"{small_disk}: cannot write to this folder: Read-only file system" in result.stderr
+    assert (result.status, result.stderr) == (1, f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n")
     result = run_here("convert", folders.logits / "one.nii.gz", small_disk / "one.mha")
     assert result.status == 1
     assert f"{small_disk / 'one.mha'}: cannot be written: the folder {small_disk} cannot be written to" in result.stderr

@@ -15,20 +15,16 @@ def phantom():
 
 
 def test_arrays_have_the_promised_shapes_and_types(phantom):
+    """And the affine centers the grid."""
     assert phantom.image.shape == (2, 96, 84, 40)
     assert phantom.labels.shape == (96, 84, 40)
     assert phantom.logits.shape == (NUM_LABELS, 96, 84, 40)
     assert (phantom.image.dtype, phantom.labels.dtype, phantom.logits.dtype) == (np.float32, np.uint8, np.float32)
-    assert np.isfinite(phantom.image).all()
     assert np.isfinite(phantom.logits).all()
     np.testing.assert_array_equal(phantom.image, np.rint(phantom.image))
-
-
-def test_same_seed_same_phantom():
-    one, again, other = (make_phantom(seed, (20, 18, 12)) for seed in (0, 0, 1))
-    for name in ("image", "labels", "logits"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(again, name))
-        assert (getattr(one, name) != getattr(other, name)).any()
+    last = np.array([*phantom.labels.shape, 2]) - 1
+    np.testing.assert_allclose((phantom.affine @ last)[:3], -phantom.affine[:3, 3])
+    np.testing.assert_allclose(np.linalg.norm(phantom.affine[:3, :3], axis=0), phantom.spacing)
 
 
 def test_network_is_mediocre_in_the_ways_it_should_be(phantom):
@@ -61,9 +57,3 @@ def test_any_grid_of_at_least_8_voxels_along_each_axis():
         make_phantom(0, (7, 20, 20))
     with pytest.raises(ValueError, match="positive spacing"):
         make_phantom(0, (10, 20, 20), (1.0, 0.0, 1.0))
-
-
-def test_affine_centers_the_grid(phantom):
-    last = np.array([*phantom.labels.shape, 2]) - 1
-    np.testing.assert_allclose((phantom.affine @ last)[:3], -phantom.affine[:3, 3])
-    np.testing.assert_allclose(np.linalg.norm(phantom.affine[:3, :3], axis=0), phantom.spacing)

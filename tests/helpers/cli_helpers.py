@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+import crfrefine
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.run_record import RECORD_FOLDER
 
@@ -21,6 +22,9 @@ SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
 NUM_LABELS = 4
 # A rotation by a quarter turn and two flips: x of the array is not x of the world.
 AFFINE = np.array([[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -2.5, 30.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+FAST = ("--set", "mean_field.filter=lattice")  # in place of all pairs of voxels
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,32 @@ class Folders:
     @property
     def arguments(self) -> tuple[object, ...]:
         return ("-i", self.images, "-p", self.logits, "-o", self.output)
+
+    def image(self, case_id: str) -> np.ndarray:
+        return np.stack([load_nifti(path) for path in sorted(self.images.glob(f"{case_id}_*"))]).astype(np.float32)
+
+    def scores(self, case_id: str) -> np.ndarray:
+        """Logits (L, x, y, z)."""
+        return np.moveaxis(load_nifti(self.logits / f"{case_id}.nii.gz"), -1, 0)
+
+
+def infer(folders: Folders, *options: object) -> Result:
+    return run_here("infer", *folders.arguments, *FAST, *options)
+
+
+def refined(folders: Folders, case_id: str, spacing: tuple[float, ...] = SPACING, **changes: object) -> np.ndarray:
+    """What the public function gives for the arrays of a case."""
+    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **changes})
+    return crfrefine.refine(folders.scores(case_id), folders.image(case_id), spacing=spacing, parameters=parameters).label_map
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
+
+
+def statuses(result: Result) -> list[tuple[str, ...]]:
+    """Case and status, of each line of the table of `infer`."""
+    return [tuple(line.split("\t")[:2]) for line in result.stdout.splitlines()[1:]]
 
 
 def write_case(folders: Folders, case_id: str, seed: int = 0, num_modalities: int = 2) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, load_nifti, run_here, write_folders
+from cli_helpers import load_nifti, refined, run_here, write_folders
 
 import crfrefine
 from crfrefine.cli.describe import Described, command_of
@@ -34,10 +34,30 @@ def bosh(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @needs_bosh
-@pytest.mark.parametrize("command", [pytest.param(one, marks=[] if one.value == "infer" else pytest.mark.long) for one in Described])
-def test_the_descriptor_is_valid(tmp_path, command):
-    assert "OK" in bosh("validate", descriptor_file(tmp_path, command.value))
+def test_the_descriptors_are_valid_and_a_command_line_of_bosh_refines(tmp_path):
+    for command in Described:
+        assert "OK" in bosh("validate", descriptor_file(tmp_path, command.value))
+    folders = write_folders(tmp_path, "a case")
+    values = {
+        "images": [str(folders.images / f"a case_000{modality}.nii.gz") for modality in range(2)],
+        "logits": [str(folders.logits / "a case.nii.gz")],
+        "output": str(tmp_path / "out.nii.gz"),
+        "overrides": ["bilateral.theta_alpha=3", "mean_field.num_iterations=2", "mean_field.filter=lattice"],
+        "input_type": "logits",
+        "threads": 1,
+        "preview": True,
+    }
+    invocation = tmp_path / "invocation.json"
+    invocation.write_text(json.dumps(values), encoding="utf-8")
+    shown = bosh("exec", "simulate", "-i", invocation, tmp_path / "infer.json")
+    line = next(line for line in shown.splitlines() if "crfrefine infer" in line)
+    done = run_here(*shlex.split(line[line.index("crfrefine infer") :])[1:])
+    assert done.status == 0, done.stderr
+    assert (tmp_path / "out_preview.png").is_file()
+    wanted = refined(folders, "a case", **{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2})
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), wanted)
 
 
 @pytest.mark.parametrize("command", list(Described))
@@ -52,36 +72,6 @@ def test_every_option_is_described(tmp_path, command):
     named = [[word for word in words if word.startswith("--")] for words in lines]
     wanted = {word.strip(",") for words in named for word in (words[:1] if words and words[0].endswith(",") else words)}
     assert shown == wanted - {"--help"}
-
-
-@pytest.mark.long
-@needs_bosh
-def test_a_command_line_of_bosh_refines(tmp_path):
-    folders = write_folders(tmp_path, "a case")
-    images = [folders.images / f"a case_000{modality}.nii.gz" for modality in range(2)]
-    values = {
-        "images": [str(image) for image in images],
-        "logits": [str(folders.logits / "a case.nii.gz")],
-        "output": str(tmp_path / "out.nii.gz"),
-        "overrides": ["bilateral.theta_alpha=3", "mean_field.num_iterations=2"],
-        "input_type": "logits",
-        "threads": 1,
-        "preview": True,
-    }
-    invocation = tmp_path / "invocation.json"
-    invocation.write_text(json.dumps(values), encoding="utf-8")
-    shown = bosh("exec", "simulate", "-i", invocation, descriptor_file(tmp_path, "infer"))
-    line = next(line for line in shown.splitlines() if "crfrefine infer" in line)
-    done = run_here(*shlex.split(line[line.index("crfrefine infer") :])[1:])
-    assert done.status == 0, done.stderr
-    assert (tmp_path / "out_preview.png").is_file()
-    wanted = crfrefine.refine(
-        np.moveaxis(load_nifti(folders.logits / "a case.nii.gz"), -1, 0),
-        np.stack([load_nifti(image) for image in images]),
-        spacing=np.linalg.norm(np.asarray(AFFINE)[:3, :3], axis=0),
-        parameters=crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2}),
-    )
-    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), wanted.label_map)
 
 
 def test_paths_switches_and_numbers_have_their_kinds():

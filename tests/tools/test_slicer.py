@@ -11,8 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import pytest
-from cli_helpers import load_nifti, run_here, write_folders
+from cli_helpers import FAST, load_nifti, run_here, write_folders
 from slicer_schema import problems
 
 from crfrefine.cli import entries
@@ -79,13 +78,6 @@ def test_the_panel_links_the_documentation_that_the_package_states(monkeypatch):
     assert ElementTree.fromstring(text.encode()).findtext("documentation-url") == "https://example.org/docs"
 
 
-def test_the_executable_tells_its_version(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", "--version"])
-    monkeypatch.setattr("crfrefine.cli.entries.main", lambda: print(*sys.argv))
-    entries.slicer()
-    assert capsys.readouterr().out == "crfrefine --version\n"
-
-
 def test_numbers_keep_their_limits_and_choices_their_values():
     options = (
         Option("tolerance", "--tolerance", "number", "In mm.", default="1.0", minimum=0.0),
@@ -106,10 +98,10 @@ def test_the_executable_answers_and_refines_as_infer_does(tmp_path: Path, monkey
     folders = write_folders(tmp_path, "a")
     image, logits = folders.images / "a_0000.nii.gz", folders.logits / "a.nii.gz"
     values = {"images": str(image), "logits": str(logits), "output": str(tmp_path / "panel.nii.gz"), "threads": "1", "resample": "true"}
-    monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", *command_line(values | {"overrides": "bilateral.theta_alpha=3"})])
+    monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", *command_line(values | {"overrides": FAST[1]})])
     with contextlib.suppress(SystemExit):
         entries.slicer()
-    plain = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", "--set", "bilateral.theta_alpha=3", "--resample")
+    plain = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", *FAST, "--resample")
     assert plain.status == 0, plain.stderr
     np.testing.assert_array_equal(load_nifti(tmp_path / "panel.nii.gz"), load_nifti(tmp_path / "infer.nii.gz"))
 
@@ -121,14 +113,3 @@ def test_a_viewers_words_become_those_of_infer():
     assert infer_arguments(["--config", "default", "--config_file", "my file.toml"]) == ["--config", "default", "--config", "my file.toml"]
     assert infer_arguments(["--config", "brats", "--config_file", ""]) == ["--config", "brats"]
     assert infer_arguments(["--max_memory=8G", "--images", "my_image.nii"]) == ["--max-memory=8G", "--images", "my_image.nii"]
-
-
-def test_an_input_that_cannot_be_used_is_an_error_of_one_line(tmp_path: Path, monkeypatch, capsys):
-    words = ("--images", tmp_path / "no.nii.gz", "--logits", tmp_path / "no.npz", "--output", tmp_path / "out.nii.gz")
-    monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        entries.slicer()
-    told = capsys.readouterr().err
-    assert left.value.code == 1
-    assert told.startswith("crfrefine: error: ")
-    assert "no.nii.gz" in told
