@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cuda_shim import shim_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -114,22 +115,16 @@ def _close(found, expected, tolerance, name=""):
 
 @pytest.mark.parametrize(
     ("engine", "model", "filter_name"),
-    [
-        ("reference", "potts", "lattice"),
-        ("reference", "matrix, weights and bias", "truncated"),
-        ("cpu", "potts", "lattice"),
-        ("cpu", "potts and bias", "truncated"),
-        ("cpu", "weights", "exact"),
-        ("cpu", "matrix", "lattice"),
-        ("cpu", "matrix, weights and bias", "truncated"),
-    ],
+    [("reference", "matrix, weights and bias", "truncated"), ("cpu", "potts", "lattice"), ("cpu", "matrix, weights and bias", "truncated")],
 )
-def test_shared_channels_refine_as_separate_ones_do(engine, model, filter_name):
-    """Between corners the kernels are below e^-25: what is left is the rounding of float64, of logits up to 1e4."""
-    corners = Corners(model, filter_name=filter_name)
+def test_shared_channels_refine_and_learn_as_separate_ones_do(engine, model, filter_name):
+    """Between corners the kernels are below e^-25: what is left is the rounding of float64, of logits up to 1e4.
+
+    Gradients add up over the places where a label lives; the engine has several blocks of voxels.
+    """
+    corners, backend = Corners(model, filter_name=filter_name, height=3 if engine == "reference" else 12), get_backend(engine)
     held = corners.held
     spec = replace(corners.spec, num_iterations=60, tolerance=1e-7)
-    backend = get_backend(engine)
     separate = corners.kernels(backend, NUM_LABELS).run(corners.dense, spec)
     logits, _ = corners.packed()
     shared = corners.kernels(backend, NUM_CHANNELS).run(logits, replace(spec, channel_labels=corners.shared))
@@ -139,39 +134,11 @@ def test_shared_channels_refine_as_separate_ones_do(engine, model, filter_name):
     assert shared.num_iterations == separate.num_iterations > 3
     assert shared.converged
     np.testing.assert_allclose(shared.energy, separate.energy, rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("engine", "model", "filter_name"),
-    [
-        ("reference", "potts and bias", "exact"),
-        ("cpu", "potts", "truncated"),
-        ("cpu", "weights", "lattice"),
-        ("cpu", "matrix", "exact"),
-        ("cpu", "matrix, weights and bias", "truncated"),
-    ],
-)
-def test_gradients_of_shared_channels_are_those_of_separate_ones(engine, model, filter_name):
-    """Gradients add up over the places where a label lives; rounding of float64, as above. The engine has several blocks of voxels."""
-    height = 3 if engine == "reference" or filter_name == "exact" else 12
-    corners, backend = Corners(model, filter_name=filter_name, height=height), get_backend(engine)
-    _, separate = corners.gradients(backend, dense=True)
-    _, shared = corners.gradients(backend, dense=False)
-    assert np.abs(separate.weights).min() > 1e-3 or "weights" not in model
-    _close(shared.logits, corners.pack(separate.logits, 0.0), 1e-9)
+    (_, by_separate), (_, by_shared) = (corners.gradients(backend, dense=dense) for dense in (True, False))
+    assert np.abs(by_separate.weights).min() > 1e-3 or "weights" not in model
+    _close(by_shared.logits, corners.pack(by_separate.logits, 0.0), 1e-9)
     for name in NAMES[1:]:
-        _close(getattr(shared, name), getattr(separate, name), 1e-9, name)
-
-
-@pytest.mark.parametrize("model", ["potts", "matrix, weights and bias"])
-def test_gradients_in_single_precision(model):
-    """A channel without a label has logits of -1e4, and what rounding leaves of its marginal must not count: one part in a thousand."""
-    (_, found), (_, expected) = (
-        Corners(model, dtype=dtype).gradients(get_backend("cpu"), dense=False) for dtype in (np.float32, np.float64)
-    )
-    assert np.abs(found.logits[Corners().held < 0]).max() < 1e-30  # the least normal number stands for a softmax of 0 on some processors
-    for name in NAMES:
-        _close(getattr(found, name), getattr(expected, name), 1e-3, name)
+        _close(getattr(by_shared, name), getattr(by_separate, name), 1e-9, name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -200,10 +167,9 @@ def test_an_absent_last_label_is_not_in_the_energy(backend):
     np.testing.assert_allclose(last_absent.energy, middle_absent.energy, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("model", "dtype"), [("matrix", np.float32), ("potts", np.float64)])
-def test_any_number_of_threads_gives_the_same_bits(model, dtype):
+def test_any_number_of_threads_gives_the_same_bits():
     """On some eight blocks of voxels."""
-    corners = Corners(model, filter_name="lattice", dtype=dtype, height=40)
+    corners = Corners("matrix", filter_name="lattice", dtype=np.float32, height=40)
     results = [corners.gradients(get_backend("cpu"), dense=False, threads=n) for n in (1, 3)]
     np.testing.assert_array_equal(results[0][0], results[1][0])
     for name in NAMES:
@@ -262,37 +228,24 @@ def test_any_table_means_the_same_to_the_engine_and_the_reference(table, model, 
 @pytest.mark.parametrize(
     ("tile", "labels", "message"),
     [
-        ((3, 2), np.zeros((3, 5, 2, 4)), "tile must be 3 numbers"),
         ((3, 0, 5), np.zeros((3, 5, 2, 4)), "tile must be 3 numbers above 0"),
         ((3, 2, 5), np.zeros((3, 5, 2, 5)), r"has shape \(3, 5, 2, 5\).*need \(3, 5, 2, 4\)"),
-        ((3, 2, 5), np.zeros((2, 5, 2, 4)), r"need \(3, 5, 2, 4\)"),
         ((3, 2, 5), np.full((3, 5, 2, 4), 7), "from -1 to 6.*got 7 to 7"),
-        ((3, 2, 5), np.full((3, 5, 2, 4), -2), "from -1 to 6"),
     ],
 )
-@pytest.mark.parametrize(("engine", "model"), [("reference", "potts"), ("cpu", "weights"), ("cpu", "potts"), ("cuda-shim", "potts")])
-def test_a_table_that_does_not_fit_is_refused(engine, model, tile, labels, message):
-    corners = Corners(model)
+def test_a_table_that_does_not_fit_is_refused(backend, tile, labels, message):
+    corners = Corners("potts")
     logits, _ = corners.packed()
-    kernels = corners.kernels(_any_backend(engine), NUM_CHANNELS)
+    kernels = corners.kernels(backend, NUM_CHANNELS)
     with pytest.raises(InputError, match=message):
         kernels.run(logits, replace(corners.spec, channel_labels=ChannelLabels(tile, labels.astype(np.int32))))
 
 
-def _any_backend(name):
-    if name != "cuda-shim":
-        return get_backend(name)
-    from cuda_shim import shim_backend
-
-    return shim_backend()
-
-
 def test_the_gpu_takes_shared_channels_where_it_need_not_tell_labels_apart():
     """Potts with one weight runs, as on the CPU; anything else is refused with what to do."""
-    backend = _any_backend("cuda-shim")
     corners = Corners("potts", dtype=np.float32)
     logits, loss_by_logits = corners.packed()
-    kernels = corners.kernels(backend, NUM_CHANNELS)
+    kernels = corners.kernels(shim_backend(), NUM_CHANNELS)
     expected = corners.kernels(get_backend("cpu"), NUM_CHANNELS).run(logits, corners.shared_spec).logits
     near = logits > ABSENT_LOGIT
     np.testing.assert_allclose(kernels.run(logits, corners.shared_spec).logits[near], expected[near], atol=2e-5)
@@ -300,6 +253,5 @@ def test_the_gpu_takes_shared_channels_where_it_need_not_tell_labels_apart():
     with pytest.raises(BackendUnavailableError, match=r"gradients.*--device cpu"):
         kernels.backward(tape, logits, loss_by_logits, corners.shared_spec)
     for model in MODELS[1:]:
-        for call in (kernels.run, kernels.forward):
-            with pytest.raises(BackendUnavailableError, match=r"Potts.*--device cpu"):
-                call(logits, Corners(model).shared_spec)
+        with pytest.raises(BackendUnavailableError, match=r"Potts.*--device cpu"):
+            kernels.run(logits, Corners(model).shared_spec)

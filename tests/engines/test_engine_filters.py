@@ -68,20 +68,6 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("num_bins", "masked"), [(7, True), (16, True), (16, False), (17, True)])
-def test_rows_of_few_intensity_cells_are_those_of_the_formula(engine: Backend, masked: bool, num_bins: int) -> None:
-    """Up to 16 cells are kept in a vector. Runs of a mask begin and end anywhere in it; tolerance as above."""
-    case = random_case(2, 1, masked=masked, grid_shape=(37, 53))
-    values = _values(case)
-    intensity = case.image[:, case.inside]
-    # Five cells more than whole bandwidths between the lowest intensity and the highest.
-    theta_beta = float(intensity.max() - intensity.min()) / (num_bins - 4.5)
-    spec = one_kernel(theta_alpha=(9.3, 9.3), theta_beta=(theta_beta,), filter="grid")
-    result = engine.message(values, case.image, case.mask, case.spacing, spec)
-    expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, 9.3, theta_beta)
-    assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
-
-
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "masked", "theta_alpha"),
     [
@@ -151,12 +137,6 @@ def test_the_estimated_cost_grows_with_what_is_filtered(engine: CpuBackend, num_
     few, many = seconds(3), seconds(10)
     assert many["exact"] / few["exact"] == pytest.approx((10 * num_groups + 2) / (3 * num_groups + 2))
     assert all(0 < few[name] < many[name] < math.inf for name in ("exact", "truncated", "grid", "lattice"))
-
-
-def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
-    image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
-    with pytest.raises(CapacityError, match="grid"):
-        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), one_kernel(theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import random_case, softmax
+from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters
@@ -22,14 +22,6 @@ def test_the_networks_labels_are_those_of_its_largest_logits(backend, order):
     result = crfrefine.refine(logits, case.image, spacing=case.spacing, parameters=PARAMETERS, mask=case.mask, device=backend.name)
     np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
     assert result.network_label_map.dtype == result.label_map.dtype == np.uint8
-
-
-def test_the_networks_labels_are_those_of_its_largest_probabilities():
-    case = random_case(3)
-    result = crfrefine.refine(
-        softmax(case.logits).astype(np.float32), case.image, spacing=case.spacing, parameters=PARAMETERS, input_type="probabilities"
-    )
-    np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
 
 
 def test_changes_are_counted():

@@ -109,14 +109,6 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, "certain background speaks to its neighbors, padding does not"
 
 
-def test_postprocessing_sees_the_label_map():
-    case = dataclasses.replace(case_of(NESTED), logits=case_of(NESTED).logits - np.float32(2.5), mask=None)
-    still = PARAMETERS.replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
-    kept = refine(case, NESTED, still.replace(**{"postprocess.keep_largest": "foreground"}))
-    plain = refine(case, NESTED, still)
-    assert 0 < (kept.label_map > 0).sum() < (plain.label_map > 0).sum()
-
-
 def refusal(case, scheme=NESTED, parameters=PARAMETERS, **options):
     with pytest.raises((ConfigError, InputError)) as caught:
         refine(case, scheme, parameters, **options)

