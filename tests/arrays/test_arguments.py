@@ -29,15 +29,6 @@ def test_probabilities_are_refused_unless_said_to_be_some():
     assert not np.array_equal(refined(PROBABILITIES, input_type="logits").logits, by_word.logits)
 
 
-def test_sigmoid_channels_are_refused_unless_said_to_be_logits():
-    channels = 1 / (1 + np.exp(-CASE.logits))
-    with pytest.raises(InputError, match=r'These look like sigmoid channels(.|\n)*input_type="logits"'):
-        refined(channels)
-    with pytest.raises(InputError, match="These look like sigmoid channels"):
-        refined(channels, input_type="probabilities")
-    assert refined(channels, input_type="logits").label_map.shape == channels.shape[1:]
-
-
 def test_one_hot_probabilities_may_have_the_images_shape():
     """Three labels and three modalities: on the word of the caller, and their sums, they are no label map."""
     image = np.stack([CASE.image[0]] * 3)

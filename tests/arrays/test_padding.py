@@ -111,15 +111,6 @@ def test_intensities_are_normalized_as_if_nothing_were_padded():
     np.testing.assert_allclose(result.logits, by_hand.logits, atol=1e-4)
 
 
-@pytest.mark.parametrize(("num_left", "constant"), [(0, 3.0), (1, 0.0)])
-def test_next_to_nothing_but_padding_is_refused(num_left, constant):
-    logits = np.full((3, 15, 11, 13), constant, np.float32)
-    logits[1, 7, 5, 6 : 6 + num_left] = 1.0
-    image = np.random.default_rng(0).normal(size=(15, 11, 13))
-    with pytest.raises(InputError, match=f"all labels have the same value at {15 * 11 * 13 - num_left} of {15 * 11 * 13} voxels"):
-        refine(logits, image, spacing=1.0, input_type="logits")
-
-
 @pytest.mark.parametrize("constant", [0.0, -1.0])
 def test_the_command_reads_padded_probabilities_as_probabilities(tmp_path, constant):
     """A case of nothing but padding fails alone."""

@@ -38,8 +38,9 @@ def distance_to(values, where) -> np.ndarray:
 
 
 @st.composite
-def pairs_of_grids(draw, num_axes=3):
-    """Two grids around one center: axes parallel, flipped and permuted, or oblique; other spacings, another origin."""
+def pairs_of_grids(draw):
+    """Two grids of two or three axes around one center: parallel, flipped and permuted, or oblique; other spacings, another origin."""
+    num_axes = draw(st.sampled_from([2, 3, 3]))
     shapes = [tuple(draw(st.lists(st.integers(1, 9), min_size=num_axes, max_size=num_axes))) for _ in range(2)]
     spacings = [[draw(st.floats(0.5, 3.0)) for _ in range(num_axes)] + [1.0] * (3 - num_axes) for _ in range(2)]
     directions = []
@@ -92,15 +93,8 @@ def test_volumes_are_resampled_as_by_simpleitk(grids):
 
 @pytest.mark.parametrize(
     ("direction", "is_parallel"),
-    [
-        (np.eye(3), True),
-        (np.diag([-1.0, 1.0, -1.0]), True),
-        (PERMUTED, True),
-        (OBLIQUE, False),
-        (rotation(0, 0.1), False),
-        (SHEARED, False),
-    ],
-    ids=["parallel", "flipped", "permuted", "oblique", "tilted", "sheared"],
+    [(PERMUTED, True), (SHEARED, False)],
+    ids=["permuted", "sheared"],
 )
 def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
     """Linear interpolation is exact for it, up to rounding in float32; beyond the outermost samples it continues as a constant."""

@@ -176,14 +176,6 @@ def test_gradients_are_the_same_bits_on_any_number_of_threads(filter_name):
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
 
 
-def test_what_is_not_wanted_is_not_computed(backend):
-    gradients = Problem(2).gradients(backend, wants_theta=False, wants_image=False)
-    assert gradients.image is None
-    assert not gradients.theta_alpha.any()
-    assert not gradients.theta_beta.any()
-    np.testing.assert_allclose(gradients.logits, Problem(2).gradients(backend).logits, rtol=1e-12)
-
-
 def test_logits_outside_the_mask_pass_their_gradient_on(backend):
     problem = Problem(3)
     gradients = problem.gradients(backend)

@@ -141,20 +141,6 @@ def test_shared_channels_refine_and_learn_as_separate_ones_do(engine, model, fil
         _close(getattr(by_shared, name), getattr(by_separate, name), 1e-9, name)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_steps_are_halved_alike(engine):
-    """With labels that attract each other the energy rises: the lengths of all steps must be those of separate channels."""
-    corners, backend = Corners(), get_backend(engine)
-    matrix = np.random.default_rng(1).normal(scale=3.0, size=(NUM_LABELS, NUM_LABELS))
-    np.fill_diagonal(matrix, 0.0)
-    spec = replace(corners.spec, weights=8.0 * corners.spec.weights, compatibility=matrix, num_iterations=8)
-    separate = corners.kernels(backend, NUM_LABELS).forward(corners.dense, spec)
-    logits, _ = corners.packed()
-    shared = corners.kernels(backend, NUM_CHANNELS).forward(logits, replace(spec, channel_labels=corners.shared))
-    assert shared.steps == separate.steps
-    assert len(set(shared.steps)) > 2
-
-
 def test_an_absent_last_label_is_not_in_the_energy(backend):
     """Its marginal is what rounding leaves of 1 minus the others, which a logit of -1e4 would blow up: sums of float32 agree to 1e-5."""
     corners = Corners("potts", dtype=np.float32)
@@ -197,7 +183,9 @@ def test_any_table_means_the_same_to_the_engine_and_the_reference(table, model, 
     """Also where labels change within a kernel's reach: the label of the receiver's channel counts. Rounding of float64."""
     rng, shape, num_labels, shared = table
     num_channels = shared.num_channels
-    weights = rng.uniform(0.2, 2.0, size=(2, num_labels)) * (0.1 if normalization == "none" else 1.0)
+    # Some so strong that the energy rises, and steps are halved.
+    strength = rng.choice([1.0, 8.0]) * (0.1 if normalization == "none" else 1.0)
+    weights = rng.uniform(0.2, 2.0, size=(2, num_labels)) * strength
     if "weights" not in model:
         weights[0] = weights[0, 0]
     compatibility = rng.normal(size=(num_labels, num_labels)) if "matrix" in model else np.ones((num_labels, num_labels))

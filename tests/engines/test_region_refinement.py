@@ -135,11 +135,3 @@ def test_a_dictionary_or_pairs_are_a_scheme(form):
     case = case_of(NESTED)
     given = form(list(zip(NESTED.names, map(list, NESTED.labels), strict=True)))
     assert refine(case, given) == refine(case, NESTED)
-
-
-def test_progress_counts_the_steps_of_all_regions():
-    told = []
-    case = case_of(NESTED)
-    refine(case, NESTED, PARAMETERS.replace(**{"mean_field.tolerance": 0.0}), progress=lambda *step: told.append(step))
-    steps = [(step, count) for stage, step, count in told if stage == "mean field"]
-    assert steps == [(step, 15) for step in range(15)]

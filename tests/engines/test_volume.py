@@ -133,20 +133,6 @@ def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) ->
         np.testing.assert_allclose(masses, volumes, rtol=1e-5, atol=1e-3)
 
 
-def test_refine_keeps_volumes_inside_the_mask() -> None:
-    """In the box of a mask that is much smaller than the grid, and without tiles."""
-    case = random_case(3)
-    mask = np.zeros(case.inside.shape, dtype=bool)
-    mask[1:4, 2:7, 1:6] = case.inside[1:4, 2:7, 1:6]
-    mask[2, 3, 3] = False
-    settings = {"spacing": case.spacing, "mask": mask, "device": BACKENDS[-1]}
-    kept = refine(case.logits, case.image, parameters=_parameters(1.0), **settings)
-    expected = softmax(case.logits)[:, mask].sum(axis=1)
-    np.testing.assert_allclose(kept.marginals[:, mask].sum(axis=1), expected, rtol=1e-5)
-    plain = refine(case.logits, case.image, parameters=_parameters(0.0), **settings)
-    assert np.abs(plain.marginals[:, mask].sum(axis=1) - expected).max() > 0.5
-
-
 def test_label_maps_with_many_labels_keep_volumes() -> None:
     """Where logits of all labels would not be stored without the term."""
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)

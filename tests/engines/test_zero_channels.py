@@ -50,16 +50,11 @@ def _kernel(filter_name: str, num_dims: int, num_modalities: int) -> KernelSetSp
     ("filter_name", "num_dims", "num_channels", "masked"),
     [
         ("truncated", 1, 2, True),
-        ("truncated", 3, 9, False),
-        ("truncated", 4, 1, True),
-        ("grid", 1, 3, True),
+        ("truncated", 4, 9, False),
         ("grid", 2, 9, True),
         ("grid", 3, 2, False),
-        ("grid", 4, 1, False),
-        ("lattice", 2, 9, False),
         ("lattice", 3, 3, True),
         ("spatial", 1, 9, False),
-        ("spatial", 2, 1, False),
         ("spatial", 3, 3, True),
     ],
 )
@@ -108,13 +103,3 @@ def test_sparse_channels_match_the_reference(compiled_backend: Backend, filter_n
     expected = get_backend("reference").message(values, image, mask, SPACINGS[3], spec)
     found = compiled_backend.message(values, image, mask, SPACINGS[3], spec)
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-4 * float(expected.max()))
-
-
-def test_labels_that_are_ruled_out_have_no_marginal() -> None:
-    """Exactly zero, at every instruction set, because filters skip only exact zeros."""
-    logits = np.zeros((3, 2, 40), dtype=np.float32)
-    logits[1], logits[2, 0], logits[2, 1] = -1e4, -100.0, -80.0
-    marginals = get_backend("cpu").softmax(logits)
-    assert not marginals[1].any()
-    assert not marginals[2, 0].any()
-    np.testing.assert_allclose(marginals[2, 1], np.exp(-80.0), rtol=1e-4)

@@ -77,17 +77,6 @@ def test_grids_of_fewer_axes():
     compare(blobs, blobs.model("matrix"), THRESHOLD, 2e-5)
 
 
-def test_labels_need_not_be_told_apart_where_no_gradient_asks_for_it():
-    """Sums over labels are right, and fewer channels are needed."""
-    blobs = make_blobs(SHAPE, 9, 3)
-    spec = blobs.model()
-    fewer, all_told = (blobs.packed(spec, THRESHOLD, tells_labels=told) for told in (False, True))
-    assert fewer.num_channels < all_told.num_channels
-    compare(blobs, spec, THRESHOLD, 2e-5, [name for name in NAMES if name not in ("weights", "compatibility")], tells_labels=False)
-    (_, found), (_, expected) = (blobs.gradients(kernels, spec.mean_field) for kernels in (fewer, all_told))
-    np.testing.assert_allclose(found.weights.sum(), expected.weights.sum(), rtol=1e-4)
-
-
 @given(
     seed=st.integers(0, 10_000),
     num_labels=st.integers(2, 12),

@@ -106,20 +106,6 @@ def test_streamed_cases_are_as_in_memory(write: Callable[[Folders], None], tmp_p
     assert memory["voxels_changed"] == stream["voxels_changed"]
 
 
-def test_a_decision_on_all_marginals_reads_the_case_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = write_folders(tmp_path, "a")
-    nifti(folders)
-    labels = []
-    for number, limit in enumerate((1 << 40, 0)):
-        for name in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
-            monkeypatch.setattr(f"crfrefine.cases.streamed.{name}", limit)
-        own = Folders(folders.images, folders.logits, tmp_path / str(number))
-        result = run_here("infer", *own.arguments, *MODEL, "--set", "postprocess.decision=dice")
-        assert result.status == 0, result.stderr
-        labels.append(load_nifti(own.output / "a.nii.gz"))
-    np.testing.assert_array_equal(*labels)
-
-
 def with_nan(folders: Folders) -> None:
     channels = logits_of(folders)
     channels[2, 4, 5, 6] = np.nan
