@@ -9,7 +9,6 @@ from cli_helpers import files_in, load_nifti, run_here, save_nifti, write_folder
 from oracles import random_case
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
-from crfrefine.arrays.padding import find_padding, leave_out
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
 STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})
@@ -24,24 +23,6 @@ def padded_case(constant: float = 0.0):
     logits = case.logits.copy()
     logits[:, padding] = constant
     return dataclasses.replace(case, logits=logits), padding
-
-
-@pytest.mark.parametrize(("num_labels", "order"), [(2, "F"), (5, "C")])
-def test_exactly_the_voxels_with_equal_logits_are_found(num_labels, order):
-    logits = np.random.default_rng(num_labels).normal(size=(num_labels, 6, 5, 7)).astype(np.float32)
-    expected = np.zeros((6, 5, 7), bool)
-    expected[0, :, 2] = expected[5, 4, 6] = True
-    logits[:, expected] = -1000.0
-    logits[0, 3, 3, 3] = logits[1, 3, 3, 3]  # of two labels equal ones are padding, of more they are not
-    expected[3, 3, 3] = num_labels == 2
-    found = find_padding(np.array(logits, order=order))
-    np.testing.assert_array_equal(found, expected)
-    assert find_padding(np.random.default_rng(0).normal(size=(3, 4, 6, 5))) is None
-    mask = np.zeros_like(expected)
-    mask[:3] = True
-    inside, count = leave_out(expected, mask, "logits")
-    assert count == 5
-    np.testing.assert_array_equal(inside, mask & ~expected)
 
 
 @pytest.mark.parametrize(("constant", "filter_name"), [(0.0, "exact"), (-1000.0, "lattice"), (3.5, "truncated")])

@@ -184,12 +184,6 @@ def test_logits_outside_the_mask_pass_their_gradient_on(backend):
     assert not gradients.image[:, outside].any()
 
 
-def test_a_zero_weight_still_has_a_slope(backend):
-    problem = Problem(2)
-    problem.values["weights"][:] = 0.0
-    assert (problem.gradients(backend).weights != 0.0).all()
-
-
 def test_the_grid_filter_refuses_float64():
     with pytest.raises(InputError, match="single precision"):
         Problem(2, filter_name="grid").gradients(get_backend("cpu"))

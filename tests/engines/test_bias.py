@@ -9,34 +9,9 @@ from oracles import random_case, resolve
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines.base import Backend
-from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.region_model import resolve_regions
 
 BIAS = (0.375, -1.25, 0.75)
-
-
-def test_without_weights_a_bias_is_vector_scaling(backend: Backend) -> None:
-    """(a + bias) / T, to rounding."""
-    case = random_case(2)
-    model = resolve(case, mean_field__bias=BIAS, mean_field__temperature=0.8, bilateral__weight=0.0)
-    found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
-    expected = (case.logits + np.array(BIAS, np.float32)[:, None, None]) / np.float32(0.8)
-    np.testing.assert_allclose(found.logits, expected, rtol=1e-5, atol=1e-6)
-    assert found.filters == ()
-
-
-def test_the_bias_of_a_region_is_added_to_its_log_odds() -> None:
-    """Outside is label 0 of each region's problem; a region without a bias has none."""
-    parameters = CrfParameters().replace(**{"mean_field.bias": [0.5, 0.0, -1.0]})
-    first, second, third = (model.mean_field.bias for model in resolve_regions(parameters, 3, 1, 3))
-    np.testing.assert_array_equal(first, [0.0, 0.5])
-    assert second is None
-    np.testing.assert_array_equal(third, [0.0, -1.0])
-    (same,) = {tuple(model.mean_field.bias) for model in resolve_regions(parameters.replace(**{"mean_field.bias": 2.0}), 2, 1, 3)}
-    assert same == (0.0, 2.0)
-    with pytest.raises(ConfigError, match=r"mean_field\.bias: it has 3 values, but the case has 2 regions"):
-        resolve_regions(parameters, 2, 1, 3)
 
 
 @pytest.mark.parametrize(("filter_name", "masked"), [("exact", True), ("truncated", False), ("lattice", True)])

@@ -97,18 +97,6 @@ def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend,
     np.testing.assert_allclose(fast, plain, atol=1e-4)
 
 
-def test_bandwidths_beyond_any_integer_average_everything(engine: Backend) -> None:
-    """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
-    rng = np.random.default_rng(5)
-    image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
-    truncated = engine.message(
-        values, image, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(1e19,) * 3, theta_beta=(1.0,), filter="truncated")
-    )
-    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(1e30,) * 3, theta_beta=None))
-    for result in (truncated, spatial):
-        np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("kind", "match", "changes"),
     [

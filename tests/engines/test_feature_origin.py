@@ -67,25 +67,11 @@ def _assert_near(found: NDArray[np.float64], expected: NDArray[np.float64], tole
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=tolerance * float(np.abs(expected).max()))
 
 
-def test_the_default_is_the_corner_of_the_mask_and_the_lowest_intensity_inside() -> None:
-    """What stands outside the mask does not count."""
-    image = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
-    mask = np.zeros((3, 4), dtype=bool)
-    mask[1, 3] = mask[2, 1] = True
-    assert default_origin(image, mask) == FeatureOrigin((1, 1), (7.0, 19.0))
-    assert default_origin(image, None) == FeatureOrigin((0, 0), (0.0, 12.0))
-    with pytest.raises(InputError, match="mask is empty"):
-        default_origin(image, np.zeros((3, 4), dtype=bool))
-
-
-@pytest.mark.parametrize(
-    ("grid_shape", "axis", "num_modalities", "by"),
-    [((40, 5, 3), 0, 2, "cut"), ((3, 4, 20), 2, 3, "mask"), ((6, 25), 1, 1, "cut")],
-)
+@pytest.mark.parametrize(("grid_shape", "axis", "num_modalities"), [((40, 5, 3), 0, 2), ((3, 4, 20), 2, 3), ((6, 25), 1, 1)])
 def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
-    backend: Backend, grid_shape: tuple[int, ...], axis: int, num_modalities: int, by: str
+    backend: Backend, grid_shape: tuple[int, ...], axis: int, num_modalities: int
 ) -> None:
-    """Whether the rest is cut off or left out of the mask: to rounding, five theta_alpha from the cut (math.md, section 5.5).
+    """To rounding, five theta_alpha from the cut (math.md, section 5.5).
 
     Without the origin, messages of the lattice and of the grid are off by 0.1 to 20 % of the largest there.
     """
@@ -104,12 +90,8 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
         expected = _pairwise(backend, case, spec, None)
         found, plain = np.zeros_like(expected), np.zeros_like(expected)
         for target, shared in ((found, True), (plain, False)):
-            if by == "mask":
-                left = replace(case, mask=case.inside & kept)
-                target[...] = _pairwise(backend, left, spec, origin if shared else None)
-            else:
-                part = _cut(case, axis, begin, end)
-                target[:, kept] = _pairwise(backend, part, spec, _moved(origin, axis, -begin) if shared else None).reshape(len(target), -1)
+            part = _cut(case, axis, begin, end)
+            target[:, kept] = _pairwise(backend, part, spec, _moved(origin, axis, -begin) if shared else None).reshape(len(target), -1)
         # The exact sum has no reach: what is beyond five theta_alpha weighs e^-12.5 at most.
         tolerance = 5e-5 if name == "exact" else ROUNDING
         _assert_near(found[:, inner], expected[:, inner], tolerance)

@@ -14,11 +14,12 @@ from crfrefine.engines import get_backend
 PARAMETERS = CrfParameters().replace(**{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2})
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_the_networks_labels_are_those_of_its_largest_logits(backend, order):
-    """In either memory order, outside of the mask too."""
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_networks_labels_are_those_of_its_largest_logits(backend, axes):
+    """In any order of the axes in memory, outside of the mask too."""
     case = random_case(3, masked=True)
-    logits = np.asarray(case.logits, order=order)
+    lying = np.ascontiguousarray(case.logits.transpose(0, *(1 + axis for axis in axes)))
+    logits = lying.transpose(0, *(1 + np.argsort(axes)))
     result = crfrefine.refine(logits, case.image, spacing=case.spacing, parameters=PARAMETERS, mask=case.mask, device=backend.name)
     np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
     assert result.network_label_map.dtype == result.label_map.dtype == np.uint8

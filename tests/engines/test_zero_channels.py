@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from oracles import SPACINGS, one_kernel
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
 from crfrefine.specs import KernelSetSpec
 
 Float32 = NDArray[np.float32]
@@ -89,17 +88,3 @@ def test_the_end_of_a_run_receives() -> None:
         values[..., begin + 19] = 1.0
         found, expected = (get_backend(name).message(values, image, mask, (1.0, 1.4, 0.3), spec) for name in ("cpu", "reference"))
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice", "spatial"])
-def test_sparse_channels_match_the_reference(compiled_backend: Backend, filter_name: str) -> None:
-    """Against float64, which skips nothing: to the accuracy of the lattice's 16-bit weights and of the spatial kernel's window."""
-    rng = np.random.default_rng(5)
-    shape = (9, 8, 19)
-    image = rng.random((2, *shape)).astype(np.float32)
-    mask = rng.random(shape) < 0.8
-    spec = _kernel(filter_name, 3, 2)
-    values = _sparse_channels(shape, 6, rng)
-    expected = get_backend("reference").message(values, image, mask, SPACINGS[3], spec)
-    found = compiled_backend.message(values, image, mask, SPACINGS[3], spec)
-    np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-4 * float(expected.max()))

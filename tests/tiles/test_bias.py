@@ -54,25 +54,6 @@ def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked:
     np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
 
 
-def test_a_case_without_undecided_tiles_has_the_labels_of_the_bias() -> None:
-    """Every tile is settled, by a label that the network would not have taken."""
-    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=True)
-    parameters = model("truncated", **{"mean_field.bias": [0.0, 0.0, 300.0, 0.0, 0.0, 0.0]})
-    found = refine(case, parameters, THRESHOLD)
-    assert num_active(found) == 0
-    np.testing.assert_array_equal(found.label_map, np.where(case.mask, 2, case.logits.argmax(axis=0)))
-    np.testing.assert_array_equal(found.logits.argmax(axis=0), found.label_map)
-
-
-def test_probabilities_have_their_bias_after_the_logarithm() -> None:
-    """The engine's logarithm is off by some 1e-6 of numpy's."""
-    case = make_case(4, SHAPE, 6, probabilities=True)
-    found = refine(case, model("truncated", **{"mean_field.bias": BIAS}), THRESHOLD)
-    logarithms = dataclasses.replace(case, logits=np.log(np.clip(case.logits, 1e-7, 1.0)), input_type="logits")
-    expected = refine(shifted(logarithms), model("truncated"), THRESHOLD)
-    np.testing.assert_allclose(found.marginals, expected.marginals, atol=1e-4)
-
-
 def stream(logits: np.ndarray) -> ChannelStream:
     """The logits in pieces of a few planes."""
 
