@@ -50,9 +50,9 @@ help:
 	@echo 'make test-long  setup with every level of the engine, then the rest: fuzz, kills, memory, clusters, the site, sanitizers, an emulated GPU'
 	@echo 'make check     setup, then the tests of make test alone; make check-long those of make test-long'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
-	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
+	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test-long does (SANITIZE=thread: one of the two)'
 	@echo 'make test-gpu-emulated  the tests of the GPU engine that need no GPU, with each access to memory watched and a GPU'\''s arithmetic (minutes)'
-	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
+	@echo 'make test-faults  kills every command that writes, more often than make test-long does (KILLS=500), and lets places and inputs change under it'
 	@echo 'make fuzz      damaged files for every reader, wrong calls and odd models for the engine (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
@@ -202,11 +202,11 @@ sanitized-engines: $(PACKAGE)
 # The GPU engine's kernels as C++ (tests/helpers/cuda_shim.py), all launches watched: threads that get in each other's way, memory beyond arrays
 # or never written; and a GPU's arithmetic against all tolerances.
 test-gpu-emulated: $(VENV)/train.stamp
-	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_WATCHED=1 $(BIN)/pytest $(PYTEST_ARGS) -m 'not long' -k cuda tests/engines tests/layer
+	CRFREFINE_TEST_WATCHED=1 $(RUN_TESTS) -m 'not long' -k cuda tests/engines tests/layer
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp
-	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
+	CRFREFINE_TEST_KILLS=$(KILLS) $(RUN_TESTS) tests/faults
 
 # Damaged files for every reader of the installed package, and made-up grids and features for the engine.
 fuzz: setup

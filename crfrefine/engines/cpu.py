@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,21 +26,6 @@ if TYPE_CHECKING:
 
 Look = Callable[[int, int, NDArray[Any]], None]
 """Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""
-
-
-@dataclass(frozen=True)
-class PlannedFilter:
-    """The filter that an appearance kernel gets on an image, and what its memory depends on.
-
-    Attributes:
-        name: "exact", "truncated", "grid" or "lattice".
-        vertices_per_voxel: of a lattice, counted anew in each of its tiles of 4096 voxels, estimated from eight of them; else 0.
-        num_cells: of a grid; else 0.
-    """
-
-    name: str
-    vertices_per_voxel: float = 0.0
-    num_cells: float = 0.0
 
 
 class CpuBackend:
@@ -98,15 +82,18 @@ class CpuBackend:
         spec: KernelSetSpec,
         *,
         threads: int | None = None,
-    ) -> tuple[PlannedFilter, ...]:
-        """Return the filter of each appearance kernel on an image, without building it; arguments as for `kernels`."""
+    ) -> tuple[str, ...]:
+        """Return the filter of each appearance kernel on an image, without building it: "exact", "truncated", "grid" or "lattice".
+
+        The arguments are those of `kernels`.
+        """
         image = np.ascontiguousarray(image, dtype=np.float32)
         distances, bilateral, _, _, name = _kernel_arguments(spec, spacing)
         with _engine_errors(self._engine, image.shape):
             planned = self._engine.plan_filters(
                 image, _mask(mask), distances, bilateral, name, spec.num_labels, spec.num_iterations, threads or available_threads()
             )
-        return tuple(PlannedFilter(*each) for each in planned)
+        return tuple(planned)
 
     def mean_field(
         self,

@@ -98,8 +98,7 @@ class KeepingBackend(CpuBackend):
             return True
         # For more steps, another filter may be the fastest one.
         image, mask, spacing, _, threads = wanted
-        plans = (self.plan_filters(image, mask, spacing, each, threads=threads) for each in (built_spec, spec))
-        before, after = ([each.name for each in plan] for plan in plans)
+        before, after = (self.plan_filters(image, mask, spacing, each, threads=threads) for each in (built_spec, spec))
         return before == after
 
 

@@ -91,4 +91,4 @@ def _usual_filter(problem: TileProblem, threads: int | None) -> str:
     dims = problem.grid.shape[3 - problem.num_dims :]
     image = problem.image.planes(0, problem.grid.shape[0]).reshape(-1, *dims)
     mask = None if problem.mask is None else problem.mask.reshape(dims)
-    return CpuBackend().plan_filters(image, mask, problem.spacing, spec, threads=threads)[0].name
+    return CpuBackend().plan_filters(image, mask, problem.spacing, spec, threads=threads)[0]

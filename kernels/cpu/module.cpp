@@ -82,23 +82,21 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
     return seconds;
 }
 
-// The filter that each appearance kernel would get, and what its memory depends on: the lattice's vertices per voxel, estimated from a few
-// tiles, or the grid's cells; 0 for other filters.
-nb::list plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                      const BilateralArgument& bilateral, const std::string& filter, int num_labels, int num_iterations, int threads) {
+// The filter that each appearance kernel would get.
+std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                                      const BilateralArgument& bilateral, const std::string& filter, int num_labels, int num_iterations,
+                                      int threads) {
     const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
     require(num_labels >= 2, "expected from 2 to 65536 labels");
     const KernelSpecs specs = make_specs(size_of(image), bilateral, {}, "none", filter, num_labels - 1, num_iterations);
     ThreadPool pool(threads);
     pool.poll = check_signals;
     const Voxels voxels(grid, spacing, mask_data(mask));
-    nb::list planned;
+    std::vector<std::string> planned;
     for (const KernelSpecs::Bilateral& kernel : specs.bilateral) {
         const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_alpha), kernel.theta_beta,
                                    channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
-        const std::string chosen = choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings, true);
-        planned.append(nb::make_tuple(chosen, chosen == "lattice" ? estimate_vertices_per_voxel(input) : 0.0,
-                                      chosen == "grid" ? grid_size(input).num_cells : 0.0));
+        planned.push_back(choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings, true));
     }
     return planned;
 }
