@@ -6,7 +6,6 @@ import pytest
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
     CONFIDENCE,
-    channels_of,
     expand_channels,
     leave_far_out,
     one_hot_logits,
@@ -15,13 +14,6 @@ from crfrefine.arrays.one_hot import (
 from crfrefine.errors import InputError
 
 LABELS = np.array([[[0, 10, 0], [52, 0, 0]], [[0, 0, 10], [0, 0, 0]]], np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("present", "channels"), [((0, 10, 52), (0, 10, 52)), ((3,), (0, 3)), ((0,), (0, 1))], ids=["sparse", "no background", "nothing else"]
-)
-def test_background_and_one_more_label_always_have_a_channel(present, channels):
-    assert channels_of(present) == channels
 
 
 @pytest.mark.parametrize(("shape", "reach"), [((5, 4, 7), (1, 0, 2)), ((3, 4, 2, 5), (0, 1, 1, 2)), ((4, 9), (10**15, 1))])

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, numbers, rotation
+from io_helpers import affine_of, numbers, rotation
 from resampling_helpers import itk_resampled, world_of
 
 from crfrefine.arrays.grid_map import boxes_overlap, map_grid, world_box
@@ -135,21 +135,6 @@ def test_halfway_between_two_samples_the_one_with_the_larger_index_counts():
     for noise in (0.0, -1e-5, 1e-5):
         grid_map = map_grid((3, 1, 1), affine_of((1.0, 2.0, 3.0), (0.5 + noise, 0.0, 0.0)), (4, 1, 1), affine_of((1.0, 2.0, 3.0)))
         assert nearest(grid_map, source).ravel().tolist() == [2, 3, 4]
-
-
-@pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["parallel", "oblique"])
-def test_the_same_bits_with_any_number_of_threads(direction, monkeypatch):
-    shape, source_shape = (13, 9, 11), (5, 8, 7)
-    grid_map = map_grid(shape, affine_of((0.7, 1.0, 1.2)), source_shape, affine_of((1.5, 1.3, 2.1), (0.2, 0.1, 0.4), direction))
-    source = np.random.default_rng(3).normal(size=(4, *source_shape)).astype(np.float32)
-    whole = linear(grid_map, source, shape)
-    monkeypatch.setattr("crfrefine.arrays.resampling.JOB_VOXELS", 100)  # several jobs per channel
-    results = [linear(grid_map, source, shape, threads) for threads in (1, 2, 5)]
-    assert len(linear_jobs(grid_map, np.zeros((1, *source_shape[::-1]), np.float32), np.zeros((1, *shape[::-1]), np.float32))) > 5
-    assert np.abs(results[0]).max() > 0.5
-    assert all(result.tobytes() == results[0].tobytes() for result in results[1:])
-    # scipy adds up the position of an oblique grid's voxel from where its job begins: another rounding in float64.
-    np.testing.assert_allclose(results[0], whole, rtol=0, atol=1e-6)
 
 
 def test_labels_that_meet_by_chance_do_not_become_padding():

@@ -38,7 +38,7 @@ class Problem:
             "bias": np.random.default_rng(17).normal(size=self.num_labels),
             "theta_alpha": rng.uniform(1.0, 3.0, (2, num_dims)),
             "theta_beta": rng.uniform(0.5, 2.0, (2, num_modalities)),
-            "theta_gamma": rng.uniform(3.0, 5.0, num_dims),
+            "theta_gamma": rng.uniform(0.4, 0.6, num_dims),  # so small that some voxels are just coming within its reach
             "image": rng.normal(size=(num_modalities, *shape)),
         }
         if not per_label:

@@ -101,19 +101,6 @@ def test_truncated_messages_match_brute_force_within_the_ball(backend: Backend, 
         assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-def test_spatial_messages_match_brute_force(backend: Backend, num_dims: int) -> None:
-    """The spatial kernel is exact up to its tails: at most 6e-5 of a Gaussian lies beyond four sigmas on an axis, three axes 2e-4."""
-    case = random_case(num_dims, masked=True)
-    values = _values(case)
-    theta = (0.7, 1.9, 1.2, 0.8)[:num_dims]
-    plain = brute_force_kernel(None, case.inside, case.spacing, theta, None)
-    for normalization in NORMALIZATIONS:
-        expected = values[:, case.inside].astype(np.float64) @ normalize_kernel(plain, normalization).T
-        result = _message(backend, case, values, theta, None, normalization=normalization)
-        assert rms(result[:, case.inside] - expected) < 2e-4 * rms(expected)
-
-
 @functools.cache
 def _noisy(num_modalities: int) -> tuple[Case, np.ndarray]:
     """What the accuracy figures of the lattice were measured on: two regions, smooth noise of two scales and white noise.

@@ -52,13 +52,6 @@ def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
     assert found.num_padding_voxels == 0
 
 
-def test_the_confidence_is_the_temperature(labels, image):
-    """Half the confidence at temperature 1 is the same model as the whole one at temperature 2."""
-    found = refined(labels, image, parameters=PARAMETERS.replace(**{"mean_field.temperature": 2.0}))
-    plain = refined(one_hot(labels, (0, 10, 52), CONFIDENCE / 2), image, input_type="logits")
-    np.testing.assert_array_equal(found.marginals, plain.marginals)
-
-
 def test_labels_that_do_not_occur_do_not_matter(labels, image):
     """With 118 declared labels a voxel's own would be left with e²/(e² + 117) of the probability."""
     weights = np.full(118, 4.0)

@@ -213,28 +213,22 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, ki
     assert caught.value is raised
 
 
-@pytest.mark.parametrize(
-    ("preset", "num_dims", "num_iterations", "normalization", "bilateral", "spatial"),
-    [
-        ("monai", 3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
-        ("krahenbuhl", 2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
-        ("crfrnn", 2, 10, "after", (5.0, 160.0, 3.0), (3.0, 3.0)),
-    ],
-)
-def test_presets_are_their_formulas(
-    backend: Backend,
-    preset: str,
-    num_dims: int,
-    num_iterations: int,
-    normalization: str,
-    bilateral: tuple[float, float, float],
-    spatial: tuple[float, float],
-) -> None:
+# Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight, theta_gamma) of the other.
+PRESETS: dict[str, tuple[int, int, str, tuple[float, float, float], tuple[float, float]]] = {
+    "monai": (3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
+    "krahenbuhl": (2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
+    "crfrnn": (2, 10, "after", (5.0, 160.0, 3.0), (3.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_their_formulas(backend: Backend, preset: str) -> None:
     """a + w_b bilateral + w_s spatial, as the codes that they are named after compute it: positions in voxels; 8-bit intensities in 2-D.
 
     Logits are compared, less their mean over labels: with such weights the marginals are nearly 0 and 1. The spatial filter's tails beyond
     four theta_gamma are up to 2e-4 of its message, whose weight is 3.
     """
+    num_dims, num_iterations, normalization, bilateral, spatial = PRESETS[preset]
     case = random_case(num_dims, num_modalities=3)
     if num_dims == 2:
         case = Case(case.logits, np.round(case.image * 255.0).astype(np.float32), None, case.spacing)

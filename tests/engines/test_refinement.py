@@ -44,7 +44,7 @@ def test_rules_for_small_objects_are_in_milliliters():
     assert ruled.voxels_removed == expected.voxels_removed > 0
 
 
-@pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "C"), (3, 0.0, "F"), (6, 0.5, "F"), (6, 0.0, "C")])
+@pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "F"), (6, 0.0, "C")])
 def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
     """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
     case = random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels)
@@ -52,9 +52,7 @@ def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(n
         np.asarray(case.logits, order=order),
         case.image,
         spacing=(1.0, 1.4, 2.2),
-        parameters=CrfParameters().replace(
-            **{"mean_field.tolerance": tolerance, "mean_field.num_iterations": 40 if tolerance else 3, "mean_field.temperature": 0.8}
-        ),
+        parameters=CrfParameters().replace(**{"mean_field.tolerance": tolerance, "mean_field.temperature": 0.8}),
         device="cpu",
     )
     expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))

@@ -115,8 +115,9 @@ def refusal(case, scheme=NESTED, parameters=PARAMETERS, **options):
     return str(caught.value)
 
 
-def test_what_does_not_fit_is_refused():
+def test_pairs_are_a_scheme_and_what_does_not_fit_is_refused():
     case = case_of(NESTED)
+    assert refine(case, list(zip(NESTED.names, map(list, NESTED.labels), strict=True))) == refine(case, NESTED)
     two = dataclasses.replace(case, logits=case.logits[:2])
     assert "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3" in refusal(two)
     matrix = PARAMETERS.replace(**{"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]})
@@ -126,12 +127,4 @@ def test_what_does_not_fit_is_refused():
     assert refusal(case, NESTED, weights) == told
     probabilities = dataclasses.replace(case, logits=1 / (1 + np.exp(-case.logits)))
     assert "expected log-odds of regions, found values that all lie in [0, 1]" in refusal(probabilities)
-    assert "expected probabilities between 0 and 1" in refusal(case, input_type="probabilities")
     assert "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme" in refusal(case, ["whole", "core"])
-
-
-@pytest.mark.parametrize("form", [dict, lambda pairs: pairs])
-def test_a_dictionary_or_pairs_are_a_scheme(form):
-    case = case_of(NESTED)
-    given = form(list(zip(NESTED.names, map(list, NESTED.labels), strict=True)))
-    assert refine(case, given) == refine(case, NESTED)

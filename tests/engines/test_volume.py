@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from oracles import Case, kernels_of, random_case, resolve, softmax
 from scipy.optimize import root
 
-from crfrefine import refine
+from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
-from crfrefine.specs import ChannelLabels, MeanFieldSpec, ModelSpec
+from crfrefine.specs import MeanFieldSpec, ModelSpec
 
-BACKENDS = ("reference", "cpu")
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
-KEPT = ("expected", "argmax", "largest")
 
 
 def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
@@ -133,12 +131,16 @@ def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) ->
         np.testing.assert_allclose(masses, volumes, rtol=1e-5, atol=1e-3)
 
 
+def _parameters(weight: float) -> CrfParameters:
+    return CrfParameters().replace(**{"volume.weight": weight})
+
+
 def test_label_maps_with_many_labels_keep_volumes() -> None:
     """Where logits of all labels would not be stored without the term."""
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
     parameters = _parameters(1.0).replace(**{"volume.keep": "argmax", "mean_field.temperature": 0.5})
-    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels", device=BACKENDS[-1])
+    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels")
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
 
 
@@ -147,24 +149,8 @@ def test_label_maps_have_no_expected_volumes() -> None:
     labels = np.zeros((9, 11, 13), np.uint8)
     labels[4, 5:7, 6:9] = 1
     with pytest.raises(ConfigError, match=r"volume\.keep: 'expected' sums .*set it to 'argmax'"):
-        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels", device=BACKENDS[-1])
-    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels", device=BACKENDS[-1])
-
-
-def _parameters(weight: float):
-    from crfrefine import CrfParameters
-
-    return CrfParameters().replace(**{"volume.weight": weight})
-
-
-def test_labels_that_share_channels_are_refused(backend: Backend) -> None:
-    """Their masses are not those of channels."""
-    case = random_case(3)
-    model = resolve(case, volume__weight=0.5)
-    shared = ChannelLabels((8, 8, 8), np.arange(3, dtype=np.int32).reshape(3, 1, 1, 1))
-    run = dataclasses.replace(model.mean_field, channel_labels=shared)
-    with pytest.raises(ConfigError, match=r"volume\.weight: .*left out"):
-        backend.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
+        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels")
+    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels")
 
 
 @pytest.mark.parametrize(("num_labels", "keep"), [(2, "largest"), (5, "expected"), (19, "argmax")])

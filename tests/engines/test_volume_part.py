@@ -8,7 +8,6 @@ from body_oracle import main_bodies
 from oracles import Case, random_case, resolve, softmax
 
 from crfrefine import CrfParameters, refine
-from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.engines import get_backend
 from crfrefine.engines.volume_part import volume_part
 
@@ -70,18 +69,6 @@ def test_refine_finds_bodies_in_the_box_of_the_mask() -> None:
     inner = Case(logits, image.astype(np.float32), mask, SPACING)
     bodies = main_bodies(inner, KEEPING.resolve(2, 1, 3).mean_field)
     assert found.marginals[1][bodies].sum() == pytest.approx((logits[1] > 0)[bodies].sum(), abs=0.05)
-
-
-def test_each_region_has_a_body_of_its_own() -> None:
-    """Overlapping regions are problems of two labels."""
-    logits, image = scene()
-    log_odds = np.stack([logits[1], logits[1] - 2.0])
-    regions = RegionScheme.of({"outer": [1, 2], "inner": 2})
-    found = refine(log_odds, image, spacing=SPACING, parameters=KEEPING, regions=regions)
-    for region in range(2):
-        case = Case(np.stack([np.zeros_like(log_odds[region]), log_odds[region]]), image.astype(np.float32), None, SPACING)
-        bodies = main_bodies(case, KEEPING.resolve(2, 1, 3).mean_field)
-        assert found.marginals[region][bodies].sum() == pytest.approx((log_odds[region] > 0)[bodies].sum(), abs=0.05)
 
 
 def test_a_body_in_a_corner_keeps_its_volume() -> None:

@@ -128,14 +128,6 @@ def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
     np.testing.assert_array_equal(found.label_map, whole.label_map)
 
 
-def test_any_device_follows_the_rule():
-    labels, image = blocks((12, 7, 9), 20, size=3)
-    found, plain = (refined(labels, image, {"mean_field.filter": "exact"}, device=device) for device in ("cpu", "reference"))
-    assert plain.device == "reference"
-    assert (plain.marginals == 0).any()
-    np.testing.assert_array_equal(found.label_map, plain.label_map)
-
-
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
