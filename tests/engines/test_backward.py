@@ -38,7 +38,7 @@ class Problem:
             "bias": np.random.default_rng(17).normal(size=self.num_labels),
             "theta_alpha": rng.uniform(1.0, 3.0, (2, num_dims)),
             "theta_beta": rng.uniform(0.5, 2.0, (2, num_modalities)),
-            "theta_gamma": rng.uniform(0.4, 0.6, num_dims),  # so small that some voxels are just coming within its reach
+            "theta_gamma": rng.uniform(0.8, 1.5, num_dims),
             "image": rng.normal(size=(num_modalities, *shape)),
         }
         if not per_label:

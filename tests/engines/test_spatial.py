@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from oracles import one_kernel
+from oracles import kernel_set, one_kernel, softmax
 
 from crfrefine.engines.base import Backend
+from crfrefine.specs import MeanFieldSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
-RADIUS = {"float32": 4.0, "float64": 8.0}
 
 
-def _faded_gaussian(distance: NDArray[np.floating], sigma: float, radius: float) -> NDArray[np.float64]:
+def _faded_gaussian(distance: NDArray[np.floating], sigma: float, radius: float = 4.0) -> NDArray[np.float64]:
     """The formula of docs/reference/math.md, section 5; distance and sigma in voxels."""
     x = np.clip(radius * sigma + 1.0 - np.abs(distance), 0.0, 1.0)
     return np.exp(-0.5 * (distance / sigma) ** 2) * x**2 * (3.0 - 2.0 * x)
@@ -36,7 +36,28 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend: Backen
         mask[[5, 8, 2, 2, 5, 9], [1, 1, 3, 0, 0, 1], [7, 10, 4, 7, 4, 3]] = True
     given = mask if masked else None
     found = compiled_backend.message(values, None, given, SPACING, one_kernel(theta_alpha=theta, theta_beta=None))[0]
-    axes = [_faded_gaussian(np.arange(n) - at, sigma, RADIUS["float32"]) for n, at in zip(GRID, (5, 1, 7), strict=True)]
+    axes = [_faded_gaussian(np.arange(n) - at, sigma) for n, at in zip(GRID, (5, 1, 7), strict=True)]
     expected = axes[0][:, None, None] * axes[1][:, None] * axes[2] * mask
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
     np.testing.assert_array_equal(found != 0.0, expected > 1e-45)
+
+
+@pytest.mark.parametrize(("dtype", "radius", "bound"), [(np.float32, 4.0, 1e-4), (np.float64, 8.0, 1e-8)])
+def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, dtype: type, radius: float, bound: float) -> None:
+    """While voxels fade in: against differences of the formula, of a linear loss of the messages of one step."""
+    rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7]) * 4.0 / radius
+    logits, direction = rng.normal(size=(2, 2, *GRID)).astype(dtype)
+    spec = kernel_set([], theta.tolist(), normalization="none", filter="exact")
+    run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
+    kernels = compiled_backend.kernels(np.zeros((1, *GRID), dtype), None, SPACING, spec)
+    found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
+
+    def loss(theta: NDArray[np.float64]) -> float:
+        matrices = []
+        for n, step, own in zip(GRID, SPACING, theta, strict=True):
+            matrices.append(_faded_gaussian(np.subtract.outer(np.arange(n), np.arange(n)), own / step, radius))
+        return -float((np.einsum("lijk,ai,bj,ck->labc", softmax(logits), *matrices, optimize=True) * direction[::-1]).sum())
+
+    steps = 1e-5 * np.diag(theta)
+    expected = np.array([(loss(theta + step) - loss(theta - step)) / (2.0 * step.sum()) for step in steps])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())

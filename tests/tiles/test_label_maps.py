@@ -95,11 +95,9 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     labels = labels.astype(np.uint8)
     changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
     channels = tuple(int(label) for label in np.unique(labels))
-    parameters = PARAMETERS.replace(**changes)
-    whole = refined(labels, image, changes)
+    whole, told = refined(labels, image, changes), []
     limit = int(whole.channels.computed().size * 17 * 0.8)
-    options = {"spacing": SPACING, "parameters": parameters}
-    told = []
+    options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit, progress=lambda *of: told.append(of))
     assert "slabs" in cut.filters[0]
     steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
