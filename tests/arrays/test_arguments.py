@@ -31,18 +31,6 @@ def test_probabilities_are_refused_unless_said_to_be_some():
     assert not np.array_equal(refined(PROBABILITIES, input_type="logits").logits, by_word.logits)
 
 
-def test_one_hot_probabilities_may_have_the_images_shape():
-    """Three labels and three modalities: on the word of the caller, and their sums, they are no label map."""
-    image = np.stack([CASE.image[0]] * 3)
-    assert refined(ONE_HOT, image, input_type="probabilities").label_map.shape == LABELS.shape
-    assert refined(2 * ONE_HOT, image, input_type="logits").label_map.shape == LABELS.shape
-    for given in (ONE_HOT, 2 * ONE_HOT):
-        with pytest.raises(InputError, match="hold whole numbers"):
-            refined(given, image)
-    with pytest.raises(InputError, match="hold whole numbers"):
-        refined(LABELS.astype(float), CASE.image[0], input_type="probabilities")
-
-
 VOLUME = nib.Nifti1Image(CASE.image[0], np.eye(4))
 WRONG = [
     ({"image": VOLUME}, r"image is a nibabel Nifti1Image; .*np.asarray\(image.dataobj\).*get_zooms"),
@@ -56,6 +44,9 @@ WRONG = [
     ({"logits": LABELS, "input_type": "labels", "regions": {"a": 1}}, r"regions: .* a label map has none; leave regions out"),
     # Without the check it would be as many labels as there are voxels on the first axis.
     ({"logits": LABELS.astype(float), "image": CASE.image[0]}, r"the image's shape \(6, 4, 5\) and hold whole numbers"),
+    # Three labels and three modalities: a label map has the image's shape, too.
+    ({"logits": ONE_HOT, "image": np.stack([CASE.image[0]] * 3)}, "hold whole numbers"),
+    ({"logits": LABELS.astype(float), "image": CASE.image[0], "input_type": "probabilities"}, "hold whole numbers"),
     ({"logits": ONE_HOT}, "as probabilities do"),
     ({"logits": LABELS}, f"logits have type {LABELS.dtype} and shape .*, as a label map has"),
     ({"logits": np.stack([LABELS > 0] * 2)}, "logits have type bool and shape .*, as a mask has; logits are"),
@@ -125,13 +116,6 @@ def test_one_channel_of_a_sigmoid_is_named_and_taken_as_a_region(as_probability)
     found = refined(given, regions={"structure": 1}, **options)
     two = refined(np.concatenate([np.zeros_like(log_odds), log_odds]), input_type="logits")
     np.testing.assert_array_equal(found.label_map, two.label_map)
-
-
-def test_a_label_map_with_a_channel_is_named_and_taken_without():
-    given = LABELS[None].astype(np.float32)
-    with pytest.raises(InputError, match=r'as a label map does: give the label map \(\*grid\), logits\[0\], with input_type="labels"'):
-        refined(given)
-    assert refined(given[0], input_type="labels").label_map.shape == LABELS.shape
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 9e-7), -1.0, np.nan, (1.0, 2.0), "one", (1, 1, 1e300)])

@@ -6,7 +6,6 @@ import pytest
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
     CONFIDENCE,
-    expand_channels,
     leave_far_out,
     one_hot_logits,
     present_labels,
@@ -27,18 +26,6 @@ def test_labels_take_part_in_a_box_around_where_they_occur(shape, reach):
         for label in range(6):
             near = 0.0 if label in labels[box] else ABSENT_LOGIT
             assert logits[(label, *voxel)] == (CONFIDENCE if labels[voxel] == label else near)
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_values_of_all_labels(order):
-    values = np.arange(24, dtype=np.float32).reshape(2, 2, 3, 2)
-    values = np.stack([np.array(channel, order=order) for channel in values])
-    if order == "F":
-        values = values.transpose(0, 3, 2, 1).copy().transpose(0, 3, 2, 1)
-    expanded = expand_channels(values, (0, 3), 5, -1.0)
-    np.testing.assert_array_equal(expanded[[0, 3]], values)
-    np.testing.assert_array_equal(expanded[[1, 2, 4]], np.full((3, 2, 3, 2), -1.0))
-    assert np.argsort(expanded.strides[1:]).tolist() == np.argsort(values.strides[1:]).tolist()
 
 
 def test_an_image_is_no_label_map():

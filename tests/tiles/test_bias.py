@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tile_cases import TileCase, make_case, num_active, refine
 
-from crfrefine.engines import get_backend
-from crfrefine.io.pieces import Piece
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tiles.running import Settings
-from crfrefine.tiles.streamed_logits import StreamedLogits
-from crfrefine.tiles.streaming import ChannelStream, refine_stream
 
 BIAS = (0.375, -32.5, 0.0, 31.75, -0.5, 1.5)
 """Differences above those of the logits, so that whole regions change their label before any message."""
@@ -52,36 +45,3 @@ def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked:
     assert found.num_iterations == expected.num_iterations
     assert (found.network_label_map != expected.network_label_map).mean() > 0.1
     np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
-
-
-def stream(logits: np.ndarray) -> ChannelStream:
-    """The logits in pieces of a few planes."""
-
-    def read() -> Iterator[Piece]:
-        for label, channel in enumerate(logits):
-            for first in range(0, len(channel), 5):
-                yield Piece(slice(label, label + 1), slice(first, min(first + 5, len(channel))), channel[None, first : first + 5].copy())
-
-    return ChannelStream(read, len(logits), logits.shape[1:], "logits", None, Path("logits.npz"))
-
-
-@pytest.mark.parametrize(("masked", "bias"), [(False, BIAS), (True, (0.0, 0.0, 300.0, 0.0, 0.0, 0.0))], ids=["whole", "settled"])
-def test_streamed_channels_with_a_bias_are_streams_of_shifted_logits(masked: bool, bias: tuple[float, ...]) -> None:
-    """Outside the mask the labels stay the network's."""
-    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
-
-    def run(logits: np.ndarray, **changes: Any) -> StreamedLogits:
-        parameters = model("truncated", **changes)
-        spec = parameters.resolve(6, 1, 3)
-        return refine_stream(stream(logits), case.image, case.mask, case.spacing, parameters, spec, get_backend("cpu"), Settings(threads=1))
-
-    inside = np.ones(SHAPE, bool) if case.mask is None else case.mask
-    with_bias = case.logits + np.array(bias, np.float32)[:, None, None, None]
-    found, expected = run(case.logits, **{"mean_field.bias": bias}), run(np.where(inside, with_bias, case.logits))
-    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
-    assert (found.network_label_map != expected.network_label_map)[inside].mean() > 0.1
-    np.testing.assert_array_equal(found.label_map(1), expected.label_map(1))
-    for label in range(6):
-        np.testing.assert_array_equal(found.probabilities(label, slice(3, 17)), expected.probabilities(label, slice(3, 17)))
-        np.testing.assert_array_equal(found.logits(label, slice(3, 17)), expected.logits(label, slice(3, 17)))
-    assert found.report == expected.report

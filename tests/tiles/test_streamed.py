@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, Folders, Result, files_in, load_nifti, run_here, save_nifti, write_folders
-from tile_cases import TileCase, refine, softmax
+from oracles import softmax
+from tile_cases import TileCase, make_case, refine
 
 from crfrefine.engines import get_backend
 from crfrefine.infer.streamed import refine_streamed
@@ -131,18 +133,25 @@ def test_bad_files_fail_as_in_memory(spoil: Callable[[Folders], None], tmp_path:
 
 
 class Pieces:
-    """Channels of an array, as pieces of some planes."""
+    """Channels of a case, as pieces of some planes."""
 
     def __init__(self, case: TileCase, num_planes: int) -> None:
-        self.values, self.num_planes = case.logits, num_planes
-        self.num_readings = 0
+        self.case, self.num_planes, self.num_readings = case, num_planes, 0
 
     def __call__(self) -> Iterator[Piece]:
         self.num_readings += 1
-        for label in range(len(self.values)):
-            for start in range(0, self.values.shape[1], self.num_planes):
-                planes = slice(start, min(start + self.num_planes, self.values.shape[1]))
-                yield Piece(slice(label, label + 1), planes, self.values[label : label + 1, planes])
+        for label, channel in enumerate(self.case.logits):
+            for start in range(0, len(channel), self.num_planes):
+                planes = slice(start, min(start + self.num_planes, len(channel)))
+                yield Piece(slice(label, label + 1), planes, channel[None, planes].copy())
+
+    def refined(self, parameters: CrfParameters) -> StreamedLogits:
+        logits, case = self.case.logits, self.case
+        stream = ChannelStream(self, len(logits), logits.shape[1:], "logits", None, Path("a.npz"))
+        spec, image = parameters.resolve(len(logits), 1, 3), case.image.reshape(1, *logits.shape[1:])
+        found = refine_stream(stream, image, case.mask, case.spacing, parameters, spec, get_backend("cpu"), Settings(threads=1))
+        assert isinstance(found, StreamedLogits)
+        return found
 
 
 @pytest.mark.parametrize("num_planes", [3, 50])
@@ -152,22 +161,26 @@ def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
     probabilities[1, :, :, :20] = 1 - 1e-6
     probabilities[0] = 1 - probabilities[1]
     case = TileCase(np.log(probabilities).astype(np.float32), np.zeros((9, 8, 120), np.float32), (1.0, 1.0, 1.0), None, "logits")
-    parameters = CrfParameters().replace(
-        **{
-            "bilateral.weight": (1.0, 16.0),
-            "bilateral.theta_alpha": 1.6,
-            "mean_field.filter": "truncated",
-            "mean_field.num_iterations": 40,
-            "mean_field.tolerance": 0.0,
-            "mean_field.normalization": "after",
-            "mean_field.label_threshold": 0.01,
-        }
-    )
+    changes = {"bilateral.weight": (1.0, 16.0), "bilateral.theta_alpha": 1.6, "mean_field.filter": "truncated"}
+    changes |= {"mean_field.num_iterations": 40, "mean_field.tolerance": 0.0, "mean_field.normalization": "after"}
+    parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
     read = Pieces(case, num_planes)
-    stream = ChannelStream(read, 2, (9, 8, 120), "logits", None, Path("a.npz"))
-    model = parameters.resolve(2, 1, 3)
-    found = refine_stream(stream, case.image[None], None, case.spacing, parameters, model, get_backend("cpu"), Settings(1))
-    assert isinstance(found, StreamedLogits)
-    dense = refine(case, parameters, 0.0)
-    np.testing.assert_array_equal(found.label_map(1), dense.label_map)
+    np.testing.assert_array_equal(read.refined(parameters).label_map(1), refine(case, parameters, 0.0).label_map)
     assert read.num_readings > 2  # one to survey, one to keep tiles
+
+
+@pytest.mark.parametrize("bias", [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["some", "all settled"])
+def test_channels_with_a_bias_are_streams_of_shifted_logits(bias: tuple[float, ...]) -> None:
+    """To the bit; outside the mask the labels stay the network's."""
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.temperature": 1.5, "bilateral.theta_beta": 0.3})
+    logits = np.where(case.mask, case.logits + np.array(bias, np.float32)[:, None, None, None], case.logits)
+    found = Pieces(case, 5).refined(parameters.replace(**{"mean_field.bias": bias}))
+    expected = Pieces(dataclasses.replace(case, logits=logits), 5).refined(parameters)
+    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
+    assert (found.network_label_map != expected.network_label_map)[case.mask].mean() > 0.1
+    np.testing.assert_array_equal(found.label_map(1), expected.label_map(1))
+    for label in range(6):
+        np.testing.assert_array_equal(found.probabilities(label, slice(3, 17)), expected.probabilities(label, slice(3, 17)))
+        np.testing.assert_array_equal(found.logits(label, slice(3, 17)), expected.logits(label, slice(3, 17)))
+    assert found.report == expected.report
