@@ -75,14 +75,6 @@ def test_only_the_mask_counts_and_gets_labels():
     assert not dice_labels(probabilities, np.zeros_like(mask)).any()
 
 
-def test_memory_order_changes_nothing():
-    probabilities = random_probabilities(7, 3, (5, 6, 70)).astype(np.float32)
-    turned = np.ascontiguousarray(probabilities.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
-    labels = dice_labels(turned)
-    assert labels.flags.f_contiguous
-    np.testing.assert_array_equal(labels, dice_labels(probabilities))
-
-
 def test_each_region_has_its_own_best_dice():
     scheme = RegionScheme.of({"whole": [1, 2], "core": 2})
     random = np.random.default_rng(9)

@@ -85,18 +85,6 @@ def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("theta_alpha", [(2.0, 0.2, 2.0), (2.0, 0.2, 0.2), (0.2, 0.2, 2.0)])
-def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend, theta_alpha: tuple[float, float, float]) -> None:
-    """Two rows are handled together: beyond an odd one out there must be padding, not the next plane. Sums of some hundred terms."""
-    rng = np.random.default_rng(4)
-    image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
-    fast, plain = (
-        backend.message(values, image, None, (1.0, 1.0, 1.0), one_kernel(theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated"))
-        for backend in (engine, get_backend("reference"))
-    )
-    np.testing.assert_allclose(fast, plain, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("kind", "match", "changes"),
     [

@@ -61,6 +61,20 @@ def test_outside_the_mask_the_logits_pass_through(backend: Backend) -> None:
     np.testing.assert_array_equal(_run(backend, soiled, parameters).logits[:, case.inside], result.logits[:, case.inside])
 
 
+@pytest.mark.parametrize(("filter_name", "masked"), [("exact", True), ("truncated", False), ("lattice", True)])
+def test_a_bias_is_that_of_the_logits(backend: Backend, filter_name: str, masked: bool) -> None:
+    """To the bit inside the mask, energy and all."""
+    case = random_case(3, masked=masked)
+    changes = {"mean_field__temperature": 1.7, "mean_field__filter": filter_name, "mean_field__tolerance": 1e-4}
+    dtype = np.float64 if backend.name == "reference" else np.float32  # in which the logits are shifted
+    bias = [0.375, -1.25, 0.75]
+    shifted = case.logits.astype(dtype) + np.array(bias, dtype)[:, None, None, None]
+    found = _run(backend, case, resolve(case, mean_field__bias=bias, **changes))
+    expected = _run(backend, Case(shifted, case.image, case.mask, case.spacing), resolve(case, **changes))
+    assert found.report == expected.report
+    np.testing.assert_array_equal(found.logits[:, case.inside], expected.logits[:, case.inside])
+
+
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "masked", "normalization", "filter_name", "damping"),
     [

@@ -35,20 +35,21 @@ def refine(case, scheme, parameters=PARAMETERS, **options):
 
 @pytest.mark.parametrize(("scheme", "order"), [(NESTED, "C"), (CROSSING, "F"), (ONE, "C")], ids=["nested", "crossing", "one"])
 def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
-    """The same kernels and the same arithmetic: equal to the last bit, also with a weight per region."""
+    """The same kernels and the same arithmetic: equal to the last bit, also with a weight and a bias per region."""
     case = case_of(scheme)
     case = dataclasses.replace(case, logits=np.asarray(case.logits, order=order))
     weights = (3.0, 0.0, 5.0)[: scheme.num_regions]
-    parameters = PARAMETERS.replace(**{"bilateral.weight": weights})
+    biases = (0.5, 0.0, -1.0)[: scheme.num_regions]
+    parameters = PARAMETERS.replace(**{"bilateral.weight": weights, "mean_field.bias": biases})
     result = refine(case, scheme, parameters, device=backend.name)
     results = []
-    for channel, weight in zip(case.logits, weights, strict=True):
+    for channel, weight, bias in zip(case.logits, weights, biases, strict=True):
         results.append(
             crfrefine.refine(
                 np.stack([np.zeros_like(channel), channel]),
                 case.image,
                 spacing=case.spacing,
-                parameters=PARAMETERS.replace(**{"bilateral.weight": weight}),
+                parameters=PARAMETERS.replace(**{"bilateral.weight": weight, "mean_field.bias": (0.0, bias)}),
                 mask=case.mask,
                 device=backend.name,
             )
