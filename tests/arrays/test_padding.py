@@ -21,6 +21,7 @@ def padded_case(constant: float = 0.0):
     padding[:3] = padding[:, -2:] = padding[:, :, :1] = True
     padding[6, 3, 4] = True
     logits = case.logits.copy()
+    logits[1, 8, 4, 5] = logits[0, 8, 4, 5]  # two equal labels of three are no padding
     logits[:, padding] = constant
     return dataclasses.replace(case, logits=logits), padding
 
