@@ -47,7 +47,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, d
     """While voxels fade in: against differences of the formula, of a linear loss of the messages of one step."""
     rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7]) * 4.0 / radius
     logits, direction = rng.normal(size=(2, 2, *GRID)).astype(dtype)
-    spec = kernel_set([], theta.tolist(), normalization="none", filter="exact")
+    spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
     kernels = compiled_backend.kernels(np.zeros((1, *GRID), dtype), None, SPACING, spec)
     found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
@@ -56,7 +56,9 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, d
         matrices = []
         for n, step, own in zip(GRID, SPACING, theta, strict=True):
             matrices.append(_faded_gaussian(np.subtract.outer(np.arange(n), np.arange(n)), own / step, radius))
-        return -float((np.einsum("lijk,ai,bj,ck->labc", softmax(logits), *matrices, optimize=True) * direction[::-1]).sum())
+        scale = np.einsum("i,j,k->ijk", *(matrix.sum(axis=1) for matrix in matrices)) ** -0.5
+        messages = scale * np.einsum("lijk,ai,bj,ck->labc", scale * softmax(logits), *matrices, optimize=True)
+        return -float((messages * direction[::-1]).sum())
 
     steps = 1e-5 * np.diag(theta)
     expected = np.array([(loss(theta + step) - loss(theta - step)) / (2.0 * step.sum()) for step in steps])
