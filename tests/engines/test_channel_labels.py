@@ -86,7 +86,7 @@ def cases(draw: st.DrawFn) -> Shared:
 
 @given(cases())
 @settings(max_examples=60, deadline=None)
-def test_any_table_means_the_same_to_the_engine_and_the_plain_one(case: Shared) -> None:
+def test_any_table_means_the_same_to_the_engine_and_the_plain_one_in_float64(case: Shared) -> None:
     """The label of the receiver's channel counts. Rounding of float64."""
     (expected_tape, expected), (tape, found) = (case.gradients(name) for name in ("reference", "cpu"))
     np.testing.assert_allclose(tape.logits, expected_tape.logits, atol=1e-9)

@@ -22,6 +22,7 @@ from oracles import Case, grid_kernel, one_kernel, random_case
 import crfrefine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
+from crfrefine.engines.cpu import CpuBackend
 from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
