@@ -31,16 +31,8 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
     library = type(value).__module__.partition(".")[0]
     if isinstance(value, str | os.PathLike):
         raise InputError(f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files")
-    if library == "nibabel":
-        raise InputError(
-            f"{name} is a nibabel {type(value).__name__}; expected an array: give np.asarray({name}.dataobj), and "
-            f"{name}.header.get_zooms()[:3] as the spacing"
-        )
-    if library == "SimpleITK":
-        raise InputError(
-            f"{name} is a SimpleITK {type(value).__name__}; expected an array: give sitk.GetArrayFromImage({name}), whose axes are "
-            f"(z, y, x), and {name}.GetSpacing()[::-1] as the spacing"
-        )
+    if library in ("nibabel", "SimpleITK"):
+        raise InputError(f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         advice = (
             ""

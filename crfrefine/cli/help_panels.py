@@ -17,9 +17,9 @@ PANELS = {
     "--name --no-report",
     "Model": "--config --set --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
-    "Cluster": "--num-parts --part-id --workers --dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --fail-fast --strict --num-iterations "
-    "--seed --port --browser --allow-mismatched-dicom",
+    "Cluster": "--workers --dask",
+    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
+    "--strict --num-iterations --seed --port --browser --allow-mismatched-dicom",
     _MORE: "",
     "Messages": "--verbose --quiet --help",
 }

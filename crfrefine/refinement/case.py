@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
+from crfrefine.arrays.images import Volume, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.axes import StorageOrder
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def refine(
-    logits: ArrayLike,
-    image: ArrayLike,
+    logits: Volume,
+    image: Volume,
     *,
     spacing: ArrayLike | None = None,
     parameters: CrfParameters | str | Path | None = None,
-    mask: ArrayLike | None = None,
+    mask: Volume | None = None,
     input_type: InputType = "auto",
     regions: GivenRegions | None = None,
     device: str = "cpu",
@@ -47,12 +48,16 @@ def refine(
     Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part: they keep label 0 and neither send nor
     receive messages. With `regions`, these are the voxels where all log-odds are exactly 0.
 
+    `logits`, `image` and `mask` are arrays, or images of nibabel or SimpleITK, which bring their spacing. The axes are then those of the
+    library's own arrays: (x, y, z) of `np.asarray(image.dataobj)`, (z, y, x) of `sitk.GetArrayFromImage(image)`; a fourth axis, or the
+    components of a vector image, are the channels.
+
     Args:
         logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
             `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
-        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all. None: 1 mm, with a
-            warning if it matters.
+        spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all. None: that of
+            the images, or 1 mm, with a warning if it matters.
         parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
@@ -70,7 +75,9 @@ def refine(
 
     Raises:
         InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
-            place of logits, logits that are equal for all labels nearly everywhere.
+            place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, or another
+            spacing than theirs.
+        GridMismatchError: images on different grids.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
             each other or come with a label map, or a number of threads below 1.
         BackendUnavailableError: the device is not available.
@@ -95,7 +102,9 @@ def refine(
     """
     check_threads(threads)
     parameters = as_parameters(parameters)
-    given, intensities = given_array(logits, "logits"), given_array(image, "image")
+    arrays, spacing = open_images({"logits": logits, "image": image, "mask": mask}, spacing)
+    mask = arrays["mask"]
+    given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
     in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
     shared: dict[str, Any] = {
         "spacing": known_spacing(spacing, matters=in_mm),

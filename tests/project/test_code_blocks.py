@@ -282,6 +282,13 @@ def case_arrays(channels: int = 5, modalities: int = 2) -> dict[str, Any]:
     }
 
 
+def arrays_and_images() -> dict[str, Any]:
+    names = case_arrays()
+    save_nifti(Path("scan.nii.gz"), names["image"][0], AFFINE)
+    write_channels(Path("scores.nii.gz"), names["logits"])
+    return names
+
+
 def tensors(channels: int, modalities: int) -> dict[str, Any]:
     """A small network with its batch, as in docs/guide/layer.md."""
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
@@ -342,7 +349,7 @@ def monai_pipeline() -> dict[str, Any]:
 
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": case_arrays,
-    "docs/guide/python.md": case_arrays,
+    "docs/guide/python.md": arrays_and_images,
     "docs/guide/layer.md": lambda: tensors(5, 4),
     "docs/guide/scribbles.md": lambda: tensors(4, 1),
     "docs/guide/monai.md": monai_pipeline,
