@@ -21,7 +21,7 @@ from build_wheels import LEVELS
 
 PACKAGING = Path(__file__).resolve().parent
 ROOT = PACKAGING.parent
-TESTS = ("tests/engines/test_filters.py", "tests/engines/test_refinement.py", "tests/engines/test_lattice_passes.py")
+TESTS = ("tests/engines/test_filters.py", "tests/engines/test_refinement.py", "tests/engines/test_engine_filters.py")
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc")
 
 

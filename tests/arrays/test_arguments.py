@@ -1,12 +1,14 @@
 """What `refine` is given: arrays in, and a sentence for everything that is not what it seems."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from oracles import random_case, softmax
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
+from crfrefine.engines.cpu import CpuBackend
 
 CASE = random_case(grid_shape=(6, 4, 5))
 LABELS = CASE.logits.argmax(axis=0)
@@ -27,48 +29,19 @@ def test_probabilities_are_refused_unless_said_to_be_some():
     assert not np.array_equal(refined(PROBABILITIES, input_type="logits").logits, by_word.logits)
 
 
-def test_probabilities_in_any_memory_order():
-    expected = refined(PROBABILITIES, input_type="probabilities").logits
-    for given in (np.asfortranarray(PROBABILITIES), np.moveaxis(np.ascontiguousarray(np.moveaxis(PROBABILITIES, 0, -1)), -1, 0)):
-        before = given.copy()
-        found = refined(given, input_type="probabilities").logits
-        np.testing.assert_allclose(found, expected, atol=1e-5)  # another order of summation
-        np.testing.assert_array_equal(given, before)
-
-
-def test_sigmoid_channels_are_refused_unless_said_to_be_logits():
-    channels = 1 / (1 + np.exp(-CASE.logits))
-    with pytest.raises(InputError, match=r'These look like sigmoid channels(.|\n)*input_type="logits"'):
-        refined(channels)
-    with pytest.raises(InputError, match="These look like sigmoid channels"):
-        refined(channels, input_type="probabilities")
-    assert refined(channels, input_type="logits").label_map.shape == channels.shape[1:]
-
-
-def test_one_hot_probabilities_may_have_the_images_shape():
-    """Three labels and three modalities: on the word of the caller, and their sums, they are no label map."""
-    image = np.stack([CASE.image[0]] * 3)
-    assert refined(ONE_HOT, image, input_type="probabilities").label_map.shape == LABELS.shape
-    assert refined(2 * ONE_HOT, image, input_type="logits").label_map.shape == LABELS.shape
-    for given in (ONE_HOT, 2 * ONE_HOT):
-        with pytest.raises(InputError, match="hold whole numbers"):
-            refined(given, image)
-    with pytest.raises(InputError, match="hold whole numbers"):
-        refined(LABELS.astype(float), CASE.image[0], input_type="probabilities")
-
-
 WRONG = [
     ({"image": "image.nii.gz"}, "image is a path"),
-    *(({"threads": threads}, "threads: expected a whole number of at least 1, or None") for threads in (0, -1, 1.5, True, "2")),
-    *(({"logits": values}, "expected an array of real numbers") for values in (CASE.logits.astype(complex), CASE.logits.astype(object))),
-    ({"logits": np.full(CASE.logits.shape, "a")}, "expected an array of real numbers"),
+    *(({"threads": threads}, "threads: expected a whole number of at least 1, or None") for threads in (0, 1.5, True)),
+    ({"logits": CASE.logits.astype(complex)}, "expected an array of real numbers"),
     ({"logits": CASE.logits[:, 0, 0], "image": CASE.image[:, 0, 0], "spacing": "one"}, r"one per grid axis$"),  # no sign of a batch
     ({"logits": LABELS, "input_type": "labels", "regions": {"a": 1}}, r"regions: .* a label map has none; leave regions out"),
     # Without the check it would be as many labels as there are voxels on the first axis.
     ({"logits": LABELS.astype(float), "image": CASE.image[0]}, r"the image's shape \(6, 4, 5\) and hold whole numbers"),
+    # Three labels and three modalities: a label map has the image's shape, too.
+    ({"logits": ONE_HOT, "image": np.stack([CASE.image[0]] * 3)}, "hold whole numbers"),
+    ({"logits": LABELS.astype(float), "image": CASE.image[0], "input_type": "probabilities"}, "hold whole numbers"),
     ({"logits": ONE_HOT}, "as probabilities do"),
-    *(({"logits": LABELS.astype(dtype)}, f"logits have type {np.dtype(dtype)} and shape .*, as a label map has") for dtype in ("u1", "i8")),
-    ({"logits": LABELS > 0}, "logits have type bool and shape .*, as a mask has; logits are"),
+    ({"logits": LABELS}, f"logits have type {LABELS.dtype} and shape .*, as a label map has"),
     ({"logits": np.stack([LABELS > 0] * 2)}, "logits have type bool and shape .*, as a mask has; logits are"),
 ]
 
@@ -101,25 +74,18 @@ def test_a_mask_that_an_array_brings_is_not_lost():
         assert refined(**{name: array.filled(0)}, mask=shown).energy == refined(**{name: array.data}, mask=shown).energy
     with pytest.raises(InputError, match=r"mask is a masked array, whose mask would be lost; give mask\.filled\(0\)$"):
         refined(mask=image[0])
-    alone = image[0]
-    assert refined(image=alone.filled(0), mask=~np.ma.getmaskarray(alone)) == refined(
-        image=np.where(hidden, 0, CASE.image[0]), mask=~hidden
-    )
     assert refined(image=np.ma.MaskedArray(CASE.image)) == refined()
 
 
 @pytest.mark.parametrize("num_cases", [1, 2])
-def test_a_batch_is_named_and_each_of_its_cases_is_taken(num_cases):
+def test_a_batch_is_named(num_cases):
     logits, images = np.stack([CASE.logits] * num_cases), np.stack([CASE.image] * num_cases)
-    for image in (images, images[:, :1], images[:, 0], CASE.image[0]):
-        with pytest.raises(
-            InputError, match=r"a batch, give .* by itself: refine\(logits\[i\], \.\.\.\) with the image of that case, \(mod"
-        ):
+    told = r"a batch, give .* by itself: refine\(logits\[i\], \.\.\.\) with the image of that case, \(mod"
+    for image in (images, images[:, 0], CASE.image[0]):
+        with pytest.raises(InputError, match=told):
             refined(logits, image)
-    alike = images[:, :1].repeat(logits.shape[1], 1)
     with pytest.raises(InputError, match="first axis"):  # as if of one case in 4-D
-        refined(logits, alike)
-    assert refined(logits[0], images[0]).label_map.shape == LABELS.shape
+        refined(logits, images[:, :1].repeat(logits.shape[1], 1))
 
 
 def test_channels_last_are_named_and_taken_when_they_are_moved():
@@ -145,14 +111,7 @@ def test_one_channel_of_a_sigmoid_is_named_and_taken_as_a_region(as_probability)
     np.testing.assert_array_equal(found.label_map, two.label_map)
 
 
-def test_a_label_map_with_a_channel_is_named_and_taken_without():
-    given = LABELS[None].astype(np.float32)
-    with pytest.raises(InputError, match=r'as a label map does: give the label map \(\*grid\), logits\[0\], with input_type="labels"'):
-        refined(given)
-    assert refined(given[0], input_type="labels").label_map.shape == LABELS.shape
-
-
-@pytest.mark.parametrize("spacing", [1e-320, 3e-9, (1, 1, 9e-7), 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300)])
+@pytest.mark.parametrize("spacing", [(1, 1, 9e-7), -1.0, np.nan, (1.0, 2.0), "one", (1, 1, 1e300)])
 def test_a_spacing_that_is_none(spacing):
     with pytest.raises(InputError, match=r"expected 3 positive distances in mm \(from 1e-06 to 1e\+09; convert other units\)"):
         refine(CASE.logits, CASE.image, spacing=spacing)
@@ -192,21 +151,12 @@ def test_the_largest_weights_stay_finite(backend):
 
 def test_an_energy_that_is_not_finite_fails(monkeypatch):
     """No input is known that leads there, so the engine's own result is spoiled."""
-    import dataclasses
+    run = CpuBackend.mean_field
 
-    import crfrefine.refinement.channels as module
+    def spoiled(*args, **options):
+        outcome = run(*args, **options)
+        return replace(outcome, report=replace(outcome.report, energy=(*outcome.energy[:-1], np.nan)))
 
-    backend = module.get_backend("cpu")
-
-    class Spoiled:
-        def __getattr__(self, name):
-            return getattr(backend, name)
-
-        def mean_field(self, *args, **options):
-            outcome = backend.mean_field(*args, **options)
-            report = dataclasses.replace(outcome.report, energy=(*outcome.energy[:-1], np.nan))
-            return dataclasses.replace(outcome, report=report)
-
-    monkeypatch.setattr(module, "get_backend", lambda _: Spoiled())
+    monkeypatch.setattr(CpuBackend, "mean_field", spoiled)
     with pytest.raises(InputError, match="not finite"):
-        refined()
+        refined(device="cpu")

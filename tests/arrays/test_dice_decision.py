@@ -48,24 +48,10 @@ def test_several_labels_come_close_to_the_best_label_map():
     assert np.mean(np.array(ratios) > 1 - 1e-12) > 0.75
 
 
-def test_a_structure_that_is_unlikely_everywhere_is_found_by_dice_alone():
-    inside = np.zeros((6, 7, 8), np.float32)
-    inside[1:4, 2:5, 3:7] = 0.45
-    labels = dice_labels(np.stack([1 - inside, inside]))
-    np.testing.assert_array_equal(labels, inside > 0)
-    assert labels.dtype == np.uint8
-
-
 def test_a_label_without_any_likely_voxel_stays_absent():
     values = np.full((4, 5, 6), 0.99 * LEAST_PROBABILITY, np.float32)
     assert not dice_labels(np.stack([1 - values, values])).any()
     assert dice_labels(np.stack([1 - 1.5 * values, 1.5 * values])).all()
-
-
-def test_the_numbers_of_the_labels_mean_nothing():
-    probabilities = random_probabilities(3, 5, (6, 7, 8)).astype(np.float32)
-    order = np.array([0, 3, 1, 4, 2])
-    np.testing.assert_array_equal(order[dice_labels(probabilities[order])], dice_labels(probabilities))
 
 
 def test_equal_labels_and_voxels_at_the_threshold_are_decided_by_number():
@@ -87,18 +73,6 @@ def test_only_the_mask_counts_and_gets_labels():
     other = np.where(mask, probabilities, 1 / 3)
     np.testing.assert_array_equal(dice_labels(other, mask), labels)
     assert not dice_labels(probabilities, np.zeros_like(mask)).any()
-
-
-def test_memory_order_changes_nothing():
-    probabilities = random_probabilities(7, 3, (5, 6, 70)).astype(np.float32)
-    turned = np.ascontiguousarray(probabilities.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
-    labels = dice_labels(turned)
-    assert labels.flags.f_contiguous
-    np.testing.assert_array_equal(labels, dice_labels(probabilities))
-    # More voxels than a block has, of which each has as many copies.
-    probabilities = random_probabilities(8, 3, (40, 50)).astype(np.float32)
-    labels = dice_labels(np.tile(probabilities, (1, 40, 1)))
-    np.testing.assert_array_equal(labels, np.tile(labels[:40], (40, 1)))
 
 
 def test_each_region_has_its_own_best_dice():

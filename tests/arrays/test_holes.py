@@ -7,44 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from drawings import drawing
 
 from crfrefine.arrays.holes import fill_holes
-
-RINGS = drawing(
-    "111..2222",
-    "1.1..2..3",
-    "111..2222",
-    ".11......",
-    "1.1.333..",
-    "111..3.3.",
-    "......3..",
-)
-
-
-def test_a_hole_inside_one_label_gets_that_label() -> None:
-    """The second hole of label 1 is open over a corner only, which does not open a hole. That of 2 also touches 3."""
-    filled = RINGS.copy()
-    assert fill_holes(filled, (1, 2, 3)) == 3
-    expected = RINGS.copy()
-    expected[1, 1] = expected[4, 1] = 1
-    expected[5, 6] = 3
-    np.testing.assert_array_equal(filled, expected)
-    assert fill_holes(filled, range(1, 9), any_hole=False) == 0
-    only = RINGS.copy()
-    assert fill_holes(only, (3,)) == 1
-    assert only[5, 6] == 3
-    assert fill_holes(only, ()) == 0
-
-
-def test_any_hole_gets_the_label_with_the_most_faces() -> None:
-    """The hole between 2 and 3 has five faces of 2 and one of 3. Of equals, the lowest label wins."""
-    filled = RINGS.copy()
-    assert fill_holes(filled, (), any_hole=True) == 5
-    assert (filled[1, 6:8] == 2).all()
-    even = drawing(".31..", "3..1.", ".31..")
-    assert fill_holes(even, (), any_hole=True) == 2
-    assert even[1].tolist() == [3, 1, 1, 1, 0]
 
 
 def test_a_tunnel_to_the_border_is_no_hole() -> None:
@@ -55,15 +19,6 @@ def test_a_tunnel_to_the_border_is_no_hole() -> None:
     volume[3, 2, 3] = 0
     assert fill_holes(volume, (1,)) == 0
     assert fill_holes(volume[1], (1,)) == 1
-
-
-def test_an_axis_with_a_single_voxel_has_no_border() -> None:
-    """A slice that is stored as a volume has the holes of the slice."""
-    for axis in range(3):
-        filled, expected = np.expand_dims(RINGS.copy(), axis), RINGS.copy()
-        fill_holes(expected, (1, 2, 3))
-        assert fill_holes(filled, (1, 2, 3)) == 3
-        np.testing.assert_array_equal(np.squeeze(filled, axis), expected)
 
 
 def _filled_by_loops(label_map: np.ndarray, labels: tuple[int, ...], any_hole: bool) -> np.ndarray:

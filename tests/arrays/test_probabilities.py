@@ -30,8 +30,7 @@ def test_values_outside_the_unit_interval_are_logits():
     np.testing.assert_array_equal(values, before)
 
 
-@pytest.mark.parametrize("kind", [None, "probabilities"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("kind", "dtype"), [(None, np.float16), ("probabilities", np.float32)])
 def test_a_distribution_at_each_voxel_becomes_its_logarithm(kind, dtype):
     """float16 sums to 1 within a few times its 2^-11."""
     values = softmax(dtype=dtype)
@@ -73,9 +72,7 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
     assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: requested")
 
 
-@pytest.mark.parametrize(
-    ("input_type", "kind"), [("auto", None), ("probabilities", None), ("logits", None), ("auto", "logits"), ("logits", "probabilities")]
-)
+@pytest.mark.parametrize(("input_type", "kind"), [("auto", None), ("probabilities", None), ("logits", "probabilities")])
 def test_sigmoid_channels_of_regions_are_refused(input_type, kind):
     """Whatever the user or the file calls them: as logits, they would be refined into nonsense."""
     values = softmax()
@@ -84,13 +81,6 @@ def test_sigmoid_channels_of_regions_are_refused(input_type, kind):
     with pytest.raises(InputError, match=message) as caught:
         identify(values, input_type, kind, PATH)
     assert "--input-type" not in str(caught.value)
-
-
-def test_sigmoid_channels_that_are_zero_nearly_everywhere_are_refused_as_logits():
-    """Background has no channel of its own: next to zero in all of them, but not equally so."""
-    values = np.random.default_rng(0).uniform(0, 1e-5, (3, 6, 5, 4)).astype(np.float32)
-    with pytest.raises(InputError, match=r"at 120 of 120 voxels; the first one is voxel \(0, 0, 0\) with a sum of 0\.000"):
-        identify(values, "logits", None, PATH)
 
 
 def test_voxels_with_next_to_no_probability_are_counted_and_located():
@@ -107,7 +97,7 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
         identify(values, "auto", None, PATH)
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.25, 1.0, -1.0, 1000.0])
+@pytest.mark.parametrize("constant", [0.25, -1.0, 1000.0])
 def test_padding_decides_nothing(constant):
     values = softmax()
     values[:, :2] = constant

@@ -48,39 +48,27 @@ def test_nested_regions_write_the_label_that_no_later_region_has():
     assert RegionScheme.of({"left": 1, "right": 2}).class_order == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("regions", "told"),
-    [
-        ({"core": [1, 3, 4], "enhancing": 4}, "region 'core' = 1+3+4: the label that it writes is not clear.*it has 1+3"),
-        ({"enhancing": 3, "whole": [1, 3]}, "region 'enhancing' = 3: the label that it writes is not clear.*it has none"),
-    ],
-)
-def test_an_order_that_does_not_follow_is_asked_for(regions, told):
-    with pytest.raises(ConfigError) as caught:
-        RegionScheme.of(regions)
-    start, _, end = told.partition(".*")
-    assert start in str(caught.value)
-    assert end in str(caught.value)
-    assert "--regions-class-order 1,2,3" in str(caught.value)
+CORE = {"core": [1, 3, 4], "enhancing": 4}
+TWO = {"a": [1, 2], "b": 2}
 
 
 @pytest.mark.parametrize(
     ("regions", "class_order", "told"),
     [
-        ({"a": [1, 2], "b": 2}, (1,), "the class order has 1 labels for 2 regions (a, b); expected one label per region"),
-        ({"a": [1, 2], "b": 2}, (1, 1), "the class order has label 1 for region 'b', which consists of the labels 2"),
+        (CORE, None, r"region 'core' = 1\+3\+4: the label that it writes is not clear.*it has 1\+3.*--regions-class-order 1,2,3"),
+        ({"enhancing": 3, "whole": [1, 3]}, None, "region 'enhancing' = 3: the label that it writes is not clear.*it has none"),
+        (TWO, (1,), r"the class order has 1 labels for 2 regions \(a, b\); expected one label per region"),
+        (TWO, (1, 1), "the class order has label 1 for region 'b', which consists of the labels 2"),
         ({"a": [0, 1]}, (1,), "region 'a': label 0 is the background"),
         ({"a": []}, (1,), "region 'a': it has no labels"),
         ({"a": [1, 70000]}, (1,), "label 70000: label maps hold labels up to 65535"),
-        ({"a": "1+2"}, (1,), "region 'a': '1+2' is not the number of a label"),
         ({}, (), "regions: expected a name and labels for each region"),
         ([1, 2], (1,), "regions: expected a mapping of names to labels"),
     ],
 )
-def test_what_contradicts_itself_is_refused(regions, class_order, told):
-    with pytest.raises(ConfigError) as caught:
+def test_what_is_not_clear_or_contradicts_itself_is_refused(regions, class_order, told):
+    with pytest.raises(ConfigError, match=f"(?s){told}"):
         RegionScheme.of(regions, class_order)
-    assert told in str(caught.value)
 
 
 def test_a_name_may_appear_once():

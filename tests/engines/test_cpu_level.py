@@ -41,25 +41,14 @@ def run_without(level, folder, code, **environment):
     return subprocess.run([sys.executable, "-c", code], cwd=folder, env=own, capture_output=True, text=True, check=False)
 
 
-def needs_two_levels():
-    if best_level() == "baseline":
-        pytest.skip("needs an engine above the baseline, and a processor that runs it")
-
-
-def test_without_the_best_engine_the_next_one_runs(tmp_path):
-    needs_two_levels()
+@pytest.mark.skipif(best_level() == "baseline", reason="needs an engine above the baseline, and a processor that runs it")
+def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tmp_path):
+    """The message names the option that compiles it."""
     code = "from crfrefine.engines import compiled; print(compiled.load_engine().__name__, *compiled.built_levels())"
-    done = run_without(best_level(), tmp_path, code)
+    done = run_without(best_level(), tmp_path / "next", code)
     rest = [level for level in built_levels() if level != best_level()]
     lower = [level for level in rest if LEVELS.index(level) < LEVELS.index(best_level())]
     assert done.stdout.split() == [f"crfrefine._engine_{lower[-1]}", *rest], done.stderr
-
-
-def test_an_engine_that_was_not_compiled_cannot_be_asked_for(tmp_path):
-    """The message names the option that compiles it."""
-    needs_two_levels()
-    code = "from crfrefine.engines import compiled; compiled.load_engine()"
-    done = run_without(best_level(), tmp_path, code, **{ASKED_LEVEL: best_level()})
-    rest = " and ".join(level for level in built_levels() if level != best_level())
-    assert f"{ASKED_LEVEL} asks for {best_level()}, but the engine was compiled for {rest}; unset it" in done.stderr
+    done = run_without(best_level(), tmp_path / "asked", code, **{ASKED_LEVEL: best_level()})
+    assert f"{ASKED_LEVEL} asks for {best_level()}, but the engine was compiled for {' and '.join(rest)}; unset it" in done.stderr
     assert "--config-settings=cmake.define.CRFREFINE_LEVELS=all" in done.stderr

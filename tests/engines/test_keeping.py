@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, refine
-from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.engines.keeping import KeepingBackend
 from crfrefine.errors import CapacityError
@@ -80,16 +79,6 @@ def test_other_images_masks_and_spacings_get_kernels_of_their_own():
         np.testing.assert_array_equal(found.logits, run(DENSE, None, **more)[0].logits)
 
 
-def test_regions_share_kept_kernels_too():
-    again, log_odds = RefiningAgain(), PHANTOM.logits[1:3] - PHANTOM.logits[:1]
-    scheme = RegionScheme.of({"outer": [1, 2], "inner": 2})
-    for weight, builds in ((2.0, 1), (5.0, 0)):
-        parameters = DENSE.replace(**{"bilateral.weight": weight})
-        found, built = run(parameters, again, logits=log_odds, regions=scheme)
-        assert built == builds
-        np.testing.assert_array_equal(found.logits, run(parameters, None, logits=log_odds, regions=scheme)[0].logits)
-
-
 def test_more_steps_may_get_another_filter(monkeypatch):
     """`auto` decides by the number of steps, too: kept kernels serve only if it would take the same filter again."""
     again = RefiningAgain()
@@ -124,14 +113,11 @@ def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind):
 def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     again = RefiningAgain()
 
-    class StopError(Exception):
-        pass
-
     def stop(stage: str, step: int, num_steps: int) -> None:
-        if stage == "mean field" and step == 2:
-            raise StopError
+        if (stage, step) == ("mean field", 2):
+            raise KeyboardInterrupt
 
-    with pytest.raises(StopError):
+    with pytest.raises(KeyboardInterrupt):
         run(DENSE, again, progress=stop)
     found, built = run(DENSE, again)
     assert built == 0

@@ -12,9 +12,7 @@ import pytest
 from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
 
 import crfrefine
-from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldResult
-from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.specs import ModelSpec
 
@@ -46,7 +44,9 @@ def test_two_voxels_by_hand(backend: Backend) -> None:
     margin = np.array([1.0, -2.0]) + 3.0 * (2.0 * message - 1.0)
     # float32 logits of size 3.
     np.testing.assert_allclose((result.logits[0] - result.logits[1]).ravel(), margin, atol=2e-6)
-    assert result.num_iterations == 1
+    assert result.num_iterations == len(result.energy) == 1
+    assert result.logits.dtype == np.float32
+    assert [line.split(":")[0] for line in result.filters] == ["bilateral.0"]
 
 
 def test_outside_the_mask_the_logits_pass_through(backend: Backend) -> None:
@@ -61,25 +61,28 @@ def test_outside_the_mask_the_logits_pass_through(backend: Backend) -> None:
     np.testing.assert_array_equal(_run(backend, soiled, parameters).logits[:, case.inside], result.logits[:, case.inside])
 
 
-def test_an_empty_mask_is_refused(backend: Backend) -> None:
-    """There is no voxel to work on: the mask belongs to another case, or is damaged."""
-    case = random_case(2)
-    empty = Case(case.logits, case.image, np.zeros(case.logits.shape[1:], dtype=bool), case.spacing)
-    with pytest.raises(InputError, match="mask is empty"):
-        _run(backend, empty, resolve(case))
+@pytest.mark.parametrize(("filter_name", "masked"), [("exact", True), ("truncated", False), ("lattice", True)])
+def test_a_bias_is_that_of_the_logits(backend: Backend, filter_name: str, masked: bool) -> None:
+    """To the bit inside the mask, energy and all."""
+    case = random_case(3, masked=masked)
+    changes = {"mean_field__temperature": 1.7, "mean_field__filter": filter_name, "mean_field__tolerance": 1e-4}
+    dtype = np.float64 if backend.name == "reference" else np.float32  # in which the logits are shifted
+    bias = [0.375, -1.25, 0.75]
+    shifted = case.logits.astype(dtype) + np.array(bias, dtype)[:, None, None, None]
+    found = _run(backend, case, resolve(case, mean_field__bias=bias, **changes))
+    expected = _run(backend, Case(shifted, case.image, case.mask, case.spacing), resolve(case, **changes))
+    assert found.report == expected.report
+    np.testing.assert_array_equal(found.logits[:, case.inside], expected.logits[:, case.inside])
 
 
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "masked", "normalization", "filter_name", "damping"),
     [
         (1, 3, True, "symmetric", "exact", 0.0),
-        (1, 1, False, "after", "truncated", 0.2),
-        (2, 2, True, "after", "exact", 0.3),
         (2, 4, False, "none", "exact", 0.0),
         (3, 8, False, "symmetric", "exact", 0.3),
         (3, 2, True, "none", "truncated", 0.0),
         (3, 1, True, "after", "exact", 0.0),
-        (4, 3, False, "after", "truncated", 0.0),
         (4, 2, True, "symmetric", "exact", 0.1),
     ],
 )
@@ -105,7 +108,7 @@ def test_marginals_match_brute_force(
     np.testing.assert_allclose(result.energy, energies, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_labels", [2, 3, 5, 8, 17, 64])
+@pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
 def test_any_number_of_labels(backend: Backend, num_labels: int) -> None:
     """From two to sixty-four labels, with a weight for each and an asymmetric matrix: RMS below 1e-5."""
     rng = np.random.default_rng(num_labels)
@@ -121,41 +124,6 @@ def test_any_number_of_labels(backend: Backend, num_labels: int) -> None:
     )
     expected, _ = brute_force_mean_field(case, parameters)
     assert rms(_marginals(_run(backend, case, parameters), case) - expected) < EXACT_RMS
-
-
-def test_huge_logits_stay_finite(backend: Backend) -> None:
-    """Logits of +-1e4 are valid: marginals are 0 or 1, nothing overflows, and a sure voxel stays as it is."""
-    case = random_case(3, masked=True)
-    huge = Case(np.where(case.logits > 0.5, np.float32(1e4), np.float32(-1e4)), case.image, case.mask, case.spacing)
-    result = _run(backend, huge, resolve(huge))
-    assert np.isfinite(result.logits).all()
-    assert np.isfinite(result.energy).all()
-    sure = (huge.logits > 0).sum(axis=0) == 1
-    np.testing.assert_array_equal(result.logits.argmax(axis=0)[sure], huge.logits.argmax(axis=0)[sure])
-
-
-@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice", "auto"])
-def test_a_constant_image_is_valid(backend: Backend, filter_name: str) -> None:
-    """Without edges the appearance kernel is a spatial one, to the accuracy of its filter."""
-    case = random_case(3, num_modalities=2)
-    flat = Case(case.logits, np.zeros_like(case.image), None, case.spacing)
-    result = _run(backend, flat, resolve(flat, mean_field__filter=filter_name))
-    expected, _ = brute_force_mean_field(flat, resolve(flat, bilateral__weight=0.0, spatial__weight=4.0, spatial__theta_gamma=1.5))
-    assert rms(_marginals(result, flat) - expected) < (EXACT_RMS if filter_name == "exact" else 0.05)
-
-
-def test_results_have_the_documented_form(backend: Backend) -> None:
-    """float32 in C order, one energy per step, times of the stages, one line per kernel."""
-    case = random_case(3, num_modalities=1)
-    result = _run(backend, case, resolve(case, spatial__weight=1.0, mean_field__num_iterations=4))
-    assert result.logits.dtype == np.float32
-    assert result.logits.flags.c_contiguous
-    assert result.logits.shape == case.logits.shape
-    assert result.num_iterations == len(result.energy) == 4
-    assert not result.converged
-    assert result.timings
-    assert all(seconds >= 0.0 for seconds in result.timings.values())
-    assert [line.split(":")[0] for line in result.filters] == ["bilateral.0", "spatial"]
 
 
 def _repulsive_case() -> tuple[Case, dict[str, object]]:
@@ -186,37 +154,6 @@ def test_shortened_steps_are_those_of_brute_force(backend: Backend, normalizatio
     assert rms(_marginals(result, case) - expected) < EXACT_RMS
     lost = 1e-4 * np.abs(energies).max() if normalization == "after" else 0.0
     np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=lost)
-
-
-def test_a_shortened_step_remembers_how_sure_a_voxel_was(backend: Backend) -> None:
-    """A step that is halved starts from the logits of the step before, not from marginals, of which float32 keeps none below e^-87.
-
-    A few voxels are sure by far more than that. Logits are compared, relative to their size: 1e-4, as flips magnify rounding.
-    """
-    case, changes = _repulsive_case()
-    case.logits[:, :3, :2] = np.array([250.0, -250.0], dtype=np.float32)[:, None, None]
-    parameters = CrfParameters().replace(**changes, **{"mean_field.num_iterations": 4}).resolve(2, 1, 2)
-    result = _run(backend, case, parameters)
-    energy = np.array(result.energy)
-    assert (np.diff(energy) > 1e-6 * np.abs(energy[:-1])).any()
-    expected = _run(get_backend("reference"), case, parameters)
-    gap, expected_gap = ((one.logits[0] - one.logits[1])[:3, :2] for one in (result, expected))
-    assert np.abs(expected_gap).min() > 200.0
-    np.testing.assert_allclose(gap, expected_gap, rtol=1e-4)
-
-
-def test_damping_remembers_how_sure_a_voxel_was(backend: Backend) -> None:
-    """A label at e^-30, the last one too, is damped from where it was, not from what float32 leaves of 1 minus the others.
-
-    The neighbors pull by up to 60, so that labels come back from there; float32 logits of that size allow 1e-4.
-    """
-    case = random_case(3, num_labels=3)
-    sure = Case(
-        np.float32(30.0) * np.eye(3, dtype=np.float32)[case.logits.argmax(axis=0)].transpose(3, 0, 1, 2), case.image, None, case.spacing
-    )
-    parameters = resolve(sure, bilateral__weight=60.0, mean_field__damping=0.5, mean_field__num_iterations=2)
-    expected, _ = brute_force_mean_field(sure, parameters)
-    np.testing.assert_allclose(_marginals(_run(backend, sure, parameters), sure), expected, atol=1e-4)
 
 
 def test_the_divergence_decides_when_to_stop(backend: Backend) -> None:
@@ -262,19 +199,10 @@ def test_progress_is_reported_in_order(backend: Backend) -> None:
     assert steps == list(range(steps[0], steps[0] + 5))
 
 
-@pytest.mark.parametrize(
-    ("kind", "stage"),
-    [
-        (ValueError, "build"),
-        (RuntimeError, "mean field"),
-        (MemoryError, "mean field"),
-        (KeyboardInterrupt, "build"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "stage"), [(ValueError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")])
 def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, kind: type[BaseException], stage: str) -> None:
     """It is not taken for bad input, nor for the engine's own lack of memory."""
-    case = random_case(3)
-    raised = kind("capacity: the user's own")
+    case, raised = random_case(3), kind("capacity: the user's own")
 
     def fail(at: str, step: int, num_steps: int) -> None:
         if at == stage:
@@ -285,28 +213,22 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, ki
     assert caught.value is raised
 
 
-@pytest.mark.parametrize(
-    ("preset", "num_dims", "num_iterations", "normalization", "bilateral", "spatial"),
-    [
-        ("monai", 3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
-        ("krahenbuhl", 2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
-        ("crfrnn", 2, 10, "after", (5.0, 160.0, 3.0), (3.0, 3.0)),
-    ],
-)
-def test_presets_are_their_formulas(
-    backend: Backend,
-    preset: str,
-    num_dims: int,
-    num_iterations: int,
-    normalization: str,
-    bilateral: tuple[float, float, float],
-    spatial: tuple[float, float],
-) -> None:
+# Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight, theta_gamma) of the other.
+PRESETS: dict[str, tuple[int, int, str, tuple[float, float, float], tuple[float, float]]] = {
+    "monai": (3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
+    "krahenbuhl": (2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
+    "crfrnn": (2, 10, "after", (5.0, 160.0, 3.0), (3.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_their_formulas(backend: Backend, preset: str) -> None:
     """a + w_b bilateral + w_s spatial, as the codes that they are named after compute it: positions in voxels; 8-bit intensities in 2-D.
 
     Logits are compared, less their mean over labels: with such weights the marginals are nearly 0 and 1. The spatial filter's tails beyond
     four theta_gamma are up to 2e-4 of its message, whose weight is 3.
     """
+    num_dims, num_iterations, normalization, bilateral, spatial = PRESETS[preset]
     case = random_case(num_dims, num_modalities=3)
     if num_dims == 2:
         case = Case(case.logits, np.round(case.image * 255.0).astype(np.float32), None, case.spacing)
@@ -319,17 +241,3 @@ def test_presets_are_their_formulas(
     parameters = CrfParameters.load(preset).replace(**{"mean_field.filter": "exact"}).resolve(3, 3, num_dims)
     result = _run(backend, case, parameters).logits.reshape(3, -1).astype(np.float64)
     assert rms((result - result.mean(axis=0)) - (x - x.mean(axis=0))) < 1e-3
-
-
-@pytest.mark.parametrize(("num_labels", "tolerance"), [(70, 1e-6), (5, 1e-7), (2, 1e-7)])
-def test_rare_labels_do_not_keep_the_engine_from_stopping(num_labels: int, tolerance: float) -> None:
-    """The change between two steps is measured without cancellation; single precision may cost a step or two, no more."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(num_labels, 9, 7, 6)).astype(np.float32)
-    logits[-1] -= 12.0
-    case = Case(logits, rng.random((1, 9, 7, 6), np.float32), None, (1.0, 2.0, 1.5))
-    changes = {"bilateral__theta_beta": 0.2, "bilateral__weight": 2.0}
-    parameters = resolve(case, mean_field__num_iterations=100, mean_field__tolerance=tolerance, **changes)
-    fast, plain = (_run(get_backend(name), case, parameters) for name in ("cpu", "reference"))
-    assert fast.converged
-    assert fast.num_iterations <= plain.num_iterations + 2

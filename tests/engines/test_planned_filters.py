@@ -29,10 +29,7 @@ def planned_and_built(image, mask=None, **changes):
         ("auto", (1.0, 0.05)),
         ("auto", (6.0, 0.3)),
         ("auto", (30.0, 0.5)),
-        ("truncated", (1.0, 0.05)),
         ("grid", (6.0, 0.3)),
-        ("lattice", (30.0, 0.5)),
-        ("lattice", (1.0, 0.05)),
     ],
 )
 def test_the_planned_filter_is_the_built_one(name, theta):

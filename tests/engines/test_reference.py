@@ -5,65 +5,19 @@ Geometry is float64; 1e-9 is its rounding with room for coordinates of a thousan
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from oracles import brute_force_kernel, random_case
 
-from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.reference import dense
 from crfrefine.engines.reference.dense import DenseKernel
-from crfrefine.engines.reference.lattice import Lattice, barycentric_coordinates, elevate, enclosing_simplex, simplex_keys
-from crfrefine.engines.reference.mean_field import log_softmax
+from crfrefine.engines.reference.lattice import Lattice
 from crfrefine.errors import CapacityError
 
 ROUNDING = 1e-9
 
 
-@st.composite
-def point_sets(draw: st.DrawFn) -> np.ndarray:
-    """A few points in 1 to 8 dimensions; coarse values are frequent, so that points on faces and vertices of cells come up."""
-    num_dims = draw(st.integers(1, 8))
-    coarse = st.integers(-20, 20).map(lambda value: value / 4.0)
-    fine = st.floats(-50.0, 50.0, allow_nan=False, width=32)
-    return draw(arrays(np.float64, (draw(st.integers(1, 12)), num_dims), elements=st.one_of(coarse, fine)))
-
-
-def _elevation_matrix(num_dims: int) -> np.ndarray:
-    return elevate(np.eye(num_dims))
-
-
 def _points(num_dims: int, num_points: int = 300, spread: float = 2.0) -> np.ndarray:
     return np.random.default_rng(num_dims).normal(scale=spread, size=(num_points, num_dims))
-
-
-@pytest.mark.parametrize("num_dims", range(1, 11))
-def test_elevation_is_a_scaled_rotation_into_the_hyperplane(num_dims: int) -> None:
-    """Coordinates sum to 0, and all distances grow by (D + 1) sqrt(2/3)."""
-    columns = _elevation_matrix(num_dims)
-    np.testing.assert_allclose(columns.sum(axis=1), 0.0, atol=ROUNDING)
-    np.testing.assert_allclose(columns @ columns.T, np.eye(num_dims) * (num_dims + 1) ** 2 * 2.0 / 3.0, atol=ROUNDING)
-
-
-@given(point_sets())
-@settings(deadline=None)
-def test_every_point_lies_in_its_simplex(features: np.ndarray) -> None:
-    """Barycentric weights are non-negative, sum to 1 and reproduce the point; also for points on faces and vertices."""
-    size = features.shape[1] + 1
-    elevated = elevate(features)
-    remainder0, rank = enclosing_simplex(elevated)
-    weights = barycentric_coordinates(elevated, remainder0, rank)
-    keys = simplex_keys(remainder0, rank)
-    assert (remainder0 % size == 0).all()
-    assert (remainder0.sum(axis=1) == 0).all()
-    np.testing.assert_array_equal(np.sort(rank, axis=1), np.broadcast_to(np.arange(size), rank.shape))
-    assert weights.min() > -ROUNDING
-    np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=ROUNDING)
-    np.testing.assert_allclose(np.einsum("nk,nki->ni", weights, keys), elevated, atol=1e-7)
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 5, 7])
@@ -77,28 +31,6 @@ def test_the_transposed_filter_is_the_adjoint(num_dims: int) -> None:
     assert forward == pytest.approx((lattice.filter(u, transpose=True) * v).sum(), rel=ROUNDING)
     if num_dims > 2:
         assert forward != pytest.approx((lattice.filter(u) * v).sum(), rel=1e-4)
-
-
-def test_features_are_intensities_first_and_positions_last() -> None:
-    """Over their bandwidths, counted from the lowest inside the mask and from the mask's lowest indices."""
-    image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
-    mask = np.zeros((2, 3, 4), dtype=bool)
-    mask[1, 1, 2] = mask[1, 2, 0] = True
-    features = kernel_features(image, mask, (1.0, 0.5, 3.0), (2.0, 0.25, 1.5), (4.0,), (2, 3, 4))
-    np.testing.assert_allclose(features, [[0.0, 0.0, 0.0, 4.0], [0.5, 0.0, 2.0, 0.0]])
-
-
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-def test_dense_kernels_match_brute_force(num_dims: int) -> None:
-    """The matrix, its application, and the application without storing it, to float64 rounding."""
-    case = random_case(num_dims, num_modalities=2, masked=True)
-    theta_alpha, theta_beta = (1.3, 0.8, 2.0, 1.1)[:num_dims], (0.1, 0.2)
-    features = kernel_features(case.image, case.mask, case.spacing, theta_alpha, theta_beta, case.logits.shape[1:])
-    expected = brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta)
-    kernel = DenseKernel(features)
-    np.testing.assert_allclose(kernel.to_dense(), expected, rtol=1e-10, atol=1e-300)
-    values = np.random.default_rng(6).random((len(features), 2))
-    np.testing.assert_allclose(kernel.filter(values), expected @ values, rtol=1e-10)
 
 
 def test_large_dense_kernels_are_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +47,3 @@ def test_too_many_points_are_refused_with_a_way_out() -> None:
     """Twenty thousand points take a minute a filtering; more are a mistake."""
     with pytest.raises(CapacityError, match=r"20000 voxels, got 20001.*--device cpu"):
         DenseKernel(np.zeros((20_001, 1)))
-
-
-def test_log_softmax_is_finite_for_huge_logits() -> None:
-    """Differences of 2e4 underflow as probabilities, not as their logarithms."""
-    result = log_softmax(np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]]))
-    np.testing.assert_allclose(result, [[0.0, -2e4, -1e4], [-math.log(3.0)] * 3], rtol=1e-12)

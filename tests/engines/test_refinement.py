@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import random_case, softmax
+from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters
@@ -14,22 +14,15 @@ from crfrefine.engines import get_backend
 PARAMETERS = CrfParameters().replace(**{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2})
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_the_networks_labels_are_those_of_its_largest_logits(backend, order):
-    """In either memory order, outside of the mask too."""
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_networks_labels_are_those_of_its_largest_logits(backend, axes):
+    """In any order of the axes in memory, outside of the mask too."""
     case = random_case(3, masked=True)
-    logits = np.asarray(case.logits, order=order)
+    lying = np.ascontiguousarray(case.logits.transpose(0, *(1 + axis for axis in axes)))
+    logits = lying.transpose(0, *(1 + np.argsort(axes)))
     result = crfrefine.refine(logits, case.image, spacing=case.spacing, parameters=PARAMETERS, mask=case.mask, device=backend.name)
     np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
     assert result.network_label_map.dtype == result.label_map.dtype == np.uint8
-
-
-def test_the_networks_labels_are_those_of_its_largest_probabilities():
-    case = random_case(3)
-    result = crfrefine.refine(
-        softmax(case.logits).astype(np.float32), case.image, spacing=case.spacing, parameters=PARAMETERS, input_type="probabilities"
-    )
-    np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
 
 
 def test_changes_are_counted():
@@ -51,7 +44,7 @@ def test_rules_for_small_objects_are_in_milliliters():
     assert ruled.voxels_removed == expected.voxels_removed > 0
 
 
-@pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "C"), (3, 0.0, "F"), (6, 0.5, "F"), (6, 0.0, "C")])
+@pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "F"), (6, 0.0, "C")])
 def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
     """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
     case = random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels)
@@ -59,9 +52,7 @@ def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(n
         np.asarray(case.logits, order=order),
         case.image,
         spacing=(1.0, 1.4, 2.2),
-        parameters=CrfParameters().replace(
-            **{"mean_field.tolerance": tolerance, "mean_field.num_iterations": 40 if tolerance else 3, "mean_field.temperature": 0.8}
-        ),
+        parameters=CrfParameters().replace(**{"mean_field.tolerance": tolerance, "mean_field.temperature": 0.8}),
         device="cpu",
     )
     expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))

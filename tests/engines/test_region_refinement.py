@@ -35,20 +35,21 @@ def refine(case, scheme, parameters=PARAMETERS, **options):
 
 @pytest.mark.parametrize(("scheme", "order"), [(NESTED, "C"), (CROSSING, "F"), (ONE, "C")], ids=["nested", "crossing", "one"])
 def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
-    """The same kernels and the same arithmetic: equal to the last bit, also with a weight per region."""
+    """The same kernels and the same arithmetic: equal to the last bit, also with a weight and a bias per region."""
     case = case_of(scheme)
     case = dataclasses.replace(case, logits=np.asarray(case.logits, order=order))
     weights = (3.0, 0.0, 5.0)[: scheme.num_regions]
-    parameters = PARAMETERS.replace(**{"bilateral.weight": weights})
+    biases = (0.5, 0.0, -1.0)[: scheme.num_regions]
+    parameters = PARAMETERS.replace(**{"bilateral.weight": weights, "mean_field.bias": biases})
     result = refine(case, scheme, parameters, device=backend.name)
     results = []
-    for channel, weight in zip(case.logits, weights, strict=True):
+    for channel, weight, bias in zip(case.logits, weights, biases, strict=True):
         results.append(
             crfrefine.refine(
                 np.stack([np.zeros_like(channel), channel]),
                 case.image,
                 spacing=case.spacing,
-                parameters=PARAMETERS.replace(**{"bilateral.weight": weight}),
+                parameters=PARAMETERS.replace(**{"bilateral.weight": weight, "mean_field.bias": (0.0, bias)}),
                 mask=case.mask,
                 device=backend.name,
             )
@@ -109,22 +110,15 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, "certain background speaks to its neighbors, padding does not"
 
 
-def test_postprocessing_sees_the_label_map():
-    case = dataclasses.replace(case_of(NESTED), logits=case_of(NESTED).logits - np.float32(2.5), mask=None)
-    still = PARAMETERS.replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
-    kept = refine(case, NESTED, still.replace(**{"postprocess.keep_largest": "foreground"}))
-    plain = refine(case, NESTED, still)
-    assert 0 < (kept.label_map > 0).sum() < (plain.label_map > 0).sum()
-
-
 def refusal(case, scheme=NESTED, parameters=PARAMETERS, **options):
     with pytest.raises((ConfigError, InputError)) as caught:
         refine(case, scheme, parameters, **options)
     return str(caught.value)
 
 
-def test_what_does_not_fit_is_refused():
+def test_pairs_are_a_scheme_and_what_does_not_fit_is_refused():
     case = case_of(NESTED)
+    assert refine(case, list(zip(NESTED.names, map(list, NESTED.labels), strict=True))) == refine(case, NESTED)
     two = dataclasses.replace(case, logits=case.logits[:2])
     assert "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3" in refusal(two)
     matrix = PARAMETERS.replace(**{"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]})
@@ -134,20 +128,4 @@ def test_what_does_not_fit_is_refused():
     assert refusal(case, NESTED, weights) == told
     probabilities = dataclasses.replace(case, logits=1 / (1 + np.exp(-case.logits)))
     assert "expected log-odds of regions, found values that all lie in [0, 1]" in refusal(probabilities)
-    assert "expected probabilities between 0 and 1" in refusal(case, input_type="probabilities")
     assert "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme" in refusal(case, ["whole", "core"])
-
-
-@pytest.mark.parametrize("form", [dict, lambda pairs: pairs])
-def test_a_dictionary_or_pairs_are_a_scheme(form):
-    case = case_of(NESTED)
-    given = form(list(zip(NESTED.names, map(list, NESTED.labels), strict=True)))
-    assert refine(case, given) == refine(case, NESTED)
-
-
-def test_progress_counts_the_steps_of_all_regions():
-    told = []
-    case = case_of(NESTED)
-    refine(case, NESTED, PARAMETERS.replace(**{"mean_field.tolerance": 0.0}), progress=lambda *step: told.append(step))
-    steps = [(step, count) for stage, step, count in told if stage == "mean field"]
-    assert steps == [(step, 15) for step in range(15)]

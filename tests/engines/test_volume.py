@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from oracles import Case, kernels_of, random_case, resolve, softmax
 from scipy.optimize import root
 
-from crfrefine import refine
+from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
-from crfrefine.specs import ChannelLabels, KernelSetSpec, MeanFieldSpec, ModelSpec
+from crfrefine.specs import MeanFieldSpec, ModelSpec
 
-BACKENDS = ("reference", "cpu")
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
-KEPT = ("expected", "argmax", "largest")
 
 
 def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
@@ -120,8 +118,7 @@ def test_the_gradient_of_the_weight_goes_on_to_one(backend: Backend) -> None:
 def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) -> None:
     """Neither a label without mass nor one that no voxel has as its most probable label makes the equations singular."""
     case = random_case(2, num_labels=5)
-    case.logits[2] = -1e4
-    case.logits[3] = -1e4
+    case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
     found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
@@ -129,22 +126,11 @@ def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) ->
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
     if weight == 1.0:
-        volumes = volumes_of(case.logits.reshape(5, -1).astype(np.float64), "argmax")
-        np.testing.assert_allclose(masses, volumes, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(masses, volumes_of(case.logits.reshape(5, -1), "argmax"), rtol=1e-5, atol=1e-3)
 
 
-def test_refine_keeps_volumes_inside_the_mask() -> None:
-    """In the box of a mask that is much smaller than the grid, and without tiles."""
-    case = random_case(3)
-    mask = np.zeros(case.inside.shape, dtype=bool)
-    mask[1:4, 2:7, 1:6] = case.inside[1:4, 2:7, 1:6]
-    mask[2, 3, 3] = False
-    settings = {"spacing": case.spacing, "mask": mask, "device": BACKENDS[-1]}
-    kept = refine(case.logits, case.image, parameters=_parameters(1.0), **settings)
-    expected = softmax(case.logits)[:, mask].sum(axis=1)
-    np.testing.assert_allclose(kept.marginals[:, mask].sum(axis=1), expected, rtol=1e-5)
-    plain = refine(case.logits, case.image, parameters=_parameters(0.0), **settings)
-    assert np.abs(plain.marginals[:, mask].sum(axis=1) - expected).max() > 0.5
+def _parameters(weight: float) -> CrfParameters:
+    return CrfParameters().replace(**{"volume.weight": weight})
 
 
 def test_label_maps_with_many_labels_keep_volumes() -> None:
@@ -152,7 +138,7 @@ def test_label_maps_with_many_labels_keep_volumes() -> None:
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
     parameters = _parameters(1.0).replace(**{"volume.keep": "argmax", "mean_field.temperature": 0.5})
-    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels", device=BACKENDS[-1])
+    found = refine(labels, image, spacing=1.0, parameters=parameters, input_type="labels")
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
 
 
@@ -161,27 +147,11 @@ def test_label_maps_have_no_expected_volumes() -> None:
     labels = np.zeros((9, 11, 13), np.uint8)
     labels[4, 5:7, 6:9] = 1
     with pytest.raises(ConfigError, match=r"volume\.keep: 'expected' sums .*set it to 'argmax'"):
-        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels", device=BACKENDS[-1])
-    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels", device=BACKENDS[-1])
+        refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.5), input_type="labels")
+    refine(labels, labels * 10.0, spacing=1.0, parameters=_parameters(0.0), input_type="labels")
 
 
-def _parameters(weight: float):
-    from crfrefine import CrfParameters
-
-    return CrfParameters().replace(**{"volume.weight": weight})
-
-
-def test_labels_that_share_channels_are_refused(backend: Backend) -> None:
-    """Their masses are not those of channels."""
-    case = random_case(3)
-    model = resolve(case, volume__weight=0.5)
-    shared = ChannelLabels((8, 8, 8), np.arange(3, dtype=np.int32).reshape(3, 1, 1, 1))
-    run = dataclasses.replace(model.mean_field, channel_labels=shared)
-    with pytest.raises(ConfigError, match=r"volume\.weight: .*left out"):
-        backend.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
-
-
-@pytest.mark.parametrize(("num_labels", "keep"), [(2, "largest"), (5, "expected"), (7, "argmax"), (19, "largest")])
+@pytest.mark.parametrize(("num_labels", "keep"), [(2, "largest"), (5, "expected"), (19, "argmax")])
 def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels: int, keep: str) -> None:
     """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
     case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
@@ -200,23 +170,7 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
         np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("keep", KEPT)
-def test_biases_alone_are_a_model(compiled_backend: Backend, keep: str) -> None:
-    """Without kernels, where steps have no messages: logits and gradients of the reference, in float64."""
-    case = random_case(3, num_labels=4, masked=True)
-    run = MeanFieldSpec(np.zeros((0, 4)), 1.0 - np.eye(4), 3, 1.3, damping=0.3, volume_weight=0.8, volume_keep=keep)
-    logits, found = case.logits.astype(np.float64), []
-    for backend in (get_backend("reference"), compiled_backend):
-        spec = KernelSetSpec((), "symmetric", "auto", num_labels=4, num_iterations=3)
-        kernels = backend.kernels(case.image.astype(np.float64), case.mask, case.spacing, spec)
-        tape = kernels.forward(logits, run)
-        grads = kernels.backward(tape, logits, logits**2, run)
-        found.append((tape.logits, grads.logits, grads.volume_weight, grads.temperature))
-    for value, expected in zip(*found, strict=True):
-        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize(("keep", "num_labels"), [("expected", 3), ("argmax", 11), ("largest", 3)])
+@pytest.mark.parametrize(("keep", "num_labels"), [("expected", 3), ("argmax", 11)])
 def test_the_rule_for_stopping_counts_the_biases(compiled_backend: Backend, keep: str, num_labels: int) -> None:
     """Strong weights per label, with which the energy of some rises and halves the steps, until the tolerance is met."""
     case = random_case(3, num_labels=num_labels, masked=True)
@@ -238,12 +192,12 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
     case = random_case(3, grid_shape=(17, 19, 31))
     model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         kernels = get_backend("cpu").kernels(case.image, None, case.spacing, model.kernels, threads=threads)
         tape = kernels.forward(case.logits, model.mean_field)
         found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
-    for tape, grads in found[1:]:
-        np.testing.assert_array_equal(tape.logits, found[0][0].logits)
-        np.testing.assert_array_equal(tape.volume_biases, found[0][0].volume_biases)
-        np.testing.assert_array_equal(grads.logits, found[0][1].logits)
-        assert grads.volume_weight == found[0][1].volume_weight
+    (one, by_one), (three, by_three) = found
+    np.testing.assert_array_equal(one.logits, three.logits)
+    np.testing.assert_array_equal(one.volume_biases, three.volume_biases)
+    np.testing.assert_array_equal(by_one.logits, by_three.logits)
+    assert by_one.volume_weight == by_three.volume_weight

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from oracles import softmax
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients, RecordingKernels
@@ -14,12 +15,6 @@ from crfrefine.tiles.pack_plan import PackSettings
 from crfrefine.tiles.packed_kernels import PackedKernels, pack_kernels
 
 SPACING = (1.3, 0.9, 1.1)
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Over labels, in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=0))
-    return shifted / shifted.sum(axis=0)
 
 
 @dataclass(frozen=True, eq=False)

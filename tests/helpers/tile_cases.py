@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles import softmax
 from scipy import ndimage
 
 import crfrefine
@@ -62,7 +63,7 @@ def make_case(
     if half:
         logits = logits.astype(np.float16).astype(np.float32)
     if probabilities:
-        logits = softmax(logits)
+        logits = softmax(logits).astype(np.float32)
     if padding:
         logits[..., -padding:] = 1.0 / num_labels if probabilities else 0.0
     mask = ndimage.gaussian_filter(rng.standard_normal(shape), 5.0) > -0.02 if with_mask else None
@@ -71,12 +72,6 @@ def make_case(
         mask[(*(extent // 2 for extent in shape[:-1]), (shape[-1] - padding) // 2)] = True
     spacing = (1.0, 1.25, 0.8)[-len(shape) :]
     return TileCase(logits, image, spacing, mask, "probabilities" if probabilities else "logits")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the first axis."""
-    shifted = np.exp(logits - logits.max(axis=0))
-    return shifted / shifted.sum(axis=0)
 
 
 def refine(case: TileCase, parameters: CrfParameters, threshold: float, **options: Any) -> RefinementResult:

@@ -39,17 +39,6 @@ def test_blocks_make_no_difference():
     assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=1e-10)
 
 
-def test_a_forecast_of_seven_in_ten_that_comes_true_in_seven_of_ten():
-    reference = np.array([1] * 7 + [0] * 3)
-    probabilities = np.tile([[0.3], [0.7]], 10)
-    measured = measure_calibration(probabilities, reference, {"1": (1,)})
-    assert measured["1"]["ece"] == pytest.approx(0, abs=ROUNDING)
-    assert measured["1"]["brier"] == pytest.approx(0.7 * 0.09 + 0.3 * 0.49)
-    assert measured["1"]["nll"] == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3))
-    assert measured[ALL_LABELS]["ece"] == pytest.approx(0, abs=ROUNDING)
-    assert measured[ALL_LABELS]["brier"] == pytest.approx(2 * (0.7 * 0.09 + 0.3 * 0.49))
-
-
 def test_certain_and_right_is_zero_and_certain_and_wrong_is_bounded():
     reference = np.array([0, 1])
     right = np.array([[1.0, 0.0], [0.0, 1.0]])

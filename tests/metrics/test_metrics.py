@@ -19,8 +19,8 @@ from crfrefine.metrics.registry import MASK_METRICS
 # The same sums in another order: double precision leaves 1e-15 of each of some hundred terms.
 ROUNDING = 1e-12
 
-GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7), 4: (3, 5, 3, 4)}
-SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5), 4: (0.9, 1.4, 0.6, 1.1)}
+GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7)}
+SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5)}
 
 
 def _neighbors(index, reach):
@@ -84,30 +84,25 @@ def _brute_force(prediction, reference, spacing, tolerance_mm):
 
 
 def _masks(kind, grid_shape, rng):
-    """A mask of a kind that metrics tend to get wrong."""
+    """A mask of a kind that metrics tend to get wrong: of a part of the grid, or of random voxels."""
+    if kind in SHARES:
+        return rng.random(grid_shape) < SHARES[kind]
     mask = np.zeros(grid_shape, dtype=bool)
-    match kind:
-        case "full":
-            mask[...] = True
-        case "voxel":
-            mask[tuple(size // 2 for size in grid_shape)] = True
-        case "corner":
-            mask[tuple(size - 1 for size in grid_shape)] = True
-        case "border":
-            mask[: grid_shape[0] // 2] = True
-        case "inside":
-            mask[tuple(slice(1, -1) for _ in grid_shape)] = True
-        case "sparse":
-            mask = rng.random(grid_shape) < 0.15
-        case "dense":
-            mask = rng.random(grid_shape) < 0.8
+    mask[tuple(PARTS[kind](size) for size in grid_shape)] = True
     return mask
 
 
-KINDS = ("empty", "full", "voxel", "corner", "border", "inside", "sparse", "dense")
+SHARES = {"empty": 0.0, "full": 1.0, "sparse": 0.15, "dense": 0.8}
+PARTS = {
+    "voxel": lambda size: size // 2,
+    "corner": lambda size: size - 1,
+    "border": lambda size: slice(size // 2),
+    "inside": lambda size: slice(1, -1),
+}
+KINDS = (*SHARES, *PARTS)
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
 def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
     rng = np.random.default_rng(num_dims)
     spacing = SPACINGS[num_dims]
@@ -120,24 +115,11 @@ def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
         assert measured == pytest.approx(expected, abs=ROUNDING, rel=ROUNDING, nan_ok=True), (one, other)
 
 
-def _blob(grid_shape, share, rng):
-    """A smooth random shape that fills a share of the grid and is cut off by its border: noise after a filter, above a threshold."""
-    noise = ndimage.gaussian_filter(rng.normal(size=grid_shape), 1.5, mode="wrap")
-    return noise > np.quantile(noise, 1 - share)
-
-
-@pytest.mark.parametrize(
-    ("grid_shape", "spacing", "share"),
-    [
-        ((37, 23), (0.6, 1.7), 0.02),
-        ((21, 26, 13), (0.9, 0.7, 3.1), 0.3),
-        ((30, 9, 17), (2.0, 0.5, 1.1), 0.9),
-    ],
-)
-def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(grid_shape, spacing, share):
-    """Contours, distance maps and connected components of SimpleITK, on images with a rim of background around them."""
-    rng = np.random.default_rng(16)
-    masks = [_blob(grid_shape, share, rng), _blob(grid_shape, 0.2, rng)]
+def test_boundaries_distances_and_pieces_equal_those_of_simpleitk():
+    """Of smooth random shapes that the border cuts off, as images with a rim of background around them."""
+    rng, spacing = np.random.default_rng(16), (2.0, 0.5, 1.1)
+    noises = [ndimage.gaussian_filter(rng.normal(size=(30, 9, 17)), 1.5, mode="wrap") for _ in range(2)]
+    masks = [noises[0] > np.quantile(noises[0], 0.8), noises[1] > np.quantile(noises[1], 0.7)]
     images = [_image(np.pad(mask, 1), spacing) for mask in masks]
     contours = [SimpleITK.BinaryContour(image, fullyConnected=False) for image in images]
     maps = [SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True) for contour in contours]
@@ -158,7 +140,7 @@ def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(grid_shape, sp
     np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
 
 
-def test_known_distances_of_two_voxels_and_of_equal_masks():
+def test_known_distances_of_two_voxels():
     """3 voxels of 2 mm and 4 of 1.5 mm apart: a right triangle with legs of 6 mm each."""
     prediction, reference = np.zeros((9, 8, 4), bool), np.zeros((9, 8, 4), bool)
     prediction[1, 2, 1], reference[4, 6, 1] = True, True
@@ -169,10 +151,6 @@ def test_known_distances_of_two_voxels_and_of_equal_masks():
     assert measured["volume_ml"] == 0.015
     assert measured["volume_difference_ml"] == 0
     one = np.ones((1, 1, 1), bool)
-    for mask in (_masks("sparse", GRIDS[3], np.random.default_rng(5)), one):
-        measured = measure_masks(mask, mask.copy(), SPACINGS[3], tolerance_mm=0.0)
-        assert {measured[name] for name in ("dice", "iou", "sensitivity", "precision", "surface_dice")} == {1.0}
-        assert measured["hd_mm"] == measured["hd95_mm"] == measured["assd_mm"] == measured["volume_difference_ml"] == 0.0
     assert measure_masks(one, one, (1.0, 2.0, 3.0), metrics=("hd95_mm", "dice")) == {"hd95_mm": 0.0, "dice": 1.0}, "those asked for"
 
 
@@ -194,21 +172,6 @@ def test_a_single_slice_is_measured_as_a_plane():
     sideways = measure_masks(prediction[:, None, :], reference[:, None, :], (1.3, 4.0, 0.7))
     assert sideways["assd_mm"] == plane["assd_mm"]
     assert sideways["volume_ml"] == pytest.approx(4 * plane["volume_ml"], rel=ROUNDING)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "reference", "volumes", "zeros"),
-    [
-        ("empty", "empty", (0.0, 0.0, 0), ()),
-        ("empty", "voxel", (0.0, -0.0015, 0), ("dice", "iou", "sensitivity", "surface_dice")),
-        ("voxel", "empty", (0.0015, 0.0015, 1), ("dice", "iou", "precision", "surface_dice")),
-    ],
-)
-def test_what_is_defined_with_an_empty_mask(prediction, reference, volumes, zeros):
-    rng = np.random.default_rng(0)
-    measured = measure_masks(_masks(prediction, GRIDS[3], rng), _masks(reference, GRIDS[3], rng), SPACINGS[3])
-    defined = dict(zip(("volume_ml", "volume_difference_ml", "num_components"), volumes, strict=True)) | dict.fromkeys(zeros, 0.0)
-    assert {name: value for name, value in measured.items() if not math.isnan(value)} == pytest.approx(defined)
 
 
 def _image(mask, spacing):
@@ -249,7 +212,6 @@ def test_counts_of_a_confusion_matrix_are_those_of_masks():
     [
         ({"reference": np.ones((4, 3), int)}, GridMismatchError, "the prediction has 3×4 voxels, the reference 4×3"),
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
-        ({"spacing": (1.0,)}, InputError, "expected 2 positive numbers in mm"),
         ({"spacing": (1.0, 0.0)}, InputError, "expected 2 positive numbers in mm"),
         ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm, at least 0, got -1.0"),
         ({"metrics": ("dicee",)}, ConfigError, "unknown metric 'dicee'; known are dice, iou"),

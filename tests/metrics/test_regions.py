@@ -33,10 +33,7 @@ def test_a_region_of_the_command_line(text, expected):
     [
         ("core", "expected NAME=LABEL+LABEL+..."),
         ("=1+2", "it has no name"),
-        ("core=", "'' is not the number of a label"),
-        ("core=1+x", "'x' is not the number of a label"),
         ("core=1,3", "'1,3' is not the number of a label"),
-        ("core=-1", "'-1' is not the number of a label"),
         ("core=0+1", "label 0 is the background"),
         ("mean=1", "choose another one"),
     ],
@@ -79,12 +76,9 @@ def test_labels_of_python_and_of_the_first_nnunet_which_had_numbers_to_names():
     [
         ("{", "not JSON"),
         ([1, 2], "expected a mapping of names to labels"),
-        ({"core": [1, "a"]}, "region 'core': 'a' is not the number of a label"),
         ({"core": []}, "region 'core': it has no labels"),
         ({"core": [1.5]}, "region 'core': 1.5 is not the number of a label"),
         ({"core": True}, "region 'core': True is not the number of a label"),
-        ({"core": None}, "region 'core': None is not the number of a label"),
-        ({"labels": {"core": [0, 1]}}, "region 'core': label 0 is the background"),
         ({"labels": {"a": 1}, "regions": [1]}, '"regions": expected a mapping'),
         ({"labels": {"a": 1}, "regions": {"a": [1, 2]}}, "region 'a' appears twice, with different labels"),
     ],

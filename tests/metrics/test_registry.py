@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crfrefine.metrics.overlap import measure_masks
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, METRICS, metric_named
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 BETTER = {"higher": "higher", "lower": "lower", "nearer 0": "nearer_zero", "–": None}
@@ -50,19 +50,6 @@ def test_metrics_are_undefined_where_registry_and_page_say(page, empty):
     column = 1 + ["both", "prediction", "reference"].index(empty)
     said = {name.strip("` ") for row in rows_of(page, "| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
     assert undefined == said
-
-
-def test_every_metric_is_named_once_and_is_described():
-    assert len(METRICS) == len(MASK_METRICS) + len(CALIBRATION_METRICS)
-    assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
-    for name, metric in METRICS.items():
-        assert metric.name == name
-        file, anchor = metric.source.split("#")
-        text = (DOCS.parent / file).read_text(encoding="utf-8")
-        headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
-        assert anchor in headings or f'id="{anchor}"' in text
-    assert metric_named("flow_mm").unit == "mm", "of a table made elsewhere"
-    assert metric_named("flow_mm").better is None
 
 
 def test_ratios_are_shown_as_they_are_and_their_differences_in_points():

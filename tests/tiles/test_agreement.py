@@ -109,14 +109,6 @@ def test_tiles_agree_with_the_reference(shape: tuple[int, ...], with_matrix: boo
     np.testing.assert_allclose(tiles.energy, reference.energy, rtol=1e-3)
 
 
-def test_with_a_matrix_labels_send_to_tiles_where_they_do_not_matter() -> None:
-    """Their message penalizes the labels there differently."""
-    case = make_case(0, (9, 14, 9), 3, softness=1.0, margin=30.0)
-    model = {"mean_field.filter": "truncated", "mean_field.num_iterations": 1, "mean_field.temperature": 0.5, "bilateral.theta_alpha": 0.8}
-    model |= {"bilateral.weight": 0.5, "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
-    assert_agree(*run_both(case, CrfParameters().replace(**model, **matrix(0, 3)), 1e-6), 1e-6)
-
-
 @pytest.mark.parametrize("normalization", ["after", "none"])
 def test_what_is_settled_sends_from_inside_the_mask_alone(normalization: str) -> None:
     """Where the senders have no factors that would leave out the others."""

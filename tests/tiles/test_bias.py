@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tile_cases import TileCase, make_case, num_active, refine
 
-import crfrefine
-from crfrefine.engines import get_backend
-from crfrefine.io.pieces import Piece
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tiles.running import Settings
-from crfrefine.tiles.streamed_logits import StreamedLogits
-from crfrefine.tiles.streaming import ChannelStream, refine_stream
 
 BIAS = (0.375, -32.5, 0.0, 31.75, -0.5, 1.5)
 """Differences above those of the logits, so that whole regions change their label before any message."""
@@ -39,7 +31,7 @@ def shifted(case: TileCase) -> TileCase:
 
 @pytest.mark.parametrize(
     ("filter_name", "masked", "changes"),
-    [("truncated", True, {"bilateral.weight": [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]}), ("truncated", False, {}), ("lattice", True, {})],
+    [("truncated", True, {"bilateral.weight": [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]}), ("lattice", False, {})],
 )
 def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked: bool, changes: dict[str, Any]) -> None:
     case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
@@ -53,76 +45,3 @@ def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked:
     assert found.num_iterations == expected.num_iterations
     assert (found.network_label_map != expected.network_label_map).mean() > 0.1
     np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
-
-
-def test_a_case_without_undecided_tiles_has_the_labels_of_the_bias() -> None:
-    """Every tile is settled, by a label that the network would not have taken."""
-    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=True)
-    parameters = model("truncated", **{"mean_field.bias": [0.0, 0.0, 300.0, 0.0, 0.0, 0.0]})
-    found = refine(case, parameters, THRESHOLD)
-    assert num_active(found) == 0
-    np.testing.assert_array_equal(found.label_map, np.where(case.mask, 2, case.logits.argmax(axis=0)))
-    np.testing.assert_array_equal(found.logits.argmax(axis=0), found.label_map)
-
-
-def test_probabilities_have_their_bias_after_the_logarithm() -> None:
-    """The engine's logarithm is off by some 1e-6 of numpy's."""
-    case = make_case(4, SHAPE, 6, probabilities=True)
-    found = refine(case, model("truncated", **{"mean_field.bias": BIAS}), THRESHOLD)
-    logarithms = dataclasses.replace(case, logits=np.log(np.clip(case.logits, 1e-7, 1.0)), input_type="logits")
-    expected = refine(shifted(logarithms), model("truncated"), THRESHOLD)
-    np.testing.assert_allclose(found.marginals, expected.marginals, atol=1e-4)
-
-
-def stream(logits: np.ndarray) -> ChannelStream:
-    """The logits in pieces of a few planes."""
-
-    def read() -> Iterator[Piece]:
-        for label, channel in enumerate(logits):
-            for first in range(0, len(channel), 5):
-                yield Piece(slice(label, label + 1), slice(first, min(first + 5, len(channel))), channel[None, first : first + 5].copy())
-
-    return ChannelStream(read, len(logits), logits.shape[1:], "logits", None, Path("logits.npz"))
-
-
-@pytest.mark.parametrize(
-    ("masked", "bias"), [(True, BIAS), (False, BIAS), (True, (0.0, 0.0, 300.0, 0.0, 0.0, 0.0))], ids=["masked", "whole", "settled"]
-)
-def test_streamed_channels_with_a_bias_are_streams_of_shifted_logits(masked: bool, bias: tuple[float, ...]) -> None:
-    """Outside the mask the labels stay the network's."""
-    case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
-
-    def run(logits: np.ndarray, **changes: Any) -> StreamedLogits:
-        parameters = model("truncated", **changes)
-        spec = parameters.resolve(6, 1, 3)
-        return refine_stream(stream(logits), case.image, case.mask, case.spacing, parameters, spec, get_backend("cpu"), Settings(threads=1))
-
-    inside = np.ones(SHAPE, bool) if case.mask is None else case.mask
-    with_bias = case.logits + np.array(bias, np.float32)[:, None, None, None]
-    found, expected = run(case.logits, **{"mean_field.bias": bias}), run(np.where(inside, with_bias, case.logits))
-    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
-    assert (found.network_label_map != expected.network_label_map)[inside].mean() > 0.1
-    np.testing.assert_array_equal(found.label_map(1), expected.label_map(1))
-    for label in range(6):
-        np.testing.assert_array_equal(found.probabilities(label, slice(3, 17)), expected.probabilities(label, slice(3, 17)))
-        np.testing.assert_array_equal(found.logits(label, slice(3, 17)), expected.logits(label, slice(3, 17)))
-    assert found.report == expected.report
-
-
-def test_label_maps_with_many_labels_have_a_bias() -> None:
-    """With tiles as without: marginals to rounding, the energy to what its missing pairs make."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 20, (3, 3, 6)).repeat(7, 0).repeat(6, 1).repeat(7, 2)
-    labels = np.where(rng.random(coarse.shape) < 0.08, np.roll(coarse, 1, axis=-1), coarse)
-    image = 10.0 * coarse + rng.normal(0, 4, coarse.shape)
-    values = {"mean_field.bias": rng.uniform(-1.5, 1.5, 20).tolist(), "mean_field.filter": "truncated"}
-    parameters = CrfParameters().replace(**values, **{"mean_field.temperature": 0.7, "bilateral.weight": rng.uniform(2, 4, 20).tolist()})
-    options: dict[str, Any] = {"spacing": (2.0, 1.3, 0.9), "input_type": "labels"}
-    found = crfrefine.refine(labels, image, parameters=parameters, **options)
-    expected = crfrefine.refine(labels, image, parameters=parameters.replace(**{"mean_field.label_threshold": 0.0}), **options)
-    without = crfrefine.refine(labels, image, parameters=parameters.replace(**{"mean_field.bias": 0.0}), **options)
-    assert all("tiles" in line for line in found.filters)
-    assert not any("tiles" in line for line in expected.filters)
-    np.testing.assert_allclose(found.marginals, expected.marginals, atol=1e-4)
-    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-5)
-    assert (found.label_map != without.label_map).any()

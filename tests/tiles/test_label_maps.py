@@ -1,21 +1,14 @@
 """Label maps with many labels: a label takes part within the kernels' reach of where it occurs, with tiles and without."""
 
-import math
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 import crfrefine
 from crfrefine.arrays import one_hot
-from crfrefine.arrays.one_hot import ABSENT_LOGIT, MANY_LABELS, leave_far_out, one_hot_logits
+from crfrefine.arrays.one_hot import MANY_LABELS
 from crfrefine.errors import CapacityError
 from crfrefine.memory import MemoryLimit
 from crfrefine.refinement import label_map
-from crfrefine.tiles.choosing import window_voxels
-from crfrefine.tiles.grid import TILE, TileGrid
-from crfrefine.tiles.label_refining import count_inside
-from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
 
 SHAPE = (21, 18, 37)
 SPACING = (2.0, 1.3, 0.9)
@@ -52,54 +45,6 @@ def is_on_tiles(result):
     return all("tiles" in line for line in result.filters)
 
 
-@pytest.mark.parametrize(
-    ("shape", "reach", "dtype"),
-    [((21, 18, 37), (2, 3, 5), np.uint8), ((9, 30, 16), (0, 8, 1), np.uint16), ((60, 20, 21), (0, 60, 60), np.uint8)],
-)
-def test_the_logits_of_tiles_are_those_of_the_whole_label_map(shape, reach, dtype):
-    labels = blocks(shape, 20, size=5)[0].astype(dtype)
-    grid = TileGrid(shape)
-    expected = one_hot_logits(labels, range(20))
-    leave_far_out(expected, reach)
-    near = find_tiles_near_labels(grid, labels, 20, reach, 2)
-    assert not near.all()
-    padding = [(0, count * tile - extent) for count, tile, extent in zip(grid.counts, TILE, shape, strict=True)]
-    for label in range(20):
-        tiles = np.flatnonzero(near[label])
-        found = np.full((len(tiles) + 1, math.prod(TILE)), np.nan, np.float32)
-        entries = np.arange(len(tiles))[::-1] + 1
-        LabelMapChannels(labels, reach).fill_entries(grid.engine(2), label, tiles, entries, found)
-        assert np.isnan(found[0]).all(), "only the entries that are asked for are written"
-        whole = grid.spread(tiles, found[entries], np.float32(ABSENT_LOGIT))
-        np.testing.assert_array_equal(whole, expected[label])
-        # Places beyond the grid are finite.
-        beyond = np.pad(np.zeros(shape, bool), padding, constant_values=True)
-        assert np.isfinite(found[1:]).all()
-        assert beyond.any() == any(after for _, after in padding)
-
-
-@pytest.mark.parametrize("reach", [(6, 3, 2), (6, 80, 80)])
-def test_planes_of_a_label_map_see_what_lies_beyond_them(reach):
-    labels = blocks((40, 11, 20), 20, size=5)[0].astype(np.uint8)
-    expected = one_hot_logits(labels, range(20))
-    leave_far_out(expected, reach)
-    part = LabelMapChannels(labels, reach).planes(8, 32).planes(8, 24)
-    grid = TileGrid((16, 11, 20))
-    tiles = np.arange(grid.num_tiles)
-    for label in (0, 7, 19):
-        found = np.empty((len(tiles), math.prod(TILE)), np.float32)
-        part.fill_entries(grid.engine(1), label, tiles, tiles, found)
-        np.testing.assert_array_equal(grid.spread(tiles, found, np.float32(0)), expected[label, 16:32])
-
-
-def test_voxels_of_a_mask_in_each_tile():
-    grid = TileGrid(SHAPE)
-    mask = np.random.default_rng(0).random(SHAPE) < 0.3
-    expected = [mask[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 16 * x : 16 * x + 16].sum() for z, y, x in np.ndindex(grid.counts)]
-    np.testing.assert_array_equal(count_inside(grid, mask).ravel(), expected)
-    np.testing.assert_array_equal(count_inside(grid, None), count_inside(grid, np.ones(SHAPE, bool)))
-
-
 @pytest.mark.parametrize(("shape", "with_mask", "order"), [(SHAPE, True, "F"), (SHAPE, False, "C"), ((33, 41), True, "F")])
 def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
     labels, image = blocks(shape, 40)
@@ -133,6 +78,8 @@ def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
     np.fill_diagonal(penalties, 0.0)
     changes = {
         "bilateral.weight": rng.uniform(2, 6, 60).tolist(),
+        "mean_field.bias": rng.uniform(-1.5, 1.5, 60).tolist(),
+        "mean_field.temperature": 0.7,
         "compatibility.kind": "matrix",
         "compatibility.matrix": ((penalties + penalties.T) / 2).tolist(),
     }
@@ -143,29 +90,14 @@ def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
     assert found.num_labels == 60
 
 
-def test_far_labels_do_not_take_anything_from_a_voxels_own():
-    """Two copies of a scene with other numbers, far from each other, are refined as the scene is alone."""
-    labels, image = blocks(SHAPE, 20)
-    gap = np.zeros((20, *SHAPE[1:]))
-    both = np.concatenate([labels, gap, labels + (labels > 0) * 50]).astype(int)
-    images = np.concatenate([image, gap, image])
-    fixed = {"intensity.normalization": "none", "bilateral.theta_beta": 10.0}
-    alone = refined(np.concatenate([labels, gap]).astype(int), np.concatenate([image, gap]), fixed)
-    found = refined(both, images, fixed)
-    np.testing.assert_array_equal(found.label_map[: SHAPE[0]], alone.label_map[: SHAPE[0]])
-    np.testing.assert_allclose(found.marginals[: len(alone.marginals), : SHAPE[0]], alone.marginals[:, : SHAPE[0]], atol=1e-5)
-
-
 def test_slabs_give_the_same_as_the_volume_at_once():
     labels, image = blocks((70, 18, 37), 30)
     labels = labels.astype(np.uint8)
     changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
     channels = tuple(int(label) for label in np.unique(labels))
-    parameters = PARAMETERS.replace(**changes)
-    whole = refined(labels, image, changes)
+    whole, told = refined(labels, image, changes), []
     limit = int(whole.channels.computed().size * 17 * 0.8)
-    options = {"spacing": SPACING, "parameters": parameters}
-    told = []
+    options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit, progress=lambda *of: told.append(of))
     assert "slabs" in cut.filters[0]
     steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
@@ -194,14 +126,6 @@ def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
     np.testing.assert_array_equal(found.label_map, whole.label_map)
 
 
-def test_any_device_follows_the_rule():
-    labels, image = blocks((12, 7, 9), 20, size=3)
-    found, plain = (refined(labels, image, {"mean_field.filter": "exact"}, device=device) for device in ("cpu", "reference"))
-    assert plain.device == "reference"
-    assert (plain.marginals == 0).any()
-    np.testing.assert_array_equal(found.label_map, plain.label_map)
-
-
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
@@ -209,11 +133,6 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
-
-
-def test_windows_are_balls_of_three_bandwidths_in_voxels():
-    problem = SimpleNamespace(spec=PARAMETERS.resolve(3, 1, 3), spacing=SPACING)
-    assert window_voxels(problem) == pytest.approx(4 / 3 * math.pi * (3 * 1.6) ** 3 / math.prod(SPACING), rel=0.01)
 
 
 @pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
