@@ -1,6 +1,7 @@
 """Which module may import which: downward only, and each heavy or optional library in one place."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,17 @@ def broken_rules(path: Path) -> list[str]:
 def test_imports_go_downward_and_libraries_stay_at_home():
     found = {path.relative_to(PACKAGE).as_posix(): broken_rules(path) for path in FILES}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_no_module_imports_itself_through_others():
+    """Neither inside a room nor across; what only type checkers see counts too."""
+    modules = {f"crfrefine.{module_name(path)}".rstrip("."): path.read_text(encoding="utf-8") for path in FILES}
+    imports = {}
+    for module, source in modules.items():
+        names = {name for _, name in imported_modules(ast.parse(source))}
+        imports[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules) - {module, "crfrefine"}
+    del imports["crfrefine"]  # It names what is public, anywhere.
+    assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules) - 1
 
 
 def test_the_rules_see_what_breaks_them():
