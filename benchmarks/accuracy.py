@@ -22,7 +22,7 @@ from workloads import WorkloadSpec, accuracy_spec, store
 
 from crfrefine.engines import get_backend
 from crfrefine.errors import CapacityError
-from crfrefine.specs import KernelSetSpec, KernelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 DIMENSIONS = range(2, 10)
 SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1

@@ -49,7 +49,7 @@ def check_labels(ours: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, f
 def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -> dict[str, float]:
     """Compare one bilateral message of the engine with rows of the exact one, at sampled voxels."""
     from crfrefine.engines import get_backend
-    from crfrefine.specs import KernelSetSpec, KernelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
     meta = workload.meta
     values = softmax(workload.logits).astype(np.float32)

@@ -14,7 +14,7 @@ from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
 """Source, kernel, and its constants."""

@@ -21,7 +21,7 @@ from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 from crfrefine.engines.base import Backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
-from crfrefine.specs import KernelSetSpec, KernelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 MORE_STEPS = 50
 REPEATS, REPEATS_OF_OTHERS = 3, 5

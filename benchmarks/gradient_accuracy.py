@@ -29,7 +29,7 @@ from workloads import WorkloadSpec
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Kernels
 from crfrefine.errors import CapacityError
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 BANDWIDTHS = ((1.5, 0.05), (3.0, 0.1), (5.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
 LOSSES = ("cross entropy", "random linear")

@@ -14,7 +14,7 @@ from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
 from crfrefine.engines import get_backend
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 TRUNCATED = WorkloadSpec(
     "layer-truncated", (60, 60, 50), 3, 1, theta_alpha=1.5, theta_beta=0.1, theta_gamma=2.0, spacing=(1.0, 1.0, 1.2), peers=()

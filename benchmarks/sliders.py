@@ -14,10 +14,10 @@ from pathlib import Path
 
 from markdown_table import markdown_table
 
-from crfrefine.infer.options import InferenceOptions
+from crfrefine.apps.tune.options import TuneOptions
+from crfrefine.apps.tune.session import Session
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tune.options import TuneOptions
-from crfrefine.tune.session import Session
+from crfrefine.runs.infer.options import InferenceOptions
 
 PRESETS = ("brats", "default", "keep-volumes")
 SLIDERS = (

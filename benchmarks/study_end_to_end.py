@@ -30,9 +30,9 @@ from peers import BENCH, ROOT
 from report import write_between_markers
 from study_stages import say
 
+from crfrefine.apps.demo.phantom import make_phantom, write_phantom
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.demo.phantom import make_phantom, write_phantom
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.train.folds import make_folds

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
     from crfrefine.refinement.case import refine as refine
-    from crfrefine.refinement_result import RefinementResult as RefinementResult
+    from crfrefine.refinement.result import RefinementResult as RefinementResult
 
 __version__ = "0.2.0"
 
@@ -72,7 +72,7 @@ _NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
-    "RefinementResult": "crfrefine.refinement_result",
+    "RefinementResult": "crfrefine.refinement.result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
     "crf_loss": "crfrefine.layer.loss",
     "refine": "crfrefine.refinement.case",

@@ -1,4 +1,4 @@
-"""Errors that users can cause and fix. Any other exception is a bug and keeps its traceback (`crfrefine.failures`)."""
+"""Errors that users can cause and fix. Any other exception is a bug and keeps its traceback (`crfrefine.base.failures`)."""
 
 from __future__ import annotations
 

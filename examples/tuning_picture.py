@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from crfrefine.demo.phantom import make_phantom, write_phantom
+from crfrefine.apps.demo.phantom import make_phantom, write_phantom
 
 MOST_BYTES = 300_000
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "tune.png"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.axes import StorageOrder
+    from crfrefine.base.axes import StorageOrder
 
 BLOCK_VOXELS = 1 << 18
 

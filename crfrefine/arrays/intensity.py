@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
 from crfrefine.parameters.modalities import intensity_by_modality
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.threads import available_threads
 
 Float32 = NDArray[np.float32]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.text import listed
 from crfrefine.errors import InputError
-from crfrefine.text import listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

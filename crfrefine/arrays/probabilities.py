@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from crfrefine.arrays.padding import BLOCK_VOXELS, all_equal, plane_blocks
+from crfrefine.base.text import see
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.text import see
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

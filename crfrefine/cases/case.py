@@ -12,7 +12,10 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_channels import find_undecided
-from crfrefine.axes import StorageOrder, file_order
+from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.text import see
+from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
@@ -28,9 +31,6 @@ from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
-from crfrefine.memory import memory_limit
-from crfrefine.text import see
-from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from crfrefine.base.memory import MemoryLimit, format_size, require_memory
+from crfrefine.base.text import shorten
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.volume import TIMES, VolumeHeader
-from crfrefine.memory import MemoryLimit, format_size, require_memory
-from crfrefine.text import shorten
 
 MOST_NAMED = 3
 

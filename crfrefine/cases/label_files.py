@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, discover_cases, list_files, segmentations_first
 from crfrefine.cases.structure_folders import structures_folder
@@ -14,7 +15,6 @@ from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.recognition import format_to_read
 from crfrefine.io.series import is_series
-from crfrefine.text import listed
 
 
 def discover_network_cases(

@@ -13,10 +13,10 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import count_labels
 from crfrefine.arrays.one_hot import MOST_SHOWN, channels_of, describe_labels, one_hot_logits, present_labels
 from crfrefine.arrays.padding import plane_blocks
+from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.labels import MOST_OFF, WholeNumbers, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
-from crfrefine.text import counted, listed, shorten
 
 if TYPE_CHECKING:
     from typing import Any

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.label_input import KIND, LabelMap, LabelMapReader, StructuresReader
@@ -15,8 +17,6 @@ from crfrefine.cases.mistakes import naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
 from crfrefine.io.parallel import run_all
-from crfrefine.memory import memory_limit
-from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     import numpy as np

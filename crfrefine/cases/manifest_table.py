@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import require_file
-from crfrefine.text import listed, shorten, shorten_value
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")

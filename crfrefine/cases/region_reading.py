@@ -16,9 +16,9 @@ from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
 from crfrefine.arrays.region_channels import identify_regions
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.text import counted, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

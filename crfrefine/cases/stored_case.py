@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.axes import file_order
+from crfrefine.base.axes import file_order
 from crfrefine.cases.case import CaseHeaders, read_mask
 from crfrefine.cases.mistakes import label_maps_among
 from crfrefine.io.allocation import allocate_as

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine import io
+from crfrefine.base.memory import MemoryLimit, memory_limit, require_memory
+from crfrefine.base.text import shorten
 from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
 from crfrefine.io.cuts import MOST_BYTES
 from crfrefine.io.volume import TIMES
-from crfrefine.memory import MemoryLimit, memory_limit, require_memory
-from crfrefine.text import shorten
 
 if TYPE_CHECKING:
     from crfrefine.cases.reading_options import ReadingOptions
@@ -36,7 +36,7 @@ STREAM_BYTES = 5 * MOST_BYTES
 """Pieces on their way from the file, and the process itself."""
 
 MOST_DIMS = 3
-"""Most axes of a grid that can be streamed: as many as `crfrefine.tiles`, which imports this room and not the other way round, can cut."""
+"""Most axes of a grid that can be streamed: as many as `refinement.tiles`, which imports this room and not the other way round, can cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def load_streamed_case(headers: CaseHeaders, options: ReadingOptions) -> Streame
 def require_streamed_fits(headers: CaseHeaders, limit: MemoryLimit) -> None:
     """Raise CapacityError if what is kept of each voxel while channels are streamed takes more memory than allowed.
 
-    Tiles and what is computed on them come on top: `crfrefine.tiles.slabs` sees to those.
+    Tiles and what is computed on them come on top: `crfrefine.refinement.tiles.slabs` sees to those.
     """
     first = headers.images[0]
     voxels = math.prod(first.grid_shape)

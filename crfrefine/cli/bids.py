@@ -100,16 +100,16 @@ def bids(
     if (level is Level.GROUP) != (labels is not None):
         text = "group compares with a reference: name its derivatives" if level is Level.GROUP else "participant has no use for a reference"
         raise typer.BadParameter(text, param_hint="--labels")
-    from crfrefine.bids.app import BidsOptions, run_group, run_participants, suffix_for
-    from crfrefine.bids.dataset import Choice
+    from crfrefine.apps.bids.app import BidsOptions, run_group, run_participants, suffix_for
+    from crfrefine.apps.bids.dataset import Choice
+    from crfrefine.base.failures import Failure
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.cli.progress import print_failure
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.failures import Failure
-    from crfrefine.infer.options import InferenceOptions
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.overrides import parse_override
     from crfrefine.parameters.presets import find_config
+    from crfrefine.runs.infer.options import InferenceOptions
 
     choice = Choice(
         participants=tuple(participants or ()),

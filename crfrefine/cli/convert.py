@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.base.text import for_terminal
 from crfrefine.cli.options import AllowMismatchedDicomOption, parse_path
 from crfrefine.cli.progress import print_failure
-from crfrefine.text import for_terminal
 
 
 class Kind(StrEnum):
@@ -45,8 +45,8 @@ def convert(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
 ) -> None:
     """Convert logits and label maps between formats. Logits can become probabilities or labels."""
-    from crfrefine.failures import CaseWork
-    from crfrefine.tools.convert import convert_file
+    from crfrefine.apps.tools.convert import convert_file
+    from crfrefine.base.failures import CaseWork
 
     note = ""
     with CaseWork(partial(print_failure, verbose=verbose), source):

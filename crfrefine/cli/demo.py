@@ -18,12 +18,12 @@ def demo(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
+    from crfrefine.apps.demo.demonstration import compare_with_truth, prepare_demo
+    from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.cli.reporting import Reporter, describe_steps, num_changed, print_table
-    from crfrefine.demo.demonstration import compare_with_truth, prepare_demo
-    from crfrefine.demo.phantom import NUM_LABELS
     from crfrefine.errors import CrfRefineError
-    from crfrefine.infer.run import run_inference
     from crfrefine.metrics.registry import DICE
+    from crfrefine.runs.infer.run import run_inference
 
     files, options = prepare_demo(output, seed, threads)
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)

@@ -12,13 +12,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.models import OptionInfo, ParameterInfo
 
+from crfrefine.apps.tools.descriptors.command import Command, Kind, Manual, Option
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.options import parse_path
 from crfrefine.cli.train_crf import train_crf
-from crfrefine.tools.descriptors.command import Command, Kind, Manual, Option
 
 _WRITTEN = ("output", "summary", "target")
 """Names of options with paths to write; other paths are read."""
@@ -63,7 +63,7 @@ def describe(
     if format is Format.MAN:
         if command is not None:
             raise typer.BadParameter("the manual has all commands; expected none", param_hint="COMMAND")
-        from crfrefine.tools.descriptors.man import man_page
+        from crfrefine.apps.tools.descriptors.man import man_page
 
         print(man_page(manual_of(ctx)), end="")
         return
@@ -72,13 +72,13 @@ def describe(
         raise typer.BadParameter(f"{command.value} has no description for viewers; expected infer", param_hint="COMMAND")
     found = command_of(command.value)
     if format is Format.SLICER:
-        from crfrefine.tools.descriptors.slicer import slicer_xml
+        from crfrefine.apps.tools.descriptors.slicer import slicer_xml
 
         print(slicer_xml(found), end="")
         return
     import json
 
-    from crfrefine.tools.descriptors.boutiques import boutiques_descriptor
+    from crfrefine.apps.tools.descriptors.boutiques import boutiques_descriptor
 
     print(json.dumps(boutiques_descriptor(found), indent=2, ensure_ascii=False))
 

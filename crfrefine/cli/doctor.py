@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli.options import HelpOption
-from crfrefine.text import for_terminal, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crfrefine.tools.doctor import Gpu, Report
-    from crfrefine.tools.extras import Extra
+    from crfrefine.apps.tools.doctor import Gpu, Report
+    from crfrefine.apps.tools.extras import Extra
 
 
 def doctor(
@@ -22,7 +22,7 @@ def doctor(
     wants_help: HelpOption = False,
 ) -> None:
     """Show what this machine offers, and what is missing for what."""
-    from crfrefine.tools.doctor import examine
+    from crfrefine.apps.tools.doctor import examine
 
     report = examine()
     if as_json:
@@ -57,7 +57,7 @@ def _show(report: Report) -> None:
 
 def _machine(report: Report) -> Iterator[tuple[str, str]]:
     """Yield the facts about machine and process, as pairs of name and value for display."""
-    from crfrefine.memory import format_size
+    from crfrefine.base.memory import format_size
 
     yield "package", printable(report.package)
     yield "Python", f"{report.python['version']}, {printable(report.python['path'])}"
@@ -84,7 +84,7 @@ def _machine(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _gpu(gpu: Gpu) -> str:
-    from crfrefine.memory import format_size
+    from crfrefine.base.memory import format_size
 
     if gpu.properties is None:
         return gpu.error or "none"

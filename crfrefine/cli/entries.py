@@ -18,7 +18,7 @@ def slicer() -> None:
     elif sys.argv[1:] == ["--version"]:
         sys.argv = ["crfrefine", "--version"]
     else:
-        from crfrefine.tools.descriptors.slicer import infer_arguments
+        from crfrefine.apps.tools.descriptors.slicer import infer_arguments
 
         sys.argv = ["crfrefine", "infer", *infer_arguments(sys.argv[1:])]
     main()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.base.text import shorten, shorten_value
 from crfrefine.cli.options import (
     MAX_THREADS,
     MOST_OF_A_NAME,
@@ -19,7 +20,6 @@ from crfrefine.cli.options import (
     path_text,
 )
 from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
-from crfrefine.text import shorten, shorten_value
 
 
 def parse_named(text: str) -> str:

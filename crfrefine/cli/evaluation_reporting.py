@@ -6,10 +6,10 @@ import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from crfrefine.base.text import for_terminal, listed, printable
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
 from crfrefine.evaluate import EvaluationObserver
-from crfrefine.text import for_terminal, listed, printable
 
 if TYPE_CHECKING:
     from crfrefine.evaluate import Evaluation

@@ -126,11 +126,11 @@ def infer(
     check_sources(images, logits, nnunet, manifest, masks, input_type)
     placement = parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.infer.options import InferenceOptions
-    from crfrefine.infer.run import run_inference
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.overrides import parse_override
     from crfrefine.parameters.presets import find_config
+    from crfrefine.runs.infer.options import InferenceOptions
+    from crfrefine.runs.infer.run import run_inference
 
     options = InferenceOptions(
         images=tuple(images or ()),

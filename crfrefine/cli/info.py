@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crfrefine.base.text import for_terminal, printable
 from crfrefine.cli.options import AllowMismatchedDicomOption, HelpOption, ResampleOption, parse_path
 from crfrefine.cli.progress import print_failure, print_traceback
-from crfrefine.text import for_terminal, printable
 
 if TYPE_CHECKING:
-    from crfrefine.tools.info import FolderReport
+    from crfrefine.apps.tools.info import FolderReport
 
 
 def info(
@@ -27,11 +27,11 @@ def info(
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
-    from crfrefine.failures import CaseWork, Failure
+    from crfrefine.apps.tools.info import describe_header, inspect_folder
+    from crfrefine.base.failures import CaseWork, Failure
     from crfrefine.io import VolumeHeader, read_header
     from crfrefine.io.dicom_identity import describe_mismatch
     from crfrefine.io.series import is_series
-    from crfrefine.tools.info import describe_header, inspect_folder
 
     headers: list[VolumeHeader] = []
     found: list[dict[str, Any]] = []

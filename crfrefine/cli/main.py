@@ -21,6 +21,8 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from crfrefine.base.failures import describe_failure
+from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.bids import bids
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
@@ -38,8 +40,6 @@ from crfrefine.cli.terminal_text import spell_what_terminals_lack
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
-from crfrefine.failures import describe_failure
-from crfrefine.text import for_terminal, shorten
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT

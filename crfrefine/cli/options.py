@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crfrefine.text import shorten
+from crfrefine.base.text import shorten
 
 
 def _show_help(ctx: typer.Context, wanted: bool) -> None:
@@ -48,8 +48,8 @@ ThreadsPerDeviceOption = Annotated[
 
 def parse_memory(text: str) -> int:
     """Return the bytes of a size such as "8GiB"; raise BadParameter if it is none."""
+    from crfrefine.base.memory import parse_size
     from crfrefine.errors import InputError
-    from crfrefine.memory import parse_size
 
     try:
         return parse_size(text)

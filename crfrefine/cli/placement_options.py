@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.cli.options import MAX_THREADS, path_text
-from crfrefine.execution.placement import Placement
+from crfrefine.runs.execution.placement import Placement
 
 MOST_SECONDS = 1e7
 """Four months; a clock counts on from there, a typing error does not."""

@@ -6,13 +6,13 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from crfrefine.failures import Causes
-from crfrefine.text import for_terminal, printable
+from crfrefine.base.failures import Causes
+from crfrefine.base.text import for_terminal, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from crfrefine.failures import Failure
+    from crfrefine.base.failures import Failure
 
 QUIET, NORMAL, VERBOSE = range(3)
 

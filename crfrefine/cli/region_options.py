@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.text import shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme

@@ -6,15 +6,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from crfrefine.base.text import counted, listed, printable
 from crfrefine.cli.progress import NORMAL, VERBOSE, RunReporter
-from crfrefine.infer.records import VANISHED
-from crfrefine.infer.run import InferenceObserver
-from crfrefine.text import counted, listed, printable
+from crfrefine.runs.infer.records import VANISHED
+from crfrefine.runs.infer.run import InferenceObserver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.infer.records import CaseRecord, RunSummary
+    from crfrefine.runs.infer.records import CaseRecord, RunSummary
 
 _MOST_LISTED = 20
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crfrefine.base.text import counted, for_terminal, listed, printable, shorten
 from crfrefine.cli.options import HelpOption, parse_path
-from crfrefine.text import counted, for_terminal, listed, printable, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.status.cases import CaseStatus
-    from crfrefine.status.report import RunStatus
+    from crfrefine.runs.status.cases import CaseStatus
+    from crfrefine.runs.status.report import RunStatus
 
 _MOST_LISTED = 20
 _MOST_OF_A_REASON = 300
@@ -30,7 +30,7 @@ def status(
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name output folders of runs, or files that --summary wrote", param_hint="PATH...")
-    from crfrefine.status.finding import find_status
+    from crfrefine.runs.status.finding import find_status
 
     report = find_status(paths)
     if as_json:
@@ -54,8 +54,8 @@ def _show(run: RunStatus, most: int | None) -> None:
         run: its status.
         most: cases of each kind that are named; None: all.
     """
-    from crfrefine.status.cases import DONE, FAILED, MISSING
-    from crfrefine.status.report import STATES
+    from crfrefine.runs.status.cases import DONE, FAILED, MISSING
+    from crfrefine.runs.status.report import STATES
 
     counts = ", ".join(f"{len(run.of_state(state))} {state}" for state in STATES)
     alone = _RUN.get(run.parts[0].run, "") if len(run.parts) == 1 and not run.is_complete else ""

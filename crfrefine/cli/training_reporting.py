@@ -6,9 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from crfrefine.base.text import for_terminal
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
-from crfrefine.text import for_terminal
 from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:

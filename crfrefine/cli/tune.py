@@ -72,15 +72,15 @@ def tune(
     The page is served on this machine alone, and ends with its own button or with Ctrl-C.
     """
     check_sources(images, logits, nnunet, manifest, masks, input_type)
+    from crfrefine.apps.tune.options import TuneOptions
+    from crfrefine.apps.tune.server import check_libraries, serve
+    from crfrefine.apps.tune.session import Session
     from crfrefine.engines import get_backend
-    from crfrefine.infer.options import InferenceOptions
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.overrides import parse_override
-    from crfrefine.tune.options import TuneOptions
-    from crfrefine.tune.server import check_libraries, serve
-    from crfrefine.tune.session import Session
+    from crfrefine.runs.infer.options import InferenceOptions
 
     check_libraries()
     parameters = CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.engines.device_lists import is_list
 from crfrefine.errors import BackendUnavailableError, ConfigError
-from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend

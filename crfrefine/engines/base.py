@@ -1,7 +1,7 @@
 """The interface of every backend: the kernels of a model on one image, the mean field on them, and a single filtering for checks.
 
-Methods take arrays and a spec (`crfrefine.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring axes into storage
-order beforehand (`crfrefine.refine` does).
+Methods take arrays and a spec (`crfrefine.parameters.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring axes into
+storage order beforehand (`crfrefine.refine` does).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it."""

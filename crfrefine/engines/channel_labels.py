@@ -1,4 +1,4 @@
-"""Labels that share channels, as every engine checks and reads them (`crfrefine.specs.ChannelLabels`)."""
+"""Labels that share channels, as every engine checks and reads them (`crfrefine.parameters.specs.ChannelLabels`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.specs import ChannelLabels, MeanFieldSpec
+    from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
 
 def check_channel_labels(spec: MeanFieldSpec, num_channels: int, grid_shape: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.threads import available_threads
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
@@ -18,11 +19,10 @@ from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Look = Callable[[int, int, NDArray[Any]], None]
 """Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.errors import ConfigError
-from crfrefine.text import MOST_OF_A_REASON, shorten
 
 ALL = "cuda:all"
 FORMS = ("cuda:N,M", ALL)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.label_maps import Box
     from crfrefine.engines.base import FeatureOrigin, MeanFieldResult, Progress
-    from crfrefine.specs import KernelSetSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
 
 
 class KeepingBackend(CpuBackend):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.label_maps import Box
     from crfrefine.engines.base import FeatureOrigin
-    from crfrefine.specs import ModelSpec
+    from crfrefine.parameters.specs import ModelSpec
 
 
 def region_mean_field(

@@ -14,7 +14,7 @@ from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, MeanFieldResu
 from crfrefine.engines.origin import default_origin
 from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import CapacityError
-from crfrefine.specs import ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

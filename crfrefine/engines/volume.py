@@ -1,4 +1,4 @@
-"""Which runs with a volume term an engine can take (`crfrefine.specs.MeanFieldSpec.volume_weight`)."""
+"""Which runs with a volume term an engine can take (`crfrefine.parameters.specs.MeanFieldSpec.volume_weight`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crfrefine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 
 def check_volume(spec: MeanFieldSpec) -> None:

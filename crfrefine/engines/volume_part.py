@@ -11,7 +11,7 @@ from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import bounding_box
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 BODY_PROBABILITY = 0.3
 """A voxel belongs to a component if the network gives its label more than this: below 1/2, so that a body may also grow, and not so far

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.base.failures import CaseWork, Failure
 from crfrefine.cases.region_reading import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import MethodFiles
 from crfrefine.evaluate.reading import ReferenceGrid, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
 from crfrefine.evaluate.records import CaseResult, Job, Settings
-from crfrefine.failures import CaseWork, Failure
 from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
 

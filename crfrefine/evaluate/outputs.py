@@ -15,10 +15,10 @@ from typing import Any
 import crfrefine
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.execution.records import error_fields
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.paths import working_folder
+from crfrefine.runs.execution.records import error_fields
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
@@ -132,7 +132,7 @@ def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None]
         CrfRefineError: it cannot be written, or a volume to show can no longer be read.
     """
     from crfrefine.evaluate.report_input import make_report_input
-    from crfrefine.report import missing_viewer, write_report
+    from crfrefine.pages.report import missing_viewer, write_report
 
     problem = missing_viewer()
     if problem:

@@ -13,14 +13,14 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
 from crfrefine.arrays.region_channels import find_undecided, sigmoid, take_log_odds
-from crfrefine.axes import StorageOrder, file_order
+from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structure_maps import read_structures
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume, VolumeHeader
-from crfrefine.text import see
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,11 +14,11 @@ from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
-from crfrefine.execution.records import Record
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import RegionValues
+from crfrefine.runs.execution.records import Record
 
 SCHEMA = 1
 """Schema of a case's file; a case with a file of another schema is measured again."""

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from crfrefine.base.text import shorten
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note, read_dataset_description
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_regions
-from crfrefine.text import shorten
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from crfrefine.cases.naming import Names, read_names
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.reading import ReferenceGrid, read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.report.model import CaseImages, ReportInput
+from crfrefine.pages.report.model import CaseImages, ReportInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

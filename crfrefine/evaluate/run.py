@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
@@ -15,10 +16,9 @@ from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.evaluate.structures import has_structures, pair_structures
-from crfrefine.execution.factory import make_executor
-from crfrefine.execution.records import reusable
 from crfrefine.io.atomic import check_replaceable, check_writable
-from crfrefine.threads import available_threads
+from crfrefine.runs.execution.factory import make_executor
+from crfrefine.runs.execution.records import reusable
 
 
 class StoppedError(CrfRefineError):

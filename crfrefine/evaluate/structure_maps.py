@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine import io
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import list_files
 from crfrefine.cases.label_input import merge_structures

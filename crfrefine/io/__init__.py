@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.axes import StorageOrder, file_order
+from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import Content
 from crfrefine.io.cuts import MOST_BYTES

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.memory import SMALL, format_size, memory_limit, require_memory
 from crfrefine.errors import CapacityError
-from crfrefine.memory import SMALL, format_size, memory_limit, require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
-from crfrefine.text import shorten
 
 OPTION = "--allow-mismatched-dicom"
 

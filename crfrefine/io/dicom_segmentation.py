@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import counted, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
 from crfrefine.io.dicom_identity import identity_of
@@ -20,7 +21,6 @@ from crfrefine.io.layers import LabelMapBuilder
 from crfrefine.io.memory_stream import array_stream
 from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, read_start
 from crfrefine.io.volume import VolumeHeader, spacing_of
-from crfrefine.text import counted, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.layers import with_unique_labels
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
 from crfrefine.io.volume import LARGEST_LABEL
-from crfrefine.text import shorten
 
 # Numbers of segments have no gaps; where labels have, the end of a segment's description says `label value 52`.
 _LABEL_IN_DESCRIPTION = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)

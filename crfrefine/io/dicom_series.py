@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import counted
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
@@ -20,7 +21,6 @@ from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, read_start
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
-from crfrefine.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

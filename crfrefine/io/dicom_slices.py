@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.dicom_files import interpreting, read_dataset
 from crfrefine.io.dicom_identity import KEYWORDS, DicomIdentity, differences, identity_of
-from crfrefine.text import counted, listed, printable, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

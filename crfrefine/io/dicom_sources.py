@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.dicom_files import interpreting, read_dataset
 from crfrefine.io.dicom_identity import KEYWORDS
-from crfrefine.text import shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from crfrefine.base.failures import reading
 from crfrefine.errors import UnexpectedError
-from crfrefine.failures import reading
 from crfrefine.io.formats import Format
 from crfrefine.io.paths import format_of, written_voxel_file
 from crfrefine.io.recognition import named_header, recognize

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, inflated, open_bytes, read_start
 from crfrefine.io.unchanged import FileState, states_of
 from crfrefine.io.volume import VolumeHeader, same_grid
-from crfrefine.memory import memory_left, memory_limit
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -14,8 +14,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
-from crfrefine.text import shorten
 
 MOST_BYTES = 1 << 26
 """Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from crfrefine.base.text import shorten
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.volume import LARGEST_LABEL
-from crfrefine.text import shorten
 
 MOST_BYTES = 1 << 22
 """Most bytes of a file's extensions that are looked at."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.allocation import allocate_as
 from crfrefine.io.segments import Segment
-from crfrefine.text import shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.axes import file_order
+from crfrefine.base.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.ahead import run_ahead
 from crfrefine.io.cuts import MOST_BYTES

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import listed, see, shorten_value
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.voxel_stream import VoxelStream
-from crfrefine.text import listed, see, shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.failures import reading
+from crfrefine.base.failures import reading
 from crfrefine.io.ahead import run_ahead
 from crfrefine.io.allocation import allocate_as
 from crfrefine.io.cuts import MOST_BYTES, cuts

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, header_beside, require_file, suffix_of
 from crfrefine.io.series import is_series
 from crfrefine.io.streams import START_BYTES, read_start
-from crfrefine.text import shorten
 
 if TYPE_CHECKING:
     from crfrefine.io.foreign import ForeignKind

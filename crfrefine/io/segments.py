@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.text import printable, shorten
+from crfrefine.base.text import printable, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

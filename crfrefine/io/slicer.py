@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import counted, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import nrrd, nrrd_header
 from crfrefine.io.allocation import allocate_as
@@ -18,7 +19,6 @@ from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
 from crfrefine.io.memory_stream import array_stream
 from crfrefine.io.slicer_segments import NO_OFFSET, OFFSET_KEY, StoredSegment, lines_to_write, read_segments
 from crfrefine.io.text_formats import detached_voxels, volume_header
-from crfrefine.text import counted, shorten
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.failures import reading
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.failures import reading
 from crfrefine.io.allocation import allocate_as
 from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 _NOTHING: NDArray[Any] = np.empty(0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine import notices
+from crfrefine.base import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
 try:
@@ -22,12 +22,12 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
+from crfrefine.base.threads import check_threads
 from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.threads import check_threads
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from crfrefine.engines import get_backend
 from crfrefine.layer.autograd import to_array
-from crfrefine.tiles.grid import MOST_DIMS
-from crfrefine.tiles.pack_plan import PackSettings, saves_work
-from crfrefine.tiles.packed_kernels import PackedKernels, pack_kernels
+from crfrefine.refinement.tiles.grid import MOST_DIMS
+from crfrefine.refinement.tiles.pack_plan import PackSettings, saves_work
+from crfrefine.refinement.tiles.packed_kernels import PackedKernels, pack_kernels
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.specs import ModelSpec
+    from crfrefine.parameters.specs import ModelSpec
 
 __all__ = ["PackSettings", "are_possible", "differs", "pack_item", "saves_work"]
 

@@ -19,13 +19,13 @@ except ImportError as error:
 
 import numpy as np
 
-from crfrefine import notices
+from crfrefine.base import notices
+from crfrefine.base.threads import check_threads
 from crfrefine.layer import autograd, graphs, inputs
 from crfrefine.layer.functional import Values, build_kernels
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.specs import MeanFieldSpec
-from crfrefine.threads import check_threads
+from crfrefine.parameters.specs import MeanFieldSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from crfrefine import notices
+from crfrefine.base import notices
 from crfrefine.errors import BackendUnavailableError, InputError
 
 try:
@@ -17,10 +17,10 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
+from crfrefine.base.threads import check_threads
 from crfrefine.layer import functional, graphs, inputs, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
-from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels

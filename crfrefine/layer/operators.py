@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine import notices
+from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import graphs, inputs, raw
 from crfrefine.parameters.model import CrfParameters

@@ -12,11 +12,11 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
-from crfrefine.threads import check_threads
 
 Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
 """A group of parameters that can be learned or frozen."""

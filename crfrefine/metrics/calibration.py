@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.axes import file_order
+from crfrefine.base.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues

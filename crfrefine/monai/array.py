@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
+from crfrefine.base.text import shorten_value
+from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.monai.case import case_spacing, check_kind, file_of, is_batch_of, to_numpy
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine
-from crfrefine.text import shorten_value
-from crfrefine.threads import check_threads
 
 Output = Literal["logits", "probabilities", "labels"]
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from crfrefine.base.text import MOST_CHARACTERS, shorten, shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.text import MOST_CHARACTERS, shorten, shorten_value
 
 Check = Callable[[Any, str], Any]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.notebook import html_table
+from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError
-from crfrefine.notebook import html_table
 from crfrefine.parameters import checks
 from crfrefine.parameters.editing import edited, plain_section, sections_from, suggested_key
 from crfrefine.parameters.modalities import per_modality
@@ -28,9 +29,8 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
     VolumeParameters,
 )
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.parameters.toml import toml_comment, toml_entry, toml_problem, toml_value
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.text import listed, shorten
 
 SCHEMA = 1
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.

@@ -6,10 +6,10 @@ import re
 import tomllib
 from typing import Any
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 from crfrefine.parameters.toml import toml_problem
-from crfrefine.text import shorten
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from crfrefine.base.text import MOST_OF_A_PATH, shorten
 from crfrefine.errors import ConfigError
-from crfrefine.text import MOST_OF_A_PATH, shorten
 
 
 def configs_dir() -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.specs import ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters

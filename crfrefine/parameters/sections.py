@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from crfrefine import notices
+from crfrefine.base import notices
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 
-from crfrefine.text import MOST_OF_A_REASON, shorten
+from crfrefine.base.text import MOST_OF_A_REASON, shorten
 
 
 def toml_value(value: object) -> str:

@@ -1,6 +1,6 @@
 """Refine one case: the library's main function, from raw intensities and logits to a label map.
 
-`crfrefine.cases.case` handles files, and `crfrefine.infer.run` handles folders.
+`crfrefine.cases.case` handles files, and `crfrefine.runs.infer.run` handles folders.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from crfrefine.arrays.arguments import check_no_label_map, given_array, given_la
 from crfrefine.arrays.images import Volume, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.notices import known_spacing
+from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.notices import known_spacing
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.channels import refine_channels
 from crfrefine.refinement.label_map import refine_label_map
-from crfrefine.threads import check_threads
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from crfrefine.arrays.probabilities import InputType
     from crfrefine.engines.base import Progress
-    from crfrefine.refinement_result import RefinementResult
-    from crfrefine.refining_again import RefiningAgain
+    from crfrefine.refinement.refining_again import RefiningAgain
+    from crfrefine.refinement.result import RefinementResult
 
 
 def refine(
@@ -68,7 +68,7 @@ def refine(
         device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
-        again: for programs that refine one case with ever new parameters (`crfrefine.refining_again`); None: nothing is kept.
+        again: for programs that refine one case with ever new parameters (`crfrefine.refinement.refining_again`); None: nothing is kept.
 
     Returns:
         The refined case. Its arrays have the same memory order as `logits`.

@@ -17,23 +17,23 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.region_channels import check_channels
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.parameters.region_model import resolve_regions
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.checks import check_finite, check_outcome
 from crfrefine.refinement.everywhere import refine_everywhere
 from crfrefine.refinement.network_output import prepare_output
-from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of
-from crfrefine.specs import ModelSpec
-from crfrefine.tiles.cropping import CroppedLogits, box_of
-from crfrefine.tiles.refining import refine_tiles
-from crfrefine.tiles.running import Settings
+from crfrefine.refinement.result import DenseLogits, RefinementResult, probabilities_of
+from crfrefine.refinement.tiles.cropping import CroppedLogits, box_of
+from crfrefine.refinement.tiles.refining import refine_tiles
+from crfrefine.refinement.tiles.running import Settings
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Progress
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.refining_again import RefiningAgain
-    from crfrefine.tiles.tiled_logits import TiledLogits
+    from crfrefine.refinement.refining_again import RefiningAgain
+    from crfrefine.refinement.tiles.tiled_logits import TiledLogits
 
 
 def refine_channels(

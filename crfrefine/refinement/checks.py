@@ -12,11 +12,11 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
-    from crfrefine.refinement_result import DenseLogits
-    from crfrefine.specs import ModelSpec
-    from crfrefine.tiles.cropping import CroppedLogits
-    from crfrefine.tiles.streamed_logits import StreamedLogits
-    from crfrefine.tiles.tiled_logits import TiledLogits
+    from crfrefine.parameters.specs import ModelSpec
+    from crfrefine.refinement.result import DenseLogits
+    from crfrefine.refinement.tiles.cropping import CroppedLogits
+    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
+    from crfrefine.refinement.tiles.tiled_logits import TiledLogits
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""

@@ -12,15 +12,15 @@ from crfrefine.engines.boxes import crop
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.engines.slabs import Volume, run_in_slabs
 from crfrefine.errors import CapacityError
-from crfrefine.refinement_result import DenseLogits
-from crfrefine.tiles.cropping import CroppedLogits
+from crfrefine.refinement.result import DenseLogits
+from crfrefine.refinement.tiles.cropping import CroppedLogits
 
 if TYPE_CHECKING:
     from crfrefine.arrays.case_image import CaseImage
     from crfrefine.arrays.label_maps import Box
     from crfrefine.engines.base import Backend, MeanFieldResult
+    from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.network_output import NetworkOutput
-    from crfrefine.specs import ModelSpec
 
 
 def refine_everywhere(

@@ -13,24 +13,24 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines import get_backend
 from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import ConfigError
-from crfrefine.memory import memory_limit, require_memory
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.channels import refine_channels
 from crfrefine.refinement.checks import check_finite, check_outcome, check_temperature, largest_bias
-from crfrefine.refinement_result import RefinementResult, renumbered
-from crfrefine.specs import ModelSpec
-from crfrefine.tiles.grid import MOST_DIMS
-from crfrefine.tiles.label_refining import refine_label_tiles
-from crfrefine.tiles.running import Settings
+from crfrefine.refinement.result import RefinementResult, renumbered
+from crfrefine.refinement.tiles.grid import MOST_DIMS
+from crfrefine.refinement.tiles.label_refining import refine_label_tiles
+from crfrefine.refinement.tiles.running import Settings
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Progress
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.refining_again import RefiningAgain
-    from crfrefine.tiles.streamed_logits import StreamedLogits
+    from crfrefine.refinement.refining_again import RefiningAgain
+    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
 
 
 def refine_label_map(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crfrefine.engines.base import Backend
-    from crfrefine.specs import ModelSpec
+    from crfrefine.parameters.specs import ModelSpec
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from crfrefine.submodules import on_first_use
+from crfrefine.base.submodules import on_first_use
 
 if TYPE_CHECKING:
     from crfrefine.statistics import comparison as comparison

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
 from crfrefine.metrics.registry import DICE, NLL, metric_named
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
-from crfrefine.text import listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from crfrefine.base.failures import Causes, expected_error
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.failures import Causes, expected_error
 
 _MOST_NAMED = 3
 

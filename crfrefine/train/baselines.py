@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from crfrefine.arrays.components import postprocess
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.crops import Crop
 from crfrefine.train.folds import Split
 from crfrefine.train.losses import Loss

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
-from crfrefine.text import MOST_OF_A_REASON, shorten
 from crfrefine.train.done import Done
 
 SCHEMA = 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
-from crfrefine.text import listed, shorten
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.device import TrainingDevice, choose_device
 from crfrefine.train.options import LEARNABLE, LOSSES, RULES_GROUP, VOLUME_GROUP, TrainingOptions

@@ -8,6 +8,7 @@ from functools import partial
 
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.text import listed, see, shorten
 from crfrefine.cases.case import (
     CaseFiles,
     CaseList,
@@ -26,7 +27,6 @@ from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.text import listed, see, shorten
 from crfrefine.train.bad_cases import attempt, describe_bad, raise_all
 from crfrefine.train.options import DataFolders
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, choose_best, fit_scaling, label_confusion, network_labels
 from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio
 from crfrefine.train.folds import Split

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, Rivals, choose, variants
 from crfrefine.train.fit_result import FitResult, no_crf, taken

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
-from crfrefine.execution.executor import Executor
-from crfrefine.execution.threads import Workers
-from crfrefine.threads import available_threads
+from crfrefine.runs.execution.executor import Executor
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.cross_validation import run_fold

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import choose_best, label_confusion, network_labels
 from crfrefine.train.crops import Crop
 from crfrefine.train.model import mean_dice

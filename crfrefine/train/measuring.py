@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from crfrefine.cases.case import Case
     from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing
-    from crfrefine.refinement_result import RefinementResult
+    from crfrefine.refinement.result import RefinementResult
 
 
 def measure_methods(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crfrefine.execution.observer import Observer
-from crfrefine.execution.records import Record
+from crfrefine.runs.execution.observer import Observer
+from crfrefine.runs.execution.records import Record
 
 
 @dataclass(frozen=True)

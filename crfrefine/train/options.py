@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.execution.placement import HERE, Placement
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.placement import HERE, Placement
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
 """What gradients move."""

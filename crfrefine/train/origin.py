@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.base.text import MOST_OF_A_LINE
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.text import MOST_OF_A_LINE
 from crfrefine.train.candidates import UNTRAINED, is_part_way
 from crfrefine.train.results import TrainingResult
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.bad_cases import attempt, raise_all
 from crfrefine.train.baselines import RivalScores, score_rivals
 from crfrefine.train.crop_store import CropStore

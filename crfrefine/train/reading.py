@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.labeled_case import read_labeled
 from crfrefine.train.plan import Plan
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 
-from crfrefine.execution.executor import Executor
-from crfrefine.execution.factory import make_executor
-from crfrefine.execution.threads import Workers
-from crfrefine.threads import available_threads
+from crfrefine.base.threads import available_threads
+from crfrefine.runs.execution.executor import Executor
+from crfrefine.runs.execution.factory import make_executor
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.budget import Budget, TimeIsUpError
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options

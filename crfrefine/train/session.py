@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.budget import Budget
 from crfrefine.train.journal import Journal
 from crfrefine.train.observer import TrainingObserver

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.components import boxes_of_labels, kept_components, label_components, postprocess
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.object_rules import ObjectRule, rules_as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import label_confusion, network_labels
 from crfrefine.train.candidates import is_gain
 from crfrefine.train.crops import Crop

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crfrefine
-from crfrefine.demo.phantom import make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.metrics.counts import OverlapCounts, dice
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from cluster_helpers import daemons
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
-from crfrefine.execution.cluster.connection import OPEN_TO_OTHERS
+from crfrefine.runs.execution.cluster.connection import OPEN_TO_OTHERS
 
 # A worker that is restarted is away for a moment, for long on a busy machine.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning")
@@ -106,7 +106,7 @@ def test_contradictory_options_are_wrong_usage(tmp_path):
 
 def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
     """Without certificates, any user of the machine could run programs as the user."""
-    monkeypatch.setattr("crfrefine.execution.cluster.connection._may_encrypt", lambda: False)
+    monkeypatch.setattr("crfrefine.runs.execution.cluster.connection._may_encrypt", lambda: False)
     monkeypatch.setattr("distributed.LocalCluster", lambda *_, **__: pytest.fail("a cluster was started"))
     monkeypatch.delenv("CRFREFINE_UNENCRYPTED_WORKERS", raising=False)
     folders = write_folders(tmp_path, "a")
@@ -125,7 +125,7 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
 def test_workers_is_a_cluster_of_the_run(tmp_path, monkeypatch):
     """It begins and ends with the run; outputs are those of the plain run."""
     monkeypatch.setenv("CRFREFINE_UNENCRYPTED_WORKERS", "allow")  # This environment may have no `cryptography`.
-    monkeypatch.setattr("crfrefine.execution.cluster.connection._may_encrypt", lambda: False)
+    monkeypatch.setattr("crfrefine.runs.execution.cluster.connection._may_encrypt", lambda: False)
     folders = write_folders(tmp_path, "a", "b")
     assert infer(folders, "--threads", 1).status == 0
     expected = contents(folders.output)

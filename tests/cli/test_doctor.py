@@ -10,15 +10,15 @@ import pytest
 from cli_helpers import run_here, run_process
 
 import crfrefine
+from crfrefine.apps.tools import extras
+from crfrefine.apps.tools.doctor import Engine, Gpu, Space, examine
+from crfrefine.apps.tools.extras import PURPOSES, Installation, Package, parse_requirements
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.threads import available_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.compiled import best_level, built_levels, processor_level
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.memory import memory_limit
-from crfrefine.threads import available_threads
-from crfrefine.tools import extras
-from crfrefine.tools.doctor import Engine, Gpu, Space, examine
-from crfrefine.tools.extras import PURPOSES, Installation, Package, parse_requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = Engine("avx2", "avx2", "avx2", ("baseline", "avx2"))

@@ -23,7 +23,7 @@ from evaluation_helpers import (
 )
 
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
-from crfrefine.report import missing_viewer
+from crfrefine.pages.report import missing_viewer
 from crfrefine.statistics.paired import detectable_difference
 
 NUM_CASES = 9

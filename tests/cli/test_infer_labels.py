@@ -11,7 +11,7 @@ from cli_helpers import AFFINE, FAST, GRID_SHAPE, SPACING, files_in, load_nifti,
 
 import crfrefine
 from crfrefine import io
-from crfrefine.demo.phantom import make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 
 NAMES = {1: "aorta", 2: "kidney", 3: "liver"}
 AS_LABELS = ("--input-type", "labels", "--save-structures")

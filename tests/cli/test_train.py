@@ -15,7 +15,7 @@ from special_file_helpers import Reader, kind_of, make_pipe
 from training_helpers import FINER, phantom, shorten, write_cases
 
 import crfrefine.cli.main
-from crfrefine.demo.phantom import write_phantom
+from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome

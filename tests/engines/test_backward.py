@@ -6,7 +6,7 @@ from oracles import kernel_set
 
 from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
-from crfrefine.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}

@@ -17,7 +17,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldGradients, Tape
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.specs import ChannelLabels, MeanFieldSpec
+from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
 NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
 SPACING = (2.0, 1.5, 1.2)

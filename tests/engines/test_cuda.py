@@ -17,7 +17,7 @@ from oracles import Case, one_kernel, random_case, resolve
 from strict_device import use
 
 from crfrefine import refine
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.cuda import lattice, lists
@@ -27,7 +27,7 @@ from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.specs import ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

@@ -15,7 +15,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda import moments, sums
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.specs import KernelSetSpec, MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

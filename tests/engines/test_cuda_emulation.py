@@ -18,7 +18,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
 from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source, source_names
-from crfrefine.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
 

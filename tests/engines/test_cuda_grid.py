@@ -14,7 +14,7 @@ from oracles import Case, grid_kernel, one_kernel, random_case, resolve
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, FeatureOrigin
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.specs import KernelSetSpec
+from crfrefine.parameters.specs import KernelSetSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

@@ -19,8 +19,8 @@ from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionSche
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.slabs import Slab
-from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.run import run_inference
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.run import run_inference
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

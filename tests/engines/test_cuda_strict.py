@@ -22,7 +22,7 @@ from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.errors import CapacityError
-from crfrefine.specs import MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 

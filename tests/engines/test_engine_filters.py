@@ -124,7 +124,7 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Pat
     script.write_text(
         "import resource, numpy as np\n"
         "from crfrefine.engines import get_backend\n"
-        "from crfrefine.specs import KernelSetSpec, KernelSpec\n"
+        "from crfrefine.parameters.specs import KernelSetSpec, KernelSpec\n"
         "kernels = KernelSetSpec((KernelSpec((2.0,) * 3, (0.2,)),), 'none', 'truncated', num_labels=6, num_iterations=1)\n"
         "engine = get_backend('cpu')\n"
         "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"

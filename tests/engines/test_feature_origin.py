@@ -14,7 +14,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, FeatureOrigin
 from crfrefine.engines.origin import default_origin
 from crfrefine.errors import InputError
-from crfrefine.specs import ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 
 ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
 # Messages in float32: sums of some hundred terms in another order.

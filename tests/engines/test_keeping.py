@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, refine
-from crfrefine.demo.phantom import make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.engines.keeping import KeepingBackend
 from crfrefine.errors import CapacityError
-from crfrefine.refinement_result import RefinementResult
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.refining_again import RefiningAgain
 
 SPACING = (0.9, 0.7, 1.8)

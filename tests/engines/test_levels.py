@@ -27,6 +27,6 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
     if os.environ.get(ASKED_LEVEL) == level:
         pytest.skip(f"{ASKED_LEVEL} has all tests run on {level}")
     options = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not long", "-k", CHOSEN]
-    command = [sys.executable, *options, "tests/engines", "tests/tiles"]
+    command = [sys.executable, *options, "tests/engines", "tests/refinement"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {ASKED_LEVEL: level}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -14,7 +14,7 @@ from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_
 import crfrefine
 from crfrefine.engines.base import Backend, MeanFieldResult
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.specs import ModelSpec
+from crfrefine.parameters.specs import ModelSpec
 
 # The accuracy that is promised for the exact filter in float32.
 EXACT_RMS = 1e-5

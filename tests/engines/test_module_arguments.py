@@ -15,8 +15,8 @@ import pytest
 from crfrefine.engines import get_backend
 from crfrefine.engines.compiled import load_engine
 from crfrefine.errors import BackendUnavailableError, CapacityError
-from crfrefine.specs import KernelSetSpec, KernelSpec
-from crfrefine.tiles.grid import TILE
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+from crfrefine.refinement.tiles.grid import TILE
 
 SHAPE = (8, 9, 10)
 SPACING, THETA = [1.0, 1.5, 2.0], [2.0, 2.0, 3.0]

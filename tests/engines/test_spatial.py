@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from oracles import kernel_set, one_kernel, softmax
 
 from crfrefine.engines.base import Backend
-from crfrefine.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
 

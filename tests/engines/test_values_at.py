@@ -10,10 +10,10 @@ from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters, InputError, RegionScheme
-from crfrefine.refinement_result import DenseLogits
-from crfrefine.tiles.cropping import CroppedLogits
-from crfrefine.tiles.streamed_logits import StreamedLogits
-from crfrefine.tiles.tiled_logits import TiledLogits
+from crfrefine.refinement.result import DenseLogits
+from crfrefine.refinement.tiles.cropping import CroppedLogits
+from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
+from crfrefine.refinement.tiles.tiled_logits import TiledLogits
 
 SHAPE = (19, 22, 17)
 SPACING = (1.0, 1.4, 2.2)

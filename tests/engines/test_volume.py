@@ -15,7 +15,7 @@ from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
-from crfrefine.specs import MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)

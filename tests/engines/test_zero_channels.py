@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from oracles import SPACINGS, one_kernel
 
 from crfrefine.engines import get_backend
-from crfrefine.specs import KernelSetSpec
+from crfrefine.parameters.specs import KernelSetSpec
 
 Float32 = NDArray[np.float32]
 

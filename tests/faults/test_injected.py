@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
 
-import crfrefine.infer.run as infer_run
+import crfrefine.runs.infer.run as infer_run
 
 
 @pytest.fixture

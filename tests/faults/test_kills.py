@@ -107,7 +107,7 @@ def test_train_crf(tmp_path: Path) -> None:
 
 SMALL_PHANTOM = """
 import functools
-from crfrefine.demo import phantom
+from crfrefine.apps.demo import phantom
 phantom.make_phantom = functools.partial(phantom.make_phantom, grid_shape=(18, 15, 11), spacing=(3.6, 4.1, 5.5))
 """
 

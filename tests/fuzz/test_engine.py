@@ -1,6 +1,6 @@
 """The C++ engine's lattice on grids, features and masks made by hypothesis: keys, tiles, vertices and neighbors are the plain lattice's.
 
-`tests/engines/test_engine_filters.py` compares their messages; `tests/tiles/test_agreement.py` makes up cases for the sets of
+`tests/engines/test_engine_filters.py` compares their messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
 labels. The same examples in each run; `make fuzz` takes more, and others each time.
 """
 

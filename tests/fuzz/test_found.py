@@ -13,8 +13,8 @@ from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder
 from crfrefine.cases.nnunet.predictions import find_predicted_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.evaluate.records import from_json
-from crfrefine.infer.earlier import read_earlier
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.infer.earlier import read_earlier
 
 
 def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from cli_helpers import GRID_SHAPE, SPACING, save_nifti
 
-from crfrefine.demo.phantom import Phantom, make_phantom
+from crfrefine.apps.demo.phantom import Phantom, make_phantom
 
 
 def describe(folder: Path, *, derivative: bool = False) -> None:

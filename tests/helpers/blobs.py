@@ -10,9 +10,9 @@ from oracles import softmax
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients, RecordingKernels
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.tiles.pack_plan import PackSettings
-from crfrefine.tiles.packed_kernels import PackedKernels, pack_kernels
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.refinement.tiles.pack_plan import PackSettings
+from crfrefine.refinement.tiles.packed_kernels import PackedKernels, pack_kernels
 
 SPACING = (1.3, 0.9, 1.1)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from oracles import Case, softmax
 
-from crfrefine.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 LEAST = 0.3
 

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 
 import crfrefine
-from crfrefine.demo.phantom import make_phantom
-from crfrefine.infer.run_record import RECORD_FOLDER
+from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.runs.infer.run_record import RECORD_FOLDER
 
 GRID_SHAPE = (18, 15, 11)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings

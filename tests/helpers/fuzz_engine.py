@@ -19,7 +19,7 @@ from fuzz_worker import Target
 import crfrefine
 from crfrefine.engines.compiled import load_engine
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.tiles.grid import TILE, TileGrid
+from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 SHAPES = ((3,), (17, 4), (1, 9, 5), (4, 5, 17), (6, 7, 18))
 GRID = TileGrid((9, 17, 20))

@@ -15,7 +15,8 @@ from typing import Any
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MOST_OF_A_MESSAGE, Target
 
-from crfrefine import memory
+from crfrefine.base import memory
+from crfrefine.base.text import for_terminal
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
@@ -24,12 +25,11 @@ from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
-from crfrefine.infer.earlier import read_earlier
 from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.overrides import parse_override
-from crfrefine.status.finding import find_status
-from crfrefine.text import for_terminal
+from crfrefine.runs.infer.earlier import read_earlier
+from crfrefine.runs.status.finding import find_status
 
 _BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from crfrefine.base.text import for_terminal
 from crfrefine.errors import CapacityError, CrfRefineError, UnexpectedError
-from crfrefine.text import for_terminal
 
 MOST_OF_A_MESSAGE = 2000  # characters
 MOST_BYTES = 1 << 28  # resident, beyond those at the start

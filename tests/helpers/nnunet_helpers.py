@@ -13,7 +13,7 @@ import numpy as np
 from cli_helpers import save_nifti
 from training_helpers import phantom
 
-from crfrefine.demo.phantom import Phantom
+from crfrefine.apps.demo.phantom import Phantom
 
 DATASET = "Dataset007_Phantom"
 NETWORK = "nnUNetTrainer__nnUNetPlans__3d_fullres"

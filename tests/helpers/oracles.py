@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.specs import KernelSetSpec, KernelSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, ModelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}

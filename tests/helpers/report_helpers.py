@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.report import CaseImages, ReportInput
+from crfrefine.pages.report import CaseImages, ReportInput
 from crfrefine.statistics.comparison import Measurement, ResultTable, summarize
 from crfrefine.statistics.verdict import verdict
 

@@ -47,10 +47,10 @@ cp -R "$root/configs" "$root/kernels" "$build/$name"/*.so "$site/crfrefine/"
 chosen="threads or zeros or streamed"
 sanitizer=libtsan.so
 # ThreadSanitizer looks at the files that have such tests alone: what others import takes longer under it than the tests.
-files=$(cd "$root" && grep -lE '^def test_\w*(threads|zeros|streamed)' tests/engines/test_[!c]*.py tests/engines/test_channel*.py tests/tiles/*.py)
+files=$(cd "$root" && grep -lE '^def test_\w*(threads|zeros|streamed)' tests/engines/test_[!c]*.py tests/engines/test_channel*.py tests/refinement/*.py)
 if [ "$name" = address ]; then
   sanitizer=libasan.so
-  files="tests/engines tests/tiles"
+  files="tests/engines tests/refinement"
   chosen="$chosen or brute_force or transcribed or documented or float32 or float64 or exchanged or origin or receives or refused or any_blobs"
 fi
 # ThreadSanitizer needs its own part of the address space, which some systems give to programs at random.

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement_result import RefinementResult
-from crfrefine.tiles.threshold import Thresholds, find_thresholds
-from crfrefine.tiles.tiled_logits import TiledLogits
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.refinement.tiles.tiled_logits import TiledLogits
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
             lowest = np.full(spec.mean_field.num_labels, -np.inf)
             return find_thresholds(threshold, spec) or Thresholds(lowest, lowest)
 
-        patch.setattr("crfrefine.tiles.refining.choose_tiles", choose)
-        patch.setattr("crfrefine.tiles.refining.find_thresholds", thresholds)
+        patch.setattr("crfrefine.refinement.tiles.refining.choose_tiles", choose)
+        patch.setattr("crfrefine.refinement.tiles.refining.find_thresholds", thresholds)
         if threshold <= 0:
             patch.setattr("crfrefine.refinement.channels.refine_tiles", lambda *_, **__: None)
         result = crfrefine.refine(

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crfrefine.apps.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.cases.case import Case
-from crfrefine.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
-from crfrefine.execution.threads import Workers
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.fit_result import FitResult

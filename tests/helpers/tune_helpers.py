@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nifti, write_folders
 
-from crfrefine.demo.phantom import make_phantom
-from crfrefine.infer.options import InferenceOptions
+from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.apps.tune.options import TuneOptions
+from crfrefine.apps.tune.session import Session
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tune.options import TuneOptions
-from crfrefine.tune.session import Session
+from crfrefine.runs.infer.options import InferenceOptions
 
 
 def missing_server() -> str:

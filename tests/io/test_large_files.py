@@ -9,9 +9,9 @@ import pytest
 from io_helpers import affine_of, numbers, save_nifti
 
 from crfrefine import io
+from crfrefine.base.memory import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError
 from crfrefine.io import allocation, volumes
-from crfrefine.memory import SMALL, MemoryLimit
 
 SHAPE = (4, 5, 6)
 MIB = 1 << 20

@@ -13,7 +13,7 @@ from torch import Tensor
 import crfrefine
 from crfrefine import CrfParameters, CrfRnn
 from crfrefine.layer import label_sets
-from crfrefine.tiles.packed_kernels import PackedKernels
+from crfrefine.refinement.tiles.packed_kernels import PackedKernels
 
 SHAPE, NUM_LABELS = (9, 42, 130), 9
 

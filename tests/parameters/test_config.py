@@ -24,7 +24,7 @@ from crfrefine.parameters.sections import (
     PostprocessParameters,
     SpatialParameters,
 )
-from crfrefine.specs import KernelSpec
+from crfrefine.parameters.specs import KernelSpec
 
 MATRIX = "[compatibility]\nkind = 'matrix'\nmatrix = "
 PRESETS = ["default", "brats", "crfrnn", "hippocampus", "keep-volumes", "krahenbuhl", "liver-ct", "monai", "prostate"]

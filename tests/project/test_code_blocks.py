@@ -29,8 +29,8 @@ from nnunet_helpers import AFFINE, write_json, write_predictions, write_tree
 from training_helpers import phantom
 
 import crfrefine
+from crfrefine.apps.demo.phantom import Phantom, write_phantom
 from crfrefine.cli.entries import bids_arguments
-from crfrefine.demo.phantom import Phantom, write_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import typer.main
 
+from crfrefine.base.text import PAGE_TITLES, see
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
-from crfrefine.text import PAGE_TITLES, see
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("benchmarks", "configs", "crfrefine", "docs", "examples", "kernels", "tests")

@@ -17,7 +17,7 @@ from script_imports import importing_from
 
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source
-from crfrefine.specs import KernelSetSpec, KernelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "tests" / "helpers" / "replayed_site"

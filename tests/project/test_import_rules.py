@@ -15,19 +15,17 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("axes", "control_groups", "errors", "notices", "submodules", "text"),
-    ("memory_sources", "threads"),
-    ("failures", "memory", "notebook", "specs"),
-    ("execution", "io"),
+    ("errors",),
+    ("base",),
+    ("io",),
     ("parameters",),
     ("arrays",),
-    ("cases", "engines", "metrics", "pictures"),
-    ("tiles",),
-    ("layer", "refinement_result", "refining_again", "statistics"),
-    ("refinement",),
-    ("infer", "monai", "report", "tools"),
-    ("demo", "evaluate", "status", "train", "tune"),
-    ("bids",),
+    ("cases", "engines", "metrics"),
+    ("refinement", "statistics"),
+    ("layer", "monai", "pages", "refining_again"),
+    ("runs",),
+    ("evaluate", "train"),
+    ("apps",),
     ("cli",),
     ("__main__",),
 )
@@ -42,16 +40,16 @@ HOMES = {
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
-    "jinja2": {"report"},
+    "jinja2": {"pages.report"},
     "pyarrow": {"cases.manifest_table"},
-    "dask": {"execution.cluster"},
-    "distributed": {"execution.cluster"},
-    "cryptography": {"execution.cluster"},
-    "PIL": {"pictures", "report"},
-    "packaging": {"tools.extras"},
+    "dask": {"runs.execution.cluster"},
+    "distributed": {"runs.execution.cluster"},
+    "cryptography": {"runs.execution.cluster"},
+    "PIL": {"pages"},
+    "packaging": {"apps.tools.extras"},
     "monai": {"monai"},
-    "starlette": {"tune.server"},
-    "uvicorn": {"tune.server"},
+    "starlette": {"apps.tune.server"},
+    "uvicorn": {"apps.tune.server"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
     "torch": {"engines.cuda.torch_memory", "layer", "monai", "train"},
 }
@@ -139,10 +137,10 @@ def test_no_module_imports_itself_through_others():
 
 def test_the_rules_see_what_breaks_them():
     assert upward_imports("from crfrefine.refinement import refine", "parameters.model")
-    assert upward_imports("def f():\n    import crfrefine.cli.main", "infer.run")
+    assert upward_imports("def f():\n    import crfrefine.cli.main", "runs.infer.run")
     assert upward_imports("from crfrefine import engines", "errors")
     assert misplaced_imports("import nibabel.nifti1", "cases.case")
-    assert misplaced_imports("from rich import print", "infer.run")
+    assert misplaced_imports("from rich import print", "runs.infer.run")
     assert prints("print(1)", "refine")
 
 

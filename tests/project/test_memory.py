@@ -4,11 +4,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from crfrefine import memory
-from crfrefine.control_groups import control_groups
-from crfrefine.errors import CapacityError, InputError
-from crfrefine.memory import MemoryLimit, format_size, memory_limit, parse_size, require_memory
-from crfrefine.memory_sources import (
+from crfrefine.base import memory
+from crfrefine.base.control_groups import control_groups
+from crfrefine.base.memory import MemoryLimit, format_size, memory_limit, parse_size, require_memory
+from crfrefine.base.memory_sources import (
     LARGEST,
     OwnUse,
     batch_limits,
@@ -17,6 +16,7 @@ from crfrefine.memory_sources import (
     own_use,
     resource_limits,
 )
+from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
 STATUS = "Name:\tpython\nVmSize:\t 4194304 kB\nVmRSS:\t 1048576 kB\nRssAnon:\t  524288 kB\nVmData:\t 3145728 kB\n"

@@ -14,10 +14,10 @@ from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters, RefinementResult, refine
-from crfrefine.axes import StorageOrder
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.notebook import html_table
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
-from crfrefine.notebook import html_table
-from crfrefine.refinement_result import DenseLogits
+from crfrefine.refinement.result import DenseLogits
 
 
 class Table(HTMLParser):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crfrefine.infer.run_record import RECORD_FOLDER
 from crfrefine.io import temporary
 from crfrefine.io.temporary import open_scratch
+from crfrefine.runs.infer.run_record import RECORD_FOLDER
 
 HELPER = Path(__file__).resolve().parents[1] / "helpers" / "other_system.py"
 SYSTEMS = ("macos", "windows")

@@ -16,7 +16,7 @@ WHEEL = [
     "crfrefine/py.typed",
     "crfrefine/configs/default.toml",
     "crfrefine/_engine_baseline.cpython-311-x86_64-linux-gnu.so",
-    "crfrefine/report/assets/brainsprite-license.txt",
+    "crfrefine/pages/report/assets/brainsprite-license.txt",
     "crfrefine-1.2.3.dist-info/METADATA",
     "crfrefine-1.2.3.dist-info/licenses/LICENSE",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crfrefine.text import MOST_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
+from crfrefine.base.text import MOST_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
 
 
 def test_what_does_not_print_is_written_as_in_python_and_long_texts_end_in_an_ellipsis():

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from crfrefine import threads
-from crfrefine.control_groups import core_quota
-from crfrefine.threads import SHARE, available_threads, thread_limit
+from crfrefine.base import threads
+from crfrefine.base.control_groups import core_quota
+from crfrefine.base.threads import SHARE, available_threads, thread_limit
 
 V2_MOUNT = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "34 31 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cli_helpers import Folders, load_nifti, run_here, save_nifti, write_folders
 
-from crfrefine.demo.phantom import make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 
 pytestmark = pytest.mark.long
 

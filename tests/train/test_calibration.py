@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from training_helpers import SIZES, crops, material, phantom, start, write_cases
 
-from crfrefine.demo.phantom import write_phantom
-from crfrefine.execution.threads import Workers
+from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import fit_vector_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED

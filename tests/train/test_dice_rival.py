@@ -8,7 +8,7 @@ from training_helpers import REGIONS, crops, material
 
 from crfrefine.arrays.dice_decision import dice_labels
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.execution.threads import Workers
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, label_confusion
 from crfrefine.train.dice_rival import ARGMAX, DiceDecision, decided_labels, score_decisions, tune_decision
 from crfrefine.train.folds import Split

@@ -8,8 +8,8 @@ import pytest
 import torch
 from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start
 
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import choose_best, smoothed, smoothing_scores
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import split_training

@@ -7,9 +7,9 @@ import pytest
 from cli_helpers import run_here, save_nifti
 from training_helpers import phantom, write_cases
 
+from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions
-from crfrefine.demo.phantom import write_phantom
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.crops import make_crop

@@ -13,8 +13,8 @@ from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phan
 
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.folders import locate_folders
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions

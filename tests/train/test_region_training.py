@@ -12,9 +12,9 @@ from training_helpers import FINER, SIZES, as_case, phantom, shorten
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
-from crfrefine.demo.phantom import write_phantom
-from crfrefine.execution.threads import Workers
+from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import crops
 from crfrefine.train.baselines import fit_vector_scaling
 from crfrefine.train.calibration import calibrate

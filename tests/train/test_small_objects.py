@@ -8,12 +8,12 @@ import numpy as np
 from training_helpers import REGIONS, as_case, crops, material, phantom, start
 
 from crfrefine.arrays.components import clean
-from crfrefine.execution.threads import Workers
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
 from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
 from crfrefine.refinement.case import refine
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
 from crfrefine.train.crops import Crop, make_crop

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from training_helpers import write_cases
 
-from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import budget as budgets
 from crfrefine.train.budget import Budget, TimeIsUpError
 from crfrefine.train.folders import locate_folders

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
@@ -15,7 +16,6 @@ from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment,
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there
-from crfrefine.text import MOST_OF_A_PATH, shorten, shorten_value
 
 _DATASET = "dataset.json"
 _IMAGES = "imagesTr"

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.text import listed
 from crfrefine.cases.discovery import list_files
 from crfrefine.cases.nnunet.datasets import Split
 from crfrefine.cases.nnunet.layout import TrainedNetwork
 from crfrefine.errors import InputError
 from crfrefine.io.paths import SCORES_SUFFIXES, VOLUME_SUFFIXES, stem_of
-from crfrefine.text import listed
 
 ALL = "all"
 """The fold whose network is trained on all cases."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import see, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
-from crfrefine.text import see, shorten_value
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"

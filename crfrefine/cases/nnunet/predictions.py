@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.datasets import describe_dataset
@@ -15,7 +16,6 @@ from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder
 from crfrefine.cases.nnunet.orientation import check_orientation
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of
-from crfrefine.text import MOST_OF_A_PATH, shorten, shorten_value
 
 _SOURCE = "list_of_lists_or_source_folder"
 _OUTPUT = "output_folder_or_list_of_truncated_output_files"

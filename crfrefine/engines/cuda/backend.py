@@ -24,7 +24,7 @@ from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.specs import KernelSetSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
 
 
 class CudaBackend:

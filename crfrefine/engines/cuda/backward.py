@@ -21,7 +21,7 @@ from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 
 @dataclass

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
 from crfrefine.engines.cuda.mode import is_plain
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 BLOCK = 256
 """Threads per block; no kernel depends on it."""

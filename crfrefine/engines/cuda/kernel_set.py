@@ -19,7 +19,7 @@ from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import FeatureOrigin
-    from crfrefine.specs import KernelSetSpec, KernelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 # For any GPU: costs of arithmetic and memory traffic, estimated on paper (docs/decisions/gpu.md); only their ratio matters.
 _OPERATIONS_A_BYTE = 8.0

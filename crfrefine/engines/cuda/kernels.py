@@ -28,7 +28,7 @@ from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.specs import KernelSetSpec, MeanFieldSpec
+    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 
 class CudaKernels:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.errors import CapacityError, DeviceLostError
-from crfrefine.text import MOST_OF_A_REASON, shorten
 
 _OUT_OF_MEMORY = 2
 """`cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`."""

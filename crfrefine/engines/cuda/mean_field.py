@@ -17,7 +17,7 @@ from crfrefine.engines.cuda.volume import VolumeSteps
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 
 # The same as in kernels/cuda/mean_field.cu.

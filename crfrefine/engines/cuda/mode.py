@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.text import shorten_value
 
 VARIABLE = "CRFREFINE_CUDA"
 """Variable of the environment that asks for it."""

@@ -14,7 +14,7 @@ from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.volume import LAST_CHANGE, VolumeTerm
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 Float = NDArray[np.float64]
 

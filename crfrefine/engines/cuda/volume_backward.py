@@ -13,7 +13,7 @@ from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.volume import VolumeTerm
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 
 class VolumeBackward:

@@ -25,7 +25,7 @@ from crfrefine.engines.reference.mean_field import (
 )
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 Float = NDArray[np.float64]
 

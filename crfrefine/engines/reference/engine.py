@@ -29,7 +29,7 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.reference.volume import VolumeTerm
 
 if TYPE_CHECKING:
-    from crfrefine.specs import MeanFieldSpec
+    from crfrefine.parameters.specs import MeanFieldSpec
 
 Float = NDArray[np.float64]
 

@@ -1,0 +1,167 @@
+"""The two levels of the BIDS App: `participant` refines, `group` evaluates."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from crfrefine.apps.bids.dataset import (
+    LABELS,
+    PROBABILITIES,
+    BidsCase,
+    Choice,
+    check_choice,
+    find_cases,
+    find_derivatives,
+    find_subjects,
+    group_segmentations,
+    locate_derivatives,
+    require_dataset,
+)
+from crfrefine.apps.bids.outputs import (
+    DESCRIPTION_OF_RESULTS,
+    GROUP_FOLDER,
+    check_output,
+    label_map_of,
+    write_description,
+    write_sidecar,
+)
+from crfrefine.base.text import listed
+from crfrefine.cases.manifest_table import REQUIRED, SEPARATOR
+from crfrefine.errors import InputError
+from crfrefine.evaluate import Evaluation, EvaluationObserver, EvaluationOptions, run_evaluation
+from crfrefine.io.paths import suffix_of
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.records import RunSummary
+from crfrefine.runs.infer.run import InferenceObserver, run_inference
+
+
+@dataclass(frozen=True)
+class BidsOptions:
+    """What the app works on.
+
+    Attributes:
+        dataset: the BIDS dataset with the images.
+        output: the derived dataset to write.
+        derivatives: the network's segmentations: a path, or a name under derivatives/; None: the only ones there.
+        choice: participants, sessions, modalities, labels, suffix.
+    """
+
+    dataset: Path
+    output: Path
+    derivatives: Path | None = None
+    choice: Choice = field(default_factory=Choice)
+
+
+def run_participants(
+    options: BidsOptions, inference: InferenceOptions, observer: InferenceObserver | None = None
+) -> tuple[RunSummary | None, list[str]]:
+    """Refine the segmentations of participants, and return the run (None: no case could be run) and what was wrong with other cases.
+
+    Args:
+        options: the datasets.
+        inference: how; its inputs and output are not looked at.
+        observer: receives the progress.
+
+    Raises:
+        CrfRefineError: the run is impossible.
+    """
+    derivatives = _checked(options)
+    cases, problems = find_cases(options.dataset, derivatives, options.choice)
+    if not cases:
+        return None, problems
+    write_description(options.output, options.dataset, derivatives)
+    with tempfile.TemporaryDirectory(prefix="crfrefine-bids-") as folder:
+        manifest = Path(folder) / "cases.csv"
+        _write_manifest(manifest, cases)
+        run = run_inference(replace(inference, images=(), logits=(), output=options.output, manifest=manifest, record=False), observer)
+    done = {record.case_id for record in run.cases if record.status != "failed"}
+    for case in cases:
+        if case.name in done:
+            write_sidecar(options.output / label_map_of(case), case, options.dataset, derivatives)
+    return run, problems
+
+
+def run_group(options: BidsOptions, labels: Path, observer: EvaluationObserver | None = None) -> tuple[Evaluation, list[str]]:
+    """Compare the refined label maps and the network's with reference label maps, and return the evaluation and what is missing.
+
+    Args:
+        options: the datasets; `output` has what `run_participants` wrote, and gets the report in group/.
+        labels: derivatives with reference label maps, *_dseg: a path, or a name under derivatives/ of the dataset.
+        observer: receives the progress.
+
+    Raises:
+        CrfRefineError: nothing to compare.
+    """
+    derivatives = _checked(options)
+    labels = locate_derivatives(options.dataset, labels, LABELS)
+    chosen: dict[str, dict[str, Path]] = {"refined": {}, "network": {}, "reference": {}}
+    problems: list[str] = []
+    of_labels = replace(options.choice, suffix=LABELS)
+    for subject in find_subjects(options.dataset, options.choice.participants):
+        refined = {
+            name: [file for file in files if file.entities.get("desc") == DESCRIPTION_OF_RESULTS]
+            for name, files in group_segmentations(options.output, subject, of_labels).items()
+        }
+        network = group_segmentations(derivatives, subject, options.choice)
+        reference = group_segmentations(labels, subject, of_labels)
+        wanted = {name for name, files in refined.items() if files} | set(reference)
+        if not wanted:
+            problems.append(f"{subject}: no label map: expected {labels / subject}/[ses-*/]anat/*_{LABELS}.nii.gz")
+        for name in sorted(wanted):
+            files = {"refined": refined.get(name, []), "network": network.get(name, []), "reference": reference.get(name, [])}
+            wrong = [f"{len(found) or 'no'} {kind}" for kind, found in files.items() if len(found) != 1]
+            if wrong:
+                problems.append(f"{name}: {listed(wrong)} segmentation; expected one of each")
+                continue
+            for kind, found in files.items():
+                chosen[kind][name] = found[0].path
+    if not chosen["reference"]:
+        raise InputError("\n  ".join([f"{options.output}: nothing to compare", *problems]))
+    with tempfile.TemporaryDirectory(prefix="crfrefine-bids-") as folder:
+        places = {kind: Path(folder) / kind for kind in chosen}
+        for kind, paths in chosen.items():
+            places[kind].mkdir()
+            for name, path in paths.items():
+                (places[kind] / f"{name}{suffix_of(path)}").symlink_to(path.resolve())
+        evaluation = run_evaluation(
+            EvaluationOptions(
+                predictions=places["refined"],
+                labels=places["reference"],
+                output=options.output / GROUP_FOLDER,
+                name="refined",
+                baselines=(("network", places["network"]),),
+                command_line="crfrefine-bids group",
+            ),
+            observer or EvaluationObserver(),
+        )
+    return evaluation, problems
+
+
+def _checked(options: BidsOptions) -> Path:
+    """Return the derivatives; raise InputError if the datasets cannot be used."""
+    require_dataset(options.dataset)
+    check_choice(options.choice)
+    derivatives = find_derivatives(options.dataset, options.derivatives, options.output, options.choice.suffix)
+    check_output(options.output, options.dataset, derivatives)
+    return derivatives
+
+
+def _write_manifest(path: Path, cases: Sequence[BidsCase]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow((*REQUIRED, "output"))
+        for case in cases:
+            paths = [[str(one.resolve()) for one in files] for files in (case.images, case.segmentations)]
+            strange = [one for files in paths for one in files if SEPARATOR in one or one != one.strip()]
+            if strange:
+                raise InputError(f"{strange[0]}: a path with {SEPARATOR!r} or blanks at its ends cannot be used here; rename it")
+            writer.writerow((case.name, *map(SEPARATOR.join, paths), str(label_map_of(case))))
+
+
+def suffix_for(input_type: str) -> str:
+    """Return the suffix of the segmentations that are read: label maps or probabilities."""
+    return LABELS if input_type == "labels" else PROBABILITIES

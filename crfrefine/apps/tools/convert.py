@@ -1,0 +1,184 @@
+"""Convert logits, probabilities and label maps between file formats and between kinds of values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
+from crfrefine.base.axes import file_order
+from crfrefine.base.text import counted
+from crfrefine.cases.mistakes import looks_like_image
+from crfrefine.cases.naming import read_names
+from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.dicom_identity import require_same_identity
+from crfrefine.io.dicom_series import SeriesTemplate
+from crfrefine.io.files import files_read, files_written, identities
+from crfrefine.io.paths import require_suffix
+from crfrefine.io.segments import named_segments
+from crfrefine.io.volume import TIMES, Volume, VolumeHeader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+
+def convert_file(
+    source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
+) -> str:
+    """Convert a file with a label map, or with logits or probabilities of several labels.
+
+    Args:
+        source: the file to read.
+        target: the file to write; its suffix names the format.
+        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source. Sigmoid channels whose regions a
+            `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them.
+        like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
+        allow_mismatched_dicom: whether DICOM files of source and `like` may be of different studies and frames of reference.
+
+    Returns:
+        A sentence about the input and the output.
+
+    Raises:
+        InputError: the source has no geometry and `like` is missing, or a label map should become logits; source and
+            `like` are DICOM of different patients, or studies or frames of reference that are not allowed.
+        GridMismatchError: source and `like` are on different grids.
+        UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
+    """
+    source, target = Path(source), Path(target)
+    if require_suffix(target).check_image is not None and like is None:
+        raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
+    if to == "labels":
+        require_suffix(target, io.VOLUME_SUFFIXES)
+    _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
+    check_replaceable(*reversed(files_written(target)))
+    header = io.read_header(source)
+    like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
+    mismatches = require_same_identity((header, like_header), allow=allow_mismatched_dicom)
+    geometry = _geometry(header, like_header, target)
+    notes = list(mismatches)
+    regions = find_regions(None, [source.parent], notes)
+    if header.num_channels == 1 and not regions.is_channel(header):
+        return "\n".join([*mismatches, _convert_labels(header, target, to, geometry)])
+    return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
+
+
+def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
+    inputs = set().union(*(identities(path) for name in given for path in files_read(name)))
+    for path in files_written(target):
+        if identities(path) & inputs:
+            raise InputError(f"{path}: is also the input; write to another file")
+
+
+def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
+    if to not in (None, "labels"):
+        raise InputError(
+            f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
+        )
+    require_suffix(target, io.VOLUME_SUFFIXES)
+    try:
+        labels = io.read_labels(header.path, grid=like.header)
+    except InputError as error:
+        if not _is_series(header):
+            raise
+        raise InputError(
+            f"{error}\n  A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images."
+        ) from None
+    segments = header.segments or named_segments(read_names([header.path]).plain_labels)
+    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
+    # Whole numbers may be those of an image, too, where a scanner has no scaling.
+    kind = "image" if _is_series(header) or looks_like_image(labels.data) else "label map"
+    return f"{_told(header, kind)} -> {target}: {kind}"
+
+
+def _is_series(header: VolumeHeader) -> bool:
+    """Return whether a file is an image by its format."""
+    return isinstance(header.template, SeriesTemplate)
+
+
+def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
+    read = io.read_logits([header.path], fewest=regions.fewest_channels)
+    values, kind = read.values, read.kind
+    needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
+    scheme = regions.scheme_of(values, header.path) if needs_kind else None
+    if scheme is not None:
+        return _convert_regions(header, target, to, like, values, kind, scheme)
+    if to == "labels":
+        segments = named_segments(read_names([header.path]).plain_labels)
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments, is_refined=False)
+        return f"{_told(header)} -> {target}: label map"
+    if needs_kind:
+        values, kind = _as_kind(values, kind, to, header.path)
+    written = kind or "logits"
+    io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
+    return f"{_told(header)} -> {target}: {kind or 'the same values'}"
+
+
+def _convert_regions(
+    header: VolumeHeader, target: Path, to: str | None, like: Volume, values: NDArray[np.float32], kind: str | None, scheme: RegionScheme
+) -> str:
+    """Write the channels of regions as log-odds, as probabilities, or as the label map that nnU-Net makes of them."""
+    order = file_order(values)
+    log_odds = order.to_storage(values).copy()
+    found, _ = identify_regions(log_odds, "auto", kind=kind, name=str(header.path))
+    if found == "probabilities":
+        take_log_odds(log_odds)
+    grid, source = like.grid_shape, _told(header, counted(scheme.num_regions, "region"))
+    if to == "labels":
+        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like, is_refined=False)
+        return f"{source} -> {target}: label map"
+    written = to or found
+    if written != found:
+        values = order.to_user(log_odds if written == "logits" else sigmoid(log_odds))
+    io.write_channels(target, values.reshape(len(values), *grid), like, kind=written)
+    return f"{source} -> {target}: {written}"
+
+
+def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
+    """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
+    order = file_order(values)
+    stored = order.to_storage(values)  # contiguous
+    logits = stored.copy()
+    found = to_logits(logits, "auto", kind, path)[0]
+    if to is None or to == found:
+        return values, found
+    converted = logits if to == "logits" else softmax(stored)
+    return order.to_user(converted), to
+
+
+def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
+    """Return an empty volume with the geometry of the file to write."""
+    header = header if like is None else io.placed_on(header, like)
+    if like is not None and not header.on_same_grid(like):
+        raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
+    chosen = like or header
+    if require_suffix(target).check_header is not None and not _is_series(chosen):
+        raise InputError(
+            f"{target}: a DICOM segmentation refers to the DICOM series it was made on, and {chosen.path} is {chosen.format}: "
+            "name the folder of that series with --like, or write another format, such as .nii.gz or .seg.nrrd"
+        )
+    if chosen.affine is None or chosen.spacing is None:
+        if not require_suffix(target).holds_scores_alone:
+            raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
+        num_axes = len(chosen.grid_shape)
+        return Volume(_empty(chosen.grid_shape), np.eye(4), (1.0,) * num_axes)
+    return Volume(_empty(chosen.grid_shape), chosen.affine, chosen.spacing, chosen.path, chosen)
+
+
+def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.uint8(0), grid_shape)
+
+
+def _told(header: VolumeHeader, kind: str = "") -> str:
+    """Return the first half of the sentence: the input; without a `kind`, a label map, or channels of labels."""
+    kind = kind or ("label map" if header.num_channels == 1 else f"{header.num_channels} labels")
+    remark = "" if header.misnamed is None else f" ({header.misnamed})"
+    return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"

@@ -1,0 +1,221 @@
+"""Describe files and folders, with or without reading voxels, and list the problems of a folder's cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crfrefine import io
+from crfrefine.base.failures import CaseWork, Causes, Failure
+from crfrefine.base.text import listed
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.discovery import discover_cases, list_files
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
+from crfrefine.errors import CrfRefineError
+from crfrefine.io.paths import SCORES_SUFFIXES
+from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MOST_LISTED_VALUES = 32
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """The cases of a folder.
+
+    Attributes:
+        path: the folder.
+        cases: case name and a line about it: modalities, grid, labels, other files.
+        notes: what was ignored and why.
+        problems: one message per problem.
+        tracebacks: tracebacks of unexpected errors.
+        causes: of the problems; only the first one of each is told whole.
+    """
+
+    path: Path
+    cases: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)
+
+    def fail(self, failure: Failure) -> None:
+        """Record the problem of a case."""
+        self.problems.append(failure.message)
+        if failure.traceback is not None:
+            self.tracebacks.append(failure.traceback)
+
+
+def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
+    """Describe the volume of a file, as pairs of name and value for display.
+
+    Args:
+        path: a volume or an .npz.
+        values: also read the voxels and report the range of each channel, or the count of each label.
+
+    Raises:
+        CrfRefineError: the file cannot be read (InputError or UnsupportedFormatError).
+    """
+    return describe_header(io.read_header(path), values=values)
+
+
+def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
+    """Describe a volume by its header; see `describe_file`."""
+    lines = [
+        ("format", header.format),
+        ("shape", TIMES.join(str(size) for size in header.grid_shape)),
+        ("channels", str(header.num_channels)),
+        ("type", header.dtype),
+        ("spacing", "none in this format" if header.spacing is None else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"),
+    ]
+    if header.affine is not None:
+        lines.append(("orientation", f"{header.orientation}"))
+        lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
+    lines += header.details
+    lines += [("note", note) for note in header.remarks]
+    if values:
+        lines += _describe_values(header)
+    return lines
+
+
+def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
+    """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
+
+    Args:
+        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
+        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+    """
+    from crfrefine.cases.case import read_case_headers
+
+    folder = Path(folder)
+    try:
+        structures = _structures(folder)
+        if structures:
+            return _inspect_structures(folder, structures)
+        archives = _archives(folder)
+        cases = _discover(folder) if not archives else CaseList()
+    except CrfRefineError as error:
+        return FolderReport(folder, problems=[str(error)])
+    notes = list(cases.notes)
+    regions = find_regions(None, [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])] or [folder], notes)
+    report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
+    num_labels: dict[int, list[str]] = {}
+    told: dict[str, list[str]] = {}
+    for path in archives:
+        with CaseWork(report.fail, path):
+            header = io.read_header(path)
+            report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
+            num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
+    for files in cases:
+        with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
+            reading = ReadingOptions(regions=regions, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+            headers = read_case_headers(files, reading)
+            image = headers.images[0]
+            parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
+            parts.append(describe_grid(image.grid_shape, image.affine))
+            if headers.logits is not None:
+                count = headers.logits.num_labels
+                parts.append(_channels(count, regions) if count else "label map for logits")
+                num_labels.setdefault(count, []).append(files.case_id)
+            parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
+            parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
+            report.cases[files.case_id] = ", ".join(parts)
+            for one in headers.images:
+                for remark in one.remarks:
+                    told.setdefault(remark, []).append(one.path.name)
+    report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in told.items())
+    if len(num_labels) > 1:
+        declared = [number for number in num_labels if number and (number == regions.num_labels or regions.declares(number))]
+        usual = max(declared or num_labels, key=lambda number: len(num_labels[number]))
+        who = f"{regions.source} has" if declared else "those of most cases have"
+        report.problems.extend(
+            f"case {case_id!r}: logits have {number} labels, {who} {usual}"
+            if number and usual
+            else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
+            for number, case_ids in num_labels.items()
+            for case_id in case_ids
+            if number != usual
+        )
+    return report
+
+
+def _channels(number: int, regions: RegionReading) -> str:
+    is_regions = regions.declares(number) and number != regions.num_labels
+    return f"{number} {'region' if is_regions else 'label'}{'' if number == 1 else 's'}"
+
+
+def _structures(folder: Path) -> dict[str, Path]:
+    """Return the folders of structures by case, if the folder holds one binary file per structure, or folders of such files."""
+    known = {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"}
+    if list_files(folder, io.VOLUME_SUFFIXES):
+        return {folder.resolve().name: folder} if looks_like_structures(folder) else {}
+    found = case_folders(folder)
+    return {} if known & set(found) or not all(looks_like_structures(path) for path in found.values()) else found
+
+
+def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
+    of_images = f" and -i {folder}" if any(structures_folder(folder / case_id) != folder / case_id for case_id in structures) else ""
+    notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
+    report = FolderReport(folder, notes=notes)
+    for case_id, path in structures.items():
+        files = list_files(path, io.VOLUME_SUFFIXES)
+        with CaseWork(report.fail, *files):
+            header = io.read_header(files[0])
+            report.cases[case_id] = f"{len(files)} structures, {describe_grid(header.grid_shape, header.affine)}"
+    return report
+
+
+def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
+    message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    if not report.causes.is_new(files.case_id, message):
+        message = message.partition("\n")[0]
+    report.fail(replace(failure, message=message))
+
+
+def _archives(folder: Path) -> list[Path]:
+    """Return the files of logits without geometry (.npz) if the folder has no other files."""
+    return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
+
+
+def _discover(folder: Path) -> CaseList:
+    def inside(*names: str) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+    images = inside("images", "imagesTr")
+    if images is None:
+        return discover_cases(folder, None)
+    logits = inside("logits")
+    cases = discover_cases(images, logits, inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
+    if logits is None:
+        cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
+    return cases
+
+
+def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
+    values = io.allocate(header)
+    io.read_into(header, values)
+    lines = []
+    for number, channel in enumerate(values):
+        name = "values" if len(values) == 1 else f"values, channel {number}"
+        lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
+    if len(values) == 1:
+        lines += _count_whole_values(values[0])
+    return lines
+
+
+def _count_whole_values(values: NDArray[np.float32]) -> list[tuple[str, str]]:
+    """Return how often each value occurs if there are only a few whole numbers, as in a label map."""
+    import numpy as np
+
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) > _MOST_LISTED_VALUES or (found != np.rint(found)).any():
+        return []
+    return [("voxels", ", ".join(f"{value:.0f}: {count}" for value, count in zip(found, counts, strict=True)))]

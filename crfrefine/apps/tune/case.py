@@ -1,0 +1,146 @@
+"""A case in memory, for a page that shows it while its parameters change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.cases.case import load_case, read_case_headers, read_reference
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
+from crfrefine.errors import InputError
+from crfrefine.pages.pictures.display import Upright
+from crfrefine.pages.pictures.planes import choose_places
+from crfrefine.pages.pictures.windows import Window, choose_window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.parameters.model import CrfParameters
+
+
+@dataclass(frozen=True, eq=False)
+class TuneCase:
+    """A case, read once.
+
+    Attributes:
+        files: its paths.
+        image: (M, *grid) float32, raw intensities.
+        logits: (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
+        network: (*grid), the network's own labels.
+        mask: (*grid) of a mask file; None: there is none.
+        reference: (*grid) labels; None: there is none.
+        spacing: mm, one per grid axis.
+        num_labels: L of label maps, background included.
+        channel_labels: the labels that occur, if the network's output is a label map.
+        regions: the regions of the channels; None: the channels are labels.
+        pose: how to show the arrays upright.
+        notes: what the user should know, one sentence each.
+    """
+
+    files: CaseFiles
+    image: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
+    network: NDArray[np.unsignedinteger[Any]]
+    mask: NDArray[np.bool_] | None
+    reference: NDArray[np.unsignedinteger[Any]] | None
+    spacing: tuple[float, ...]
+    num_labels: int
+    channel_labels: tuple[int, ...]
+    regions: RegionScheme | None
+    pose: Upright
+    notes: tuple[str, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return self.network.shape
+
+    @property
+    def upright_grid(self) -> tuple[int, ...]:
+        """Voxels along each axis of what is shown."""
+        return self.pose.turn(self.network).shape
+
+    @property
+    def upright_spacing(self) -> tuple[float, ...]:
+        """Mm, one per axis of what is shown."""
+        return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
+
+    @cached_property
+    def nonzero(self) -> NDArray[np.bool_]:
+        """(*grid), True where any modality is not 0."""
+        found: NDArray[np.bool_] = self.image[0] != 0
+        for modality in self.image[1:]:
+            found |= modality != 0
+        return found
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """The gray values of each modality."""
+        structure = self.network > 0
+        return tuple(choose_window(modality, structure) for modality in self.image)
+
+    def mask_for(self, parameters: CrfParameters) -> NDArray[np.bool_] | None:
+        """Return where the model applies, (*grid), as `infer` has it for these parameters; None: everywhere."""
+        if self.mask is not None or parameters.intensity.mask != "nonzero":
+            return self.mask
+        if not self.nonzero.any():
+            raise InputError(f"{self.files.images[0]}: the mask `nonzero` is empty: the image is zero everywhere")
+        return self.nonzero
+
+    def first_place(self) -> tuple[int, ...]:
+        """Return the voxel of the upright grid to show first: in the structure."""
+        maps = [self.pose.turn(labels) for labels in (self.network, self.reference) if labels is not None]
+        changed = maps[0] != maps[-1] if len(maps) > 1 else np.zeros(maps[0].shape, bool)
+        return choose_places(maps, changed, self.upright_spacing).structure
+
+
+def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
+    """Read a case.
+
+    Raises:
+        CrfRefineError: as `infer` does for files that are missing or cannot be used; grids with other than two or three axes.
+    """
+    reading = replace(reading, mask_mode="none")  # A mask made from the image depends on parameters that the page changes.
+    headers = read_case_headers(files, reading)
+    num_axes = len(headers.images[0].grid_shape)
+    if num_axes not in (2, 3):
+        raise InputError(f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three")
+    if is_label_map_case(headers):
+        notes: list[str] = []
+        found = load_label_map_case(headers, reading, threads=threads)
+        return _tune_case(files, found, None, found.labels, read_reference(headers, notes), found.channel_labels, [*found.notes, *notes])
+    case = load_case(files, reading, threads=threads, with_labels=True, headers=headers)
+    return _tune_case(files, case, case.logits, case.decode(case.logits), case.labels, case.channel_labels, case.notes, case.regions)
+
+
+def _tune_case(
+    files: CaseFiles,
+    case: Any,
+    logits: NDArray[np.float32] | None,
+    network: NDArray[np.unsignedinteger[Any]],
+    reference: NDArray[np.unsignedinteger[Any]] | None,
+    channel_labels: tuple[int, ...],
+    notes: Sequence[str],
+    regions: RegionScheme | None = None,
+) -> TuneCase:
+    return TuneCase(
+        files=files,
+        image=case.image,
+        logits=logits,
+        network=network,
+        mask=case.mask,
+        reference=reference,
+        spacing=case.spacing,
+        num_labels=case.num_labels,
+        channel_labels=channel_labels,
+        regions=regions,
+        pose=Upright.of(case.like.affine, network.ndim),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,143 @@
+"""Refine a case while its parameters change: a box of it at once, and all of it as `infer` does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.base.axes import StorageOrder
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.refinement.case import refine
+from crfrefine.refinement.label_map import refine_label_map
+from crfrefine.refinement.refining_again import RefiningAgain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.apps.tune.case import TuneCase
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.base import Progress
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.refinement.result import RefinementResult
+
+MOST_VALUES = 700_000
+"""Logits of a box, voxels times labels: refined in about 0.2 s of processor time (docs/guide/tuning.md)."""
+
+_FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
+
+
+def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
+    """Return a box of the grid around a voxel, as nearly a cube in mm as the grid allows; None: the whole grid is small enough.
+
+    Args:
+        case: the case.
+        place: a voxel of the grid, one index per axis.
+    """
+    num_channels = len(case.logits) if case.logits is not None else len(case.channel_labels)
+    most = MOST_VALUES / max(num_channels, _FEWEST_LABELS)
+    if np.prod(case.grid) <= most:
+        return None
+    # Axes that the cube does not fit into are taken whole, the shortest first, and the others get what is left.
+    order = sorted(range(len(case.grid)), key=lambda axis: case.grid[axis] * case.spacing[axis])
+    extents = [0] * len(order)
+    for done, axis in enumerate(order):
+        rest = order[done:]
+        edge_mm = (most * float(np.prod([case.spacing[other] for other in rest]))) ** (1 / len(rest))
+        extents[axis] = min(case.grid[axis], max(1, round(edge_mm / case.spacing[axis])))
+        most /= extents[axis]
+    starts = [min(max(0, at - extent // 2), size - extent) for at, extent, size in zip(place, extents, case.grid, strict=True)]
+    return tuple(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True))
+
+
+class CaseRefiner:
+    """Refines one case with ever new parameters. A box and the whole case may be refined at the same time.
+
+    Args:
+        case: the case.
+        threads: CPU threads; None: the cores this process may use.
+        device: as in `crfrefine.refine`.
+    """
+
+    def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
+        self.case = case
+        self._settings: dict[str, Any] = {"threads": threads, "device": device}
+        self._again = RefiningAgain()
+        self._lock = threading.Lock()
+        self._normalized: tuple[object, NDArray[np.float32]] | None = None
+
+    def refine_whole(
+        self,
+        parameters: CrfParameters,
+        progress: Progress | None = None,
+        show: Callable[[int, int, NDArray[np.unsignedinteger[Any]]], None] | None = None,
+    ) -> RefinementResult:
+        """Return the refined case: the result of `infer` with these parameters. One call at a time.
+
+        Args:
+            parameters: the model.
+            progress: called between stages; may raise to stop.
+            show: as in `RefiningAgain`: called with the label map, (*grid), after steps that are not the last.
+
+        Raises:
+            CrfRefineError: as `crfrefine.refine`.
+        """
+        case, mask = self.case, self.case.mask_for(parameters)
+        image = self._normalized_image(parameters, mask)
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
+        shared |= {"progress": progress, "again": replace(self._again, show=show), **self._settings}
+        if case.logits is None:
+            return refine_label_map(case.network, image, case.channel_labels, case.num_labels, **shared)
+        return refine(case.logits, image, input_type="logits", regions=case.regions, **shared)
+
+    def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
+        """Return a box of the case, refined by itself; None if nothing in it can be refined.
+
+        It differs from the whole case near the faces of the box, in what the volume term keeps, and has no rules for small objects: they
+        need whole objects.
+
+        Args:
+            parameters: the model.
+            box: one slice per grid axis.
+
+        Raises:
+            CrfRefineError: as `crfrefine.refine`.
+        """
+        case = self.case
+        mask = case.mask_for(parameters)
+        inside = None if mask is None else mask[box]
+        if inside is not None and not inside.any():
+            return None
+        # Statistics of intensities are those of the whole case.
+        image = self._normalized_image(parameters, mask)[(slice(None), *box)]
+        plain = _normalized_before(parameters).replace(postprocess=PostprocessParameters(decision=parameters.postprocess.decision))
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": plain, "mask": inside, **self._settings}
+        if case.logits is None:
+            labels = case.network[box]
+            channels = tuple(sorted({0, *case.channel_labels[:2], *(int(label) for label in np.unique(labels))}))
+            return refine_label_map(labels, image, channels, case.num_labels, **shared)
+        logits = case.logits[(slice(None), *box)]
+        if (logits == logits[:1]).all():
+            return None
+        return refine(logits, image, input_type="logits", regions=case.regions, **shared)
+
+    def _normalized_image(self, parameters: CrfParameters, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""
+        with self._lock:
+            if self._normalized is None or self._normalized[0] != parameters.intensity:
+                self._normalized = None  # Two need not fit into memory.
+                order = StorageOrder.of_memory(self.case.network)
+                stored = None if mask is None else order.to_storage(mask)
+                image, threads = order.to_storage(self.case.image), self._settings["threads"]
+                values = normalize_intensity(image, parameters.intensity, stored, threads=threads)
+                self._normalized = (parameters.intensity, order.to_user(values))
+            return self._normalized[1]
+
+
+def _normalized_before(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters for an image that has been normalized."""
+    return parameters.replace(**{"intensity.normalization": "none"})

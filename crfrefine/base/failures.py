@@ -1,0 +1,148 @@
+"""Why a case of a run failed, and which exceptions fail only the case.
+
+Any exception raised while a case is processed fails that case only; the other cases continue. `KeyboardInterrupt` and `SystemExit`
+end the run, and so does an exception raised outside the processing of a case: that is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from crfrefine.base.text import MOST_LISTED, MOST_OF_A_REASON, counted, listed, shorten
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a case failed.
+
+    Attributes:
+        message: what was expected, what was found, in which file; for a bug, what was raised, with the request to report it.
+        kind: class name of the error.
+        traceback: where an unexpected exception was raised.
+        part: the part of the case that failed, such as a method that `evaluate` measures; None for the whole case.
+    """
+
+    message: str
+    kind: str
+    traceback: str | None = None
+    part: str | None = None
+
+
+class Causes:
+    """Failures of many cases with one cause, such as logits on another grid: the first is told whole, the others are named in one line."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, list[str]] = {}
+        self._first_lines: dict[str, str] = {}
+
+    def is_new(self, case_id: str, message: str) -> bool:
+        """Record the failure of a case; return whether it is the first one with its cause."""
+        # Messages of one cause differ by names of the case and its files, by numbers, and by the lines after the first, such as grids.
+        line = message.partition("\n")[0]
+        cause = re.sub(r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line))
+        cases = self._cases.setdefault(cause, [])
+        cases.append(case_id)
+        self._first_lines.setdefault(cause, line.removeprefix(f"case {case_id!r}: "))
+        return len(cases) == 1
+
+    def others(self) -> list[str]:
+        """Return a line for each cause of several failures: how many cases failed like the first, and which."""
+        return [
+            f"{counted(len(more), 'more case')} failed like {shorten(first)!r} ({listed(more)}): {self._first_lines[cause]}"
+            for cause, (first, *more) in self._cases.items()
+            if more
+        ]
+
+
+def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
+    """Return the failure to report for an error that ended the processing of a case.
+
+    Args:
+        error: the exception.
+        paths: the files being processed, for errors that do not name theirs.
+    """
+    kind = type(error).__name__
+    if isinstance(error, UnexpectedError):
+        return Failure(str(error), kind, _where(error.__cause__ or error))
+    if isinstance(error, CrfRefineError):
+        return Failure(str(error) or kind, kind)
+    if isinstance(error, MemoryError):
+        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, MOST_OF_A_REASON)}" if str(error) else ""), kind)
+    if isinstance(error, OSError):
+        return Failure(("" if error.filename else _of_files(paths)) + str(error), kind)
+    return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
+
+
+class CaseWork:
+    """Context manager around the processing of a case: passes every exception to `fail`; only interrupts propagate.
+
+    Args:
+        fail: called with the failure.
+        paths: the case's files, for errors that do not name theirs.
+    """
+
+    def __init__(self, fail: Callable[[Failure], object], *paths: Path | None) -> None:
+        self._fail, self._paths = fail, paths
+
+    def __enter__(self) -> None:
+        """Begin processing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        """End processing; return whether an error was handled, that is, fails only this case."""
+        if not isinstance(error, Exception):
+            return False
+        self._fail(describe_failure(error, *self._paths))
+        return True
+
+
+def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
+    """Return the error itself if its message is meant for users, else one that describes it or asks for a bug report."""
+    if isinstance(error, CrfRefineError):
+        return error
+    failure = describe_failure(error, *paths)
+    unexpected = UnexpectedError(failure.message) if failure.traceback is not None else InputError(failure.message)
+    unexpected.__cause__ = error
+    return unexpected
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything.
+
+    Raises:
+        UnexpectedError: the reader raised an unexpected exception.
+        InputError: the system cannot read the file.
+        CapacityError: not enough memory.
+    """
+    try:
+        yield
+    except CrfRefineError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CapacityError(f"{path}: there is not enough memory to read it") from error
+    except Exception as error:
+        raise UnexpectedError(f"{path}: cannot be read: {_please_report(error)}") from error
+
+
+def _please_report(error: BaseException) -> str:
+    reason = f" ({shorten(error, MOST_OF_A_REASON)})" if str(error) else ""
+    return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
+
+
+def _of_files(paths: tuple[Path | None, ...]) -> str:
+    named = [str(path) for path in paths if path is not None]
+    more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
+    return f"{', '.join(named[:MOST_LISTED])}{more}: " if named else ""
+
+
+def _where(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))

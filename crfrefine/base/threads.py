@@ -1,0 +1,65 @@
+"""The default number of threads: the cores that this process may use, and who says so."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from crfrefine.base.control_groups import core_quota, read_text
+from crfrefine.errors import ConfigError
+
+SHARE = "CRFREFINE_WORKER_THREADS"
+"""Variable of the environment: the share of the cores that the worker of a cluster gives to each of its cases."""
+
+
+@dataclass(frozen=True)
+class ThreadLimit:
+    """The cores that this process may use.
+
+    Attributes:
+        number: of cores, or of threads that get the time of so many.
+        source: where the limit comes from, a phrase for messages.
+    """
+
+    number: int
+    source: str
+
+
+def thread_limit() -> ThreadLimit:
+    """Return the cores that this process may use, or its share of them.
+
+    A quota of the control group, as containers set it (`docker run --cpus`), is time and not cores: more threads than it pays for would all
+    be halted together for a part of each period. A part of a core counts as one.
+    """
+    share = os.environ.get(SHARE, "")
+    if share.isdecimal() and int(share) > 0:
+        return ThreadLimit(int(share), f"the cluster's worker ({SHARE})")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    if quota is not None and math.ceil(quota) < allowed:
+        return ThreadLimit(math.ceil(quota), "the CPU quota of the control group (cgroup) of this process")
+    if allowed < (os.cpu_count() or 1):
+        return ThreadLimit(allowed, "the affinity of this process, which taskset and batch systems set")
+    return ThreadLimit(allowed, "the cores of this machine")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ConfigError unless an argument is a number of threads, or None."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
+        raise ConfigError(f"threads: expected a whole number of at least 1, or None for all cores that may be used; got {threads!r}")
+
+
+def available_threads() -> int:
+    """Return the number of cores that this process may use, or its share of them."""
+    return thread_limit().number
+
+
+@cache
+def _quota() -> float | None:
+    """Return the quota of the control group at the first call: each case asks several times."""
+    return core_quota(read_text(Path("/proc/self/cgroup")), read_text(Path("/proc/self/mountinfo")))

@@ -1,0 +1,217 @@
+"""Draw on pixels with Pillow: text, and the voxels and outlines of a plane enlarged to a panel.
+
+A picture has one byte per pixel: a gray level, or the color of a label. Such a picture is written five times as fast as one in RGB. Pillow
+is imported only when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from crfrefine.pages.pictures.display import LABEL_COLORS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from PIL import Image, ImageFont
+
+Anchor = Literal["la", "ma", "ra", "lm", "mm", "rm", "md"]
+
+LINE_WIDTH = 2
+"""Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side."""
+
+# Of the labels 1 to 7, 8 to 14 and 15 to 21, which share their colors: drawn pixels of a period, and the period.
+_DASHES = ((1, 1), (9, 13), (3, 6))
+
+_SPELLED = {"→": "to"}
+"""Signs of our own texts, for a font that lacks them."""
+
+
+WHITE = 255 - len(LABEL_COLORS) - 1
+"""Brightest gray level; the levels above it are the colors of labels."""
+
+
+def gray_level(share: float) -> int:
+    """Return the level of a gray from 0, black, to 1, white."""
+    return round(share * WHITE)
+
+
+def label_levels(labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the level of the color of each label above 0; background is white."""
+    levels: NDArray[np.uint8] = np.where(labels == 0, WHITE, WHITE + 1 + (labels.astype(np.int64) - 1) % len(LABEL_COLORS)).astype(np.uint8)
+    return levels
+
+
+def enlarge(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return a plane at another size: each pixel has the value of the voxel that its middle is in.
+
+    Args:
+        plane: (rows, columns).
+        size: pixels across and down.
+    """
+    columns, rows = (
+        ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in zip(size, plane.shape[::-1], strict=True)
+    )
+    enlarged: NDArray[Any] = plane[:, columns].take(rows, axis=0)
+    return enlarged
+
+
+def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return gray values at another size: voxels stay visible where they are enlarged, and are averaged where they are made smaller."""
+    if size[0] >= plane.shape[1] and size[1] >= plane.shape[0]:
+        return enlarge(plane, size)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+
+
+def outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the pixels of the outlines of labels above 0, along the edges of their voxels; (rows, columns) in and out."""
+    rows, columns = labels.shape
+    padded = np.pad(labels, LINE_WIDTH)
+    border = np.zeros(labels.shape, bool)
+    for down in range(-LINE_WIDTH, LINE_WIDTH + 1):
+        for right in range(-LINE_WIDTH, LINE_WIDTH + 1):
+            if down or right:
+                first, left = LINE_WIDTH + down, LINE_WIDTH + right
+                border |= padded[first : first + rows, left : left + columns] != labels
+    border &= labels > 0
+    return border & is_dashed_on(labels)
+
+
+def is_dashed_on(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether the dashes of each pixel's label are drawn there: labels with the same color differ in their dashes."""
+    if not labels.size or labels.max() <= len(LABEL_COLORS):
+        return np.ones(labels.shape, bool)
+    styles = (np.maximum(labels.astype(np.int64), 1) - 1) // len(LABEL_COLORS) % len(_DASHES)
+    drawn, period = np.array(_DASHES)[styles].transpose(2, 0, 1)
+    rows, columns = np.indices(labels.shape)
+    result: NDArray[np.bool_] = (rows + columns) % period < drawn
+    return result
+
+
+class Canvas:
+    """A picture of one gray to draw on; `level` is a gray level, or the color of a label."""
+
+    def __init__(self, size: tuple[int, int], background: int) -> None:
+        from PIL import Image, ImageDraw
+
+        self._picture: Image.Image = Image.new("L", size, background)
+        self._draw = ImageDraw.Draw(self._picture)
+
+    def paste(self, pixels: NDArray[np.uint8], corner: tuple[int, int]) -> None:
+        """Put (rows, columns) levels at the left upper corner."""
+        from PIL import Image
+
+        self._picture.paste(Image.fromarray(np.ascontiguousarray(pixels)), corner)
+
+    def text(
+        self,
+        place: tuple[float, float],
+        text: str,
+        size: int,
+        level: int,
+        *,
+        anchor: Anchor = "la",
+        is_bold: bool = False,
+        edge: int | None = None,
+    ) -> None:
+        """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters."""
+        options: dict[str, Any] = {} if edge is None else {"stroke_width": 1, "stroke_fill": edge}
+        self._draw.text(place, drawable(text), fill=level, font=_font(size, is_bold), anchor=anchor, **options)
+
+    def upward_text(self, middle: tuple[float, float], text: str, size: int, level: int, background: int) -> None:
+        """Write a line from bottom to top around a middle."""
+        from PIL import Image, ImageDraw
+
+        font = _font(size, False)
+        length = round(font.getlength(drawable(text))) + 2
+        line = Image.new("L", (length, size + 8), background)
+        ImageDraw.Draw(line).text((length / 2, size / 2 + 4), drawable(text), fill=level, font=font, anchor="mm")
+        turned = line.transpose(Image.Transpose.ROTATE_90)
+        self._picture.paste(turned, (round(middle[0] - turned.width / 2), round(middle[1] - turned.height / 2)))
+
+    def frame(self, box: tuple[int, int, int, int], level: int) -> None:
+        """Draw a rectangle of one pixel: left, top, right, bottom."""
+        self._draw.rectangle(box, outline=level)
+
+    def png(self) -> bytes:
+        """Return the picture as PNG; the same picture gives the same bytes."""
+        grays = [round(level * 255 / WHITE) for level in range(WHITE + 1)]
+        palette = [part for gray in grays for part in (gray, gray, gray)]
+        for color in LABEL_COLORS:
+            palette += [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+        picture = self._picture.copy()
+        picture.putpalette(palette)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG", compress_level=4)  # higher levels take twice the time for a tenth less
+        return buffer.getvalue()
+
+
+def text_width(text: str, size: int, *, is_bold: bool = False) -> float:
+    """Return the width of a line in pixels."""
+    return float(_font(size, is_bold).getlength(drawable(text)))
+
+
+def wrap(text: str, size: int, width: float) -> list[str]:
+    """Break a text into lines of at most a width in pixels, at spaces; longer words are cut off, with an ellipsis."""
+    lines: list[str] = []
+    for part in text.split(" ") if text else ():
+        longer = f"{lines[-1]} {part}" if lines else part
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(cut_off(part, size, width))
+    return lines
+
+
+def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str:
+    """Return as much of a line as fits in a width in pixels, with an ellipsis for the rest."""
+    if text_width(text, size, is_bold=is_bold) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if text_width(f"{text[:middle]}…", size, is_bold=is_bold) <= width else (low, middle - 1)
+    return f"{text[:low]}…"
+
+
+def drawable(text: str) -> str:
+    """Replace characters that the font lacks with a word or a question mark; they would be drawn as boxes."""
+    text = text.replace("\u00a0", " ")
+    return (
+        text if text.isascii() and text.isprintable() else "".join(letter if _has(letter) else _SPELLED.get(letter, "?") for letter in text)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _has(letter: str) -> bool:
+    if not letter.isprintable():
+        return False
+    font = _font(12, False)
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+@lru_cache(maxsize=32)
+def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets; else Pillow's own font, which has Latin."""
+    from PIL import ImageFont
+
+    spec = importlib.util.find_spec("matplotlib")  # locates the package without importing it, which takes half a second
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
+        if path.is_file():
+            return ImageFont.truetype(path, size)
+    return ImageFont.load_default(size)
+
+
+def panel_sizes(sizes_mm: Sequence[tuple[float, float]], width: int) -> list[tuple[int, int]]:
+    """Return the pixels across and down of each panel; very flat and very tall planes get panels of bounded height."""
+    return [(width, round(float(np.clip(width * down / across, 0.5 * width, 1.6 * width)))) for across, down in sizes_mm]

@@ -1,0 +1,273 @@
+"""The preview of a case: image, network contour, refined contour and changed voxels, in planes through structure and largest change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.pages.pictures import drawing
+from crfrefine.pages.pictures.display import Upright, crop_around
+from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, choose_places
+from crfrefine.pages.pictures.windows import choose_modality, choose_window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
+_DIMMED = 0.55  # below changed voxels
+_COLUMNS = ("image", "network", "refined", "changed voxels")
+_MAX_LEGEND_ENTRIES = 12
+# Pixels.
+_PANEL_WIDTH, _LARGEST_PANEL = 320, 640
+_CORNER, _MARGIN, _GAP = 32, 14, 8
+_TITLE, _TEXT, _SMALL = 21, 15, 13
+_TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top.
+
+    Attributes:
+        name: such as "axial".
+        edges: letters of the patient's sides at the left, right, bottom and top; empty if unknown.
+        size_mm: width and height.
+        image: gray values.
+        before: labels of the network.
+        after: labels after refinement.
+        frame: columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
+    """
+
+    name: str
+    edges: str
+    size_mm: tuple[float, float]
+    image: NDArray[np.uint8]
+    before: NDArray[Any]
+    after: NDArray[Any]
+    frame: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The planes of a case.
+
+    Attributes:
+        planes: those through the structure, then the one through the largest change if those do not show it.
+        shown: a line that says which modality and which gray values are shown.
+    """
+
+    planes: tuple[Plane, ...]
+    shown: str
+
+
+def draw_preview(
+    image: NDArray[np.float32],
+    before: NDArray[Any],
+    after: NDArray[Any],
+    spacing: Sequence[float],
+    *,
+    affine: NDArray[np.float64] | None = None,
+    title: str = "",
+    subtitle: str = "",
+    label_names: Mapping[int, str] | None = None,
+    modality_names: Sequence[str] = (),
+) -> bytes:
+    """Draw the effect of the refinement on one case and return the picture as PNG.
+
+    Args:
+        image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown.
+        before: (*grid) integer labels of the network's argmax; 0 is background.
+        after: (*grid) integer labels after refinement.
+        spacing: mm, one per grid axis.
+        affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
+        title: first line, such as the case's name.
+        subtitle: second line, such as its numbers.
+        label_names: names for the legend; labels without one are numbered.
+        modality_names: names of the modalities, in order; without them they are numbered.
+    """
+    cuts = cut_planes(image, before, after, spacing, affine, modality_names)
+    widest = max(max(plane.image.shape) for plane in cuts.planes)
+    panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _LARGEST_PANEL)))
+    width = _CORNER + len(_COLUMNS) * (panels[0][0] + _GAP) - _GAP + _MARGIN
+    room = width - _CORNER - _MARGIN
+    lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(cuts.shown, _TEXT, room)]
+    legend = _lay_out_legend(_legend_entries(cuts.planes, label_names or {}, room), room)
+    top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
+    height = top + sum(down + _GAP for _, down in panels) + len(legend) * _LEGEND_LINE + _MARGIN
+    canvas = drawing.Canvas((width, height), _PAPER)
+    canvas.text((_CORNER, _MARGIN), drawing.cut_off(title, _TITLE, room, is_bold=True), _TITLE, _INK, is_bold=True)
+    for number, line in enumerate(lines):
+        canvas.text((_CORNER, _MARGIN + _TITLE_LINE + number * _TEXT_LINE), line, _TEXT, _FAINT_INK)
+    for row, (plane, size) in enumerate(zip(cuts.planes, panels, strict=True)):
+        for column, heading in enumerate(_COLUMNS):
+            left = _CORNER + column * (size[0] + _GAP)
+            if row == 0:
+                canvas.text((left + size[0] / 2, top - 9), heading, _TEXT, _INK, anchor="md")
+            _draw_panel(canvas, plane, heading, (left, top), size)
+        canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK, _PAPER)
+        top += size[1] + _GAP
+    for entries in legend:
+        _draw_legend_line(canvas, entries, width, top + _LEGEND_LINE / 2)
+        top += _LEGEND_LINE
+    return canvas.png()
+
+
+def cut_planes(
+    image: NDArray[np.float32],
+    before: NDArray[Any],
+    after: NDArray[Any],
+    spacing: Sequence[float],
+    affine: NDArray[np.float64] | None,
+    modality_names: Sequence[str] = (),
+) -> Cuts:
+    """Cut the volume through its labels and their largest change, upright if the orientation is known, and cropped around the labels.
+
+    Arguments are those of `draw_preview`.
+    """
+    keep = min(3, before.ndim)
+    pose = Upright.of(affine, keep)
+    # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
+    modalities = [pose.turn(channel) for channel in image]
+    network, refined = pose.turn(before), pose.turn(after)
+    steps = [float(spacing[axis]) for axis in pose.axis_order]
+    if before.ndim > keep:  # Further axes (time) are fixed where most changes.
+        moment = choose_places((network, refined), network != refined, [*steps, *(float(step) for step in spacing[keep:])]).structure[keep:]
+        when: Any = (..., *moment)
+        modalities = [channel[when] for channel in modalities]
+        network, refined = network[when], refined[when]
+    structure = (network > 0) | (refined > 0)
+    places = choose_places((network, refined), network != refined, steps)
+    windows = [choose_window(channel, structure) for channel in modalities]
+    chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
+    window = windows[chosen]
+    crop = crop_around(structure, steps)
+
+    def cut(plane: int, point: Sequence[int], *, is_change: bool = False) -> Plane:
+        name, across, up = PLANES[plane]
+        index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(keep))
+        labels = refined[index].T[::-1]
+        if not pose.sides:
+            name = f"axes {across}, {up}"
+        return Plane(
+            name=f"largest change, {name}" if is_change else name,
+            edges=pose.sides[across] + pose.sides[up] if pose.sides else "",
+            size_mm=(labels.shape[1] * steps[across], labels.shape[0] * steps[up]),
+            image=window.gray(modalities[chosen][index]).T[::-1],
+            before=network[index].T[::-1],
+            after=labels,
+            frame=_frame_of(places, (across, up), crop, steps) if is_change else None,
+        )
+
+    flat = [size == 1 for size in refined.shape]
+    shown = [plane for plane, (_, *axes) in enumerate(PLANES) if keep == 3 and not any(flat[axis] for axis in axes)] or [0]
+    planes = [cut(plane, places.structure) for plane in shown]
+    if places.change is not None:
+        planes.append(cut(places.change_plane, places.change, is_change=True))
+    return Cuts(tuple(planes), _describe_image(chosen, len(image), modality_names, str(window), window.name))
+
+
+def _frame_of(places: Places, axes: tuple[int, int], crop: Sequence[slice], steps: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return the voxels around the largest change in a plane: left, top, right and bottom, exclusive, of the cropped plane."""
+    assert places.change is not None
+    (left, right), (low, high) = (
+        (max(0, place - reach - crop[axis].start), min(crop[axis].stop, place + reach + 1) - crop[axis].start)
+        for axis in axes
+        for place, reach in [(places.change[axis], round(CHANGE_WINDOW_MM / steps[axis]))]
+    )
+    rows = crop[axes[1]].stop - crop[axes[1]].start
+    return left, rows - high, right, rows - low
+
+
+def _describe_image(chosen: int, num_modalities: int, names: Sequence[str], levels: str, window: str) -> str:
+    is_named = len(names) == num_modalities
+    if num_modalities > 1:
+        name = f": {names[chosen]}" if is_named else ""
+        text = f"modality {chosen + 1} of {num_modalities}{name}, with the highest contrast at the borders of the labels"
+    else:
+        text = f"image{f': {names[0]}' if is_named else ''}"
+    return f"{text}; black to white: {levels}{f' HU ({window})' if window else ''}"
+
+
+def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """Draw a plane in the middle of its panel, in true proportions."""
+    scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
+    inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
+    left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
+    dimmed = _DIMMED if heading == "changed voxels" else 1.0
+    pixels = (drawing.resize_gray(plane.image, inner) * (dimmed * drawing.WHITE / 255)).astype(np.uint8)
+    if heading in ("network", "refined"):
+        labels = drawing.enlarge(plane.before if heading == "network" else plane.after, inner)
+        is_line = drawing.outline(labels)
+        pixels[is_line] = drawing.label_levels(labels[is_line])
+    elif heading == "changed voxels":
+        pixels = paint_changes(pixels, drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner))
+    canvas.paste(pixels, (left, top))
+    if plane.frame is not None and heading in ("image", "changed voxels"):
+        across, down = inner[0] / plane.image.shape[1], inner[1] / plane.image.shape[0]
+        first, above, last, below = plane.frame
+        canvas.frame(
+            (left + round(first * across), top + round(above * down), left + round(last * across) - 1, top + round(below * down) - 1),
+            _FRAME,
+        )
+    if heading == "image" and plane.edges:
+        middle, center = left + inner[0] / 2, top + inner[1] / 2
+        places = (
+            (left + 5, center, "lm"),
+            (left + inner[0] - 5, center, "rm"),
+            (middle, top + inner[1] - 4, "md"),
+            (middle, top + 4, "ma"),
+        )
+        for letter, (x, y, anchor) in zip(plane.edges, places, strict=True):
+            canvas.text((x, y), letter, _SMALL, _INK, anchor=anchor, edge=_PAPER)  # type: ignore[arg-type]
+
+
+def paint_changes(pixels: NDArray[np.uint8], before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return (rows, columns) levels in which each changed pixel has the color of its new label; white is background."""
+    return np.where(before != after, drawing.label_levels(after), pixels)
+
+
+def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], room: float) -> list[tuple[int | None, str]]:
+    """Return label and text of each entry; the label is 0 for changes to background, and None for text alone."""
+    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in foreground_labels(labels)})
+    entries: list[tuple[int | None, str]] = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
+    if len(seen) > _MAX_LEGEND_ENTRIES:
+        entries.append((None, f"and {len(seen) - _MAX_LEGEND_ENTRIES} more"))
+    if any(((plane.before != plane.after) & (plane.after == 0)).any() for plane in planes):
+        entries.append((0, "changed to background"))
+    return [(label, drawing.cut_off(text, _SMALL, room / 3)) for label, text in entries]
+
+
+_SAMPLE, _SPACE = 34, 26  # pixels: length of a line sample with its gap, and space between entries
+
+
+def _lay_out_legend(entries: Sequence[tuple[int | None, str]], room: float) -> list[list[tuple[int | None, str]]]:
+    """Return the entries in lines no wider than allowed."""
+    lines: list[list[tuple[int | None, str]]] = []
+    for entry in entries:
+        if lines and sum(map(_entry_width, [*lines[-1], entry])) - _SPACE <= room:
+            lines[-1].append(entry)
+        else:
+            lines.append([entry])
+    return lines
+
+
+def _entry_width(entry: tuple[int | None, str]) -> float:
+    return (0 if entry[0] is None else _SAMPLE) + drawing.text_width(entry[1], _SMALL) + _SPACE
+
+
+def _draw_legend_line(canvas: drawing.Canvas, entries: Sequence[tuple[int | None, str]], width: int, middle: float) -> None:
+    left = (width - sum(map(_entry_width, entries)) + _SPACE) / 2
+    for label, text in entries:
+        start = left
+        if label is not None:
+            sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
+            pixels = np.where(drawing.is_dashed_on(sample), drawing.label_levels(sample), np.uint8(_PAPER))
+            canvas.paste(pixels, (round(left), round(middle - len(sample) / 2)))
+            start += _SAMPLE
+        canvas.text((start, middle), text, _SMALL, _INK, anchor="lm")
+        left += _entry_width((label, text))

@@ -1,0 +1,84 @@
+"""The report: one self-contained page, `report.html`, with the effect of a method on each case. The caller provides numbers and volumes.
+
+`docs/reference/report.md` describes the page and its costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.errors import BackendUnavailableError, CrfRefineError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.pages.report.cutting import upright_case
+from crfrefine.pages.report.model import CaseImages, ReportInput
+from crfrefine.pages.report.montage import cuts_of
+from crfrefine.pages.report.page import CaseView, render
+from crfrefine.pages.report.pairs import ShownCase, choose_cases
+from crfrefine.pages.report.safety import secure
+from crfrefine.pages.report.viewer import read_viewer, viewer_case
+
+__all__ = ["CaseImages", "ReportInput", "missing_viewer", "write_report"]
+
+MOST_BYTES_OF_CASE = 3_000_000
+"""Most bytes that a case adds to the page for the viewer."""
+
+MOST_BYTES_OF_VIEWER = 15_000_000
+"""Most bytes that all cases add for the viewer: a page of twenty megabytes still opens at once and can be sent as an attachment."""
+
+
+def missing_viewer() -> str:
+    """Return why reports on this machine have no slice viewer, and what to do about it; empty if they have one."""
+    return _viewer()[1]
+
+
+def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Write the report atomically.
+
+    Without the package that ships the slice viewer, the page has only the pictures and says why: see `missing_viewer`.
+
+    Args:
+        path: file of the page.
+        report: contents of the page.
+        num_shown: number of worst, median and best cases to show, each.
+        progress: called before a case is drawn, with its name, the number of cases done, and the number of cases to draw.
+
+    Raises:
+        CrfRefineError: the page cannot be written. A case whose volumes cannot be read is named on the page instead.
+    """
+    chosen = choose_cases(report, num_shown)
+    source, problem = _viewer()
+    views = []
+    for number, shown in enumerate(chosen):
+        if progress is not None:
+            progress(shown.case, number, len(chosen))
+        most_bytes = min(MOST_BYTES_OF_CASE, MOST_BYTES_OF_VIEWER // len(chosen))
+        views.append(_view(report, shown, f"case-{number}", most_bytes if source else 0))
+    page = secure(render(report, views, source, problem))
+    write_small_file(path, page.encode("utf-8", "backslashreplace"))  # file names need not be valid text
+
+
+def _viewer() -> tuple[str, str]:
+    """The source of the slice viewer, or the reason why there is none; the other one is empty."""
+    try:
+        return read_viewer(), ""
+    except BackendUnavailableError as error:
+        return "", str(error)
+
+
+def label_titles(report: ReportInput) -> dict[int, str]:
+    """Return the names of the labels: those of the regions with only this label."""
+    return {labels[0]: report.region_titles.get(region, region) for region, labels in report.region_labels.items() if len(labels) == 1}
+
+
+def _view(report: ReportInput, shown: ShownCase, name: str, most_bytes: int) -> CaseView:
+    try:
+        case = upright_case(report.load_case(shown.case))
+    except CrfRefineError as error:
+        return CaseView(shown, (), None, str(error))
+    cuts = cuts_of(name, case, report.baseline or "", report.method, label_titles(report))
+    viewer = viewer_case(case, most_bytes) if most_bytes else None
+    maps = [labels for labels in (case.reference, case.before, case.after) if labels is not None]
+    labels = sorted({label for one in maps for label in foreground_labels(one)})
+    return CaseView(shown, cuts, viewer, labels=tuple(labels))

@@ -1,0 +1,201 @@
+"""The model in the form that engines take: the kernels that are built for an image, and the mean field that runs on them.
+
+`CrfParameters.resolve` creates it for a case, and the trainable layer creates it from its tensors; every engine takes it, and the structs
+in kernels/cpu/kernel_set.h and mean_field.h mirror it. This module is below all of them, so none of them has to import another. Nothing is
+checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.base.axes import StorageOrder
+
+VOLUME_STRENGTH = 10.0
+"""Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to biases."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A Gaussian kernel of position, or of position and intensity.
+
+    Attributes:
+        theta_position: bandwidth along each grid axis: theta_alpha of an appearance kernel, theta_gamma of the spatial one.
+        theta_intensity: bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
+    """
+
+    theta_position: tuple[float, ...]
+    theta_intensity: tuple[float, ...] | None = None
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether the kernel depends on positions only."""
+        return self.theta_intensity is None
+
+
+@dataclass(frozen=True)
+class KernelSetSpec:
+    """The kernels of a model, to be built and normalized for one image.
+
+    Attributes:
+        kernels: the appearance kernels, then the spatial one if there is one.
+        normalization: "symmetric", "after" or "none".
+        filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two
+            modalities; on the CPU float32 only).
+        num_labels: L, channels of the logits; fewer where labels share channels (`ChannelLabels`).
+        num_iterations: number of steps that "auto" chooses a filter for.
+        positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.
+    """
+
+    kernels: tuple[KernelSpec, ...]
+    normalization: str
+    filter: str
+    num_labels: int
+    num_iterations: int
+    positions: str = "mm"
+
+    @property
+    def bilateral(self) -> tuple[KernelSpec, ...]:
+        """The appearance kernels."""
+        return tuple(kernel for kernel in self.kernels if not kernel.is_spatial)
+
+    @property
+    def spatial(self) -> KernelSpec | None:
+        """The spatial kernel; None if there is none."""
+        return next((kernel for kernel in self.kernels if kernel.is_spatial), None)
+
+    @property
+    def watches_energy(self) -> bool:
+        """Whether a rise of the energy shortens the steps: D^-1 K is not symmetric, so a rise means nothing there."""
+        return self.normalization != "after"
+
+    def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
+        """Return the distance between neighboring voxels along each axis in the unit of the bandwidths: the spacing in mm, or 1."""
+        return tuple(float(step) for step in spacing) if self.positions == "mm" else (1.0,) * len(spacing)
+
+    def in_storage(self, order: StorageOrder) -> KernelSetSpec:
+        """Return the kernels for a grid whose axes are in storage order."""
+        kernels = (dataclasses.replace(kernel, theta_position=order.axes_to_storage(kernel.theta_position)) for kernel in self.kernels)
+        return dataclasses.replace(self, kernels=tuple(kernels))
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelLabels:
+    """The label of each channel from place to place, where labels that never meet share a channel.
+
+    Wherever a label's marginals or its messages are not negligible, its channel must hold this label, and no other channel may.
+
+    Attributes:
+        tile: voxels of a tile along each grid axis, in the grid's order of the arrays that an engine is given; tiles begin at index 0.
+        labels: (C, *tile grid) int32, the label that channel c holds in a tile. -1: none, so the channel's logits are -1e4 in the whole
+            tile; it counts as label 0.
+    """
+
+    tile: tuple[int, ...]
+    labels: NDArray[np.int32]
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFieldSpec:
+    """A run of the mean field on built kernels.
+
+    Attributes:
+        weights: (kernels, L) in the order of the kernels.
+        compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal.
+        num_iterations: maximum number of steps.
+        temperature: divides the logits.
+        tolerance: mean KL in nats per voxel below which the run has converged; 0: all steps are taken.
+        damping: share of the old log-marginals in a step.
+        channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
+        bias: (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
+        volume_weight: from 0, no volume term, to 1, every step keeps the mass of each label.
+        volume_keep: the masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature); "argmax", numbers
+            of voxels where a label is the most probable; or "largest", "argmax" in the main bodies of the labels, and there only.
+    """
+
+    weights: NDArray[np.floating[Any]]
+    compatibility: NDArray[np.floating[Any]]
+    num_iterations: int
+    temperature: float = 1.0
+    tolerance: float = 0.0
+    damping: float = 0.0
+    channel_labels: ChannelLabels | None = None
+    bias: NDArray[np.floating[Any]] | None = None
+    volume_weight: float = 0.0
+    volume_keep: str = "expected"
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return len(self.compatibility)
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether the volume term keeps numbers of voxels, which have no gradient."""
+        return self.volume_keep != "expected"
+
+    @property
+    def volume_slack(self) -> float:
+        """Inverse strength of the volume term: infinity without the term, 0 if masses are kept exactly."""
+        return math.inf if self.volume_weight == 0.0 else (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
+
+    def volume_weight_gradient(self, by_slack: float) -> float | None:
+        """Turn the gradient with respect to the slack into that with respect to the weight; None without the term."""
+        return None if self.volume_weight == 0.0 else -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
+
+    @cached_property
+    def is_potts(self) -> bool:
+        """Whether the penalty of any two different labels is 1."""
+        import numpy as np
+
+        return bool(np.array_equal(self.compatibility, 1.0 - np.eye(self.num_labels)))
+
+    @cached_property
+    def has_one_weight(self) -> bool:
+        """Whether each kernel has the same weight for all labels."""
+        return bool((self.weights == self.weights[:, :1]).all())
+
+    @cached_property
+    def num_channels(self) -> int:
+        """Number of channels of the marginals that are filtered.
+
+        With one weight for all labels, the message of the last channel follows from the others, since marginals sum to 1.
+        """
+        num_rows = self.num_labels if self.channel_labels is None else self.channel_labels.num_channels
+        return num_rows - 1 if self.has_one_weight else num_rows
+
+    def as_plain(self) -> MeanFieldSpec:
+        """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all, no bias."""
+        if self.channel_labels is None or self.bias is not None or not (self.is_potts and self.has_one_weight):
+            return self
+        import numpy as np
+
+        num_channels = self.channel_labels.num_channels
+        weights = np.repeat(self.weights[:, :1], num_channels, axis=1)
+        return dataclasses.replace(self, weights=weights, compatibility=1.0 - np.eye(num_channels), channel_labels=None)
+
+    def rounded(self, dtype: Any) -> MeanFieldSpec:
+        """Return the spec with weights in the precision of a run, which determine `num_channels`."""
+        return dataclasses.replace(self, weights=self.weights.astype(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSpec:
+    """The whole model for a case with given labels, modalities and axes: its kernels and its run."""
+
+    kernels: KernelSetSpec
+    mean_field: MeanFieldSpec

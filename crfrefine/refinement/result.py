@@ -1,0 +1,269 @@
+"""What `refine` returns: label maps, refined logits, marginals, and what changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crfrefine.arrays.arguments import given_voxels
+from crfrefine.arrays.gathering import Selection, blocks
+from crfrefine.arrays.label_maps import LabelChanges, compare_labels
+from crfrefine.arrays.one_hot import renumber
+from crfrefine.arrays.output_temperature import over_output_temperature
+from crfrefine.arrays.region_channels import sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.notebook import html_table
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Reported
+
+_MOST_ROWS = 30
+"""Most labels that a notebook shows."""
+
+
+class RefinedChannels(Protocol):
+    """Refined logits of a case in storage order, as an array or in a form that becomes one when it is asked for."""
+
+    @property
+    def num_channels(self) -> int:
+        """Labels or regions."""
+        ...
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return (channels, *grid) float32."""
+        ...
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (channels, N) float32: what `dense` has at some voxels, in a new array."""
+        ...
+
+
+class DenseLogits:
+    """Refined logits in an array, in storage order."""
+
+    def __init__(self, result: MeanFieldResult) -> None:
+        """Take an engine's result, (channels, *grid)."""
+        self._result = result
+
+    @property
+    def num_channels(self) -> int:
+        """Labels or regions."""
+        return len(self._result.logits)
+
+    @property
+    def report(self) -> MeanFieldReport:
+        """Steps, energy and filters."""
+        return self._result.report
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage."""
+        return self._result.timings
+
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed."""
+        return self._result.logits
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return the array."""
+        return self._result.logits
+
+    def marginals(self) -> NDArray[np.float32] | None:
+        """Return the softmax of the array, if the engine computed it."""
+        return self._result.marginals
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (channels, N), the array's values at some voxels."""
+        return voxels.take_all(self._result.logits, self.num_channels)
+
+    def label_map(
+        self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the refined label map, (*grid); `decode` turns logits into labels."""
+        return decode(self._result.logits)
+
+
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
+class RefinementResult(Reported):
+    """A refined case.
+
+    Results are equal if their values are, bit for bit; the order of axes in memory, device, threads and timings do not matter.
+
+    Attributes:
+        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
+        channels: the refined logits, in storage order.
+        order: of the axes of `channels`.
+        report: num_iterations, converged, energy and filters, which are also attributes of the result.
+        timings: seconds of each stage: normalize, build, steps, labels.
+        device: the device that was used.
+        threads: number of CPU threads used; None: the cores this process may use.
+        num_padding_voxels: voxels in the mask where all input logits were equal (for regions: 0); they took no part.
+        voxels_removed: voxels of components that `postprocess` turned into background.
+        voxels_filled: voxels of holes that `postprocess` filled.
+        notes: what the caller should know, one sentence each.
+        spacing: mm, one per grid axis, as it was given; None: unknown.
+        regions: the regions of the channels; None: the channels are labels.
+        channel_labels: the label of each channel; a refined label map has channels only for labels that occur. Empty for regions.
+        num_labels: L, background included; more than there are channels if some labels do not occur.
+        output_temperature: divides the logits where they become marginals.
+    """
+
+    label_map: NDArray[np.unsignedinteger[Any]]
+    network_label_map: NDArray[np.unsignedinteger[Any]]
+    channels: RefinedChannels
+    order: StorageOrder = field(compare=False)
+    report: MeanFieldReport
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+    device: str = field(default="cpu", compare=False)
+    threads: int | None = field(default=None, compare=False)
+    num_padding_voxels: int = 0
+    voxels_removed: int = 0
+    voxels_filled: int = 0
+    notes: tuple[str, ...] = ()
+    spacing: tuple[float, ...] | None = None
+    regions: RegionScheme | None = None
+    channel_labels: tuple[int, ...] = ()
+    num_labels: int = 0
+    output_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Number the channels from 0, unless the caller has numbered them."""
+        if not self.channel_labels and self.regions is None:
+            object.__setattr__(self, "channel_labels", tuple(range(self.channels.num_channels)))
+        if not self.num_labels:
+            object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the values, arrays too: what the dataclass would do asks whether an array is true."""
+        if not isinstance(other, RefinementResult):
+            return NotImplemented
+        pairs = [
+            (getattr(self, entry.name), getattr(other, entry.name)) for entry in fields(self) if entry.compare and entry.name != "channels"
+        ]
+        same = all(np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two for one, two in pairs)
+        return same and np.array_equal(self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense()))
+
+    def __repr__(self) -> str:
+        """Summarize the result in one line, without arrays."""
+        grid = "×".join(str(extent) for extent in self.label_map.shape)
+        steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
+        energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
+        channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
+        return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: voxels of each label before and after, and their volume if the grid has three axes."""
+        changes = self.changes
+        found = [label for label in range(len(changes.voxels_before)) if changes.voxels_before[label] or changes.voxels_after[label]]
+        voxel_ml = math.prod(self.spacing) / 1000 if self.spacing is not None and len(self.spacing) == 3 else None
+        rows = []
+        for label in found[:_MOST_ROWS]:
+            counts = changes.voxels_before[label], changes.voxels_after[label]
+            volumes = [] if voxel_ml is None else [f"{count * voxel_ml:.4g}" for count in counts]
+            rows.append([str(label), *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}", *volumes])
+        names = ["label", "voxels before", "voxels after", "difference", *(["ml before", "ml after"] if voxel_ml is not None else [])]
+        more = [f"and {len(found) - _MOST_ROWS} more labels"] if len(found) > _MOST_ROWS else []
+        changed = f"{changes.voxels_changed:,} of {self.label_map.size:,} voxels changed"
+        step = f"; spacing {' × '.join(f'{one:g}' for one in self.spacing)} mm" if self.spacing is not None else ""
+        return html_table(f"{repr(self)[1:-1]}; {changed}{step}", names, rows, [*more, *self.notes])
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds. Outside the mask: the input over the temperature.
+
+        It is put together when first asked for, where labels took no part from the input's array, which must not have changed.
+        """
+        return self.order.to_user(self.channels.dense())
+
+    @cached_property
+    def marginals(self) -> NDArray[np.float32]:
+        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid.
+
+        Computed when asked for, unless the engine has computed them in its last step.
+        """
+        is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
+        computed = self.channels.marginals() if isinstance(self.channels, DenseLogits) else None
+        if computed is not None and self.output_temperature == 1.0:
+            return self.order.to_user(computed)
+        # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
+        values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
+        return self.order.to_user(self._probabilities(values, in_place=not is_kept))
+
+    def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
+        """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
+        return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
+
+    def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
+        """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
+
+        Args:
+            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
+
+        Raises:
+            InputError: the mask has another shape than the grid, or values that are not finite.
+        """
+        return self._probabilities(self.logits_at(mask), in_place=True)
+
+    def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
+        return probabilities_of(
+            logits, self.output_temperature, get_backend(self.device), self.regions, threads=self.threads, in_place=in_place
+        )
+
+    @cached_property
+    def changes(self) -> LabelChanges:
+        """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
+        return compare_labels(self.network_label_map, self.label_map, self.num_labels)
+
+
+def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:
+    """Return a result with label maps that hold the label of each channel, not its number.
+
+    Args:
+        result: with numbers of channels in its label maps.
+        channel_labels: the label of each channel.
+        num_labels: L, background included.
+    """
+    return replace(
+        result,
+        label_map=renumber(result.label_map, channel_labels),
+        network_label_map=renumber(result.network_label_map, channel_labels),
+        channel_labels=tuple(channel_labels),
+        num_labels=num_labels,
+    )
+
+
+def probabilities_of(
+    logits: NDArray[np.float32],
+    output_temperature: float,
+    backend: Backend,
+    regions: RegionScheme | None,
+    *,
+    threads: int | None = None,
+    in_place: bool = False,
+) -> NDArray[np.float32]:
+    """Return the calibrated probabilities of refined logits: the softmax over labels, or the sigmoid of the log-odds of regions.
+
+    Args:
+        logits: (L, ...) C-contiguous; of regions (R, ...).
+        output_temperature: divides the logits.
+        backend: computes the softmax.
+        regions: of the channels; None: they are labels.
+        threads: CPU threads; None: the cores this process may use.
+        in_place: whether the probabilities may take the place of the logits.
+    """
+    if regions is not None:
+        return sigmoid(over_output_temperature(logits, output_temperature))
+    if output_temperature == 1.0 and not in_place:
+        return backend.softmax(logits, threads=threads)
+    found = logits if in_place else np.empty(logits.shape, np.float32)
+    flat, of_logits = found.reshape(len(found), -1), logits.reshape(len(logits), -1)
+    for some in blocks(flat.shape[1]):
+        flat[:, some] = backend.softmax(over_output_temperature(of_logits[:, some], output_temperature), threads=threads)
+    return found

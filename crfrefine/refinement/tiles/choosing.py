@@ -1,0 +1,94 @@
+"""Whether a case is computed on tiles, and whether its messages are direct sums or come from filters of the whole volume."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import widen
+from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.reach import REACH
+from crfrefine.refinement.tiles.grid import TILE
+from crfrefine.refinement.tiles.label_sets import num_rings
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.tiles.label_sets import LabelSets
+    from crfrefine.refinement.tiles.problem import TileProblem
+
+LARGEST_DIRECT_REACH = 12
+"""Voxels along an axis up to which sums are direct; the copies of a tile's surroundings would outgrow the processor's cache."""
+
+BALL = 4.0 / 3.0 * math.pi
+"""Volume of a ball of radius 1."""
+
+PAIRS_OF_FILTERS = 120
+"""Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP channels."""
+
+PAIRS_OF_LARGE_FILTERS = 400
+"""The same for volumes that are streamed: filters need arrays of all voxels around the active tiles, which direct sums do not."""
+
+GROUP = 4
+"""Channels that are filtered together."""
+
+WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
+"""Share of the work with all labels everywhere below which tiles are used: with direct sums, and with filters of the whole volume, for
+which values are copied to and from tiles."""
+
+
+def window_voxels(problem: TileProblem) -> float:
+    """Return the number of voxels in the windows of all appearance kernels together."""
+    steps = problem.spec.kernels.distances(problem.spacing)
+    return sum(
+        BALL * math.prod(REACH * theta / step for theta, step in zip(kernel.theta_position, steps, strict=True))
+        for kernel in problem.spec.kernels.bilateral
+    )
+
+
+def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
+    """Return whether each voxel's window is summed directly: if that is less work than a filter of all voxels around, or asked for."""
+    name = problem.spec.kernels.filter
+    if max(problem.reach) > LARGEST_DIRECT_REACH or name not in ("auto", "truncated"):
+        return False
+    num_active = np.count_nonzero(sets.active)
+    num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach)))
+    groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
+    return bool(name == "truncated" or window_voxels(problem) * num_active <= PAIRS_OF_LARGE_FILTERS * groups * num_around)
+
+
+def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> bool | None:
+    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere.
+
+    Args:
+        problem: the volume.
+        sets: the labels of its tiles.
+        threads: None: the cores this process may use.
+    """
+    tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
+    num_dense = channels * problem.num_voxels
+    if sets.num_entries * tile >= WORTH_IT * num_dense:
+        return None
+    name = _usual_filter(problem, threads)
+    if name == "exact":
+        return None  # So small that it does not matter.
+    num_active, groups = np.count_nonzero(sets.active) * tile, math.ceil(channels / GROUP)
+    num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
+    own_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
+    with_filters = min(float(num_around * own_groups), float(groups * problem.num_voxels))
+    if max(problem.reach) <= LARGEST_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
+        pairs = window_voxels(problem) * num_active
+        if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
+            return True
+    return False if num_around * own_groups < WORTH_CHANNELS * groups * problem.num_voxels else None
+
+
+def _usual_filter(problem: TileProblem, threads: int | None) -> str:
+    """Return the filter that the engine takes for all labels everywhere; of several kernels, that of the first."""
+    spec = problem.spec.kernels
+    if spec.filter != "auto" or not spec.bilateral:
+        return spec.filter
+    dims = problem.grid.shape[3 - problem.num_dims :]
+    image = problem.image.planes(0, problem.grid.shape[0]).reshape(-1, *dims)
+    mask = None if problem.mask is None else problem.mask.reshape(dims)
+    return CpuBackend().plan_filters(image, mask, problem.spacing, spec, threads=threads)[0]

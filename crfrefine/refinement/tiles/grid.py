@@ -1,0 +1,126 @@
+"""A grid cut into tiles, and how far the kernels reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.base.threads import available_threads
+from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.reach import reach_of_axes
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from crfrefine.parameters.specs import KernelSetSpec
+
+TILE = (8, 8, 16)
+"""Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine."""
+
+MOST_DIMS = 3
+"""Most axes of a grid that is cut into tiles."""
+
+Extents = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller.
+
+    Attributes:
+        shape: voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel.
+    """
+
+    shape: Extents
+
+    @classmethod
+    def of(cls, grid_shape: Sequence[int]) -> TileGrid:
+        """Return the tiles of a grid of one to three axes."""
+        first, second, third = (1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
+        return cls((first, second, third))
+
+    @cached_property
+    def counts(self) -> Extents:
+        """Number of tiles along each axis."""
+        first, second, third = (-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
+        return first, second, third
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles of the grid."""
+        return math.prod(self.counts)
+
+    def engine(self, threads: int | None) -> Any:
+        """Return the C++ engine's routines for these tiles."""
+        return load_engine().Tiles(self.shape, TILE, threads or available_threads())
+
+    def voxels(self, tiles: NDArray[Any], start: Extents = (0, 0, 0), stop: Extents | None = None) -> NDArray[Any]:
+        """Spread values per tile (counts) over the voxels of a box.
+
+        Args:
+            tiles: of the shape `counts`.
+            start: first voxel of the box along each axis.
+            stop: end of the box; None: that of the grid.
+        """
+        for axis, (begin, end) in enumerate(zip(start, stop or self.shape, strict=True)):
+            tiles = tiles.take(np.arange(begin, end) // TILE[axis], axis=axis)
+        return tiles
+
+    def spread(self, tiles: NDArray[np.int64], values: NDArray[np.float32], otherwise: np.float32) -> NDArray[np.float32]:
+        """Return an array (*grid) from values tile by tile.
+
+        Args:
+            tiles: (n,) flat numbers of the tiles.
+            values: (n, voxels of a tile).
+            otherwise: value of the voxels of other tiles.
+        """
+        padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)
+        padded[tiles] = values.reshape(-1, *TILE)
+        whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
+        whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
+        return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
+
+    def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Return the sum of the voxels of each tile, (*tiles).
+
+        Args:
+            values: (*grid).
+            dtype: of the sums.
+            where: (*grid), True where voxels count; None: everywhere.
+        """
+        sums = np.empty(self.counts, dtype)
+        for row in range(self.counts[0]):
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
+            part = values[planes] if where is None else np.where(where[planes], values[planes], values.dtype.type(0))
+            total = part.sum(axis=0, dtype=dtype)
+            for axis in (0, 1):
+                total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
+            sums[row] = total
+        return sums
+
+    def box(self, tiles: NDArray[np.bool_]) -> tuple[Extents, Extents]:
+        """Return start and stop, in voxels, of the smallest box of tiles that holds those that are True; at least one is."""
+        spans = []
+        for axis in range(3):
+            occupied = np.flatnonzero(tiles.any(axis=tuple(other for other in range(3) if other != axis)))
+            spans.append((int(occupied[0]) * TILE[axis], min(int(occupied[-1] + 1) * TILE[axis], self.shape[axis])))
+        (z0, z1), (y0, y1), (x0, x1) = spans
+        return (z0, y0, x0), (z1, y1, x1)
+
+
+def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
+    """Return the voxels along each axis after which every kernel ends, or the grid.
+
+    Args:
+        spec: the kernels, in storage order.
+        spacing: mm, one per axis of the original grid in storage order.
+        grid: the tiles.
+    """
+    leading = MOST_DIMS - len(spacing)
+    first, second, third = (0,) * leading + reach_of_axes(spec, spacing, grid.shape[leading:])
+    return first, second, third

@@ -1,0 +1,215 @@
+"""Kernels that take logits of all labels, and run on the labels that are present near each place: forward and backward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.probabilities import add_bias
+from crfrefine.engines.base import MeanFieldGradients, Tape
+from crfrefine.engines.origin import default_origin
+from crfrefine.engines.volume import check_tiles
+from crfrefine.refinement.tiles.pack_plan import PackingPlan, PackSettings, plan_packing, plan_sets
+from crfrefine.refinement.tiles.solving import MOST_REPEATS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.engines.base import Backend, Kernels
+    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.refinement.tiles.packing import Packing
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed(PackingPlan):
+    """A plan and its kernels; None if every tile is settled."""
+
+    kernels: Kernels | None
+
+
+@dataclass(frozen=True)
+class PackedTape(Tape):
+    """A tape whose record is that of shared channels, and what it was recorded with."""
+
+    packed: _Packed
+
+
+def pack_kernels(
+    backend: Backend,
+    logits: NDArray[np.float32],
+    image: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    spacing: Sequence[float],
+    spec: ModelSpec,
+    settings: PackSettings,
+) -> PackedKernels | None:
+    """Build the kernels for runs on logits, where only labels that are present near a place take part.
+
+    Args:
+        backend: the engine.
+        logits: (L, *grid).
+        image: (M, *grid), normalized; must not change while the kernels are in use.
+        mask: (*grid), True where the model applies; None: everywhere.
+        spacing: mm, one per grid axis.
+        spec: the model.
+        settings: how.
+
+    Returns:
+        Kernels for these logits and this model only; None if labels everywhere are about as fast, or label sets are not possible, as where
+        a logit is not finite.
+    """
+    if backend.name != "cpu" or image.dtype != np.float32:
+        return None
+    check_tiles(spec.mean_field)
+    plan = plan_packing(logits, mask, spacing, spec, settings)
+    return None if plan is None else PackedKernels(backend, image, plan, settings)
+
+
+class PackedKernels:
+    """Kernels for logits of all labels that run on shared channels; see `RecordingKernels`. For the logits that they were built for."""
+
+    def __init__(self, backend: Backend, image: NDArray[np.float32], plan: PackingPlan, settings: PackSettings) -> None:
+        """Build the kernels; called by `pack_kernels`."""
+        self._backend = backend
+        self._image = image
+        self._settings = settings
+        self.image_shape = image.shape
+        self.dtype = str(image.dtype)
+        self.num_kernels = len(plan.problem.spec.kernels.kernels)
+        self.num_voxels = plan.problem.num_voxels
+        self.filters: tuple[str, ...] = ()
+        self._packed = self._build(plan)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that labels share; 0: every tile is settled."""
+        return 0 if self._packed.packing is None else self._packed.packing.num_channels
+
+    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> PackedTape:
+        """Run the mean field and save what the backward pass needs; see `RecordingKernels.forward`.
+
+        A run in which a label came to matter near the border of its domain is repeated with a larger one.
+        """
+        repeats = 0
+        logits = self._biased(logits, spec)
+        while True:
+            packed = self._packed
+            if packed.packing is None or packed.kernels is None:
+                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), packed)
+            tape = packed.kernels.forward(packed.packing.pack(logits), _shared(spec, packed.packing))
+            exceeding = self._exceeding(packed, tape.logits)
+            if exceeding is None:
+                refined = packed.packing.unpack(tape.logits, logits, spec.temperature)
+                return PackedTape(refined, tape.record, tape.steps, packed)
+            repeats += 1
+            if repeats >= MOST_REPEATS:
+                exceeding[exceeding.any(axis=(1, 2, 3))] = True
+            problem = dataclasses.replace(packed.problem, present=packed.problem.present | exceeding)
+            self._packed = self._build(plan_sets(problem, self._settings))
+
+    def backward(
+        self,
+        tape: Tape,
+        logits: NDArray[Any],
+        gradient: NDArray[Any],
+        spec: MeanFieldSpec,
+        *,
+        wants_theta: bool = True,
+        wants_image: bool = False,
+    ) -> MeanFieldGradients:
+        """Return the gradients of a loss; see `RecordingKernels.backward`, and `Packing.unpack_gradient` for labels that took no part."""
+        if not isinstance(tape, PackedTape):
+            raise TypeError("the tape must be of the same kernels")
+        packing, kernels = tape.packed.packing, tape.packed.kernels
+        logits = self._biased(logits, spec)
+        if packing is None or kernels is None:
+            by_logits: NDArray[Any] = gradient / np.float32(spec.temperature)
+            return self._without_messages(by_logits, logits, spec, wants_image=wants_image)
+        own = dataclasses.replace(tape, logits=tape.logits[:0])
+        found = kernels.backward(
+            own,
+            packing.pack(logits),
+            packing.pack_gradient(gradient),
+            _shared(spec, packing),
+            wants_theta=wants_theta,
+            wants_image=wants_image,
+        )
+        by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
+        by_temperature = _by_temperature(by_logits, logits, spec.temperature)
+        return dataclasses.replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))
+
+    def _build(self, plan: PackingPlan) -> _Packed:
+        problem, sets, packing = plan.problem, plan.sets, plan.packing
+        if packing is None:
+            return _Packed(problem, sets, None, None)
+        mask = None if problem.mask is None else problem.mask.reshape(self.image_shape[1:])
+        kernels = self._backend.kernels(
+            self._image,
+            packing.mask,
+            problem.spacing,
+            dataclasses.replace(problem.spec.kernels, num_labels=packing.num_channels),
+            origin=default_origin(self._image, mask),
+            threads=self._settings.threads,
+        )
+        self.filters = kernels.filters
+        return _Packed(problem, sets, packing, kernels)
+
+    def _biased(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
+        """Return the logits with the bias of the labels inside the mask."""
+        if spec.bias is None:
+            return logits
+        biased = np.array(logits, np.float32)
+        add_bias(biased, spec.bias, self._inside())
+        return biased
+
+    def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the gradient with respect to the bias, which is added to the logits inside the mask."""
+        inside = self._inside()
+        where: Any = True if inside is None else inside
+        return np.array([channel.sum(dtype=np.float64, where=where) for channel in by_logits])
+
+    def _inside(self) -> NDArray[np.bool_] | None:
+        """Return the mask, (*grid)."""
+        mask = self._packed.problem.mask
+        return None if mask is None else mask.reshape(self.image_shape[1:])
+
+    def _exceeding(self, packed: _Packed, refined: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+        """Return (L, *tiles), where a label's marginal is not negligible near the border of its domain; None: nowhere."""
+        assert packed.packing is not None
+        problem, sets = packed.problem, packed.sets
+        values, flags = packed.packing.entries(refined, self._settings.threads), np.zeros(sets.num_entries, np.uint8)
+        engine = sets.engine(problem.mask, self._settings.threads)
+        engine.check(values, problem.may_matter, problem.reach, problem.threshold, flags)
+        return sets.flagged(flags)
+
+    def _without_messages(
+        self, by_logits: NDArray[Any], logits: NDArray[Any], spec: MeanFieldSpec, *, wants_image: bool
+    ) -> MeanFieldGradients:
+        num_modalities, num_axes, num_labels = len(self._image), self._image.ndim - 1, spec.num_labels
+        kernels = self._packed.problem.spec.kernels
+        return MeanFieldGradients(
+            logits=by_logits,
+            weights=np.zeros((self.num_kernels, num_labels)),
+            compatibility=np.zeros((num_labels, num_labels)),
+            temperature=_by_temperature(by_logits, logits, spec.temperature),
+            bias=self._by_bias(by_logits),
+            theta_alpha=np.zeros((len(kernels.bilateral), num_axes)),
+            theta_beta=np.zeros((len(kernels.bilateral), num_modalities)),
+            theta_gamma=None if kernels.spatial is None else np.zeros(num_axes),
+            image=np.zeros_like(self._image) if wants_image else None,
+        )
+
+
+def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
+    """Return the run on shared channels, whose logits have the bias of their labels already."""
+    return dataclasses.replace(spec, channel_labels=packing.shared, bias=None)
+
+
+def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:
+    """Return the gradient with respect to the temperature, which only divides the logits."""
+    sums = (np.multiply(gradient, values, dtype=np.float64).sum() for gradient, values in zip(by_logits, logits, strict=True))
+    return -float(sum(sums)) / temperature

@@ -1,0 +1,166 @@
+"""Dense channels of labels, packed into channels that labels share, and back: logits, refined logits, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.parameters.specs import ChannelLabels
+from crfrefine.refinement.tiles.channel_table import channel_table
+from crfrefine.refinement.tiles.grid import TILE, Extents
+from crfrefine.refinement.tiles.label_sets import num_rings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.refinement.tiles.label_sets import LabelSets
+    from crfrefine.refinement.tiles.problem import TileProblem
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """The tiles where a channel holds a label that takes part.
+
+    Attributes:
+        label: the label.
+        channel: its channel.
+        start: first voxel of the box around them.
+        stop: end of the box.
+        tiles: (*tiles of the grid), True where the label takes part.
+    """
+
+    label: int
+    channel: int
+    start: Extents
+    stop: Extents
+    tiles: NDArray[np.bool_]
+
+
+class Packing:
+    """Where each label of each tile is found among the channels.
+
+    Attributes:
+        shared: the labels of the channels, for a run.
+        mask: (*grid), the voxels that the engine is given: those of tiles with several labels, and of those that they receive from.
+    """
+
+    def __init__(self, problem: TileProblem, sets: LabelSets, *, tells_labels: bool) -> None:
+        """Plan.
+
+        Args:
+            problem: the volume.
+            sets: the labels of its tiles; at least one tile has several.
+            tells_labels: as in `channel_table`.
+        """
+        self._sets, self._grid, self._mask = sets, problem.grid, problem.mask
+        near = widen(sets.active, num_rings(problem.reach))
+        table = channel_table(sets, problem.present, problem.reach, near, tells_labels=tells_labels)
+        first = 3 - problem.num_dims
+        self.shared = ChannelLabels(TILE[first:], table.reshape(len(table), *problem.grid.counts[first:]))
+        inside = self._grid.voxels(near)
+        self.mask = (inside if self._mask is None else inside & self._mask).reshape(problem.grid.shape[first:])
+        self._pieces = []
+        for channel, labels in enumerate(table):
+            for label in np.unique(labels[labels >= 0]):
+                tiles = (labels == label) & sets.domains[label]
+                if tiles.any():
+                    self._pieces.append(_Piece(int(label), channel, *self._grid.box(tiles), tiles))
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.shared.num_channels
+
+    def pack(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (C, *grid) logits from (L, *grid): ABSENT_LOGIT where a channel holds no label that takes part."""
+        return self._packed(logits, np.float32(ABSENT_LOGIT), self._grid.voxels)
+
+    def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the gradient with respect to refined channels, (C, *grid): 0 where nothing was refined.
+
+        Args:
+            gradient: (L, *grid), with respect to refined labels.
+        """
+        return self._packed(gradient, np.float32(0.0), self._active_voxels)
+
+    def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+        """Return the refined logits of all labels, (L, *grid).
+
+        Where a label took no part among several, its penalty is taken to be the largest of those that did. Elsewhere, the logits are
+        divided by the temperature.
+
+        Args:
+            refined: (C, *grid), result of the engine.
+            logits: (L, *grid), the network's.
+            temperature: what divides them.
+        """
+        out = logits / np.float32(temperature)
+        labels, channels = self._volumes(out), self._volumes(refined)
+        penalty = np.zeros(self._grid.shape, np.float32)
+        for piece, box, where in self._places():
+            np.fmin(penalty[box], channels[piece.channel][box] - labels[piece.label][box], out=penalty[box], where=where)
+        labels += penalty
+        for piece, box, where in self._places():
+            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        return out
+
+    def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+        """Return the gradient with respect to the network's logits, (L, *grid).
+
+        A refined logit of a label that took no part counts as that label's logit over the temperature, and a constant.
+
+        Args:
+            by_channels: (C, *grid), with respect to the packed logits.
+            gradient: (L, *grid), with respect to the refined logits.
+            temperature: what divides the logits.
+        """
+        out = gradient / np.float32(temperature)
+        labels, channels = self._volumes(out), self._volumes(by_channels)
+        for piece, box, where in self._places():
+            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        return out
+
+    def entries(self, refined: NDArray[np.float32], threads: int | None) -> NDArray[np.float32]:
+        """Return the refined channels (C, *grid) as (entries of the label sets, voxels of a tile)."""
+        engine, channels = self._grid.engine(threads), self._volumes(refined)
+        values = np.empty((self._sets.num_entries, TILE[0] * TILE[1] * TILE[2]), np.float32)
+        for piece in self._pieces:
+            tiles, entries = self._sets.entries_of(piece.label)
+            own = piece.tiles.reshape(-1)[tiles]
+            if own.any():
+                engine.fill_entries(channels[piece.channel], True, tiles[own], False, entries[own], values)
+        return values
+
+    def _packed(
+        self, values: NDArray[np.float32], otherwise: np.float32, voxels: Callable[[NDArray[np.bool_], Extents, Extents], NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        out = np.full((self.num_channels, *values.shape[1:]), otherwise, np.float32)
+        labels, channels = self._volumes(values), self._volumes(out)
+        for piece in self._pieces:
+            box = tuple(slice(begin, end) for begin, end in zip(piece.start, piece.stop, strict=True))
+            np.copyto(channels[piece.channel][box], labels[piece.label][box], where=voxels(piece.tiles, piece.start, piece.stop))
+        return out
+
+    def _places(self) -> Iterator[tuple[_Piece, Box, NDArray[np.bool_]]]:
+        """Yield each piece with its box, and where in the box its label was refined."""
+        for piece in self._pieces:
+            (z0, y0, x0), (z1, y1, x1) = piece.start, piece.stop
+            yield piece, (slice(z0, z1), slice(y0, y1), slice(x0, x1)), self._active_voxels(piece.tiles, piece.start, piece.stop)
+
+    def _active_voxels(self, tiles: NDArray[np.bool_], start: Extents, stop: Extents) -> NDArray[np.bool_]:
+        """Return the voxels of a box that are refined, and in tiles that are True."""
+        voxels: NDArray[np.bool_] = self._grid.voxels(tiles & self._sets.active, start, stop)
+        if self._mask is not None:
+            voxels &= self._mask[tuple(slice(begin, end) for begin, end in zip(start, stop, strict=True))]
+        return voxels
+
+    def _volumes(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a view of channels (n, *grid) with three grid axes."""
+        return channels.reshape(len(channels), *self._grid.shape)

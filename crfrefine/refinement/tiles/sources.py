@@ -1,0 +1,87 @@
+"""Where the logits of a label in some tiles come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.refinement.tiles.grid import Extents
+
+
+class ChannelSource(Protocol):
+    """The channels of a network's output."""
+
+    is_probability: bool
+    """Whether the values are probabilities, of which the logarithm is taken."""
+
+    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+        """Make sure that labels can be had in some tiles, which may take another reading of a file.
+
+        Args:
+            domains: (L, *tiles), where labels will be asked for.
+            threads: None: the cores this process may use.
+        """
+        ...
+
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Write a label's logits in some tiles to the entries of an array.
+
+        Args:
+            engine: result of `TileGrid.engine`.
+            label: the label.
+            tiles: flat numbers of the tiles.
+            entries: their rows in `out`.
+            out: (entries, voxels of a tile) float32; written to.
+        """
+        ...
+
+    def planes(self, start: int, stop: int) -> ChannelSource:
+        """Return the source of some planes of the slowest axis, which begin and end with a tile (or with the grid).
+
+        Args:
+            start: the first plane.
+            stop: the end of the planes.
+        """
+        ...
+
+
+class DenseChannels:
+    """Channels in an array: a box of its grid."""
+
+    def __init__(self, values: NDArray[np.float32], box: tuple[slice, ...], *, is_probability: bool = False) -> None:
+        """Take channels.
+
+        Args:
+            values: (L, *grid) float32; three grid axes.
+            box: the part of the grid that counts.
+            is_probability: whether the values are probabilities.
+        """
+        self.values = values
+        self.box = box
+        self.is_probability = is_probability
+
+    @property
+    def shape(self) -> Extents:
+        """Voxels along each axis of the box."""
+        first, second, third = self.values[0][self.box].shape
+        return first, second, third
+
+    def channel(self, label: int) -> NDArray[np.float32]:
+        """Return a label's values in the box, C-contiguous."""
+        return np.ascontiguousarray(self.values[label][self.box])
+
+    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+        """Do nothing: the whole array is in memory."""
+
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
+        engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
+
+    def planes(self, start: int, stop: int) -> DenseChannels:
+        """Return the source of some planes; see `ChannelSource.planes`."""
+        first = self.box[0].start + start
+        return DenseChannels(self.values, (slice(first, first + stop - start), *self.box[1:]), is_probability=self.is_probability)

@@ -1,0 +1,151 @@
+"""What one pass over a network's channels finds: sums of exponentials, largest logits, their labels, padding, and where labels are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.parameters.specs import MeanFieldSpec
+    from crfrefine.refinement.tiles.grid import TileGrid
+    from crfrefine.refinement.tiles.sources import DenseChannels
+    from crfrefine.refinement.tiles.threshold import Thresholds
+
+
+class Survey:
+    """What is known of each voxel, and each label in each tile, after some channels; channels are added in the order of their labels.
+
+    Attributes:
+        log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
+        best: (*grid) float32, the largest logit.
+        labels: (*grid) uint16, its label; the lowest of equal ones.
+        is_equal: (*grid), True where all labels have exactly the same logit.
+        best_biased: (*grid) float32, the largest logit + bias; None: no label has a bias.
+        margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
+    """
+
+    def __init__(
+        self,
+        grid: TileGrid,
+        num_labels: int,
+        temperature: float,
+        *,
+        bias: NDArray[np.floating[Any]] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        is_probability: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """Start with no channel.
+
+        Args:
+            grid: the tiles.
+            num_labels: L.
+            temperature: divides the logits.
+            bias: (L,), added to the logits; None: nothing.
+            mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
+            is_probability: whether the channels are probabilities, of which the logarithm is taken.
+            threads: None: the cores this process may use.
+        """
+        self.grid = grid
+        self.num_labels = num_labels
+        self.temperature = temperature
+        self._bias = np.zeros(num_labels) if bias is None else bias
+        self.is_probability = is_probability
+        self.mask = mask
+        self.log_sum = np.empty(grid.shape, np.float32)
+        self.best = np.empty(grid.shape, np.float32)
+        self.labels = np.empty(grid.shape, np.uint16)
+        self.is_equal = np.empty(grid.shape, np.bool_)
+        self.best_biased = None if bias is None else np.empty(grid.shape, np.float32)
+        self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
+        self._engine = grid.engine(threads)
+
+    def add(self, label: int, values: NDArray[Any], first_plane: int = 0) -> None:
+        """Add planes of a label's channel; each plane of each label exactly once, labels in ascending order.
+
+        Args:
+            label: the channel's number.
+            values: (planes, y, x) float32 or float16, C-contiguous.
+            first_plane: number of the first of them along the slowest axis.
+        """
+        self._engine.survey(
+            values,
+            first_plane,
+            label,
+            self.is_probability,
+            float(self._bias[label]),
+            1.0 / self.temperature,
+            self.mask,
+            self.log_sum,
+            self.best,
+            self.labels,
+            self.is_equal,
+            self.best_biased,
+            self.margins[label],
+        )
+
+    def release(self) -> None:
+        """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""
+        self.best, self.labels, self.is_equal = self.best[:0].copy(), self.labels[:0].copy(), self.is_equal[:0].copy()
+        self.best_biased = None
+
+    def best_by_tile(self) -> NDArray[np.float64]:
+        """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
+        largest = self.best if self.best_biased is None else self.best_biased
+        sums: NDArray[np.float64] = self.grid.sums(largest, np.float64, self.mask) / self.temperature
+        return sums
+
+    def margins_of(self, label: int, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
+        """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
+
+        Args:
+            label: the label.
+            values: the label's channel, (*grid) or (tiles, voxels of a tile).
+            tiles: (n,) flat numbers of the tiles.
+            is_whole_grid: whether `values` is the whole channel.
+        """
+        found = np.empty(len(tiles), np.float32)
+        settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
+        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, found)
+        return found
+
+
+def survey_channels(
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
+) -> Survey:
+    """Return what one pass over all channels finds.
+
+    Args:
+        grid: the tiles.
+        source: the channels.
+        run: of all labels.
+        mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
+        threads: None: the cores this process may use.
+    """
+    options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
+    survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
+    for label in range(run.num_labels):
+        survey.add(label, source.channel(label))
+    return survey
+
+
+def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return where labels are present, and where they may matter, (L, *tiles) each.
+
+    Args:
+        survey: of all channels.
+        source: the channels.
+        thresholds: of the model.
+    """
+    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    for label, margins in enumerate(survey.margins):
+        # The bound was taken before later labels added to the sum.
+        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        if len(tiles):
+            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
+            present[label].flat[tiles] = exact > thresholds.present[label]
+            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    return present, may_matter

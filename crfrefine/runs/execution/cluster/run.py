@@ -1,0 +1,246 @@
+"""The tasks of one call of `Cluster.map`: sent a few at a time, tried again where a worker was lost, given up where that happens twice.
+
+Only as many tasks are sent as the workers can begin soon. So scheduler and client hold few of them however many items there are, and a
+worker that is lost costs no items that were only waiting for it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic
+
+from distributed import KilledWorker
+
+import crfrefine
+from crfrefine.base.text import MOST_OF_A_REASON, shorten
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.runs.execution.cluster.connection import Connection
+from crfrefine.runs.execution.cluster.on_worker import Reply, Start, TaskSettings, end_run, work
+from crfrefine.runs.execution.cluster.sent_item import SentItem
+from crfrefine.runs.execution.cluster.worker_checks import check_version
+from crfrefine.runs.execution.cluster.workers import LOOK_SECONDS, ClusterWorkers
+from crfrefine.runs.execution.executor import Item, Outcome, Result, Started
+from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.process import GRACE_SECONDS
+from crfrefine.runs.execution.records import Record
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+HUNG_SECONDS = 10.0
+"""A worker that has not given up an item this long after its time limit hangs itself."""
+
+_ENDED = b""
+"""In place of an event of a worker: Dask says that a task has ended."""
+
+
+class ClusterRun(Generic[Item, Result]):
+    """One call of `Cluster.map`.
+
+    Args:
+        connection: the cluster.
+        placement: what each item may take.
+        function: of one item; pickled.
+        items: pickled one by one when they are sent.
+        started: told of items that begin.
+        stops: whether nothing more is sent after an outcome.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        placement: Placement,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item],
+        stops: Callable[[Outcome[Result]], bool],
+    ) -> None:
+        self._connection, self._client, self._items, self._started = connection, connection.client, items, started
+        self._stops, self._num_items = stops, len(items)
+        self._seconds = placement.case_timeout
+        self._settings = TaskSettings(
+            f"crfrefine-{uuid.uuid4().hex}",
+            connection.topic,
+            crfrefine.__version__,
+            pickle.dumps(function),
+            str(Path.cwd()),
+            {name: value for name, value in os.environ.items() if name.startswith("CRFREFINE_")},
+            placement.case_timeout,
+            # Workers of a cluster on this machine share its cores; others know their own.
+            connection.threads_per_item if connection.cluster is not None else placement.threads,
+        )
+        self._workers = ClusterWorkers(connection, one_per_device=placement.one_per_device)
+        self._num_begun = 0  # Items before this one have been sent at least once.
+        self._again: list[SentItem] = []
+        self._flights: dict[int, SentItem] = {}
+        self._events: SimpleQueue[tuple[int, int, bytes]] = SimpleQueue()
+        connection.receivers[self._settings.run] = lambda *event: self._events.put(event)
+
+    def outcomes(self) -> Iterator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with its outcome."""
+        while self._num_begun < self._num_items or self._again or self._flights:
+            if self._workers.look():
+                self._release_items()
+            self._send_items()
+            for item, outcome in self._collect():
+                if self._stops(outcome):
+                    self._num_items = self._num_begun
+                yield self._items[item.number], outcome
+
+    def close(self) -> None:
+        """Cancel what is pending, and stop what is running."""
+        futures = [item.future for item in self._flights.values() if item.future is not None]
+        self._flights.clear()
+        ending = threading.Thread(target=self._end, args=(futures,), daemon=True)
+        ending.start()
+        ending.join(2 * GRACE_SECONDS)  # A worker that hangs does not answer.
+        self._connection.receivers.pop(self._settings.run, None)
+
+    def _end(self, futures: list[Future[Reply]]) -> None:
+        try:
+            if futures:
+                self._client.cancel(futures, force=True)
+            self._client.run(end_run, self._settings.run, on_error="ignore")
+        except Exception:  # The scheduler is gone: nothing is left to be cancelled there.
+            return
+
+    def _release_items(self) -> None:
+        """Let items go anywhere again if all workers with enough memory for them have gone."""
+        for item in [*self._again, *self._flights.values()]:
+            if item.only_on and self._workers.are_gone(item.only_on):
+                item.only_on = frozenset()
+                if item.number in self._flights:
+                    self._cancel(item)
+                    self._again.append(item)
+
+    def _send_items(self) -> None:
+        """Send what the workers can begin soon: those that were sent before come first."""
+        for item in self._again.copy():
+            if self._has_room(item.only_on):
+                self._again.remove(item)
+                self._send(item)
+        while self._num_begun < self._num_items and self._has_room():
+            self._send(SentItem(self._num_begun))
+            self._num_begun += 1
+
+    def _has_room(self, only_on: frozenset[str] = frozenset()) -> bool:
+        """Return whether another item can be sent; those that wait for large workers keep no other worker idle."""
+        flying = sum(bool(item.only_on) == bool(only_on) for item in self._flights.values())
+        return flying < self._workers.capacity(only_on)
+
+    def _send(self, item: SentItem) -> None:
+        item.begin_attempt()
+        number, attempt = item.number, item.attempt
+        item.future = self._client.submit(
+            work,
+            self._settings,
+            number,
+            attempt,
+            pickle.dumps(self._items[number]),
+            key=(self._settings.run, number, attempt),
+            pure=False,
+            workers=list(item.only_on) or None,
+        )
+        self._flights[number] = item
+        item.future.add_done_callback(lambda _: self._events.put((number, attempt, _ENDED)))
+
+    def _cancel(self, item: SentItem) -> None:
+        del self._flights[item.number]
+        self._client.cancel([item.future], force=True)
+
+    def _collect(self) -> Iterator[tuple[SentItem, Outcome[Result]]]:
+        """Wait for something to happen, and yield the outcomes of items that have ended with it."""
+        try:
+            events = [self._events.get(timeout=LOOK_SECONDS)]
+            while not self._events.empty():
+                events.append(self._events.get_nowait())
+        except Empty:
+            events = []
+        for number, attempt, content in events:
+            item = self._flights.get(number)
+            if item is None or item.attempt != attempt:
+                continue  # It was given up.
+            outcome = self._ended(item) if content == _ENDED else self._told(item, pickle.loads(content))
+            if outcome is not None:
+                yield item, outcome
+        yield from self._hung()
+
+    def _told(self, item: SentItem, event: Start | Reply) -> Outcome[Result] | None:
+        """Note what a worker says of an item; if it begins again, Dask has seen that the worker before was lost."""
+        if isinstance(event, Reply):
+            item.reply = event
+            return None
+        if item.reply is not None:  # Dask has lost the result with its worker, and computes it again.
+            self._client.cancel([item.future], force=True)
+            return self._ended(item)
+        self._workers.check(event.worker, event.about)
+        item.begun_on.append(event.worker)
+        item.began = time.monotonic()
+        self._started(self._items[item.number])
+        if len(item.begun_on) > 1 and item.loses(item.begun_on[-2]):
+            self._cancel(item)
+            return item.lost_worker()
+        return None
+
+    def _ended(self, item: SentItem) -> Outcome[Result] | None:
+        """Return the outcome of an item whose task has ended; None: it is to be tried again."""
+        del self._flights[item.number]
+        outcome = self._outcome(item)
+        item.future = None
+        if outcome is None:
+            self._again.append(item)
+        return outcome
+
+    def _outcome(self, item: SentItem) -> Outcome[Result] | None:
+        assert item.future is not None
+        reply = item.reply
+        if reply is None:  # It is large, or there is none.
+            try:
+                reply = item.future.result()
+            except KilledWorker as error:
+                where = item.begun_on[-1] if item.begun_on else str(error.last_worker.address)
+                given_up = item.loses(where) if item.begun_on else not item.may_be_sent_again
+                return item.lost_worker() if given_up else None
+            except Exception as error:
+                if not self._connection.is_alive or item.future.status in ("cancelled", "lost"):
+                    raise self._connection.lost() from error
+                raise InputError(f"a worker cannot do the work of this run: {shorten(error, MOST_OF_A_REASON)}") from error
+        if not reply.content:
+            check_version(reply.worker, reply.version)
+        outcome: Outcome[Result] = pickle.loads(reply.content)
+        if outcome.is_lost:
+            return item.lost_process(outcome.error) if item.loses(reply.worker) else None
+        if _lacks_memory(outcome) and item.may_be_sent_again:
+            item.only_on = self._workers.larger_than(reply)
+            return None if item.only_on else outcome
+        return outcome
+
+    def _hung(self) -> Iterator[tuple[SentItem, Outcome[Result]]]:
+        """Give up items whose worker itself hangs, so that it does not even end them after their time; restart it, if it has a nanny."""
+        if self._seconds is None:
+            return
+        latest = time.monotonic() - self._seconds - GRACE_SECONDS - HUNG_SECONDS
+        for item in [item for item in self._flights.values() if item.begun_on and item.began < latest]:
+            worker = item.begun_on[-1]
+            self._cancel(item)
+            threading.Thread(target=self._restart, args=(worker,), daemon=True).start()
+            text = f"took longer than the {self._seconds:g} s of --case-timeout; its worker {worker} hangs"
+            yield item, Outcome(error=InputError(text))
+
+    def _restart(self, worker: str) -> None:
+        try:
+            self._client.restart_workers([worker], timeout=HUNG_SECONDS, raise_for_error=False)
+        except Exception:  # It has no nanny: the scheduler forgets it when it has been silent for long.
+            return
+
+
+def _lacks_memory(outcome: Outcome[Any]) -> bool:
+    result = outcome.result
+    return isinstance(outcome.error, (CapacityError, MemoryError)) or (isinstance(result, Record) and result.lacks_memory)

@@ -1,0 +1,102 @@
+"""Run cases in parallel threads if there are enough of them; else one after the other, with all threads inside the engine.
+
+A GPU gets one case at a time: one keeps it busy, and several would share its memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import TracebackType
+from typing import Self
+
+from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore, never
+
+
+def _go_on() -> None:
+    """Nothing stops the work."""
+
+
+class Threads(Executor):
+    """Several items at a time; closing drops pending items and waits for the others.
+
+    Args:
+        num_workers: items at a time.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._pool = ThreadPoolExecutor(num_workers, "case")
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with its outcome, as they complete."""
+        stopped = threading.Event()
+
+        def work(item: Item) -> Outcome[Result] | None:
+            if stopped.is_set():
+                return None
+            started(item)
+            outcome = attempt(function, item)
+            if stops(outcome):
+                stopped.set()
+            return outcome
+
+        futures = {self._pool.submit(work, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                if outcome is not None:
+                    yield futures[future], outcome
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Wait for items in progress."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Workers:
+    """Divides threads between items and the computation of each; the engine and torch release the interpreter's lock while they compute.
+
+    Args:
+        threads: number of threads.
+        one_by_one: whether device computations run one at a time.
+        check: called before each item, perhaps in another thread; what it raises ends the work.
+    """
+
+    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = _go_on) -> None:
+        self.threads = threads
+        self._one_by_one = one_by_one
+        self._check = check
+        self._executor = Threads(threads)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._executor.close()
+
+    def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Like `run`, for computations of the model."""
+        return self.run_one_by_one(function, items) if self._one_by_one else self.run(function, items)
+
+    def run_one_by_one(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Like `run`, one item after the other with all threads."""
+        return [self._checked(function, item, self.threads) for item in items]
+
+    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use."""
+        if len(items) < self.threads or self.threads == 1:
+            return self.run_one_by_one(function, items)
+        return self._executor.results(lambda item: self._checked(function, item, 1), items)
+
+    def _checked(self, function: Callable[[Item, int], Result], item: Item, threads: int) -> Result:
+        self._check()
+        return function(item, threads)

@@ -1,0 +1,290 @@
+"""The work on one case of `infer`: read, refine, write, and what its record says of them.
+
+`run.py` runs the stages of several cases at once, or whole cases elsewhere: in other processes and on other machines.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from crfrefine.base.failures import CaseWork
+from crfrefine.base.text import counted, listed, printable
+from crfrefine.base.threads import available_threads
+from crfrefine.runs.execution.records import reusable
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.records import VANISHED, CaseRecord, time_of_change
+from crfrefine.runs.infer.result_channels import describe_numbers, logit_channels, probability_channels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from crfrefine.cases.case import Case, CaseFiles
+    from crfrefine.cases.label_map_case import LabelMapCase
+    from crfrefine.cases.naming import Names
+    from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.engines.base import Progress
+    from crfrefine.io.segments import Segment
+    from crfrefine.refinement.result import RefinementResult
+    from crfrefine.runs.infer.outputs import OutputFiles, RefinedArrays
+
+MOST_VANISHED = 50
+"""Most labels that a note names; the record has all of them."""
+
+AnyCase: TypeAlias = "Case | StreamedCase | LabelMapCase"
+"""A case in memory, or as far as it is read."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to refine.
+
+    Attributes:
+        number: from 1.
+        files: its inputs.
+        outputs: its outputs.
+        recorded: what an earlier summary says of its outputs.
+    """
+
+    number: int
+    files: CaseFiles
+    outputs: OutputFiles
+    recorded: CaseRecord | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Its name."""
+        return self.files.case_id
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """Its inputs, for errors that do not name theirs."""
+        return (*self.files.images, *self.files.logits, self.files.mask)
+
+    def earlier(self) -> CaseRecord | None:
+        """Return the record of a case whose outputs exist, are complete, are on its grid, and have not come from other parameters."""
+        from crfrefine.runs.infer.outputs import is_complete
+
+        record = self.recorded or CaseRecord(self.case_id)
+        if record.other_parameters is not None:
+            return None
+        return replace(record, status="skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
+
+
+@dataclass(frozen=True)
+class ReadCase:
+    """What was read of a case.
+
+    Attributes:
+        case: its image and what the network made of it.
+        segments: what its label map, or its structures, say of the labels, which the refined one keeps.
+    """
+
+    case: AnyCase
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseSettings:
+    """What the work on each case depends on; it can be sent to other processes.
+
+    Attributes:
+        options: of the run.
+        reading: how files are read.
+        structures: number of each structure by its name.
+        names: of labels and modalities, for previews.
+        device: as `get_backend` takes it.
+    """
+
+    options: InferenceOptions
+    reading: ReadingOptions
+    structures: Mapping[str, int]
+    names: Names
+    device: str
+
+
+def _ignore(*arguments: object) -> None:
+    """Nobody is told."""
+
+
+def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
+    """Return the record of a case after all its work, or of the earlier run that did it; errors are in the record."""
+    record = CaseRecord(task.case_id)
+    with CaseWork(record.fail, *task.paths):
+        earlier = begin_case(settings, task)
+        if earlier is not None:
+            return earlier
+        case = load(settings, task, record)
+        outcome = refine_case(settings, case, record)
+        del case
+        write(outcome, task.outputs, record, threads=settings.options.threads or available_threads())
+    return record
+
+
+def begin_case(settings: CaseSettings, task: Task) -> CaseRecord | None:
+    """Return the record of an earlier run, if it is to be kept; otherwise check that the outputs can be written."""
+    from crfrefine.runs.infer.outputs import check_case_outputs
+
+    earlier = reusable(task, settings.options.resume)
+    if earlier is None:
+        check_case_outputs(task.outputs)
+    return earlier
+
+
+def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable[[int], None] = _ignore) -> ReadCase:
+    """Read a case, and record what its files are; `admit` is told how many bytes its arrays take before they are read."""
+    from crfrefine.cases.case import load_case, read_case_headers
+    from crfrefine.cases.case_memory import case_bytes
+    from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
+    from crfrefine.cases.streamed import is_streamed, load_streamed_case
+    from crfrefine.io import check_label_map
+    from crfrefine.runs.infer.structure_names import structure_segments
+
+    started = time.perf_counter()
+    headers = read_case_headers(task.files, settings.reading)
+    check_label_map(task.outputs.label_map, headers.images[0])
+    are_labels = is_label_map_case(headers)
+    are_streamed = not are_labels and _may_stream(settings) and is_streamed(headers, settings.reading)
+    waiting = time.perf_counter()
+    admit(case_bytes(headers.images, None if are_streamed else headers.logits, headers.mask, as_label_map=are_labels))
+    started += time.perf_counter() - waiting
+    case: AnyCase
+    if are_labels:
+        case = load_label_map_case(headers, settings.reading, threads=settings.options.threads)
+    elif are_streamed:
+        case = load_streamed_case(headers, settings.reading)
+    else:
+        case = load_case(task.files, settings.reading, threads=settings.options.threads, headers=headers)
+    record.times["read"] = time.perf_counter() - started
+    record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
+    record.grid_shape = tuple(case.image.shape[1:])
+    record.spacing = tuple(float(step) for step in case.spacing)
+    record.num_modalities, record.num_labels = len(case.image), case.num_labels
+    record.regions = case.regions
+    record.input_type = case.input_kind
+    record.notes = list(case.notes)
+    if headers.logits is None or case.input_kind != "labels":
+        return ReadCase(case)
+    files = headers.logits.files
+    return ReadCase(case, structure_segments(files, settings.structures) if task.files.are_structures else files[0].segments)
+
+
+def refine_case(
+    settings: CaseSettings, read: ReadCase, record: CaseRecord, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore
+) -> RefinedArrays:
+    """Run the CRF on a case, and record what it did.
+
+    Args:
+        settings: of the run.
+        read: the case, as `load` returned it.
+        record: of the case.
+        progress: told of stages and iterations.
+        note: told of what the user should know.
+    """
+    import numpy as np
+
+    from crfrefine.arrays.label_maps import vanished_labels
+    from crfrefine.cases.label_map_case import LabelMapCase
+    from crfrefine.runs.infer.outputs import RefinedArrays
+
+    options, case = settings.options, read.case
+    started = time.perf_counter()
+    result = _result(settings, case, progress)
+    record.times["refine"] = time.perf_counter() - started
+    record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
+    record.report, record.changes, record.device = result.report, result.changes, result.device
+    notes = list(result.notes)
+    outvoted, lost = vanished_labels(result.changes), case.lost if isinstance(case, LabelMapCase) else {}
+    vanished = dict(sorted({**lost, **outvoted}.items()))
+    record.vanished_labels = tuple(vanished)
+    if vanished:
+        names = settings.names.plain_labels
+        gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
+        advice = "; a lower bilateral.weight or mean_field.temperature changes less" if outvoted else ""
+        advice += ", and the rules of [postprocess] removed small objects" if outvoted and result.voxels_removed else ""
+        notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
+    for text in notes:
+        note(text)
+    record.notes += notes
+    record.num_padding_voxels = result.num_padding_voxels
+    record.voxels_removed, record.voxels_filled = result.voxels_removed, result.voxels_filled
+    record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
+    return RefinedArrays(
+        like=replace(case.like, data=result.label_map),  # so that the image can be freed
+        label_map=result.label_map,
+        probabilities=probability_channels(result) if options.save_probabilities else None,
+        logits=logit_channels(result) if options.save_logits else None,
+        structure_numbers=settings.structures,
+        image=case.image if options.preview else None,
+        before=result.network_label_map if options.preview else None,
+        title=printable(record.case_id),
+        subtitle=describe_numbers(result, case.spacing, settings.names.labels),
+        names=settings.names,
+        segments=read.segments,
+    )
+
+
+def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, threads: int) -> None:
+    """Write a case, and close its record."""
+    from crfrefine.runs.infer.outputs import write_outcome
+
+    started = time.perf_counter()
+    write_outcome(outcome, outputs, threads=threads)
+    record.times["write"] = time.perf_counter() - started
+    record.output, record.probabilities = outputs.label_map, outputs.probabilities
+    record.logits, record.preview = outputs.logits, outputs.preview
+    record.written = time_of_change(outputs.label_map)
+    record.structures = outputs.structures_folder
+    record.status = "done"
+
+
+def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> RefinementResult:
+    """Return the refined case."""
+    from crfrefine.base.memory import memory_left, memory_limit
+    from crfrefine.cases.label_map_case import LabelMapCase
+    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.refinement.case import refine
+    from crfrefine.refinement.label_map import refine_label_map
+    from crfrefine.runs.infer.streamed import refine_streamed
+
+    options = settings.options
+    if isinstance(case, StreamedCase):
+        return refine_streamed(case, options.parameters, max_memory=options.max_memory, threads=options.threads, progress=progress)
+    if isinstance(case, LabelMapCase):
+        return refine_label_map(
+            case.labels,
+            case.image,
+            case.channel_labels,
+            case.num_labels,
+            spacing=case.spacing,
+            parameters=options.parameters,
+            mask=case.mask,
+            device=settings.device,
+            threads=options.threads,
+            progress=progress,
+            num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
+        )
+    return refine(
+        case.logits,
+        case.image,
+        spacing=case.spacing,
+        parameters=options.parameters,
+        mask=case.mask,
+        input_type="logits",
+        regions=case.regions,
+        device=settings.device,
+        threads=options.threads,
+        progress=progress,
+    )
+
+
+def _may_stream(settings: CaseSettings) -> bool:
+    """Return whether large network outputs are streamed: on the CPU, if labels may be left out and voxels decide alone."""
+    from crfrefine.engines import get_backend
+
+    parameters = settings.options.parameters
+    leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
+    return get_backend(settings.device).name == "cpu" and leaves_out and parameters.postprocess.decision == "argmax"

@@ -1,0 +1,109 @@
+"""The cases of a run on GPUs with a process each: what a process does, and its share of cores and memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from crfrefine.base.failures import CaseWork
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.memory_sources import SHARED_MEMORY
+from crfrefine.base.threads import SHARE, available_threads
+from crfrefine.errors import DeviceLostError
+from crfrefine.runs.execution.devices import DeviceProcesses, Placed
+from crfrefine.runs.execution.process import Limits, Surroundings
+from crfrefine.runs.infer.case_work import CaseSettings, ReadCase, Task, begin_case, load, refine_case, write
+from crfrefine.runs.infer.records import CaseRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from crfrefine.runs.infer.options import InferenceOptions
+
+
+ON_CPU_NOW = "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
+
+
+class DeviceWork:
+    """The work of a process: it refines and writes a case while it reads the one that it will probably get next.
+
+    It is sent to the process before its first call.
+
+    Args:
+        settings: of the run; the device is that of the process.
+    """
+
+    def __init__(self, settings: CaseSettings) -> None:
+        self._settings = settings
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[_Begun]] = {}
+
+    def __call__(self, placed: Placed[Task]) -> CaseRecord | None:
+        """Return the record of a case; without one, open the device.
+
+        Raises:
+            BackendUnavailableError: the device cannot be opened.
+        """
+        from crfrefine.engines import get_backend
+        from crfrefine.engines.cuda.current_gpu import own_process
+
+        own_process()
+        task, settings = placed.item, replace(self._settings, device=placed.device)
+        get_backend(placed.device)
+        if task is None:
+            return None
+        self._reader = self._reader or ThreadPoolExecutor(1, "read")
+        # What was read ahead and went to another process is dropped.
+        reading, self._ahead = self._ahead.pop(task.number, None), {}
+        begun = _Begun(settings, task) if reading is None else reading.result()
+        del reading
+        if placed.ahead is not None:
+            self._ahead = {placed.ahead.number: self._reader.submit(_Begun, settings, placed.ahead)}
+        record = begun.record
+        if begun.case is None:
+            return record
+        with CaseWork(record.fail, *task.paths):
+            outcome = refine_case(settings, begun.case, record)
+            record.device = placed.device  # by the name in the request: a list has cuda:0 where one GPU is "cuda"
+            begun.case = None
+            write(outcome, task.outputs, record, threads=settings.options.threads or available_threads())
+        return record
+
+
+class _Begun:
+    """A case as far as it is read.
+
+    Attributes:
+        record: of the case; of an earlier run, if that is to be kept.
+        case: None: there is nothing left to do.
+    """
+
+    def __init__(self, settings: CaseSettings, task: Task) -> None:
+        self.record = CaseRecord(task.case_id)
+        self.case: ReadCase | None = None
+        with CaseWork(self.record.fail, *task.paths):
+            earlier = begin_case(settings, task)
+            if earlier is not None:
+                self.record = earlier
+            else:
+                self.case = load(settings, task, self.record)
+
+
+def is_device_lost(record: CaseRecord | None) -> bool:
+    """Whether a case failed because its device stopped working."""
+    return record is not None and any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
+
+
+def device_processes(
+    devices: Sequence[str], options: InferenceOptions, *, fallback: str | None, note: Callable[[str], object]
+) -> tuple[DeviceProcesses, int]:
+    """Return the processes for the cases of a run, and the CPU threads of each: cores and memory are shared equally."""
+    threads = options.threads or max(1, available_threads() // len(devices))
+    environment = {SHARE: str(threads)}
+    limit = memory_limit(options.max_memory)
+    if limit.is_known and len(devices) > 1:
+        environment[SHARED_MEMORY] = str(max(1, limit.bytes // len(devices)))
+    limits = Limits(options.placement.case_timeout)
+    surroundings = Surroundings(environment=environment)
+    return DeviceProcesses(devices, limits, surroundings, fallback=fallback, fallback_note=ON_CPU_NOW, note=note), threads

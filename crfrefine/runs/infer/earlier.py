@@ -1,0 +1,255 @@
+"""What the records of earlier runs say of the cases of this one, for `infer --continue`.
+
+`records.py` defines the records; `summary_lines.py` and `summary_file.py` write them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from crfrefine.arrays.label_maps import LabelChanges
+from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
+from crfrefine.engines.base import MeanFieldReport
+from crfrefine.errors import InputError
+from crfrefine.io.special_files import special_kind
+from crfrefine.runs.execution.records import FAILED
+from crfrefine.runs.infer.records import CaseRecord, time_of_change
+from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
+from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedRun, as_read, read_summary, refined_with, text, whole
+
+
+@dataclass(frozen=True)
+class EarlierRecords:
+    """The records of earlier runs that this run takes up.
+
+    Attributes:
+        of_outputs: by case, the records whose label map is unchanged.
+        of_failures: by case, the records of cases that failed.
+        notes: what the user should know of them.
+        damaged: records in the output folder that cannot be read.
+    """
+
+    of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)
+    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    damaged: Sequence[Path] = ()
+
+    def all(self) -> list[CaseRecord]:
+        """Return all records in the order of the cases' names."""
+        return sorted([*self.of_outputs.values(), *self.of_failures.values()], key=lambda record: record.case_id)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A record of a case, and the run that it is of."""
+
+    record: CaseRecord
+    run: RecordedRun
+
+
+def read_earlier(
+    summary: Path | None,
+    label_maps: Mapping[str, Path],
+    parameters: Mapping[str, Any],
+    part: tuple[int, int],
+    *,
+    folder: Path | None = None,
+    inputs: Sequence[str] = (),
+) -> EarlierRecords:
+    """Read what earlier runs left: the records in the output folder, and a summary.
+
+    Args:
+        summary: the file that this run will replace; None: it writes none.
+        label_maps: output of each case of this run.
+        parameters: of this run.
+        part: number of parts, and the number of this one.
+        folder: the output folder; None: it has no records.
+        inputs: of this run, absolute.
+
+    Raises:
+        InputError: the summary is not one of `infer`, or is that of another part or of other cases: this run would replace it.
+    """
+    found, damaged, notes = _read_records(folder)
+    place = None if folder is None else folder / RECORD_FOLDER
+    if summary is not None and special_kind(summary) is None and summary.exists() and summary.stat().st_size > 0:
+        of_summary = _read_summary(summary, label_maps, part)
+        if others := [case_id for case_id in dict.fromkeys(one.record.case_id for one in of_summary) if case_id not in label_maps]:
+            notes.append(f"{summary}: the records of cases that are not in this run are left out: {listed(others)}")
+        found += of_summary
+        place = summary
+    by_case: dict[str, list[_Found]] = {}
+    for one in sorted(found, key=lambda one: str(one.run.head.get("started", ""))):
+        by_case.setdefault(one.record.case_id, []).append(one)
+    now = as_read(parameters)
+    outputs, failures, without = {}, {}, {}
+    from_elsewhere = []
+    for case_id, label_map in label_maps.items():
+        written, records = time_of_change(label_map), by_case.get(case_id, [])
+        true = _true_records(records, written)
+        if true is not None:
+            last, origin = true
+            then = refined_with(last.run, last.record.other_parameters)
+            tables = {name: then.get(name) for name in {**then, **now} if then.get(name) != now.get(name)}
+            outputs[case_id] = replace(last.record, other_parameters=tables or None)
+            if not tables and origin is not None and list(origin.run.head.get("inputs", inputs)) != list(inputs):
+                from_elsewhere.append(case_id)
+        elif records and records[-1].record.status == FAILED:
+            failures[case_id] = records[-1].record
+        elif written is not None:
+            without[case_id] = any(_is_about(one.record, label_map) for one in records)
+    if place is not None:
+        notes += _notes_on_missing(place, without)
+    if from_elsewhere:
+        notes.append(
+            f"{_count(from_elsewhere, 'case')} refined from inputs other than those given now: {listed(from_elsewhere)}; "
+            "--continue keeps these results; omit it to refine all cases again"
+        )
+    if again := [case_id for case_id, record in outputs.items() if record.other_parameters]:
+        keys = dict.fromkeys(key for case_id in again for key in _differing(outputs[case_id].other_parameters, now))
+        notes.append(
+            f"{_count(again, 'case')} refined with other parameters: {listed(again)} (other values of {listed(keys)}); "
+            f"--continue refines {'it' if len(again) == 1 else 'them'} again"
+        )
+    return EarlierRecords(outputs, failures, notes, damaged)
+
+
+def _true_records(records: Sequence[_Found], written: str | None) -> tuple[_Found, _Found | None] | None:
+    """Return the last record of a label map, and that of the run which refined it, if it is there.
+
+    None: there is no record, or the label map was changed since.
+
+    Args:
+        records: of the case, the last one last.
+        written: time of the label map's last change; None: it is not there.
+    """
+    true = [one for one in records if one.record.status != FAILED and one.record.written == written is not None]
+    return (true[-1], next((one for one in reversed(true) if one.record.status == "done"), None)) if true else None
+
+
+def _is_about(record: CaseRecord, label_map: Path) -> bool:
+    """Return whether a record is about a label map of this name, not about one in another format."""
+    return record.written is not None and Path(str((record.kept or {}).get("output"))).name == label_map.name
+
+
+def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:
+    """Return what to say of label maps that no record describes; by case, whether one is of an earlier state of the label map."""
+    notes = []
+    if changed := [case_id for case_id, was_recorded in without.items() if was_recorded]:
+        notes.append(f"{place}: {_count(changed, 'label map')} changed since it was written: {listed(changed)}; their records are left out")
+    if unrecorded := [case_id for case_id, was_recorded in without.items() if not was_recorded]:
+        have = "label map has" if len(unrecorded) == 1 else "label maps have"
+        notes.append(
+            f"{place}: {len(unrecorded)} existing {have} no record in it, as after a kill: {listed(unrecorded)}; "
+            "cases that are skipped without a record have null fields, and may have been refined with other parameters"
+        )
+    return notes
+
+
+def _read_records(folder: Path | None) -> tuple[list[_Found], list[Path], list[str]]:
+    """Return what the records in an output folder have, those that cannot be read, and notes on these."""
+    found: list[_Found] = []
+    damaged, notes = [], []
+    for path in () if folder is None else records_in(folder):
+        try:
+            found += _read(path)
+        except NotASummaryError as error:
+            damaged.append(path)
+            notes.append(f"{error}; continuing without it")
+    return found, damaged, notes
+
+
+def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, int]) -> list[_Found]:
+    """Return the records of a summary that this run will replace; raise InputError if it must not."""
+    try:
+        found = _read(path)
+    except NotASummaryError as error:
+        raise InputError(
+            f"{error}\n  --continue takes up the summary of the earlier run and replaces it; name another file, or remove this one."
+        ) from None
+    case_ids = dict.fromkeys(one.record.case_id for one in found)
+    others = [case_id for case_id in case_ids if case_id not in label_maps]
+    if others and ((found[-1].run.num_parts, found[-1].run.part_id) != part or len(others) == len(case_ids)):
+        run = found[-1].run
+        raise InputError(
+            f"{path}: is the summary of other cases ({listed(others)}; part {run.part_id} of {run.num_parts})\n"
+            "  --continue would replace it; name another file, one for each part."
+        )
+    return found
+
+
+def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
+    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file.
+
+    Args:
+        path: the summary.
+        output: where the run writes.
+        part: number of parts, and the number of this one.
+    """
+    if part[0] == 1 or special_kind(path) is not None or not path.exists():
+        return None
+    try:
+        run = read_summary(path)[-1]
+    except NotASummaryError:
+        return None
+    if run.num_parts != part[0] or run.part_id == part[1] or run.head.get("output_folder") != os.path.realpath(output):
+        return None
+    return f"{path}: replaces the summary of part {run.part_id} of the same run; name another file for each part, or leave --summary out"
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys whose values differ; of whole parameters, only those of the tables in `one`."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = {**one, **other} if key else one
+        return [found for name in names for found in _differing(one.get(name), other.get(name), f"{key}.{name}" if key else name)]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
+        return _differing(one[0], other[0], key)
+    return [] if one == other else [key]
+
+
+def _count(items: Sequence[str], noun: str) -> str:
+    return f"{len(items)} {noun} was" if len(items) == 1 else f"{len(items)} {noun}s were"
+
+
+def _read(path: Path) -> list[_Found]:
+    """Return the records of all runs of a summary, the last one of each case last; raise NotASummaryError if it is none."""
+    found = []
+    try:
+        for run in read_summary(path):
+            found += [_Found(_record(values), run) for values in (*run.not_reached, *run.cases)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, NotASummaryError):
+            raise
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}") from None
+    return found
+
+
+def _record(values: Mapping[str, Any]) -> CaseRecord:
+    """Return a record from its JSON; raise ValueError, TypeError, KeyError or AttributeError if it is none.
+
+    The run only shows a few of its fields: the others are kept as they are, also those of which this version knows nothing.
+    """
+    report = changes = None
+    if values["num_iterations"] is not None:
+        energy = tuple(math.nan if value is None else float(value) for value in values["energy"])
+        report = MeanFieldReport(whole(values["num_iterations"]), bool(values["converged"]), energy, tuple(map(text, values["filters"])))
+    if values["voxels_changed"] is not None:
+        before, after = (tuple(map(whole, values[name])) for name in ("voxels_before", "voxels_after"))
+        changes = LabelChanges(whole(values["voxels_changed"]), before, after)
+    written, parameters = values["written"], values["other_parameters"]
+    if parameters is not None and not isinstance(parameters, dict):
+        raise TypeError("other_parameters: expected a table")
+    return CaseRecord(
+        text(values["case_id"]),
+        text(values["status"]),
+        {text(stage): float(seconds) for stage, seconds in values["times"].items()},
+        written=None if written is None else text(written),
+        report=report,
+        changes=changes,
+        other_parameters=parameters,
+        kept=dict(values),
+    )

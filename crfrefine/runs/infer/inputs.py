@@ -1,0 +1,114 @@
+"""What a run reads: its cases, how their files are read, and the names of labels and modalities. No voxels are read here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.declared_labels import declared_labels
+from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.mistakes import naming_exchanged, require_any_output
+from crfrefine.cases.naming import Names, read_names
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.region_reading import find_regions
+from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.series import is_series
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.outputs import label_maps_of
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads.
+
+    Attributes:
+        cases: all cases, those of other parts too.
+        reading: how their files are read.
+        structures: number of each structure by its name, if each has a file of its own; else empty.
+        names: of labels and modalities, for previews.
+        notes: what was ignored, and why, one sentence each.
+    """
+
+    cases: tuple[CaseFiles, ...]
+    reading: ReadingOptions
+    structures: Mapping[str, int]
+    names: Names
+    notes: tuple[str, ...]
+
+
+def find_inputs(options: InferenceOptions) -> RunInputs:
+    """Find the cases of a run and what describes them.
+
+    Raises:
+        CrfRefineError: no case, or the options contradict what is there.
+    """
+    found = _find_cases(options)
+    folders = _folders(options, found)
+    # No file has to say how many labels logits have.
+    where = folders if options.input_type in ("auto", "labels") else ()
+    declared, notes = declared_labels(found, where, options.parameters.num_labels)
+    told = [*_without_crf(options.parameters), *found.notes, *(note for note in notes if note not in found.notes)]
+    regions = find_regions(options.regions, folders, told)
+    structures = {} if declared is None else dict(declared.structures)
+    label_maps = label_maps_of(found, options.output, options.output_format).values()
+    shows_names = options.preview or options.save_structures or any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps)
+    names = read_names(folders[::-1]) if shows_names else Names()
+    told += [note for note in names.notes if note not in told]
+    if structures:
+        names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
+    if options.save_structures and suffix_of(options.output) and not options.output.is_dir():
+        told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
+    reading = ReadingOptions(
+        options.input_type,
+        _mask_mode(options),
+        options.resample,
+        regions,
+        declared,
+        max_memory=options.max_memory,
+        allow_mismatched_dicom=options.allow_mismatched_dicom,
+    )
+    return RunInputs(tuple(found), reading, structures, names, tuple(told))
+
+
+def _without_crf(parameters: CrfParameters) -> list[str]:
+    """Return a note if the parameters refine nothing, as those of a training that found no CRF better than the network."""
+    weights = [kernel.weight for kernel in parameters.bilateral] + [parameters.spatial.weight, parameters.volume.weight]
+    if any(np.any(weight) for weight in weights):
+        return []
+    return ["all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels"]
+
+
+def _find_cases(options: InferenceOptions) -> CaseList:
+    masks = None if options.masks is None or options.masks == "nonzero" else Path(options.masks)
+    if options.manifest is not None:
+        return read_manifest(options.manifest, options.output, input_type=options.input_type)
+    if options.nnunet is None:
+        with naming_exchanged(options.images, options.logits):
+            cases = discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
+            require_any_output(cases, options.logits[0])
+            return cases
+    from crfrefine.cases.nnunet.finding import find_cases_to_refine
+
+    return find_cases_to_refine(options.nnunet, options.images, masks)
+
+
+def _mask_mode(options: InferenceOptions) -> str:
+    """Return how a mask is made from the image where no mask is given."""
+    if options.masks is None:
+        return options.parameters.intensity.mask
+    return "nonzero" if options.masks == "nonzero" else "none"
+
+
+def _folders(options: InferenceOptions, cases: Sequence[CaseFiles]) -> tuple[Path, ...]:
+    """Return where a `dataset.json` may describe the labels: beside the network's output, beside the images; or beside the manifest."""
+    if options.manifest is not None:
+        return (options.manifest.parent,)
+    images = options.images or next((files.images for files in cases if files.images), ())
+    places = (*(options.logits[:1] if options.nnunet is None else (options.nnunet,)), *images[:1])
+    return tuple(place if place.is_dir() and not is_series(place) else place.parent for place in places)

@@ -1,0 +1,91 @@
+"""The options of `crfrefine infer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.io.series import is_series
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.placement import HERE, Placement
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Options of `crfrefine infer`: what to refine, how, and where to write.
+
+    Attributes:
+        images: a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing.
+        logits: a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`.
+        output: a folder, or for one case a file.
+        output_format: suffix of the label maps in a folder; None: each as its image.
+        masks: a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says.
+        parameters: the CRF.
+        input_type: "auto", "logits", "probabilities" or "labels".
+        regions: the regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
+        resample: whether logits and masks on another grid are interpolated onto the image's.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+        device: "auto", "cpu", "cuda", "cuda:N", or several GPUs that share out the cases: "cuda:N,M", "cuda:all".
+        threads: CPU threads; None: the cores this process may use.
+        max_memory: bytes that the run may take; None, or more than the system allows: what the system allows.
+        save_probabilities: also write the marginals.
+        save_logits: also write the refined logits.
+        save_structures: also write one binary file per structure, where the input was such files.
+        preview: also write a picture.
+        resume: skip cases whose output exists and is complete.
+        num_parts: number of processes that share the cases.
+        part_id: number of this process, from 0.
+        fail_fast: stop at the first bad case.
+        summary: JSON file to write; JSON lines if its name ends in `.jsonl`.
+        record: whether a folder of results gets a record of the run, which `status` and `resume` read.
+        config: the file of the parameters, so that no output overwrites it.
+        nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
+        manifest: a table that names the files of each case, in place of `images`, `logits` and files of masks.
+        command: the arguments of the command line, for the summary.
+        placement: whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
+    """
+
+    images: tuple[Path, ...]
+    logits: tuple[Path, ...]
+    output: Path
+    masks: Path | str | None = None
+    parameters: CrfParameters = field(default_factory=CrfParameters)
+    input_type: str = "auto"
+    regions: RegionScheme | None = None
+    resample: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    max_memory: int | None = None
+    save_probabilities: bool = False
+    save_logits: bool = False
+    save_structures: bool = False
+    preview: bool = False
+    resume: bool = False
+    num_parts: int = 1
+    part_id: int = 0
+    fail_fast: bool = False
+    summary: Path | None = None
+    record: bool = True
+    config: Path | None = None
+    nnunet: Path | None = None
+    manifest: Path | None = None
+    command: tuple[str, ...] = ()
+    placement: Placement = HERE
+    output_format: str | None = None
+    allow_mismatched_dicom: bool = False
+
+    @property
+    def is_folder_run(self) -> bool:
+        """Whether the run is on a folder, and not on the files of one case."""
+        return self.nnunet is not None or self.manifest is not None or (self.images[0].is_dir() and not is_series(self.images[0]))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files in which cases are found."""
+        return (*(path for path in (self.nnunet, self.manifest) if path is not None), *self.images, *self.logits)
+
+    @property
+    def also_read(self) -> tuple[Path, ...]:
+        """Files that a run reads and that are of no case."""
+        return tuple(path for path in (self.config, self.manifest) if path is not None)

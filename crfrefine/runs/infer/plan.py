@@ -1,0 +1,158 @@
+"""What a run of `crfrefine infer` will do, found out before any case is read: its device, cases, outputs, and summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crfrefine.base.memory import memory_limit
+from crfrefine.base.text import see
+from crfrefine.base.threads import available_threads
+from crfrefine.cases.case import CaseFiles
+from crfrefine.engines import get_backend
+from crfrefine.engines.device_lists import FORMS, devices_of, is_list
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.atomic import check_small_output, check_writable
+from crfrefine.io.paths import working_folder
+from crfrefine.runs.infer.case_work import CaseSettings, Task
+from crfrefine.runs.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
+from crfrefine.runs.infer.inputs import find_inputs
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
+from crfrefine.runs.infer.records import RunSummary
+from crfrefine.runs.infer.run_record import record_file
+from crfrefine.runs.infer.structure_names import check_names_file
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before it begins.
+
+    Attributes:
+        settings: what the work on each case depends on.
+        tasks: the cases, in the order of their names.
+        devices: names; a process for each if there are several.
+        summary: of the run, without its cases.
+        notes: what the user should know.
+        names_file: where the names of structures are written; None: nowhere.
+        record: the record in the output folder; None: there is none.
+        has_record: whether that of earlier runs is there and is kept.
+    """
+
+    settings: CaseSettings
+    tasks: list[Task]
+    devices: tuple[str, ...]
+    summary: RunSummary
+    notes: tuple[str, ...]
+    names_file: Path | None
+    record: Path | None
+    has_record: bool
+
+
+def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
+    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases.
+
+    Raises:
+        InputError: `part_id` is not one of 0 … `num_parts` - 1.
+    """
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
+    return sorted(cases, key=lambda files: files.case_id)[part_id::num_parts]
+
+
+def plan_run(options: InferenceOptions) -> RunPlan:
+    """Return what a run will do, after all checks that can be made in advance.
+
+    Raises:
+        CrfRefineError: the run is impossible: no case, no device, no place to write.
+    """
+    device, devices = _choose_device(options)
+    inputs = find_inputs(options)
+    cases = select_part(inputs.cases, options.num_parts, options.part_id)
+    outputs = plan_outputs(
+        cases,
+        options.output,
+        folder_run=options.is_folder_run,
+        probabilities=options.save_probabilities,
+        logits=options.save_logits,
+        preview=options.preview,
+        structures=options.save_structures,
+        label_names=inputs.names.plain_labels,
+        also_read=options.also_read,
+        output_format=options.output_format,
+    )
+    named = tuple(map(os.path.realpath, options.inputs))
+    can_record = options.record and any(not files.problem for files in cases)
+    record = record_file(options.output, named, options.num_parts, options.part_id) if can_record else None
+    earlier, of_other_part = _read_earlier(options, cases, outputs, named, record)
+    tasks = [
+        Task(number, files, plan, earlier.of_outputs.get(files.case_id))
+        for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
+    ]
+    # If no case can be read, no folder is needed.
+    for folder in {folder for task in tasks if not task.files.problem for folder in task.outputs.folders()}:
+        check_writable(folder)
+    names_file = check_names_file(inputs.structures, cases, options.output)
+    for path in (options.summary, record):
+        if path is not None:
+            check_small_output(path)
+    limit = memory_limit(options.max_memory)
+    planned = label_maps_of(select_part(inputs.cases, 1, 0), options.output, options.output_format)
+    summary = RunSummary(
+        device=devices[0] if len(devices) == 1 else "cuda:" + ",".join(name.partition(":")[2] for name in devices),
+        threads=options.threads or available_threads(),
+        max_memory=limit.bytes if limit.is_known else None,
+        max_memory_source=limit.source,
+        parameters=options.parameters.to_dict(),
+        requested_device=options.device,
+        num_parts=options.num_parts,
+        part_id=options.part_id,
+        label_names={number: name for name, number in inputs.structures.items()},
+        num_cases=len(cases),
+        all_cases={case_id: str(path) for case_id, path in planned.items()},
+        output_folder=os.path.realpath(options.output),
+        inputs=named,
+        working_folder=working_folder(),
+        command=options.command,
+        resumed=options.resume,
+        earlier=earlier.all(),
+    )
+    settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
+    notes = (*inputs.notes, *of_other_part, *earlier.notes)
+    return RunPlan(settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
+
+
+def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
+    """Return the device for `get_backend`, and the names of all devices of the run."""
+    placement = options.placement
+    if placement.is_cluster and is_list(options.device):
+        raise ConfigError(
+            f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
+            f"GPU each: use --device cuda ({see('docs/guide/clusters.md#gpus')}), or leave the cluster out"
+        )
+    devices = devices_of(options.device)
+    if len(devices) > 1:
+        return devices[0], devices
+    device = devices[0]
+    # The machine that gives cases to a cluster needs no GPU itself.
+    name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device, also=FORMS).name
+    if placement.is_cluster and device == "auto":
+        device = name  # the same on all machines
+    return device, (name,)
+
+
+def _read_earlier(
+    options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str], record: Path | None
+) -> tuple[EarlierRecords, tuple[str, ...]]:
+    """Return what earlier runs say of the cases, and a note if the summary is of another part of the folder."""
+    if options.summary is not None:
+        check_summary_path(options.summary, cases, outputs, options.also_read)
+    part = (options.num_parts, options.part_id)
+    if options.resume:
+        label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
+        folder = None if record is None else options.output
+        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part, folder=folder, inputs=inputs), ()
+    note = None if options.summary is None else note_on_other_part(options.summary, options.output, part)
+    return EarlierRecords(), () if note is None else (note,)

@@ -1,0 +1,253 @@
+"""The folder run of `crfrefine infer`: read ahead, refine, write behind, and record each case; `plan.py` finds out what there is to do.
+
+Nothing is printed here: an `Observer` receives the events.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from crfrefine.base.failures import CaseWork, Failure, describe_failure
+from crfrefine.base.memory import memory_limit
+from crfrefine.errors import CrfRefineError, DeviceLostError
+from crfrefine.runs.execution.factory import make_executor
+from crfrefine.runs.execution.observer import Observer
+from crfrefine.runs.execution.pipeline import pipeline
+from crfrefine.runs.infer.case_work import Task, begin_case, load, process_case, refine_case, write
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.records import CaseRecord, RunSummary, note_on_num_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from crfrefine.runs.execution.executor import Outcome
+    from crfrefine.runs.execution.read_ahead import Admit
+    from crfrefine.runs.infer.case_work import ReadCase
+    from crfrefine.runs.infer.outputs import RefinedArrays
+    from crfrefine.runs.infer.summary_file import SummaryFile
+    from crfrefine.runs.infer.summary_lines import SummaryLines
+
+InferenceObserver = Observer[RunSummary, CaseRecord]
+
+MOST_READERS = 4
+"""Cases that are read ahead where reading is the bottleneck."""
+SHARE_OF_CASES_AHEAD = 8
+"""They take an eighth of the memory that the run may take, at most."""
+
+
+def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
+    """Refine the cases that the options name; a bad case is recorded and the others continue.
+
+    Args:
+        options: what to do.
+        observer: receives the progress.
+
+    Returns:
+        A record of each case; `count("failed")` is 0 if no case failed.
+
+    Raises:
+        CrfRefineError: the run is impossible: no case, no device, no place to write.
+        KeyboardInterrupt: passed on, after the file being written is finished and the summary is saved.
+    """
+    return _Run(options, observer or Observer()).execute()
+
+
+@dataclass
+class _Loaded:
+    """A case in memory, with its record so far."""
+
+    case: ReadCase
+    task: Task
+    record: CaseRecord
+
+
+@dataclass
+class _Refined:
+    """A case to write."""
+
+    outcome: RefinedArrays
+    task: Task
+    record: CaseRecord
+
+
+class _Run:
+    """One call of `run_inference`."""
+
+    def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
+        from crfrefine.runs.infer.plan import plan_run
+        from crfrefine.runs.infer.summary_file import summary_file
+        from crfrefine.runs.infer.summary_lines import SummaryLines
+
+        self.options = options
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        plan = self._plan = plan_run(options)
+        self._notes = list(plan.notes)
+        self._settings, self._tasks, self._summary = plan.settings, plan.tasks, plan.summary
+        self._files: list[SummaryFile | SummaryLines] = []
+        if plan.record is not None:
+            self._files.append(SummaryLines(plan.record, plan.summary, append=plan.has_record))
+        if options.summary is not None:
+            self._files.append(summary_file(options.summary, plan.summary, resume=options.resume))
+
+    def execute(self) -> RunSummary:
+        """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
+        is_on_gpus = self._plan.devices[0].startswith("cuda") and not self.options.placement.is_cluster
+        if len(self._plan.devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
+            return self._execute_on_devices()
+        if not self.options.placement.is_separate:
+            return self._execute(self._execute_here)
+        placement = replace(
+            self.options.placement,
+            threads=self.options.threads,
+            max_memory=self.options.max_memory,
+            one_per_device=self._summary.device != "cpu",
+        )
+        with make_executor("processes", 1, placement, writes_files=True) as executor:
+            for warning in executor.warnings:
+                self._tell(self._observer.warning, warning)
+            self._summary.threads = executor.threads_per_item or self._summary.threads
+            work = partial(process_case, self._settings)
+            return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started, self._stops)))
+
+    def _execute_here(self) -> None:
+        """Refine the cases in this process."""
+        limit = memory_limit(self.options.max_memory)
+        pipeline(
+            self._tasks,
+            self._read,
+            self._refine,
+            self._write,
+            stop=self._stop,
+            waiting=self._waiting,
+            most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
+            most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
+        )
+
+    def _execute_on_devices(self) -> RunSummary:
+        """Refine the cases on GPUs with a process each."""
+        from crfrefine.runs.infer.device_work import DeviceWork, device_processes, is_device_lost
+
+        fallback = "cpu" if self.options.device == "auto" else None
+        processes, self._summary.threads = device_processes(
+            self._plan.devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
+        )
+        work = DeviceWork(self._settings)
+        return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost, self._stops)))
+
+    def _execute(self, run: Callable[[], None]) -> RunSummary:
+        from crfrefine.runs.infer.structure_names import write_names
+
+        started = time.perf_counter()
+        self._tell(self._observer.run_started, self._summary)
+        for note in self._notes:
+            self._tell(self._observer.note, note)
+        if self._plan.names_file is not None:
+            write_names(self._plan.names_file, self._settings.structures)
+        for file in self._files:
+            file.save_first()
+        try:
+            run()
+            if (text := note_on_num_labels(record.kept or vars(record) for record in self._summary.cases)) is not None:
+                self._tell(self._observer.note, text)
+        except (KeyboardInterrupt, CrfRefineError):
+            self._summary.interrupted = True
+            raise
+        finally:
+            self._summary.seconds = time.perf_counter() - started
+            order = {task.case_id: task.number for task in self._tasks}
+            self._summary.cases = sorted(self._summary.cases, key=lambda record: order[record.case_id])
+            with ExitStack() as ending:  # An error of one file, such as a full disk, keeps none of the others from being written.
+                ending.callback(self._tell, self._observer.run_ended, self._summary)
+                for file in self._files:
+                    ending.callback(file.save_last)
+        return self._summary
+
+    def _waiting(self, stage: str) -> None:
+        self._tell(self._observer.stage_changed, "", stage, 0, 0)
+
+    def _read(self, task: Task, admit: Admit) -> _Loaded | None:
+        """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading threads."""
+        record = CaseRecord(task.case_id)
+        with self._work_on(record, task):
+            earlier = begin_case(self._settings, task)
+            if earlier is None:
+                return _Loaded(load(self._settings, task, record, admit), task, record)
+            record = earlier
+        self._finish(record)
+        return None
+
+    def _refine(self, loaded: _Loaded) -> _Refined | None:
+        """Run the CRF on a case; None: it failed and is recorded."""
+        record = loaded.record
+        self._case_started(loaded.task)
+        for note in record.notes:
+            self._note(record, note)
+
+        def progress(stage: str, step: int, num_steps: int) -> None:
+            self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
+
+        with self._work_on(record, loaded.task):
+            outcome = refine_case(self._settings, loaded.case, record, progress=progress, note=partial(self._note, record))
+            return _Refined(outcome, loaded.task, record)
+        self._finish(record)
+        return None
+
+    def _write(self, refined: _Refined) -> None:
+        """Write a case and close its record. Runs in the writing thread."""
+        record = refined.record
+        with self._work_on(record):
+            write(refined.outcome, refined.task.outputs, record, threads=self._summary.threads)
+        self._finish(record)
+
+    def _record_all(self, outcomes: Generator[tuple[Task, Outcome[CaseRecord | None]]]) -> None:
+        """Record cases that are refined in other processes or on other machines, each on its own from its first file to its last."""
+        with closing(outcomes):
+            for task, outcome in outcomes:
+                record = outcome.result or CaseRecord(task.case_id)
+                if outcome.error is not None:
+                    record.fail(describe_failure(outcome.error, *task.paths))
+                for note in record.notes if record.status != "skipped" else ():
+                    self._note(record, note)
+                self._finish(record)
+
+    def _stops(self, outcome: Outcome[CaseRecord | None]) -> bool:
+        """Return whether no further case is begun after one; those that are computed elsewhere are finished, since they write files."""
+        return self.options.fail_fast and (outcome.error is not None or (outcome.result is not None and bool(outcome.result.failures)))
+
+    def _case_started(self, task: Task) -> None:
+        self._tell(self._observer.case_started, task.case_id, task.number)
+
+    def _work_on(self, record: CaseRecord, task: Task | None = None) -> CaseWork:
+        """Return the context for every part of the processing of a case: an error in it fails only this case."""
+
+        def fail(failure: Failure) -> None:
+            record.fail(failure)
+            if failure.kind == DeviceLostError.__name__ and self.options.device == "auto" and self._settings.device != "cpu":
+                self._settings = replace(self._settings, device="cpu")
+                from crfrefine.runs.infer.device_work import ON_CPU_NOW
+
+                self._tell(self._observer.note, ON_CPU_NOW)
+            if self.options.fail_fast:
+                self._stop.set()
+
+        return CaseWork(fail, *(task.paths if task is not None else ()))
+
+    def _finish(self, record: CaseRecord) -> None:
+        self._summary.cases.append(record)
+        for file in self._files:
+            file.case_ended(record)
+        self._tell(self._observer.case_ended, record)
+
+    def _note(self, record: CaseRecord, text: str) -> None:
+        self._tell(self._observer.note, text, case_id=record.case_id)
+
+    def _tell(self, method: Callable[..., None], *arguments: object, **named: object) -> None:
+        with self._lock:
+            method(*arguments, **named)

@@ -1,0 +1,120 @@
+"""The file of `infer --summary FILE.jsonl`: a line is added when a case ends, so that a killed run leaves the records of all its cases.
+
+`summary_reading.py` reads it again, and `summary_file.py` writes the summary as a single JSON value.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crfrefine.io.atomic import cannot_write, real_path, write_small_file
+from crfrefine.io.special_files import special_kind
+from crfrefine.io.system import open_flags
+from crfrefine.runs.infer.records import to_line
+from crfrefine.runs.infer.summary_reading import unfinished_line
+
+if TYPE_CHECKING:
+    from crfrefine.runs.infer.records import CaseRecord, RunSummary
+
+_SHARE_OF_TIME = 0.05
+"""Part of the time that waiting for the disk may take.
+
+A kill loses nothing that was written; a power cut loses what the disk has not written yet.
+"""
+
+
+class SummaryLines:
+    """The file of a run's summary, as JSON lines: a line of the run, one per case, and a last one when the run ends.
+
+    A pipe or a device takes all of it at the end.
+
+    Args:
+        path: the file.
+        summary: the run.
+        append: whether the lines go behind those of earlier runs; otherwise a file that exists is replaced.
+    """
+
+    def __init__(self, path: Path, summary: RunSummary, *, append: bool) -> None:
+        self._path = path
+        self._summary = summary
+        self._append = append
+        self._file: int | None = None
+        self._waiting = b""  # What the disk has not taken.
+        self._synced, self._sync_seconds = -float("inf"), 0.0
+        self._lock = threading.Lock()
+
+    def save_first(self) -> None:
+        """Write the line of the run.
+
+        Raises:
+            CrfRefineError: it cannot be written.
+        """
+        head = {name: value for name, value in self._summary.head().items() if name not in ("seconds", "interrupted")}
+        line = to_line({"run": "started", **head})
+        if special_kind(self._path) is not None:
+            self._waiting = line
+            return
+        if not self._append:
+            write_small_file(self._path, line)
+        try:
+            self._file = os.open(real_path(self._path), open_flags("O_RDWR", "O_APPEND", "O_CREAT", "O_CLOEXEC"), 0o666)
+            if self._append:
+                self._waiting = self._line_end() + line
+                self._write()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def case_ended(self, record: CaseRecord) -> None:
+        """Write the record of a case; if the disk does not take it, it is written with the next one."""
+        with self._lock:
+            self._waiting += to_line(record.to_dict())
+            if self._file is not None:
+                with suppress(OSError):  # If the file still cannot be written at the end, `save_last` reports it.
+                    self._write()
+
+    def save_last(self) -> None:
+        """Write the last line.
+
+        Raises:
+            CrfRefineError: it cannot be written.
+        """
+        ended = {"run": "ended", "seconds": self._summary.seconds, "interrupted": self._summary.interrupted, **self._summary.counts()}
+        with self._lock:
+            self._waiting += to_line(ended)
+            if self._file is None:
+                write_small_file(self._path, self._waiting)
+                return
+            try:
+                self._write(sync=True)
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
+            finally:
+                os.close(self._file)
+                self._file = None
+
+    def _line_end(self) -> bytes:
+        """Remove a line that a killed process left unfinished; return what ends the last line."""
+        assert self._file is not None
+        size = os.fstat(self._file).st_size
+        content = self._path.read_bytes()
+        unfinished = unfinished_line(content)
+        if unfinished:
+            os.ftruncate(self._file, size - unfinished)
+            return b""
+        return b"" if not content or content.endswith(b"\n") else b"\n"
+
+    def _write(self, *, sync: bool = False) -> None:
+        """Write what is waiting; what a full disk does not take keeps waiting."""
+        assert self._file is not None
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        started = time.monotonic()
+        if sync or started - self._synced >= self._sync_seconds / _SHARE_OF_TIME:
+            os.fsync(self._file)
+            self._synced = time.monotonic()
+            self._sync_seconds = self._synced - started

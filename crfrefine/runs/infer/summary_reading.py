@@ -1,0 +1,202 @@
+"""Read the file of `infer --summary`, for the next run and for `status`: one JSON value, or JSON lines.
+
+`records.py` defines the records; `summary_file.py` and `summary_lines.py` write them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.json import parse_json, read_json, require_usable, without_nonfinite
+from crfrefine.io.paths import require_file
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.infer.records import SCHEMA
+
+LINES_SUFFIX = ".jsonl"
+
+MOST_BYTES = 1 << 30
+"""Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
+
+
+class NotASummaryError(InputError):
+    """A file that is not a summary of `infer`; `is_damaged` says whether it cannot be read at all.
+
+    Args:
+        message: what was expected, and what was found.
+        is_damaged: False: it is a file of another kind.
+    """
+
+    def __init__(self, message: str, *, is_damaged: bool = True) -> None:
+        super().__init__(message)
+        self.is_damaged = is_damaged
+
+
+class _OtherContentError(ValueError):
+    """A file of another kind."""
+
+
+@dataclass
+class RecordedRun:
+    """A run, as its summary has it.
+
+    Attributes:
+        head: the fields of the run.
+        num_parts: number of processes that shared the cases.
+        part_id: this process among them, from 0.
+        cases: the records in the order of the file; the last one of a case counts.
+        not_reached: records of runs before it, of cases that it did not reach.
+        is_interrupted: whether it was stopped or killed, or goes on.
+    """
+
+    head: Mapping[str, Any]
+    num_parts: int
+    part_id: int
+    cases: list[Mapping[str, Any]] = field(default_factory=list)
+    not_reached: list[Mapping[str, Any]] = field(default_factory=list)
+    is_interrupted: bool = True
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What it refines with, to be compared."""
+        return as_read(self.head["parameters"])
+
+
+def is_lines(path: Path) -> bool:
+    """Return whether a summary of this name has a line per record."""
+    return path.name.lower().endswith(LINES_SUFFIX)
+
+
+def read_summary(path: Path) -> list[RecordedRun]:
+    """Read a summary: one run; of JSON lines, all runs that wrote to the file, the first one first.
+
+    A last line that a killed process left unfinished is left out.
+
+    Raises:
+        NotASummaryError: it cannot be read, or is something else.
+    """
+    try:
+        return _read_lines(path) if is_lines(path) else [_read_table(path)]
+    except InputError as error:
+        raise NotASummaryError(str(error)) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        is_damaged = not isinstance(error, _OtherContentError)
+        reason = shorten(error, MOST_OF_A_REASON)
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {reason}", is_damaged=is_damaged) from None
+
+
+def refined_with(run: RecordedRun, other: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters that a case was refined with, to be compared.
+
+    Args:
+        run: the run that has a record of it.
+        other: `other_parameters` of the record.
+    """
+    return as_read({**run.head["parameters"], **other}) if other else run.parameters
+
+
+def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as they stand in a summary: lists for tuples, and keys that an older version did not have at their defaults."""
+    with suppress(ConfigError):  # A newer version may have more keys.
+        parameters = CrfParameters.from_dict(parameters).to_dict()
+    table: dict[str, Any] = json.loads(json.dumps(without_nonfinite(dict(parameters))))
+    return table
+
+
+def unfinished_line(content: bytes) -> int:
+    """Return the number of bytes of an unfinished line at the end of JSON lines; 0 if there is none."""
+    tail = content[content.rfind(b"\n") + 1 :]
+    return 0 if not tail or isinstance(_parsed(tail), dict) else len(tail)
+
+
+def whole(value: Any) -> int:
+    """Return a whole number; raise TypeError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {shorten_value(value)}")
+    return value
+
+
+def text(value: Any) -> str:
+    """Return a text; raise TypeError if it is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {shorten_value(value)}")
+    return value
+
+
+def _read_table(path: Path) -> RecordedRun:
+    content = read_json(path, MOST_BYTES)
+    require_usable(content, "")
+    if not isinstance(content, dict) or "cases" not in content:
+        raise _OtherContentError("it has other content")
+    run = _run_of(content)
+    run.is_interrupted = bool(content.get("interrupted"))
+    run.cases.extend(map(_checked, content["cases"]))
+    run.not_reached.extend(map(_checked, content.get("not_reached", ())))
+    return run
+
+
+def _read_lines(path: Path) -> list[RecordedRun]:
+    require_file(path)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: is too large for a summary; at most {MOST_BYTES / 1e6:.0f} MB are read")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    runs: list[RecordedRun] = []
+    for number, entry in _entries(content[: len(content) - unfinished_line(content)]):
+        if isinstance(entry, dict) and entry.get("run") == "started":
+            runs.append(_run_of(entry))
+        elif not runs or not isinstance(entry, dict):
+            raise _OtherContentError(f"line {number} is not of a run that began on a line before")
+        elif entry.get("run") == "ended":
+            runs[-1].is_interrupted = bool(entry.get("interrupted"))
+        else:
+            runs[-1].cases.append(_checked(entry))
+    if not runs:
+        raise _OtherContentError("no run has begun in it")
+    return runs
+
+
+def _entries(content: bytes) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        entry = _parsed(line)
+        if entry is None:
+            raise ValueError(f"line {number} is not JSON")
+        require_usable(entry, f"line {number}")
+        yield number, entry
+
+
+def _parsed(line: bytes) -> Any:
+    """Return the value of a line; None if it is not JSON."""
+    try:
+        return parse_json(line.decode())
+    except ValueError:  # UnicodeDecodeError is one, too.
+        return None
+
+
+def _run_of(content: Mapping[str, Any]) -> RecordedRun:
+    if not {"schema", "parameters", "num_parts", "part_id"} <= content.keys():
+        raise _OtherContentError("it has other content")
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
+    if not isinstance(content["parameters"], dict):
+        raise ValueError("parameters: expected a table")
+    run = RecordedRun(content, whole(content["num_parts"]), whole(content["part_id"]))
+    if not 0 <= run.part_id < run.num_parts:
+        raise ValueError(f"part {run.part_id} of {run.num_parts}: parts are numbered from 0")
+    return run
+
+
+def _checked(values: Any) -> Mapping[str, Any]:
+    text(values["case_id"]), text(values["status"])
+    if not isinstance(values.get("other_parameters"), dict | None):
+        raise TypeError("other_parameters: expected a table")
+    return dict(values)

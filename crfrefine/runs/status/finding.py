@@ -1,0 +1,203 @@
+"""What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
+
+`infer/summary_reading.py` reads both, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
+the commands; `evaluation.py` reads the summaries of `evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.errors import InputError
+from crfrefine.io.files import identities
+from crfrefine.io.paths import is_there, suffix_of
+from crfrefine.runs.infer.records import note_on_num_labels
+from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
+from crfrefine.runs.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary, refined_with
+from crfrefine.runs.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
+from crfrefine.runs.status.evaluation import evaluation_status
+from crfrefine.runs.status.recorded_runs import FoundRun, require_cases
+from crfrefine.runs.status.report import PartStatus, RunStatus, StatusReport
+from crfrefine.runs.status.rest_command import rest_command
+
+SUFFIXES = (".json", LINES_SUFFIX)
+
+
+def find_status(paths: Sequence[Path]) -> StatusReport:
+    """Merge summaries.
+
+    Args:
+        paths: output folders of runs, summaries, and folders that hold some.
+
+    Raises:
+        InputError: a file is not a summary, or a folder holds none.
+    """
+    report = StatusReport()
+    others: list[RunStatus] = []
+    groups: dict[tuple[str, tuple[str, ...]], list[FoundRun]] = {}
+    seen: set[Path | tuple[int, int]] = set()
+    for path in paths:
+        for file, runs in _summaries_in(path, report.notes).items():
+            if identities(file) & seen:
+                continue
+            seen |= identities(file)
+            if isinstance(runs, RunStatus):
+                others.append(runs)
+                continue
+            for run in runs:
+                require_cases(run, file)
+                named_by = runs[-1] if file.parent.name == RECORD_FOLDER else run
+                found = FoundRun(run, file, str(named_by.head.get("output_folder")))
+                groups.setdefault(found.key, []).append(found)
+    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.order)) for (output_folder, _), group in groups.items()]
+    report.runs += others
+    return report
+
+
+def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
+    """Return the content of a summary, or of all summaries and records of runs in a folder; damaged ones there become notes."""
+    if not path.is_dir():
+        if suffix_of(path):
+            raise InputError(f"{path}: is no record: a run whose output is a file keeps none; name the file that --summary wrote")
+        try:
+            return {path: read_summary(path)}
+        except NotASummaryError:
+            other = evaluation_status(path)
+            if other is None:
+                raise
+            return {path: other}
+    try:
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+        files += records_in(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
+    found: dict[Path, list[RecordedRun] | RunStatus] = {}
+    for file in files:
+        try:
+            found[file] = read_summary(file)
+        except NotASummaryError as error:
+            if error.is_damaged:
+                notes.append(f"{error}; continuing without it")
+            elif (other := evaluation_status(file)) is not None:
+                found[file] = other
+    if not found and not notes:
+        raise InputError(
+            f"{path}: holds no record of `infer`\n  Name the output folder of a run, or the files that --summary wrote. A run whose output "
+            "is a file keeps no record,\n  nor did earlier versions: run the command again with --continue; what is done is skipped and "
+            "recorded."
+        )
+    return found
+
+
+def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
+    """Return what is left of a run.
+
+    Args:
+        output_folder: where results go.
+        group: all its runs, the last one last.
+    """
+    last = group[-1]
+    label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
+    records = _last_records(group)
+    num_parts = last.run.num_parts
+    own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
+    num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
+    starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
+    wanted = [_parameters((own.get(part_id) or last).run, {}) for part_id in range(num_used)]
+    cases = [
+        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts], wanted[number % num_parts])
+        for number, (case_id, path) in enumerate(label_maps.items())
+    ]
+    parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
+    notes = _notes(group, cases, records)
+    return RunStatus(output_folder, cases, parts, notes)
+
+
+def _last_records(group: Sequence[FoundRun]) -> dict[str, PlacedRecord]:
+    """Return the last record of each case. A run without --continue does all of its cases again: older records of these are void."""
+    records: dict[str, PlacedRecord] = {}
+    begun = None
+    for found in group:
+        run = found.run
+        # A run may have left two files: its record, and its summary.
+        if not run.head.get("resumed") and (found.started, run.num_parts, run.part_id) != begun:
+            for case_id in list(run.head["all_cases"])[run.part_id :: run.num_parts]:
+                records.pop(case_id, None)
+        begun = (found.started, run.num_parts, run.part_id)
+        for values in run.not_reached:
+            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(run, values)))
+        for values in run.cases:
+            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(run, values))
+    return records
+
+
+def _with_labels(values: Mapping[str, Any], names: object) -> str:
+    """Return the name of a case with the labels that vanished in it."""
+    known = names if isinstance(names, dict) else {}
+    labels = values["vanished_labels"] if isinstance(values["vanished_labels"], list) else []
+    return f"{shorten(values['case_id'], 40)} ({listed([str(known.get(str(label), label)) for label in labels])})"
+
+
+def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
+    """Return what a case was refined with, as text to compare."""
+    return json.dumps(refined_with(run, values.get("other_parameters")), sort_keys=True)
+
+
+def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
+    """Return the time from which on a label map without a record is a result of a part; "": always, as --continue keeps older ones."""
+    if own is None:
+        return group[0].started
+    return "" if own.run.head.get("resumed") else own.started
+
+
+def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[CaseStatus]) -> PartStatus:
+    """Return what is left of a part with these cases; `own` is its last run, and `last` that of any part."""
+    counts = Counter(case.state for case in cases)
+    like = own or last
+    arguments = [str(word) for word in like.run.head["command"]]
+    command = None
+    if counts[FAILED] + counts[MISSING] and arguments:
+        command = rest_command(arguments, last.run.num_parts, part_id, of_part=like.run.part_id, folder=like.folder)
+    state = "not started" if own is None else "interrupted" if own.run.is_interrupted else "ended"
+    return PartStatus(part_id, counts, state, None if own is None else own.path, command)
+
+
+def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
+    notes = []
+    output_folder = group[-1].key[0]
+    if not is_there(Path(output_folder)):
+        notes.append(f"there is no {output_folder} here: paths are those that the run saw; ask where it ran, or put the folder back")
+    now = group[-1].run.head["all_cases"].keys()
+    gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
+    added = sorted(now - set(group[0].run.head["all_cases"]))
+    if gone:
+        notes.append(
+            f"{counted(len(gone), 'case')} of earlier runs or other parts not in the last run, and not counted here: {listed(gone)}"
+        )
+    if added:
+        notes.append(f"{counted(len(added), 'case')} of the last run not in the first one: {listed(added)}; parts share cases anew")
+    if unrecorded := [case.case_id for case in cases if case.state == DONE and case.case_id not in records]:
+        notes.append(f"{counted(len(unrecorded), 'label map')} without a record, as after a kill: {listed(unrecorded)}")
+    if changed := [case.case_id for case in cases if case.is_changed]:
+        notes.append(f"{counted(len(changed), 'label map')} changed since it was recorded: {listed(changed)}")
+    if kept := [case.case_id for case in cases if case.has_old_output]:
+        notes.append(
+            f"{counted(len(kept), 'case')} not done, with a label map of an earlier run, which --continue keeps: {listed(kept)}; "
+            "to refine these cases again, remove these label maps first"
+        )
+    done = [records[case.case_id].values for case in cases if case.state == DONE and case.case_id in records]
+    if vanished := [_with_labels(values, group[-1].run.head.get("label_names")) for values in done if values.get("vanished_labels")]:
+        notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
+    if (note := note_on_num_labels(done)) is not None:
+        notes.append(note)
+    kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
+    if len(kinds) > 1:
+        notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
+    if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
+        notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
+    return notes

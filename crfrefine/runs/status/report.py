@@ -1,0 +1,101 @@
+"""What `crfrefine status` reports of runs, of their parts, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crfrefine.runs.status.cases import DONE, FAILED, MISSING, CaseStatus
+
+STATES = (DONE, FAILED, MISSING)
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """What is left of a part.
+
+    Attributes:
+        part_id: its number, from 0.
+        counts: number of its cases by state.
+        run: "ended", "interrupted" (or still running), or "not started" where there is no record of it.
+        summary: the summary of its last run.
+        command: does what is left; None if nothing is, or if the run was not started from a command line.
+    """
+
+    part_id: int
+    counts: Mapping[str, int]
+    run: str
+    summary: Path | None
+    command: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        summary = None if self.summary is None else str(self.summary)
+        counts = {f"num_{state}": self.counts[state] for state in STATES}
+        return {"part_id": self.part_id, "run": self.run, **counts, "summary": summary, "command": self.command}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is left of a folder run, over all its parts and all earlier runs of the same inputs into the same folder.
+
+    Attributes:
+        output_folder: where results go.
+        cases: all cases, in the order of their names.
+        parts: all parts that have cases, those that never started too.
+        notes: what the user should know, one sentence each.
+    """
+
+    output_folder: str
+    cases: Sequence[CaseStatus]
+    parts: Sequence[PartStatus]
+    notes: Sequence[str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all cases are done."""
+        return all(case.state == DONE for case in self.cases)
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that do the rest, one per part with cases left."""
+        return [part.command for part in self.parts if part.command is not None]
+
+    def of_state(self, state: str) -> list[CaseStatus]:
+        """Return the cases that are "done", "failed" or "missing"."""
+        return [case for case in self.cases if case.state == state]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        counts = {f"num_{state}": len(self.of_state(state)) for state in STATES}
+        return {
+            "output_folder": self.output_folder,
+            "is_complete": self.is_complete,
+            "num_cases": len(self.cases),
+            **counts,
+            "num_parts": len(self.parts),
+            "parts": [part.to_dict() for part in self.parts],
+            "cases": [case.to_dict() for case in self.cases],
+            "notes": list(self.notes),
+            "commands": self.commands,
+        }
+
+
+@dataclass
+class StatusReport:
+    """The runs of some summaries.
+
+    Attributes:
+        runs: by output folder and inputs, in the order of the summaries.
+        notes: files that could not be used, one sentence each.
+    """
+
+    runs: list[RunStatus] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all cases of all runs are done, and all summaries could be read."""
+        return not self.notes and all(run.is_complete for run in self.runs)

@@ -1,0 +1,136 @@
+"""What is refined while a slider moves: a box around the shown place, and then what `infer` would write."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cli_helpers import load_nifti, run_here, save_nifti
+from tune_helpers import options_for, write_labeled, write_large
+
+from crfrefine.apps.tune.case import open_case
+from crfrefine.apps.tune.computing import MOST_VALUES, CaseRefiner, box_around
+from crfrefine.apps.tune.finding import find_cases
+from crfrefine.io import read_volume
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.case import refine
+
+
+def opened(options):
+    inputs, cases = find_cases(options)
+    return open_case(cases[0], inputs.reading, 1)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    folders, labels = write_large(tmp_path_factory.mktemp("large"))
+    return opened(options_for(folders, labels))
+
+
+def test_a_box_holds_the_place_and_is_a_cube_in_mm_as_far_as_the_grid_goes(large):
+    for place in ((0, 0, 0), (38, 26, 30), (75, 51, 59)):
+        box = box_around(large, place)
+        extents = [axis.stop - axis.start for axis in box]
+        for axis, at, size in zip(box, place, large.grid, strict=True):
+            assert 0 <= axis.start <= at < axis.stop <= size
+        assert 0.7 < np.prod(extents) * len(large.logits) / MOST_VALUES < 1.1
+        lengths = [extent * step for extent, step in zip(extents, large.spacing, strict=True)]
+        free = [length for length, extent, size in zip(lengths, extents, large.grid, strict=True) if extent < size]
+        assert max(free) - min(free) < 2.6, "one voxel of the longest spacing"
+
+
+def chosen(**changes):
+    return CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes})
+
+
+def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
+    """Messages come from 4 sigmas at most, 8 mm, in each of the steps; far fewer than 1 % of the voxels inside hear of the cut."""
+    parameters = chosen()
+    refiner = CaseRefiner(large, 1)
+    box = box_around(large, (38, 26, 30))
+    whole = refiner.refine_whole(parameters)
+    everything = refiner.refine_box(parameters, tuple(slice(0, size) for size in large.grid))
+    assert everything.num_iterations == whole.num_iterations
+    np.testing.assert_array_equal(everything.label_map, whole.label_map)
+    found, wanted = refiner.refine_box(parameters, box).label_map, whole.label_map[box]
+    inner = tuple(slice(int(8 / step), -int(8 / step)) for step in large.spacing)
+    assert found[inner].size > 10_000
+    assert np.mean(found[inner] != wanted[inner]) < 0.005
+    before = large.network[box][inner]
+    assert np.mean(before != wanted[inner]) > 0.01, "there is something to refine"
+
+
+@pytest.mark.parametrize(("normalization", "mask"), [("percentile", "nonzero"), ("zscore", "none")])
+def test_intensities_of_a_box_are_on_the_scale_of_the_whole_case(large, mask, normalization):
+    """Far from the box, the image is ten times as bright: the statistics of the box alone, or of the air too, give other labels."""
+    box = box_around(large, (20, 20, 20))
+    image = large.image.copy()
+    far = np.ones(large.grid, bool)
+    far[box] = False
+    image[:, far] *= 10.0
+    case = dataclasses.replace(large, image=image)
+    parameters = chosen(**{"intensity.normalization": normalization, "intensity.mask": mask, "intensity.percentiles": [5.0, 95.0]})
+    found = CaseRefiner(case, 1).refine_box(parameters, box).label_map
+
+    def scaled(statistics):
+        low, high = np.percentile(statistics, [5.0, 95.0])
+        offset, spread = (low, high - low) if normalization == "percentile" else (statistics.mean(), statistics.std())
+        normalized = ((image[0] - offset) / spread).astype(np.float32)[box]
+        inside = None if mask == "none" else image[0][box] != 0
+        plain = parameters.replace(**{"intensity.normalization": "none"})
+        return refine(case.logits[(slice(None), *box)], normalized, spacing=case.spacing, parameters=plain, mask=inside).label_map
+
+    whole, cropped = (values if mask == "none" else values[values != 0] for values in (image[0], image[0][box]))
+    differing = np.count_nonzero(found != scaled(whole.astype(np.float64)))
+    assert differing <= 3, "rounding of the statistics"
+    assert np.count_nonzero(found != scaled(cropped.astype(np.float64))) > 100
+
+
+def test_a_box_outside_of_the_mask_or_without_logits_has_no_result(large):
+    parameters = chosen(**{"intensity.mask": "nonzero"})
+    box = (slice(0, 3), slice(0, 4), slice(0, 5))
+    assert not large.nonzero[box].any()
+    assert CaseRefiner(large, 1).refine_box(parameters, box) is None
+    flat = dataclasses.replace(large, logits=np.zeros_like(large.logits))
+    assert CaseRefiner(flat, 1).refine_box(chosen(), box) is None
+
+
+def save_plane(path, values):
+    """Write a 2-D image, (x, y) or (x, y, label), with unequal spacings."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.swapaxes(values, 0, 1)), isVector=values.ndim == 3)
+    image.SetSpacing((1.0, 1.25))
+    SimpleITK.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("kind", ["masks", "labels", "two-dimensional", "regions"])
+def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
+    folders, _ = write_labeled(tmp_path, "a")
+    options = options_for(folders)
+    parameters = options.inputs.parameters.replace(**{"intensity.mask": "nonzero", "postprocess.keep_largest": "foreground"})
+    more = ["--threads", 1]
+    logits = load_nifti(folders.logits / "a.nii.gz")
+    if kind == "labels":
+        save_nifti(folders.logits / "a.nii.gz", logits.argmax(axis=-1).astype(np.uint8))
+        more += ["--input-type", "labels"]
+    elif kind == "two-dimensional":
+        for path in sorted(folders.images.iterdir()):
+            save_plane(path.with_name(path.name.replace(".nii.gz", ".mha")), load_nifti(path)[:, :, 5].astype(np.float32))
+            path.unlink()
+        save_plane(folders.logits / "a.mha", logits[:, :, 5])
+        (folders.logits / "a.nii.gz").unlink()
+    inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if kind == "labels" else "auto")
+    if kind == "regions":
+        from crfrefine.cli.region_options import parse_scheme
+
+        inputs = dataclasses.replace(inputs, regions=parse_scheme(["a=1+2", "b=2", "c=3", "d=4"], None))
+        more += ["--regions", "a=1+2", "--regions", "b=2", "--regions", "c=3", "--regions", "d=4"]
+    case = opened(dataclasses.replace(options, inputs=inputs))
+    assert box_around(case, (0,) * len(case.grid)) is None, "a small case needs no box"
+    parameters.save(tmp_path / "saved.toml")
+    done = run_here("infer", *folders.arguments, "-c", tmp_path / "saved.toml", *more)
+    assert done.status == 0, done.stderr
+    written = read_volume(next(folders.output.glob("a.*"))).data
+    found = CaseRefiner(case, 1).refine_whole(parameters)
+    np.testing.assert_array_equal(found.label_map, written)
+    assert found.changes.voxels_changed > 0

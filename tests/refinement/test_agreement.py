@@ -1,0 +1,137 @@
+"""Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tile_cases import TileCase, make_case, refine
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.result import RefinementResult
+
+ROUNDING = 3e-5
+"""Of marginals in float32 after several steps; sums run in another order."""
+
+
+def matrix(seed: int, num_labels: int) -> dict[str, Any]:
+    """A matrix of penalties between 0.5 and 1.5."""
+    penalties = np.random.default_rng(seed).uniform(0.5, 1.5, (num_labels, num_labels))
+    np.fill_diagonal(penalties, 0.0)
+    return {"compatibility.kind": "matrix", "compatibility.matrix": tuple(map(tuple, penalties.tolist()))}
+
+
+def run_both(case: TileCase, parameters: CrfParameters, threshold: float) -> tuple[RefinementResult, RefinementResult]:
+    """Refine with labels left out, and with all of them by the same sums.
+
+    Directly summed windows are those of "truncated"; "auto" may take "exact" where the part that labels share is small.
+    """
+    tiles = refine(case, parameters, threshold, threads=1)
+    for found, name in (("direct", "truncated"), (": exact ", "exact")):
+        if any(found in line for line in tiles.filters):
+            parameters = parameters.replace(**{"mean_field.filter": name})
+    return tiles, refine(case, parameters, 0.0, threads=1)
+
+
+def assert_agree(tiles: RefinementResult, dense: RefinementResult, threshold: float) -> None:
+    """Marginals: each left-out label holds up to the threshold, a few steps pass that on three-fold at these weights."""
+    bound = 3 * tiles.channels.num_channels * threshold + ROUNDING
+    difference = np.abs(tiles.marginals - dense.marginals).sum(axis=0) / 2
+    assert difference.max() <= bound
+    ordered = np.sort(dense.marginals, axis=0)
+    is_close = ordered[-1] - ordered[-2] <= 2 * bound
+    assert ((tiles.label_map == dense.label_map) | is_close).all()
+    np.testing.assert_array_equal(tiles.network_label_map, dense.network_label_map)
+    assert tiles.logits.shape == dense.logits.shape
+    assert tiles.num_padding_voxels == dense.num_padding_voxels
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, ...]:
+    num_dims = draw(st.integers(1, 3))
+    least, most = {1: (40, 200), 2: (14, 50), 3: (9, 26)}[num_dims]
+    return tuple(draw(st.lists(st.integers(least, most), min_size=num_dims, max_size=num_dims)))
+
+
+CASES = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10**6),
+        "shape": shapes(),
+        "num_labels": st.integers(2, 14),
+        "softness": st.sampled_from([0.0, 1.0, 2.5]),
+        "margin": st.sampled_from([6.0, 12.0, 30.0]),
+        "padding": st.sampled_from([0, 5]),
+        "num_modalities": st.integers(1, 3),
+        **{name: st.booleans() for name in ("with_mask", "half", "probabilities")},
+    }
+)
+MODELS = st.fixed_dictionaries(
+    {
+        "mean_field.filter": st.sampled_from(["truncated", "lattice", "auto"]),
+        "mean_field.normalization": st.sampled_from(["symmetric", "after", "none"]),
+        "mean_field.num_iterations": st.integers(1, 6),
+        "mean_field.damping": st.sampled_from([0.0, 0.3]),
+        "mean_field.temperature": st.sampled_from([0.5, 1.0, 2.0]),
+        "bilateral.theta_alpha": st.sampled_from([0.8, 1.6]),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES, MODELS, st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]), st.sampled_from([0.5, 3.0]), st.tuples(*[st.booleans()] * 3))
+def test_random_cases_agree(
+    given: dict[str, Any], model: dict[str, Any], threshold: float, weight: float, more: tuple[bool, bool, bool]
+) -> None:
+    with_spatial, with_label_weights, with_matrix = more
+    case, num_labels = make_case(**given), given["num_labels"]
+    weight *= 0.02 if model["mean_field.normalization"] == "none" else 1.0
+    weights = tuple((weight * np.random.default_rng(given["seed"]).uniform(0.3, 1.0, num_labels)).tolist())
+    model |= {"bilateral.weight": weights if with_label_weights else weight, "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
+    if with_spatial:
+        model |= {"spatial.weight": weight / 2, "spatial.theta_gamma": 1.2}
+    if with_matrix:
+        model |= matrix(given["seed"], num_labels)
+    assert_agree(*run_both(case, CrfParameters().replace(**model), threshold), threshold)
+
+
+@pytest.mark.parametrize(("shape", "with_matrix"), [((70,), False), ((11, 34), True), ((9, 10, 17), False)])
+def test_tiles_agree_with_the_reference(shape: tuple[int, ...], with_matrix: bool) -> None:
+    """The reference sums all pairs: 3 % of the kernel's mass lies beyond the window of direct sums, so the lattice-free spatial kernel
+    is compared, whose tail is 6e-5."""
+    case = make_case(3, shape, 5, with_mask=True)
+    model = {"bilateral.weight": 0.0, "spatial.weight": 3.0, "spatial.theta_gamma": 1.1, "mean_field.tolerance": 0.0}
+    parameters = CrfParameters().replace(**model, **(matrix(3, 5) if with_matrix else {}))
+    tiles, reference = refine(case, parameters, 1e-4), refine(case, parameters, 0.0, device="reference")
+    np.testing.assert_allclose(tiles.marginals, reference.marginals, atol=3 * 5 * 1e-4)
+    np.testing.assert_allclose(tiles.energy, reference.energy, rtol=1e-3)
+
+
+@pytest.mark.parametrize("normalization", ["after", "none"])
+def test_what_is_settled_sends_from_inside_the_mask_alone(normalization: str) -> None:
+    """Where the senders have no factors that would leave out the others."""
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    weight = 3.0 if normalization == "after" else 0.2
+    model = {"mean_field.filter": "truncated", "mean_field.normalization": normalization, "mean_field.tolerance": 0.0}
+    model |= {"bilateral.weight": weight, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 5.0}
+    assert_agree(*run_both(case, CrfParameters().replace(**model), 1e-4), 1e-4)
+
+
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
+def test_any_number_of_threads_gives_the_same_bits(filter_name: str) -> None:
+    case = make_case(5, (21, 26, 37), 6, with_mask=True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": filter_name, "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
+    one, three = (refine(case, parameters, 1e-4, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.logits, three.logits)
+    assert one.energy == three.energy
+
+
+def test_shorter_steps_start_from_the_step_before() -> None:
+    """A plain lattice kernel is not positive semidefinite, so the energy of a Potts model may rise, and steps are halved."""
+    case = make_case(297530621, (29, 45), 6, softness=1.0, margin=30.0, num_modalities=3)
+    model = {"mean_field.filter": "lattice", "mean_field.normalization": "none", "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
+    for weight in (0.06, 1.0, 3.0):
+        parameters = CrfParameters().replace(**model, **{"bilateral.weight": weight, "bilateral.theta_alpha": 0.8})
+        assert_agree(*run_both(case, parameters, 1e-6), 1e-6)

@@ -1,0 +1,142 @@
+"""Label maps with many labels: a label takes part within the kernels' reach of where it occurs, with tiles and without."""
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine.arrays import one_hot
+from crfrefine.arrays.one_hot import MANY_LABELS
+from crfrefine.base.memory import MemoryLimit
+from crfrefine.errors import CapacityError
+from crfrefine.refinement import label_map
+
+SHAPE = (21, 18, 37)
+SPACING = (2.0, 1.3, 0.9)
+DENSE = {"mean_field.label_threshold": 0.0}
+PARAMETERS = crfrefine.CrfParameters().replace(
+    **{
+        "bilateral.theta_alpha": 1.6,
+        "bilateral.theta_beta": 0.05,
+        "spatial.weight": 1.0,
+        "spatial.theta_gamma": 1.0,
+        "mean_field.filter": "truncated",
+    }
+)
+
+
+def blocks(shape, num_labels, seed=0, size=7):
+    """Return a map of blocks of labels, a few voxels of it wrong, and an image of it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, num_labels, [-(-extent // size) for extent in shape])
+    for axis in range(len(shape)):
+        coarse = coarse.repeat(size, axis)
+    true = coarse[tuple(slice(0, extent) for extent in shape)]
+    wrong = rng.random(shape) < 0.08
+    labels = np.where(wrong, np.roll(true, 1, axis=-1), true)
+    return labels, 10.0 * true + rng.normal(0, 4, shape)
+
+
+def refined(labels, image, changes=None, **options):
+    options = {"spacing": SPACING[3 - labels.ndim :], "parameters": PARAMETERS.replace(**(changes or {})), **options}
+    return crfrefine.refine(labels, image, input_type="labels", **options)
+
+
+def is_on_tiles(result):
+    return all("tiles" in line for line in result.filters)
+
+
+@pytest.mark.parametrize(("shape", "with_mask", "order"), [(SHAPE, True, "F"), (SHAPE, False, "C"), ((33, 41), True, "F")])
+def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
+    labels, image = blocks(shape, 40)
+    labels = np.array(3 * labels, np.uint8, order=order)  # gaps in the numbers
+    mask = None
+    if with_mask:
+        mask = np.zeros(shape, bool)
+        mask[3:-5, 10:-2] = True
+        mask[:, 12] = False
+    found, whole = (refined(labels, image, changes, mask=mask) for changes in ({}, DENSE))
+    assert is_on_tiles(found)
+    assert not is_on_tiles(whole)
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+    np.testing.assert_array_equal(found.network_label_map, labels)
+    assert found.changes == whole.changes
+    assert found.changes.voxels_changed > 5
+    np.testing.assert_allclose(found.marginals, whole.marginals, atol=2e-5)
+    np.testing.assert_allclose(found.energy[-1], whole.energy[-1], rtol=1e-3)  # Some pairs of voxels in different tiles are missing.
+    assert (found.channel_labels, found.num_labels) == (whole.channel_labels, whole.num_labels)
+    assert found.channel_labels[1] % 3 == 0
+    if mask is not None:
+        np.testing.assert_array_equal(found.label_map[~mask], labels[~mask])
+        np.testing.assert_allclose(found.logits[:, ~mask], whole.logits[:, ~mask], rtol=1e-6)
+        np.testing.assert_allclose(found.marginals_at(~mask), found.marginals[:, ~mask], atol=1e-6)
+
+
+def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
+    labels, image = blocks(SHAPE, 25)
+    rng = np.random.default_rng(1)
+    penalties = 1.0 + rng.random((60, 60))
+    np.fill_diagonal(penalties, 0.0)
+    changes = {
+        "bilateral.weight": rng.uniform(2, 6, 60).tolist(),
+        "mean_field.bias": rng.uniform(-1.5, 1.5, 60).tolist(),
+        "mean_field.temperature": 0.7,
+        "compatibility.kind": "matrix",
+        "compatibility.matrix": ((penalties + penalties.T) / 2).tolist(),
+    }
+    found, whole = (refined(2 * labels, image, {**changes, **more}) for more in ({}, DENSE))
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+    np.testing.assert_allclose(found.marginals, whole.marginals, atol=2e-5)
+    np.testing.assert_allclose(found.energy, whole.energy, rtol=1e-5)
+    assert found.num_labels == 60
+
+
+def test_slabs_give_the_same_as_the_volume_at_once():
+    labels, image = blocks((70, 18, 37), 30)
+    labels = labels.astype(np.uint8)
+    changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
+    channels = tuple(int(label) for label in np.unique(labels))
+    whole, told = refined(labels, image, changes), []
+    limit = int(whole.channels.computed().size * 17 * 0.8)
+    options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
+    cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit, progress=lambda *of: told.append(of))
+    assert "slabs" in cut.filters[0]
+    steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
+    assert {stage for stage, _ in steps} == {f"mean field, slab {number} of 9" for number in range(1, 10)}, "steps inside slabs are told"
+    assert [share for _, share in steps] == sorted(share for _, share in steps)
+    np.testing.assert_array_equal(cut.label_map, whole.label_map)
+
+
+@pytest.mark.parametrize(("num_labels", "nearby"), [(MANY_LABELS - 1, False), (MANY_LABELS, True)])
+def test_few_labels_take_part_everywhere(num_labels, nearby):
+    labels = np.zeros((40, 9, 8), np.uint8)
+    labels[0, 0, :num_labels] = 0
+    labels[:2].flat[:num_labels] = np.arange(num_labels)
+    found = refined(labels, np.zeros(labels.shape))
+    far = found.marginals[:, -1, 4, 4]
+    assert (far[1:] == 0).all() == nearby
+
+
+def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
+    labels, image = blocks((9, 16, 23), 5, size=9)
+    assert not is_on_tiles(refined(labels, image, {"mean_field.filter": "exact"}))
+    monkeypatch.setattr(one_hot, "LARGEST_IN_MEMORY", 4 * 5 * labels.size - 1)
+    found, whole = (refined(labels, image, changes) for changes in ({}, DENSE))
+    assert is_on_tiles(found)
+    assert (found.marginals == 0).any()
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+
+
+def test_logits_beyond_the_memory_are_refused(monkeypatch):
+    labels = blocks(SHAPE, 20)[0].astype(np.uint8)
+    num_labels = len(np.unique(labels))
+    monkeypatch.setattr(label_map, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
+    with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
+        refined(labels, np.zeros(SHAPE), DENSE)
+    assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
+
+
+@pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
+def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
+    labels, image = blocks(SHAPE, 20)
+    found = refined(labels, image, {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha})
+    assert is_on_tiles(found) == is_direct

@@ -1,0 +1,186 @@
+"""Cases whose channels are streamed from the file: as in memory, whatever the file, and the same errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import GRID_SHAPE, Folders, Result, files_in, load_nifti, run_here, save_nifti, write_folders
+from oracles import softmax
+from tile_cases import TileCase, make_case, refine
+
+from crfrefine.engines import get_backend
+from crfrefine.io.pieces import Piece
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.tiles.running import Settings
+from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
+from crfrefine.refinement.tiles.streaming import ChannelStream, refine_stream
+from crfrefine.runs.infer.streamed import refine_streamed
+
+MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
+NUM_LABELS = 4
+THRESHOLD = 1e-4
+
+
+def logits_of(folders: Folders) -> np.ndarray:
+    """(L, x, y, z) logits of the case, sharp enough that most labels are left out somewhere."""
+    return np.moveaxis(2 * load_nifti(folders.logits / "a.nii.gz").astype(np.float32), -1, 0)
+
+
+def replace(folders: Folders, name: str) -> Path:
+    (folders.logits / "a.nii.gz").unlink()
+    return folders.logits / name
+
+
+def npz(kind: str, dtype: type) -> Callable[[Folders], None]:
+    def write(folders: Folders) -> None:
+        channels = logits_of(folders)
+        channels = softmax(channels) if kind == "probabilities" else channels
+        np.savez_compressed(replace(folders, "a.npz"), **{kind: channels.transpose(0, 3, 2, 1).astype(dtype)})
+
+    return write
+
+
+def nifti(folders: Folders) -> None:
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(logits_of(folders), 0, -1))
+
+
+def with_mask(folders: Folders) -> None:
+    nifti(folders)
+    mask = np.zeros(GRID_SHAPE, np.uint8)
+    mask[3:15, 2:, 1:9] = 1
+    save_nifti(folders.output.parent / "masks" / "a.nii.gz", mask)
+
+
+FORMATS = [
+    pytest.param(npz("probabilities", np.float16), id="npz float16 probabilities"),
+    pytest.param(npz("logits", np.float16), id="npz float16 logits"),
+    pytest.param(nifti, id="NIfTI with four axes"),
+    pytest.param(with_mask, id="mask"),
+]
+
+
+def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, streams: bool) -> Result:
+    """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in `seen`."""
+    seen: list[str] = []
+
+    def count(case: object, *arguments: object, **options: object) -> object:
+        seen.append("streamed")
+        return refine_streamed(case, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("crfrefine.runs.infer.streamed.refine_streamed", count)
+    for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
+        monkeypatch.setattr(f"crfrefine.cases.streamed.{limit}", 0 if streams else 1 << 40)
+    masks = folders.output.parent / "masks"
+    options = (*options, "-m", masks) if masks.is_dir() else options
+    result = run_here("infer", *folders.arguments, *MODEL, *options)
+    assert bool(seen) == streams or result.status != 0
+    return result
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_streamed_cases_are_as_in_memory(write: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_folders(tmp_path, "a")
+    write(folders)
+    outputs = []
+    for name, streams in (("memory", False), ("streamed", True)):
+        own = Folders(folders.images, folders.logits, tmp_path / name)
+        options = ("--save-probabilities", "--save-logits", "--summary", tmp_path / f"{name}.json")
+        # A label that was left out below the threshold would have had up to its power.
+        options += ("--set", "mean_field.output_temperature=0.5")
+        result = run(own, monkeypatch, *options, streams=streams)
+        assert result.status == 0, result.stderr
+        outputs.append([load_nifti(own.output / f"a{suffix}.nii.gz") for suffix in ("", "_probabilities", "_logits")])
+    (labels, probabilities, _), (streamed_labels, streamed, logits) = outputs
+    np.testing.assert_array_equal(streamed_labels, labels)
+    assert streamed.shape == probabilities.shape
+    # The mask's outside: 0 and 1 instead of the network's probabilities.
+    inside = load_nifti(tmp_path / "masks" / "a.nii.gz") != 0 if write is with_mask else np.ones(labels.shape, np.bool_)
+    # The files hold what the labels that took part share: up to a few thresholds less than with all labels.
+    np.testing.assert_allclose(streamed[inside], probabilities[inside], atol=3 * NUM_LABELS * THRESHOLD)
+    np.testing.assert_allclose(streamed.sum(axis=-1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(axis=-1), streamed_labels)
+    memory, stream = (json.loads((tmp_path / f"{name}.json").read_text())["cases"][0] for name in ("memory", "streamed"))
+    assert memory["voxels_changed"] == stream["voxels_changed"]
+
+
+def with_nan(folders: Folders) -> None:
+    channels = logits_of(folders)
+    channels[2, 4, 5, 6] = np.nan
+    np.savez(replace(folders, "a.npz"), logits=channels.transpose(0, 3, 2, 1))
+
+
+def cut_off(folders: Folders) -> None:
+    npz("logits", np.float32)(folders)
+    path = folders.logits / "a.npz"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+@pytest.mark.parametrize("spoil", [with_nan, cut_off])
+def test_bad_files_fail_as_in_memory(spoil: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_folders(tmp_path, "a")
+    spoil(folders)
+    for streams in (False, True):
+        result = run(folders, monkeypatch, "--save-probabilities", streams=streams)
+        assert result.status == 1, result.stdout
+        assert "a.npz" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert [name for name in files_in(folders.output) if not name.endswith(".json")] == []
+
+
+class Pieces:
+    """Channels of a case, as pieces of some planes."""
+
+    def __init__(self, case: TileCase, num_planes: int) -> None:
+        self.case, self.num_planes, self.num_readings = case, num_planes, 0
+
+    def __call__(self) -> Iterator[Piece]:
+        self.num_readings += 1
+        for label, channel in enumerate(self.case.logits):
+            for start in range(0, len(channel), self.num_planes):
+                planes = slice(start, min(start + self.num_planes, len(channel)))
+                yield Piece(slice(label, label + 1), planes, channel[None, planes].copy())
+
+    def refined(self, parameters: CrfParameters) -> StreamedLogits:
+        logits, case = self.case.logits, self.case
+        stream = ChannelStream(self, len(logits), logits.shape[1:], "logits", None, Path("a.npz"))
+        spec, image = parameters.resolve(len(logits), 1, 3), case.image.reshape(1, *logits.shape[1:])
+        found = refine_stream(stream, image, case.mask, case.spacing, parameters, spec, get_backend("cpu"), Settings(threads=1))
+        assert isinstance(found, StreamedLogits)
+        return found
+
+
+@pytest.mark.parametrize("num_planes", [3, 50])
+def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
+    """Label 1 spreads along the last axis, far beyond the tiles that were kept of it."""
+    probabilities = np.full((2, 9, 8, 120), 0.009)
+    probabilities[1, :, :, :20] = 1 - 1e-6
+    probabilities[0] = 1 - probabilities[1]
+    case = TileCase(np.log(probabilities).astype(np.float32), np.zeros((9, 8, 120), np.float32), (1.0, 1.0, 1.0), None, "logits")
+    changes = {"bilateral.weight": (1.0, 16.0), "bilateral.theta_alpha": 1.6, "mean_field.filter": "truncated"}
+    changes |= {"mean_field.num_iterations": 40, "mean_field.tolerance": 0.0, "mean_field.normalization": "after"}
+    parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
+    read = Pieces(case, num_planes)
+    np.testing.assert_array_equal(read.refined(parameters).label_map(1), refine(case, parameters, 0.0).label_map)
+    assert read.num_readings > 2  # one to survey, one to keep tiles
+
+
+@pytest.mark.parametrize("bias", [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["some", "all settled"])
+def test_channels_with_a_bias_are_streams_of_shifted_logits(bias: tuple[float, ...]) -> None:
+    """To the bit; outside the mask the labels stay the network's."""
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.temperature": 1.5, "bilateral.theta_beta": 0.3})
+    logits = np.where(case.mask, case.logits + np.array(bias, np.float32)[:, None, None, None], case.logits)
+    found = Pieces(case, 5).refined(parameters.replace(**{"mean_field.bias": bias}))
+    expected = Pieces(dataclasses.replace(case, logits=logits), 5).refined(parameters)
+    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
+    assert (found.network_label_map != expected.network_label_map)[case.mask].mean() > 0.1
+    np.testing.assert_array_equal(found.label_map(1), expected.label_map(1))
+    for label in range(6):
+        np.testing.assert_array_equal(found.probabilities(label, slice(3, 17)), expected.probabilities(label, slice(3, 17)))
+        np.testing.assert_array_equal(found.logits(label, slice(3, 17)), expected.logits(label, slice(3, 17)))
+    assert found.report == expected.report

@@ -1,0 +1,149 @@
+"""The folder run: order, overlap, memory and the account of each case; the command's view of it is in test_cli_infer.py."""
+
+import json
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import Folders, load_nifti, save_nifti, write_folders
+
+import crfrefine.cases.case
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.engines.base import MeanFieldReport
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.observer import Observer
+from crfrefine.runs.infer.inputs import find_inputs
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.plan import select_part
+from crfrefine.runs.infer.records import CaseRecord, RunSummary
+from crfrefine.runs.infer.run import run_inference
+
+
+def options_for(folders: Folders, **changes: object) -> InferenceOptions:
+    quick = CrfParameters().replace(**{"mean_field.num_iterations": 1, "mean_field.filter": "truncated"})
+    return InferenceOptions((folders.images,), (folders.logits,), folders.output, **{"parameters": quick, **changes})
+
+
+class Recorder(Observer):
+    """Writes down what it is told, and checks that it is told one thing at a time."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+        self._busy = threading.Lock()
+
+    def _add(self, *event: object) -> None:
+        assert self._busy.acquire(blocking=False), "two calls at the same time"
+        time.sleep(0.005)  # long enough for another thread to come in, if it may
+        self.events.append(event)
+        self._busy.release()
+
+    def run_started(self, summary: RunSummary) -> None:
+        self._add("run_started", summary.num_cases)
+
+    def case_started(self, case_id: str, number: int) -> None:
+        self._add("case_started", case_id, number)
+
+    def stage_changed(self, case_id: str, *_: object) -> None:
+        self._add("stage_changed", case_id)
+
+    def note(self, text: str, *, case_id: str = "") -> None:
+        self._add("note", case_id)
+
+    def case_ended(self, record: CaseRecord) -> None:
+        self._add("case_ended", record.case_id, record.status)
+
+    def run_ended(self, summary: RunSummary) -> None:
+        self._add("run_ended", summary.count("done"))
+
+
+def test_observer_is_told_everything_in_order(tmp_path):
+    folders = write_folders(tmp_path, "a", "b", "c")
+    (folders.logits / "b.nii.gz").write_bytes(b"")
+    recorder = Recorder()
+    summary = run_inference(options_for(folders), recorder)
+    assert (recorder.events[0], recorder.events[-1]) == (("run_started", 3), ("run_ended", 2))
+    assert [event for event in recorder.events if event[0] == "case_started"] == [("case_started", "a", 1), ("case_started", "c", 3)]
+    ended = sorted(event[1:] for event in recorder.events if event[0] == "case_ended")
+    assert ended == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert {("note", "a"), ("stage_changed", "a")} <= {event[:2] for event in recorder.events}
+    assert [record.case_id for record in summary.cases] == ["a", "b", "c"]
+
+
+def test_parameters_without_any_weight_are_told_of_once(tmp_path):
+    """As a training leaves them that found no CRF better than the network: a weight for one label, or a volume term, is a CRF."""
+    folders = write_folders(tmp_path, "a", "b")
+    none = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
+    for key, value in (("mean_field.bias", 0.5), ("spatial.weight", (0.0, 1.0)), ("volume.weight", 0.5), ("bilateral.weight", (0.0, 2.0))):
+        notes = find_inputs(options_for(folders, parameters=none.replace(**{key: value}))).notes
+        assert sum("all weights of the parameters are 0" in note for note in notes) == (key == "mean_field.bias")
+
+
+def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
+    """Counted on the arrays themselves: the inputs of two are in memory at most; the one being written needs none.
+
+    Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain. Headers are
+    read once.
+    """
+    folders = write_folders(tmp_path, *"abcdef")
+    alive: list[tuple[weakref.ref, weakref.ref]] = []
+    most_alive, started, ahead, headers, computing = 0, [], [], [], threading.Event()
+    load_case, read_case_headers = crfrefine.cases.case.load_case, crfrefine.cases.case.read_case_headers
+
+    def counting_load_case(files: CaseFiles, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
+        nonlocal most_alive
+        assert files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
+        ahead.append("abcdef".index(files.case_id) - len(started))
+        case = load_case(files, *arguments, **named)
+        alive.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
+        most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
+        return case
+
+    def counting_headers(files: CaseFiles, *arguments: object) -> object:
+        headers.append(files.case_id)
+        return read_case_headers(files, *arguments)
+
+    class Started(Observer):
+        def case_started(self, case_id: str, number: int) -> None:
+            started.append(case_id)
+            computing.set()
+
+    monkeypatch.setattr(crfrefine.cases.case, "load_case", counting_load_case)
+    monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting_headers)
+    assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
+    assert most_alive <= 2
+    assert max(ahead) <= 1
+    assert headers == list("abcdef")
+
+
+def test_parts_are_numbered_from_0():
+    for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
+        with pytest.raises(InputError, match="numbered from 0"):
+            select_part([CaseFiles("a", (Path("a.nii"),))], num_parts, part_id)
+
+
+def test_two_dimensional_images(tmp_path):
+    rng = np.random.default_rng(0)
+    folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
+    save_nifti(folders.images / "a_0000.nii.gz", rng.integers(0, 99, (14, 9, 1), dtype=np.int16))
+    save_nifti(folders.logits / "a.nii.gz", rng.normal(0, 1, (14, 9, 1, 3)).astype(np.float32))
+    assert run_inference(options_for(folders, preview=True)).count("done") == 1
+    assert load_nifti(folders.output / "a.nii.gz").shape == (14, 9, 1)
+
+
+def test_argmax_takes_the_lowest_label_of_equals():
+    for order in "CF":
+        scores = np.random.default_rng(1).integers(0, 4, (5, 7, 6, 3)).astype(np.float32, order=order)
+        np.testing.assert_array_equal(argmax_labels(scores), scores.argmax(axis=0))
+
+
+def test_a_summary_has_null_for_what_json_has_no_number_for():
+    record = CaseRecord("a", status="done", report=MeanFieldReport(3, False, (1.5, float("nan"), float("-inf"))))
+    summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
+    content = json.loads(summary.to_json(), parse_constant=pytest.fail)
+    assert content["cases"][0]["energy"] == [1.5, None, None]
+    assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]

@@ -1,0 +1,286 @@
+"""`crfrefine status`: no part, no case is lost, whatever became of the runs, and the commands that it prints do the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_helpers import Folders, load_nifti, run_here, save_nifti, write_case, write_folders
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.run import run_inference
+from crfrefine.runs.infer.run_record import RECORD_FOLDER
+from crfrefine.runs.status.finding import find_status
+
+NAMES = ("a", "b", "c", "d", "e")
+LINES, TABLE = "out/part_{}.jsonl", "out/part_{}.json"
+QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch) -> Folders:
+    """Cases in a folder whose name a shell would take apart, and which is the current one."""
+    root = tmp_path / "arch ive's"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    write_folders(root, *NAMES)
+    return Folders(Path("images"), Path("logits"), Path("out"))
+
+
+def infer(folders: Folders, *options: object):
+    return run_here("infer", *folders.arguments, *QUICK, *options)
+
+
+def one_case(name: str) -> tuple[str, ...]:
+    return "-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz"
+
+
+def part(folders: Folders, part_id: int, *options: object, num_parts: int = 3, summary: str = LINES):
+    return infer(folders, "--num-parts", num_parts, "--part-id", part_id, "--summary", summary.format(part_id), *options)
+
+
+def status_of(*paths: object, exit_status: int) -> dict:
+    """Return the run in the JSON output."""
+    result = run_here("status", *paths, "--json")
+    assert result.status == exit_status, result.stderr
+    content = json.loads(result.stdout)
+    assert content["is_complete"] == (exit_status == 0)
+    (run,) = content["runs"]
+    return run
+
+
+def states(run: dict) -> dict[str, str]:
+    return {case["case_id"]: case["state"] for case in run["cases"]}
+
+
+def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a line as printed, somewhere else, in this process."""
+    before = Path.cwd()
+    folder, _, rest = line.rpartition(" && ")
+    monkeypatch.chdir(shlex.split(folder)[1] if folder else before)
+    result = run_here(*shlex.split(rest)[1:])
+    assert result.status == 0, result.stderr
+    monkeypatch.chdir(before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_a_part_that_never_started_is_seen_and_its_command_does_it(folders, monkeypatch):
+    for part_id in (0, 2):
+        assert part(folders, part_id, summary=TABLE).status == 0
+    run, root = status_of("out", exit_status=1), Path.cwd()
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "done", "e": "missing"}
+    assert [entry["run"] for entry in run["parts"]] == ["ended", "not started", "ended"]
+    assert [entry["num_missing"] for entry in run["parts"]] == [0, 2, 0]
+    monkeypatch.chdir("/")
+    result = run_here("status", root / "out")
+    assert result.status == 1
+    assert "part 1: 0 of 2 done, 2 missing; no record of it: not started" in result.stdout
+    assert "missing: b, e\n" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("cd ")]
+    run_line(line, monkeypatch)
+    monkeypatch.chdir(root)
+    assert Path(TABLE.format(1)).is_file()
+    assert status_of("out", exit_status=0)["commands"] == []
+    assert "5 cases: 5 done, 0 failed, 0 missing" in run_here("status", "out").stdout
+    assert infer(folders, "-o", "undisturbed").status == 0
+    assert contents(Path("out")) == contents(Path("undisturbed"))
+
+
+def test_a_run_that_was_interrupted_is_told_and_continued(folders, monkeypatch):
+    """As the record says that a killed run leaves: without its end. Files that were removed, too."""
+    assert infer(folders, "--save-logits").status == 0
+    (record,) = records()
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:4]))
+    for name in ("b_logits", "c", "d", "e"):
+        Path(f"out/{name}.nii.gz").unlink()
+    run = status_of("out", exit_status=1)
+    assert {case["case_id"]: case["reason"] for case in run["cases"] if case["state"] == "missing"} == {
+        "b": f"{Path.cwd()}/out/b_logits.nii.gz is gone",
+        "c": f"{Path.cwd()}/out/c.nii.gz is gone",
+        **dict.fromkeys("de", "not reached"),
+    }
+    assert run["parts"][0]["run"] == "interrupted"
+    assert "interrupted" in run_here("status", "out").stdout
+    run_line(run["commands"][0], monkeypatch)
+    status_of("out", exit_status=0)
+
+
+def test_a_failed_case_has_its_error_until_it_is_done_and_the_last_summary_counts(folders):
+    whole = Path("logits/b.nii.gz").read_bytes()
+    Path("logits/b.nii.gz").write_bytes(whole[:100])
+    assert infer(folders, "--summary", "first.json").status == 1
+    run = status_of("first.json", exit_status=1)
+    (failed,) = [case for case in run["cases"] if case["state"] == "failed"]
+    assert failed["case_id"] == "b"
+    assert failed["reason"].startswith("logits/b.nii.gz: ")
+    assert "  failed: b: logits/b.nii.gz: " in run_here("status", "out").stdout
+    Path("logits/b.nii.gz").write_bytes(whole)
+    assert infer(folders, "--summary", "second.jsonl", "--continue").status == 0
+    status_of("first.json", exit_status=1)
+    for paths in (("first.json", "second.jsonl"), ("second.jsonl", "first.json"), (".",)):
+        assert set(states(status_of(*paths, exit_status=0)).values()) == {"done"}
+
+
+def test_a_folder_that_was_moved_is_named_and_may_be_continued(folders):
+    assert infer(folders, "--summary", "s.json").status == 0
+    Path("out").rename("elsewhere")
+    run = status_of("s.json", exit_status=1)
+    assert any(note.startswith(f"there is no {Path.cwd()}/out here") for note in run["notes"])
+    assert run["num_missing"] == 5
+    Path("elsewhere/b.nii.gz").unlink()
+    assert infer(Folders(folders.images, folders.logits, Path("elsewhere")), "--continue").status == 0
+    run = status_of("elsewhere", exit_status=0)
+    assert (Path(run["output_folder"]).name, run["num_done"], run["notes"]) == ("elsewhere", len(NAMES), [])
+    result = run_here("status", "elsewhere/a.nii.gz")
+    assert result.status == 1
+    assert "is no record: a run whose output is a file keeps none; name the file that --summary wrote" in result.stderr
+
+
+def test_a_label_map_from_before_the_run_is_not_taken_for_its_result(folders):
+    """The command with --continue would keep it, so a note says what to do."""
+    assert infer(folders).status == 0
+    shutil.rmtree(folders.output / RECORD_FOLDER)  # as of an earlier version
+    for path in folders.output.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert part(folders, 0, num_parts=2).status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "missing", "e": "done"}
+    assert any("which --continue keeps: b, d; to refine these cases again, remove these label maps first" in note for note in run["notes"])
+    assert part(folders, 1, "--continue", num_parts=2).status == 0
+    status_of("out", exit_status=0)
+
+
+def test_cases_that_appear_between_two_parts_are_not_lost(folders, monkeypatch):
+    """A new case moves all cases behind it into other parts: c was in part 2, and is in part 0 now."""
+    assert part(folders, 0).status == 0
+    write_case(folders, "aa", 9)
+    for part_id in (1, 2):
+        assert part(folders, part_id).status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "aa": "done", "b": "done", "c": "missing", "d": "done", "e": "done"}
+    assert any("1 case of the last run not in the first one: aa" in note for note in run["notes"])
+    assert len(run["commands"]) == 1
+    assert "--part-id 0 " in run["commands"][0]
+    run_line(run["commands"][0], monkeypatch)
+    status_of("out", exit_status=0)
+
+
+def test_runs_with_other_inputs_are_told_apart(folders):
+    """A loop over cases, each with a summary of its own."""
+    for name in "ab":
+        assert run_here("infer", *one_case(name), "-o", "out", *QUICK, "--summary", f"out/{name}.json").status == 0
+    Path("out/b.nii.gz").unlink()
+    result = run_here("status", "out")
+    assert result.status == 1
+    assert result.stdout.count("1 case: 1 done") == 1
+    assert result.stdout.count("1 case: 0 done, 0 failed, 1 missing") == 1
+
+
+def test_a_run_from_python_has_no_command(folders):
+    options = InferenceOptions((folders.images,), (folders.logits,), folders.output)
+    run_inference(replace(options, parameters=CrfParameters().replace(**{"mean_field.num_iterations": 1})))
+    Path("out/a.nii.gz").unlink()
+    (run,) = find_status([Path("out")]).runs
+    assert run.commands == []
+    assert any("run_inference with resume=True" in note for note in run.notes)
+
+
+def test_names_that_print_badly(tmp_path, monkeypatch):
+    """A shell reads the printed line back."""
+    monkeypatch.chdir(tmp_path)
+    name = "a\tb\n$(touch x)"
+    write_folders(tmp_path / name, "c")
+    typed = ("infer", "-i", f"{name}/images", "-p", f"{name}/logits", "-o", "out", *map(str, QUICK), "--summary", "out/s.jsonl")
+    assert run_here(*typed).status == 0
+    Path("out/c.nii.gz").unlink()
+    (line,) = [line for line in run_here("status", "out").stdout.splitlines() if line.startswith("crfrefine ")]
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    words = done.stdout.split("\0")[1:-1]
+    assert sorted(words) == sorted([*typed, "--continue"])
+    assert run_here(*words).status == 0
+    assert run_here("status", "out").status == 0
+    assert not Path("x").exists()
+
+
+# ---- The record in the output folder
+
+
+def records(folder: Path = Path("out")) -> list[Path]:
+    return sorted((folder / RECORD_FOLDER).iterdir())
+
+
+def test_a_run_needs_no_summary(folders, monkeypatch):
+    """The commands for the rest name none either."""
+    Path("logits/b.nii.gz").rename("logits/hidden")
+    assert infer(folders).status == 1
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "failed", "c": "done", "d": "done", "e": "done"}
+    assert "--summary" not in run["commands"][0]
+    Path("logits/hidden").rename("logits/b.nii.gz")
+    run_line(run["commands"][0], monkeypatch)
+    assert set(states(status_of("out", exit_status=0)).values()) == {"done"}
+    assert len(records()) == 1
+
+
+def test_a_summary_beside_the_record_is_a_copy(folders):
+    assert infer(folders, "--summary", "out/s.json").status == 0
+    lines = [json.loads(line) for line in records()[0].read_text().splitlines()]
+    assert [line for line in lines if "case_id" in line] == json.loads(Path("out/s.json").read_text())["cases"]
+    assert len(states(status_of("out", exit_status=0))) == 5
+
+
+def test_parts_keep_records_of_their_own(folders):
+    """They may run at the same time."""
+    for part_id in (0, 2):
+        assert infer(folders, "--num-parts", 3, "--part-id", part_id).status == 0
+    assert len(records()) == 2
+    assert [entry["run"] for entry in status_of("out", exit_status=1)["parts"]] == ["ended", "not started", "ended"]
+    Path("out/part_9.json").write_text('{"schema": 1, ')
+    assert "note: out/part_9.json: not JSON: " in run_here("status", "out").stdout
+
+
+def test_a_new_run_makes_the_records_of_the_last_one_void(folders):
+    """Without --continue all cases are done again, with another number of parts, too."""
+    assert infer(folders).status == 0
+    assert infer(folders, "--num-parts", 2, "--part-id", 0, "--set", "bilateral.weight=9").status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "missing", "e": "done"}
+    assert {case["reason"] for case in run["cases"]} == {None, "refined with other parameters than those of the last run"}
+
+
+def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_named(folders):
+    """Logits of another network among the others; kernels that outvote all labels of two cases."""
+    few = load_nifti(Path("logits/c.nii.gz"))[..., :3]
+    save_nifti(Path("logits/c.nii.gz"), few)
+    said = infer(folders, "--set", "postprocess.min_component_ml=1000").stderr
+    note = "cases have different numbers of labels, as results of different networks have: 3 of c; 4 of a, b, d, e"
+    assert note in said
+    assert note in infer(folders, "--set", "postprocess.min_component_ml=1000", "--continue").stderr
+    run = status_of("out", exit_status=0)
+    assert note in run["notes"]
+    (vanished,) = [text for text in run["notes"] if text.startswith("labels vanished in 5 cases: a (1, 2, 3), ")]
+    assert "c (1, 2)" in vanished
+
+
+def test_wrong_usage_and_what_leaves_no_record(folders):
+    assert run_here("status").status == 2
+    assert run_here("status", "nowhere").status == 1
+    result = infer(folders, "--summary", f"out/{RECORD_FOLDER}/mine.jsonl")
+    assert result.status == 1
+    assert "is for the records that runs keep themselves" in result.stderr
+    assert run_here("infer", *one_case("a"), *QUICK, "-o", "one/a.nii.gz").status == 0
+    assert [path.name for path in Path("one").iterdir()] == ["a.nii.gz"]
+    for path in Path("logits").iterdir():
+        path.unlink()
+    assert infer(folders).status == 1
+    assert not folders.output.exists()
