@@ -103,7 +103,7 @@ def load_streamed_case(headers: CaseHeaders, options: ReadingOptions) -> Streame
 def require_streamed_fits(headers: CaseHeaders, limit: MemoryLimit) -> None:
     """Raise CapacityError if what is kept of each voxel while channels are streamed takes more memory than allowed.
 
-    Tiles and what is computed on them come on top: `crfrefine.refinement.tiles.slabs` sees to those.
+    Tiles and what is computed on them come on top: `crfrefine.refinement.tiles.solving` sees to those.
     """
     first = headers.images[0]
     voxels = math.prod(first.grid_shape)

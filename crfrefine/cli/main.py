@@ -5,6 +5,7 @@ Start-up time matters in shell loops, so each command imports its modules only w
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -12,10 +13,12 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
-from types import FrameType
+from importlib.abc import MetaPathFinder
+from types import FrameType, ModuleType
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -29,14 +32,11 @@ from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
 from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
-from crfrefine.cli.help_panels import PanelCommand
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
-from crfrefine.cli.lean_imports import leave_out_pydicom
-from crfrefine.cli.options import HelpOption
+from crfrefine.cli.options import HelpOption, PanelCommand
 from crfrefine.cli.progress import print_failure
 from crfrefine.cli.status import status
-from crfrefine.cli.terminal_text import spell_what_terminals_lack
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
@@ -231,3 +231,58 @@ def _leave(stopped: _Stopped) -> None:
         sys.stdout.flush()
         print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
     os._exit(stopped.status)
+
+
+# Keep nibabel from importing pydicom, which takes 0.2 s of every command where it is installed.
+# nibabel needs it for a kind of extension of NIfTI headers that no command looks at. Only the commands do this: in a user's own program,
+# nibabel is as it always is.
+
+_ASKS = "nibabel.nifti1"
+_OPTIONAL = "pydicom"
+
+
+class _Hiding(MetaPathFinder):
+    """Says once that there is no pydicom: to the module of nibabel that has just been looked for, in the same thread."""
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        """Find nothing, so that the next finder is asked.
+
+        Raises:
+            ModuleNotFoundError: nibabel asks for pydicom.
+        """
+        if fullname == _ASKS:
+            self._thread = threading.get_ident()
+        elif fullname == _OPTIONAL and self._thread == threading.get_ident():
+            self._thread = None
+            raise ModuleNotFoundError(f"{_OPTIONAL} is left out at the start of a command", name=_OPTIONAL)
+
+
+def leave_out_pydicom() -> None:
+    """Hide pydicom from nibabel, from now on; it is there for whoever imports it afterwards."""
+    sys.meta_path.insert(0, _Hiding())
+
+
+# Letters that a terminal or a file behind `>` cannot hold, as with Windows' code pages: our own signs are spelled, others are escaped.
+
+_SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": "^2", "≤": "<=", "·": "-"}
+_HANDLER = "crfrefine.spelled"
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace a sign by its spelling; escape everything else, such as parts of file names that are no text."""
+    if isinstance(error, UnicodeEncodeError):
+        error.end = error.start + 1  # Letters one by one: a sign may follow another letter.
+        if error.object[error.start] in _SPELLED:
+            return _SPELLED[error.object[error.start]], error.end
+    return codecs.backslashreplace_errors(error)
+
+
+def spell_what_terminals_lack() -> None:
+    """Let standard output and standard error take any text: neither a file name nor a sign may cause a traceback."""
+    codecs.register_error(_HANDLER, _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)

@@ -6,8 +6,10 @@ Bandwidths are learned from the surroundings of the labels; the millions of voxe
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.cases.label_input import KIND
+from crfrefine.io.temporary import open_scratch, remove_leftovers
 from crfrefine.parameters.sections import IntensityParameters
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.cases.case import Case
+
 
 MARGIN_MM = 10.0
 """Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head."""
@@ -219,3 +223,38 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
     cut = box[axis].start + min(max(1, int(np.searchsorted(planes, count / 2)) + 1), part.shape[axis] - 1)
     for half in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
         yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
+
+
+# Where the crops of a run are: in memory as far as it goes, then in files without names in the temporary folder.
+
+MEMORY_BYTES = 1024**3
+"""Crops beyond this many bytes go to the temporary folder and are mapped from there."""
+
+
+class CropStore:
+    """Stores crops: in memory up to a limit, then on disk, from which the system reads them again as needed.
+
+    The files have no names, so that they are gone with the last crop, or with the process, killed or not.
+    """
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._left = memory_bytes
+        self._folder: Path | None = None
+
+    def keep(self, crop: Crop) -> Crop:
+        """Return an equal crop that respects the limit on memory."""
+        size = sum(array.nbytes for array in (crop.image, crop.logits, crop.labels, crop.mask))
+        if size <= self._left:
+            self._left -= size
+            return crop
+        mapped: dict[str, Any] = {name: self._on_disk(getattr(crop, name)) for name in ("image", "logits", "labels", "mask")}
+        return replace(crop, **mapped)
+
+    def _on_disk(self, array: NDArray[Any]) -> NDArray[Any]:
+        if self._folder is None:
+            self._folder = Path(tempfile.gettempdir())
+            remove_leftovers(self._folder)
+        with open_scratch(self._folder) as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            return np.memmap(file, array.dtype, "r", shape=array.shape)

@@ -11,8 +11,10 @@ import numpy as np
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
+from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.metrics.registry import RegionValues
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.case import refine
@@ -45,7 +47,6 @@ from crfrefine.train.methods import (
     MethodValues,
 )
 from crfrefine.train.probabilities import probabilities_of
-from crfrefine.train.probability_quality import measure_probabilities
 from crfrefine.train.tuned import Tuned
 
 if TYPE_CHECKING:
@@ -150,3 +151,22 @@ def measure_methods(
             known[key] = measure_case(labels, case.labels, regions, case.spacing, metrics=METRICS, ignore_label=case.num_labels)
         values[name] = known[key]
     return values
+
+
+# How good the probabilities of network and CRF are on a case that neither was fitted to.
+
+
+def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions.
+
+    Args:
+        case: read with its labels, where L marks voxels without a reference.
+        probabilities: (L, *grid); of regions: (R, *grid).
+    """
+    if case.labels is None:
+        raise ValueError("the case was read without labels")
+    if case.regions is None:
+        return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
+    regions = {str(number): labels for number, labels in enumerate(case.regions.labels)}
+    found = measure_channel_calibration(probabilities, case.regions.labels, case.labels, regions, ignore_label=case.num_labels)
+    return {ALL_LABELS: {name: float(np.mean([found[region][name] for region in regions])) for name in CALIBRATION_METRICS}}

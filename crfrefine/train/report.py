@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import crfrefine
+from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.statistics.comparison import summary_dicts
+from crfrefine.train.curves import draw_curves
 from crfrefine.train.fit_result import FitResult
+from crfrefine.train.origin import describe_origin
 from crfrefine.train.results import TrainingResult
 from crfrefine.train.tuned import Tuned
 
@@ -89,3 +93,18 @@ def _rival_dict(tuned: Tuned) -> dict[str, Any]:
 
 def _fit_dict(fit: FitResult) -> dict[str, Any]:
     return {**fit.to_dict(), "is_network": fit.is_network, "is_calibration": fit.is_calibration}
+
+
+# The files of a run: the picture of the curves, the report, and the parameters with their origin.
+
+
+def write_results(result: TrainingResult) -> None:
+    """Write the picture, the report and, last, the parameters: each whole or not at all.
+
+    Raises:
+        CrfRefineError: a file cannot be written.
+    """
+    options = result.options
+    write_small_file(options.curves, draw_curves(result))
+    write_small_file(options.report, (json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
+    write_small_file(options.output, result.parameters.to_toml(describe_origin(result)).encode())

@@ -6,14 +6,21 @@ progress.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+
+import numpy as np
 
 from crfrefine.base.threads import available_threads
 from crfrefine.runs.execution.executor import Executor
 from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.threads import Workers
+from crfrefine.train import starts as setup
 from crfrefine.train.budget import Budget, TimeIsUpError
+from crfrefine.train.calibration import calibrate
+from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, choose, is_gain, pooled
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options
 from crfrefine.train.comparison import compare
@@ -21,19 +28,26 @@ from crfrefine.train.cross_validation import cross_validate
 from crfrefine.train.curves import require_matplotlib
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.done import Done, Part
-from crfrefine.train.final import train_on_all_cases
+from crfrefine.train.fit_result import FitResult, no_crf, taken
+from crfrefine.train.folds import all_cases
 from crfrefine.train.folds_elsewhere import torch_in_one_thread, train_folds_elsewhere
 from crfrefine.train.journal import Journal
+from crfrefine.train.methods import NETWORK, TRAINED
+from crfrefine.train.model import mean_defined
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import TrainingOptions
-from crfrefine.train.plan import make_plan
+from crfrefine.train.output_temperature import calibrate_output
+from crfrefine.train.plan import Plan, make_plan
 from crfrefine.train.preparation import Prepared, prepare
 from crfrefine.train.progress import Progress
-from crfrefine.train.results import TrainingResult
-from crfrefine.train.screening import screen_starts
+from crfrefine.train.report import write_results
+from crfrefine.train.results import FoldResult, TrainingResult
+from crfrefine.train.schedule import Schedule
+from crfrefine.train.screening import screen_starts, screened_cases
 from crfrefine.train.session import Session
-from crfrefine.train.unfinished import best_so_far, measured_folds
-from crfrefine.train.writing import write_results
+from crfrefine.train.starts import Start
+from crfrefine.train.training import Task, train
+from crfrefine.train.tuned import Tuned, tune_rivals, tuned_so_far
 
 
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None, *, started: float | None = None) -> TrainingResult:
@@ -118,3 +132,115 @@ def _run_stages(
     if not is_over:
         checkpoint.remove()
     return result
+
+
+# The result of a run that ran out of time: the folds that were measured, and the best model so far.
+
+
+def measured_folds(plan: Plan, prepared: Prepared | None, journal: Journal) -> tuple[FoldResult, ...]:
+    """Return the folds whose cases were all measured; none if not even the cases were read."""
+    folds = []
+    for number, split in enumerate(plan.folds if prepared is not None else ()):
+        part = journal.part(number)
+        if part.fit is not None and part.measured is not None:
+            tuned = tuned_so_far(part, part.fit, split.seen, plan, prepared)
+            names = plan.names(split.training), plan.names(split.deciding), plan.names(split.held_out)
+            folds.append(FoldResult(plan.part_names[number], *names, tuned, part.measured))
+    return tuple(folds)
+
+
+def best_so_far(plan: Plan, prepared: Prepared | None, folds: Sequence[FoldResult], journal: Journal) -> Tuned:
+    """Return the best model that was found, with what is tuned of its rivals.
+
+    It is that of all cases, or else of the fold that gained most, or the best start; no CRF if none helped the cases that it had not seen.
+    """
+    part = journal.part(len(plan.folds))
+    fit = part.fit or replace(_best_of_folds(plan, folds, journal) or _best_start(plan, prepared, journal), stopped_by_time=True)
+    return tuned_so_far(part, fit, range(plan.num_cases), plan, prepared)
+
+
+def _best_of_folds(plan: Plan, folds: Sequence[FoldResult], journal: Journal) -> FitResult | None:
+    fits = [(name, part.fit) for name, part in zip(plan.part_names, journal.done.parts, strict=True) if part.fit is not None]
+    if not fits:
+        return None
+    name, best = max(fits, key=lambda named: (not named[1].is_network, named[1].score - named[1].network_score))
+    gains = gains_held_out(folds)
+    if best.is_network or (gains and not is_gain(gains)):
+        return no_crf(best.parameters, best.network_score, gains)
+    start = best.start if best.is_calibration else f"{name}: {best.start}"
+    return replace(best, start=start, best_optimizer_step=0, histories={})
+
+
+def _best_start(plan: Plan, prepared: Prepared | None, journal: Journal) -> FitResult:
+    """Return the start that gained most of those that were tried, without any training."""
+    if prepared is None or journal.done.screening is None:
+        return no_crf(plan.base, math.nan)
+    dice = np.array(journal.done.screening, dtype=float)
+    network = prepared.rivals.smoothing[screened_cases(plan.num_cases), 0]  # with a width of 0
+    best = max(range(dice.shape[1]), key=lambda start: np.nan_to_num(mean_defined(dice[:, start]), nan=-1.0))
+    differences = dice[:, best] - network
+    gains = tuple(differences[~np.isnan(differences)].tolist())
+    start = prepared.starts[best]
+    if not is_gain(gains):
+        return no_crf(start.parameters, mean_defined(network), gains)
+    return taken(Candidate(CRF, start.name, start.parameters, 0, gains), mean_defined(network))
+
+
+# The final stage: it trains the parameters to be written on all cases, starting from the best results of the folds.
+
+STEP_LENGTH = 0.3
+"""Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
+
+
+def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
+    """Return the methods tuned on all cases; no CRF if no fold found one that helps the cases held out."""
+    number = len(folds)
+    fit = session.journal.part(number).fit
+    if fit is None:
+        fit = _fit(plan, prepared, folds, session)
+        fit = calibrate_output(fit, range(plan.num_cases), prepared.material, session.workers)
+        session.journal.note_part(number, replace(session.journal.part(number), fit=fit))
+    tuned = tune_rivals(number, fit, all_cases(plan.num_cases), plan, prepared, session)
+    session.journal.save()
+    return tuned
+
+
+def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
+    gains = gains_held_out(folds)
+    found = [fold for fold in folds if not fold.tuned.fit.is_network]
+    if not found or not is_gain(gains):
+        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+        return no_crf(folds[0].tuned.fit.parameters, network_mean, gains)
+    name = plan.part_names[-1]
+    session.observer.stage_started(name)
+    everything = all_cases(plan.num_cases)
+    calibrated = calibrate(prepared.material, everything.training, prepared.starts[0].parameters, session.workers)
+    # What was measured on the cases held out is mostly the kind that the folds' cases choose together, and so should be what is written.
+    chosen = choose(pooled([fold.tuned.fit.candidates for fold in folds]))
+    kind = found[0].tuned.fit.kind if chosen is None else chosen.kind
+    unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
+    if unmoved is not None:
+        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+        fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
+        session.observer.stage_ended(f"{name}: {fit.describe()}")
+        return fit
+    fits = {fold.name: fold.tuned.fit for fold in found}
+    starts = [Start(f"{name}: {fit.start}", fit.trained) for name, fit in fits.items() if fit.trained is not None]
+    half = int(np.median([fit.best_optimizer_step for fit in fits.values() if fit.trained is not None])) // 2
+    num_optimizer_steps = min(max(setup.EVALUATE_EVERY, half), plan.schedule.num_optimizer_steps)
+    # All starts are judged without training, and the best one is trained.
+    schedule = Schedule(num_optimizer_steps, rungs=((0, 1),), step_length=STEP_LENGTH)
+    fit = train(Task(name, everything, starts, schedule, 1, calibrated, plan.rivals, kind), prepared.material, session)
+    session.observer.stage_ended(f"{name}: {fit.describe()}")
+    return fit
+
+
+def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
+    """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
+    gains = []
+    for fold in folds:
+        for values in fold.measured.values():
+            pairs = [(values[TRAINED][region]["dice"], values[NETWORK][region]["dice"]) for region in values[TRAINED]]
+            defined = [trained - network for trained, network in pairs if not math.isnan(trained - network)]
+            gains += [sum(defined) / len(defined)] if defined else []
+    return tuple(gains)

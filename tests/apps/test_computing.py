@@ -9,7 +9,7 @@ from tune_helpers import options_for, write_labeled, write_large
 
 from crfrefine.apps.tune.case import open_case
 from crfrefine.apps.tune.computing import MOST_VALUES, CaseRefiner, box_around
-from crfrefine.apps.tune.finding import find_cases
+from crfrefine.apps.tune.session import find_cases
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crfrefine.arrays.holes import fill_holes
+from crfrefine.arrays.components import fill_holes
 
 
 def test_a_tunnel_to_the_border_is_no_hole() -> None:

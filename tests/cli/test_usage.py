@@ -11,8 +11,8 @@ import typer.main
 from cli_helpers import command, files_in, infer, run_here, run_process, statuses, write_folders
 
 import crfrefine
-from crfrefine.cli.help_panels import PANELS
 from crfrefine.cli.main import app
+from crfrefine.cli.options import PANELS
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):

@@ -83,11 +83,11 @@ def test_evaluate(tmp_path: Path) -> None:
 
 SMALL_TRAINING = """
 from crfrefine.statistics import paired
-from crfrefine.train import baselines, checkpoint, starts, writing
+from crfrefine.train import baselines, checkpoint, report, starts
 baselines.SCALING_STEPS = 3
 checkpoint.SAVE_SECONDS = 0.0
 starts.THETA_ALPHA_VOXELS, starts.THETA_BETAS, starts.WEIGHTS = (2.0,), (0.15,), (8.0,)
-writing.draw_curves = lambda result: b"curves"
+report.draw_curves = lambda result: b"curves"
 paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 """
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.counts import OverlapCounts
-from crfrefine.metrics.distances import _nearest_by_transform, _nearest_by_tree, boundary
+from crfrefine.metrics.masks import _nearest_by_transform, _nearest_by_tree, boundary
 from crfrefine.metrics.overlap import measure_case, measure_masks
 from crfrefine.metrics.registry import MASK_METRICS
 

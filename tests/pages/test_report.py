@@ -14,7 +14,7 @@ from report_helpers import NASTY, make_images, make_report, make_table
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pages.pictures.display import label_color
-from crfrefine.pages.report import case_table, missing_viewer, write_report
+from crfrefine.pages.report import missing_viewer, page, write_report
 from crfrefine.pages.report.page import CaseView, _groups
 from crfrefine.pages.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
@@ -299,7 +299,7 @@ def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
 
 
 def test_thousands_of_cases_do_not_make_the_page_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(case_table, "MOST_VALUES", 20_000)
+    monkeypatch.setattr(page, "MOST_VALUES", 20_000)
     table = make_table(1000)
     rows = summarize(table, "network", num_resamples=20)
     judged = verdict(table, "crf", "network", num_resamples=20)

@@ -70,7 +70,7 @@ def test_a_file_that_is_mapped_is_not_in_the_way(tmp_path):
     """Crops of a training are mapped from files without names, which Windows does not have."""
     code = (
         "import numpy as np\n"
-        "from crfrefine.train.crop_store import CropStore\n"
+        "from crfrefine.train.crops import CropStore\n"
         "a = np.arange(60.0).reshape(3, 4, 5)\n"
         "kept = CropStore(0)._on_disk(a)\n"
         "assert isinstance(kept, np.memmap) and (kept == a).all()\n"

@@ -15,10 +15,9 @@ from evaluation_helpers import children
 
 from crfrefine.errors import InputError
 from crfrefine.runs.execution.executor import Executor, Serial
-from crfrefine.runs.execution.factory import make_executor
+from crfrefine.runs.execution.factory import Processes, make_executor
 from crfrefine.runs.execution.placement import Placement
 from crfrefine.runs.execution.process import Limits
-from crfrefine.runs.execution.processes import Processes
 from crfrefine.runs.execution.threads import Threads
 
 pytestmark = [

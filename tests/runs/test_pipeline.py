@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from crfrefine.base.failures import Failure
-from crfrefine.runs.execution.pipeline import pipeline
 from crfrefine.runs.execution.records import Record
+from crfrefine.runs.infer.run import pipeline
 
 
 def run(items, read=lambda item: item, compute=lambda item: item, stop=None, write=None):

@@ -19,13 +19,12 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
 from crfrefine.train.checks import choose_regions
-from crfrefine.train.crop_store import CropStore
-from crfrefine.train.crops import count_confusion, make_crop
+from crfrefine.train.crops import CropStore, count_confusion, make_crop
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.folders import locate_folders
 from crfrefine.train.folds import choose_num_folds, make_folds
-from crfrefine.train.labeled_case import read_labeled
 from crfrefine.train.model import dice_of
+from crfrefine.train.reading import read_labeled
 
 
 def read_all(folder):

@@ -16,9 +16,9 @@ from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folders import locate_folders
-from crfrefine.train.labeled_case import read_labeled
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.plan import make_plan
+from crfrefine.train.reading import read_labeled
 
 
 def write_label_maps(root, count):

@@ -16,10 +16,10 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.folders import locate_folders
+from crfrefine.train.measuring import measure_probabilities
 from crfrefine.train.model import Model
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.output_temperature import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
-from crfrefine.train.probability_quality import measure_probabilities
 from crfrefine.train.run import run_training
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

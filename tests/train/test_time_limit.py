@@ -82,7 +82,7 @@ def data(monkeypatch, tmp_path):
     """Four cases; what takes most of the time of these runs and plays no part here is left out."""
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 3)
     monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
-    monkeypatch.setattr("crfrefine.train.writing.draw_curves", lambda result: b"")
+    monkeypatch.setattr("crfrefine.train.report.draw_curves", lambda result: b"")
     monkeypatch.setattr("crfrefine.train.preparation.make_starts", lambda *arguments: make_starts(*arguments)[:4])
     return locate_folders(write_cases(tmp_path / "data", 4))
 

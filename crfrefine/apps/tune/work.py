@@ -5,26 +5,77 @@ Each has a thread of its own: a whole case that is out of date stops at its next
 
 from __future__ import annotations
 
+import math
+import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.apps.tune.computing import CaseRefiner, box_around
-from crfrefine.apps.tune.newest import IsStale, NewestOnly
 from crfrefine.apps.tune.news import News, Shown
 from crfrefine.apps.tune.planes import upright_box
-from crfrefine.apps.tune.scoring import score_labels
+from crfrefine.arrays.label_maps import count_labels
+from crfrefine.base.axes import StorageOrder
 from crfrefine.errors import ConfigError
+from crfrefine.metrics.counts import OverlapCounts, dice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
     from crfrefine.metrics.regions import Region
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.result import RefinementResult
+
+
+# A thread that runs the newest of the jobs it is given: while a slider moves, every job but the last is out of date.
+
+IsStale = Callable[[], bool]
+"""Tells a job whether a newer one waits."""
+
+
+class NewestOnly:
+    """Runs jobs one at a time; a job that waits is replaced by a newer one.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._condition = threading.Condition()
+        self._waiting: Callable[[IsStale], None] | None = None
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[IsStale], None]) -> None:
+        """Run a job next; it may ask from time to time whether it is out of date, and must not raise."""
+        with self._condition:
+            self._waiting = job
+            self._condition.notify()
+
+    def end(self) -> None:
+        """Let the running job end, start no other, and wait for the thread."""
+        with self._condition:
+            self._has_ended = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _is_stale(self) -> bool:
+        return self._has_ended or self._waiting is not None
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._has_ended or self._waiting is not None)
+                job, self._waiting = self._waiting, None
+            if self._has_ended or job is None:
+                return
+            job(self._is_stale)
+
 
 STEP_SECONDS = 0.5
 """The label map of a step is shown if nothing newer was for so long; showing it takes about a tenth of a step of the default model."""
@@ -161,3 +212,60 @@ def _outcome(result: RefinementResult) -> dict[str, Any]:
         "notes": list(result.notes),
         "device": result.device,
     }
+
+
+# Voxels and Dice of each label, and of labels that count together, before and after.
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a table says of two label maps.
+
+    Attributes:
+        rows: of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
+            undefined, or there is no reference).
+        voxels_changed: with another label after than before.
+    """
+
+    rows: list[dict[str, int | float | str | None]]
+    voxels_changed: int
+
+
+def score_labels(
+    network: NDArray[Any], refined: NDArray[Any], reference: NDArray[Any] | None, num_labels: int, regions: Sequence[Region] = ()
+) -> Scores:
+    """Count voxels and Dice, background aside.
+
+    Args:
+        network: (*grid) labels before.
+        refined: (*grid) labels after.
+        reference: (*grid); None: there are no Dice.
+        num_labels: L, background included.
+        regions: labels that count together.
+    """
+    order = StorageOrder.of_memory(network)
+    maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
+    # Nearly all voxels are background in each map.
+    somewhere = maps[0] != 0
+    for labels in maps[1:]:
+        somewhere |= labels != 0
+    before, after, *truth = (labels[somewhere] for labels in maps)
+    counts = [count_labels(labels, num_labels) for labels in (before, after, *truth)]
+    rows: list[dict[str, int | float | str | None]] = []
+    overlaps = [count_labels(labels[labels == truth[0]], num_labels) for labels in (before, after)] if truth else []
+    for label in range(1, num_labels):
+        if any(of_map[label] for of_map in counts):
+            triples = [OverlapCounts(of_map[label], counts[2][label], both[label]) for of_map, both in zip(counts, overlaps, strict=False)]
+            rows.append({"label": label, **_row(counts[0][label], counts[1][label], triples)})
+    for region in regions:
+        is_in = np.zeros(max(num_labels, *(int(labels.max(initial=0)) + 1 for labels in (before, after, *truth))), np.bool_)
+        is_in[[label for label in region.labels if label < len(is_in)]] = True
+        old, new, *true = (is_in[labels] for labels in (before, after, *truth))
+        triples = [OverlapCounts.of_masks(one, true[0]) for one in (old, new)] if true else []
+        rows.append({"region": region.name, **_row(int(old.sum()), int(new.sum()), triples)})
+    return Scores(rows, int(np.count_nonzero(before != after)))
+
+
+def _row(num_before: int, num_after: int, overlaps: Sequence[OverlapCounts]) -> dict[str, int | float | str | None]:
+    values: list[float | None] = [None if math.isnan(value) else value for value in map(dice, overlaps)] or [None, None]
+    return {"before": num_before, "after": num_after, "dice_before": values[0], "dice_after": values[1]}

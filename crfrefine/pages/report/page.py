@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from crfrefine.metrics.registry import metric_named
+import numpy as np
+
+from crfrefine.metrics.registry import Metric, metric_named
 from crfrefine.pages.pictures.display import label_color
 from crfrefine.pages.report import charts
-from crfrefine.pages.report.case_table import table_cases, table_data
 from crfrefine.pages.report.cutting import CHANGE_COLORS
 from crfrefine.pages.report.model import ReportInput
 from crfrefine.pages.report.montage import CHANGE_KINDS, Cut
-from crfrefine.pages.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, undefined_counts
-from crfrefine.pages.report.summary_table import summary_lines
-from crfrefine.pages.report.verdict_part import declines, figures, judged_rivals, tone
+from crfrefine.pages.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, shown_values, undefined_counts
 from crfrefine.pages.report.viewer import ViewerCase
-from crfrefine.pages.report.wording import wording_of
-from crfrefine.statistics.comparison import MEAN, describe_families
-from crfrefine.statistics.verdict import ENDPOINT
+from crfrefine.pages.report.wording import UNDEFINED, effect_text, interval_text, p_text, wording_of
+from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families
+from crfrefine.statistics.harm import Decline
+from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
 _ASSETS = files("crfrefine.pages.report") / "assets"
 
@@ -168,3 +169,219 @@ def _json(content: Mapping[str, Any]) -> str:
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+# The page's table of cases, which its script fills: values of each case by metric, region and method.
+
+MOST_VALUES = 300_000
+"""Largest number of values in the case table; with more, it has only the cases that changed most."""
+
+
+def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
+    """Return the cases in the case table: all, or those whose mean Dice changed most."""
+    num_cases = len(report.table.cases)
+    each = sum(len(region_choices(report, metric)) for metric in metrics) * len(report.table.methods)
+    most = max(100, MOST_VALUES // max(each, 1))
+    if num_cases <= most:
+        return list(range(num_cases))
+    choices = region_choices(report, ENDPOINT) if ENDPOINT in metrics else ()
+    if not choices:
+        return list(range(most))
+    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
+    values = shown_values(report, methods, choices[0], ENDPOINT)
+    size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
+    # Cases that cannot be compared come first, so that they are looked at too.
+    return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
+
+
+def table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of the case table: one list per metric, region and method, null if undefined.
+
+    Args:
+        report: contents of the page.
+        metrics: in their order.
+        cases: result of `table_cases`.
+        views: the page's anchor of each case that has pictures.
+    """
+    table = report.table
+    first = [report.method] if report.baseline is None else [report.baseline, report.method]
+    rivals = [method for method in table.methods if method not in first]
+    values: dict[str, dict[str, list[list[float | None]]]] = {}
+    for metric in metrics:
+        values[metric] = {}
+        for region in region_choices(report, metric):
+            together = shown_values(report, first, region, metric)
+            alone = [shown_values(report, [rival], region, metric)[0] for rival in rivals]
+            values[metric][region] = [[_plain(float(row[case])) for case in cases] for row in (*together, *alone)]
+    return {
+        "cases": [table.cases[case] for case in cases],
+        "methods": [*first, *rivals],
+        "compared": report.baseline is not None,
+        "metrics": {metric: _metric_data(metric_named(metric)) for metric in metrics},
+        # Lists keep the order: JavaScript puts object keys that look like numbers first.
+        "choices": {metric: [(region, report.region_title(region)) for region in region_choices(report, metric)] for metric in metrics},
+        "values": values,
+        "views": views,
+    }
+
+
+def _metric_data(metric: Metric) -> dict[str, Any]:
+    return {
+        "values": {"unit": metric.unit, "factor": 1, "digits": metric.digits},
+        "differences": {"unit": metric.difference_unit, "factor": metric.difference_factor, "digits": metric.difference_digits},
+        "better": metric.better,
+    }
+
+
+def _plain(value: float) -> float | None:
+    """Return a value with seven digits, more than are shown; None if it is undefined."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+# What the page says of the verdict: its tone, the figures beside it, what got worse, and the rivals.
+
+
+def tone(report: ReportInput) -> str:
+    """Return the tone of the verdict: good, bad or neither, as for help with something that got significantly worse."""
+    if report.verdict is None:
+        return "open"
+    if report.verdict.outcome == Outcome.HURTS:
+        return "bad"
+    has_harm = report.verdict.harm is not None and bool(report.verdict.harm.significant)
+    return "good" if report.verdict.outcome == Outcome.HELPS and not has_harm else "open"
+
+
+def figures(report: ReportInput) -> list[tuple[str, str, str]]:
+    """Return the few numbers beside the verdict: name, number, remark."""
+    dice = wording_of(ENDPOINT)
+    title = dice.metric.title
+    if report.verdict is None:
+        rows = [row for row in report.summary if row.method == report.method and row.metric == ENDPOINT]
+        leads = lead_regions(report, rows)
+        row = next((row for row in rows if row.region == leads[ENDPOINT]), None)
+        if row is None:
+            return []
+        return [(f"Mean {title}", dice.number(row.mean), f"n = {row.num_values}"), (f"Median {title}", dice.number(row.median), "")]
+    comparison = report.verdict.comparison
+    means = f"{dice.number(comparison.mean_baseline)} → {dice.number(comparison.mean)}"
+    return [
+        (f"Mean {title}", means, f"{report.baseline} → {report.method}"),
+        (
+            "Difference",
+            dice.change(comparison.mean_difference),
+            f"{dice.metric.difference_unit}, 95 % CI {interval_text(comparison, dice)}",
+        ),
+        ("p (Wilcoxon)", p_text(comparison.p_value), "two-sided, paired; this question alone"),
+        ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
+    ]
+
+
+def declines(report: ReportInput) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield a heading and rows of text for what got worse significantly, and for what got worse in most cases."""
+    harm = report.verdict.harm if report.verdict is not None else None
+    for heading, declines in () if harm is None else (("Significantly", harm.significant), ("In most cases", harm.in_most_cases)):
+        if declines:
+            yield heading, [_decline_cells(report, decline) for decline in declines]
+
+
+def _decline_cells(report: ReportInput, decline: Decline) -> dict[str, Any]:
+    wording, comparison = wording_of(decline.metric), decline.comparison
+    return {
+        "metric": wording.metric.title,
+        "region": report.region_title(decline.region),
+        "counts": (comparison.wins, comparison.ties, comparison.losses),
+        "difference": wording.change_quantity(comparison.mean_difference),
+        "interval": interval_text(comparison, wording),
+        "p_value": p_text(decline.p_holm),
+    }
+
+
+def judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
+    """Return text on each rival of the verdict."""
+    if report.verdict is None:
+        return []
+    dice = wording_of(ENDPOINT)
+    return [
+        {
+            "name": rival.name,
+            "theirs": dice.number(rival.comparison.mean_baseline),
+            "ours": dice.number(rival.comparison.mean),
+            "difference": dice.change(rival.comparison.mean_difference),
+            "interval": interval_text(rival.comparison, dice),
+            "p_value": p_text(rival.p_adjusted),
+            "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
+            "is_beaten": rival.is_beaten,
+        }
+        for rival in report.verdict.rivals
+    ]
+
+
+# The page's table of means and differences: a row per metric and region.
+
+
+@dataclass(frozen=True)
+class SummaryLine:
+    """A row of the summary table, as text."""
+
+    metric: str
+    region: str
+    is_first: bool
+    is_lead: bool
+    method: str
+    before: str
+    after: str
+    difference: str
+    interval: str
+    p_value: str
+    effect: str
+    counts: tuple[int, int, int] | None
+    num_pairs: int
+    num_left_out: int
+
+
+def summary_lines(report: ReportInput, method: str) -> Iterator[SummaryLine]:
+    """Yield the rows of a method, the region that represents its metric first."""
+    previous = ""
+    rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    leads = lead_regions(report, rows)
+    rows.sort(key=lambda row: (metrics.index(row.metric), row.region != leads[row.metric]))
+    baselines = {(row.metric, row.region): row for row in report.summary if row.method == report.baseline}
+    for row in rows:
+        wording, comparison = wording_of(row.metric), row.comparison
+        baseline = baselines.get((row.metric, row.region))
+        before, after, difference = baseline.mean if baseline else math.nan, row.mean, math.nan
+        num_pairs, num_left_out = row.num_values, row.num_undefined
+        if comparison is not None:
+            num_pairs, num_left_out = comparison.num_pairs, len(report.table.cases) - comparison.num_pairs
+            if num_pairs:  # else, as for calibration that the baseline does not have, each has its own mean
+                before, after, difference = comparison.mean_baseline, comparison.mean, comparison.mean_difference
+        elif report.baseline is not None and method != report.baseline:  # a metric that only describes
+            both = shown_values(report, [report.baseline, method], row.region, row.metric)
+            both = both[:, ~np.isnan(both).any(axis=0)]
+            num_pairs, num_left_out = both.shape[1], len(report.table.cases) - both.shape[1]
+            if num_pairs:
+                before, after = (float(values.mean()) for values in both)
+                difference = after - before
+        yield SummaryLine(
+            metric=row.metric,
+            region=report.region_title(row.region),
+            is_first=row.metric != previous,
+            is_lead=row.region == leads[row.metric],
+            method=method,
+            before=wording.number(before),
+            after=wording.number(after),
+            difference=wording.change(difference),
+            interval=interval_text(comparison, wording) if comparison else UNDEFINED,
+            p_value=p_text(row.p_adjusted) if comparison else UNDEFINED,
+            effect=effect_text(comparison) if comparison else UNDEFINED,
+            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
+            num_pairs=num_pairs,
+            num_left_out=num_left_out,
+        )
+        previous = row.metric
+
+
+def lead_regions(report: ReportInput, rows: Iterable[SummaryRow]) -> dict[str, str]:
+    """Return the region that represents each metric of the rows while the regions are hidden."""
+    return {metric: (region_choices(report, metric) or ("",))[0] for metric in dict.fromkeys(row.metric for row in rows)}

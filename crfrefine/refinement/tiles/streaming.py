@@ -11,9 +11,17 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.arrays.probabilities import (
+    SUM_TOLERANCE,
+    TOLD_SUM_TOLERANCE,
+    SumsOverLabels,
+    check_input_type,
+    describe_logits,
+    describe_probabilities,
+    no_probabilities,
+)
 from crfrefine.refinement.tiles.grid import TileGrid, kernel_reach
 from crfrefine.refinement.tiles.image import TileImage
-from crfrefine.refinement.tiles.kinds import KindFinder
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.refining import settled_energy
 from crfrefine.refinement.tiles.settled import find_settled_labels
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.refinement.tiles.bricks import Brick
     from crfrefine.refinement.tiles.running import Settings
 
 
@@ -146,3 +155,67 @@ def _survey(
         if is_right:
             return survey, finder.finish(survey.is_equal)
         kind = "logits"
+
+
+# Tell logits from probabilities while channels stream by; the rules are those of `crfrefine.arrays.probabilities`.
+
+
+class KindFinder:
+    """Decides from the first channel, and checks all of them.
+
+    Attributes:
+        is_probability: what the channels are taken for; None: no channel was seen, and nobody has said it.
+    """
+
+    def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
+        """Start with what is known.
+
+        Args:
+            grid: the tiles.
+            input_type: "auto", "logits" or "probabilities", as the user says.
+            kind: "logits" or "probabilities" if the file says so.
+            path: the file, for messages.
+        """
+        check_input_type(input_type)
+        self._input_type, self._kind, self._path = input_type, kind, path
+        said = input_type if input_type != "auto" else kind
+        self.is_probability: bool | None = None if said is None else said == "probabilities"
+        self._is_said = said is not None
+        self._sums: NDArray[np.float32] | None = np.zeros(grid.shape, np.float32)
+        self._outside: str | None = None
+
+    def watch(self, brick: Brick) -> bool:
+        """Take note of a brick; False: the channels are logits after all, and must be read again from the beginning."""
+        if self._sums is None:
+            return True
+        low, high = float(brick.values.min()), float(brick.values.max())
+        if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE:
+            # Padding, where all labels are equal, may have any value; here it only makes logits likelier.
+            self._outside = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
+            self._sums = None
+            guessed, self.is_probability = self.is_probability, bool(self.is_probability) and self._is_said
+            return not guessed or self._is_said
+        if self.is_probability is None:
+            self.is_probability = True
+        self._sums[brick.first_plane : brick.first_plane + len(brick.values)] += brick.values
+        return True
+
+    def finish(self, is_equal: NDArray[np.bool_]) -> str:
+        """Return a sentence that says what the channels were taken for, and why.
+
+        Args:
+            is_equal: (*grid), where all labels are exactly equal; such voxels are not checked.
+
+        Raises:
+            InputError: the values are not what the user or the file calls them, or sigmoid channels.
+        """
+        if self._sums is not None:
+            tolerance = SUM_TOLERANCE
+            if not self.is_probability or self._input_type == "probabilities":
+                tolerance = TOLD_SUM_TOLERANCE
+            SumsOverLabels(self._sums, is_equal).require_distribution(str(self._path), tolerance)
+        if not self.is_probability:
+            return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
+        if self._outside is not None:
+            raise no_probabilities(self._path, self._outside)
+        return describe_probabilities(self._path, self._input_type)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from crfrefine.runs.execution.executor import Executor, Serial
+import pickle
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing.connection import wait
+
+from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Serial, Started, ignore, never
 from crfrefine.runs.execution.placement import HERE, Placement
-from crfrefine.runs.execution.process import Limits
-from crfrefine.runs.execution.processes import Processes
+from crfrefine.runs.execution.process import LOOK_SECONDS, Limits, WorkerProcess
 from crfrefine.runs.execution.threads import Threads
 
 
@@ -32,3 +36,73 @@ def make_executor(kind: str, num_workers: int, placement: Placement = HERE, *, w
     if num_workers <= 1:
         return Serial()
     return Threads(num_workers) if kind == "threads" else Processes(num_workers, writes_files=writes_files)
+
+
+# Run a function on many items in separate processes, one item at a time each: if a process is killed, only its item is lost.
+
+
+class Processes(Executor):
+    """Several items at a time.
+
+    Args:
+        num_workers: processes at a time; a single item runs in this process, unless it has limits.
+        limits: what an item may take; one that takes more is stopped.
+        writes_files: whether items write files: then closing gives them time to remove unfinished ones.
+    """
+
+    def __init__(self, num_workers: int, limits: Limits | None = None, *, writes_files: bool = False) -> None:
+        self._num_workers = num_workers
+        self._limits = limits or Limits()
+        self._writes_files = writes_files
+        self._workers: list[WorkerProcess] = []
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with its outcome, as they complete; errors have a note with their traceback."""
+        num_workers = min(self._num_workers, len(items))
+        if num_workers <= 1 and not self._limits.are_set:
+            yield from Serial().map(function, items, started, stops)
+            return
+        pickled = pickle.dumps(function)
+        pending = deque(items)
+        given: dict[WorkerProcess, Item] = {}
+
+        def give(worker: WorkerProcess) -> None:
+            given[worker] = pending.popleft()
+            started(given[worker])
+            worker.give(pickle.dumps(given[worker]))
+
+        try:
+            while pending or given:
+                while pending and len(given) < num_workers:
+                    self._workers.append(WorkerProcess(pickled, self._limits, advice="; try fewer --processes" if num_workers > 1 else ""))
+                    give(self._workers[-1])
+                for worker, content in self._wait(given):
+                    item, outcome = given.pop(worker), pickle.loads(content)
+                    if stops(outcome):
+                        pending.clear()
+                    if not worker.is_running or outcome.is_lost or not pending:
+                        self._workers.remove(worker)
+                        worker.end()
+                    else:
+                        give(worker)
+                    yield item, outcome
+        finally:
+            self.close()
+
+    def _wait(self, given: dict[WorkerProcess, Item]) -> list[tuple[WorkerProcess, bytes]]:
+        """Return the workers that have an outcome; perhaps none yet."""
+        ready = wait([worker.connection for worker in given], LOOK_SECONDS if self._limits.are_set else None)
+        contents = ((worker, worker.take() if worker.connection in ready else worker.over_limit()) for worker in given)
+        return [(worker, content) for worker, content in contents if content is not None]
+
+    def close(self) -> None:
+        """Stop the processes, whatever they do."""
+        while self._workers:
+            worker = self._workers.pop()
+            (worker.stop if self._writes_files else worker.kill)()

@@ -248,7 +248,7 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
     from crfrefine.cases.streamed import StreamedCase
     from crfrefine.refinement.case import refine
     from crfrefine.refinement.label_map import refine_label_map
-    from crfrefine.runs.infer.streamed import refine_streamed
+    from crfrefine.runs.infer.result_channels import refine_streamed
 
     options = settings.options
     if isinstance(case, StreamedCase):

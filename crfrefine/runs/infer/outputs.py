@@ -21,8 +21,8 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.segments import Segment, named_segments
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.infer.label_files import LabelFiles, segments_in
 from crfrefine.runs.infer.run_record import RECORD_FOLDER
+from crfrefine.runs.infer.structure_names import LabelFiles, segments_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

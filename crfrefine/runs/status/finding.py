@@ -7,23 +7,26 @@ the commands; `evaluation.py` reads the summaries of `evaluate`.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.files import identities
+from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.runs.infer.records import note_on_num_labels
 from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
-from crfrefine.runs.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary, refined_with
+from crfrefine.runs.infer.summary_reading import LINES_SUFFIX, MOST_BYTES, NotASummaryError, RecordedRun, read_summary, refined_with
 from crfrefine.runs.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
-from crfrefine.runs.status.evaluation import evaluation_status
-from crfrefine.runs.status.recorded_runs import FoundRun, require_cases
 from crfrefine.runs.status.report import PartStatus, RunStatus, StatusReport
-from crfrefine.runs.status.rest_command import rest_command
+from crfrefine.runs.status.rest_command import go_there, quote, rest_command
 
 SUFFIXES = (".json", LINES_SUFFIX)
 
@@ -201,3 +204,131 @@ def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapp
     if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
         notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
     return notes
+
+
+# What is left of an evaluation, as its `summary.json` tells, for `crfrefine status`.
+
+_KEYS = {"settings", "cases", "failures", "left_out"}
+
+
+def evaluation_status(path: Path) -> RunStatus | None:
+    """Return which cases an evaluation has measured, which failed, and which lack a file; None if the file is no summary of one.
+
+    Args:
+        path: a `summary.json`.
+    """
+    try:
+        content = read_json(path, MOST_BYTES)
+        require_usable(content, "")
+        if not isinstance(content, dict) or not content.keys() >= _KEYS:
+            return None
+        cases = _cases(content, path)
+        command = _command(content["settings"])
+    except (InputError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    counts = Counter(case.state for case in cases)
+    left = command if counts[DONE] < len(cases) else None
+    notes = []
+    if counts[MISSING]:
+        notes.append("missing cases lack a file: add it first")
+    return RunStatus(os.path.realpath(path.parent), cases, [PartStatus(0, counts, "ended", path, left)], notes)
+
+
+def _cases(content: Mapping[str, Any], path: Path) -> list[CaseStatus]:
+    errors: dict[str, str] = {}
+    for failure in content["failures"]:
+        method = f"{failure['method']}: " if failure["method"] else ""
+        errors.setdefault(str(failure["case"]), f"{method}{failure['error']}")
+    cases = []
+    for values in content["cases"]:
+        case_id = str(values["case"])
+        state = FAILED if case_id in errors or values["status"] == FAILED else DONE
+        cases.append(CaseStatus(case_id, 0, state, path, errors.get(case_id)))
+    cases += [CaseStatus(str(values["case"]), 0, MISSING, path, "; ".join(values["reasons"])) for values in content["left_out"]]
+    return sorted(cases, key=lambda case: case.case_id)
+
+
+def _command(settings: Mapping[str, Any]) -> str | None:
+    """Return the command that measures again what failed, and what has come since; None if it was not started from a command line."""
+    words = shlex.split(settings["command_line"] or "")
+    if not words:
+        return None
+    if not {"--continue", "--resume"} & set(words):
+        words[2:2] = ["--continue"]  # Behind a "--" it would be a folder.
+    return go_there(str(settings.get("working_folder") or ""), " ".join(map(quote, words)))
+
+
+# A run as `status` needs it: its summary must say which cases it has, and where its relative paths begin.
+
+
+@dataclass
+class FoundRun:
+    """A run in a summary.
+
+    Attributes:
+        run: the run.
+        path: the summary.
+        output_folder: where its results are now: a later run into the same folder may have found it under another name.
+    """
+
+    run: RecordedRun
+    path: Path
+    output_folder: str
+
+    @property
+    def started(self) -> str:
+        """When it began, UTC."""
+        return str(self.run.head["started"])
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """What tells earlier runs from later ones: the second in which they began, then the time of the last record."""
+        return self.started, self.path.stat().st_mtime_ns
+
+    @property
+    def folder(self) -> str:
+        """Where its relative paths begin."""
+        return str(self.run.head["working_folder"])
+
+    @property
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """What runs have in common whose summaries belong together: the output folder and the inputs."""
+        return self.output_folder, tuple(map(str, self.run.head["inputs"]))
+
+
+def require_cases(run: RecordedRun, path: Path) -> None:
+    """Raise InputError if a run does not say which cases it has."""
+    head = run.head
+    if not {"all_cases", "inputs", "command", "output_folder", "working_folder", "started"} <= head.keys():
+        raise InputError(
+            f"{path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
+            "  Run `infer --continue` again: what is done is skipped and recorded."
+        )
+    texts = [head["output_folder"], head["working_folder"], *head["inputs"], *head["command"]] if _are_lists(head) else [None]
+    if not all(map(_can_be_a_name, texts)) or _time(head["started"]) is None:
+        raise InputError(
+            f"{path}: expected a summary of `infer`: all_cases, inputs, command, folders and started are not as it writes them"
+        )
+
+
+def _are_lists(head: Mapping[str, Any]) -> bool:
+    cases = head["all_cases"]
+    usable = isinstance(cases, dict) and all(map(_can_be_a_name, cases.values()))
+    return usable and isinstance(head["inputs"], list) and isinstance(head["command"], list)
+
+
+def _can_be_a_name(text: object) -> bool:
+    """Return whether a system can be given a text as the name of a file, or as a word of a command."""
+    try:
+        return isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _time(text: object) -> datetime | None:
+    """Return a time of a summary; None if it is none, or without its time zone."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None

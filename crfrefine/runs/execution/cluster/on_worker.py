@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,85 @@ from distributed import get_worker
 import crfrefine
 from crfrefine.base.memory_sources import OF_WORKER, WORKER_MEMORY, own_use
 from crfrefine.base.threads import SHARE, available_threads
-from crfrefine.runs.execution.cluster.process_pool import ProcessPool
 from crfrefine.runs.execution.executor import Outcome
-from crfrefine.runs.execution.process import Limits, Surroundings
+from crfrefine.runs.execution.process import Limits, Surroundings, WorkerProcess
 
 if TYPE_CHECKING:
     from distributed import Worker
+
+
+# The processes of a Dask worker that compute cases: kept from one item to the next, by run.
+
+IDLE_SECONDS = 60.0
+"""An idle process ends after about this time: its run may have been killed."""
+
+
+class ProcessPool:
+    """The processes of this worker, by run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[tuple[float, WorkerProcess]]] = {}
+        self._busy: dict[str, list[WorkerProcess]] = {}
+        self._is_watched = False
+
+    def take(self, run: str, function: bytes, limits: Limits, surroundings: Surroundings) -> WorkerProcess:
+        """Return an idle process of a run, or a new one.
+
+        Args:
+            run: identity of the run.
+            function: pickled function of one item.
+            limits: of each item, for a new process.
+            surroundings: where a new process runs.
+
+        Raises:
+            InputError: it cannot be started.
+        """
+        with self._lock:
+            idle = self._idle.get(run, [])
+            process = idle.pop()[1] if idle else None
+            if process is None or not process.is_running:
+                process = WorkerProcess(function, limits, surroundings, "; try workers with more memory")
+            self._busy.setdefault(run, []).append(process)
+            return process
+
+    def give_back(self, run: str, process: WorkerProcess) -> None:
+        """Keep a process for the next item, if it is alive."""
+        with self._lock:
+            self._busy[run].remove(process)
+            if not self._busy[run]:
+                del self._busy[run]
+            if process.is_running:
+                self._idle.setdefault(run, []).append((time.monotonic(), process))
+                if not self._is_watched:
+                    self._is_watched = True
+                    threading.Thread(target=self._watch, daemon=True).start()
+
+    def end(self, run: str) -> None:
+        """Stop the processes of a run, whatever they do."""
+        with self._lock:
+            busy, idle = list(self._busy.get(run, ())), self._idle.pop(run, [])
+        for process in busy:
+            process.interrupt()
+        for _, process in idle:
+            process.end()
+
+    def _watch(self) -> None:
+        """End idle processes, until there are none."""
+        while True:
+            time.sleep(IDLE_SECONDS / 2)
+            with self._lock:
+                now = time.monotonic()
+                for run, idle in list(self._idle.items()):
+                    for since, process in [one for one in idle if now - one[0] > IDLE_SECONDS]:
+                        idle.remove((since, process))
+                        process.end()
+                    if not idle:
+                        del self._idle[run]
+                if not self._idle:
+                    self._is_watched = False
+                    return
+
 
 PLANNED_SHARE = 0.9
 """Share of a worker's memory that a case may plan with; what it takes beyond is found by measuring."""
