@@ -148,7 +148,7 @@ def test_a_run_takes_the_mean_of_two_halves_of_the_kind_that_all_cases_choose(tm
     write_cases(tmp_path / "data", 6)
     halves: list[FitResult] = []
     kind = f"{ONE_WEIGHT}, volume 0.75 largest"
-    for module in ("fitting", "cross_validation", "final"):
+    for module in ("fitting", "cross_validation", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))
     monkeypatch.setattr("crfrefine.train.cross_validation.train", lambda *given: halves.append(train(*given)) or halves[-1])
     result = run_training(options(tmp_path, num_optimizer_steps=2))
