@@ -44,6 +44,16 @@ def test_rules_for_small_objects_are_in_milliliters():
     assert ruled.voxels_removed == expected.voxels_removed > 0
 
 
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_results_have_the_shapes_and_types_that_are_documented(num_dims):
+    case = random_case(num_dims, num_modalities=2, num_labels=4, masked=num_dims % 2 == 0)
+    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask)
+    for labels in (result.label_map, result.network_label_map):
+        assert (labels.shape, labels.dtype) == (case.logits.shape[1:], np.uint8)
+    for channels in (result.marginals, result.logits):
+        assert (channels.shape, channels.dtype) == (case.logits.shape, np.float32)
+
+
 @pytest.mark.parametrize(("num_labels", "tolerance", "order"), [(2, 0.5, "F"), (6, 0.0, "C")])
 def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
     """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
