@@ -1,7 +1,6 @@
 """Connected components: their number, and the small-object rules that clean a label map (`[postprocess]` of a parameter file).
 
-Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF. Holes are
-in holes.py.
+Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF.
 """
 
 from __future__ import annotations

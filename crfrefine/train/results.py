@@ -1,4 +1,4 @@
-"""What a run found: of each fold, of the training on all cases, of the comparison; how it becomes files, `writing.py` knows."""
+"""What a run found: of each fold, of the training on all cases, of the comparison; how it becomes files, `report.py` knows."""
 
 from __future__ import annotations
 

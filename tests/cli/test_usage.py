@@ -35,7 +35,7 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     order = ["Arguments", *PANELS]
     assert panels == sorted(set(panels), key=order.index)
     assert {"Input", "Output", "Model", "Resources", "Messages"} - ({"Model"} if name == "evaluate" else set()) <= set(panels)
-    assert "More options" not in panels, "name the new option in cli/help_panels.py"
+    assert "More options" not in panels, "name the new option in cli/options.py"
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
     options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
     assert {max(option.opts, key=len) for option in options} <= set(shown)

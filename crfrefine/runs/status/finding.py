@@ -1,7 +1,6 @@
 """What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`infer/summary_reading.py` reads both, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
-the commands; `evaluation.py` reads the summaries of `evaluate`.
+`infer/summary_reading.py` reads both, `cases.py` judges a case, and `rest_command.py` writes the commands.
 """
 
 from __future__ import annotations
