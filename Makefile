@@ -166,7 +166,7 @@ lint: setup $(VENV)/train.stamp
 # In this order; `make -j 2`, as in .ci/run, does the others beside the tests.
 test: lint check
 
-test-long: check-long docs test-sanitizers test-gpu-emulated
+test-long: docs test-sanitizers check-long test-gpu-emulated
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
 RUN_TESTS = $(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
@@ -174,7 +174,8 @@ RUN_TESTS = $(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pyt
 check: setup $(VENV)/train.stamp browser
 	$(RUN_TESTS) -m 'not long'
 
-check-long: setup $(VENV)/train.stamp browser
+# After those of make test, where both are asked for at once: four processes at a time would wait for each other.
+check-long: setup $(VENV)/train.stamp browser | $(if $(filter test check,$(MAKECMDGOALS)),check)
 	$(RUN_TESTS) -m long
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
@@ -201,7 +202,7 @@ sanitized-engines: $(PACKAGE)
 
 # The GPU engine's kernels as C++ (tests/helpers/cuda_shim.py), all launches watched: threads that get in each other's way, memory beyond arrays
 # or never written; and a GPU's arithmetic against all tolerances. test_backward.py would compile most kernels in double precision once more.
-test-gpu-emulated: $(VENV)/train.stamp
+test-gpu-emulated: $(VENV)/train.stamp | $(if $(filter test-long,$(MAKECMDGOALS)),check-long)
 	CRFREFINE_TEST_WATCHED=1 $(RUN_TESTS) -m 'not long' -k 'cuda and not test_backward' tests/engines tests/layer
 
 # Every command that writes, killed that many times, and other faults.

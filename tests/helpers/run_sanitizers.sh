@@ -23,6 +23,7 @@ for needed in libasan.so libtsan.so; do
 done
 
 if [ "$what" = build ]; then
+  unset MAKEFLAGS # Ninja has no part in the jobs of make.
   mkdir -p "$build"
   targets=
   for name in "$@"; do targets="$targets _engine_$name"; done
