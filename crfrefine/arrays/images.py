@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from crfrefine.arrays.arguments import given_spacing
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.volume import same_grid
+from crfrefine.io.volume import same_grid, spacing_of
 
 Volume = ArrayLike | Any
 """An array, or an image of nibabel or SimpleITK."""
@@ -67,7 +68,7 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
                 f"{other.shape} voxels {_shown(other.spacing)} mm apart, or elsewhere in the world; resample one of them, as "
                 "`crfrefine infer --resample` does"
             )
-    if spacing is not None and not np.allclose(np.asarray(spacing, np.float64), first.spacing, rtol=_SAME_SPACING, atol=0.0):
+    if spacing is not None and not np.allclose(given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0):
         raise InputError(
             f"spacing is {spacing!s}, but that of {first.name} is {_shown(first.spacing)}; leave spacing out, or give arrays "
             "in place of images"
@@ -96,12 +97,14 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
     unit = _MM.get(image.header.get_xyzt_units()[0], 1.0) if hasattr(image.header, "get_xyzt_units") else 1.0
     affine = np.array(image.affine, np.float64)
     affine[:3] *= unit
-    spacing = tuple(unit * float(step) for step in image.header.get_zooms()[:num_axes])
+    spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]
     return _Opened(name, "nibabel", np.moveaxis(values, 3, 0) if values.ndim == 4 else values, affine, shape, spacing)
 
 
 def _of_simple_itk(image: Any, name: str) -> _Opened:
+    if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK ends the process.
+        raise InputError(f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, SimpleITK.sitkUInt8)")
     values = sys.modules["SimpleITK"].GetArrayFromImage(image)
     num_axes, dimension = min(image.GetDimension(), 3), image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1:

@@ -159,7 +159,7 @@ FORMATS = (
     Format("3D Slicer segmentation", (".seg.nrrd",), _slicer, holds_labels_alone=True),  # Before the suffix that it ends in.
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
-    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mnc", ".mrc"), _itk),
+    Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), _itk),
     Format(
         *("DICOM segmentation", (".dcm",), _dicom_segmentation),
         holds_labels_alone=True,

@@ -1,12 +1,12 @@
-"""GIPL, VTK, MINC and MRC, through SimpleITK in a process of its own.
+"""GIPL, VTK and MRC, through SimpleITK in a process of its own.
 
 ITK's readers crash on some damaged files and never return from others. In a process of its own, with a limit of memory and of time, that
-is an error of the one file. That process makes a MetaImage of the file, or a file of a MetaImage, for this one to read and write.
+is an error of the one file. That process makes a MetaImage of the file, or a file of a MetaImage, for this one to read or write. Nothing is
+kept: a file is converted for its header, and once more for its voxels.
 """
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import re
@@ -14,10 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,11 +23,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.memory import memory_left, memory_limit
-from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
 from crfrefine.io.atomic import atomic_file
+from crfrefine.io.paths import suffix_of
 from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, inflated, open_bytes, read_start
-from crfrefine.io.unchanged import FileState, states_of
 from crfrefine.io.volume import VolumeHeader, same_grid
 
 if TYPE_CHECKING:
@@ -41,14 +39,15 @@ MOST_SECONDS = 600.0
 """What takes longer is given up."""
 
 _LEAST_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
-_KEPT = 8  # Converted files: a header is read some time before its voxels are.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
 _CONVERT = """
 import sys
 if sys.argv[3] != "0":
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]),) * 2)
+    most, (_, hard) = int(sys.argv[3]), resource.getrlimit(resource.RLIMIT_AS)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 import SimpleITK
 try:
     image = SimpleITK.ReadImage(sys.argv[1])
@@ -57,9 +56,7 @@ except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
 
-_NAME_OF_COPY = "volume.mha"
-_converted: OrderedDict[FileState, Path] = OrderedDict()
-_lock = threading.Lock()
+_SUFFIXES = {"GIPL": ".gipl", "MRC": ".mrc", "VTK": ".vtk"}  # ITK goes by them.
 
 
 def recognizes(start: bytes) -> bool:
@@ -72,8 +69,6 @@ def _name(start: bytes) -> str | None:
         return "GIPL"
     if start[208:212] == b"MAP ":
         return "MRC"
-    if start.startswith(b"\x89HDF") and b"minc-2.0" in start:
-        return "MINC"
     return "VTK" if start.startswith(b"# vtk DataFile") else None
 
 
@@ -85,19 +80,14 @@ def read_header(path: Path) -> VolumeHeader:
         InputError: SimpleITK is not installed, or the geometry is not usable.
         CapacityError: it takes more memory than there is.
     """
-    start = read_start(path, START_BYTES)
-    name = _name(inflated(start) or start) or path.suffix.lstrip(".").upper()
-    with _lock:
-        header = metaimage.read_header(_metaimage_of(path))
-    return replace(header, path=path, format=f"{name}, through ITK", template=None)
+    with _as_metaimage(path) as (name, header):
+        return replace(header, path=path, format=f"{name}, through ITK", template=None)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
-    """Open the converted file at its first voxel."""
-    with ExitStack() as opened:
-        with _lock:
-            stream = opened.enter_context(metaimage.open_voxels(metaimage.read_header(_metaimage_of(header.path))))
+    """Convert the file, and open it at its first voxel."""
+    with _as_metaimage(header.path) as (_, converted), metaimage.open_voxels(converted) as stream:
         yield stream
 
 
@@ -121,11 +111,15 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
         UnsupportedFormatError: the format cannot hold the grid or the voxels.
     """
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        ours, theirs, again = Path(folder, "ours.mha"), Path(folder, "theirs" + "".join(path.suffixes[-2:])), Path(folder, "again.mha")
-        metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
-        _run(ours, theirs, path)
-        _run(theirs, again, path)
-        found = metaimage.read_header(again)
+        ours, theirs, again = Path(folder, "ours.mha"), Path(folder, "theirs" + suffix_of(path)), Path(folder, "again.mha")
+        with _named(path, ours, again):
+            metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
+            _run(ours, theirs, path)
+            _run(theirs, again, path)
+            found = metaimage.read_header(again)
+        if (found.num_channels, found.dtype) != (content.num_channels or 1, content.dtype.name):
+            what = f"{content.num_channels or 1} channels of {content.dtype.name}"
+            raise UnsupportedFormatError(f"{path}: this format cannot hold {what}; write NIfTI (.nii.gz) instead")
         if found.affine is None or not same_grid(found.grid_shape, found.affine, like.grid_shape, like.affine):
             raise UnsupportedFormatError(
                 f"{path}: this format cannot hold the axes or the origin of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
@@ -134,31 +128,42 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
             shutil.copyfileobj(source, file, BLOCK_BYTES)
 
 
-def _metaimage_of(path: Path) -> Path:
-    """Return the MetaImage of a file; the last few are kept. Whoever asks has the lock until the file is open."""
-    (state,) = states_of([path])
-    if state not in _converted:
-        folder = Path(tempfile.mkdtemp(prefix="crfrefine-"))
+@contextmanager
+def _as_metaimage(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
+    """Convert a file for the time of the block: the name of its format, and the header of the MetaImage."""
+    start = read_start(path, START_BYTES)
+    unpacked = inflated(start)
+    name = _name(unpacked or start)
+    if name is None:
+        raise UnsupportedFormatError(f"{path}: not a file of {', '.join(_SUFFIXES)}, although its name says so, or damaged")
+    with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
+        source, target = Path(folder, "theirs" + _SUFFIXES[name] + (".gz" if unpacked else "")), Path(folder, "ours.mha")
         try:
-            _run(path, folder / _NAME_OF_COPY, path)
-            _require_whole(path, metaimage.read_header(folder / _NAME_OF_COPY))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            source.symlink_to(path.absolute())
+        except OSError:  # As on Windows, where not everybody may make links.
+            shutil.copyfile(path, source)
+        with _named(path, source, target):
+            _run(source, target, path)
+            header = metaimage.read_header(target)
+            _require_whole(path, name, header)
+            yield name, header
+
+
+@contextmanager
+def _named(path: Path, *temporary: Path) -> Iterator[None]:
+    """Let errors name the file, and not what was made of it."""
+    try:
+        yield
+    except CrfRefineError as error:
+        text = str(error)
+        for other in temporary:
+            text = text.replace(str(other), str(path))
+        if text == str(error):
             raise
-        if not _converted:
-            atexit.register(_forget, 0)
-        _converted[state] = folder
-        _forget(_KEPT)
-    return _converted[state] / _NAME_OF_COPY
+        raise type(error)(text) from error
 
 
-def _forget(kept: int) -> None:
-    """Remove the oldest copies but for so many."""
-    while len(_converted) > kept:
-        shutil.rmtree(_converted.popitem(last=False)[1], ignore_errors=True)
-
-
-def _require_whole(path: Path, header: VolumeHeader) -> None:
+def _require_whole(path: Path, name: str, header: VolumeHeader) -> None:
     """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing."""
     values = header.num_channels * math.prod(header.grid_shape)
     needed = values * np.dtype(header.dtype).itemsize
@@ -168,11 +173,10 @@ def _require_whole(path: Path, header: VolumeHeader) -> None:
     if unpacked:
         with open_bytes(path, "gzip") as reader:
             size = sum(map(len, iter(lambda: reader.read(BLOCK_BYTES), b"")))
-    name = _name(unpacked or start)
     if name == "GIPL":
         needed += 256
     elif name == "MRC":
-        needed += 1024 + int.from_bytes(start[92:96], "little")
+        needed += 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
     elif name == "VTK":
         end = _VTK_HEADER.search(start)
         if end is None:
@@ -181,7 +185,7 @@ def _require_whole(path: Path, header: VolumeHeader) -> None:
             size, needed = len(path.read_bytes()[end.end() :].split()), values
         else:
             needed += end.end()
-    if name != "MINC" and size < needed:
+    if size < needed:
         raise UnsupportedFormatError(
             f"{path}: the file is cut off: its header promises {needed} {'numbers' if needed == values else 'bytes'}, it holds {size}; "
             "copy or export it again"
@@ -199,13 +203,13 @@ def _run(source: Path, target: Path, named: Path) -> None:
         raise UnsupportedFormatError(f"{named}: ITK did not end within {MOST_SECONDS:g} s: the file is damaged, or too large") from None
     if done.returncode == 0:
         return
-    said = done.stderr.strip().splitlines()[-1:] or [""]
-    if "No module named 'SimpleITK'" in said[0]:
+    said = (done.stderr.strip().splitlines() or [""])[-1].replace(str(source.absolute()), named.name).replace(str(target), named.name)
+    if said == "ModuleNotFoundError: No module named 'SimpleITK'":
         raise InputError(f"{named}: files of this format need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
-    if "MemoryError" in said[0] or "bad_alloc" in said[0] or "memory" in said[0].lower():
-        raise CapacityError(f"{named}: ITK needs more memory for this file than there is: {said[0]}")
+    if "MemoryError" in said or "bad_alloc" in said or "Failed to allocate memory" in said:
+        raise CapacityError(f"{named}: ITK needs more memory for this file than there is: {said}")
     if done.returncode < 0:
         raise UnsupportedFormatError(
             f"{named}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
         )
-    raise UnsupportedFormatError(f"{named}: ITK cannot convert this file: {said[0]}")
+    raise UnsupportedFormatError(f"{named}: ITK cannot convert this file: {said}")

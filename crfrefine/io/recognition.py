@@ -52,7 +52,10 @@ FOREIGN_KINDS = (
         lambda start: False,
     ),
     ForeignKind(
-        "a MINC volume of version 1", "convert it with mincconvert -2 IN.mnc OUT.mnc", (), lambda start: start.startswith(b"CDF\1")
+        "a MINC volume",
+        "convert it with mnc2nii IN.mnc OUT.nii",
+        (".mnc",),
+        lambda start: start.startswith(b"CDF\1") or (start.startswith(b"\x89HDF") and b"minc-2.0" in start),
     ),
     ForeignKind(
         "an HDF5 file",

@@ -56,6 +56,7 @@ def test_label_maps_and_units():
     labels = CASE.logits.argmax(axis=0).astype(np.uint8)
     image = nibabel_image(CASE.image[0], spacing=tuple(1000 * step for step in SPACING))
     image.header.set_xyzt_units("micron")
+    image.header.set_zooms((9.0, 9.0, 9.0))  # Where pixdim and affine disagree, the affine counts, as for files.
     by_hand = refine(labels, CASE.image[0], spacing=SPACING, input_type="labels")
     np.testing.assert_array_equal(refine(labels, image, input_type="labels").label_map, by_hand.label_map)
     plane = sitk.GetImageFromArray(CASE.image[0, 2])
@@ -71,6 +72,8 @@ def test_label_maps_and_units():
         ({"image": nibabel_image(CASE.image, origin=(3.0, -2.0, 6.0))}, GridMismatchError, "logits and image are on different grids"),
         ({"mask": nibabel_image(MASK.astype(np.uint8), spacing=(0.7, 1.5, 2.0))}, GridMismatchError, "2.5 mm apart and .* 2 mm apart"),
         ({"spacing": SPACING[::-1]}, InputError, r"spacing is \(2.5, 1.5, 0.7\), but that of logits is 0.7 x 1.5 x 2.5"),
+        ({"spacing": (1.0, 2.0)}, InputError, "expected 3 positive distances"),
+        ({"logits": sitk.Cast(itk_image(MASK.astype(np.uint8)), sitk.sitkLabelUInt8)}, InputError, "is a label map object of SimpleITK"),
         ({"image": nib.Nifti1Image(np.zeros((6, 4, 5, 2, 3)), np.eye(4))}, InputError, "image is a nibabel Nifti1Image of shape"),
     ],
 )

@@ -110,7 +110,7 @@ FOREIGN = {
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file: .*savez_compressed"),
     "bzip2": (b"BZh9" + bytes(500), "compressed in another way than with gzip: decompress it"),
     "PyTorch": (b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(300), "a file of PyTorch or a pickle: load it"),
-    "MINC": (b"CDF\1" + bytes(300), "a MINC volume of version 1: .*mincconvert"),
+    "MINC": (b"CDF\1" + bytes(300), "a MINC volume: .*mnc2nii"),
 }
 
 

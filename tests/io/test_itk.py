@@ -13,7 +13,7 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import itk
 
 SHAPE, SPACING, ORIGIN = (7, 5, 6), (0.75, 1.5, 2.25), (3.0, -4.0, 5.5)
-SUFFIXES = (".gipl", ".gipl.gz", ".vtk", ".mnc", ".mrc")
+SUFFIXES = (".gipl", ".gipl.gz", ".vtk", ".mrc")
 
 
 def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
@@ -26,9 +26,7 @@ def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 
     return path
 
 
-@pytest.mark.parametrize(
-    "suffix", [".gipl.gz", ".mnc", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".gipl", ".vtk", ".mrc"))]
-)
+@pytest.mark.parametrize("suffix", [".gipl.gz", ".mrc", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".gipl", ".vtk"))])
 def test_voxels_and_places_are_those_of_itk(suffix, tmp_path):
     path = write(tmp_path / f"case{suffix}")
     found = io.read_volume(path)
@@ -43,13 +41,18 @@ def test_voxels_and_places_are_those_of_itk(suffix, tmp_path):
     assert io.is_whole(tmp_path / f"labels{suffix}")
 
 
-def test_a_format_that_cannot_hold_the_axes_is_refused_and_nothing_is_written(tmp_path):
-    turned = io.read_volume(write(tmp_path / "case.mnc", direction=(0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)))
-    with pytest.raises(UnsupportedFormatError, match=r"labels.gipl: this format cannot hold the axes .*case.mnc; write NIfTI"):
-        io.write_label_map(tmp_path / "labels.gipl", numbers(SHAPE).astype(np.uint8), turned)
-    assert [path.name for path in tmp_path.iterdir()] == ["case.mnc"]
-    io.write_label_map(tmp_path / "labels.mnc", numbers(SHAPE).astype(np.uint8), turned)
-    np.testing.assert_allclose(io.read_header(tmp_path / "labels.mnc").affine, turned.affine, atol=1e-5)
+def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+    """ITK writes it all the same: axes of another direction, channels as more planes."""
+    turned = io.read_volume(write(tmp_path / "case.nrrd", direction=(0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)))
+    straight = io.read_volume(write(tmp_path / "case.VTK"))
+    with pytest.raises(UnsupportedFormatError, match=r"labels.GIPL: this format cannot hold the axes .*case.nrrd; write NIfTI"):
+        io.write_label_map(tmp_path / "labels.GIPL", numbers(SHAPE).astype(np.uint8), turned)
+    channels = np.stack([numbers(SHAPE), -numbers(SHAPE)]).astype(np.float32)
+    with pytest.raises(UnsupportedFormatError, match=r"logits.gipl: this format cannot hold 2 channels of float32"):
+        io.write_channels(tmp_path / "logits.gipl", channels, straight)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case.VTK", "case.nrrd"]
+    io.write_channels(tmp_path / "logits.vtk", channels, straight)
+    np.testing.assert_array_equal(io.read_logits([tmp_path / "logits.vtk"]).values, channels)
 
 
 def test_infer_writes_the_format_of_the_image_and_names_a_damaged_file(tmp_path):
@@ -111,11 +114,12 @@ def test_numbers_as_text_are_counted(tmp_path):
         io.read_header(path)
 
 
-def test_few_converted_files_are_kept(tmp_path):
-    paths = [write(tmp_path / f"{i}.gipl", numbers(SHAPE) + i) for i in range(10)]
-    headers = [io.read_header(path) for path in paths]
-    assert len(itk._converted) == 8
-    for i, header in enumerate(headers):
-        values = io.allocate(header)
-        io.read_into(header, values)
-        np.testing.assert_array_equal(values[0].T, numbers(SHAPE) + i)
+def test_names_do_not_matter_and_errors_name_the_file(tmp_path):
+    """ITK goes by suffixes, and what is converted has a temporary name."""
+    path = write(tmp_path / "case.gipl").rename(tmp_path / "scan of memory.img")
+    np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE))
+    values = numbers(SHAPE)
+    values[3, 1, 2] = np.nan
+    with pytest.raises(InputError, match=r"a\.mrc: 1 of 210 values are NaN") as caught:
+        io.read_volume(write(tmp_path / "a.mrc", values))
+    assert "crfrefine-" not in str(caught.value)

@@ -22,7 +22,7 @@ PURPOSES = {
     "monai": "the transforms CrfRefine and CrfRefined of crfrefine.monai",
     "distributed": "Dask clusters (--workers, --dask)",
     "dicom": "DICOM series and segmentations",
-    "itk": "files of GIPL, VTK, MINC and MRC",
+    "itk": "files of GIPL, VTK and MRC",
     "tune": "the page with sliders (crfrefine tune)",
 }
 """What each extra is for. Which extras there are is in the metadata alone."""
