@@ -1,0 +1,359 @@
+"""Record what some two hundred runs on real cases write, to see that a change of the code changes no bit of it.
+
+    python -P benchmarks/same_bits.py record before.json
+    python -P benchmarks/same_bits.py compare before.json
+
+`record` runs commands and functions of the installed package on the cases of CRFREFINE_DATA, and notes a hash of each voxel array, table,
+message and exit status. `compare` runs them again, and lists what is different: nothing, on the same machine with the same libraries.
+Times, places of files and versions do not count. With words after the file, only runs whose name has one of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA = Path(os.environ.get("CRFREFINE_DATA", "../shared/data")).absolute()
+HIPPOCAMPUS, BRATS, ATRIUM, ITK = DATA / "hippocampus", DATA / "brats2015", DATA / "atrium", DATA / "hippocampus_mhd"
+MODEL = ["--threads", "2", "-q"]
+
+# Sets of parameters, as --set has them: each entry of a parameter file occurs.
+SETS = [
+    "mean_field.filter=exact",
+    "mean_field.filter=truncated",
+    "mean_field.filter=lattice",
+    "mean_field.filter=grid",
+    "mean_field.filter=lattice bilateral.theta_alpha=6 bilateral.theta_beta=0.2",
+    "bilateral.theta_alpha=[3,1,2] bilateral.weight=[1,5,2]",
+    "bilateral.theta_alpha=12 bilateral.theta_beta=0.3 mean_field.normalization=after",
+    "spatial.weight=3 spatial.theta_gamma=2.5",
+    "bilateral.weight=0 spatial.weight=2 spatial.theta_gamma=[1,2,0.7]",
+    "compatibility.kind=matrix compatibility.matrix=[[0,1,2],[1,0,0.5],[2,0.5,0]]",
+    "mean_field.normalization=none bilateral.weight=0.01",
+    "mean_field.num_iterations=1",
+    "mean_field.num_iterations=12 mean_field.tolerance=0",
+    "mean_field.tolerance=0.01",
+    "mean_field.temperature=2.5",
+    "mean_field.temperature=0.2",
+    "mean_field.bias=[0,-1,0.5]",
+    "mean_field.output_temperature=3",
+    "mean_field.damping=0.4",
+    "mean_field.positions=voxels",
+    "mean_field.label_threshold=0",
+    "volume.weight=0.5",
+    "volume.weight=1 volume.keep=argmax",
+    "volume.weight=0.7 volume.keep=largest",
+    "intensity.normalization=zscore bilateral.theta_beta=0.5",
+    "intensity.normalization=none bilateral.theta_beta=50",
+    "intensity.normalization=window intensity.window=[100,900]",
+    "intensity.percentiles=[5,90]",
+    "intensity.mask=nonzero",
+    "postprocess.keep_largest=each postprocess.fill_holes=each",
+    "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 postprocess.fill_holes=foreground",
+    "postprocess.decision=dice",
+]
+PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "liver-ct", "monai", "prostate"]
+OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2", "--case-timeout 60"]
+FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
+
+
+def case_files(folder: Path, number: int, logits: str = "logits") -> list[str]:
+    """Return -i and -p of a case of a folder in nnU-Net's layout."""
+    case = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))[number]
+    images = sorted((folder / "images").glob(f"{case}_????.nii.gz"))
+    scores = next(path for path in sorted((folder / logits).iterdir()) if path.name.startswith(case + "."))
+    return [*(part for image in images for part in ("-i", str(image))), "-p", str(scores)]
+
+
+def settings(text: str) -> list[str]:
+    """Return --set options of entries that spaces separate."""
+    return [part for entry in text.split() for part in ("--set", entry)]
+
+
+def small_folder(folder: Path, into: Path, cases: int, names: tuple[str, ...] = ("images", "labels", "logits")) -> Path:
+    """Link the first cases of a data set into a folder of their own."""
+    kept = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))[:cases]
+    for name in names:
+        (into / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted((folder / name).iterdir()):
+            if any(path.name.startswith((case + ".", case + "_")) for case in kept):
+                (into / name / path.name).symlink_to(path)
+    return into
+
+
+def commands() -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield names of runs and their commands, one after the other in one folder; {} is that folder."""
+    for number, logits in ((0, "logits"), (57, "logits_weak")):
+        one = case_files(HIPPOCAMPUS, number, logits)
+        for i, text in enumerate(SETS):
+            more = [["--save-probabilities"], ["--save-logits"], []][i % 3]
+            yield f"set {number} {text}", [["infer", *one, "-o", "{}/out", *settings(text), *more, *MODEL]]
+        for preset in PRESETS:
+            yield f"preset {number} {preset}", [["infer", *one, "-o", "{}/out", "-c", preset, *MODEL]]
+    one = case_files(HIPPOCAMPUS, 3)
+    for suffix in FORMATS:
+        save = ["--save-probabilities", "--save-logits"]
+        yield f"format {suffix}", [["infer", *one, "-o", "{}/out", "--output-format", suffix, *save, *MODEL]]
+        yield f"convert {suffix}", [["convert", one[-1], f"{{}}/logits{suffix}", "--like", one[1]], ["info", f"{{}}/logits{suffix}"]]
+        for kind in ("probabilities", "labels"):
+            yield f"convert {kind} {suffix}", [["convert", one[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", one[1]]]
+        labels = f"{{}}/labels{suffix}"
+        made = ["convert", one[-1], labels, "--to", "labels", "--like", one[1]]
+        yield f"labels of {suffix}", [made, ["infer", *one[:2], "-p", labels, "-o", "{}/out", *MODEL]]
+    for i, text in enumerate(OPTIONS):
+        yield f"option {text}", [["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *text.split(), *([] if "-t" in text else MODEL)]]
+    for text in ("--regions whole=1+2 --regions front=1", "--regions whole=1+2 --regions back=2 --regions-class-order 1,2"):
+        regions = ["convert", one[-1], "{}/p.nii.gz", "--to", "probabilities"]
+        yield f"regions {text}", [regions, ["infer", *one[:2], "-p", "{}/p.nii.gz", "-o", "{}/out", *text.split(), *MODEL]]
+    for number in range(5):
+        image, scores = (str(sorted((ITK / name).glob("*.mh[ad]"))[number]) for name in ("images", "logits"))
+        case = ["-i", image, "-p", scores]
+        yield f"itk {number}", [["infer", *case, "-o", "{}/out", "--save-probabilities", *MODEL]]
+    everywhere = "-c brats --set mean_field.label_threshold=0"
+    for number, options in enumerate(("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)):
+        yield f"brats {number} {options}", [["infer", *case_files(BRATS, number), "-o", "{}/out", *options.split(), *MODEL]]
+    tumor = case_files(BRATS, 1)
+    for options in ("--max-memory 700M", "--max-memory 700M -c brats", "--max-memory 700M --set mean_field.label_threshold=0"):
+        plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
+        yield f"streamed {options}", [plain, ["infer", *tumor[:-2], "-p", "{}/logits.nii", "-o", "{}/out", *options.split(), *MODEL]]
+    for number in (0, 7):
+        for text in ("", "bilateral.theta_alpha=4", "volume.weight=0.5"):
+            yield f"atrium {number} {text}", [["infer", *case_files(ATRIUM, number), "-o", "{}/out", "--resample", *settings(text), *MODEL]]
+    yield "refused grid", [["infer", *case_files(ATRIUM, 1), "-o", "{}/out", *MODEL]]
+    for i, text in enumerate(("mean_field.num_iterations=0", "bilateral.sigma=3", "spatial.weight=[1,2]", "mean_field.filter=best")):
+        yield f"refused {text}", [["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *settings(text), *MODEL]]
+    folder, three = "{}/in", ["link", str(HIPPOCAMPUS), "4"]
+    infer = ["infer", "-i", f"{folder}/images", "-p", f"{folder}/logits", "-o", "{}/out", *MODEL]
+    judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
+    against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
+    yield "folder", [three, infer, [*infer, "--continue"], ["status", "{}/out"], [*judge, *against], ["status", "{}/judged"]]
+    yield "folder regions", [three, infer, [*judge, *against, "-r", "whole=1+2"]]
+    yield "folder parts", [three, *([*infer, "--num-parts", "2", "--part-id", part] for part in "01"), ["status", "{}/out"]]
+    yield "folder changed", [three, infer, [*infer, "--continue", "-c", "hippocampus"], judge]
+    yield "folder bad case", [three, ["spoil", f"{folder}/logits"], infer, [*judge, "--strict"]]
+    train = ["train-crf", folder, "-o", "{}/crf.toml", "--threads", "1", "-q"]
+    for text in ("-c default", "-c brats --learn weights,theta,postprocess --seed 3"):
+        yield f"train {text}", [three, [*train, "--num-iterations", "3", "--folds", "2", *text.split()]]
+
+
+def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield names and calls of the Python interface on cases in memory."""
+    import nibabel as nib
+
+    from crfrefine import CrfParameters, RegionScheme, refine
+
+    names = case_files(HIPPOCAMPUS, 11)
+    volume: Any = nib.load(names[1])
+    image, spacing = np.asarray(volume.dataobj, np.float32), tuple(float(x) for x in volume.header.get_zooms())
+    with np.load(names[-1]) if names[-1].endswith(".npz") else _Opened(nib.load(names[-1])) as opened:
+        logits = np.asarray(next(iter(opened.values())), np.float32)
+    if logits.shape[0] != 3:
+        logits = np.moveaxis(logits, -1, 0)
+    logits = np.ascontiguousarray(logits)
+
+    def call(text: str = "", **more: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            changes = {key: json.loads(value) for key, value in (entry.split("=") for entry in text.split())}
+            arguments = {"spacing": spacing, "parameters": CrfParameters().replace(**changes), "threads": 2, **more}
+            found = refine(arguments.pop("logits", logits), arguments.pop("image", image), **arguments)
+            return [found.label_map, found.marginals, found.logits, found.report.energy, found.report.num_iterations]
+
+        return run
+
+    mask = image > np.median(image)
+    yield "refine", call()
+    yield "refine masked", call(mask=mask)
+    yield "refine double", call(logits=logits.astype(np.float64), image=image.astype(np.float64))
+    yield "refine half", call(logits=logits.astype(np.float16))
+    yield "refine labels", call(logits=logits.argmax(axis=0).astype(np.uint8), input_type="labels")
+    yield "refine plane", call(logits=logits[:, 15], image=image[15], spacing=spacing[1:])
+    yield "refine two images", call(image=np.stack([image, np.sqrt(np.abs(image))]))
+    yield "refine regions", call(logits=logits[1:] - logits[:1], regions=RegionScheme.of({"outer": [1, 2], "inner": 2}))
+    yield "refine spatial", call("spatial.weight=2 mean_field.temperature=2", mask=mask)
+    many = np.arange(130).reshape(10, 13)[np.minimum(np.arange(image.shape[0]) // 4, 9)][:, np.minimum(np.arange(image.shape[1]) // 4, 12)]
+    atlas = np.ascontiguousarray(np.broadcast_to(many[..., None], image.shape)).astype(np.uint8)
+    yield "refine 130 labels", call(logits=atlas, input_type="labels")
+    yield "refine 130 labels masked", call(logits=atlas, input_type="labels", mask=mask)
+    yield "layer", lambda: _layer(logits, image, spacing)
+
+
+class _Opened(dict[str, Any]):
+    """The data of a NIfTI volume, with the methods of an open npz file."""
+
+    def __init__(self, volume: Any) -> None:
+        super().__init__(data=np.asarray(volume.dataobj))
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _layer(logits: np.ndarray, image: np.ndarray, spacing: tuple[float, ...]) -> Any:
+    import torch
+
+    from crfrefine import CrfRnn
+
+    layer = CrfRnn(num_labels=len(logits), num_modalities=1)
+    scores = torch.from_numpy(logits[None]).requires_grad_()
+    refined = layer(scores, torch.from_numpy(image[None, None]), spacing=spacing)
+    refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
+    return [refined.detach().numpy(), *(p.grad.numpy() for p in [scores, *layer.parameters()] if p.grad is not None)]
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of an array, or of what json can write."""
+    if isinstance(value, np.ndarray):
+        data = str((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
+    else:
+        data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+# What differs from run to run: times, sizes of memory, names of temporary files, dates, versions.
+_CHANGES = re.compile(
+    r"second|time|date|host|memory|version|bytes|command|pid|processor|machine|user|_at$|digest|sha|threads|file|folder|source|size"
+)
+
+
+def without_changes(value: Any, folder: str) -> Any:
+    """Return a JSON value without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_changes(each, folder) for key, each in value.items() if not _CHANGES.search(str(key).lower())}
+    if isinstance(value, list):
+        return [without_changes(each, folder) for each in value]
+    return plain(value, folder) if isinstance(value, str) else value
+
+
+def plain(text: str, folder: str) -> str:
+    """Return a message without places of files, times and sizes."""
+    text = re.sub(r"\s+", "", text.replace(folder, "TMP"))
+    return re.sub(r"TMP[\w/.-]*|\d+(\.\d+)?(ms|s|min|MiB|GiB|KiB|MB|GB|kB)\b|\d{4}-\d\d-\d\dT?[\d:.+]*", "#", text)
+
+
+def read(path: Path, folder: str) -> Any:
+    """Return what counts of a file: voxels and headers as bytes, tables, texts; None where each run writes something else."""
+    data = path.read_bytes()
+    if path.suffix in (".gz", ".mgz"):
+        data = gzip.decompress(data)
+    if path.suffix == ".npz":
+        with np.load(path) as opened:
+            return {name: digest(opened[name]) for name in sorted(opened.files)}
+    if path.suffix == ".json":
+        return without_changes(json.loads(data), folder)
+    if path.suffix == ".jsonl":
+        return sorted(json.dumps(without_changes(json.loads(line), folder), sort_keys=True) for line in data.splitlines())
+    if path.suffix in (".csv", ".toml"):
+        return plain("\n".join(line for line in data.decode().splitlines() if not _CHANGES.search(line.split("=")[0].lower())), folder)
+    if path.suffix in (".html", ".log", ".md", ".txt", ".pt", ".lock") or path.name.startswith("."):
+        return None
+    return data
+
+
+def run_commands(lines: list[list[str]], folder: Path) -> dict[str, str]:
+    """Run commands one after the other in one folder; return hashes of what they wrote and said."""
+    from crfrefine.cli.main import main
+
+    found = {}
+    for i, line in enumerate(lines):
+        arguments = [word.replace("{}", str(folder)) for word in line]
+        if arguments[0] == "link":
+            small_folder(Path(arguments[1]), folder / "in", int(arguments[2]))
+            continue
+        if arguments[0] == "spoil":
+            one = sorted(Path(arguments[1]).iterdir())[1]
+            data = one.read_bytes()[:5000]
+            one.unlink()
+            one.write_bytes(data)
+            continue
+        status: object = 0
+        with (folder / ".said").open("w+") as said, redirect_stdout(said), redirect_stderr(said):
+            sys.argv = ["crfrefine", *arguments]
+            try:
+                main()
+            except SystemExit as stop:
+                status = stop.code
+            said.seek(0)
+            found[f"{i} said"] = digest(plain(said.read(), str(folder)))
+        found[f"{i} status"] = str(status)
+    for path in sorted(folder.rglob("*")):
+        # Inputs are links; what `evaluate` keeps of each case has the state of its files.
+        if not path.is_file() or folder / "in" in path.parents or path.parent.name == "cases":
+            continue
+        if (value := read(path, str(folder))) is not None:
+            found[re.sub("run-[0-9a-f]{8}", "run", str(path.relative_to(folder)))] = digest(value)
+    return found
+
+
+def _work(name: str, lines: list[list[str]] | None, into: Any) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="same-bits-"))
+    os.chdir(folder)
+    try:
+        if lines is None:
+            found = {str(i): digest(value) for i, value in enumerate(dict(functions())[name]())}
+        else:
+            found = run_commands(lines, folder)
+        into.send(found)
+    except Exception as error:
+        into.send({"": repr(error)})
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_all(words: list[str]) -> dict[str, dict[str, str]]:
+    """Run everything whose name has one of the words, each in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    todo = [*commands(), *((name, None) for name, _ in functions())]
+    results = {}
+    for name, lines in todo:
+        if words and not any(word in name for word in words):
+            continue
+        ours, theirs = context.Pipe(False)
+        process = context.Process(target=_work, args=(name, lines, theirs))
+        process.start()
+        theirs.close()
+        try:
+            results[name] = ours.recv()
+        except EOFError:
+            results[name] = {"": "it ended without a result"}
+        process.join()
+        print(f"\r{len(results)} of {len(todo)}  {name[:60]:60}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return results
+
+
+def main() -> int:
+    """Record or compare; return 1 where something is different."""
+    what, file, *words = sys.argv[1:]
+    results = run_all(words)
+    if what == "record":
+        Path(file).write_text(json.dumps(results, indent=1))
+        print(f"{len(results)} runs, {sum(map(len, results.values()))} hashes")
+        return 0
+    before = json.loads(Path(file).read_text())
+    different = 0
+    for name, found in results.items():
+        old = before.get(name, {})
+        for key in sorted(old.keys() | found.keys()):
+            if old.get(key) != found.get(key):
+                different += 1
+                print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
+    print(f"{len(results)} runs, {different} differences")
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
