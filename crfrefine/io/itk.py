@@ -26,7 +26,6 @@ from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.paths import suffix_of
 from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader, same_grid
 
@@ -111,7 +110,11 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
         UnsupportedFormatError: the format cannot hold the grid or the voxels.
     """
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        ours, theirs, again = Path(folder, "ours.mha"), Path(folder, "theirs" + suffix_of(path)), Path(folder, "again.mha")
+        ours, theirs, again = (
+            Path(folder, "ours.mha"),
+            Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower()),
+            Path(folder, "again.mha"),
+        )
         with _named(path, ours, again):
             metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
             _run(ours, theirs, path)
