@@ -211,7 +211,9 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
         out = np.empty((len(logits), *grid), self.dtype)
-        progress = progress if look is None else _looking(progress, look, out)
+        if look is not None:
+            out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
+            progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec, box))
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
