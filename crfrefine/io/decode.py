@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES
+from crfrefine.io.streams import BLOCK_BYTES, cut_off
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,10 +156,7 @@ class Decoder:
         if self.one_channel_after_the_other and self.shape[0] > 1:
             channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
             where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
-        return UnsupportedFormatError(
-            f"{self._stream.path}: the file is cut off: its header promises {math.prod(self.shape) * itemsize} bytes of voxels, "
-            f"it holds {self._num_bytes}{where}; copy or export it again"
-        )
+        return cut_off(self._stream.path, f"{math.prod(self.shape) * itemsize} bytes of voxels", f"it holds {self._num_bytes}{where}")
 
 
 def voxel_name(index: tuple[int, ...], num_channels: int) -> str:

@@ -19,7 +19,7 @@ from crfrefine.io.dicom_segments import read_segments
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.layers import LabelMapBuilder
 from crfrefine.io.memory_stream import array_stream
-from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, read_start
+from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, cut_off, read_start
 from crfrefine.io.volume import VolumeHeader, spacing_of
 
 if TYPE_CHECKING:
@@ -210,10 +210,7 @@ def _check_size(path: Path, found: Any, num_bits: int) -> None:
         return
     size = path.stat().st_size * (LARGEST_RATIO if syntax.is_deflated else 1)
     if size * 8 < num_bits:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {-(-num_bits // 8)} bytes of voxels, it holds {path.stat().st_size}; "
-            "copy or export it again"
-        )
+        raise cut_off(path, f"{-(-num_bits // 8)} bytes of voxels", f"it holds {path.stat().st_size}")
 
 
 def _frames(dataset: Any, template: _Template, shape: tuple[int, int], path: Path) -> Iterator[NDArray[Any]]:
@@ -224,11 +221,9 @@ def _frames(dataset: Any, template: _Template, shape: tuple[int, int], path: Pat
         pixels = np.asarray(decoded_pixels(dataset, path)).reshape(num_frames, *shape)
         return iter(pixels)
     content = bytes(dataset.get("PixelData") or b"")
-    if len(content) * 8 < num_frames * num_pixels * template.bits:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {-(-num_frames * num_pixels * template.bits // 8)} bytes of voxels, "
-            f"it holds {len(content)}; copy or export it again"
-        )
+    num_bits = num_frames * num_pixels * template.bits
+    if len(content) * 8 < num_bits:
+        raise cut_off(path, f"{-(-num_bits // 8)} bytes of voxels", f"it holds {len(content)}")
     if template.bits > 1:
         order = "<" if syntax.is_little_endian else ">"
         stored = np.frombuffer(content, f"{order}u{template.bits // 8}", count=num_frames * num_pixels)

@@ -18,7 +18,7 @@ from crfrefine.io.decode import as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
 from crfrefine.io.dicom_slices import Slice, arrange, read_slices
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, read_start
+from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, cut_off, read_start
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -174,10 +174,7 @@ def _counting_bits(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
     if stored.dtype.kind not in "iu":
         raise UnsupportedFormatError(f"{one.path}: voxels of type {stored.dtype}; expected whole numbers with slope and intercept")
     if stored.size != math.prod(one.shape):
-        raise UnsupportedFormatError(
-            f"{one.path}: the file is cut off: its header promises {math.prod(one.shape)} voxels, it holds {stored.size}; "
-            "copy or export it again"
-        )
+        raise cut_off(one.path, f"{math.prod(one.shape)} voxels", f"it holds {stored.size}")
     stored = stored.reshape(one.shape).astype(one.stored.newbyteorder("="), copy=False)
     bits, high = one.bits
     unused = 8 * one.stored.itemsize - 1 - high
@@ -194,6 +191,4 @@ def _check_size(path: Path, slices: list[Slice]) -> None:
         return
     needed, size = len(slices) * math.prod(first.shape) * first.stored.itemsize, path.stat().st_size
     if size < needed:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {needed} bytes of voxels, it holds {size}; copy or export it again"
-        )
+        raise cut_off(path, f"{needed} bytes of voxels", f"it holds {size}")

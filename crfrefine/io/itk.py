@@ -26,7 +26,7 @@ from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, inflated, open_bytes, read_start
+from crfrefine.io.streams import BLOCK_BYTES, START_BYTES, cut_off, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader, same_grid
 
 if TYPE_CHECKING:
@@ -189,10 +189,7 @@ def _require_whole(path: Path, name: str, header: VolumeHeader) -> None:
         else:
             needed += end.end()
     if size < needed:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {needed} {'numbers' if needed == values else 'bytes'}, it holds {size}; "
-            "copy or export it again"
-        )
+        raise cut_off(path, f"{needed} {'numbers' if needed == values else 'bytes'}", f"it holds {size}")
 
 
 def _run(source: Path, target: Path, named: Path) -> None:

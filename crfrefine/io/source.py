@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.encodings import READERS, TEXT_DTYPE
-from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, finish, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -66,14 +66,14 @@ class VoxelSource:
             found = max(size_of(path, self.header_path) - max(self.offset, 0), 0)
             if self.encoding in _MOST_PER_BYTE:
                 if self.stored_bytes is not None and self.stored_bytes > found:
-                    raise _cut_off(path, self.stored_bytes, f"it holds {found}")
+                    raise cut_off(path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
                 promised = needed + self.num_bytes_after
                 if promised > found * _MOST_PER_BYTE[self.encoding]:
-                    raise _cut_off(path, promised, f"more than the {found} compressed bytes in it can hold")
+                    raise cut_off(path, f"{promised} bytes of voxels", f"more than the {found} compressed bytes in it can hold")
                 continue
             least = {"text": 2 * num_values - 1, "hex": 2 * needed}.get(self.encoding, needed)
             if least + self.num_bytes_after > found:
-                raise _cut_off(path, least + self.num_bytes_after, f"it holds {found}")
+                raise cut_off(path, f"{least + self.num_bytes_after} bytes of voxels", f"it holds {found}")
 
     @contextmanager
     def stream(self) -> Iterator[VoxelStream]:
@@ -119,7 +119,7 @@ def _joined(source: VoxelSource, bytes_per_file: int) -> Generator[bytes, None, 
             while missing:
                 block = reader.read(min(missing, BLOCK_BYTES))
                 if not block:
-                    raise _cut_off(path, bytes_per_file, f"it holds {bytes_per_file - missing}")
+                    raise cut_off(path, f"{bytes_per_file} bytes of voxels", f"it holds {bytes_per_file - missing}")
                 missing -= len(block)
                 yield block
             source.finish(reader)
@@ -137,9 +137,3 @@ def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> i
         num_lines -= breaks
         offset += len(block)
     raise UnsupportedFormatError(f"{path}: the file is cut off: its header skips more lines than there are; copy or export it again")
-
-
-def _cut_off(path: Path, promised: int, found: str) -> UnsupportedFormatError:
-    return UnsupportedFormatError(
-        f"{path}: the file is cut off: its header promises {promised} bytes of voxels, {found}; copy or export it again"
-    )

@@ -149,11 +149,12 @@ def require_length(path: Path, needed: int, *, compressed: bool) -> None:
     """Raise UnsupportedFormatError if a file is too short for the bytes that its header promises."""
     size = path.stat().st_size
     if size * (LARGEST_RATIO if compressed else 1) < needed:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {needed} bytes, it holds {size}"
-            + (" compressed ones" if compressed else "")
-            + "; copy or export it again"
-        )
+        raise cut_off(path, f"{needed} bytes", f"it holds {size}" + (" compressed ones" if compressed else ""))
+
+
+def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
+    """Return the error of a file that ends before what its header promises, such as "12 bytes", of which "it holds 9"."""
+    return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
 
 
 def misnamed(*, compressed: bool, named_so: bool) -> str | None:
