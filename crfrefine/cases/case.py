@@ -26,11 +26,11 @@ from crfrefine.cases.network_output import NetworkOutputReader, read_network_hea
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
-from crfrefine.io.volumes import allocate_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -239,7 +239,7 @@ def load_case(
     first = headers.images[0]
     affine, spacing = first.geometry()
     storage_shape = first.grid_shape[::-1]
-    image_values = allocate_shape((headers.num_modalities, *storage_shape), first.path)
+    image_values = allocate_array((headers.num_modalities, *storage_shape), first.path)
     network = NetworkOutputReader(headers.logits, first, options, are_structures=files.are_structures)
     masks: list[NDArray[np.bool_]] = []
 

@@ -11,7 +11,7 @@ import numpy as np
 from crfrefine.base.axes import file_order
 from crfrefine.cases.case import CaseHeaders, read_mask
 from crfrefine.cases.mistakes import label_maps_among
-from crfrefine.io.allocation import allocate_as
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -81,7 +81,7 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
         whole: NDArray[Any] | None = None
         for piece in read_pieces(header):
             if whole is None:
-                whole = allocate_as((header.num_channels, *header.grid_shape[::-1]), piece.values.dtype, header.path)
+                whole = allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path, piece.values.dtype)
             whole[piece.channels, piece.planes] = piece.values
         assert whole is not None
         modalities += list(whole) if len(images) > 1 else [whole]

@@ -14,7 +14,7 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
-from crfrefine.io.cuts import MOST_BYTES
+from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.volume import TIMES
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ _FAULTS: dict[str, Callable[[], object]] = {
 _MESSAGES = {"floods": f"{{path}}: {'x' * 5000}", "steers": "{path}: \x1b[2J", "hides-the-name": "somewhere"}
 # Real readers of which one check is taken out.
 _PATCHES = {
-    "integers": ("mha", "crfrefine.io.metaimage_header.Fields.whole", lambda self, key, default=None: int(self.text(key, default))),
+    "integers": ("mha", "crfrefine.io.metaimage.Fields.whole", lambda self, key, default=None: int(self.text(key, default))),
     "finite": ("nii", "crfrefine.io.decode._is_finite", lambda block: True),
 }
 

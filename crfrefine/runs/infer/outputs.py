@@ -192,7 +192,7 @@ def _check_images(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> N
     for files, outputs in zip(cases, plans, strict=True):
         for path in (outputs.label_map, *outputs.structures):
             known = format_of(path)
-            if known is not None and known.check_image is not None and files.images:
+            if known is not None and files.images:
                 known.check_image(path, files.images[0])
 
 
