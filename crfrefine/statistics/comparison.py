@@ -250,12 +250,7 @@ def summarize(
 
 
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
-    """Return the rows with their families, and their p values after Holm's correction over these.
-
-    Args:
-        rows: all that are shown together, of any methods.
-        regions: the judged regions.
-    """
+    """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
     lead = regions[0] if len(regions) == 1 else MEAN
     scored: dict[str, list[str]] = {}
     for row in rows:

@@ -75,10 +75,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
-    Args:
-        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
-        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+    Beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
     """
     from crfrefine.cases.case import read_case_headers
 
