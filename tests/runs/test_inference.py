@@ -13,6 +13,7 @@ from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 import crfrefine.cases.case
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
