@@ -1,4 +1,4 @@
-"""The first run on a GPU as far as it goes without one: its steps, and the record of the kernels with its player, on a stand-in for CuPy."""
+"""The first run on a GPU as far as it goes without one: steps, and the record of the kernels with its player, on a stand-in for CuPy."""
 
 from __future__ import annotations
 
