@@ -57,12 +57,7 @@ class LabelMap:
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:
-    """Read the headers of a label map or of structures; return None if the files are to be read as logits or probabilities.
-
-    Raises:
-        InputError: a file with several values per voxel, although the options say that it is a label map.
-        UnsupportedFormatError: a file cannot be read.
-    """
+    """Read the headers of a label map or of structures; return None if the files are to be read as logits or probabilities."""
     if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
         return None
     files = tuple(io.read_header(path) for path in paths)
@@ -86,16 +81,6 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
     """Read a label map, or one binary file per structure into one, onto the image's grid.
 
     Structures are read one after the other, so that only one of them is in memory.
-
-    Args:
-        header: of the files.
-        like: of the image.
-        options: how to read; `declared` has the numbers of structures.
-        are_structures: whether each file is a structure.
-
-    Raises:
-        InputError: values that are not labels, labels that are not declared, or a structure that is not binary.
-        GridMismatchError: two structures are on different grids, or no voxel of the image lies on the label map's.
     """
     lost: dict[int, int] = {}
     first = header.files[0]
@@ -191,16 +176,8 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large ones the first by number), so that a
     structure inside another one survives. The order of the files does not matter.
 
-    Args:
-        files: headers.
-        numbers: number of each structure by its name, which is that of its file.
-
     Returns:
         The label map ([z,] y, x), and where structures overlapped.
-
-    Raises:
-        InputError: a file is not binary.
-        GridMismatchError: two structures are on different grids.
     """
     first = files[0]
     for file in files:
@@ -242,10 +219,6 @@ def refuse_structures(values: NDArray[np.float32], path: Path) -> None:
     """Raise InputError if files that are to be one per label look like structures: only 0 and 1, and voxels in none of them.
 
     Otherwise, the first structure would be taken for background, and the background for padding.
-
-    Args:
-        values: (L, [z,] y, x), one file per label.
-        path: of the first file.
     """
     num_nowhere = 0
     for planes in plane_blocks(values):

@@ -161,15 +161,7 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
 def refine_case(
     settings: CaseSettings, read: ReadCase, record: CaseRecord, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore
 ) -> RefinedArrays:
-    """Run the CRF on a case, and record what it did.
-
-    Args:
-        settings: of the run.
-        read: the case, as `load` returned it.
-        record: of the case.
-        progress: told of stages and iterations.
-        note: told of what the user should know.
-    """
+    """Run the CRF on a case, and record what it did."""
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
