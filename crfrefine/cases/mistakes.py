@@ -144,7 +144,9 @@ def _count_labels(values: NDArray[Any]) -> int:
     """Return the number of different values if they are labels as far as a sample tells; 0 for an image."""
     sample = _sample(values)
     inside = sample[:, 1:] != 0
-    present = np.unique(sample)
+    # np.unique imports numpy.ma, a twentieth of the time of a small case.
+    present = np.sort(sample, axis=None)
+    present = present[np.append(True, present[1:] != present[:-1])]
     if not inside.any() or not 1 < len(present) <= _MOST_LABELS or present[0] < 0 or np.mod(present, 1).any():
         return 0
     alike = np.mean(sample[:, 1:][inside] == sample[:, :-1][inside])
