@@ -107,9 +107,8 @@ def train_crf(
     from crfrefine.parameters.presets import find_config
 
     try:
-        from crfrefine.train.folders import locate_folders, locate_nnunet
-        from crfrefine.train.options import TrainingOptions
-        from crfrefine.train.origin import default_output
+        from crfrefine.train.options import TrainingOptions, locate_folders, locate_nnunet
+        from crfrefine.train.report import default_output
         from crfrefine.train.run import run_training
     except ImportError as error:
         if error.name != "torch":

@@ -13,7 +13,7 @@ from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
     from crfrefine.metrics.registry import Metric
-    from crfrefine.train.results import TrainingResult
+    from crfrefine.train.comparison import TrainingResult
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -110,11 +110,8 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
         UnsupportedFormatError: the format cannot hold the grid or the voxels.
     """
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        ours, theirs, again = (
-            Path(folder, "ours.mha"),
-            Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower()),
-            Path(folder, "again.mha"),
-        )
+        ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
+        theirs = Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower())
         with _named(path, ours, again):
             metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
             _run(ours, theirs, path)
@@ -148,7 +145,7 @@ def _as_metaimage(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
         with _named(path, source, target):
             _run(source, target, path)
             header = metaimage.read_header(target)
-            _require_whole(path, name, header)
+            _require_whole(path, name, header, unpacked or start, compressed=bool(unpacked))
             yield name, header
 
 
@@ -166,14 +163,20 @@ def _named(path: Path, *temporary: Path) -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def _require_whole(path: Path, name: str, header: VolumeHeader) -> None:
-    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing."""
+def _require_whole(path: Path, name: str, header: VolumeHeader, start: bytes, *, compressed: bool) -> None:
+    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing.
+
+    Args:
+        path: the file.
+        name: of its format.
+        header: of the MetaImage made of it.
+        start: its first bytes, inflated.
+        compressed: whether it is.
+    """
     values = header.num_channels * math.prod(header.grid_shape)
     needed = values * np.dtype(header.dtype).itemsize
-    start = read_start(path, START_BYTES)
-    unpacked = inflated(start)
     size = path.stat().st_size
-    if unpacked:
+    if compressed:
         with open_bytes(path, "gzip") as reader:
             size = sum(map(len, iter(lambda: reader.read(BLOCK_BYTES), b"")))
     if name == "GIPL":

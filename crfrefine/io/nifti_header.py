@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crfrefine.io.volume import Volume
 
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
-MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 
 _quiet = logging.getLogger("crfrefine.io.nifti")
 _quiet.addHandler(logging.NullHandler())
@@ -130,12 +130,17 @@ def geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, .
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
-    affine[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= mm_per_unit(header)
     if qform is None and sform is None:
         return affine, ("no orientation in the header (sform and qform codes are 0)",)
     if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
         return affine, ()
     return affine, ("sform and qform differ; the sform is used, and both are kept in output files",)
+
+
+def mm_per_unit(header: Any) -> float:
+    """Return the unit of lengths of a NIfTI header in mm."""
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def header_like(like: Volume) -> Any:
