@@ -14,6 +14,7 @@ import numpy as np
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import MOST_BYTES, Content
+from crfrefine.io.files import files_written
 from crfrefine.io.insets import placed_on
 from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
@@ -232,4 +233,4 @@ def _write(content: Content, like: Volume, threads: int) -> None:
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
     if known.holds_labels_alone and kind != "labels":
         raise UnsupportedFormatError(f"{path}: a {known.name} holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
-    known.load().write(content, like, threads)
+    known.load().write(replace(content, voxel_files=files_written(path)[1:]), like, threads)

@@ -13,7 +13,6 @@ import numpy as np
 
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.streams import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class Content:
         dtype: of the voxels in the file: uint8, uint16 or float32.
         piece: called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`.
         most_bytes: asked for at once, unless a plane has more.
+        voxel_files: the file beside the header that gets the voxels; none if they are in the same file.
         segments: of a label map, sorted by label; empty if the format holds none.
         is_refined: whether the labels were computed here; else they are those of another file.
     """
@@ -51,14 +51,9 @@ class Content:
     dtype: np.dtype[Any]
     piece: ChannelPiece
     most_bytes: int = MOST_BYTES
+    voxel_files: tuple[Path, ...] = ()
     segments: tuple[Segment, ...] = ()
     is_refined: bool = True
-
-    @property
-    def voxel_files(self) -> tuple[Path, ...]:
-        """The file beside the header that gets the voxels; none if they are in the same file."""
-        voxels = written_voxel_file(self.path)
-        return () if voxels is None else (voxels,)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -92,12 +92,6 @@ class Format:
             check_image(path, image)
 
 
-if TYPE_CHECKING:
-    from crfrefine.io import dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
-
-    _CODE: tuple[FormatCode, ...] = (dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
-
-
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), "nifti"),
     Format("NIfTI pair", (".hdr",), "nifti_pair", {".hdr": ".img"}),

@@ -101,7 +101,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
         ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
         theirs = Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower())
         with _named(path, ours, again):
-            metaimage.write(replace(content, path=ours), like, threads)
+            metaimage.write(replace(content, path=ours, voxel_files=()), like, threads)
             _run(ours, theirs, path)
             _run(theirs, again, path)
             found = metaimage.read_header(again)

@@ -13,11 +13,12 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file, atomic_files, real_path
-from crfrefine.io.source import FROM_THE_END, VoxelSource, open_voxels
+from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
 from crfrefine.io.temporary import open_scratch
 from crfrefine.io.text_formats import LPS, affine_of, checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
 from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
+from crfrefine.io.volume import open_voxels
 from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
 
 if TYPE_CHECKING:

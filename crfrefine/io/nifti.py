@@ -12,9 +12,8 @@ from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, data_offset, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
-from crfrefine.io.source import open_voxels
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.io.volume import LARGEST_LABEL, open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
-from crfrefine.io.source import open_voxels
 from crfrefine.io.streams import inflated, open_bytes
+from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -13,10 +13,11 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.nrrd_world import placement
-from crfrefine.io.source import FROM_THE_END, VoxelSource, open_voxels
+from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import write_gzip
 from crfrefine.io.text_formats import checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
 from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown, whole_number
+from crfrefine.io.volume import open_voxels
 from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
 
 if TYPE_CHECKING:

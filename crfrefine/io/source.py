@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,6 @@ from crfrefine.io.voxel_files import size_of
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from crfrefine.io.volume import VolumeHeader
 
 FROM_THE_END = -1
 
@@ -117,12 +115,6 @@ class VoxelSource:
                 # Bytes count after decompression; for voxels as text, they are skipped in the file.
                 skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
             yield reader
-
-
-def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    """Open the file with the voxels at the first one."""
-    assert header.source is not None
-    return header.source.stream()
 
 
 def _joined(source: VoxelSource, bytes_per_file: int) -> Generator[bytes, None, None]:

@@ -16,8 +16,11 @@ import numpy as np
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.segments import Segment
     from crfrefine.io.source import VoxelSource
@@ -140,6 +143,12 @@ class Volume:
     def channels(self) -> NDArray[Any]:
         """The data as (channels, *grid), a view."""
         return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
+
+
+def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+    """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
+    assert header.source is not None
+    return header.source.stream()
 
 
 def is_plausible(spacing: Iterable[float]) -> bool:

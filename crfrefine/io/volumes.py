@@ -21,7 +21,12 @@ from crfrefine.io.recognition import format_to_read, is_allowed, named_header, r
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io import dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
+    from crfrefine.io.formats import FormatCode
     from crfrefine.io.volume import FileState, VolumeHeader
+
+    # So mypy checks that each has the functions.
+    _CODE: tuple[FormatCode, ...] = (dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
