@@ -23,6 +23,8 @@ except ImportError as error:
     raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.base.threads import check_threads
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
@@ -271,13 +273,14 @@ def _build(
     engine = inputs.engine_for(image.device)
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    context = RunContext(threads or torch.get_num_threads())
     result = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
         values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
         where = None if inside is None else inside.cpu().numpy()
         made = None if make is None else make(index, values, where, steps[index])
-        result.append(made or engine.kernels(values, where, steps[index], wanted, threads=threads or torch.get_num_threads()))
+        result.append(made or engine.kernels(GridImage(values, where, steps[index]), wanted, context))
     return result
 
 

@@ -15,8 +15,8 @@ from crfrefine.train.starts import length_unit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from crfrefine.train.fit_result import FitResult
-    from crfrefine.train.results import TrainingResult
+    from crfrefine.train.candidates import FitResult
+    from crfrefine.train.comparison import TrainingResult
 
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import VectorScaling, choose_best, fit_scaling, label_confusion, network_labels
-from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio
-from crfrefine.train.folds import Split
-from crfrefine.train.losses import Loss, make_loss
+from crfrefine.train.baselines import Scores, VectorScaling, fit_scaling, label_confusion, network_labels
+from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio, probabilities_of
+from crfrefine.train.losses import Loss, make_loss, make_region_loss
 from crfrefine.train.material import Material
 from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
-from crfrefine.train.region_problem import make_region_loss
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,16 +35,6 @@ class DiceDecision:
     """
 
     scaling: VectorScaling | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DiceDecision:
-        """Return what `to_dict` was called on."""
-        scaling = values["scaling"]
-        return cls(None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])))
 
 
 ARGMAX = DiceDecision()
@@ -80,25 +67,23 @@ def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], w
     return np.array(workers.run(scores, crops))
 
 
-def tune_decision(scores: NDArray[np.float64], scaling: VectorScaling, split: Split, material: Material, workers: Workers) -> DiceDecision:
+def tune_decision(
+    scores: NDArray[np.float64], scaling: VectorScaling, cases: Sequence[int], material: Material, workers: Workers
+) -> DiceDecision:
     """Choose the recalibration that is best on the cases that may be fitted to.
 
     Args:
         scores: of `score_decisions`, for all cases.
         scaling: the vector scaling that is a rival itself.
-        split: the cases.
+        cases: their numbers.
         material: of the run.
         workers: to compute with.
     """
-    likeliest = fit_scaling(material, split.seen, workers, loss=_cross_entropy(material))
-    fitted = (scaling, likeliest)
-    seen = [material.crops[case] for case in split.seen]
-
-    found = workers.run(lambda crop, threads: _scores(crop, fitted, material.regions), seen)
-    table = np.column_stack([scores[split.seen], np.array(found)])
-    num_channels = material.sizes[0]
-    choices = (None, *(_only_temperature(temperature, num_channels) for temperature in TEMPERATURES), *fitted)
-    return DiceDecision(choose_best(table, choices, range(len(seen))))
+    fitted = (scaling, fit_scaling(material, cases, workers, loss=_cross_entropy(material)))
+    found = workers.run(lambda case, threads: _scores(material.crops[case], fitted, material.regions), cases)
+    table = np.column_stack([scores[list(cases)], np.array(found)])
+    choices = (None, *(_only_temperature(temperature, material.sizes[0]) for temperature in TEMPERATURES), *fitted)
+    return DiceDecision(Scores(choices, table).best(range(len(cases))))
 
 
 def _scores(crop: Crop, scalings: Sequence[VectorScaling], regions: Sequence[tuple[int, ...]]) -> list[float]:

@@ -11,10 +11,9 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import choose_best, label_confusion, network_labels
-from crfrefine.train.crops import Crop
+from crfrefine.train.baselines import Scores, label_confusion, network_labels
+from crfrefine.train.crops import Crop, probabilities_of
 from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
 from crfrefine.train.starts import voxel_length
 
 if TYPE_CHECKING:
@@ -44,23 +43,6 @@ class Guidance:
 
 UNGUIDED = Guidance()
 """No filter."""
-
-
-@dataclass(frozen=True)
-class GuidedScores:
-    """Every setting on every case.
-
-    Attributes:
-        choices: the settings, no filter first.
-        scores: (cases, settings) mean Dice.
-    """
-
-    choices: tuple[Guidance, ...]
-    scores: NDArray[np.float64]
-
-    def best(self, cases: Sequence[int]) -> Guidance:
-        """Return the best setting on some cases, no filter among equals."""
-        return choose_best(self.scores, self.choices, cases)
 
 
 class Guide:
@@ -126,7 +108,7 @@ def guided_labels(
     return labels
 
 
-def score_guided(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], spacing: Sequence[float], workers: Workers) -> GuidedScores:
+def score_guided(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
     """Measure every setting on every case; `spacing` is that of a typical case."""
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
@@ -139,7 +121,7 @@ def score_guided(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], spac
         return values
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
-    return GuidedScores(choices, np.array(workers.run(scores, crops)))
+    return Scores(choices, np.array(workers.run(scores, crops)))
 
 
 def _labels(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
 
 CROSS_ENTROPY_SHARE = 0.1
 """Of cross-entropy in "ce+dice": more of it buys likelihood with Dice."""
@@ -57,3 +62,25 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
 
     of_log_marginals = {"ce": cross_entropy, "dice": soft_dice}.get(name, both)
     return lambda logits, labels: of_log_marginals(logits.log_softmax(0), labels)
+
+
+def make_region_loss(name: str, scheme: RegionScheme, frequencies: Sequence[float]) -> Loss:
+    """Return the loss of a case: the mean over regions of the loss of each region's problem of two labels, outside and inside.
+
+    Args:
+        name: as in `make_loss`.
+        scheme: the regions; the loss takes refined log-odds (R, N) and reference labels (N,).
+        frequencies: share of each label among the voxels that are trained on, background first.
+    """
+    shares = [sum(frequencies[label] for label in labels) for labels in scheme.labels]
+    losses = [make_loss(name, [(1,)], (1.0 - share, share)) for share in shares]
+
+    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
+        inside = partial(torch.isin, labels)
+        values = [
+            own(torch.stack([torch.zeros_like(channel), channel]), inside(torch.tensor(members, device=labels.device)).long())
+            for own, channel, members in zip(losses, log_odds, scheme.labels, strict=True)
+        ]
+        return torch.stack(values).mean()
+
+    return loss

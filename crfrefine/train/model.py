@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.layer import label_sets
+from crfrefine.layer import functional, label_sets
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
-from crfrefine.train.region_problem import decode_regions, refine_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import RecordingKernels
+    from crfrefine.parameters.sections import MeanFieldParameters
     from crfrefine.train.losses import Loss
-    from crfrefine.train.samples import Sample
+    from crfrefine.train.material import Sample
 
 MOST_CACHED_VOXELS = 2_000_000
 """Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
@@ -217,6 +218,56 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     for label, channel in enumerate(refined[1:], start=1):
         labels.masked_fill_(channel > best, label)
         best = torch.maximum(best, channel)
+    return labels
+
+
+def refine_regions(
+    layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
+) -> Tensor:
+    """Refine each region as a problem of two labels, differentiable in the layer's parameters.
+
+    Args:
+        layer: with one weight for all regions, or one per region, and a bias per region.
+        settings: of the mean field, which are not learned.
+        log_odds: (R, *grid).
+        image: (1, M, *grid), normalized.
+        threads: CPU threads.
+        kernels: of the layer for this image, built for two labels.
+
+    Returns:
+        (R, *grid) refined log-odds.
+    """
+    weights, spatial_weight, gamma, biases = layer.bilateral_weight, layer.spatial_weight, layer.theta_gamma, layer.bias
+    bandwidths = list(zip(layer.theta_alpha, layer.theta_beta, strict=True))
+    refined = []
+    for region, channel in enumerate(log_odds):
+
+        def own(values: Tensor, region: int = region) -> Tensor:
+            return values[region] if len(values) > 1 else values[0]
+
+        binary = torch.stack([torch.zeros_like(channel), channel])[None]
+        found = functional.mean_field(
+            binary,
+            image,
+            bilateral=[(own(weight), alpha, beta) for weight, (alpha, beta) in zip(weights, bandwidths, strict=True)],
+            spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
+            temperature=layer.temperature,
+            bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
+            volume=layer.volume,
+            num_iterations=layer.num_iterations,
+            damping=settings.damping,
+            threads=threads,
+            kernels=kernels,
+        )[0]
+        refined.append(found[1] - found[0])
+    return torch.stack(refined)
+
+
+def decode_regions(log_odds: Tensor, scheme: RegionScheme) -> Tensor:
+    """Return the labels (*grid) of log-odds (R, *grid), as `RegionScheme.decode`."""
+    labels = torch.zeros(log_odds.shape[1:], dtype=torch.int64, device=log_odds.device)
+    for channel, label in zip(log_odds, scheme.class_order, strict=True):
+        labels[channel > 0] = label
     return labels
 
 

@@ -6,7 +6,7 @@ A forward pass costs a fraction of a gradient, and at a bandwidth ten times too 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,18 +48,13 @@ class Screened:
 
 
 def screen_starts(prepared: Prepared, session: Session) -> Screened:
-    """Try all starts on some cases, except starts whose results are in the journal; all folds use the results."""
+    """Try all starts on some cases, except starts whose results the session has; all folds use the results."""
     starts, material = prepared.starts, prepared.material
     cases = tuple(screened_cases(len(material.crops)))
-    dice = session.journal.done.screening
+    dice = session.done.screening
     if len(starts) > NUM_TRAINED and (dice is None or len(dice[0]) < len(starts)):
         session.observer.stage_started(f"trying {len(starts)} starts")
-
-        def tell(table: list[list[float]]) -> None:
-            session.journal.note_screening(table)
-            session.progress.tried(len(table[0]), len(starts))
-
-        dice = screen(material, starts, cases, session.workers, tell, dice)
+        dice = screen(material, starts, cases, session.workers, lambda table: session.tried(table, len(starts)), dice)
     return Screened(starts, cases, dice)
 
 
@@ -118,4 +113,4 @@ def choose_starts(
 
 
 def _thetas(start: Start) -> list[Any]:
-    return [(kernel.theta_alpha, kernel.theta_beta) for kernel in start.parameters.bilateral]
+    return [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]

@@ -6,8 +6,8 @@ the mean Dice, and more than the standard error of what it adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,8 @@ from crfrefine.parameters.object_rules import ObjectRule, rules_as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import label_confusion, network_labels
-from crfrefine.train.candidates import is_gain
+from crfrefine.train.candidates import FitResult, is_gain
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit_result import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_dice
 
@@ -55,25 +54,9 @@ class ChosenRules:
     network: PostprocessParameters
     trained: PostprocessParameters
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ChosenRules:
-        """Return what `to_dict` was called on."""
-        return cls(PostprocessParameters(**values["network"]), PostprocessParameters(**values["trained"]))
-
 
 def choose_rules_for(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> ChosenRules:
-    """Choose the rules for the network and for a trained CRF.
-
-    Args:
-        fit: the trained CRF.
-        cases: numbers of the cases that decide: those that the CRF was fitted to.
-        material: of the run.
-        workers: to compute with.
-    """
+    """Choose the rules for the network and for a trained CRF, on the cases that it was fitted to."""
     crops = [material.crops[case] for case in cases]
     network = choose_rules(crops, workers.run(lambda crop, threads: network_labels(crop), crops), material.regions, workers)
     if fit.is_network:

@@ -1,4 +1,4 @@
-"""The models that training starts from, and the step length of each of their parameters. This is the only place to change them.
+"""The models that training starts from, the step length of each of their parameters, and the schedule: the only place to change them.
 
 The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
 trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
@@ -143,3 +143,32 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
         mean_field=replace(parameters.mean_field, temperature=1.0, bias=0.0),
         postprocess=PostprocessParameters(),
     )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of one training.
+
+    Attributes:
+        num_optimizer_steps: of the start that is trained to its end.
+        rungs: after so many optimizer steps, so many starts go on.
+        step_length: factor on the lengths of all optimizer steps.
+    """
+
+    num_optimizer_steps: int
+    rungs: tuple[tuple[int, int], ...] = RUNGS
+    step_length: float = 1.0
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """The optimizer steps that a start has made at the end of each rung, and the number of starts that are kept then."""
+        last = self.num_optimizer_steps
+        return [*((min(steps, last), keep) for steps, keep in self.rungs), (last, 1)]
+
+    def num_planned(self, num_starts: int) -> int:
+        """Return the optimizer steps of all starts together, if none is stopped early."""
+        total, before, active = 0, 0, num_starts
+        for steps, keep in self.targets:
+            total += active * (steps - before)
+            before, active = steps, min(active, keep)
+        return total

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.between import rounded
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
-from crfrefine.train.rounding import rounded
-from crfrefine.train.schedule import Schedule
-from crfrefine.train.starts import STEP_LENGTHS, Start
+from crfrefine.train.starts import STEP_LENGTHS, Schedule, Start
 
 LAST_STEP_LENGTH = 0.05
 """Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""

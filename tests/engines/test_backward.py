@@ -5,6 +5,8 @@ import pytest
 from oracles import kernel_set
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 
@@ -51,9 +53,7 @@ class Problem:
 
     def kernels(self, backend, values, *, threads=2):
         return backend.kernels(
-            values["image"].astype(self.dtype),
-            self.mask,
-            self.spacing,
+            GridImage(values["image"].astype(self.dtype), self.mask, self.spacing),
             kernel_set(
                 list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
                 values["theta_gamma"],
@@ -62,7 +62,7 @@ class Problem:
                 num_labels=self.num_labels,
                 num_iterations=3,
             ),
-            threads=threads,
+            RunContext(threads=threads),
         )
 
     def run(self, values, num_iterations=3):

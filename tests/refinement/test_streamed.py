@@ -74,7 +74,7 @@ def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, str
 
     monkeypatch.setattr("crfrefine.runs.infer.result_channels.refine_streamed", count)
     for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.streamed.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"
     options = (*options, "-m", masks) if masks.is_dir() else options
     result = run_here("infer", *folders.arguments, *MODEL, *options)

@@ -34,22 +34,14 @@ if TYPE_CHECKING:
 def convert_file(
     source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
 ) -> str:
-    """Convert a file with a label map, or with logits or probabilities of several labels.
+    """Convert a file with a label map, or with logits or probabilities of several labels; return a sentence about input and output.
 
-    Args:
-        source: the file to read.
-        target: the file to write; its suffix names the format.
-        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source. Sigmoid channels whose regions a
-            `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them.
-        like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
-        allow_mismatched_dicom: whether DICOM files of source and `like` may be of different studies and frames of reference.
-
-    Returns:
-        A sentence about the input and the output.
+    `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
+    `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
+    image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
 
     Raises:
-        InputError: the source has no geometry and `like` is missing, or a label map should become logits; source and
-            `like` are DICOM of different patients, or studies or frames of reference that are not allowed.
+        InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.
         GridMismatchError: source and `like` are on different grids.
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import CaseWork
 from crfrefine.base.text import counted, listed, printable
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.cases.label_map_case import LabelMapCase
     from crfrefine.cases.naming import Names
     from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.cases.streamed import StreamedCase
     from crfrefine.engines.base import Progress
     from crfrefine.io.segments import Segment
     from crfrefine.refinement.result import RefinementResult
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 MOST_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
-
-AnyCase: TypeAlias = "Case | StreamedCase | LabelMapCase"
-"""A case in memory, or as far as it is read."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class ReadCase:
         segments: what its label map, or its structures, say of the labels, which the refined one keeps.
     """
 
-    case: AnyCase
+    case: Case
     segments: tuple[Segment, ...] = ()
 
 
@@ -136,28 +131,19 @@ def begin_case(settings: CaseSettings, task: Task) -> CaseRecord | None:
 
 def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable[[int], None] = _ignore) -> ReadCase:
     """Read a case, and record what its files are; `admit` is told how many bytes its arrays take before they are read."""
-    from crfrefine.cases.case import load_case, read_case_headers
-    from crfrefine.cases.case_memory import case_bytes
-    from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
-    from crfrefine.cases.streamed import is_streamed, load_streamed_case
+    from crfrefine.cases.case import read_case, read_case_headers
+    from crfrefine.cases.case_memory import case_bytes, what_to_keep
     from crfrefine.io import check_label_map
     from crfrefine.runs.infer.structure_names import structure_segments
 
     started = time.perf_counter()
     headers = read_case_headers(task.files, settings.reading)
     check_label_map(task.outputs.label_map, headers.images[0])
-    are_labels = is_label_map_case(headers)
-    are_streamed = not are_labels and _may_stream(settings) and is_streamed(headers, settings.reading)
+    kept = what_to_keep(headers, settings.reading, may_stream=_may_stream(settings))
     waiting = time.perf_counter()
-    admit(case_bytes(headers.images, None if are_streamed else headers.logits, headers.mask, as_label_map=are_labels))
+    admit(case_bytes(headers, kept))
     started += time.perf_counter() - waiting
-    case: AnyCase
-    if are_labels:
-        case = load_label_map_case(headers, settings.reading, threads=settings.options.threads)
-    elif are_streamed:
-        case = load_streamed_case(headers, settings.reading)
-    else:
-        case = load_case(task.files, settings.reading, threads=settings.options.threads, headers=headers)
+    case = read_case(headers, settings.reading, kept=kept, threads=settings.options.threads)
     record.times["read"] = time.perf_counter() - started
     record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
     record.grid_shape = tuple(case.image.shape[1:])
@@ -175,19 +161,11 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
 def refine_case(
     settings: CaseSettings, read: ReadCase, record: CaseRecord, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore
 ) -> RefinedArrays:
-    """Run the CRF on a case, and record what it did.
-
-    Args:
-        settings: of the run.
-        read: the case, as `load` returned it.
-        record: of the case.
-        progress: told of stages and iterations.
-        note: told of what the user should know.
-    """
+    """Run the CRF on a case, and record what it did."""
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
-    from crfrefine.cases.label_map_case import LabelMapCase
+    from crfrefine.cases.label_input import LabelMap
     from crfrefine.runs.infer.outputs import RefinedArrays
 
     options, case = settings.options, read.case
@@ -197,7 +175,7 @@ def refine_case(
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
-    outvoted, lost = vanished_labels(result.changes), case.lost if isinstance(case, LabelMapCase) else {}
+    outvoted, lost = vanished_labels(result.changes), case.network.lost if isinstance(case.network, LabelMap) else {}
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
@@ -241,21 +219,21 @@ def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, t
     record.status = "done"
 
 
-def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> RefinementResult:
+def _result(settings: CaseSettings, case: Case, progress: Progress) -> RefinementResult:
     """Return the refined case."""
     from crfrefine.base.memory import memory_left, memory_limit
-    from crfrefine.cases.label_map_case import LabelMapCase
-    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.cases.label_input import LabelMap
+    from crfrefine.io.logits import LogitsHeader
     from crfrefine.refinement.case import refine
     from crfrefine.refinement.label_map import refine_label_map
     from crfrefine.runs.infer.result_channels import refine_streamed
 
     options = settings.options
-    if isinstance(case, StreamedCase):
-        return refine_streamed(case, options.parameters, max_memory=options.max_memory, threads=options.threads, progress=progress)
-    if isinstance(case, LabelMapCase):
+    if isinstance(case.network, LogitsHeader):
+        return refine_streamed(case, case.network, settings.reading.input_type, options, progress)
+    if isinstance(case.network, LabelMap):
         return refine_label_map(
-            case.labels,
+            case.network.labels,
             case.image,
             case.channel_labels,
             case.num_labels,
@@ -268,7 +246,7 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
             num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
         )
     return refine(
-        case.logits,
+        case.network,
         case.image,
         spacing=case.spacing,
         parameters=options.parameters,

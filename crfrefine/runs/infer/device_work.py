@@ -29,9 +29,6 @@ class DeviceWork:
     """The work of a process: it refines and writes a case while it reads the one that it will probably get next.
 
     It is sent to the process before its first call.
-
-    Args:
-        settings: of the run; the device is that of the process.
     """
 
     def __init__(self, settings: CaseSettings) -> None:
@@ -40,11 +37,7 @@ class DeviceWork:
         self._ahead: dict[int, Future[_Begun]] = {}
 
     def __call__(self, placed: Placed[Task]) -> CaseRecord | None:
-        """Return the record of a case; without one, open the device.
-
-        Raises:
-            BackendUnavailableError: the device cannot be opened.
-        """
+        """Return the record of a case; without one, open the device."""
         from crfrefine.engines import get_backend
         from crfrefine.engines.cuda.current_gpu import own_process
 

@@ -43,11 +43,7 @@ class RunInputs:
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
-    """Find the cases of a run and what describes them.
-
-    Raises:
-        CrfRefineError: no case, or the options contradict what is there.
-    """
+    """Find the cases of a run and what describes them."""
     found = _find_cases(options)
     folders = _folders(options, found)
     # No file has to say how many labels logits have.

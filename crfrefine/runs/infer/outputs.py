@@ -135,24 +135,7 @@ def plan_outputs(
     also_read: Sequence[Path] = (),
     output_format: str | None = None,
 ) -> list[OutputFiles]:
-    """Choose the output files of each case.
-
-    Args:
-        cases: the cases of the run.
-        output: a folder; or, when `folder_run` is not set, a file.
-        folder_run: whether the images were given as a folder.
-        probabilities: whether the marginals are requested.
-        logits: whether the refined logits are requested.
-        preview: whether a picture is requested.
-        structures: whether one file per structure is requested; for cases whose input is no such files, one per label.
-        label_names: of the labels whose input says nothing of them.
-        also_read: other inputs, such as the file of the parameters.
-        output_format: suffix of the label maps in a folder; None: as the image.
-
-    Raises:
-        InputError: the output names a file though there may be several cases, or its format holds no label maps,
-            or an output would replace an input.
-    """
+    """Choose the output files of each case."""
     suffix = suffix_of(output)
     as_file = bool(suffix) and not output.is_dir()
     if output_format is not None and output_format not in VOLUME_SUFFIXES:
@@ -197,13 +180,7 @@ def _check_images(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> N
 
 
 def label_maps_of(cases: Sequence[CaseFiles], output: Path, output_format: str | None = None) -> dict[str, Path]:
-    """Return where the label map of each case goes, by the case's name.
-
-    Args:
-        cases: the cases.
-        output: a folder, or for one case a file.
-        output_format: as for `plan_outputs`.
-    """
+    """Return where the label map of each case goes, by the case's name."""
     if suffix_of(output) and not output.is_dir():
         return {files.case_id: output for files in cases}
     return {files.case_id: output / (files.output or _named_by_case(files, output_format)) for files in cases}
@@ -222,14 +199,7 @@ def check_case_outputs(outputs: OutputFiles) -> None:
 
 
 def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], also_read: Sequence[Path] = ()) -> None:
-    """Raise InputError if the summary is a folder, would replace an input or an output, or has the suffix of a volume.
-
-    Args:
-        path: the summary.
-        cases: the cases of the run.
-        plans: their output files.
-        also_read: other inputs, such as the file of the parameters.
-    """
+    """Raise InputError if the summary is a folder, would replace an input or an output, or has the suffix of a volume."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
     if path.parent.name == RECORD_FOLDER:
@@ -264,16 +234,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
 
 
 def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:
-    """Write the results of a case, each file atomically, the label map last.
-
-    Args:
-        outcome: the arrays.
-        outputs: the files.
-        threads: for compression.
-
-    Raises:
-        CrfRefineError: the disk is full or the folder is not writable; the file is missing or unchanged.
-    """
+    """Write the results of a case, each file atomically, the label map last."""
     from crfrefine.io import write_label_map
 
     if outputs.probabilities is not None and outcome.probabilities is not None:

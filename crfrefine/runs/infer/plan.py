@@ -52,22 +52,14 @@ class RunPlan:
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
-    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases.
-
-    Raises:
-        InputError: `part_id` is not one of 0 … `num_parts` - 1.
-    """
+    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases."""
     if num_parts < 1 or not 0 <= part_id < num_parts:
         raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
     return sorted(cases, key=lambda files: files.case_id)[part_id::num_parts]
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:
-    """Return what a run will do, after all checks that can be made in advance.
-
-    Raises:
-        CrfRefineError: the run is impossible: no case, no device, no place to write.
-    """
+    """Return what a run will do, after all checks that can be made in advance."""
     device, devices = _choose_device(options)
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)

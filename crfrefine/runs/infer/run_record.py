@@ -18,14 +18,7 @@ RECORD_FOLDER = ".crfrefine"
 
 
 def record_file(output: Path, inputs: Sequence[str], num_parts: int, part_id: int) -> Path | None:
-    """Return the record of a run; None if the output is a file, which has none.
-
-    Args:
-        output: as the run was given it.
-        inputs: absolute; runs on other inputs have other files.
-        num_parts: number of processes that share the cases.
-        part_id: this process among them.
-    """
+    """Return the record of a run; None if the output is a file, which has none."""
     if suffix_of(output) and not output.is_dir():
         return None
     digest = hashlib.sha256("\0".join(inputs).encode(errors="surrogateescape")).hexdigest()[:8]

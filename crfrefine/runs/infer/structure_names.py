@@ -29,11 +29,7 @@ NAMES_FILE = "dataset.json"
 
 
 def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
-    """Return the file of names to write; None if none is needed: no structures, a single output file, or the same names are there.
-
-    Raises:
-        InputError: a file with other labels is there; it is not replaced.
-    """
+    """Return the file of names to write; None if none is needed: no structures, a single output file, or the same names are there."""
     is_file = bool(suffix_of(output)) and not output.is_dir()
     if not structures or is_file or all(files.problem for files in cases):
         return None
@@ -60,12 +56,7 @@ def write_names(path: Path, structures: Mapping[str, int]) -> None:
 
 
 def structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name.
-
-    Args:
-        files: of the structures of a case.
-        structures: number of each structure by its name.
-    """
+    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name."""
     found = {number: Segment(number, name) for name, number in structures.items()}
     for file in files:
         if len(file.segments) == 1:
@@ -98,12 +89,7 @@ class LabelFiles:
     names: Mapping[int, str] = field(default_factory=dict)
 
     def of(self, labels: NDArray[np.integer[Any]], segments: Sequence[Segment]) -> dict[Path, Segment]:
-        """Return the segment of each file: of all labels that occur, and of all that have a name.
-
-        Args:
-            labels: the label map.
-            segments: what its input says of the labels, if anything.
-        """
+        """Return the segment of each file: of all labels that occur, and of all that have a name."""
         named = {label: name for label, name in self.names.items() if name not in RESERVED_NAMES}
         found: dict[str, tuple[Path, Segment]] = {}
         for segment in segments_of(labels, segments or named_segments(named)):
