@@ -11,6 +11,7 @@ import math
 import pickle
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tile_cases import make_case, refine
 
 import crfrefine
 from crfrefine.engines import compiled, get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
@@ -93,15 +95,10 @@ def _usual_calls() -> tuple[Calls, ...]:
         for dtype in (np.float32, np.float64):
             blobs = make_blobs((9, 18, 35), 4, 1, masked=dtype == np.float64)
             model = blobs.model("matrix", spatial=True)
-            kernels = engine.kernels(blobs.image.astype(dtype), blobs.mask, blobs.spacing, model.kernels, threads=1)
-            tape = kernels.forward(blobs.logits.astype(dtype), model.mean_field)
-            kernels.backward(tape, blobs.logits.astype(dtype), tape.logits, model.mean_field, wants_image=True)
-            if packed := blobs.packed(model, 1e-3):
-                packed.backward(
-                    packed.forward(blobs.logits, model.mean_field), blobs.logits, tape.logits, model.mean_field, wants_image=True
-                )
+            for kernels in (replace(blobs, image=blobs.image.astype(dtype)).dense(model), blobs.packed(model, 1e-3)):
+                blobs.gradients(kernels, model.mean_field)
             engine.message(blobs.logits, blobs.image, blobs.mask, blobs.spacing, model.kernels, threads=1)
-            engine.plan_filters(blobs.image, blobs.mask, blobs.spacing, model.kernels, threads=1)
+        engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
         engine.softmax(blobs.logits, threads=2)
         engine.channel_ranges(blobs.logits, threads=2)
         TileGrid((9, 17, 20)).engine(1).gather(np.zeros((9, 17, 20), np.float32), np.arange(2), np.zeros((2, math.prod(TILE)), np.float32))
