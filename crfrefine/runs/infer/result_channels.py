@@ -6,13 +6,6 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.base.axes import StorageOrder
-from crfrefine.base.memory import memory_left, memory_limit
-from crfrefine.engines import get_backend
-from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.label_map import check_decision_on_tiles, streamed_result
-from crfrefine.refinement.tiles.running import Settings
-from crfrefine.refinement.tiles.streaming import ChannelStream, refine_stream
 from crfrefine.runs.infer.outputs import ChannelPlanes, Channels
 
 if TYPE_CHECKING:
@@ -21,18 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.cases.case import Case
-    from crfrefine.engines.base import Progress
-    from crfrefine.io.logits import LogitsHeader
     from crfrefine.refinement.result import RefinementResult
-    from crfrefine.runs.infer.options import InferenceOptions
 
 
 def probability_channels(result: RefinementResult) -> Channels:
     """Return the marginals, as an array or plane by plane."""
-    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
-
-    if isinstance(result.channels, StreamedLogits):
+    if result.channels.is_streamed:
         return _streamed(result, partial(result.channels.probabilities, output_temperature=result.output_temperature), 0.0)
     return _of_all_labels(result, result.marginals, 0.0)
 
@@ -40,10 +27,9 @@ def probability_channels(result: RefinementResult) -> Channels:
 def logit_channels(result: RefinementResult) -> Channels:
     """Return the refined logits, as an array or plane by plane."""
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
-    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
 
-    if isinstance(result.channels, StreamedLogits):
-        return _streamed(result, result.channels.logits, ABSENT_LOGIT)
+    if result.channels.is_streamed:
+        return _streamed(result, result.channels.channel, ABSENT_LOGIT)
     return _of_all_labels(result, result.logits, ABSENT_LOGIT)
 
 
@@ -85,27 +71,3 @@ def describe_numbers(result: RefinementResult, spacing: Sequence[float], names: 
     if volumes and len(volumes) <= 6:
         parts.append("ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes))  # a line is not broken inside
     return "   ·   ".join(parts)
-
-
-def refine_streamed(
-    case: Case, network: LogitsHeader, input_type: str, options: InferenceOptions, progress: Progress | None
-) -> RefinementResult:
-    """Refine a case on the CPU whose channels are streamed, with the same result as `crfrefine.refine` gives; raises like that."""
-    parameters, threads = options.parameters, options.threads
-    check_decision_on_tiles(parameters, network.num_labels)
-    backend = get_backend("cpu")
-    num_dims = case.image.ndim - 1
-    order = StorageOrder.of_files(num_dims)
-    model = parameters.resolve(network.num_labels, len(case.image), num_dims)
-    refined = refine_stream(
-        ChannelStream(network.pieces, network.num_labels, network.grid_shape[::-1], input_type, network.kind, network.path),
-        order.to_storage(case.image),
-        None if case.mask is None else order.to_storage(case.mask),
-        order.axes_to_storage(case.spacing),
-        parameters,
-        ModelSpec(model.kernels.in_storage(order), model.mean_field),
-        backend,
-        Settings(threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
-        axes=order.axes,
-    )
-    return streamed_result(refined, order, parameters, case.spacing, backend.name, threads)
