@@ -15,10 +15,9 @@ import crfrefine
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.files import files_read
 from crfrefine.io.formats import FORMATS
 from crfrefine.io.paths import format_of, stem_of
-from crfrefine.io.recognition import recognize
+from crfrefine.io.recognition import files_read, recognize
 
 PACKAGE = Path(crfrefine.__file__).parent
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]

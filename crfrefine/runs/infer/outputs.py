@@ -15,10 +15,9 @@ from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.dicom_identity import differences
-from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
-from crfrefine.io.recognition import suffix_to_write
+from crfrefine.io.recognition import files_read, files_written, identities, suffix_to_write
 from crfrefine.io.segments import Segment, named_segments
 from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.run_record import RECORD_FOLDER
