@@ -52,17 +52,11 @@ def measure_pair(job: Job) -> CaseResult:
 
 @dataclass(frozen=True)
 class _Reference:
-    """The reference of a case.
+    """The reference of a case."""
 
-    Attributes:
-        volume: as read.
-        ignored: (*grid) True where voxels are ignored; None: no voxel is ignored.
-        met: files of the methods that were compared with it.
-    """
-
-    volume: Volume
-    ignored: NDArray[np.bool_] | None
-    met: list[VolumeHeader] = field(default_factory=list)
+    volume: Volume  # As read.
+    ignored: NDArray[np.bool_] | None  # (*grid) True where voxels are ignored; None: no voxel is ignored.
+    met: list[VolumeHeader] = field(default_factory=list)  # Files of the methods that were compared with it.
 
     @property
     def labels(self) -> NDArray[Any]:

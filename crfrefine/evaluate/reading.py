@@ -33,38 +33,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The contents of a file of logits or probabilities.
+    """The contents of a file of logits or probabilities."""
 
-    Attributes:
-        label_map: (*grid) the most probable label; of regions as nnU-Net combines them.
-        probabilities: (L, *grid) float32; of regions: (R, *grid).
-        note: whether they were taken as logits or as probabilities, and why.
-        regions: the regions of the channels; None: the channels are labels.
-    """
-
-    label_map: NDArray[np.unsignedinteger[Any]]
-    probabilities: NDArray[np.float32]
-    note: str
-    regions: RegionScheme | None = None
+    label_map: NDArray[np.unsignedinteger[Any]]  # (*grid) the most probable label; of regions as nnU-Net combines them.
+    probabilities: NDArray[np.float32]  # (L, *grid) float32; of regions: (R, *grid).
+    note: str  # Whether they were taken as logits or as probabilities, and why.
+    regions: RegionScheme | None = None  # The regions of the channels; None: the channels are labels.
 
 
 @dataclass(frozen=True)
 class ReferenceGrid:
-    """The grid of a case's reference, onto which predictions on another grid are interpolated if that is requested.
+    """The grid of a case's reference, onto which predictions on another grid are interpolated if that is requested."""
 
-    Attributes:
-        header: the header of the reference.
-        resample: whether to interpolate; otherwise another grid is an error.
-        notes: gets a sentence about each file that was interpolated, and of DICOM that differs.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        met: the files of the case so far: the reference need not be DICOM.
-    """
-
-    header: VolumeHeader
-    resample: bool = False
-    notes: list[str] = field(default_factory=list)
-    allow_mismatched_dicom: bool = False
-    met: list[VolumeHeader] = field(default_factory=list)
+    header: VolumeHeader  # The header of the reference.
+    resample: bool = False  # Whether to interpolate; otherwise another grid is an error.
+    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated, and of DICOM that differs.
+    allow_mismatched_dicom: bool = False  # Whether DICOM files of one patient may be of different studies and frames of reference.
+    met: list[VolumeHeader] = field(default_factory=list)  # The files of the case so far: the reference need not be DICOM.
 
     @property
     def work(self) -> WorkGrid:

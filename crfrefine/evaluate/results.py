@@ -27,46 +27,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmptyMasks:
-    """Counts of cases with empty masks, for a method in a region.
+    """Counts of cases with empty masks, for a method in a region."""
 
-    Attributes:
-        reference: cases whose reference lacks the region.
-        prediction: cases whose prediction lacks it.
-        both: cases where both lack it and most metrics are undefined.
-        num_cases: number of measured cases.
-    """
-
-    reference: int
-    prediction: int
-    both: int
-    num_cases: int
+    reference: int  # Cases whose reference lacks the region.
+    prediction: int  # Cases whose prediction lacks it.
+    both: int  # Cases where both lack it and most metrics are undefined.
+    num_cases: int  # Number of measured cases.
 
 
 @dataclass
 class Evaluation:
-    """The results of a run.
+    """The results of a run."""
 
-    Attributes:
-        options: options of the run.
-        settings: the settings that the values depend on.
-        pairs: the cases, sorted by name.
-        results: results of the processed cases, in the same order.
-        notes: what was assumed or ignored, one sentence each.
-        num_processes: cases measured at a time.
-        seconds: duration of the run.
-        has_report: whether `report.html` is written.
-        left_out: the incomplete cases, which no number includes.
-    """
-
-    options: EvaluationOptions
-    settings: Settings
-    pairs: Sequence[CasePair]
-    results: Sequence[CaseResult]
-    notes: Sequence[str] = ()
-    num_processes: int = 1
-    seconds: float = 0.0
-    has_report: bool = False
-    left_out: Sequence[IncompleteCase] = ()
+    options: EvaluationOptions  # Options of the run.
+    settings: Settings  # The settings that the values depend on.
+    pairs: Sequence[CasePair]  # The cases, sorted by name.
+    results: Sequence[CaseResult]  # Results of the processed cases, in the same order.
+    notes: Sequence[str] = ()  # What was assumed or ignored, one sentence each.
+    num_processes: int = 1  # Cases measured at a time.
+    seconds: float = 0.0  # Duration of the run.
+    has_report: bool = False  # Whether `report.html` is written.
+    left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
 
     @property
     def left_out_text(self) -> str:

@@ -28,15 +28,10 @@ _EXAMPLE = 'such as "core=1+3+4"'
 
 @dataclass(frozen=True)
 class Region:
-    """A named set of labels.
+    """A named set of labels."""
 
-    Attributes:
-        name: as reports show it.
-        labels: distinct numbers, 1 or larger, ascending.
-    """
-
-    name: str
-    labels: tuple[int, ...]
+    name: str  # As reports show it.
+    labels: tuple[int, ...]  # Distinct numbers, 1 or larger, ascending.
 
 
 def parse_region(text: str) -> Region:

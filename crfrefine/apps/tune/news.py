@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A result.
+    """A result."""
 
-    Attributes:
-        number: of the request that it answers.
-        box: the part of the grid that it covers; None: all of it.
-        labels: (*grid), or (*box).
-        facts: what to say about it, as JSON.
-    """
-
-    number: int
-    box: Box | None
-    labels: NDArray[Any]
-    facts: dict[str, Any]
+    number: int  # Of the request that it answers.
+    box: Box | None  # The part of the grid that it covers; None: all of it.
+    labels: NDArray[Any]  # (*grid), or (*box).
+    facts: dict[str, Any]  # What to say about it, as JSON.
 
 
 class News:

@@ -51,21 +51,13 @@ class BehindError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What every tab shows.
+    """What every tab shows."""
 
-    Attributes:
-        number: of the request that this state is refined by; larger than that of earlier states.
-        opened: number of the first state of the case.
-        refiner: of the case.
-        parameters: the model.
-        place: a voxel of the upright grid.
-    """
-
-    number: int
-    opened: int
-    refiner: CaseRefiner
-    parameters: CrfParameters
-    place: tuple[int, ...]
+    number: int  # Of the request that this state is refined by; larger than that of earlier states.
+    opened: int  # Number of the first state of the case.
+    refiner: CaseRefiner  # Of the case.
+    parameters: CrfParameters  # The model.
+    place: tuple[int, ...]  # A voxel of the upright grid.
 
     @property
     def text(self) -> str:

@@ -29,21 +29,13 @@ _ASSETS = files("crfrefine.pages.report") / "assets"
 
 @dataclass(frozen=True)
 class CaseView:
-    """Pictures of one case.
+    """Pictures of one case."""
 
-    Attributes:
-        shown: the case, and why it is shown.
-        cuts: through its largest change.
-        viewer: None if there is no viewer.
-        problem: why the case cannot be shown; empty if it can.
-        labels: the labels in the case.
-    """
-
-    shown: ShownCase
-    cuts: Sequence[Cut]
-    viewer: ViewerCase | None
-    problem: str = ""
-    labels: tuple[int, ...] = ()
+    shown: ShownCase  # The case, and why it is shown.
+    cuts: Sequence[Cut]  # Through its largest change.
+    viewer: ViewerCase | None  # None if there is no viewer.
+    problem: str = ""  # Why the case cannot be shown; empty if it can.
+    labels: tuple[int, ...] = ()  # The labels in the case.
 
 
 def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, viewer_problem: str) -> str:
