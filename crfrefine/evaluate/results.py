@@ -16,6 +16,7 @@ from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
+from crfrefine.runs.execution.observer import Observer
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
 from crfrefine.statistics.verdict import Verdict, verdict
 from crfrefine.statistics.wilcoxon import smallest_p_value
@@ -204,6 +205,9 @@ class Evaluation:
             completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
         return completed
 
+
+EvaluationObserver = Observer[Evaluation, CaseResult]
+"""At the start of the run, the evaluation has the reused results of an earlier run."""
 
 _NOTHING = np.zeros((1, 1, 1), bool)
 _EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))

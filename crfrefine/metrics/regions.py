@@ -76,14 +76,6 @@ def read_regions(path: Path) -> tuple[Region, ...]:
         raise InputError(f"{path}: {error}") from None
 
 
-def regions_from_labels(labels: Mapping[str, int | Sequence[int]]) -> tuple[Region, ...]:
-    """Return a region for each named label, or named set of labels, of a `dataset.json`; background and "ignore" are left out."""
-    try:
-        return _regions_of_labels(labels)
-    except ValueError as error:
-        raise InputError(f"labels: {error}") from None
-
-
 def _regions_of_labels(labels: Mapping[Any, Any]) -> tuple[Region, ...]:
     if labels and all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
         labels = {name: str(number) for number, name in labels.items()}
