@@ -27,16 +27,8 @@ class StoppedError(CrfRefineError):
 def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
-    Args:
-        options: what to do.
-        observer: receives the progress.
-
-    Returns:
-        The results; `num_failed` is 0 if there was no failure.
-
     Raises:
-        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with
-            `fail_fast`.
+        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with `fail_fast`.
         KeyboardInterrupt: passed on; the results so far are kept for `resume`.
     """
     started = time.perf_counter()

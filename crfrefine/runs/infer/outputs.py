@@ -101,7 +101,7 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
     for files, plan in zip(cases, plans, strict=True):
         for path in (plan.label_map, *plan.structures):
             known = format_of(path)
-            if known is not None and known.check_image is not None and files.images:
+            if known is not None and files.images:
                 known.check_image(path, files.images[0])
     _check_no_input_is_replaced(cases, plans, options)
     return plans
