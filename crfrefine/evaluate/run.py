@@ -17,7 +17,6 @@ from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.runs.execution.factory import make_executor
-from crfrefine.runs.execution.records import reusable
 
 
 class StoppedError(CrfRefineError):
@@ -76,7 +75,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     jobs = [Job(pair, evaluation.settings, folder / f"{pair.case_id}.json") for pair in evaluation.pairs]
     for job in jobs:
         check_replaceable(job.file)
-    found = {job.case_id: earlier for job in jobs if (earlier := reusable(job, options.resume)) is not None}
+    found = {job.case_id: earlier for job in jobs if options.resume and (earlier := job.earlier()) is not None}
     evaluation.results = list(found.values())
     observer.run_started(evaluation)
     for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
