@@ -10,9 +10,9 @@ import numpy as np
 from crfrefine.arrays.grid_map import GridMap, boxes_overlap, map_grid, world_box
 from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
 from crfrefine.errors import GridMismatchError
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import VolumeHeader, describe_grid
-from crfrefine.io.volumes import allocate_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class WorkGrid:
         """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
 
         Nothing but the result is allocated; the result does not depend on the number of threads.
-        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image", and `outside`
+        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image"; `outside`
         says what becomes of voxels outside, such as "become background"; `notes` gets sentences about both.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
@@ -95,7 +95,7 @@ class WorkGrid:
     def _allocate(self, other: VolumeHeader, num_channels: int, what: str) -> tuple[NDArray[np.float32], GridMap]:
         """Return an uninitialized array for channels on this grid, and the map that fills it."""
         grid_map = self._map_with_voxels(other, what)
-        return allocate_shape((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
+        return allocate_array((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
 
     def _map_with_voxels(self, other: VolumeHeader, what: str) -> GridMap:
         grid_map = self.require_overlap(other, what)

@@ -46,7 +46,7 @@ def convert_file(
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
     source, target = Path(source), Path(target)
-    if require_suffix(target).check_image is not None and like is None:
+    if require_suffix(target).refers_to_series and like is None:
         raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
@@ -152,7 +152,7 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     if like is not None and not header.on_same_grid(like):
         raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
     chosen = like or header
-    if require_suffix(target).check_header is not None and not _is_series(chosen):
+    if require_suffix(target).refers_to_series and not _is_series(chosen):
         raise InputError(
             f"{target}: a DICOM segmentation refers to the DICOM series it was made on, and {chosen.path} is {chosen.format}: "
             "name the folder of that series with --like, or write another format, such as .nii.gz or .seg.nrrd"
