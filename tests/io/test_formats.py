@@ -52,7 +52,7 @@ def test_every_suffix_has_one_format_and_is_documented():
 def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
     like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
-    if format_of(path).check_image is not None:
+    if format_of(path).refers_to_series:
         like = io.read_volume(save(tmp_path / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE)))
     if format_of(path).name == "ITK":  # Some of its formats hold neither channels nor axes that point elsewhere.
         like = io.read_volume(write_as(tmp_path / "like.mha", ".mha"))
