@@ -60,9 +60,9 @@ def draw_curves(result: TrainingResult) -> bytes:
                     _plot(axes, [r["iteration"] for r in history], line, None, style)
     grid[0, 1].axhline(0.0, color="#808080", linewidth=0.8, linestyle="dashed")
     titles = (
-        (grid[0, 0], "training loss", result.options.loss + f", mean of {_LOSS_WINDOW} iterations", False),
+        (grid[0, 0], "training loss", result.plan.options.loss + f", mean of {_LOSS_WINDOW} iterations", False),
         (grid[0, 1], "Dice of the cases that decide", "points above the network alone", False),
-        (grid[1, 0], "theta_alpha", length_unit(result.base), True),
+        (grid[1, 0], "theta_alpha", length_unit(result.plan.base), True),
         (grid[1, 1], "theta_beta", "normalized intensity", True),
     )
     for axes, title, unit, is_logarithmic in titles:

@@ -53,11 +53,7 @@ class CaseScore:
 class Model:
     """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
 
-    Args:
-        parameters: where it begins, and everything that is not learned.
-        learn: groups of parameters that may move.
-        sizes: channels of the logits (labels or regions), modalities, axes.
-        device: where to compute.
+    `sizes` are channels of the logits (labels or regions), modalities and axes.
     """
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
@@ -224,18 +220,9 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 def refine_regions(
     layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
 ) -> Tensor:
-    """Refine each region as a problem of two labels, differentiable in the layer's parameters.
+    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
 
-    Args:
-        layer: with one weight for all regions, or one per region, and a bias per region.
-        settings: of the mean field, which are not learned.
-        log_odds: (R, *grid).
-        image: (1, M, *grid), normalized.
-        threads: CPU threads.
-        kernels: of the layer for this image, built for two labels.
-
-    Returns:
-        (R, *grid) refined log-odds.
+    The image is (1, M, *grid), and the kernels are built for two labels.
     """
     weights, spatial_weight, gamma, biases = layer.bilateral_weight, layer.spatial_weight, layer.theta_gamma, layer.bias
     bandwidths = list(zip(layer.theta_alpha, layer.theta_beta, strict=True))

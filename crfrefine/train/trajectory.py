@@ -23,16 +23,7 @@ LARGEST_GRADIENT = 10.0
 
 
 class Trajectory:
-    """A model being trained.
-
-    Args:
-        start: where it begins.
-        learn: the groups of parameters that move.
-        sizes: labels, modalities, axes.
-        schedule: over its optimizer steps, they become shorter.
-        prior: weight of what pulls the parameters back to where they began.
-        device: where the model computes; its parameters, and all that is kept of them, stay on the CPU.
-    """
+    """A model being trained, its parameters on the CPU; `prior` weighs what pulls it back to its start."""
 
     def __init__(
         self,
