@@ -27,12 +27,11 @@ from crfrefine.cases.network_output import ChannelSource, channels_of_labels, ch
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.io.allocation import allocate_as
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
-from crfrefine.io.volumes import allocate_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +165,7 @@ def read_case(
     if network.kind == KIND:
         jobs.append(partial(_timed, times, "labels", read_labels))
     if kept is Kept.LOGITS:
-        read.append(allocate_shape((headers.num_modalities, *first.grid_shape[::-1]), first.path))
+        read.append(allocate_array((headers.num_modalities, *first.grid_shape[::-1]), first.path))
         for i, header in enumerate(images):  # Several files have a channel each.
             jobs.append(partial(io.read_into, header, read[0][i : i + header.num_channels].reshape(-1, *header.grid_shape[::-1])))
     else:
@@ -219,7 +218,7 @@ def _read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
         whole: NDArray[Any] | None = None
         for piece in read_pieces(header):
             if whole is None:
-                whole = allocate_as((header.num_channels, *header.grid_shape[::-1]), piece.values.dtype, header.path)
+                whole = allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path, piece.values.dtype)
             whole[piece.channels, piece.planes] = piece.values
         assert whole is not None
         modalities += list(whole) if len(images) > 1 else [whole]

@@ -11,7 +11,7 @@ import numpy as np
 from crfrefine.base.memory import format_size, memory_limit, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.cases.label_input import KIND
-from crfrefine.io.cuts import MOST_BYTES
+from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.volume import TIMES, VolumeHeader
 
 if TYPE_CHECKING:

@@ -45,19 +45,9 @@ class NetworkChannels:
 def channels_of_scores(
     header: LogitsHeader, values: NDArray[np.float32], like: VolumeHeader, options: ReadingOptions, threads: int, times: dict[str, float]
 ) -> NetworkChannels:
-    """Return the logits of labels or the log-odds of regions.
+    """Return the logits of labels or the log-odds of regions, on the grid of the image `like`.
 
-    Args:
-        header: the headers of the files.
-        values: (channels, [z,] y, x), as in the files; changed in place.
-        like: the header of the image, whose grid the logits are to be on.
-        options: how to read.
-        threads: CPU threads.
-        times: gets the seconds of interpolation.
-
-    Raises:
-        InputError: the values are not what the options, or the file, say.
-        GridMismatchError: they are on another grid, and no voxel of the image lies on it.
+    `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
     """
     regions = options.regions
     scheme = regions.scheme_of(values, header.path)

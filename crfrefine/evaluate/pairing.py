@@ -108,10 +108,7 @@ class Pairing:
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case.
-
-    Returns:
-        The complete cases; duplicates and broken links become a `problem` of the case or of its method.
+    """Find the files of each method for each case; duplicates and broken links become a `problem` of the case or of its method.
 
     Raises:
         InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.

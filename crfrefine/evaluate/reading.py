@@ -72,12 +72,7 @@ class ReferenceGrid:
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise an error if a file does not belong to the reference and the files before it.
-
-        Raises:
-            GridMismatchError: it is on another grid, and cannot or must not be interpolated.
-            InputError: two of them are DICOM, of different patients, studies or frames of reference.
-        """
+        """Raise an error if a file does not belong to the reference and the files before it: on another grid, or of another patient."""
         self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.allow_mismatched_dicom))
         self.met.append(other)
         if self.header.on_same_grid(other):
@@ -93,18 +88,7 @@ class ReferenceGrid:
 
 
 def read_reference(path: Path, structures: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
-    """Read the label map of the reference.
-
-    Args:
-        path: a label map; with `structures`, perhaps a folder of them.
-        structures: number of each structure by its name; empty: the reference is no folder of them.
-        told: as for `read_structures`.
-        allow_mismatched_dicom: whether files of structures may be DICOM of different studies and frames of reference.
-
-    Raises:
-        InputError: not a label map, or a file without geometry.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+    """Read the label map of the reference; with numbers of structures, perhaps a folder of them."""
     if structures:
         return read_structures(path, structures, told, allow_mismatched_dicom=allow_mismatched_dicom)
     header = io.read_header(path, io.VOLUME_SUFFIXES)
@@ -117,19 +101,7 @@ def read_reference(path: Path, structures: Mapping[str, int], told: list[str], *
 def read_masks(
     files: MethodFiles, grid: ReferenceGrid, regions: RegionReading, told: list[str]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
-
-    Args:
-        files: of the method.
-        grid: of the reference.
-        regions: which channels are regions.
-        told: as for `read_structures`.
-
-    Raises:
-        GridMismatchError: not on the grid of the reference; both grids are described.
-        InputError: no readable file, or neither a label map nor probabilities.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and files.structures:
@@ -170,18 +142,7 @@ def _onto(grid: ReferenceGrid, found: Volume, what: str) -> NDArray[np.unsignedi
 
 
 def read_probabilities(paths: tuple[Path, ...], grid: ReferenceGrid, regions: RegionReading = NO_REGIONS) -> SoftLabels:
-    """Read logits or probabilities on the grid of the reference; on another grid, the logits are interpolated, not the probabilities.
-
-    Args:
-        paths: a file with all channels, or one per label.
-        grid: of the reference.
-        regions: which channels are regions.
-
-    Raises:
-        GridMismatchError: they are on another grid; both grids are described.
-        InputError: neither logits nor a distribution over labels.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+    """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     header = io.read_logits_header(paths, fewest=regions.fewest_channels)
     grid.check(header.files[0], "logits")
     read = io.read_logits(paths, fewest=regions.fewest_channels)
@@ -241,13 +202,7 @@ def _soft_labels(
 
 
 def read_image(path: Path, grid: ReferenceGrid) -> NDArray[np.float32]:
-    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
-
-    Raises:
-        GridMismatchError: it is on another grid; both grids are described.
-        InputError: values that are NaN or infinite.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     grid.check(header, "image")
     values = io.allocate(header)

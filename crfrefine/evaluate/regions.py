@@ -50,10 +50,7 @@ class RegionPlan:
 def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
     """Determine the regions of a run.
 
-    Args:
-        texts: each "NAME=1+3+4", or the name of a JSON file.
-        labels: the reference; a `dataset.json` is searched in its folder and in the parent folder.
-        ignore_label: as given by the user; None: as in `dataset.json`.
+    The texts are each "NAME=1+3+4", or the name of a JSON file; a `dataset.json` is searched beside the reference and in the folder above.
 
     Raises:
         ConfigError: a region has wrong syntax, or a name that is taken.

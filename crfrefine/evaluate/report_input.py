@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> ReportInput:
-    """Return the contents of the report.
-
-    Args:
-        evaluation: the results.
-        note: called with a note about images that cannot be shown.
-    """
+    """Return the contents of the report; `note` is called with what cannot be shown."""
     options = evaluation.options
     pairs = {pair.case_id: pair for pair in evaluation.pairs}
     names = read_names([options.images, options.labels]) if options.images is not None else Names()

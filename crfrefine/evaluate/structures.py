@@ -55,11 +55,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 
 
 def pair_structures(options: EvaluationOptions) -> Pairing:
-    """Find the structures of each method for each case.
-
-    Raises:
-        InputError: nothing to measure, several cases where one is expected, or label maps without names; with `strict`, incomplete cases.
-    """
+    """Find the structures of each method for each case; raises as `pair_cases`, and for label maps without names."""
     if options.probabilities:
         raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
     reference = _look_at(options.labels)

@@ -31,8 +31,8 @@ from crfrefine.io.volume import VolumeHeader, same_grid
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.volume import Volume
-    from crfrefine.io.voxel_stream import VoxelStream
 
 MOST_SECONDS = 600.0
 """What takes longer is given up."""
@@ -80,7 +80,7 @@ def read_header(path: Path) -> VolumeHeader:
         CapacityError: it takes more memory than there is.
     """
     with _as_metaimage(path) as (name, header):
-        return replace(header, path=path, format=f"{name}, through ITK", template=None)
+        return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
 
 
 @contextmanager
@@ -90,30 +90,18 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         yield stream
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: these formats have one file."""
-    return ()
-
-
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to.
-
-    Args:
-        path: ends in one of the formats' suffixes.
-        content: voxels.
-        like: its geometry is kept.
-        kind: what the voxels are; not stored in the file.
-        voxels: none, these formats have one file.
-        threads: for compression.
 
     Raises:
         UnsupportedFormatError: the format cannot hold the grid or the voxels.
     """
+    path = content.path
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
         ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
         theirs = Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower())
         with _named(path, ours, again):
-            metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
+            metaimage.write(replace(content, path=ours, voxel_files=()), like, threads)
             _run(ours, theirs, path)
             _run(theirs, again, path)
             found = metaimage.read_header(again)

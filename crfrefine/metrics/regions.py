@@ -82,14 +82,7 @@ def read_regions(path: Path) -> tuple[Region, ...]:
 
 
 def regions_from_labels(labels: Mapping[str, int | Sequence[int]]) -> tuple[Region, ...]:
-    """Return a region for each named label, or named set of labels, of a `dataset.json`; background and "ignore" are left out.
-
-    Args:
-        labels: name to number, or to the numbers of a region; numbers to names, as in nnU-Net version 1, are reversed.
-
-    Raises:
-        InputError: an entry is not a region; the message names it.
-    """
+    """Return a region for each named label, or named set of labels, of a `dataset.json`; background and "ignore" are left out."""
     try:
         return _regions_of_labels(labels)
     except ValueError as error:

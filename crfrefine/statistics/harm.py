@@ -65,16 +65,10 @@ def find_harm(
     titles: Mapping[str, str] | None = None,
     alpha: float = 0.05,
 ) -> Harm:
-    """Find the metrics in which a method is worse than its baseline.
+    """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level `alpha`.
 
-    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is
-    not repeated, and neither is the one that `judge_probabilities` tells of.
-
-    Args:
-        summary: rows of `summarize`; those of the method count.
-        method: the judged method.
-        titles: displayed name of each region; default: its name.
-        alpha: level of the two-sided tests after Holm's correction.
+    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is not
+    repeated, and neither is the one that `judge_probabilities` tells of.
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []

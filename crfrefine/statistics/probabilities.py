@@ -52,13 +52,8 @@ class ProbabilityChange:
 def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
 
-    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the
-    summary that is tested alone.
-
-    Args:
-        summary: rows of `summarize`; those of the method count.
-        method: the judged method.
-        alpha: level of the two-sided test.
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
+    that is tested alone.
     """
     rows = [row for row in summary if row.method == method]
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)

@@ -61,13 +61,7 @@ def run_participants(
 ) -> tuple[RunSummary | None, list[str]]:
     """Refine the segmentations of participants, and return the run (None: no case could be run) and what was wrong with other cases.
 
-    Args:
-        options: the datasets.
-        inference: how; its inputs and output are not looked at.
-        observer: receives the progress.
-
-    Raises:
-        CrfRefineError: the run is impossible.
+    Inputs and output of `inference` are not looked at.
     """
     derivatives = _checked(options)
     cases, problems = find_cases(options.dataset, derivatives, options.choice)
@@ -88,13 +82,8 @@ def run_participants(
 def run_group(options: BidsOptions, labels: Path, observer: EvaluationObserver | None = None) -> tuple[Evaluation, list[str]]:
     """Compare the refined label maps and the network's with reference label maps, and return the evaluation and what is missing.
 
-    Args:
-        options: the datasets; `output` has what `run_participants` wrote, and gets the report in group/.
-        labels: derivatives with reference label maps, *_dseg: a path, or a name under derivatives/ of the dataset.
-        observer: receives the progress.
-
-    Raises:
-        CrfRefineError: nothing to compare.
+    The output has what `run_participants` wrote, and gets the report in group/. The labels are derivatives: a path, or a name under
+    derivatives/.
     """
     derivatives = _checked(options)
     labels = locate_derivatives(options.dataset, labels, LABELS)

@@ -65,11 +65,7 @@ def require_dataset(folder: Path) -> None:
 
 
 def locate_derivatives(dataset: Path, given: Path, suffix: str) -> Path:
-    """Return the folder of derivatives that a path names, or the name of one under derivatives/ of the dataset.
-
-    Raises:
-        InputError: there is neither.
-    """
+    """Return the folder of derivatives that a path names, or the name of one under derivatives/ of the dataset."""
     named = dataset / "derivatives" / given
     found = next((folder for folder in (given, named) if folder.is_dir()), None)
     if found is None:
@@ -80,11 +76,7 @@ def locate_derivatives(dataset: Path, given: Path, suffix: str) -> Path:
 
 
 def find_derivatives(dataset: Path, given: Path | None, output: Path, suffix: str) -> Path:
-    """Return the dataset with the network's segmentations: the given one, or the only one under derivatives/ that has any.
-
-    Raises:
-        InputError: there is none, or several.
-    """
+    """Return the dataset with the network's segmentations: the given one, or the only one under derivatives/ that has any."""
     if given is not None:
         return locate_derivatives(dataset, given, suffix)
     folders = sorted(path for path in (dataset / "derivatives").glob("*") if path.is_dir() and path.resolve() != output.resolve())
@@ -114,13 +106,7 @@ def find_subjects(dataset: Path, participants: Sequence[str]) -> list[str]:
 def find_cases(dataset: Path, derivatives: Path, choice: Choice) -> tuple[list[BidsCase], list[str]]:
     """Return the cases of a dataset, and what is wrong with the others: those without segmentations or images.
 
-    Args:
-        dataset: with the raw images.
-        derivatives: with the segmentations, and perhaps images on their grid.
-        choice: what is taken.
-
-    Raises:
-        InputError: a subject that was asked for is not there.
+    Images are the raw ones, unless there are some on the grid of the segmentations beside them.
     """
     cases: list[BidsCase] = []
     problems: list[str] = []

@@ -84,15 +84,7 @@ def make_phantom(
 ) -> Phantom:
     """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network.
 
-    The logits have blurred and wandering borders, false islands and missing parts.
-
-    Args:
-        seed: determines the phantom and its logits.
-        grid_shape: voxels along x, y, z; at least 8 each.
-        spacing: mm along x, y, z.
-
-    Raises:
-        ValueError: an axis has fewer than 8 voxels, or a spacing is not positive.
+    The logits have blurred and wandering borders, false islands and missing parts. Each axis has at least 8 voxels.
     """
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")

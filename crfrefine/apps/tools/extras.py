@@ -119,10 +119,7 @@ def parse_requirements(
 ) -> tuple[tuple[Package, ...], tuple[Extra, ...]]:
     """Return what is required, and the extras, of this Python on this system.
 
-    Args:
-        lines: requirements as in the metadata, such as `torch>=2.4; extra == "train"`; lines that are none are left out.
-        extras: names of extras.
-        version_of: the installed version of a package, or None.
+    Lines are as in the metadata, such as `torch>=2.4; extra == "train"`; those that are none are left out.
     """
     found = []
     for line in lines:

@@ -53,21 +53,8 @@ class FolderReport:
             self.tracebacks.append(failure.traceback)
 
 
-def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe the volume of a file, as pairs of name and value for display.
-
-    Args:
-        path: a volume or an .npz.
-        values: also read the voxels and report the range of each channel, or the count of each label.
-
-    Raises:
-        CrfRefineError: the file cannot be read (InputError or UnsupportedFormatError).
-    """
-    return describe_header(io.read_header(path), values=values)
-
-
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe a volume by its header; see `describe_file`."""
+    """Describe a volume, as pairs of name and value for display; with `values`, also ranges of channels, or counts of labels."""
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(str(size) for size in header.grid_shape)),
@@ -88,10 +75,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
-    Args:
-        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
-        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+    Beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
     """
     from crfrefine.cases.case import read_case_headers
 

@@ -102,11 +102,7 @@ class TuneCase:
 
 
 def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
-    """Read a case.
-
-    Raises:
-        CrfRefineError: as `infer` does for files that are missing or cannot be used; grids with other than two or three axes.
-    """
+    """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
     reading = replace(reading, mask_mode="none")  # A mask made from the image depends on parameters that the page changes.
     headers = read_case_headers(files, reading)
     num_axes = len(headers.images[0].grid_shape)

@@ -69,12 +69,7 @@ class News:
             return self._number
 
     def publish(self, shown: Shown, working: str) -> None:
-        """Show a result unless there is a newer one, or it is of another case.
-
-        Args:
-            shown: the result.
-            working: what follows: "whole"; "": nothing.
-        """
+        """Show a result unless there is a newer one, or it is of another case; `working` is what follows: "whole", or "": nothing."""
         with self._changed:
             if shown.number < self._first or (self._shown is not None and self._shown.number > shown.number):
                 return

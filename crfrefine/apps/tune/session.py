@@ -74,14 +74,7 @@ class _State:
 
 
 class Session:
-    """One page on one case at a time. Its methods may be called from any thread.
-
-    Args:
-        options: what to open.
-
-    Raises:
-        CrfRefineError: the inputs cannot be used, as `infer` says it, or nothing could be saved to the output.
-    """
+    """One page on one case at a time. Its methods may be called from any thread; they raise as `infer` does, or BehindError."""
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
@@ -147,16 +140,9 @@ class Session:
         return self._described_parameters(state)
 
     def change(self, number: int, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take changed entries, as `CrfParameters.replace` does, and refine; return the new parameters.
+        """Take changed entries of the state with a number, as `CrfParameters.replace` does, and refine; return the new parameters.
 
-        Args:
-            number: of the state that is changed.
-            changes: values by dotted keys.
-            place: a voxel of the upright grid to begin around; None: that of the state.
-
-        Raises:
-            BehindError: the state is no longer the present one.
-            ConfigError: a key or value is not allowed.
+        The box that is refined first lies around a voxel of the upright grid; None: that of the state.
         """
         return self._refine(number, lambda present: present.replace(**changes), place)
 
@@ -168,12 +154,7 @@ class Session:
         return self._refine(number, lambda present: parameters, place)
 
     def take_case(self, number: int, name: str) -> dict[str, Any]:
-        """Show another case; return its description.
-
-        Raises:
-            BehindError: as in `change`; also if another tab changed something while the case was read.
-            CrfRefineError: it cannot be read; the present one stays.
-        """
+        """Show another case; return its description. If it cannot be read, the present one stays."""
         names = [files.case_id for files in self._cases]
         if name not in names:
             raise InputError(f"{name}: no such case")
@@ -185,12 +166,7 @@ class Session:
         return self.describe()
 
     def save(self, number: int) -> dict[str, Any]:
-        """Write the parameters of a state to the output; return its path.
-
-        Raises:
-            BehindError: the state is no longer the present one.
-            CrfRefineError: there is no output, or it cannot be written.
-        """
+        """Write the parameters of a state to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
         with self._lock:  # Of two that save, the file has the later state.
@@ -202,12 +178,7 @@ class Session:
         return self._news.wait(after, seconds)
 
     def plane(self, opened: int, number: int, index: int, modality: int) -> bytes:
-        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels.
-
-        Raises:
-            BehindError: another case is shown by now than the one with this number.
-            InputError: there is no such plane or modality.
-        """
+        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels, of the case that was opened with this number."""
         with self._lock:
             state, shown = self._state, self._news.shown
         if opened != state.opened:
@@ -267,11 +238,7 @@ class Session:
 
 
 def find_cases(options: TuneOptions) -> tuple[RunInputs, tuple[CaseFiles, ...]]:
-    """Find the cases to choose from, with their references.
-
-    Raises:
-        CrfRefineError: no case, an unknown name, or options that contradict each other.
-    """
+    """Find the cases to choose from, with their references; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
     names = [case.case_id for case in inputs.cases]
     if options.first is not None and options.first not in names:

@@ -38,11 +38,7 @@ IsStale = Callable[[], bool]
 
 
 class NewestOnly:
-    """Runs jobs one at a time; a job that waits is replaced by a newer one.
-
-    Args:
-        name: of the thread.
-    """
+    """Runs jobs one at a time, in a thread of this name; a job that waits is replaced by a newer one."""
 
     def __init__(self, name: str) -> None:
         self._condition = threading.Condition()
@@ -107,11 +103,7 @@ class Request:
 
 
 class Work:
-    """Computes the newest request.
-
-    Args:
-        news: hears of the results.
-    """
+    """Computes the newest request; the news hear of the results."""
 
     def __init__(self, news: News) -> None:
         self._news = news
@@ -120,15 +112,7 @@ class Work:
     def request(
         self, number: int, refiner: CaseRefiner, parameters: CrfParameters, regions: tuple[Region, ...], place: Sequence[int]
     ) -> None:
-        """Compute a request, in place of all earlier ones.
-
-        Args:
-            number: from `News.begin`.
-            refiner: of the case.
-            parameters: the model.
-            regions: labels that count together in the table.
-            place: a voxel of the grid, to begin around.
-        """
+        """Compute a request, in place of all earlier ones, first around a voxel of the grid; the number is from `News.begin`."""
         wanted = Request(number, refiner, parameters, regions, box_around(refiner.case, place))
         if wanted.box is None:
             self._thorough.submit(lambda is_stale: self._refine_whole(wanted))
@@ -234,15 +218,7 @@ class Scores:
 def score_labels(
     network: NDArray[Any], refined: NDArray[Any], reference: NDArray[Any] | None, num_labels: int, regions: Sequence[Region] = ()
 ) -> Scores:
-    """Count voxels and Dice, background aside.
-
-    Args:
-        network: (*grid) labels before.
-        refined: (*grid) labels after.
-        reference: (*grid); None: there are no Dice.
-        num_labels: L, background included.
-        regions: labels that count together.
-    """
+    """Count voxels and Dice, background aside; without a reference there are no Dice."""
     order = StorageOrder.of_memory(network)
     maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
     # Nearly all voxels are background in each map.

@@ -61,12 +61,7 @@ class Upright:
 
 
 def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[slice]:
-    """Return slices around the foreground with a margin, so that small structures are visible in a large field of view.
-
-    Args:
-        foreground: (*grid); if it is empty, the whole grid is kept.
-        steps: mm, one per grid axis.
-    """
+    """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
     box = bounding_box(foreground)
     if box is None:
         return [slice(0, size) for size in foreground.shape]

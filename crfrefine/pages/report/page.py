@@ -47,14 +47,7 @@ class CaseView:
 
 
 def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, viewer_problem: str) -> str:
-    """Return the page.
-
-    Args:
-        report: contents of the page.
-        views: the pictures.
-        viewer_source: the viewer's script; empty without one.
-        viewer_problem: why there is no viewer; empty if there is one.
-    """
+    """Return the page; the script of the viewer, or the reason why there is none, is empty."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -195,14 +188,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
 
 
 def table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of the case table: one list per metric, region and method, null if undefined.
-
-    Args:
-        report: contents of the page.
-        metrics: in their order.
-        cases: result of `table_cases`.
-        views: the page's anchor of each case that has pictures.
-    """
+    """Return the values of the case table: one list per metric, region and method, null if undefined; `views` are anchors of cases."""
     table = report.table
     first = [report.method] if report.baseline is None else [report.baseline, report.method]
     rivals = [method for method in table.methods if method not in first]

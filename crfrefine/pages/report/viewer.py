@@ -40,11 +40,7 @@ _REMEDY = "pip install 'crfrefine[report]' installs it (pip install --no-deps ni
 
 
 def read_viewer() -> str:
-    """Return the source of brainsprite.
-
-    Raises:
-        BackendUnavailableError: nilearn is not installed, or does not contain it.
-    """
+    """Return the source of brainsprite."""
     spec = importlib.util.find_spec("nilearn")  # locates the package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailableError(f"the slice viewer of the report is part of nilearn, which is not installed; {_REMEDY}")
