@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train.between import rounded
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
@@ -92,8 +93,7 @@ class Trajectory:
         values: dict[str, Any] = {}
         for number, kernel in enumerate(parameters.bilateral):
             prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
-            values[prefix + "theta_alpha"] = _listed(kernel.theta_alpha)
-            values[prefix + "theta_beta"] = _listed(kernel.theta_beta)
+            values |= {prefix + name: _listed(getattr(kernel, name)) for name in BANDWIDTHS}
         if parameters.spatial.weight:
             values["spatial.theta_gamma"] = _listed(parameters.spatial.theta_gamma)
         return values
