@@ -76,12 +76,7 @@ def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
 
 
 class Checkpoint:
-    """The file in which a run saves its state.
-
-    Args:
-        path: the file.
-        digest: from `fingerprint`; a file with a different digest is refused.
-    """
+    """The file in which a run saves its state; one with a different digest, from `fingerprint`, is refused."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path
