@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.labels import MOST_OFF, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
+from crfrefine.io.paths import stem_of
+from crfrefine.io.segments import Segment
 
 if TYPE_CHECKING:
     from typing import Any
@@ -47,6 +49,7 @@ class LabelMap:
         num_labels: L, background included.
         notes: what the user should know, one sentence each.
         lost: voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
+        segments: what its file, or those of structures, say of the labels.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
@@ -54,6 +57,7 @@ class LabelMap:
     num_labels: int
     notes: tuple[str, ...]
     lost: Mapping[int, int] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:
@@ -92,10 +96,12 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         notes = [f"{taken}: {counted(len(header.files), 'file')}, {overlap.num_structures} not empty", *overlap.notes]
         lost = {numbers[name]: size for name, (left, size) in overlap.losers.items() if not left}
         present = present_labels(labels)
+        segments = _structure_segments(header.files, numbers)
     else:
         labels, present = _read_one(first, options)
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
+        segments = first.segments
     placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         # On another grid, small structures may be lost.
@@ -103,7 +109,18 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         gone = sorted(set(before) - {0, *present})
         lost = {**{label: int(np.count_nonzero(labels == label)) for label in gone}, **lost}
     channels = channels_of(present)
-    return LabelMap(placed, channels, channels[-1] + 1 if options.declared is None else options.declared.num_labels, tuple(notes), lost)
+    num_labels = channels[-1] + 1 if options.declared is None else options.declared.num_labels
+    return LabelMap(placed, channels, num_labels, tuple(notes), lost, segments)
+
+
+def _structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
+    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name."""
+    found = {number: Segment(number, name) for name, number in structures.items()}
+    for file in files:
+        if len(file.segments) == 1:
+            number = structures[stem_of(file.path)]
+            found[number] = replace(file.segments[0], label=number)
+    return tuple(found[number] for number in sorted(found))
 
 
 def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.unsignedinteger[Any]], tuple[int, ...]]:
@@ -191,7 +208,7 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     names = {number: name for name, number in numbers.items()}
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
-        number = numbers[io.stem_of(file.path)]
+        number = numbers[stem_of(file.path)]
         inside = _inside(file).reshape(shape)
         sizes[number] = np.count_nonzero(inside)
         if not sizes[number]:

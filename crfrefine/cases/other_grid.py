@@ -41,7 +41,7 @@ class WorkGrid:
         """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
 
         Nothing but the result is allocated; the result does not depend on the number of threads.
-        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image", and `outside`
+        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image"; `outside`
         says what becomes of voxels outside, such as "become background"; `notes` gets sentences about both.
         """
         shape = (len(values), *self.header.grid_shape[::-1])

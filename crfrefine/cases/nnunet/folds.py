@@ -92,7 +92,7 @@ class Folds:
         return f"not validated by fold {name}"
 
     def advice(self, without: Iterable[str]) -> list[str]:
-        """Return one sentence per fold that lacks something, with the command that makes it; `without` are the cases that lack probabilities."""
+        """Return one sentence per fold that lacks something, with the command that makes it, for cases without probabilities."""
         names = {self.fold_of.get(case_id) for case_id in without if case_id not in self.seen}
         asked = [name for name in self.expected if name in names or (None in names and name not in self.folds)]
         sentences = []

@@ -17,7 +17,7 @@ from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
-from crfrefine.io.series import is_series
+from crfrefine.io.recognition import is_series
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import label_maps_of
@@ -52,13 +52,13 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     told = [*_without_crf(options.parameters), *found.notes, *(note for note in notes if note not in found.notes)]
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
-    label_maps = label_maps_of(found, options.output, options.output_format).values()
+    label_maps = label_maps_of(found, options).values()
     shows_names = options.preview or options.save_structures or any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps)
     names = read_names(folders[::-1]) if shows_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
-    if options.save_structures and suffix_of(options.output) and not options.output.is_dir():
+    if options.save_structures and options.writes_file:
         told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     reading = ReadingOptions(
         options.input_type,
