@@ -125,6 +125,7 @@ def probability_channels(result: RefinementResult) -> Channels:
 def logit_channels(result: RefinementResult) -> Channels:
     """Return the refined logits, as an array or plane by plane."""
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
+
     if result.channels.is_streamed:
         return _streamed(result, result.channels.channel, ABSENT_LOGIT)
     return _of_all_labels(result, result.logits, ABSENT_LOGIT)
