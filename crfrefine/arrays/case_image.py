@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.parameters.modalities import intensity_by_modality
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +51,7 @@ class CaseImage:
             CrfRefineError: as in `normalize_intensity`.
         """
         is_ready = image.dtype == np.float32 and image.flags.c_contiguous
-        if is_ready and all(kind == "none" for kind, _, _ in intensity_by_modality(parameters, len(image))):
+        if is_ready and all(kind == "none" for kind, _, _ in parameters.by_modality(len(image))):
             box = None
         return cls(normalize_intensity(image, parameters, mask, box=box, threads=threads), box)
 
