@@ -17,9 +17,9 @@ from typing import Any
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.files import identities
 from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
+from crfrefine.io.recognition import identities
 from crfrefine.runs.infer.records import note_on_num_labels
 from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
 from crfrefine.runs.infer.summary_reading import LINES_SUFFIX, MOST_BYTES, NotASummaryError, RecordedRun, read_summary, refined_with
