@@ -26,7 +26,7 @@ def make_executor(kind: str, num_workers: int, placement: Placement = HERE, *, w
         CrfRefineError: the cluster cannot be used: no `distributed`, nobody at the address, other versions of this package.
     """
     if placement.is_cluster:
-        from crfrefine.runs.execution.cluster.executor import Cluster
+        from crfrefine.runs.execution.cluster.connection import Cluster
 
         return Cluster(placement)
     if placement.case_timeout is not None:

@@ -18,8 +18,8 @@ from crfrefine.base.failures import CaseWork, Failure, describe_failure
 from crfrefine.base.memory import memory_limit
 from crfrefine.errors import CrfRefineError, DeviceLostError
 from crfrefine.runs.execution.factory import make_executor
-from crfrefine.runs.execution.observer import Observer
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
+from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import CaseRecord, RunSummary, note_on_num_labels
