@@ -123,8 +123,8 @@ def approximate(case: Case, filter_name: str, theta_alpha: float, theta_beta: fl
             Gradients(
                 found.logits.astype(np.float64),
                 found.weights.sum(axis=1),
-                found.theta_alpha.sum(axis=1) * theta_alpha,
-                found.theta_beta[0] * theta_beta,
+                found.theta_position.sum(axis=1) * theta_alpha,
+                found.theta_intensity[0] * theta_beta,
                 image.astype(np.float64),
             )
         )

@@ -75,7 +75,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         if rows:
             print_table(names, rows, numbers=(first, change, *others))
             print(f"p (Holm): {describe_families(result.comparison.summary)}")
-        for path in (result.options.output, result.options.report, result.options.curves):
+        options = result.plan.options
+        for path in (options.output, options.report, options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)

@@ -53,9 +53,8 @@ def tune(
     The page is served on this machine alone, and ends with its own button or with Ctrl-C.
     """
     shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
-    from crfrefine.apps.tune.options import TuneOptions
     from crfrefine.apps.tune.server import check_libraries, serve
-    from crfrefine.apps.tune.session import Session
+    from crfrefine.apps.tune.session import Session, TuneOptions
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region

@@ -153,8 +153,8 @@ class MeanFieldGradients:
         compatibility: (L, L) float64, including the diagonal.
         temperature: number.
         bias: (L,) float64, also where the run had none.
-        theta_alpha: (bilateral kernels, axes) float64; zeros unless asked for.
-        theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
+        theta_position: (bilateral kernels, axes) float64; zeros unless asked for.
+        theta_intensity: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
         image: (M, *grid), zero outside the mask; None unless asked for.
         volume_weight: number; None without a volume term.
@@ -165,8 +165,8 @@ class MeanFieldGradients:
     compatibility: NDArray[np.float64]
     temperature: float
     bias: NDArray[np.float64]
-    theta_alpha: NDArray[np.float64]
-    theta_beta: NDArray[np.float64]
+    theta_position: NDArray[np.float64]
+    theta_intensity: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None
     image: NDArray[Any] | None
     volume_weight: float | None = None

@@ -15,23 +15,14 @@ from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_reg
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """The regions as known before any label map is read.
+    """The regions as known before any label map is read."""
 
-    Attributes:
-        labels: foreground labels in `dataset.json`; those found in label maps are added.
-        named: sets of labels by their name.
-        judged: names of the regions whose mean Dice decides the verdict; empty: each label.
-        titles: displayed name of a region, by its name.
-        ignore_label: voxels where the reference has this label are ignored.
-        notes: what was ignored, one sentence each.
-    """
-
-    labels: tuple[int, ...] = ()
-    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    judged: tuple[str, ...] = ()
-    titles: Mapping[str, str] = field(default_factory=dict)
-    ignore_label: int | None = None
-    notes: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # Sets of labels by their name.
+    judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
+    ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
+    notes: tuple[str, ...] = ()  # What was ignored, one sentence each.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""

@@ -8,13 +8,12 @@ from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.observer import EvaluationObserver
 from crfrefine.evaluate.options import CASES_NAME, REPORT_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
-from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.runs.execution.factory import make_executor

@@ -11,8 +11,7 @@ from typing import Any
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.layers import with_unique_labels
-from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
+from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment, with_unique_labels
 from crfrefine.io.volume import LARGEST_LABEL
 
 # Numbers of segments have no gaps; where labels have, the end of a segment's description says `label value 52`.

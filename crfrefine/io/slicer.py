@@ -14,7 +14,7 @@ from crfrefine.base.text import counted, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import nrrd
 from crfrefine.io.decode import Decoder, allocate_array, array_stream
-from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
+from crfrefine.io.segments import empty_label_map, put_segment, with_unique_labels
 from crfrefine.io.slicer_segments import NO_OFFSET, OFFSET_KEY, StoredSegment, lines_to_write, read_segments
 from crfrefine.io.text_formats import checked
 
@@ -119,8 +119,7 @@ def _merged(header: VolumeHeader, template: _Template, stream: VoxelStream) -> n
     decoder.fill(layers)
     decoder.finish()
     segments = [one.segment for one in template.stored]
-    builder = LabelMapBuilder.of(header.path, shape[1:], segments)
-    names = {segment.label: segment.name for segment in segments}
+    labels = empty_label_map(header.path, shape[1:], segments)
     for one in template.stored:
-        builder.add(one.segment, layers[one.layer] == one.value, slice(None), names.__getitem__)
-    return builder.labels
+        put_segment(labels, one.segment, layers[one.layer] == one.value, segments, header.path)
+    return labels

@@ -144,13 +144,9 @@ class DistanceMetric(MaskMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationMetric(Metric):
-    """A metric of probabilities.
+    """A metric of probabilities."""
 
-    Attributes:
-        measure: the function that computes it from sums over at least one voxel.
-    """
-
-    measure: Callable[[ReliabilitySums], float]
+    measure: Callable[[ReliabilitySums], float]  # The function that computes it from sums over at least one voxel.
     better: Better | None = "lower"
     digits: int = 5
     source: str = "docs/reference/metrics.md#calibration"

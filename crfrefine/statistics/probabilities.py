@@ -34,19 +34,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class ProbabilityChange:
-    """The probabilities of a method, compared with those of its baseline.
+    """The probabilities of a method, compared with those of its baseline."""
 
-    Attributes:
-        change: for programs.
-        sentence: for users, with the numbers.
-        region: whose probabilities they are: ALL_LABELS, MEAN or the only region.
-        comparison: method minus baseline, negative log likelihood.
-    """
-
-    change: Change
-    sentence: str
-    region: str
-    comparison: PairedComparison
+    change: Change  # For programs.
+    sentence: str  # For users, with the numbers.
+    region: str  # Whose probabilities they are: ALL_LABELS, MEAN or the only region.
+    comparison: PairedComparison  # Method minus baseline, negative log likelihood.
 
 
 def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:

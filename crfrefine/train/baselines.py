@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -37,12 +37,7 @@ SCALING_STEP_LENGTH = 0.1
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """The network recalibrated: logits / temperature + bias.
-
-    Attributes:
-        temperature: positive.
-        bias: one per label, or one per region.
-    """
+    """The network recalibrated: logits / temperature + bias, the bias one per label or region."""
 
     temperature: float
     bias: tuple[float, ...]
@@ -63,15 +58,9 @@ def fit_scaling(
     fixed: VectorScaling | None = None,
     loss: Loss | None = None,
 ) -> VectorScaling:
-    """Fit temperature and biases on some cases, by default with the loss of the CRF.
+    """Fit temperature and biases on some cases, with a loss that is by default the CRF's.
 
-    Args:
-        material: of the run.
-        cases: their numbers.
-        workers: to compute with.
-        learned: "temperature", "bias" or both.
-        fixed: with what is not learned: its temperature, or its biases times its temperature; None: all is learned.
-        loss: None: that of the run.
+    `learned` is "temperature", "bias" or both; `fixed` has what is not learned, its biases divided by its temperature.
     """
     loss = loss or material.loss
     num_channels = material.sizes[0]
@@ -134,26 +123,30 @@ class Scores(Generic[Choice]):
         return self.choices[int(means.argmax())]
 
 
-def smoothing_scores(
-    crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], sigmas_mm: Sequence[float], workers: Workers
-) -> Scores[float]:
-    """Return how good each width of the smoothing Gaussian is."""
+def score_choices(
+    choices: Sequence[Choice], material: Material, workers: Workers, label_maps: Callable[[Crop], Iterable[NDArray[Any]]]
+) -> Scores[Choice]:
+    """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [_smoothed_dice(crop, sigma, regions) for sigma in sigmas_mm]
+        return [mean_dice(label_confusion(crop, labels), material.regions) for labels in label_maps(crop)]
 
-    return Scores(sigmas_mm, np.array(workers.run(scores, crops)))
+    return Scores(choices, np.array(workers.run(scores, material.crops)))
 
 
-def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> Scores[str]:
+def smoothing_scores(material: Material, sigmas_mm: Sequence[float], workers: Workers) -> Scores[float]:
+    """Return how good each width of the smoothing Gaussian is."""
+    return score_choices(sigmas_mm, material, workers, lambda crop: (_smoothed_labels(crop, sigma) for sigma in sigmas_mm))
+
+
+def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     """Return how good it is to keep the largest component of each kind."""
 
-    def scores(crop: Crop, threads: int) -> list[float]:
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         network = network_labels(crop)
-        kept = (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in LARGEST_KINDS)
-        return [mean_dice(label_confusion(crop, found), regions) for found in kept]
+        return (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in LARGEST_KINDS)
 
-    return Scores(LARGEST_KINDS, np.array(workers.run(scores, crops)))
+    return score_choices(LARGEST_KINDS, material, workers, label_maps)
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
@@ -168,10 +161,10 @@ def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
 
 def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
     """Return the Dice (cases, regions) of the network's labels."""
-    return np.array([dice_of(_confusion(crop, crop.logits), regions) for crop in crops])
+    return np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])
 
 
-def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...]]) -> float:
+def _smoothed_labels(crop: Crop, sigma_mm: float) -> NDArray[np.unsignedinteger[Any]]:
     logits = crop.logits.astype(np.float32)
     if crop.regions is None and sigma_mm > 0.0:
         # Smoothing is linear, so up to rounding the labels are those of the differences from background: one channel fewer to smooth.
@@ -179,8 +172,4 @@ def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...
         channels[1:] = smoothed(logits[1:] - logits[0], sigma_mm, crop.spacing)
     else:
         channels = smoothed(logits, sigma_mm, crop.spacing)
-    return mean_dice(_confusion(crop, channels), regions)
-
-
-def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    return label_confusion(crop, crop.decode(logits))
+    return crop.decode(channels)

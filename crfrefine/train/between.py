@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BANDWIDTHS
 
 DIGITS = 6
 """Of a trained number; the folds differ in the second or third."""
@@ -42,12 +43,8 @@ def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> 
         return float(one ** (1.0 - share) * other**share)
 
     first, last = untrained.bilateral[0], trained.bilateral[0]
-    kernel = replace(
-        last,
-        weight=_between(first.weight, last.weight, plainly),
-        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
-        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
-    )
+    thetas = {name: _between(getattr(first, name), getattr(last, name), by_logarithm) for name in BANDWIDTHS}
+    kernel = replace(last, weight=_between(first.weight, last.weight, plainly), **thetas)
     begin, end = untrained.mean_field, trained.mean_field
     temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
     return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))

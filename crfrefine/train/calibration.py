@@ -43,11 +43,7 @@ def starts_calibrated(learn: Sequence[str], num_cases: int) -> bool:
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the loss of the training; None if that is not learned.
 
-    Args:
-        material: of the run.
-        cases: to fit it on.
-        base: the model; temperature and biases are its own unless they are learned.
-        workers: to compute with.
+    Temperature and biases are the model's own unless they are learned.
     """
     learned = tuple(group for group in CALIBRATION_GROUPS if group in material.learn)
     if not learned:
@@ -88,11 +84,9 @@ _PRECISION = 1e-4  # Of its logarithm.
 
 @dataclass(frozen=True)
 class RefinedVoxels:
-    """Some voxels of a refined crop.
+    """Some voxels of a refined crop: logits (L, N) and labels (N,) of the reference.
 
-    Attributes:
-        logits: (L, N) refined; of regions: (R, N) log-odds.
-        truth: (N,) labels of the reference; of regions: (R, N), 1 inside and -1 outside.
+    Of regions: log-odds (R, N), and (R, N) 1 inside and -1 outside.
     """
 
     logits: NDArray[np.float32]
@@ -117,13 +111,9 @@ class RefinedVoxels:
 
 
 def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:
-    """Return the result of a training with the output temperature that makes its marginals likeliest on some cases.
+    """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to.
 
-    Args:
-        fit: the training; without a CRF, the network's probabilities stay as they are.
-        cases: that the CRF was fitted to.
-        material: of the run.
-        workers: to compute with.
+    Without a CRF, the network's probabilities stay as they are.
     """
     temperature = 1.0
     if not fit.is_network:

@@ -14,7 +14,7 @@ from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file, remove_file
-from crfrefine.io.files import files_read
+from crfrefine.io.recognition import files_read
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.dice_rival import DiceDecision
@@ -76,12 +76,7 @@ def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
 
 
 class Checkpoint:
-    """The file in which a run saves its state.
-
-    Args:
-        path: the file.
-        digest: from `fingerprint`; a file with a different digest is refused.
-    """
+    """The file in which a run saves its state; one with a different digest, from `fingerprint`, is refused."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, not_tested, verdict
 from crfrefine.train.between import rounded
-from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.folds import Split
 from crfrefine.train.methods import (
     ALL_MEASURED,
@@ -28,7 +26,6 @@ from crfrefine.train.methods import (
     with_largest,
     with_rules,
 )
-from crfrefine.train.options import TrainingOptions
 from crfrefine.train.plan import Plan
 from crfrefine.train.tuned import Tuned
 
@@ -78,30 +75,20 @@ class TrainingResult:
     """All that a run found.
 
     Attributes:
-        options: what was asked for.
-        cases: the cases.
-        regions: what was measured.
-        base: the model that was started from.
-        folds: of the cross-validation that were measured.
+        plan: what was asked for, and what was to be done.
+        folds: of the cross-validation that were measured; fewer than planned if the time ran out.
         final: tuned on all cases, or the best so far if the time ran out.
         comparison: of the methods, on the cases that the folds held out.
         seconds: of the run.
-        device: where the CRF was computed.
         threads: CPU threads.
-        num_folds: of the cross-validation; more than `folds` if the time ran out.
     """
 
-    options: TrainingOptions
-    cases: LabeledCases
-    regions: tuple[Region, ...]
-    base: CrfParameters
+    plan: Plan
     folds: tuple[FoldResult, ...]
     final: Tuned
     comparison: Comparison
     seconds: float
-    device: str
     threads: int
-    num_folds: int
 
     @property
     def num_cut_short(self) -> int:
@@ -128,12 +115,7 @@ def num_cut_short(folds: tuple[FoldResult, ...]) -> int:
 
 
 def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
-    """Return the comparison of the methods on the cases that the folds held out.
-
-    Args:
-        folds: together they hold out every case once; fewer if the time ran out, and then nothing is tested.
-        plan: of the run; its seed is that of the confidence intervals.
-    """
+    """Return the comparison of the methods on the cases that the folds held out; if the time ran out, nothing is tested."""
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
     if len(measured) < plan.num_cases:
@@ -198,12 +180,8 @@ def judge(
     is then on what the CRF adds to the largest component, and the rivals keep the largest component too. nnU-Net's own postprocessing, most
     often a largest component as well, is a rival of both where there is one.
 
-    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too.
-
-    Args:
-        table: the measurements.
-        summary: each method against the network, in which what got worse is looked up; default: that is not looked at.
-        summary_of_largest: the same for the CRF with the largest component, against the largest component.
+    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too. What got worse is
+    looked up in the summaries.
     """
     nnunet = (NNUNET,) if NNUNET in table.methods else ()
     rivals = (*RIVALS, LARGEST, *nnunet)

@@ -118,12 +118,7 @@ class Crop:
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
-    """Cut out the part of a case that training uses.
-
-    Args:
-        case: read with its labels.
-        intensity: how the image is normalized, on the whole case.
-    """
+    """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
     if case.labels is None:
         raise ValueError("the case was read without labels")
     labels, logits = case.labels, case.logits

@@ -153,15 +153,7 @@ def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -
 
 @dataclass(frozen=True)
 class FoldTask:
-    """A fold to be trained.
-
-    Attributes:
-        number: of the fold.
-        options: of the run.
-        digest: of the settings and files of the run, which must be those that the worker sees.
-        screening: of the run, as in its checkpoint.
-        part: what is done of this fold.
-    """
+    """A fold to be trained: its number, what is done of it, and the run's options, digest (which the worker's must equal) and screening."""
 
     number: int
     options: TrainingOptions

@@ -148,14 +148,6 @@ def find_cases(
     A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
     the case would have to be repeated.
 
-    Args:
-        data: the folders.
-        strict: refuse cases that lack a file.
-        input_type: "auto", "logits", "probabilities" or "labels".
-        resample: accept logits, labels and masks on another grid than the image.
-        num_labels: L, if the parameters have values per label.
-        allow_mismatched_dicom: accept DICOM files of different studies and frames of reference of one patient.
-
     Raises:
         InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
         GridMismatchError: files of one case are on different grids.

@@ -28,11 +28,7 @@ TEMPERATURES = (0.7, 1.0, 1.4, 2.0)
 
 @dataclass(frozen=True)
 class DiceDecision:
-    """How the network's probabilities are recalibrated before the decision.
-
-    Attributes:
-        scaling: of the logits; None: the decision was worse than the argmax, and the rival is the network itself.
-    """
+    """How logits are recalibrated before the decision; None: it was worse than the argmax, and the rival is the network itself."""
 
     scaling: VectorScaling | None = None
 
@@ -44,27 +40,23 @@ ARGMAX = DiceDecision()
 def decided_labels(
     logits: NDArray[np.floating[Any]], scaling: VectorScaling, regions: RegionScheme | None, mask: NDArray[np.bool_] | None
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map with the best expected Dice, background where nothing else has a hundredth of background's probability.
+    """Return the label map of (L, *grid) logits with the best expected Dice, or of log-odds (R, *grid) of regions.
 
-    There, millions of voxels would add up to a structure's expected size as soon as the temperature rises.
-
-    Args:
-        logits: (L, *grid); of regions: log-odds (R, *grid).
-        scaling: makes probabilities of them.
-        regions: of the channels; None: they are labels.
-        mask: (*grid), True where voxels count; None: everywhere.
+    It is background where nothing else has a hundredth of background's probability: there, millions of voxels would add up to a
+    structure's expected size as soon as the temperature rises.
     """
     return _decide(logits, scaling, regions, _near(logits, regions, mask))
 
 
-def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
+def score_decisions(material: Material, workers: Workers) -> NDArray[np.float64]:
     """Return the mean Dice (cases, 1 + temperatures) of the argmax and of the decision after each of TEMPERATURES."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        network = mean_dice(label_confusion(crop, network_labels(crop)), regions)
-        return [network, *_scores(crop, [_only_temperature(temperature, len(crop.logits)) for temperature in TEMPERATURES], regions)]
+        network = mean_dice(label_confusion(crop, network_labels(crop)), material.regions)
+        alone = [_only_temperature(temperature, len(crop.logits)) for temperature in TEMPERATURES]
+        return [network, *_scores(crop, alone, material.regions)]
 
-    return np.array(workers.run(scores, crops))
+    return np.array(workers.run(scores, material.crops))
 
 
 def tune_decision(
@@ -72,12 +64,7 @@ def tune_decision(
 ) -> DiceDecision:
     """Choose the recalibration that is best on the cases that may be fitted to.
 
-    Args:
-        scores: of `score_decisions`, for all cases.
-        scaling: the vector scaling that is a rival itself.
-        cases: their numbers.
-        material: of the run.
-        workers: to compute with.
+    It is one of TEMPERATURES, whose `scores` are those of `score_decisions`; the scaling that is a rival itself; or the likeliest one.
     """
     fitted = (scaling, fit_scaling(material, cases, workers, loss=_cross_entropy(material)))
     found = workers.run(lambda case, threads: _scores(material.crops[case], fitted, material.regions), cases)

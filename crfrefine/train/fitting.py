@@ -76,14 +76,7 @@ class Task:
 
 
 class Fit:
-    """A training on some cases.
-
-    Args:
-        material: of the run.
-        task: what is to be done.
-        workers: to compute with.
-        state: state of an earlier object with the same arguments, to continue from.
-    """
+    """A training on some cases; `state` is that of an earlier object with the same arguments, to continue from."""
 
     def __init__(self, material: Material, task: Task, workers: Workers, state: dict[str, Any] | None = None) -> None:
         self._material = material

@@ -27,13 +27,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence[float]) -> Loss:
-    """Return the loss of a case.
-
-    Args:
-        name: "ce+dice", "ce" or "dice".
-        regions: labels of each region whose Dice counts.
-        frequencies: share of each label among the voxels that are trained on, background first.
-    """
+    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts and the share of each label in the voxels trained on."""
     shares = torch.tensor(frequencies, dtype=torch.float32).clamp_min(1e-6)
     weights = shares**-CLASS_BALANCE
     weights = weights / (weights * shares).sum()
@@ -65,12 +59,9 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
 
 
 def make_region_loss(name: str, scheme: RegionScheme, frequencies: Sequence[float]) -> Loss:
-    """Return the loss of a case: the mean over regions of the loss of each region's problem of two labels, outside and inside.
+    """Return the loss of a case with overlapping regions: the mean over regions of the loss of each one's problem of two labels.
 
-    Args:
-        name: as in `make_loss`.
-        scheme: the regions; the loss takes refined log-odds (R, N) and reference labels (N,).
-        frequencies: share of each label among the voxels that are trained on, background first.
+    It takes refined log-odds (R, N) and reference labels (N,).
     """
     shares = [sum(frequencies[label] for label in labels) for labels in scheme.labels]
     losses = [make_loss(name, [(1,)], (1.0 - share, share)) for share in shares]

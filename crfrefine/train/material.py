@@ -24,12 +24,7 @@ MOST_VOXELS = 65_536
 
 @dataclass(frozen=True)
 class Voxels:
-    """Voxels of a crop with a reference.
-
-    Attributes:
-        logits: (L, N) float32; of regions: log-odds.
-        labels: (N,) their reference.
-    """
+    """Voxels of a crop with a reference: logits (L, N) float32, or log-odds of regions, and labels (N,)."""
 
     logits: Tensor
     labels: Tensor
@@ -85,12 +80,7 @@ class Sample:
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
-    """Return the sample of a crop.
-
-    Args:
-        crop: the crop.
-        number: of the case, which decides what is drawn.
-    """
+    """Return the sample of a crop; the number of the case decides what is drawn."""
     logits = crop.logits.astype(np.float32)
     found = crop.decode(logits)
     inside = crop.count(found)

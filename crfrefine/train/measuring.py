@@ -145,12 +145,7 @@ def measure_methods(
 
 
 def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
-    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions.
-
-    Args:
-        case: read with its labels, where L marks voxels without a reference.
-        probabilities: (L, *grid); of regions: (R, *grid).
-    """
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions."""
     if case.labels is None:
         raise ValueError("the case was read without labels")
     if case.regions is None:

@@ -53,11 +53,7 @@ class CaseScore:
 class Model:
     """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
 
-    Args:
-        parameters: where it begins, and everything that is not learned.
-        learn: groups of parameters that may move.
-        sizes: channels of the logits (labels or regions), modalities, axes.
-        device: where to compute.
+    `sizes` are channels of the logits (labels or regions), modalities and axes.
     """
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
@@ -89,14 +85,14 @@ class Model:
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, but for penalties, biases and the volume's weight."""
-        layer = self.layer
+        terms = self.layer.terms()
         values: dict[str, list[Tensor | None]] = {
-            "weights": [layer.bilateral_weight, layer.spatial_weight],
-            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
-            "temperature": [layer.temperature],
+            "weights": [terms.bilateral_weight, terms.spatial_weight],
+            "theta": [terms.theta_position, terms.theta_intensity, terms.theta_gamma],
+            "temperature": [terms.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        plain = {"compatibility": layer.compatibility, "bias": layer.bias, "volume": layer.volume_weight}
+        plain = {"compatibility": terms.compatibility, "bias": terms.bias, "volume": terms.volume_weight}
         return [*logs, *(value for group, value in plain.items() if group in self.groups and value is not None)]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -165,7 +161,7 @@ class Model:
                 return None
             num_labels = None if crop.regions is None else 2
             self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, num_labels=num_labels, threads=threads)
-            self._cached_voxels += int(mask.sum()) * (len(self.layer.theta_alpha) + 1)
+            self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
         return self._kernels[key]
 
 
@@ -224,21 +220,13 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 def refine_regions(
     layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
 ) -> Tensor:
-    """Refine each region as a problem of two labels, differentiable in the layer's parameters.
+    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
 
-    Args:
-        layer: with one weight for all regions, or one per region, and a bias per region.
-        settings: of the mean field, which are not learned.
-        log_odds: (R, *grid).
-        image: (1, M, *grid), normalized.
-        threads: CPU threads.
-        kernels: of the layer for this image, built for two labels.
-
-    Returns:
-        (R, *grid) refined log-odds.
+    The image is (1, M, *grid), and the kernels are built for two labels.
     """
-    weights, spatial_weight, gamma, biases = layer.bilateral_weight, layer.spatial_weight, layer.theta_gamma, layer.bias
-    bandwidths = list(zip(layer.theta_alpha, layer.theta_beta, strict=True))
+    terms = layer.terms()
+    spatial_weight, gamma, biases = terms.spatial_weight, terms.theta_gamma, terms.bias
+    kernels_of_layer = list(zip(terms.bilateral_weight, terms.theta_position, terms.theta_intensity, strict=True))
     refined = []
     for region, channel in enumerate(log_odds):
 
@@ -249,9 +237,9 @@ def refine_regions(
         found = functional.mean_field(
             binary,
             image,
-            bilateral=[(own(weight), alpha, beta) for weight, (alpha, beta) in zip(weights, bandwidths, strict=True)],
+            bilateral=[(own(weight), alpha, beta) for weight, alpha, beta in kernels_of_layer],
             spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
-            temperature=layer.temperature,
+            temperature=terms.temperature,
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             volume=layer.volume,
             num_iterations=layer.num_iterations,

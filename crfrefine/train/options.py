@@ -128,14 +128,7 @@ def locate_folders(
     logits: Path | None = None,
     masks: Path | None = None,
 ) -> DataFolders:
-    """Return the folders of images, labels, logits and masks.
-
-    Args:
-        folder: contains `images/ labels/ logits/` and perhaps `masks/`; None if all are named.
-        images: replaces the one in `folder`; the others likewise.
-        labels: see `images`.
-        logits: see `images`.
-        masks: see `images`.
+    """Return the folders of images, labels, logits and masks: those in `folder`, unless they are named.
 
     Raises:
         InputError: one of them does not exist.
@@ -162,13 +155,9 @@ def locate_folders(
 
 
 def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
-    """Return where nnU-Net has images, labels and probabilities of a trained network.
+    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named.
 
-    Args:
-        folder: `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
-        images: replaces the folder in which nnU-Net has the images; labels likewise.
-        labels: see `images`.
-        masks: a folder; nnU-Net has none.
+    `folder` is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
 
     Raises:
         InputError: it is not such a folder, or images or labels are not found.

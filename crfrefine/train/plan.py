@@ -129,18 +129,13 @@ class Plan:
         return sum(NUM_TRAININGS_IN_TURNS if split.decides_in_turns else 1 for split in self.folds[number:]) - num_halves + 1
 
     def num_planned(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a fold, if no training is stopped early.
-
-        Args:
-            split: of the fold.
-            num_starts: that there are; the best of them are trained.
-        """
+        """Return the optimizer steps of a fold from so many starts, if no training is stopped early."""
         if not split.decides_in_turns:
             return self.num_planned_once(split, num_starts)
         return sum(self.num_planned_once(half, num_starts) for half in split.halves()) + self.schedule.num_optimizer_steps
 
     def num_planned_once(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a single training, if it is not stopped early; arguments as for `num_planned`."""
+        """Return the optimizer steps of a single training from so many starts, if it is not stopped early."""
         trained = min(num_starts, setup.NUM_TRAINED) + starts_calibrated(self.learn, len(split.training))
         return self.schedule.num_planned(trained)
 
@@ -201,7 +196,6 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))
     folds = make_folds(len(cases.files), num_folds, options.seed)
-    base = CrfParameters() if options.parameters is None else options.parameters
     if cases.regions is not None and cases.regions.num_regions < 2:
         raise InputError(
             f"{options.data.logits}: the logits have one region only; training needs at least two channels\n"

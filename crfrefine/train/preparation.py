@@ -75,13 +75,14 @@ def prepare(session: Session) -> Prepared:
         session.observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
     session.num_planned = plan.num_planned_of_all(len(starts))
+    material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
     return Prepared(
-        Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device),
+        material,
         tuple(starts),
-        smoothing=smoothing_scores(crops, groups, [sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS], workers),
-        largest=largest_scores(crops, groups, workers),
-        guided=score_guided(crops, groups, spacing, workers),
-        decided=score_decisions(crops, groups, workers),
+        smoothing=smoothing_scores(material, [sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS], workers),
+        largest=largest_scores(material, workers),
+        guided=score_guided(material, spacing, workers),
+        decided=score_decisions(material, workers),
         has_large_cases=has_large_cases,
     )
 

@@ -30,14 +30,15 @@ SCHEMA = 1
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    options, cases, comparison = result.options, result.cases, result.comparison
+    plan, comparison = result.plan, result.comparison
+    options, cases = plan.options, plan.cases
     report: dict[str, Any] = without_nonfinite(
         {
             "schema": SCHEMA,
             "version": crfrefine.__version__,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": result.seconds,
-            "device": result.device,
+            "device": plan.device.name,
             "threads": result.threads,
             "options": {
                 "images": str(options.data.images),
@@ -48,7 +49,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "nnunet": None if options.data.nnunet is None else str(options.data.nnunet),
                 "learn": list(options.learn),
                 "loss": options.loss,
-                "num_folds": result.num_folds,
+                "num_folds": len(result.plan.folds),
                 "num_iterations": options.num_optimizer_steps,
                 "seed": options.seed,
                 "max_minutes": options.max_minutes,
@@ -61,7 +62,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "label_names": list(cases.label_names),
             "channels": None if cases.regions is None else cases.regions.to_dict(),
             "nnunet_postprocessing": None if cases.postprocessing is None else cases.postprocessing.to_dict(),
-            "regions": {region.name: list(region.labels) for region in result.regions},
+            "regions": {region.name: list(region.labels) for region in plan.regions},
             "verdict": comparison.verdict.to_dict(),
             "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
             "parameters": result.parameters.to_dict(),
@@ -110,7 +111,7 @@ def write_results(result: TrainingResult) -> None:
     Raises:
         CrfRefineError: a file cannot be written.
     """
-    options = result.options
+    options = result.plan.options
     write_small_file(options.curves, draw_curves(result))
     write_small_file(options.report, (json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
     write_small_file(options.output, result.parameters.to_toml(describe_origin(result)).encode())
@@ -141,18 +142,20 @@ def default_output(folder: Path) -> Path:
 
 def describe_origin(result: TrainingResult) -> str:
     """Return the head of the parameter file: who wrote it, what the verdict was, and where each value comes from."""
-    final, options = result.final.fit, result.options
+    final, options = result.final.fit, result.plan.options
     lines = [
-        f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.cases.files)} cases, "
-        f"{result.num_folds} folds, loss {options.loss}, seed {options.seed}.",
+        f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.plan.cases.files)} cases, "
+        f"{len(result.plan.folds)} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.comparison.verdict.sentence}",
     ]
-    if result.cases.regions is not None:
-        lines.append(f"For one sigmoid channel per region, lists of weights in their order: {result.cases.regions.describe()}.")
-    if result.cases.declared is not None:
+    if result.plan.cases.regions is not None:
+        lines.append(f"For one sigmoid channel per region, lists of weights in their order: {result.plan.cases.regions.describe()}.")
+    if result.plan.cases.declared is not None:
         lines.append("Trained on label maps: mean_field.temperature is that of their confidence, so use the file with label maps alone.")
-    if result.cases.left_out:
-        lines.append(f"{len(result.cases.left_out)} further cases were left out because a file was missing (see left_out in the report).")
+    if result.plan.cases.left_out:
+        lines.append(
+            f"{len(result.plan.cases.left_out)} further cases were left out because a file was missing (see left_out in the report)."
+        )
     if result.num_cut_short:
         lines.append(
             f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."

@@ -104,20 +104,7 @@ def _run_stages(
         interrupt.add_note(f"what was done is in {options.checkpoint}, run again with --resume for the rest")
         raise
     seconds = budget.spent_seconds
-    comparison = compare(folds, plan)
-    result = TrainingResult(
-        options,
-        plan.cases,
-        plan.regions,
-        plan.base,
-        folds,
-        final,
-        comparison,
-        seconds,
-        device=device.name,
-        threads=workers.threads,
-        num_folds=len(plan.folds),
-    )
+    result = TrainingResult(plan, folds, final, compare(folds, plan), seconds, workers.threads)
     write_results(result)
     if not is_over:
         checkpoint.remove()

@@ -18,13 +18,7 @@ SCREENING_SHARE = 0.1
 class Session:
     """Handed from stage to stage; each change replaces the finished work by a new value.
 
-    Args:
-        plan: of the run.
-        done: by the run that this one resumes, or nothing yet.
-        checkpoint: the file to save to; None: nothing is saved.
-        budget: of the time.
-        workers: to compute with.
-        observer: told what happens.
+    `done` is what the run has that this one resumes; without a checkpoint, nothing is saved.
     """
 
     def __init__(

@@ -44,12 +44,7 @@ Rules = tuple[ObjectRule, ...]
 
 @dataclass(frozen=True)
 class ChosenRules:
-    """The small-object rules that were chosen.
-
-    Attributes:
-        network: for the network's labels, also after recalibration or smoothing.
-        trained: for those of the trained CRF.
-    """
+    """The rules for the network's labels, also after recalibration or smoothing, and those for the trained CRF's."""
 
     network: PostprocessParameters
     trained: PostprocessParameters
@@ -69,14 +64,7 @@ def choose_rules_for(fit: FitResult, cases: Sequence[int], material: Material, w
 def choose_rules(
     crops: Sequence[Crop], maps: Sequence[NDArray[Any]], regions: Sequence[tuple[int, ...]], workers: Workers
 ) -> PostprocessParameters:
-    """Return the rules that are best for some label maps; no rules if none adds enough.
-
-    Args:
-        crops: of the cases that decide.
-        maps: (*box) the labels of each crop, background outside its mask.
-        regions: labels of each region whose mean Dice decides.
-        workers: to compute with.
-    """
+    """Return the rules that are best for the label maps (*box) of some crops; no rules if none adds enough."""
     num_labels = crops[0].num_labels
     is_few = len(crops) < FEWEST_CASES
     sizes, numbers = (MIN_ML_OF_FEW, NUMS_KEPT_OF_FEW) if is_few else (MIN_ML, NUMS_KEPT)
@@ -107,15 +95,7 @@ def _best_by_label(
     effects: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     regions: Sequence[tuple[int, ...]],
 ) -> Rules:
-    """Return the rules with the best removal for each group of labels, one group after the other.
-
-    Args:
-        rules: so far, none for a single label.
-        groups: labels that get the same rule.
-        removals: what is tried.
-        effects: of each case.
-        regions: that decide.
-    """
+    """Return the rules with the best removal for each group of labels, one group after the other; `effects` are those of each case."""
     found = list(rules)
     confusions = [confusion for confusion, _ in effects]
     for group in groups:

@@ -48,12 +48,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Start:
-    """A model to begin with.
-
-    Attributes:
-        name: for people.
-        parameters: all of them.
-    """
+    """A model to begin with, and its name for people."""
 
     name: str
     parameters: CrfParameters
@@ -62,14 +57,9 @@ class Start:
 def make_starts(
     given: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
 ) -> list[Start]:
-    """Return the models to start from.
+    """Return the models to start from: the built-in ones, or the given model, of which one start has its own bandwidths.
 
-    Args:
-        given: the user's model: its structure is kept, and where theta is learned, its bandwidths are one start of several; None: built-in.
-        learn: what is learned; without theta, and with a model given, there is nothing to choose from.
-        num_labels: L, background included.
-        num_modalities: channels of the image.
-        spacing: typical distance of voxels in mm, one per grid axis.
+    Without theta to learn, a given model leaves nothing to choose from. The spacing is that of a typical case.
     """
     base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
     voxel = 1.0 if base.mean_field.positions == "voxels" else voxel_length(spacing)
@@ -147,13 +137,7 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of one training.
-
-    Attributes:
-        num_optimizer_steps: of the start that is trained to its end.
-        rungs: after so many optimizer steps, so many starts go on.
-        step_length: factor on the lengths of all optimizer steps.
-    """
+    """How many optimizer steps the last start makes, how many starts are left after how many (`rungs`), and a factor on their lengths."""
 
     num_optimizer_steps: int
     rungs: tuple[tuple[int, int], ...] = RUNGS

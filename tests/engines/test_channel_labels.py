@@ -20,7 +20,7 @@ from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACING = (2.0, 1.5, 1.2)
 MODELS = ("potts", "weights", "matrix", "matrix and weights", "potts and bias", "matrix, weights and bias")
 NORMALIZATIONS = ("symmetric", "after", "none")

@@ -20,7 +20,7 @@ from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 
 
 class Problem:

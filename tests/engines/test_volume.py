@@ -6,9 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from body_oracle import main_bodies
 from numpy.typing import NDArray
-from oracles import Case, kernels_of, random_case, resolve, softmax
+from oracles import Case, kernels_of, main_bodies, random_case, resolve, softmax
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine

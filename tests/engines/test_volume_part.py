@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from body_oracle import main_bodies
-from oracles import Case, random_case, resolve, softmax
+from oracles import Case, main_bodies, random_case, resolve, softmax
 
 from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend

@@ -26,7 +26,7 @@ from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
-from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
+from crfrefine.metrics.regions import parse_region, read_regions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.overrides import parse_override
 from crfrefine.runs.infer.earlier import read_earlier
@@ -105,7 +105,6 @@ def _read_description(path: Path, rng: random.Random) -> None:
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
     assert found.num_labels >= 1
-    regions_from_labels(found.labels)
     find_regions(None, [path.parent])
     read_regions(path)
 

@@ -31,7 +31,7 @@ SPLIT = Split((0, 1), (0, 1), (2,))
 
 def tuned(cases, scaling=NONE, threads=2):
     with Workers(threads) as workers:
-        return tune_decision(score_decisions(cases, REGIONS, workers), scaling, SPLIT.seen, material(cases), workers)
+        return tune_decision(score_decisions(material(cases), workers), scaling, SPLIT.seen, material(cases), workers)
 
 
 def test_it_finds_what_the_argmax_misses():

@@ -136,8 +136,8 @@ def test_smoothing_is_chosen_where_it_helps():
     rough, right = crops(2), crops(2, "right")
     sigmas = (0.0, 2.0, 4.0)
     with Workers(2) as workers:
-        assert smoothing_scores(rough, REGIONS, sigmas, workers).best([0]) == 2.0
-        assert smoothing_scores(right, REGIONS, sigmas, workers).best([0, 1]) == 0.0
+        assert smoothing_scores(material(rough), sigmas, workers).best([0]) == 2.0
+        assert smoothing_scores(material(right), sigmas, workers).best([0, 1]) == 0.0
     crop = rough[0]
     assert smoothed(crop.logits, 0.0, crop.spacing) is crop.logits
     along_x = smoothed(crop.logits.astype(np.float32), 1.0, (1e9, 1e9, 1e-12))

@@ -1,7 +1,7 @@
 """The guided filter as a rival: against its definition window by window, and chosen where it helps."""
 
 import numpy as np
-from training_helpers import LARGER, REGIONS, crops
+from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.runs.execution.threads import Workers
@@ -53,7 +53,7 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
     with Workers(2) as workers:
-        useful, unguided = (score_guided(given, REGIONS, LARGER["spacing"], workers) for given in (cases, right))
+        useful, unguided = (score_guided(material(given), LARGER["spacing"], workers) for given in (cases, right))
     assert useful.dice.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0

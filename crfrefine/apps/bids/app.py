@@ -41,19 +41,12 @@ from crfrefine.runs.infer.run import InferenceObserver, run_inference
 
 @dataclass(frozen=True)
 class BidsOptions:
-    """What the app works on.
+    """What the app works on."""
 
-    Attributes:
-        dataset: the BIDS dataset with the images.
-        output: the derived dataset to write.
-        derivatives: the network's segmentations: a path, or a name under derivatives/; None: the only ones there.
-        choice: participants, sessions, modalities, labels, suffix.
-    """
-
-    dataset: Path
-    output: Path
-    derivatives: Path | None = None
-    choice: Choice = field(default_factory=Choice)
+    dataset: Path  # The BIDS dataset with the images.
+    output: Path  # The derived dataset to write.
+    derivatives: Path | None = None  # The network's segmentations: a path, or a name under derivatives/; None: the only ones there.
+    choice: Choice = field(default_factory=Choice)  # Participants, sessions, modalities, labels, suffix.
 
 
 def run_participants(

@@ -28,23 +28,14 @@ _MOST_LISTED_VALUES = 32
 
 @dataclass(frozen=True)
 class FolderReport:
-    """The cases of a folder.
+    """The cases of a folder."""
 
-    Attributes:
-        path: the folder.
-        cases: case name and a line about it: modalities, grid, labels, other files.
-        notes: what was ignored and why.
-        problems: one message per problem.
-        tracebacks: tracebacks of unexpected errors.
-        causes: of the problems; only the first one of each is told whole.
-    """
-
-    path: Path
-    cases: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    tracebacks: list[str] = field(default_factory=list)
-    causes: Causes = field(default_factory=Causes, repr=False, compare=False)
+    path: Path  # The folder.
+    cases: dict[str, str] = field(default_factory=dict)  # Case name and a line about it: modalities, grid, labels, other files.
+    notes: list[str] = field(default_factory=list)  # What was ignored and why.
+    problems: list[str] = field(default_factory=list)  # One message per problem.
+    tracebacks: list[str] = field(default_factory=list)  # Tracebacks of unexpected errors.
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)  # Of the problems; only the first one of each is told whole.
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""

@@ -27,35 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TuneCase:
-    """A case, read once.
+    """A case, read once."""
 
-    Attributes:
-        files: its paths.
-        image: (M, *grid) float32, raw intensities.
-        logits: (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
-        network: (*grid), the network's own labels.
-        mask: (*grid) of a mask file; None: there is none.
-        reference: (*grid) labels; None: there is none.
-        spacing: mm, one per grid axis.
-        num_labels: L of label maps, background included.
-        channel_labels: the labels that occur, if the network's output is a label map.
-        regions: the regions of the channels; None: the channels are labels.
-        pose: how to show the arrays upright.
-        notes: what the user should know, one sentence each.
-    """
-
-    files: CaseFiles
-    image: NDArray[np.float32]
-    logits: NDArray[np.float32] | None
-    network: NDArray[np.unsignedinteger[Any]]
-    mask: NDArray[np.bool_] | None
-    reference: NDArray[np.unsignedinteger[Any]] | None
-    spacing: tuple[float, ...]
-    num_labels: int
-    channel_labels: tuple[int, ...]
-    regions: RegionScheme | None
-    pose: Upright
-    notes: tuple[str, ...]
+    files: CaseFiles  # Its paths.
+    image: NDArray[np.float32]  # (M, *grid) float32, raw intensities.
+    logits: NDArray[np.float32] | None  # (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
+    network: NDArray[np.unsignedinteger[Any]]  # (*grid), the network's own labels.
+    mask: NDArray[np.bool_] | None  # (*grid) of a mask file; None: there is none.
+    reference: NDArray[np.unsignedinteger[Any]] | None  # (*grid) labels; None: there is none.
+    spacing: tuple[float, ...]  # mm, one per grid axis.
+    num_labels: int  # L of label maps, background included.
+    channel_labels: tuple[int, ...]  # The labels that occur, if the network's output is a label map.
+    regions: RegionScheme | None  # The regions of the channels; None: the channels are labels.
+    pose: Upright  # How to show the arrays upright.
+    notes: tuple[str, ...]  # What the user should know, one sentence each.
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -30,13 +30,26 @@ from crfrefine.pages.pictures.display import label_color
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.runs.infer.inputs import RunInputs, find_inputs
+from crfrefine.runs.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from crfrefine.apps.tune.options import TuneOptions
     from crfrefine.cases.case_files import CaseFiles
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What the page shows, and where it saves."""
+
+    inputs: InferenceOptions  # Images, logits, masks, the parameters to start from, and how to read; as for `infer`.
+    # The references: a folder, or a file for one case; None: those that a network of nnU-Net was trained on, if any.
+    labels: Path | None = None
+    output: Path | None = None  # The TOML file to save to; None: the page offers the text alone.
+    first: str | None = None  # The case to open first; None: the first one.
+    regions: tuple[Region, ...] = ()  # Sigmoid channels of the network, if it has one for each; else labels that count together.
+    class_order: tuple[int, ...] | None = None  # The label that each region writes, if they are channels; None: the only one left to it.
 
 
 AS_GIVEN = ""
@@ -51,21 +64,13 @@ class BehindError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What every tab shows.
+    """What every tab shows."""
 
-    Attributes:
-        number: of the request that this state is refined by; larger than that of earlier states.
-        opened: number of the first state of the case.
-        refiner: of the case.
-        parameters: the model.
-        place: a voxel of the upright grid.
-    """
-
-    number: int
-    opened: int
-    refiner: CaseRefiner
-    parameters: CrfParameters
-    place: tuple[int, ...]
+    number: int  # Of the request that this state is refined by; larger than that of earlier states.
+    opened: int  # Number of the first state of the case.
+    refiner: CaseRefiner  # Of the case.
+    parameters: CrfParameters  # The model.
+    place: tuple[int, ...]  # A voxel of the upright grid.
 
     @property
     def text(self) -> str:

@@ -83,23 +83,14 @@ class _StaleError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """Parameters for a case.
+    """Parameters for a case."""
 
-    Attributes:
-        number: larger than that of earlier requests.
-        refiner: of the case.
-        parameters: the model.
-        regions: labels that count together in the table.
-        box: what to refine first; None: nothing.
-        in_box: its labels, once they are known.
-    """
-
-    number: int
-    refiner: CaseRefiner
-    parameters: CrfParameters
-    regions: tuple[Region, ...]
-    box: Box | None = None
-    in_box: NDArray[Any] | None = None
+    number: int  # Larger than that of earlier requests.
+    refiner: CaseRefiner  # Of the case.
+    parameters: CrfParameters  # The model.
+    regions: tuple[Region, ...]  # Labels that count together in the table.
+    box: Box | None = None  # What to refine first; None: nothing.
+    in_box: NDArray[Any] | None = None  # Its labels, once they are known.
 
 
 class Work:
@@ -203,16 +194,12 @@ def _outcome(result: RefinementResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a table says of two label maps.
+    """What a table says of two label maps."""
 
-    Attributes:
-        rows: of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
-            undefined, or there is no reference).
-        voxels_changed: with another label after than before.
-    """
-
+    # Of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
+    # undefined, or there is no reference).
     rows: list[dict[str, int | float | str | None]]
-    voxels_changed: int
+    voxels_changed: int  # With another label after than before.
 
 
 def score_labels(

@@ -30,17 +30,11 @@ _LARGE_SECTION = 0.8
 
 @dataclass(frozen=True)
 class Places:
-    """Where to cut a volume.
+    """Where to cut a volume."""
 
-    Attributes:
-        structure: one index per axis: the planes through the structure. They need not meet inside it.
-        change: the voxel of the largest change, if no plane through the structure passes by it; else None.
-        change_plane: the plane of `PLANES` that shows most of that change, by its number.
-    """
-
-    structure: tuple[int, ...]
-    change: tuple[int, ...] | None = None
-    change_plane: int = 0
+    structure: tuple[int, ...]  # One index per axis: the planes through the structure. They need not meet inside it.
+    change: tuple[int, ...] | None = None  # The voxel of the largest change, if no plane through the structure passes by it; else None.
+    change_plane: int = 0  # The plane of `PLANES` that shows most of that change, by its number.
 
 
 def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], steps: Sequence[float]) -> Places:

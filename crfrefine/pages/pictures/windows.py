@@ -25,17 +25,11 @@ _MOST_LABELS = 40  # with more, as of a whole body, the first ones decide
 
 @dataclass(frozen=True)
 class Window:
-    """The intensities that become black and white.
+    """The intensities that become black and white."""
 
-    Attributes:
-        low: black.
-        high: white, above `low`.
-        name: such as "lung"; empty if it comes from the image's percentiles.
-    """
-
-    low: float
-    high: float
-    name: str = ""
+    low: float  # Black.
+    high: float  # White, above `low`.
+    name: str = ""  # Such as "lung"; empty if it comes from the image's percentiles.
 
     def gray(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""

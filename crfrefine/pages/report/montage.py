@@ -143,7 +143,7 @@ def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: fl
 
 
 def contour_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
-    """Return the outline of a mask, (rows, columns), along the edges of its voxels as an SVG path in mm; steps: of a column and of a row."""
+    """Return the outline of a mask, (rows, columns), along the edges of its voxels as an SVG path in mm; `steps` of columns and rows."""
     padded = np.pad(mask, 1)
     parts = []
     for row, column, length in _runs(padded[1:, 1:-1] != padded[:-1, 1:-1]):

@@ -195,8 +195,8 @@ class PackedKernels:
             compatibility=np.zeros((num_labels, num_labels)),
             temperature=_by_temperature(by_logits, logits, spec.temperature),
             bias=self._by_bias(by_logits),
-            theta_alpha=np.zeros((len(kernels.bilateral), num_axes)),
-            theta_beta=np.zeros((len(kernels.bilateral), num_modalities)),
+            theta_position=np.zeros((len(kernels.bilateral), num_axes)),
+            theta_intensity=np.zeros((len(kernels.bilateral), num_modalities)),
             theta_gamma=None if kernels.spatial is None else np.zeros(num_axes),
             image=np.zeros_like(self._image) if wants_image else None,
         )

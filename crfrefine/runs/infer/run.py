@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from crfrefine.runs.execution.executor import Outcome
-    from crfrefine.runs.infer.summary_file import SummaryFile
-    from crfrefine.runs.infer.summary_lines import SummaryLines
+    from crfrefine.runs.infer.summary_writing import SummaryFile, SummaryLines
 
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
@@ -62,8 +61,7 @@ class _Run:
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.runs.infer.plan import plan_run
-        from crfrefine.runs.infer.summary_file import summary_file
-        from crfrefine.runs.infer.summary_lines import SummaryLines
+        from crfrefine.runs.infer.summary_writing import SummaryLines, summary_file
 
         self.options = options
         self._observer = observer
