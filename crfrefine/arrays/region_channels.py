@@ -19,11 +19,11 @@ LARGEST_LOG_ODDS = 1e4
 """Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
 
 
-def check_channels(log_odds: NDArray[Any], scheme: RegionScheme) -> None:
+def check_channels(shape: tuple[int, ...], scheme: RegionScheme) -> None:
     """Raise InputError unless there is one channel per region."""
-    if log_odds.ndim < 2 or len(log_odds) != scheme.num_regions:
+    if len(shape) < 2 or shape[0] != scheme.num_regions:
         raise InputError(
-            f"the log-odds have shape {log_odds.shape}; expected ({scheme.num_regions}, *grid), one channel per region: {scheme.describe()}"
+            f"the log-odds have shape {shape}; expected ({scheme.num_regions}, *grid), one channel per region: {scheme.describe()}"
         )
 
 

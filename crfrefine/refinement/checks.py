@@ -13,10 +13,7 @@ from crfrefine.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
     from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.result import DenseLogits
-    from crfrefine.refinement.tiles.cropping import CroppedLogits
-    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
-    from crfrefine.refinement.tiles.tiled_logits import TiledLogits
+    from crfrefine.refinement.refined import RefinedChannels
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
@@ -54,7 +51,7 @@ def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: i
     return largest
 
 
-def check_outcome(backend: Backend, outcome: CroppedLogits | DenseLogits | StreamedLogits | TiledLogits, threads: int | None) -> None:
+def check_outcome(backend: Backend, outcome: RefinedChannels, threads: int | None) -> None:
     """Raise InputError if the model left the range of float32: such a label map would be noise."""
     finite = all(math.isfinite(value) for value in outcome.report.energy)
     if finite:
