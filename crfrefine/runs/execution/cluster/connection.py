@@ -1,7 +1,4 @@
-"""Run a function on many items on a Dask cluster: one that is there, or one that is started on this machine; its workers are checked.
-
-`run.py` has the tasks of a call, `workers.py` the workers as a run sees them, `on_worker.py` their end.
-"""
+"""Connect to a Dask cluster, or start one on this machine, and check that its workers can do the work of this run."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import logging
 import os
 import pkgutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,6 @@ from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.runs.execution.cluster.workers import check_devices, check_version
-from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Started, ignore, never
 from crfrefine.runs.execution.placement import Placement
 
 if TYPE_CHECKING:
@@ -125,41 +121,6 @@ class Connection:
         if self.cluster is not None:
             with contextlib.suppress(Exception):
                 self.cluster.close(timeout=10)
-
-
-class Cluster(Executor):
-    """One item at a time per thread of the cluster's workers.
-
-    Items may write files: one that is stopped gets time to remove unfinished ones. An item whose worker is lost is tried once more.
-    """
-
-    def __init__(self, placement: Placement) -> None:
-        self._placement = placement
-        self._connection = connect(placement)
-        self.threads_per_item = self._connection.threads_per_item
-        self.warnings = self._connection.warnings
-
-    def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        started: Started[Item] = ignore,
-        stops: Callable[[Outcome[Result]], bool] = never,
-    ) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with its outcome, as they complete."""
-        from crfrefine.runs.execution.cluster.run import (
-            ClusterRun,  # It imports `distributed`, of which `connect` says whether it is there.
-        )
-
-        run = ClusterRun(self._connection, self._placement, function, items, started, stops)
-        try:
-            yield from run.outcomes()
-        finally:
-            run.close()
-
-    def close(self) -> None:
-        """Disconnect; a cluster that was started for this run ends."""
-        self._connection.close()
 
 
 def connect(placement: Placement) -> Connection:
