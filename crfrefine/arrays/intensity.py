@@ -18,7 +18,6 @@ from crfrefine.arrays.label_maps import Box
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
-from crfrefine.parameters.modalities import intensity_by_modality
 from crfrefine.parameters.sections import IntensityParameters
 
 Float32 = NDArray[np.float32]
@@ -62,7 +61,7 @@ def normalize_intensity(
         InputError: the mask's shape differs from the grid, or the mask is empty.
     """
     image = np.asarray(image)
-    plans = intensity_by_modality(parameters, image.shape[0])
+    plans = parameters.by_modality(image.shape[0])
     if mask is not None and mask.shape != image.shape[1:]:
         raise InputError(f"the mask has shape {mask.shape}, the image's grid is {image.shape[1:]}")
     if mask is not None and not mask.any():
@@ -130,7 +129,7 @@ def fit_intensity(
         parameters: one normalization for all modalities, or one per modality.
         mask: (*grid); statistics come from the voxels where it is True; None: everywhere.
     """
-    plans = intensity_by_modality(parameters, image.shape[0])
+    plans = parameters.by_modality(image.shape[0])
     return tuple(_fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
 
 
