@@ -94,9 +94,7 @@ class RunSummary:
     part_id: int = 0  # from 0
     label_names: dict[int, str] = field(default_factory=dict)  # by number, where each structure has a file of its own
     num_cases: int = 0  # of this part
-    all_cases: dict[str, str] = field(
-        default_factory=dict
-    )  # the label map of each case, those of other parts too, in their order
+    all_cases: dict[str, str] = field(default_factory=dict)  # the label map of each case, those of other parts too, in their order
     output_folder: str = ""  # or for one case a file
     inputs: tuple[str, ...] = ()
     working_folder: str = ""  # where relative paths of this run begin
