@@ -82,14 +82,9 @@ class RefinedTiles:
         absent: float,
         convert: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write a label's refined logits into planes of the grid, where the model applies and labels took part.
+        """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
 
-        Args:
-            label: the label.
-            planes: of the slowest axis.
-            piece: (planes, y, x); written to.
-            absent: value where other labels took part.
-            convert: returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
+        `convert` returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
         """
         sets, shape = self.sets, self.sets.grid.shape
         rows = slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
@@ -143,15 +138,7 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direc
 
 
 def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool) -> RefinedTiles:
-    """Run the mean field on label sets of which at least one is active.
-
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        backend: the CPU engine.
-        context: of the run.
-        is_direct: whether to sum directly; else the filters that the model asks for are built.
-    """
+    """Run the mean field on label sets of which at least one is active, by direct sums or by the filters that the model asks for."""
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
@@ -264,12 +251,8 @@ class Channels:
 def share_channels(sets: LabelSets, rings: Extents) -> Channels:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
-    Parts of a domain that messages can cross between stay together. The parts of all domains, the largest first, each take the first
-    channel in which no other label is within reach.
-
-    Args:
-        sets: the labels of each tile.
-        rings: tiles that messages can cross along each axis.
+    Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
+    first, each take the first channel in which no other label is within reach.
     """
     from scipy import ndimage
 
