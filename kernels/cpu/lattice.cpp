@@ -6,6 +6,7 @@
 #include "cpu/lattice_lists.h"
 #include "cpu/lattice_rows.h"
 #include "cpu/simd.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -234,22 +235,7 @@ class LatticeFilter final : public Filter {
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
     template <class Body>
     void for_corners(const Lattice::Tile& tile, Body&& body) const {
-        switch (lattice_.num_features + 1) {
-            case 4:
-                return for_corners<4>(tile, body);
-            case 5:
-                return for_corners<5>(tile, body);
-            case 6:
-                return for_corners<6>(tile, body);
-            case 7:
-                return for_corners<7>(tile, body);
-            case 8:
-                return for_corners<8>(tile, body);
-            case 9:
-                return for_corners<9>(tile, body);
-            default:
-                return for_corners<0>(tile, body);
-        }
+        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, body); });
     }
 
     // kCorners: D + 1, or 0 if known only at run time.
