@@ -14,7 +14,8 @@ from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 import crfrefine
 from crfrefine import CrfParameters
-from crfrefine.engines.base import Backend, MeanFieldResult
+from crfrefine.engines.base import Backend, MeanFieldResult, RunContext
+from crfrefine.engines.grid_image import GridImage
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -54,7 +55,7 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters
     """One mean field from the host's arrays to the host's logits."""
     image = arrays.image.astype(np.float32) / np.float32(255.0)
     resolved = parameters.resolve(spec.num_labels, spec.num_modalities, len(spec.grid_shape))
-    result = backend.mean_field(arrays.logits, image, arrays.mask, spec.spacing, resolved, threads=CPU_THREADS)
+    result = backend.mean_field(arrays.logits, GridImage(image, arrays.mask, spec.spacing), resolved, RunContext(threads=CPU_THREADS))
     _ = result.logits  # A GPU keeps them until they are asked for.
     return result
 

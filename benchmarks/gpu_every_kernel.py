@@ -14,6 +14,7 @@ from crfrefine import CrfParameters
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
@@ -59,7 +60,7 @@ def run_each(device: Device) -> set[Launched]:
     for filter_name in ("exact", "truncated", "lattice", "grid"):
         _run_backward(engine, logits, image, mask, filter_name)
     wide = KernelSetSpec((KernelSpec((300.0,) * 3, (300.0,) * 2),), "symmetric", "lattice", num_labels=4, num_iterations=5)
-    engine.kernels(image, None, SPACING, wide).run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
+    engine.kernels(GridImage(image, None, SPACING), wide).run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
     _run_short_axes(engine)
     _run_volumes(engine, image, mask, ((4, "expected"), (4, "largest")))
     return watched.launched
@@ -84,7 +85,7 @@ def run_all(device: Device) -> set[Launched]:
         bandwidths = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": theta_beta, "mean_field.filter": filter_name}
         for inside, others in ((mask, {}), (None, {"mean_field.damping": 0.2, "mean_field.tolerance": 1e-6})):
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
-            engine.mean_field(logits, image, inside, SPACING, parameters)
+            engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_grids(engine, logits, image)
@@ -110,7 +111,9 @@ def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
             _run_backward(engine, logits, modalities, mask, filter_name)
     # One channel: of two labels with one weight, the last one is implied.
     terms = (KernelSpec((1.2,) * 3, (0.4,)),)
-    kernels = engine.kernels(image[:1], mask, SPACING, KernelSetSpec(terms, "symmetric", "lattice", num_labels=2, num_iterations=1))
+    kernels = engine.kernels(
+        GridImage(image[:1], mask, SPACING), KernelSetSpec(terms, "symmetric", "lattice", num_labels=2, num_iterations=1)
+    )
     kernels.run(rng.normal(size=(2, *SHAPE)).astype(np.float32), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
 
 
@@ -155,7 +158,7 @@ def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
     rng = np.random.default_rng(8)
     logits = rng.normal(size=(35, *SHAPE)).astype(np.float32)
     terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)), KernelSpec((1.1,) * 3))
-    kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "lattice", num_labels=35, num_iterations=2))
+    kernels = engine.kernels(GridImage(image, mask, SPACING), KernelSetSpec(terms, "symmetric", "lattice", num_labels=35, num_iterations=2))
     for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
         for penalty in (np.ones((35, 35)), rng.random((35, 35))):
             kernels.run(logits, MeanFieldSpec(weights, penalty * (1.0 - np.eye(35)), 2, tolerance=1e-6))
@@ -172,7 +175,9 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[tuple[int, s
     terms = (KernelSpec((1.2,) * 3, (0.4,) * len(image)),)
     for num_labels, keep in runs:
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
-        kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "exact", num_labels=num_labels, num_iterations=2))
+        kernels = engine.kernels(
+            GridImage(image, mask, SPACING), KernelSetSpec(terms, "symmetric", "exact", num_labels=num_labels, num_iterations=2)
+        )
         model = MeanFieldSpec(_weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
         kernels.run(logits, model)
         kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
@@ -183,7 +188,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
     wide = 3.0 if filter_name == "grid" else 1.0  # a narrow kernel has a grid of many cells
     terms = (KernelSpec((1.2 * wide, 1.7 * wide, 1.4 * wide), (0.4 * wide,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
     spec = KernelSetSpec(terms, "symmetric", filter_name, num_labels=num_labels, num_iterations=2)
-    kernels = engine.kernels(image, mask, SPACING, spec)
+    kernels = engine.kernels(GridImage(image, mask, SPACING), spec)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8
     model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)

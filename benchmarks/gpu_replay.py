@@ -206,11 +206,10 @@ def _short(text: str) -> str:
 class Player:
     """Starts processes and writes lines."""
 
-    def __init__(self, path: Path, lines: Path | None, *, seconds: float, limits: tuple[float, float]) -> None:
+    def __init__(self, path: Path, lines: Path | None, *, seconds: float) -> None:
         self.record = Record(path)
         self._path, self._lines = path, lines
         self._end = time.monotonic() + seconds
-        self._start_seconds, self._launch_seconds = limits
         self._hangs: Counter[str] = Counter()
         self._outcomes: Counter[str] = Counter()
 
@@ -237,7 +236,7 @@ class Player:
             with _answering([sys.executable, __file__, str(self._path), "--child"], left) as (answers, said):
                 begun, outcome, error = False, "crash", ""
                 while left:
-                    seconds = self._launch_seconds if begun else self._start_seconds
+                    seconds = LAUNCH_SECONDS if begun else START_SECONDS
                     try:
                         answer = answers.get(timeout=max(min(seconds, self._end - time.monotonic()), 0.0))
                     except queue.Empty:
@@ -342,13 +341,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("record", type=Path, help="what gpu_record.py has written")
     parser.add_argument("-o", "--output", type=Path, help="file to which lines are appended")
     parser.add_argument("--seconds", type=float, default=500.0, help="for everything; what has not run then gets lines that say so")
-    parser.add_argument("--limits", type=float, nargs=2, default=(START_SECONDS, LAUNCH_SECONDS), help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         _child(options.record)
         return 0
-    outcomes = Player(options.record, options.output, seconds=options.seconds, limits=tuple(options.limits)).play()
+    outcomes = Player(options.record, options.output, seconds=options.seconds).play()
     sys.stderr.write(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) + "\n")
     return int(bool(outcomes.keys() - {"right"}))
 

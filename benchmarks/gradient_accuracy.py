@@ -27,7 +27,8 @@ from small_cases import cut
 from workloads import WorkloadSpec
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Kernels
+from crfrefine.engines.base import Kernels, RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -105,7 +106,7 @@ def _kernels(case: Case, filter_name: str, theta_alpha: float, theta_beta: Seque
     num_axes = len(case.spacing)
     kernels = KernelSpec((theta_alpha,) * num_axes, tuple(theta_beta)), KernelSpec((THETA_GAMMA,) * num_axes)
     spec = KernelSetSpec(kernels, "symmetric", filter_name, NUM_LABELS, NUM_ITERATIONS)
-    return get_backend("cpu").kernels(case.image, None, case.spacing, spec, threads=1)
+    return get_backend("cpu").kernels(GridImage(case.image, None, case.spacing), spec, RunContext(threads=1))
 
 
 def approximate(case: Case, filter_name: str, theta_alpha: float, theta_beta: float) -> tuple[list[Gradients], str]:
@@ -122,8 +123,8 @@ def approximate(case: Case, filter_name: str, theta_alpha: float, theta_beta: fl
             Gradients(
                 found.logits.astype(np.float64),
                 found.weights.sum(axis=1),
-                found.theta_alpha.sum(axis=1) * theta_alpha,
-                found.theta_beta[0] * theta_beta,
+                found.theta_position.sum(axis=1) * theta_alpha,
+                found.theta_intensity[0] * theta_beta,
                 image.astype(np.float64),
             )
         )

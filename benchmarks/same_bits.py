@@ -83,15 +83,14 @@ def settings(text: str) -> list[str]:
     return [part for entry in text.split() for part in ("--set", entry)]
 
 
-def small_folder(folder: Path, into: Path, cases: int, names: tuple[str, ...] = ("images", "labels", "logits")) -> Path:
+def small_folder(folder: Path, into: Path, cases: int) -> None:
     """Link the first cases of a data set into a folder of their own."""
     kept = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))[:cases]
-    for name in names:
+    for name in ("images", "labels", "logits"):
         (into / name).mkdir(parents=True, exist_ok=True)
         for path in sorted((folder / name).iterdir()):
             if any(path.name.startswith((case + ".", case + "_")) for case in kept):
                 (into / name / path.name).symlink_to(path)
-    return into
 
 
 def commands() -> Iterator[tuple[str, list[list[str]]]]:
@@ -158,11 +157,8 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     names = case_files(HIPPOCAMPUS, 11)
     volume: Any = nib.load(names[1])
     image, spacing = np.asarray(volume.dataobj, np.float32), tuple(float(x) for x in volume.header.get_zooms())
-    with np.load(names[-1]) if names[-1].endswith(".npz") else _Opened(nib.load(names[-1])) as opened:
-        logits = np.asarray(next(iter(opened.values())), np.float32)
-    if logits.shape[0] != 3:
-        logits = np.moveaxis(logits, -1, 0)
-    logits = np.ascontiguousarray(logits)
+    scores: Any = nib.load(names[-1])
+    logits = np.ascontiguousarray(np.moveaxis(np.asarray(scores.dataobj, np.float32), -1, 0))
 
     def call(text: str = "", **more: Any) -> Callable[[], Any]:
         def run() -> Any:
@@ -188,18 +184,6 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "refine 130 labels", call(logits=atlas, input_type="labels")
     yield "refine 130 labels masked", call(logits=atlas, input_type="labels", mask=mask)
     yield "layer", lambda: _layer(logits, image, spacing)
-
-
-class _Opened(dict[str, Any]):
-    """The data of a NIfTI volume, with the methods of an open npz file."""
-
-    def __init__(self, volume: Any) -> None:
-        super().__init__(data=np.asarray(volume.dataobj))
-
-    def __enter__(self) -> _Opened:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def _layer(logits: np.ndarray, image: np.ndarray, spacing: tuple[float, ...]) -> Any:

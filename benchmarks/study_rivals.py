@@ -18,36 +18,18 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, smoothed
 from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import Guidance, guided_labels
-from crfrefine.train.methods import (
-    DEFAULT,
-    DICE,
-    DICE_LARGEST,
-    GUIDED,
-    GUIDED_LARGEST,
-    LARGEST,
-    SCALING,
-    SCALING_LARGEST,
-    SMOOTHING,
-    SMOOTHING_LARGEST,
-)
+from crfrefine.train.methods import DEFAULT, DICE, GUIDED, LARGEST, SCALING, SMOOTHING, with_largest
 
-RIVAL_FOLDERS = {
-    SCALING: "scaling",
-    SCALING_LARGEST: "scaling_largest",
-    SMOOTHING: "smoothing",
-    SMOOTHING_LARGEST: "smoothing_largest",
-    GUIDED: "guided",
-    GUIDED_LARGEST: "guided_largest",
-    DICE: "dice",
-    DICE_LARGEST: "dice_largest",
-}
+_FOLDERS = {SCALING: "scaling", SMOOTHING: "smoothing", GUIDED: "guided", DICE: "dice"}
+RIVAL_FOLDERS = _FOLDERS | {with_largest(name): f"{folder}_largest" for name, folder in _FOLDERS.items()}
 """Where the label maps of each are."""
 
-RIVALS = (SCALING, SMOOTHING, GUIDED, DICE, LARGEST, DEFAULT)
-RIVALS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
+RIVALS = (*methods.RIVALS, LARGEST, DEFAULT)
+RIVALS_LARGEST = tuple(map(with_largest, methods.RIVALS))
 
 
 def write_rivals(cases: list[CaseFiles], report: dict[str, Any], folder: Path, *, resample: bool, threads: int) -> None:
@@ -79,21 +61,21 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0), logits)
     changed = {
-        (SCALING, SCALING_LARGEST): argmax_labels(_scaling(fold["vector_scaling"]).apply(logits)),
-        (SMOOTHING, SMOOTHING_LARGEST): argmax_labels(smoothed(logits, fold["smoothing_sigma_mm"], case.spacing)),
-        (GUIDED, GUIDED_LARGEST): network,
-        (DICE, DICE_LARGEST): network,
+        SCALING: argmax_labels(_scaling(fold["vector_scaling"]).apply(logits)),
+        SMOOTHING: argmax_labels(smoothed(logits, fold["smoothing_sigma_mm"], case.spacing)),
+        GUIDED: network,
+        DICE: network,
     }
     guidance = Guidance(**fold["guided_filter"])
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
-        changed[GUIDED, GUIDED_LARGEST] = guided_labels(logits, image, guidance, case.spacing, None)
+        changed[GUIDED] = guided_labels(logits, image, guidance, case.spacing, None)
     if fold["dice_decision"] is not None:
-        changed[DICE, DICE_LARGEST] = decided_labels(logits, _scaling(fold["dice_decision"]), None, inside)
-    for (method, with_largest), found in changed.items():
+        changed[DICE] = decided_labels(logits, _scaling(fold["dice_decision"]), None, inside)
+    for method, found in changed.items():
         labels = found if inside is None else np.where(inside, found, network)
         yield method, labels
-        yield with_largest, postprocess(labels, keep, voxel_ml)
+        yield with_largest(method), postprocess(labels, keep, voxel_ml)
 
 
 def _scaling(values: dict[str, Any]) -> VectorScaling:

@@ -13,6 +13,8 @@ from parameters import crf_parameters
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.io import read_header
 from crfrefine.parameters.model import as_parameters
 
@@ -31,5 +33,5 @@ else:
     axes = (2, 1, 0)
 normalized = normalize_intensity(image, parameters.intensity, None, threads=threads)
 model = parameters.resolve(len(logits), 1, 3)
-outcome = get_backend("cpu").mean_field(logits, normalized, None, spacing, model, axes=axes, threads=threads)
+outcome = get_backend("cpu").mean_field(logits, GridImage(normalized, None, spacing, axes=axes), model, RunContext(threads=threads))
 np.save(output, outcome.logits.argmax(axis=0).astype(np.uint8))

@@ -33,7 +33,8 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
         raise InputError(f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files")
     if library in ("nibabel", "SimpleITK"):
         raise InputError(f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays")
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    # numpy imports numpy.ma when it is asked for; the time of that is a twentieth of a small case's.
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         advice = (
             ""
             if name == "mask"

@@ -56,6 +56,11 @@ class CaseImage:
             box = None
         return cls(normalize_intensity(image, parameters, mask, box=box, threads=threads), box)
 
+    @property
+    def is_cropped(self) -> bool:
+        """Whether the image covers a box only."""
+        return self._box is not None
+
     def part(self, box: Box) -> NDArray[np.float32]:
         """Return a view of a box of the grid, (M, *box); if the image covers only a box, then that one."""
         assert self._values is not None

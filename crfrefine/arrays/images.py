@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.nifti_header import mm_per_unit
 from crfrefine.io.volume import same_grid, spacing_of
 
-Volume = ArrayLike | Any
+ArrayOrImage = ArrayLike | Any
 """An array, or an image of nibabel or SimpleITK."""
 
 _SAME_SPACING = 1e-3
-_MM = {"meter": 1000.0, "micron": 0.001}
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         raise InputError(
             f"{name} is a nibabel {type(image).__name__} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)"
         )
-    unit = _MM.get(image.header.get_xyzt_units()[0], 1.0) if hasattr(image.header, "get_xyzt_units") else 1.0
     affine = np.array(image.affine, np.float64)
-    affine[:3] *= unit
+    if hasattr(image.header, "get_xyzt_units"):
+        affine[:3] *= mm_per_unit(image.header)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]
     return _Opened(name, "nibabel", np.moveaxis(values, 3, 0) if values.ndim == 4 else values, affine, shape, spacing)

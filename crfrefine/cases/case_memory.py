@@ -1,91 +1,123 @@
-"""What the files of a case take in memory, compared with what is allowed before anything is allocated."""
+"""What is kept in memory of a case, and whether it fits, as the headers of its files tell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
 
-from crfrefine.base.memory import MemoryLimit, format_size, require_memory
+import numpy as np
+
+from crfrefine.base.memory import format_size, memory_limit, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.cases.label_input import KIND
-from crfrefine.io.logits import LogitsHeader
+from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.volume import TIMES, VolumeHeader
 
-MOST_NAMED = 3
+if TYPE_CHECKING:
+    from crfrefine.cases.case_headers import CaseHeaders
+    from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.io.logits import LogitsHeader
 
+LARGEST_IN_MEMORY = 1 << 29
+"""Bytes of logits in float32 from which on they are streamed."""
+
+SHARE_IN_MEMORY = 8
+"""Logits that take more than this part of the allowed memory are streamed, too: a run on all labels takes several times as much."""
+
+SMALLEST_STREAMED = 1 << 26
+"""Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on their way."""
+
+MOST_DIMS = 3
+"""Most axes of a grid that can be streamed: as many as `refinement.tiles`, which imports this room and not the other way round, can cut."""
+
+_SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
+"""Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps."""
+
+_STREAM_BYTES = 5 * MOST_BYTES
+"""Pieces on their way from the file, and the process itself."""
+
+_MOST_NAMED = 3
 _FLOAT = 4
 _FEWEST_CHANNELS = 2
 """A label map becomes one channel for each label that occurs, and for background; only its voxels tell how many."""
 
 
-def require_case_fits(
-    case_id: str,
-    images: Sequence[VolumeHeader],
-    logits: LogitsHeader,
-    mask: VolumeHeader | None,
-    labels: VolumeHeader | None,
-    limit: MemoryLimit,
-    *,
-    as_label_map: bool = False,
-) -> None:
+class Kept(Enum):
+    """What is kept of a network's output: float32 channels, a label map of a byte or two per voxel, or nothing but the files."""
+
+    LOGITS = "logits"
+    LABELS = "labels"
+    FILES = "files"
+
+
+def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> Kept:
+    """Return what `infer` keeps: files if they may be streamed, and are large scores of labels on the image's grid."""
+    network = headers.logits
+    if network is not None and network.kind == KIND:
+        return Kept.LABELS
+    if network is None or not may_stream or options.input_type == KIND or headers.files.are_structures:
+        return Kept.LOGITS
+    if len(network.grid_shape) > MOST_DIMS or not headers.images[0].on_same_grid(network.files[0]):
+        return Kept.LOGITS
+    largest = max(min(LARGEST_IN_MEMORY, memory_limit(options.max_memory).bytes // SHARE_IN_MEMORY), SMALLEST_STREAMED)
+    is_large = _FLOAT * network.num_labels * math.prod(network.grid_shape) >= largest
+    # Only the number of channels decides here; a softmax of as many channels as there are regions is rare, and read as a whole.
+    return Kept.FILES if is_large and options.regions.scheme is None and not options.regions.problem else Kept.LOGITS
+
+
+def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
+    """Return the bytes of the arrays that a case is read into, its reference aside."""
+    return sum(size for _, size in _sizes(headers, kept))
+
+
+def require_case_fits(headers: CaseHeaders, network: LogitsHeader, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
     """Raise CapacityError if the arrays that a case is read into take more memory than allowed.
 
-    What is computed from them is not counted: this refuses only what certainly does not fit.
-
-    Args:
-        case_id: the case's name.
-        images: headers of the modalities.
-        logits: of the network's output.
-        mask: its header, if there is one.
-        labels: header of the reference, if it is read.
-        limit: what is allowed.
-        as_label_map: whether a label map stays one, a byte per voxel.
+    What is computed from them is not counted: this refuses only what certainly does not fit. Streamed channels add what is kept of each
+    voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.
     """
-    sizes = _sizes(images, logits, mask, labels, as_label_map=as_label_map)
-    largest = sorted(sizes, key=lambda size: -size[1])[:MOST_NAMED]
+    case_id, limit = shorten(headers.files.case_id), memory_limit(max_memory)
+    first = headers.images[0]
+    if kept is Kept.FILES:
+        voxels = math.prod(first.grid_shape)
+        image = sum(np.dtype(header.dtype).itemsize * header.num_channels * voxels for header in headers.images)
+        masks = voxels if headers.mask is not None else 0
+        require_memory(
+            voxels * _SURVEY_BYTES + image + masks + _STREAM_BYTES,
+            f"case {case_id!r}: {headers.num_modalities} modalities on a grid of "
+            f"{TIMES.join(map(str, first.grid_shape))} voxels take, without the logits, which are streamed,",
+            limit,
+        )
+        return
+    sizes = _sizes(headers, kept)
+    if with_labels and headers.labels is not None:
+        sizes.append((headers.labels, _FLOAT * math.prod(headers.labels.grid_shape)))
+    largest = sorted(sizes, key=lambda size: -size[1])[:_MOST_NAMED]
     named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
-    more = [f"  and {len(sizes) - MOST_NAMED} more"] if len(sizes) > MOST_NAMED else []
-    require_memory(
-        sum(size for _, size in sizes), "\n".join([f"case {shorten(case_id)!r}: its files, read as float32, take", *named, *more]), limit
-    )
+    more = [f"  and {len(sizes) - _MOST_NAMED} more"] if len(sizes) > _MOST_NAMED else []
+    require_memory(sum(size for _, size in sizes), "\n".join([f"case {case_id!r}: its files, read as float32, take", *named, *more]), limit)
 
 
-def case_bytes(
-    images: Sequence[VolumeHeader], logits: LogitsHeader | None, mask: VolumeHeader | None, *, as_label_map: bool = False
-) -> int:
-    """Return the bytes of the arrays that a case is read into; arguments of `require_case_fits`; without logits, they are not read."""
-    return sum(size for _, size in _sizes(images, logits, mask, None, as_label_map=as_label_map))
-
-
-def _sizes(
-    images: Sequence[VolumeHeader],
-    logits: LogitsHeader | None,
-    mask: VolumeHeader | None,
-    labels: VolumeHeader | None,
-    *,
-    as_label_map: bool,
-) -> list[tuple[VolumeHeader, int]]:
-    """Return the bytes of what each file is read into."""
-    grid = math.prod(images[0].grid_shape)
-    sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in images]
-    if logits is not None:
-        sizes += [(logits.files[0], math.prod(logits.grid_shape))] if as_label_map else _of_logits(logits, images[0])
+def _sizes(headers: CaseHeaders, kept: Kept) -> list[tuple[VolumeHeader, int]]:
+    """Return the bytes of what each file is read into; those of an interpolated copy with the first file of the network's output."""
+    network, mask = headers.logits, headers.mask
+    grid = math.prod(headers.images[0].grid_shape)
+    sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in headers.images]
+    if network is not None and kept is not Kept.FILES:
+        first, *others = network.files
+        of_file = math.prod(first.grid_shape)
+        if kept is Kept.LABELS:
+            sizes.append((first, of_file))
+        elif network.kind == KIND:  # Structures are read one after the other into one array.
+            sizes.append((first, _FLOAT * (of_file + _FEWEST_CHANNELS * grid)))
+        else:
+            copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
+            sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))
+            sizes += [(file, _FLOAT * of_file) for file in others]
     if mask is not None:
         sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
-    if labels is not None:
-        sizes.append((labels, _FLOAT * math.prod(labels.grid_shape)))
     return sizes
-
-
-def _of_logits(logits: LogitsHeader, image: VolumeHeader) -> list[tuple[VolumeHeader, int]]:
-    """Return the bytes of the values of each file, those of an interpolated copy with the first one."""
-    grid = math.prod(image.grid_shape)
-    first, *others = logits.files
-    of_file = _FLOAT * math.prod(first.grid_shape)
-    if logits.kind == KIND:  # Structures are read one after the other into one array.
-        return [(first, of_file + _FEWEST_CHANNELS * _FLOAT * grid)]
-    copied = 0 if image.on_same_grid(first) else _FLOAT * logits.num_labels * grid
-    return [(first, of_file * first.num_channels + copied), *((file, of_file) for file in others)]
 
 
 def _shape(header: VolumeHeader) -> str:

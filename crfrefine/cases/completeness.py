@@ -40,13 +40,7 @@ def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> s
 
 
 def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
-    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires.
-
-    Args:
-        incomplete: the cases that lack a file.
-        num_found: all cases, complete or not.
-        advice: how to make what is missing, a sentence each.
-    """
+    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
     if not incomplete:
         return
     verb = "is" if len(incomplete) == 1 else "are"
@@ -60,14 +54,7 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, a
 
 
 def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
-    """Return the error for a run with too few complete cases.
-
-    Args:
-        incomplete: the cases that lack a file.
-        num_found: all cases, complete or not.
-        expected: the cases that the run needs, as a clause.
-        what_to_do: the advice, a sentence.
-    """
+    """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
     num_complete = num_found - len(incomplete)
     found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {_cases(num_found)} is complete"
     groups = [f"  {reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]

@@ -44,14 +44,6 @@ def declared_labels(
 
     Structures with a file each are numbered from 1 in the order of their names, over all cases of the run. Otherwise `dataset.json`
     decides, then the parameters.
-
-    Args:
-        cases: the cases of the run; of all its parts.
-        folders: where, and in whose parents, a `dataset.json` is looked for, the first one first.
-        num_labels: L, if the parameters have values per label.
-
-    Raises:
-        InputError: a structure has a reserved name, or only some cases have a file per structure.
     """
     found = list(cases)
     if any(case.are_structures for case in found):
@@ -75,8 +67,7 @@ def declared_labels(
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
     """Return the numbers of the structures of all cases: from 1, in the order of their names.
 
-    Raises:
-        InputError: a structure has a reserved name, or only some cases have a file per structure.
+    Raise InputError if one has a reserved name, or if only some cases have a file per structure.
     """
     other = next((case for case in cases if case.logits and not case.are_structures), None)
     if other is not None:

@@ -203,16 +203,7 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
 
 
 def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
-    """Add the logits of each case, or its `problem`.
-
-    Args:
-        cases: the cases found so far.
-        logits: a folder; or for one case a file with all labels, or one file per label in order.
-
-    Raises:
-        InputError: a file that does not exist, or a file for several cases.
-        UnsupportedFormatError: a single file of an unknown type.
-    """
+    """Add the logits of each case, or its `problem`; given are a folder, or the files of one case."""
     if not logits:
         raise InputError("no logits given")
     if not logits[0].is_dir() or len(logits) > 1:
@@ -301,15 +292,7 @@ def _with_companions(
 
 
 def labels_of(cases: CaseList, labels: Path) -> dict[str, Path]:
-    """Return the label map of each case that has one.
-
-    Args:
-        cases: with or without labels of their own.
-        labels: a folder, or a file for one case.
-
-    Raises:
-        InputError: there is no such path, or it is a file for several cases.
-    """
+    """Return the label map of each case that has one."""
     plain = CaseList([replace(case, labels=None, problem=None) for case in cases], cases.notes)
     found = _with_companions(plain, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
     return {case.case_id: case.labels for case in found if case.labels is not None}

@@ -31,16 +31,10 @@ _COMPANIONS = ("_probabilities", "_logits", "_preview")
 
 
 def read_manifest(path: Path, output: Path, *, input_type: str = "auto") -> CaseList:
-    """Return the cases of a manifest, sorted by name.
+    """Return the cases of a manifest, sorted by name; raise InputError that names all its problems, up to a limit.
 
-    Args:
-        path: the table; relative paths in it begin in its folder.
-        output: the folder for results, in which relative outputs lie.
-        input_type: "auto", "logits", "probabilities" or "labels"; with "labels", several files are structures, and so are the files of a
-            folder.
-
-    Raises:
-        InputError: the table cannot be used; the message names all problems, up to a limit.
+    Relative paths begin in its folder, relative outputs in `output`. With the input type "labels", several files, and the files of a
+    folder, are structures.
     """
     if suffix_of(output) and not output.is_dir():
         raise InputError(f"{output}: with a manifest, the output must be a folder, not a file name")

@@ -38,16 +38,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a manifest; its columns are checked.
-
-    Args:
-        path: CSV in UTF-8 with a line of names, or Parquet by its suffix.
-
-    Raises:
-        InputError: it cannot be read, or has unknown columns, lacks one, or has one twice.
-        UnsupportedFormatError: it is not a Parquet file, although its suffix says so.
-        BackendUnavailableError: pyarrow, which reads Parquet, is not installed.
-    """
+    """Read the rows of a manifest, CSV in UTF-8 with a line of names, or Parquet by its suffix; its columns are checked."""
     require_file(path)
     size = path.stat().st_size
     if size > MOST_BYTES:

@@ -32,9 +32,6 @@ class Names:
 def read_names(places: Sequence[Path]) -> Names:
     """Read the first `dataset.json` in these folders, or in their parent folders.
 
-    Args:
-        places: folders, or files whose folders are meant.
-
     Returns:
         The names; none if there is no such file. A file that cannot be used is named in `notes`: names change no result.
     """

@@ -10,9 +10,9 @@ import numpy as np
 from crfrefine.arrays.grid_map import GridMap, boxes_overlap, map_grid, world_box
 from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
 from crfrefine.errors import GridMismatchError
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import VolumeHeader, describe_grid
-from crfrefine.io.volumes import allocate_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,18 +41,8 @@ class WorkGrid:
         """Return channels, interpolated linearly: (channels, [z,] y, x) on this grid; 0 outside their own.
 
         Nothing but the result is allocated; the result does not depend on the number of threads.
-
-        Args:
-            other: the header of the file that the values are from; if it is on this grid, they are returned as they are.
-            values: (channels, [z,] y, x) of the file.
-            what: the content of the file, for notes and errors, such as "image".
-            notes: gets a sentence about what was done, and one about voxels outside.
-            outside: what becomes of voxels outside, such as "become background".
-            threads: CPU threads.
-
-        Raises:
-            GridMismatchError: the grids do not overlap, or the file has no geometry.
-            CapacityError: no memory for the result.
+        Values (channels, [z,] y, x) of a file on this grid are returned as they are. `what` is their content, such as "image"; `outside`
+        says what becomes of voxels outside, such as "become background"; `notes` gets sentences about both.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
@@ -65,37 +55,14 @@ class WorkGrid:
     def logits(
         self, other: VolumeHeader, values: NDArray[np.float32], notes: list[str], *, outside: str, threads: int = 1
     ) -> NDArray[np.float32]:
-        """Return logits like `linear`; all labels are exactly equal only outside their grid, and in padding of the file.
-
-        Args:
-            other: see `linear`.
-            values: (L, [z,] y, x) of the file, on another grid; its padding is set to 0.
-            notes: see `linear`.
-            outside: see `linear`.
-            threads: see `linear`.
-
-        Raises:
-            GridMismatchError: see `linear`.
-            CapacityError: see `linear`.
-        """
+        """Return logits on another grid like `linear`; all labels are equal only outside their grid, and in padding, which becomes 0."""
         result, grid_map = self._allocate(other, len(values), "logits")
         resample_logits(grid_map, values, result, threads=threads)
         notes += self._describe(grid_map, other, "logits", "interpolated linearly", outside)
         return result
 
     def nearest(self, other: VolumeHeader, values: NDArray[Number], what: str, notes: list[str], *, outside: str) -> NDArray[Number]:
-        """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid; 0 outside its own.
-
-        Args:
-            other: the header of the file that the values are from; if it is on this grid, they are returned as they are.
-            values: ([z,] y, x) of the file.
-            what: the content of the file, for notes and errors, such as "mask".
-            notes: gets a sentence about what was done, and one about voxels outside.
-            outside: what becomes of voxels outside.
-
-        Raises:
-            GridMismatchError: the grids do not overlap, or the file has no geometry.
-        """
+        """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid, like `linear`; 0 outside its own."""
         shape = self.header.grid_shape[::-1]
         if self.header.on_same_grid(other):
             return values.reshape(shape)
@@ -104,15 +71,7 @@ class WorkGrid:
         return nearest(grid_map, values).reshape(shape)
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
-        """Return where the voxels of this grid lie on another one, as far as the headers tell whether they do.
-
-        Args:
-            other: the header of the file on the other grid.
-            what: its content, for errors.
-
-        Raises:
-            GridMismatchError: the boxes of both grids in the world have nothing in common, or one file has no geometry.
-        """
+        """Return where the voxels of this grid lie on another one, as far as the headers tell; raise GridMismatchError if they do not."""
         like = self.header
         if like.affine is None or other.affine is None:
             raise GridMismatchError(
@@ -136,7 +95,7 @@ class WorkGrid:
     def _allocate(self, other: VolumeHeader, num_channels: int, what: str) -> tuple[NDArray[np.float32], GridMap]:
         """Return an uninitialized array for channels on this grid, and the map that fills it."""
         grid_map = self._map_with_voxels(other, what)
-        return allocate_shape((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
+        return allocate_array((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
 
     def _map_with_voxels(self, other: VolumeHeader, what: str) -> GridMap:
         grid_map = self.require_overlap(other, what)

@@ -56,26 +56,13 @@ class RegionReading:
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def is_channel(self, header: VolumeHeader) -> bool:
-        """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell.
-
-        Raises:
-            InputError: values that are NaN or infinite.
-            UnsupportedFormatError: the file is damaged.
-        """
+        """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
         if header.num_channels != 1 or not self.declares(1):
             return False
         return bool(np.mod(io.read_volume(header.path).data, 1).any())
 
     def scheme_of(self, values: NDArray[np.float32], path: Path) -> RegionScheme | None:
-        """Return the regions of a file's channels; None: the channels are labels.
-
-        Args:
-            values: (channels, [z,] y, x) as in the file.
-            path: the file, for errors.
-
-        Raises:
-            InputError: the number of channels fits neither the regions nor the labels, or the declaration contradicts itself.
-        """
+        """Return the regions of a file's channels, (channels, [z,] y, x); None: the channels are labels."""
         scheme, num_channels = self.scheme, len(values)
         if self.problem and num_channels != self.num_labels:
             found = counted(num_channels, "channel")
@@ -97,9 +84,6 @@ class RegionReading:
 
         Returns:
             ("logits" or "probabilities", a sentence that says how the channels are taken and why).
-
-        Raises:
-            InputError: the values are not what the user or the file says.
         """
         assert self.scheme is not None
         found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
@@ -150,11 +134,7 @@ def reading_of(description: DatasetDescription) -> RegionReading:
 
 
 def scheme_of(description: DatasetDescription) -> RegionScheme | None:
-    """Return the regions of a `dataset.json`, in the order of the network's channels; None: it has no region of several labels.
-
-    Raises:
-        InputError: labels and `regions_class_order` contradict each other.
-    """
+    """Return the regions of a `dataset.json`, in the order of the network's channels; None: it has no region of several labels."""
     order = description.regions_class_order
     if not description.has_regions:
         if order is None:

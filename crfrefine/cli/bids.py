@@ -8,17 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import (
-    ConfigOption,
-    ContinueOption,
-    DevicesOption,
-    InputType,
-    InputTypeOption,
-    MaxMemoryOption,
-    OverridesOption,
-    ThreadsPerDeviceOption,
-    parse_path,
-)
+from crfrefine.cli import options as shared
 
 
 class Level(StrEnum):
@@ -30,73 +20,58 @@ class Level(StrEnum):
 
 def bids(
     ctx: typer.Context,
-    dataset: Annotated[
-        Path, typer.Argument(metavar="BIDS_DIR", parser=parse_path, help="The BIDS dataset with the images.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", parser=parse_path, help="The derived dataset to write.", show_default=False)],
+    dataset: Annotated[Path, shared.path_argument(metavar="BIDS_DIR", help="The BIDS dataset with the images.")],
+    output: Annotated[Path, shared.path_argument(metavar="OUTPUT", help="The derived dataset to write.")],
     level: Annotated[
         Level, typer.Argument(metavar="participant|group", help="Refine the participants, or evaluate all of them.", show_default=False)
     ],
     participants: Annotated[
-        list[str] | None,
-        typer.Option("--participant-label", metavar="LABEL", help="Only these, without sub-; repeatable.", show_default=False),
+        list[str] | None, shared.option("--participant-label", metavar="LABEL", help="Only these, without sub-; repeatable.")
     ] = None,
     sessions: Annotated[
-        list[str] | None,
-        typer.Option("--session-label", metavar="LABEL", help="Only these, without ses-; repeatable.", show_default=False),
+        list[str] | None, shared.option("--session-label", metavar="LABEL", help="Only these, without ses-; repeatable.")
     ] = None,
     derivatives: Annotated[
         Path | None,
-        typer.Option(
+        shared.path_option(
             "--derivatives",
             metavar="FOLDER|NAME",
-            parser=parse_path,
             help="The network's segmentations, *_probseg or *_dseg: a folder, or its name under BIDS_DIR/derivatives. "
             "Default: the only ones there.",
-            show_default=False,
         ),
     ] = None,
     modalities: Annotated[
         list[str] | None,
-        typer.Option(
-            "--modality",
-            metavar="SUFFIX",
-            help="Suffix of an image, such as T1w; repeatable, in order. Default: the only one.",
-            show_default=False,
-        ),
+        shared.option("--modality", metavar="SUFFIX", help="Suffix of an image, such as T1w; repeatable, in order. Default: the only one."),
     ] = None,
     label_names: Annotated[
         list[str] | None,
-        typer.Option(
+        shared.option(
             "--label",
             metavar="NAME",
             help="The label entity of one file per label; repeatable, in label order, background first. Default: one file has all.",
-            show_default=False,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(
+        shared.path_option(
             "--labels",
             metavar="FOLDER|NAME",
-            parser=parse_path,
             help="For group: derivatives with the reference, *_dseg: a folder, or its name under BIDS_DIR/derivatives.",
-            show_default=False,
         ),
     ] = None,
-    config: ConfigOption = "default",
-    overrides: OverridesOption = None,
-    input_type: InputTypeOption = InputType.AUTO,
-    device: DevicesOption = "auto",
-    threads: ThreadsPerDeviceOption = None,
-    max_memory: MaxMemoryOption = None,
-    resume: ContinueOption = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
+    config: shared.ConfigOption = "default",
+    overrides: shared.OverridesOption = None,
+    input_type: shared.InputTypeOption = shared.InputType.AUTO,
+    device: shared.DevicesOption = "auto",
+    threads: shared.ThreadsPerDeviceOption = None,
+    max_memory: shared.MaxMemoryOption = None,
+    resume: shared.ContinueOption = False,
+    verbose: shared.VerboseOption = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors, and for group the verdict.")] = False,
 ) -> None:
     """Refine segmentations of a BIDS dataset, or evaluate them."""
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    verbosity = shared.verbosity_of(verbose, quiet)
     if (level is Level.GROUP) != (labels is not None):
         text = "group compares with a reference: name its derivatives" if level is Level.GROUP else "participant has no use for a reference"
         raise typer.BadParameter(text, param_hint="--labels")
@@ -106,8 +81,6 @@ def bids(
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.cli.progress import print_failure
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
     from crfrefine.parameters.presets import find_config
     from crfrefine.runs.infer.options import InferenceOptions
 
@@ -119,7 +92,6 @@ def bids(
         suffix=suffix_for(input_type.value),
     )
     options = BidsOptions(dataset, output, derivatives, choice)
-    verbosity = 1 + verbose - quiet
     failed = 0
     if labels is not None:
         with EvaluationReporter(verbosity) as reporter:
@@ -131,7 +103,7 @@ def bids(
             images=(),
             logits=(),
             output=output,
-            parameters=CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ())),
+            parameters=shared.parameters_of(config, overrides),
             input_type=input_type.value,
             device=device,
             threads=threads,
@@ -140,7 +112,7 @@ def bids(
             config=find_config(config),
             command=tuple(ctx.obj or ()),
         )
-        with Reporter(verbosity=verbosity) as refining:
+        with Reporter(verbosity) as refining:
             run, problems = run_participants(options, inference, refining)
         if run is not None:
             failed = run.count("failed")

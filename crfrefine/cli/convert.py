@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.base.text import for_terminal
-from crfrefine.cli.options import AllowMismatchedDicomOption, parse_path
+from crfrefine.cli import options as shared
 from crfrefine.cli.progress import print_failure
 
 
@@ -24,24 +24,14 @@ class Kind(StrEnum):
 
 
 def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", parser=parse_path, help="Logits, probabilities or a label map.", show_default=False)
-    ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT", parser=parse_path, help="File to write; its suffix names the format.", show_default=False)
-    ],
+    source: Annotated[Path, shared.path_argument(metavar="IN", help="Logits, probabilities or a label map.")],
+    target: Annotated[Path, shared.path_argument(metavar="OUT", help="File to write; its suffix names the format.")],
     to: Annotated[Kind | None, typer.Option("--to", help="Kind of values to write. Default: the kind in IN.", show_default=False)] = None,
     like: Annotated[
         Path | None,
-        typer.Option(
-            "--like",
-            metavar="IMAGE",
-            parser=parse_path,
-            help="Image whose geometry OUT gets; needed if IN has none, such as .npz.",
-            show_default=False,
-        ),
+        shared.path_option("--like", metavar="IMAGE", help="Image whose geometry OUT gets; needed if IN has none, such as .npz."),
     ] = None,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
+    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
 ) -> None:
     """Convert logits and label maps between formats. Logits can become probabilities or labels."""

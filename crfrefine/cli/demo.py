@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import ThreadsOption, parse_path
+from crfrefine.cli import options as shared
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=parse_path, help="Folder to write to.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=shared.parse_path, help="Folder to write to.")] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
-    threads: ThreadsOption = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
+    threads: shared.ThreadsOption = None,
+    verbose: shared.VerboseOption = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.apps.demo.demonstration import compare_with_truth, prepare_demo

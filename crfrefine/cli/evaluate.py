@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crfrefine.base.text import shorten, shorten_value
-from crfrefine.cli.options import (
-    MAX_THREADS,
-    MOST_OF_A_NAME,
-    AllowMismatchedDicomOption,
-    ResampleOption,
-    StrictOption,
-    parse_path,
-    path_or_value,
-    path_text,
-)
-from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
+from crfrefine.cli import options as shared
+
+MOST_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 
 
 def parse_named(text: str) -> str:
@@ -28,7 +21,7 @@ def parse_named(text: str) -> str:
     if not equals or not name.strip() or not path:
         raise typer.BadParameter(f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions")
     parse_name(name)
-    path_text(path)
+    shared.path_text(path)
     return str(text)
 
 
@@ -39,109 +32,83 @@ def parse_name(text: str) -> str:
     return str(text)
 
 
+def parse_regions(text: str) -> str:
+    """Return the name of a file, or a region, which may be longer than a path; unchanged."""
+    return shared.path_text(text, sys.maxsize)
+
+
 def evaluate(
     ctx: typer.Context,
     predictions: Annotated[
         Path,
-        typer.Argument(
-            metavar="PREDICTIONS",
-            parser=parse_path,
-            help="Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
-            show_default=False,
+        shared.path_argument(
+            metavar="PREDICTIONS", help="Folder or file: label maps, or logits or probabilities of all labels. This is the judged method."
         ),
     ],
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", parser=parse_path, help="Folder or file: the reference.", show_default=False)],
+    labels: Annotated[Path, shared.path_argument(metavar="LABELS", help="Folder or file: the reference.")],
     output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FOLDER",
-            parser=parse_path,
-            help="Folder for metrics.csv, summary.json and report.html.",
-            show_default=False,
-        ),
+        Path, shared.path_option("-o", "--output", metavar="FOLDER", help="Folder for metrics.csv, summary.json and report.html.")
     ],
     baselines: Annotated[
         list[str] | None,
-        typer.Option(
-            "-b",
-            "--baseline",
+        shared.option(
+            *("-b", "--baseline"),
             metavar="NAME=FOLDER",
             parser=parse_named,
             help="Method to compare PREDICTIONS with; repeatable: the verdict says whether they beat the others too.",
-            show_default=False,
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", metavar="NAME", parser=parse_name, help="Name of PREDICTIONS in results.")] = "prediction",
     images: Annotated[
-        Path | None,
-        typer.Option("-i", "--images", metavar="PATH", parser=parse_path, help="Folder or file, shown in the report.", show_default=False),
+        Path | None, shared.path_option("-i", "--images", metavar="PATH", help="Folder or file, shown in the report.")
     ] = None,
     regions: Annotated[
         list[str] | None,
-        typer.Option(
-            "-r",
-            "--regions",
+        shared.option(
+            *("-r", "--regions"),
             metavar="FILE|NAME=1+3+4",
-            parser=path_or_value,
+            parser=parse_regions,
             help="Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then about these.",
-            show_default=False,
         ),
     ] = None,
     probabilities: Annotated[
         list[str] | None,
-        typer.Option(
+        shared.option(
             "--probabilities",
             metavar="NAME=FOLDER",
             parser=parse_named,
             help="Logits or probabilities of a method, for its calibration, if they are not beside its label maps; repeatable.",
-            show_default=False,
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option("--tolerance", metavar="MM", help="Tolerance of the surface Dice.")] = 1.0,
     ignore_label: Annotated[
         int | None,
-        typer.Option(
-            "--ignore-label",
-            metavar="N",
-            help="Voxels where the reference has this label are ignored. Default: as in dataset.json.",
-            show_default=False,
+        shared.option(
+            "--ignore-label", metavar="N", help="Voxels where the reference has this label are ignored. Default: as in dataset.json."
         ),
     ] = None,
     structures: Annotated[
         bool | None,
-        typer.Option(
+        shared.option(
             "--structures/--no-structures",
             help="Folders hold one binary file per structure of a case, or a folder per case of such files. Default: where it is clear.",
-            show_default=False,
         ),
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(
-            "--processes",
-            "--threads",
-            metavar="N",
-            min=1,
-            max=MAX_THREADS,
-            help="Number of cases at a time. Default: the cores this process may use.",
-            show_default=False,
-        ),
+        shared.threads_option("--processes", "--threads", help="Number of cases at a time. Default: the cores this process may use."),
     ] = None,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    case_timeout: CaseTimeoutOption = None,
-    resample: ResampleOption = False,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
-    strict: StrictOption = False,
+    workers: shared.WorkersOption = None,
+    dask: shared.DaskOption = None,
+    case_timeout: shared.CaseTimeoutOption = None,
+    resample: shared.ResampleOption = False,
+    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
+    strict: shared.StrictOption = False,
     resume: Annotated[
         bool, typer.Option("--continue", "--resume", help="Reuse cases with the files and options of an earlier run.")
     ] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
-    ] = False,
+    fail_fast: shared.FailFastOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
@@ -150,9 +117,8 @@ def evaluate(
     The metrics are Dice, distances and calibration. The cases are those for which LABELS and every method have a file. With --baseline, the
     verdict says whether PREDICTIONS have a higher mean Dice.
     """
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    placement = parse_placement(workers, dask, case_timeout, processes=processes)
+    verbosity = shared.verbosity_of(verbose, quiet)
+    placement = shared.parse_placement(workers, dask, case_timeout, processes=processes)
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.evaluate import EvaluationOptions, run_evaluation
 
@@ -178,7 +144,6 @@ def evaluate(
         strict=strict,
         command_line=shlex.join(["crfrefine", *ctx.obj]),
     )
-    verbosity = 1 + verbose - quiet
     with EvaluationReporter(verbosity) as reporter:
         evaluation = run_evaluation(options, reporter)
     print_evaluation(evaluation, verbosity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import for_terminal, listed, printable
@@ -14,7 +13,6 @@ from crfrefine.evaluate import EvaluationObserver
 if TYPE_CHECKING:
     from crfrefine.evaluate import Evaluation
     from crfrefine.evaluate.records import CaseResult
-    from crfrefine.metrics.registry import Metric
     from crfrefine.statistics.comparison import SummaryRow
 
 _MOST_LISTED = 20
@@ -27,11 +25,7 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 
 
 class EvaluationReporter(RunReporter, EvaluationObserver):
-    """Shows a run: a live bar on a terminal, else one plain line per case.
-
-    Args:
-        verbosity: QUIET: only errors; NORMAL; VERBOSE: also what was assumed about each case.
-    """
+    """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE: also what was assumed about each case."""
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         super().__init__(verbosity)
@@ -47,8 +41,8 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._num_cases = num_cases = len(evaluation.pairs)
         num_processes = evaluation.num_processes
         reused = f", {len(evaluation.results)} measured before" if evaluation.results else ""
-        self._line.say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
-        self._line.start(num_cases, counts=True)
+        self._say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
+        self._start(num_cases, counts=True)
 
     def case_ended(self, result: CaseResult) -> None:
         """Print the outcome of a case."""
@@ -57,24 +51,23 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         is_reused = result.status == "reused"
         for failure in result.failures:
             who = "" if failure.part is None else f"{failure.part}: "
-            self._say_failure(result.case_id, f"case {result.case_id!r}: {who}{failure.message}")
-            self._line.say_traceback(failure.traceback)
-        if not self._line.is_shown and not result.failures and not (is_reused and self._verbosity < VERBOSE):
+            self._say_failure(result.case_id, f"case {result.case_id!r}: {who}{failure.message}", failure.traceback)
+        if self._bar is None and not result.failures and not (is_reused and self._verbosity < VERBOSE):
             how = "measured before" if is_reused else f"{result.seconds:.2f} s"
-            self._line.say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
+            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
         for warning in result.warnings:
             method = warning.partition(":")[0]
             if self._verbosity >= VERBOSE or method not in self._warned:
-                self._line.say(f"note: case {result.case_id!r}: {warning}")
+                self._say(f"note: case {result.case_id!r}: {warning}")
             self._warned.add(method)
         if self._verbosity >= VERBOSE:
             for note in result.notes:
-                self._line.say(f"    {note}")
-        self._line.update(completed=self._ended, text=result.case_id)
+                self._say(f"    {note}")
+        self._update(completed=self._ended, text=result.case_id)
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage after the cases, and the case being drawn."""
-        self._line.update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
+        self._update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
@@ -89,11 +82,8 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
         for line in shown:
             print(for_terminal(f"empty masks: {line}"))
         if len(shown) < len(lines):
-            print(
-                for_terminal(
-                    f"empty masks: {len(lines) - len(shown)} more regions in {evaluation.options.output / SUMMARY_NAME}; -v prints them"
-                )
-            )
+            more = f"{len(lines) - len(shown)} more regions in {evaluation.options.output / SUMMARY_NAME}"
+            print(for_terminal(f"empty masks: {more}; -v prints them"))
         judged = evaluation.verdict
         for note in judged.notes if judged is not None else ():
             print(for_terminal(f"note: {note}"))
@@ -138,24 +128,16 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
         print(for_terminal(told), file=sys.stderr)
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
-        names: tuple[str, ...] = (
-            *("metric", "region", "method", "pairs", "baseline", "mean"),
-            *("difference", "95 % CI", "p (Holm)", "better/equal/worse"),
-        )
+        columns: tuple[str, ...] = ("pairs", "baseline", "mean", "difference", "95 % CI", "p (Holm)", "better/equal/worse")
     else:
-        names = ("metric", "region", "method", "cases", "mean", "median")
+        columns = ("cases", "mean", "median")
+    names = ("metric", "region", "method", *columns)
     cells = [(row.metric, printable(evaluation.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if cells:
         _print_cells(names, cells)
-        if "difference" in names:
-            _print_unit({metric_named(row.metric) for row in rows})
-
-
-def _print_unit(metrics: Collection[Metric]) -> None:
-    """Print which differences are in points; the names of the others end with their unit."""
-    names = [metric.name for metric in metrics if metric.is_ratio]
-    if names:
-        print(f"units: differences of {', '.join(sorted(names))} in points (hundredths)")
+        in_points = {row.metric for row in rows if metric_named(row.metric).is_ratio}  # The names of the others end with their unit.
+        if "difference" in names and in_points:
+            print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
 
 
 def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -200,22 +182,15 @@ def _widths(rows: list[tuple[str, ...]]) -> list[int]:
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.comparison import format_p
+    from crfrefine.statistics.comparison import comparison_texts
 
     metric, comparison = metric_named(row.metric), row.comparison
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
     if not comparison.num_pairs:  # For example, the calibration of a method whose baseline has no probabilities.
         return "0", "", metric.value_text(row.mean), "", "", "", ""
-    return (
-        str(comparison.num_pairs),
-        metric.value_text(comparison.mean_baseline),
-        metric.value_text(comparison.mean),
-        metric.difference_text(comparison.mean_difference),
-        metric.interval_text(*comparison.interval),
-        format_p(row.p_adjusted),
-        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-    )
+    means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
+    return str(comparison.num_pairs), *means, *comparison_texts(row)
 
 
 def _empty_lines(evaluation: Evaluation) -> list[str]:

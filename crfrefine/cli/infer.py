@@ -7,67 +7,43 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import (
-    MAX_PARTS,
-    AllowMismatchedDicomOption,
-    ConfigOption,
-    DevicesOption,
-    ImagesOption,
-    InputType,
-    InputTypeOption,
-    LogitsOption,
-    ManifestOption,
-    MasksOption,
-    MaxMemoryOption,
-    NnunetOption,
-    OverridesOption,
-    ResampleOption,
-    ThreadsPerDeviceOption,
-    check_sources,
-    parse_path,
-)
-from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
-from crfrefine.cli.region_options import ClassOrderOption, RegionsOption, parse_scheme
+from crfrefine.cli import options as shared
 
 
 def infer(
     ctx: typer.Context,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
+        shared.path_option(
+            *("-o", "--output"),
             metavar="PATH",
-            parser=parse_path,
             help="Folder, or for one case a file. Written in the image's format, grid and orientation.",
-            show_default=False,
         ),
     ],
-    images: ImagesOption = None,
-    logits: LogitsOption = None,
-    nnunet: NnunetOption = None,
-    manifest: ManifestOption = None,
-    masks: MasksOption = None,
-    config: ConfigOption = "default",
-    overrides: OverridesOption = None,
-    input_type: InputTypeOption = InputType.AUTO,
-    regions: RegionsOption = None,
-    regions_class_order: ClassOrderOption = None,
-    resample: ResampleOption = False,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
-    device: DevicesOption = "auto",
-    threads: ThreadsPerDeviceOption = None,
-    max_memory: MaxMemoryOption = None,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    case_timeout: CaseTimeoutOption = None,
+    images: shared.ImagesOption = None,
+    logits: shared.LogitsOption = None,
+    nnunet: shared.NnunetOption = None,
+    manifest: shared.ManifestOption = None,
+    masks: shared.MasksOption = None,
+    config: shared.ConfigOption = "default",
+    overrides: shared.OverridesOption = None,
+    input_type: shared.InputTypeOption = shared.InputType.AUTO,
+    regions: shared.RegionsOption = None,
+    regions_class_order: shared.ClassOrderOption = None,
+    resample: shared.ResampleOption = False,
+    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
+    device: shared.DevicesOption = "auto",
+    threads: shared.ThreadsPerDeviceOption = None,
+    max_memory: shared.MaxMemoryOption = None,
+    workers: shared.WorkersOption = None,
+    dask: shared.DaskOption = None,
+    case_timeout: shared.CaseTimeoutOption = None,
     output_format: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
             "--output-format",
             metavar="SUFFIX",
             help="Format of the label maps in a folder, such as .nii.gz or .seg.nrrd. Default: the image's.",
-            show_default=False,
         ),
     ] = None,
     save_probabilities: Annotated[
@@ -81,39 +57,32 @@ def infer(
     resume: Annotated[
         bool,
         typer.Option(
-            "--continue",
-            "--resume",
-            help="Skip cases whose output exists and is complete; refine those of other parameters again.",
+            "--continue", "--resume", help="Skip cases whose output exists and is complete; refine those of other parameters again."
         ),
     ] = False,
     num_parts: Annotated[
-        int, typer.Option("--num-parts", metavar="N", min=1, max=MAX_PARTS, help="Number of processes that share the cases.")
+        int, typer.Option("--num-parts", metavar="N", min=1, max=shared.MAX_PARTS, help="Number of processes that share the cases.")
     ] = 1,
     part_id: Annotated[
         int | None,
-        typer.Option(
+        shared.option(
             "--part-id",
             metavar="K",
             min=0,
-            max=MAX_PARTS,
+            max=shared.MAX_PARTS,
             help="Number of this process, from 0: it takes every N-th case from this one.",
-            show_default=False,
         ),
     ] = None,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
-    ] = False,
+    fail_fast: shared.FailFastOption = False,
     summary: Annotated[
         Path | None,
-        typer.Option(
+        shared.path_option(
             "--summary",
             metavar="FILE.json|.jsonl",
-            parser=parse_path,
             help="Write a copy of the record of each case, which the output folder has; .jsonl: a line as each ends.",
-            show_default=False,
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
+    verbose: shared.VerboseOption = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
@@ -121,13 +90,10 @@ def infer(
         raise typer.BadParameter("--num-parts needs --part-id: the part for this process", param_hint="--part-id")
     if part_id is not None and part_id >= num_parts:
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    check_sources(images, logits, nnunet, manifest, masks, input_type)
-    placement = parse_placement(workers, dask, case_timeout)
+    verbosity = shared.verbosity_of(verbose, quiet)
+    shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
+    placement = shared.parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
     from crfrefine.parameters.presets import find_config
     from crfrefine.runs.infer.options import InferenceOptions
     from crfrefine.runs.infer.run import run_inference
@@ -137,9 +103,9 @@ def infer(
         logits=tuple(logits or ()),
         output=output,
         masks=masks if masks in (None, "nonzero") else Path(masks),
-        parameters=CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ())),
+        parameters=shared.parameters_of(config, overrides),
         input_type=input_type.value,
-        regions=parse_scheme(regions or (), regions_class_order),
+        regions=shared.parse_scheme(regions or (), regions_class_order),
         resample=resample,
         allow_mismatched_dicom=allow_mismatched_dicom,
         device=device,
@@ -161,7 +127,7 @@ def infer(
         placement=placement,
         output_format=None if output_format is None else output_format.lower(),
     )
-    with Reporter(verbosity=1 + verbose - quiet) as reporter:
+    with Reporter(verbosity) as reporter:
         result = run_inference(options, reporter)
     if not quiet:
         print_results(result)

@@ -52,11 +52,7 @@ _SHELL = "crfrefine.shell"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which job schedulers send before they kill, or SIGHUP, when the terminal closes: handled like Ctrl-C.
-
-    Args:
-        number: of the signal.
-    """
+    """SIGTERM, which job schedulers send before they kill, or SIGHUP, when the terminal closes: handled like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -91,32 +87,35 @@ def _show_usage_error(error: Any) -> None:
         print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
 
 
-def _without_shell(ctx: Any, args: list[str]) -> list[str]:
-    """Return the arguments without the shell that an option for completion may name, which goes into the context."""
-    if len(args) != 2 or args[0] not in ("--install-completion", "--show-completion"):
-        return args
-    if args[1] not in _SHELLS:
-        raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
-    ctx.meta[_SHELL] = args[1]
-    return args[:1]
+def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    """Print the version, or print or install a script for a shell, and exit.
 
+    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
+    """
+    if not wanted:
+        return
+    if parameter.name == "version":
+        import crfrefine
 
-def _answer_shell(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
-    """Print or install a script, as Typer's own options do: these are no plain switches, so each command would import pydantic for them."""
-    if wanted:
-        from typer.completion import install_callback, show_callback
+        print(f"crfrefine {crfrefine.__version__}")
+        raise typer.Exit
+    from typer.completion import install_callback, show_callback
 
-        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
-        answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True: the shell that starts this.
+    answer: Any = install_callback if parameter.name == "install_completion" else show_callback
+    answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True: the shell that starts this.
 
 
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options before the name of a command."""
+        """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
         with _usage_errors():
-            return super().parse_args(ctx, _without_shell(ctx, args))
+            if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
+                if args[1] not in _SHELLS:
+                    raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
+                ctx.meta[_SHELL] = args.pop()
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
@@ -142,7 +141,7 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,  # See `_answer_shell`.
+    add_completion=False,  # See `_answer`.
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
@@ -161,27 +160,15 @@ app.command("bids", cls=PanelCommand)(bids)
 app.command("describe")(describe)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        import crfrefine
-
-        print(f"crfrefine {crfrefine.__version__}")
-        raise typer.Exit
+_switch: Any = partial(typer.Option, callback=_answer, is_eager=True)
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[bool, _switch("--version", help="Show the version and exit.")] = False,
     wants_help: HelpOption = False,
-    install_completion: Annotated[
-        bool,
-        typer.Option(
-            "--install-completion", help="Let the shell complete commands; or name it: bash.", callback=_answer_shell, is_eager=True
-        ),
-    ] = False,
-    show_completion: Annotated[
-        bool, typer.Option("--show-completion", help="Print the script for that instead.", callback=_answer_shell, is_eager=True)
-    ] = False,
+    install_completion: Annotated[bool, _switch("--install-completion", help="Let the shell complete commands; or name it: bash.")] = False,
+    show_completion: Annotated[bool, _switch("--show-completion", help="Print the script for that instead.")] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -197,7 +184,7 @@ def main() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     spell_what_terminals_lack()
     warnings.showwarning = _show_warning
-    leave_out_pydicom()
+    sys.meta_path.insert(0, _Hiding())
     from crfrefine.engines.cuda.current_gpu import own_process
 
     own_process()
@@ -244,25 +231,15 @@ _OPTIONAL = "pydicom"
 class _Hiding(MetaPathFinder):
     """Says once that there is no pydicom: to the module of nibabel that has just been looked for, in the same thread."""
 
-    def __init__(self) -> None:
-        self._thread: int | None = None
+    _thread: int | None = None
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """Find nothing, so that the next finder is asked.
-
-        Raises:
-            ModuleNotFoundError: nibabel asks for pydicom.
-        """
+        """Find nothing, so that the next finder is asked; raise ModuleNotFoundError if nibabel asks for pydicom."""
         if fullname == _ASKS:
             self._thread = threading.get_ident()
         elif fullname == _OPTIONAL and self._thread == threading.get_ident():
             self._thread = None
             raise ModuleNotFoundError(f"{_OPTIONAL} is left out at the start of a command", name=_OPTIONAL)
-
-
-def leave_out_pydicom() -> None:
-    """Hide pydicom from nibabel, from now on; it is there for whoever imports it afterwards."""
-    sys.meta_path.insert(0, _Hiding())
 
 
 # Letters that a terminal or a file behind `>` cannot hold, as with Windows' code pages: our own signs are spelled, others are escaped.

@@ -1,56 +1,57 @@
-"""Options shared by several commands: fast help, non-empty paths, a limit on threads."""
+"""The options that several commands share, each described once, and what is checked of them together."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from crfrefine.base.text import shorten
+from crfrefine.base.text import shorten, shorten_value
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.runs.execution.placement import Placement
 
-
-def _show_help(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        print(ctx.get_help())
-        raise typer.Exit
-
-
-# Typer's own --help has no default, so Typer imports pydantic to convert nothing: a fifth of the time of `info`.
-HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this message and exit.", callback=_show_help, is_eager=True)]
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.parameters.model import CrfParameters
 
 MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
-MOST_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 MAX_PARTS = 1_000_000
-LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
 MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
+MOST_SECONDS = 1e7
+"""Four months; a clock counts on from there, a typing error does not."""
 
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", metavar="N", min=1, max=MAX_THREADS, help="CPU threads. Default: the cores this process may use.", show_default=False
-    ),
-]
+NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
-ThreadsPerDeviceOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        metavar="N",
-        min=1,
-        max=MAX_THREADS,
-        help="CPU threads; with several GPUs, for each GPU's process. Default: the cores this process may use, or an equal share.",
-        show_default=False,
-    ),
-]
+
+# What a value is. Each raises BadParameter for anything else.
+
+
+def path_text(text: str | Path, most: int = MOST_OF_A_PATH) -> str:
+    """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
+    text = str(text)
+    if not text:
+        raise typer.BadParameter("the path is empty; an unset variable?")
+    if "\0" in text:
+        raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
+    if len(text) > most:
+        raise typer.BadParameter(f"{shorten(text)}: {len(text)} characters are more than a path can have")
+    return text
+
+
+def parse_path(text: str | Path) -> Path:
+    """Return the path of a text."""
+    return Path(path_text(text))
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes of a size such as "8GiB"; raise BadParameter if it is none."""
+    """Return the bytes of a size such as "8GiB"."""
     from crfrefine.base.memory import parse_size
-    from crfrefine.errors import InputError
 
     try:
         return parse_size(text)
@@ -58,17 +59,30 @@ def parse_memory(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-MaxMemoryOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-memory",
-        metavar="SIZE",
-        parser=parse_memory,
-        help="Most memory to take, such as 8GiB or 512M; a case whose files take more fails before it is read. "
-        "Default, and at most: what the system allows.",
-        show_default=False,
-    ),
-]
+def parse_seconds(text: str) -> float:
+    """Return a number of seconds above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MOST_SECONDS:
+        raise typer.BadParameter(f"{path_text(text)}: expected a number of seconds above 0, at most {MOST_SECONDS:g}")
+    return seconds
+
+
+def complete_config(incomplete: str) -> list[tuple[str, str]]:
+    """Return the presets, and the TOML files in the current folder, that begin with `incomplete`, each with a few words."""
+    from crfrefine.parameters.presets import list_presets, purpose_of
+
+    presets = [(name, purpose_of(name)) for name in list_presets()]
+    files = [(path.name, "file of parameters") for path in sorted(Path().glob("*.toml"))]
+    return [found for found in presets + files if found[0].startswith(incomplete)]
+
+
+def _show_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(ctx.get_help())
+        raise typer.Exit
 
 
 class InputType(StrEnum):
@@ -80,8 +94,77 @@ class InputType(StrEnum):
     LABELS = "labels"
 
 
-InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
+# Makers of options: without a default, of a path, of a number of threads or processes, of parameters.
 
+option: Any = partial(typer.Option, show_default=False)
+path_argument: Any = partial(typer.Argument, parser=parse_path, show_default=False)
+path_option: Any = partial(option, parser=parse_path)
+threads_option: Any = partial(option, metavar="N", min=1, max=MAX_THREADS)
+config_option: Any = partial(typer.Option, "-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config)
+
+# Typer's own --help has no default, so Typer imports pydantic to convert nothing: a fifth of the time of `info`.
+HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this message and exit.", callback=_show_help, is_eager=True)]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
+
+ImagesOption = Annotated[
+    list[Path] | None,
+    path_option("-i", "--images", metavar="PATH", help="Folder or file; repeat the option for the modalities of one case."),
+]
+LogitsOption = Annotated[
+    list[Path] | None,
+    path_option(
+        *("-p", "--logits"),
+        metavar="PATH",
+        help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
+    ),
+]
+NnunetOption = Annotated[
+    Path | None,
+    path_option(
+        "--nnunet",
+        metavar="FOLDER",
+        help="Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
+    ),
+]
+ManifestOption = Annotated[
+    Path | None,
+    path_option(
+        "--manifest",
+        metavar="FILE.csv|.parquet",
+        help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+    ),
+]
+MasksOption = Annotated[
+    str | None,
+    option(
+        *("-m", "--masks"),
+        metavar="PATH|nonzero",
+        parser=path_text,
+        help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
+    ),
+]
+ConfigOption = Annotated[str, config_option(help="A preset's name, or a TOML file.")]
+OverridesOption = Annotated[
+    list[str] | None,
+    option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable."),
+]
+InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
+RegionsOption = Annotated[
+    list[str] | None,
+    option(
+        "--regions",
+        metavar="NAME=1+2+3",
+        help="A region with a sigmoid channel of its own; repeatable, in the order of the channels. Default: as in dataset.json.",
+    ),
+]
+ClassOrderOption = Annotated[
+    str | None,
+    option(
+        "--regions-class-order",
+        metavar="1,2,3",
+        help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
+    ),
+]
 ResampleOption = Annotated[
     bool,
     typer.Option(
@@ -89,7 +172,6 @@ ResampleOption = Annotated[
         help="Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
     ),
 ]
-
 AllowMismatchedDicomOption = Annotated[
     bool,
     typer.Option(
@@ -97,79 +179,70 @@ AllowMismatchedDicomOption = Annotated[
         help="Accept DICOM files of one patient that are of different studies or frames of reference. Different patients: always an error.",
     ),
 ]
-
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
-
-
-def path_or_value(text: str) -> str:
-    """Return text that may be a path or something else; raise BadParameter if it is empty: Python would use the current folder."""
-    if not text:
-        raise typer.BadParameter("the path is empty; an unset variable?")
-    if "\0" in text:
-        raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
-    return text
-
-
-def path_text(text: str | Path) -> str:
-    """Return the text of a path; raise BadParameter if it is empty or not a valid path."""
-    path_or_value(str(text))
-    if len(str(text)) > MOST_OF_A_PATH:
-        raise typer.BadParameter(f"{shorten(text)}: {len(str(text))} characters are more than a path can have")
-    return str(text)
-
-
-def parse_path(text: str | Path) -> Path:
-    """Return the path of a text; raises like `path_text`."""
-    return Path(path_text(text))
-
-
-NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
-
-NnunetOption = Annotated[
-    Path | None,
+ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]
+FailFastOption = Annotated[
+    bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]
+DevicesOption = Annotated[
+    str,
     typer.Option(
-        "--nnunet",
-        metavar="FOLDER",
-        parser=parse_path,
-        help="Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
-        show_default=False,
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|cuda:N,M|cuda:all",
+        help="Where to compute. Several GPUs share out the cases; cuda:all takes all of them.",
+    ),
+]
+ThreadsOption = Annotated[int | None, threads_option("--threads", help="CPU threads. Default: the cores this process may use.")]
+ThreadsPerDeviceOption = Annotated[
+    int | None,
+    threads_option(
+        "--threads",
+        help="CPU threads; with several GPUs, for each GPU's process. Default: the cores this process may use, or an equal share.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    int | None,
+    option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=parse_memory,
+        help="Most memory to take, such as 8GiB or 512M; a case whose files take more fails before it is read. "
+        "Default, and at most: what the system allows.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    threads_option("--workers", help="Compute in N processes of a Dask cluster that is started for this run. Default: no cluster."),
+]
+DaskOption = Annotated[
+    str | None,
+    option(
+        "--dask",
+        metavar="ADDRESS|FILE",
+        parser=path_text,
+        help="Compute on a running Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
+    ),
+]
+CaseTimeoutOption = Annotated[
+    float | None,
+    option(
+        "--case-timeout",
+        metavar="SECONDS",
+        parser=parse_seconds,
+        help="Give up a case that takes longer; it fails, the others continue. Each case then runs in a separate process.",
     ),
 ]
 
-ImagesOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "-i",
-        "--images",
-        metavar="PATH",
-        parser=parse_path,
-        help="Folder or file; repeat the option for the modalities of one case.",
-        show_default=False,
-    ),
-]
 
-LogitsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "-p",
-        "--logits",
-        metavar="PATH",
-        parser=parse_path,
-        help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
-        show_default=False,
-    ),
-]
+# What several options say together. Contradictions raise BadParameter or ConfigError.
 
-ManifestOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--manifest",
-        metavar="FILE.csv|.parquet",
-        parser=parse_path,
-        help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
-        show_default=False,
-    ),
-]
+
+def verbosity_of(verbose: bool, quiet: bool) -> int:
+    """Return a level of `cli.progress`."""
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    return 1 + verbose - quiet
 
 
 def check_sources(
@@ -196,55 +269,43 @@ def check_sources(
         raise typer.BadParameter(text, param_hint=missing[0])
 
 
-OverridesOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False),
-]
+def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
+    """Return the parameters of a preset or file, with the entries of `--set`."""
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.overrides import parse_override
+
+    return CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
 
 
-def complete_config(incomplete: str) -> list[tuple[str, str]]:
-    """Return the presets, and the TOML files in the current folder, that begin with `incomplete`, each with a few words."""
-    from crfrefine.parameters.presets import list_presets, purpose_of
-
-    presets = [(name, purpose_of(name)) for name in list_presets()]
-    files = [(path.name, "file of parameters") for path in sorted(Path().glob("*.toml"))]
-    return [found for found in presets + files if found[0].startswith(incomplete)]
-
-
-def config_option(meaning: str, **settings: Any) -> Any:
-    """Return the option that takes a preset or a file of parameters; commands differ in what they do with it."""
-    return typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config, help=meaning, **settings)
+def parse_placement(workers: int | None, dask: str | None, case_timeout: float | None = None, *, processes: int | None = None) -> Placement:
+    """Return where cases are computed."""
+    if workers is not None and dask is not None:
+        raise typer.BadParameter("--workers starts a cluster, --dask names one; leave one of them out", param_hint="--workers")
+    if processes is not None and (workers is not None or dask is not None):
+        raise typer.BadParameter("the cluster decides how many cases run at a time; leave --processes out", param_hint="--processes")
+    return Placement(workers, dask, case_timeout)
 
 
-ConfigOption = Annotated[
-    str,
-    config_option("A preset's name, or a TOML file."),
-]
+def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:
+    """Return the regions that the options name, in the order of the network's channels; None: none are named."""
+    if not regions:
+        if class_order is not None:
+            raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+        return None
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.metrics.regions import parse_region
 
-DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]
+    parsed = [parse_region(text) for text in regions]
+    names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
+    return RegionScheme.named(names, labels, None if class_order is None else parse_class_order(class_order))
 
-DevicesOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda|cuda:N|cuda:N,M|cuda:all",
-        help="Where to compute. Several GPUs share out the cases; cuda:all takes all of them.",
-    ),
-]
 
-MasksOption = Annotated[
-    str | None,
-    typer.Option(
-        "-m",
-        "--masks",
-        metavar="PATH|nonzero",
-        parser=path_text,
-        help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
-        show_default=False,
-    ),
-]
-
-ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]
+def parse_class_order(text: str) -> tuple[int, ...]:
+    """Return the labels of a text such as "1,2,3"; raise ConfigError if it is none."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
+        raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")
+    return tuple(map(int, parts))
 
 
 # The help of commands with many options, in panels: input first, then output, and options that hardly anybody needs last.

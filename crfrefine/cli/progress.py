@@ -33,67 +33,69 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-class ProgressLine:
-    """A line that is redrawn during a run, with messages above it.
+class RunReporter:
+    """Display of the three commands that run cases: on a terminal a line that is redrawn, with messages above it, else the messages alone.
 
     Args:
-        verbosity: QUIET: no line, and only messages of that level; NORMAL; VERBOSE.
+        verbosity: QUIET: no line, and only errors; NORMAL; VERBOSE: further details of the command.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self._verbosity = verbosity
-        self._bar: Progress | None = None
+        self._bar: Progress | None = None  # What it shows need not be printed.
         self._task: TaskID | None = None
+        self._ended = 0
+        self._causes = Causes()
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether there is a bar, so that its content need not be printed."""
-        return self._bar is not None
+    def __enter__(self) -> Self:
+        return self
 
-    def start(self, total: float, *, counts: bool, text: str = "", detail: str = "") -> None:
-        """Show the bar, on a terminal and unless QUIET.
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+        if isinstance(error, KeyboardInterrupt) and (left := self._describe_rest()):
+            error.add_note(left)
 
-        Args:
-            total: final value of `completed`.
-            counts: whether it counts things; otherwise percentages are shown.
-            text: the current stage.
-            detail: the part of that stage.
-        """
+    def note(self, text: str, *, case_id: str = "") -> None:
+        """Print an assumption, or what was ignored."""
+        self._say(f"note: {text}")
+
+    def warning(self, text: str) -> None:
+        """Print what concerns security, however quiet the run is."""
+        self._say(f"crfrefine: warning: {text}", at_least=QUIET)
+
+    def _describe_rest(self) -> str:
+        """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""
+        return ""
+
+    def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
+        """Show the bar, on a terminal and unless QUIET; it counts things up to a total, or shows percentages of it."""
         if self._verbosity <= QUIET or not sys.stderr.isatty():
             return
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
 
-        self._bar = Progress(
-            MofNCompleteColumn() if counts else TaskProgressColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}", markup=False),
-            TextColumn("{task.fields[detail]}", style="dim", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
+        self._bar = progress.Progress(
+            progress.MofNCompleteColumn() if counts else progress.TaskProgressColumn(),
+            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.fields[text]}", markup=False),
+            progress.TextColumn("{task.fields[detail]}", style="dim", markup=False),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left", style="dim"),
+            progress.TimeRemainingColumn(),
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=total, text=text, detail=detail)
+        self._task = self._bar.add_task("", total=total, text="", detail=detail)
         self._bar.start()
 
-    def update(self, *, completed: float | None = None, text: str | None = None, detail: str | None = None) -> None:
+    def _update(self, *, completed: float | None = None, text: str | None = None, detail: str | None = None) -> None:
         """Change the content of the bar; None leaves a value unchanged."""
         if self._bar is None or self._task is None:
             return
         fields: dict[str, Any] = {name: printable(value) for name, value in (("text", text), ("detail", detail)) if value is not None}
         self._bar.update(self._task, completed=completed, **fields)
 
-    def say(self, text: str, at_least: int = NORMAL) -> None:
+    def _say(self, text: str, at_least: int = NORMAL) -> None:
         """Print a message if the verbosity is high enough."""
         if self._verbosity < at_least:
             return
@@ -103,58 +105,17 @@ class ProgressLine:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def say_traceback(self, text: str | None) -> None:
-        """Print the traceback of an unexpected error, indented as part of a message, if VERBOSE."""
-        if text is not None and self._verbosity >= VERBOSE:
-            self.say(_indented(text), at_least=VERBOSE)
+    def _say_failure(self, case_id: str, text: str, traceback: str | None) -> None:
+        """Print the failure of a case; of several with one cause only the first, unless VERBOSE, which also shows tracebacks."""
+        if self._causes.is_new(case_id, text) or self._verbosity >= VERBOSE:
+            self._say(f"crfrefine: error: {text}", at_least=QUIET)
+        if traceback is not None:
+            self._say(_indented(traceback), at_least=VERBOSE)
 
-    def stop(self) -> None:
-        """Remove the bar."""
+    def _stop(self) -> None:
+        """Remove the bar, and print a line for each cause of several failures; once, at the end of a run."""
         if self._bar is not None:
             self._bar.stop()
-
-
-class RunReporter:
-    """Shared display of the three commands that run cases: a progress line, notes above it, and a message after an interrupt.
-
-    Args:
-        verbosity: QUIET: only errors; NORMAL; VERBOSE: further details of the command.
-    """
-
-    def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._line = ProgressLine(verbosity)
-        self._ended = 0
-        self._causes = Causes()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.stop()
-        self._say_other_failures()
-        if isinstance(error, KeyboardInterrupt) and (left := self._describe_rest()):
-            error.add_note(left)
-
-    def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption, or what was ignored."""
-        self._line.say(f"note: {text}")
-
-    def warning(self, text: str) -> None:
-        """Print what concerns security, however quiet the run is."""
-        self._line.say(f"crfrefine: warning: {text}", at_least=QUIET)
-
-    def _say_failure(self, case_id: str, text: str) -> None:
-        """Print the failure of a case; of several with one cause only the first, unless VERBOSE."""
-        if self._causes.is_new(case_id, text) or self._verbosity >= VERBOSE:
-            self._line.say(f"crfrefine: error: {text}", at_least=QUIET)
-
-    def _say_other_failures(self) -> None:
-        """Print a line for each cause of several failures; once, at the end of a run."""
         for line in self._causes.others() if self._verbosity < VERBOSE else ():
-            self._line.say(f"crfrefine: error: {line}", at_least=QUIET)
+            self._say(f"crfrefine: error: {line}", at_least=QUIET)
         self._causes = Causes()
-
-    def _describe_rest(self) -> str:
-        """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""
-        return ""

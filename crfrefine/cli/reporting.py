@@ -23,11 +23,7 @@ SILENT_SECONDS = 30.0
 
 
 class Reporter(RunReporter, InferenceObserver):
-    """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case.
-
-    Args:
-        verbosity: QUIET: only errors; NORMAL; VERBOSE: also filters and times.
-    """
+    """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         super().__init__(verbosity)
@@ -46,14 +42,14 @@ class Reporter(RunReporter, InferenceObserver):
         self._summary = summary
         threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._line.say(f"{describe_part(summary)}; device {device}, {threads}")
+        self._say(f"{describe_part(summary)}; device {device}, {threads}")
         if summary.num_cases:
-            self._line.start(summary.num_cases, counts=True, detail="reading")
+            self._start(summary.num_cases, counts=True, detail="reading")
 
     def case_started(self, case_id: str, number: int) -> None:
         """Show the name of the case."""
         self._case_started = time.monotonic()
-        self._line.update(text=case_id, detail="")
+        self._update(text=case_id, detail="")
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage, and count the steps of a case as parts of it, so that even the first case has a remaining time.
@@ -61,22 +57,22 @@ class Reporter(RunReporter, InferenceObserver):
         Without a bar, a large case says now and then how far it is.
         """
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
-        self._line.update(text=case_id or None, detail=detail)
+        self._update(text=case_id or None, detail=detail)
         now = time.monotonic()
-        if case_id and not self._line.is_shown and now - max(self._told, self._case_started) >= SILENT_SECONDS:
-            self._line.say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
+        if case_id and self._bar is None and now - max(self._told, self._case_started) >= SILENT_SECONDS:
+            self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
             self._told = now
         if num_steps > 1:
-            self._line.update(completed=self._ended + 0.9 * step / num_steps)
+            self._update(completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, text: str, *, case_id: str = "") -> None:
         """Print an assumption; one that applies to many cases is printed for the first one, or for each if verbose."""
         # A note begins with the name of a file, and the text after a colon may have the case's numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._notes:
-            self._line.say(f"{case_id}: {text}" if case_id else text)
+            self._say(f"{case_id}: {text}" if case_id else text)
         elif text.startswith(VANISHED):  # Every case names what it lost.
-            self._line.say(f"{case_id}: {text.partition(';')[0]}")
+            self._say(f"{case_id}: {text.partition(';')[0]}")
         self._notes.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
@@ -85,35 +81,33 @@ class Reporter(RunReporter, InferenceObserver):
         total = self._summary.num_cases if self._summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            self._say_failure(record.case_id, _with_case(record))
-            self._line.say_traceback(record.failures[0].traceback)
+            self._say_failure(record.case_id, _with_case(record), record.failures[0].traceback)
         elif record.status == "skipped":
-            self._line.say(f"{head}: exists, skipped")
-        elif not self._line.is_shown or self._verbosity >= VERBOSE:
+            self._say(f"{head}: exists, skipped")
+        elif self._bar is None or self._verbosity >= VERBOSE:
             numbers = f"{describe_steps(record)}, {num_changed(record):,} voxels changed, {record.seconds:.2f} s"
-            self._line.say(f"{head}: {numbers} -> {record.output}")
+            self._say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.report.filters if record.report else ():
-                self._line.say(f"    {line}")
-            self._line.say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
-        self._line.update(completed=self._ended)
+                self._say(f"    {line}")
+            self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
+        self._update(completed=self._ended)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
-        self._line.stop()
-        self._say_other_failures()
+        self._stop()
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
             left = summary.num_cases - len(summary.cases)
             if left:
                 counts.append(f"{left} not started")
-            self._line.say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
+            self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         if vanished and summary.num_cases > 1:
-            self._line.say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MOST_LISTED)}")
+            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MOST_LISTED)}")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
-            self._line.say(f"failed: {listed(failed, most=_MOST_LISTED)}")
+            self._say(f"failed: {listed(failed, most=_MOST_LISTED)}")
 
 
 def describe_part(summary: RunSummary) -> str:

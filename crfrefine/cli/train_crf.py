@@ -9,23 +9,9 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import (
-    LARGEST_SEED,
-    MAX_PARTS,
-    NNUNET_HAS_PROBABILITIES,
-    AllowMismatchedDicomOption,
-    DeviceOption,
-    InputType,
-    InputTypeOption,
-    NnunetOption,
-    OverridesOption,
-    ResampleOption,
-    StrictOption,
-    ThreadsOption,
-    config_option,
-    parse_path,
-)
-from crfrefine.cli.placement_options import DaskOption, WorkersOption, parse_placement
+from crfrefine.cli import options as shared
+
+LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 
 class LossName(StrEnum):
@@ -37,47 +23,29 @@ class LossName(StrEnum):
 
 
 def train_crf(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="DATA_DIR", parser=parse_path, help="Folder with images/ labels/ logits/ [masks/].", show_default=False),
-    ] = None,
+    folder: Annotated[Path | None, shared.path_argument(metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/].")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
+        shared.path_option(
+            *("-o", "--output"),
             metavar="FILE.toml",
-            parser=parse_path,
             help="Parameters to write, for infer -c. Needed unless --nnunet is given, whose folder then gets crfrefine.toml.",
-            show_default=False,
         ),
     ] = None,
-    nnunet: NnunetOption = None,
-    images: Annotated[
-        Path | None, typer.Option("-i", "--images", metavar="FOLDER", parser=parse_path, help="Images.", show_default=False)
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("-l", "--labels", metavar="FOLDER", parser=parse_path, help="Reference.", show_default=False)
-    ] = None,
+    nnunet: shared.NnunetOption = None,
+    images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
+    labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
     logits: Annotated[
         Path | None,
-        typer.Option(
-            "-p",
-            "--logits",
-            metavar="FOLDER",
-            parser=parse_path,
-            help="Logits or probabilities of cases that the network was not trained on.",
-            show_default=False,
+        shared.path_option(
+            "-p", "--logits", metavar="FOLDER", help="Logits or probabilities of cases that the network was not trained on."
         ),
     ] = None,
-    masks: Annotated[
-        Path | None, typer.Option("-m", "--masks", metavar="FOLDER", parser=parse_path, help="Masks.", show_default=False)
-    ] = None,
+    masks: Annotated[Path | None, shared.path_option("-m", "--masks", metavar="FOLDER", help="Masks.")] = None,
     config: Annotated[
-        str | None,
-        config_option("Start from a preset or a TOML file. Default: several built-in starts.", show_default=False),
+        str | None, shared.config_option(help="Start from a preset or a TOML file. Default: several built-in starts.", show_default=False)
     ] = None,
-    overrides: OverridesOption = None,
+    overrides: shared.OverridesOption = None,
     learn: Annotated[
         str,
         typer.Option(
@@ -88,72 +56,59 @@ def train_crf(
     ] = "weights,compatibility,theta,temperature,bias,volume",
     folds: Annotated[
         int | None,
-        typer.Option(
+        shared.option(
             "--folds",
             metavar="K",
             min=2,
-            max=MAX_PARTS,
+            max=shared.MAX_PARTS,
             help="Parts of the cross-validation by case. Default: 5, or the number of cases.",
-            show_default=False,
         ),
     ] = None,
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
     num_iterations: Annotated[
         int | None,
-        typer.Option(
-            "--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps. Default: built-in.", show_default=False
-        ),
+        shared.option("--num-iterations", metavar="N", min=1, max=shared.MAX_PARTS, help="Most optimizer steps. Default: built-in."),
     ] = None,
     regions: Annotated[
         list[str] | None,
-        typer.Option(
-            "--regions",
-            metavar="NAME=1+3+4",
-            help="Labels that count together; repeatable. Default: each foreground label.",
-            show_default=False,
-        ),
+        shared.option("--regions", metavar="NAME=1+3+4", help="Labels that count together; repeatable. Default: each foreground label."),
     ] = None,
-    input_type: InputTypeOption = InputType.AUTO,
-    resample: ResampleOption = False,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
+    input_type: shared.InputTypeOption = shared.InputType.AUTO,
+    resample: shared.ResampleOption = False,
+    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
+    device: shared.DeviceOption = "auto",
+    threads: shared.ThreadsOption = None,
+    workers: shared.WorkersOption = None,
+    dask: shared.DaskOption = None,
     max_minutes: Annotated[
-        float | None,
-        typer.Option("--max-minutes", metavar="M", help="End within this time, with the result so far.", show_default=False),
+        float | None, shared.option("--max-minutes", metavar="M", help="End within this time, with the result so far.")
     ] = None,
-    strict: StrictOption = False,
+    strict: shared.StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", "--resume", help="Continue a stopped run with the same options.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    verbosity = shared.verbosity_of(verbose, quiet)
     if nnunet is None and folder is None and images is None and labels is None and logits is None:
         raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits, or --nnunet", param_hint="DATA_DIR")
     if nnunet is not None and (folder is not None or logits is not None):
         surplus = "DATA_DIR" if folder is not None else "--logits"
         raise typer.BadParameter(f"--nnunet finds the cases and their probabilities; leave {surplus} out", param_hint=surplus)
-    if nnunet is not None and input_type is InputType.LABELS:
-        raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+    if nnunet is not None and input_type is shared.InputType.LABELS:
+        raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
-    placement = parse_placement(workers, dask)
+    placement = shared.parse_placement(workers, dask)
     started = time.monotonic()  # PyTorch takes seconds to load, and --max-minutes counts them
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
     from crfrefine.parameters.presets import find_config
 
     try:
-        from crfrefine.train.folders import locate_folders, locate_nnunet
-        from crfrefine.train.options import TrainingOptions
-        from crfrefine.train.origin import default_output
+        from crfrefine.train.options import TrainingOptions, locate_folders, locate_nnunet
+        from crfrefine.train.report import default_output
         from crfrefine.train.run import run_training
     except ImportError as error:
         if error.name != "torch":
@@ -164,14 +119,10 @@ def train_crf(
         data = locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks)
     else:
         data = locate_nnunet(nnunet, images=images, labels=labels, masks=masks)
-    parameters = None
-    if config is not None or overrides:
-        changes = dict(parse_override(text) for text in overrides or ())
-        parameters = CrfParameters.load(config or "default").replace(**changes)
     options = TrainingOptions(
         data=data,
         output=default_output(data.logits) if output is None else output,
-        parameters=parameters,
+        parameters=shared.parameters_of(config or "default", overrides) if config is not None or overrides else None,
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
         num_folds=folds,
@@ -189,6 +140,6 @@ def train_crf(
         allow_mismatched_dicom=allow_mismatched_dicom,
         strict=strict,
     )
-    with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:
+    with TrainingReporter(verbosity) as reporter:
         result = run_training(options, reporter, started=started)
-    print_training(result, verbosity=1 + verbose - quiet)
+    print_training(result, verbosity)

@@ -13,17 +13,13 @@ from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
     from crfrefine.metrics.registry import Metric
-    from crfrefine.train.results import TrainingResult
+    from crfrefine.train.comparison import TrainingResult
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingReporter(RunReporter, TrainingObserver):
-    """Shows a run: a live bar on a terminal, else an occasional plain line.
-
-    Args:
-        verbosity: QUIET: only errors; NORMAL; VERBOSE: every step.
-    """
+    """Shows a run: a live bar on a terminal, else an occasional plain line; VERBOSE: every step."""
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         super().__init__(verbosity)
@@ -31,39 +27,39 @@ class TrainingReporter(RunReporter, TrainingObserver):
         self._left: float | None = None
 
     def __enter__(self) -> Self:
-        self._line.start(1.0, counts=False)
+        self._start(1.0, counts=False)
         return self
 
     def run_started(self, text: str) -> None:
         """Print the amount of work."""
-        self._line.say(text)
+        self._say(text)
 
     def stage_started(self, stage: str) -> None:
         """Show the part of the run."""
-        self._line.update(text=stage)
-        if not self._line.is_shown:
-            self._line.say(stage)
+        self._update(text=stage)
+        if self._bar is None:
+            self._say(stage)
         self._shown = time.monotonic()
 
     def stepped(self, step: Step) -> None:
         """Print the progress of the optimizer occasionally."""
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
-        self._line.update(text=f"{step.stage} {text}")
+        self._update(text=f"{step.stage} {text}")
         is_due = time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
-        if self._verbosity >= VERBOSE or (is_due and not self._line.is_shown):
+        if self._verbosity >= VERBOSE or (is_due and self._bar is None):
             left = "" if self._left is None else f"; about {describe_duration(self._left)} left"
-            self._line.say(f"  {step.stage} [{step.start}] {text}{left}")
+            self._say(f"  {step.stage} [{step.start}] {text}{left}")
             self._shown = time.monotonic()
 
     def progressed(self, fraction: float, seconds_left: float | None) -> None:
         """Move the bar."""
         self._left = seconds_left
-        self._line.update(completed=fraction)
+        self._update(completed=fraction)
 
     def stage_ended(self, text: str) -> None:
         """Print the result of a part."""
-        self._line.say(text)
+        self._say(text)
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
@@ -79,7 +75,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         if rows:
             print_table(names, rows, numbers=(first, change, *others))
             print(f"p (Holm): {describe_families(result.comparison.summary)}")
-        for path in (result.options.output, result.options.report, result.options.curves):
+        options = result.plan.options
+        for path in (options.output, options.report, options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
@@ -99,7 +96,7 @@ def describe_duration(seconds: float) -> str:
 
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return one row per region and method, the mean over regions last."""
-    from crfrefine.statistics.comparison import format_p
+    from crfrefine.statistics.comparison import comparison_texts
     from crfrefine.train.methods import shown_methods
 
     first, *others = _metrics()
@@ -109,20 +106,8 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     for region in regions:
         for method in shown_methods(result.comparison.table.methods):
             row = found[first.name, region, method]
-            comparison = row.comparison
-            rows.append(
-                (
-                    region,
-                    method,
-                    first.value_text(row.mean),
-                    # The others are compared with the first method.
-                    "" if comparison is None else first.difference_text(comparison.mean_difference),
-                    "" if comparison is None else first.interval_text(*comparison.interval),
-                    "" if comparison is None else format_p(row.p_adjusted),
-                    "" if comparison is None else f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-                    *(metric.value_text(found[metric.name, region, method].mean) for metric in others),
-                )
-            )
+            means = (metric.value_text(found[metric.name, region, method].mean) for metric in others)
+            rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))
     return rows
 
 

@@ -8,82 +8,60 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import (
-    AllowMismatchedDicomOption,
-    ConfigOption,
-    DeviceOption,
-    ImagesOption,
-    InputType,
-    InputTypeOption,
-    LogitsOption,
-    ManifestOption,
-    MasksOption,
-    MaxMemoryOption,
-    NnunetOption,
-    OverridesOption,
-    ResampleOption,
-    ThreadsOption,
-    check_sources,
-    parse_path,
-)
-from crfrefine.cli.region_options import ClassOrderOption, CountedRegionsOption, parse_class_order
+from crfrefine.cli import options as shared
 
 
 def tune(
-    images: ImagesOption = None,
-    logits: LogitsOption = None,
-    nnunet: NnunetOption = None,
-    manifest: ManifestOption = None,
+    images: shared.ImagesOption = None,
+    logits: shared.LogitsOption = None,
+    nnunet: shared.NnunetOption = None,
+    manifest: shared.ManifestOption = None,
     labels: Annotated[
-        Path | None,
-        typer.Option("-l", "--labels", metavar="PATH", parser=parse_path, help="References: folder or file; for Dice.", show_default=False),
+        Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="References: folder or file; for Dice.")
     ] = None,
-    masks: MasksOption = None,
+    masks: shared.MasksOption = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE.toml",
-            parser=parse_path,
-            help="Where the page's button saves the parameters.",
-            show_default=False,
+        Path | None, shared.path_option("-o", "--output", metavar="FILE.toml", help="Where the page's button saves the parameters.")
+    ] = None,
+    config: shared.ConfigOption = "default",
+    overrides: shared.OverridesOption = None,
+    input_type: shared.InputTypeOption = shared.InputType.AUTO,
+    regions: Annotated[
+        list[str] | None,
+        shared.option(
+            "--regions",
+            metavar="NAME=1+2+3",
+            help="Labels that count together in the table; repeatable. "
+            "If the network has a sigmoid channel for each, they are its channels.",
         ),
     ] = None,
-    config: ConfigOption = "default",
-    overrides: OverridesOption = None,
-    input_type: InputTypeOption = InputType.AUTO,
-    regions: CountedRegionsOption = None,
-    regions_class_order: ClassOrderOption = None,
-    resample: ResampleOption = False,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
-    device: DeviceOption = "auto",
-    max_memory: MaxMemoryOption = None,
+    regions_class_order: shared.ClassOrderOption = None,
+    resample: shared.ResampleOption = False,
+    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
+    device: shared.DeviceOption = "auto",
+    max_memory: shared.MaxMemoryOption = None,
     case: Annotated[
         str | None,
-        typer.Option("--case", metavar="NAME", help="The case of a folder to open first; the page has the others.", show_default=False),
+        shared.option("--case", metavar="NAME", help="The case of a folder to open first; the page has the others."),
     ] = None,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
-    threads: ThreadsOption = None,
+    threads: shared.ThreadsOption = None,
 ) -> None:
     """Choose parameters by eye, on a page with sliders.
 
     The page is served on this machine alone, and ends with its own button or with Ctrl-C.
     """
-    check_sources(images, logits, nnunet, manifest, masks, input_type)
-    from crfrefine.apps.tune.options import TuneOptions
+    shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
     from crfrefine.apps.tune.server import check_libraries, serve
-    from crfrefine.apps.tune.session import Session
+    from crfrefine.apps.tune.session import Session, TuneOptions
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
     from crfrefine.runs.infer.options import InferenceOptions
 
     check_libraries()
-    parameters = CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
+    parameters = shared.parameters_of(config, overrides)
     if masks == "nonzero":  # The saved file says so, too.
         parameters = parameters.replace(**{"intensity.mask": "nonzero"})
     if output is not None:
@@ -110,7 +88,7 @@ def tune(
         output,
         case,
         regions=tuple(parse_region(text) for text in regions or ()),
-        class_order=None if regions_class_order is None else parse_class_order(regions_class_order),
+        class_order=None if regions_class_order is None else shared.parse_class_order(regions_class_order),
     )
     get_backend(device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Progress = Callable[[str, int, int], None]
@@ -45,19 +45,21 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class FeatureOrigin:
-    """The point that the features of appearance kernels count from.
-
-    Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
-    that share an origin share these points, so their messages agree wherever the cut is out of reach.
+class RunContext:
+    """How a run is made.
 
     Attributes:
-        position: a voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
-        intensity: one normalized intensity per modality.
+        threads: CPU threads; None: the cores this process may use.
+        progress: called between stages; may raise to stop.
+        num_bytes: called before a run on tiles: what it may take beyond what is in memory then; None: any amount.
     """
 
-    position: tuple[int, ...]
-    intensity: tuple[float, ...]
+    threads: int | None = None
+    progress: Progress | None = None
+    num_bytes: Callable[[], int | None] | None = None
+
+
+NO_CONTEXT = RunContext()
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ class MeanFieldGradients:
         compatibility: (L, L) float64, including the diagonal.
         temperature: number.
         bias: (L,) float64, also where the run had none.
-        theta_alpha: (bilateral kernels, axes) float64; zeros unless asked for.
-        theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
+        theta_position: (bilateral kernels, axes) float64; zeros unless asked for.
+        theta_intensity: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
         image: (M, *grid), zero outside the mask; None unless asked for.
         volume_weight: number; None without a volume term.
@@ -163,8 +165,8 @@ class MeanFieldGradients:
     compatibility: NDArray[np.float64]
     temperature: float
     bias: NDArray[np.float64]
-    theta_alpha: NDArray[np.float64]
-    theta_beta: NDArray[np.float64]
+    theta_position: NDArray[np.float64]
+    theta_intensity: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None
     image: NDArray[Any] | None
     volume_weight: float | None = None
@@ -245,62 +247,20 @@ class Backend(Protocol):
 
     name: str
 
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> Kernels:
-        """Build the kernels of a model on one image.
-
-        Args:
-            image: (M, *grid) float32 or float64, normalized; it sets the precision and must not change while the kernels are in use.
-            mask: (*grid), True where the model applies; None: everywhere.
-            spacing: mm, one per grid axis.
-            spec: the kernels.
-            axes: the user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend
-                on the order of its features, and must not depend on the memory order. None: the axes are in the user's order.
-            origin: the point that features count from, its axes in the order of `spacing`; None: `default_origin`. Axes along which the
-                mask is one voxel long have no feature. With `filter = "auto"` parts of a volume may get different filters.
-            threads: number of threads; None: the cores this process may use.
-            progress: called before each kernel.
-        """
+    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> Kernels:
+        """Build the kernels of a model on one image, which must not change while they are in use."""
         ...
 
     def mean_field(
-        self,
-        logits: NDArray[np.float32],
-        image: NDArray[np.float32],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: ModelSpec,
-        *,
-        box: Box | None = None,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
+        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Build the kernels of a model for one case and run the mean field on them: `kernels`, then `run_last`.
 
         Args:
-            logits: (L, *grid), or (L, *box), higher is better.
-            image: (M, *grid), or (M, *box), normalized intensity. It is released before the first step if no filter reads it again.
-            mask: (*grid), True where the model applies; None: everywhere.
-            spacing: mm, one per grid axis.
+            logits: (L, *grid), higher is better.
+            image: of the case. It is released before the first step if no filter reads it again.
             spec: the model for the case's labels, modalities and axes.
-            box: the mask's bounding box, if only this part of the result is needed: it is all that the logits of the result hold then.
-                None: the whole grid.
-            axes: as in `kernels`.
-            origin: as in `kernels`.
-            threads: number of threads; None: the cores this process may use.
-            progress: called between stages.
+            context: of the run.
         """
         ...
 

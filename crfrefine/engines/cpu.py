@@ -5,23 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.threads import available_threads
-from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
-from crfrefine.engines.boxes import covers, crop
+from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Look = Callable[[int, int, NDArray[Any]], None]
@@ -41,85 +41,47 @@ class CpuBackend:
         """The instruction set of the loaded engine."""
         return str(self._engine.__name__).rpartition("_")[2]
 
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> CpuKernels:
+    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CpuKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`."""
         if spec.num_labels < 2:
             raise InputError(f"the model needs two labels or more, background among them; got {spec.num_labels}")
-        image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
-        build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
+        values = np.ascontiguousarray(image.values, dtype=np.float64 if image.values.dtype == np.float64 else np.float32)
+        build = self._engine.Kernels64 if values.dtype == np.float64 else self._engine.Kernels32
         started = time.perf_counter()
-        origin = checked_origin(origin, image.shape)
-        with _engine_errors(self._engine, image.shape):
+        origin = checked_origin(image)
+        with _engine_errors(self._engine, values.shape):
             built = build(
-                image,
-                _mask(mask),
-                *_kernel_arguments(spec, spacing),
+                values,
+                _mask(image.mask),
+                *_kernel_arguments(spec, image.spacing),
                 spec.num_labels,
                 spec.num_iterations,
-                [] if axes is None else list(axes),
+                list(image.axes or ()),
                 None if origin is None else (list(origin.position), list(origin.intensity)),
-                threads or available_threads(),
-                progress,
+                context.threads or available_threads(),
+                context.progress,
             )
-        return CpuKernels(self._engine, built, image, mask, spec, time.perf_counter() - started)
+        return CpuKernels(self._engine, built, values, image.mask, spec, time.perf_counter() - started)
 
-    def plan_filters(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> tuple[str, ...]:
-        """Return the filter of each appearance kernel on an image, without building it: "exact", "truncated", "grid" or "lattice".
-
-        The arguments are those of `kernels`.
-        """
-        image = np.ascontiguousarray(image, dtype=np.float32)
-        distances, bilateral, _, _, name = _kernel_arguments(spec, spacing)
-        with _engine_errors(self._engine, image.shape):
+    def plan_filters(self, image: GridImage, spec: KernelSetSpec, threads: int | None = None) -> tuple[str, ...]:
+        """Return the filter of each appearance kernel on an image, without building it: "exact", "truncated", "grid" or "lattice"."""
+        values = np.ascontiguousarray(image.values, dtype=np.float32)
+        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
+        with _engine_errors(self._engine, values.shape):
             planned = self._engine.plan_filters(
-                image, _mask(mask), distances, bilateral, name, spec.num_labels, spec.num_iterations, threads or available_threads()
+                values, _mask(image.mask), distances, bilateral, name, spec.num_labels, spec.num_iterations, threads or available_threads()
             )
         return tuple(planned)
 
     def mean_field(
-        self,
-        logits: NDArray[np.float32],
-        image: NDArray[np.float32],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: ModelSpec,
-        *,
-        box: Box | None = None,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
+        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        if box is not None and mask is not None:
-            is_ready = image.dtype == np.float32 and image.flags.c_contiguous
-            if not is_ready or covers(image, box):
-                # Nothing else is copied: the engine finds the rows of the logits where they are.
-                logits, image, mask = crop(logits, image, mask, box)
-                box = None
-        image = np.ascontiguousarray(image, dtype=np.float32)
-        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
+        if image.values.dtype != np.float32:
+            image = replace(image, values=image.values.astype(np.float32))
+        kernels = self.kernels(image, spec.kernels, context)
         del image
-        return kernels.run_last(logits, spec.mean_field, box=box, progress=progress)
+        return kernels.run_last(logits, spec.mean_field, progress=context.progress)
 
     def message(
         self,
@@ -189,33 +151,29 @@ class CpuKernels:
         # With a tolerance of 0 the engine writes only the logits of the last step.
         return self._run(logits, spec, progress, is_last=False, look=look if spec.tolerance > 0.0 else None)
 
-    def run_last(
-        self, logits: NDArray[Any], spec: MeanFieldSpec, *, box: Box | None = None, progress: Progress | None = None
-    ) -> MeanFieldResult:
-        """Run the mean field and release the kernels; see `Kernels.run_last`. With the mask's box: return only this part."""
-        return self._run(logits, spec, progress, box, is_last=not self.is_kept)
+    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field and release the kernels; see `Kernels.run_last`."""
+        return self._run(logits, spec, progress, is_last=not self.is_kept)
 
     def _run(
         self,
         logits: NDArray[Any],
         spec: MeanFieldSpec,
         progress: Progress | None,
-        box: Box | None = None,
         *,
         is_last: bool,
         look: Look | None = None,
     ) -> MeanFieldResult:
-        grid = self.image_shape[1:] if box is None else tuple(axis.stop - axis.start for axis in box)
-        self._check_shape(logits, grid)
+        self._check_shape(logits)
         if logits.dtype != self.dtype or logits.strides[-1] != logits.itemsize:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
-        out = np.empty((len(logits), *grid), self.dtype)
+        out = np.empty(logits.shape, self.dtype)
         if look is not None:
             out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
-            run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec, box))
+            run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec))
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
@@ -265,8 +223,8 @@ class CpuKernels:
             compatibility=np.array(sums["compatibility"]).reshape(spec.num_labels, spec.num_labels),
             temperature=float(sums["temperature"]),
             bias=np.array(sums["bias"]),
-            theta_alpha=bilateral[:, num_modalities:],
-            theta_beta=bilateral[:, :num_modalities],
+            theta_position=bilateral[:, num_modalities:],
+            theta_intensity=bilateral[:, :num_modalities],
             theta_gamma=spatial,
             image=by_image,
             volume_weight=spec.volume_weight_gradient(float(sums["volume_slack"])),
@@ -278,20 +236,18 @@ class CpuKernels:
         check_volume(spec)
         return spec.rounded(np.dtype(self.dtype))
 
-    def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec, box: Box | None = None) -> NDArray[np.bool_] | None:
+    def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
         """Return at which masked voxels the volume term applies; None: at all, or there is no term."""
         inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
-        if box is None:
-            return volume_part(logits, inside, spec)
-        return volume_part(logits if covers(logits, box) else logits[(slice(None), *box)], inside[box], spec)
+        return volume_part(logits, inside, spec)
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
-        self._check_shape(channels, self.image_shape[1:])
+        self._check_shape(channels)
         return np.ascontiguousarray(channels, dtype=self.dtype)
 
-    def _check_shape(self, channels: NDArray[Any], grid: tuple[int, ...]) -> None:
-        if len(channels) != self._num_labels or channels.shape[1:] not in (self.image_shape[1:], grid):
+    def _check_shape(self, channels: NDArray[Any]) -> None:
+        if channels.shape != (self._num_labels, *self.image_shape[1:]):
             raise InputError(f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self.image_shape[1:])}")
 
 

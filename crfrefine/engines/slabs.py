@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, MeanFieldResult
-from crfrefine.engines.origin import default_origin
+from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
+from crfrefine.engines.grid_image import default_origin
 from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.engines.base import Progress
+    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.parameters.specs import ModelSpec
 
 HEIGHT = 8
 """Planes; the heights of slabs and of what is around them are multiples of it, as those of tiles."""
@@ -50,60 +50,49 @@ class Slab:
         return self.last - self.first
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """What is cut into slabs; or a slab, with the planes around it.
-
-    Attributes:
-        values: (L, *grid) logits of labels, or (R, *grid) log-odds of regions.
-        image: (M, *grid), normalized.
-        mask: (*grid), True where the model applies; None: everywhere.
-        spacing: mm, one per grid axis.
-        models: of the labels, or one per region, with the same kernels.
-        origin: the point that features count from.
-    """
-
-    values: NDArray[np.float32]
-    image: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None
-    spacing: tuple[float, ...]
-    models: Sequence[ModelSpec]
-    origin: FeatureOrigin | None = None
+Run = Callable[["NDArray[np.float32]", "GridImage", "Sequence[ModelSpec]"], MeanFieldResult]
+"""Runs the mean field at once on (L, *grid) logits of labels, or log-odds of regions, each of which has a model with the same kernels."""
 
 
-Run = Callable[[Volume], MeanFieldResult]
-"""Runs the mean field on a volume at once."""
-
-
-def halo_planes(num_iterations: int, reach: int, unit: int = HEIGHT) -> int:
-    """Return the number of planes on each side that the result of a plane can depend on.
+def halo_planes(num_iterations: int, reach: int) -> int:
+    """Return the number of planes on each side that the result of a plane can depend on, a multiple of HEIGHT.
 
     In each step messages come from within the reach, and their normalization from within the reach of those who send.
 
     Args:
         num_iterations: steps.
         reach: planes after which every kernel ends.
-        unit: the result is a multiple of it.
     """
-    return math.ceil((num_iterations + 1) * reach / unit) * unit
+    return math.ceil((num_iterations + 1) * reach / HEIGHT) * HEIGHT
 
 
-def cut(num_planes: int, height: int, halo: int) -> list[Slab]:
-    """Return slabs of equal height; the last one may be lower."""
-    starts = range(0, num_planes, height)
-    return [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
+def cuts(num_planes: int, halo: int, fewest: int = 1) -> Iterator[list[Slab]]:
+    """Yield the ways to cut a volume into slabs of equal height, whose last one may be lower; the fewest slabs come first."""
+    rows = math.ceil(num_planes / HEIGHT)
+    for count in range(fewest, rows + 1):
+        height = math.ceil(rows / count) * HEIGHT
+        starts = range(0, num_planes, height)
+        yield [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
 
 
-def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progress: Progress | None = None) -> tuple[MeanFieldResult, str]:
+def run_in_slabs(
+    run: Run,
+    values: NDArray[np.float32],
+    image: GridImage,
+    models: Sequence[ModelSpec],
+    error: tuple[str, float],
+    progress: Progress | None = None,
+) -> tuple[MeanFieldResult, str]:
     """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
 
     Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either.
 
     Args:
         run: raises `CapacityError` with a shortage if a slab does not fit.
-        volume: to be cut; without an origin, it is the default one.
-        message: of the error that the whole volume met.
-        shortage: of that error.
+        values: as `Run` takes them.
+        image: of the case; without an origin, features count from the default one.
+        models: as `Run` takes them.
+        error: message and shortage of what the whole volume met.
         progress: called before each slab.
 
     Returns:
@@ -112,14 +101,15 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
     Raises:
         CapacityError: not even a slab of HEIGHT planes fits, or the volume cannot be cut.
     """
-    if any(model.mean_field.volume_weight > 0.0 for model in volume.models):
+    message, shortage = error
+    if any(model.mean_field.volume_weight > 0.0 for model in models):
         raise CapacityError(f"volume.weight above 0 needs the whole volume at once, and {message}")
-    num_planes, kernels = volume.values.shape[1], volume.models[0].kernels
-    num_iterations = max(model.mean_field.num_iterations for model in volume.models)
-    reach = reach_of_axes(kernels, volume.spacing, volume.values.shape[1:])[0]
+    num_planes = values.shape[1]
+    num_iterations = max(model.mean_field.num_iterations for model in models)
+    reach = reach_of_axes(models[0].kernels, image.spacing, values.shape[1:])[0]
     halo = halo_planes(num_iterations, reach)
-    plain = [ModelSpec(model.kernels, dataclasses.replace(model.mean_field, tolerance=0.0)) for model in volume.models]
-    volume = dataclasses.replace(volume, models=plain, origin=volume.origin or default_origin(volume.image, volume.mask))
+    models = [replace(model, mean_field=replace(model.mean_field, tolerance=0.0)) for model in models]
+    image = replace(image, origin=image.origin or default_origin(image))
     extent = num_planes
     while True:
         slabs = _smaller(num_planes, halo, extent, shortage)
@@ -131,12 +121,12 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
                 f"steps with kernels that reach {reach} planes depend on these; {message}"
             )
         try:
-            result = _run(run, volume, slabs, progress)
-        except CapacityError as error:
-            if error.shortage <= 0.0:
+            result = _run(run, values, image, models, slabs, progress)
+        except CapacityError as found:
+            if found.shortage <= 0.0:
                 raise
             # The error itself would keep the memory of what it broke off.
-            message, shortage = str(error), error.shortage
+            message, shortage = str(found), found.shortage
         else:
             return result, _describe(slabs, num_iterations, result)
         extent = max(slab.extent for slab in slabs)
@@ -145,69 +135,60 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
 def _smaller(num_planes: int, halo: int, extent: int, shortage: float) -> list[Slab] | None:
     """Return as few slabs as may fit where those of some extent do not; None: there are no smaller ones."""
     target = extent / min(max(shortage, 1.0), _MOST_SHORTAGE)
-    rows = math.ceil(num_planes / HEIGHT)
     slabs: list[Slab] = []
-    for count in range(2, rows + 1):
-        slabs = cut(num_planes, math.ceil(rows / count) * HEIGHT, halo)
+    for slabs in cuts(num_planes, halo, 2):
         if max(slab.extent for slab in slabs) < min(target, extent):
             return slabs
     return slabs if slabs and max(slab.extent for slab in slabs) < extent else None
 
 
-def _run(run: Run, volume: Volume, slabs: Sequence[Slab], progress: Progress | None) -> MeanFieldResult:
+def _run(
+    run: Run,
+    values: NDArray[np.float32],
+    image: GridImage,
+    given: Sequence[ModelSpec],
+    slabs: Sequence[Slab],
+    progress: Progress | None,
+) -> MeanFieldResult:
     """Run slab by slab, that with the most voxels first: if it fits, so do most others, and it chooses the filter of "auto" for all."""
-    out = np.empty(volume.values.shape, np.float32)
+    out = np.empty(values.shape, np.float32)
     report: MeanFieldReport | None = None
     timings: dict[str, float] = {}
     names: set[tuple[str, ...]] = set()
-    given = volume.models
-    for number, slab in enumerate(sorted(slabs, key=lambda slab: -_num_voxels(volume, slab))):
+    models = given
+    for number, slab in enumerate(sorted(slabs, key=lambda slab: -_num_voxels(image.mask, slab))):
         if progress is not None:
             progress("slab", number, len(slabs))
-        inner = slice(slab.start, slab.stop)
-        if volume.mask is not None and not volume.mask[inner].any():
-            temperature = volume.models[0].mean_field.temperature
-            np.multiply(volume.values[:, inner], np.float32(1.0) / np.float32(temperature), out=out[:, inner])
+        own = slice(slab.start, slab.stop)
+        if image.mask is not None and not image.mask[own].any():
+            np.multiply(values[:, own], np.float32(1.0) / np.float32(models[0].mean_field.temperature), out=out[:, own])
             continue
-        part = _part(volume, slab)
-        is_fixed = volume.models[0].kernels.filter != given[0].kernels.filter
-        found = (_run_fixed(run, part) if is_fixed else None) or run(dataclasses.replace(part, models=given))
-        out[:, inner] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
+        part = np.ascontiguousarray(values[:, slab.first : slab.last]), image.planes(slab.first, slab.last)
+        is_fixed = models[0].kernels.filter != given[0].kernels.filter
+        found = (_run_fixed(run, *part, models) if is_fixed else None) or run(*part, given)
+        out[:, own] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
         report = report or found.report
         names.add(_filter_names(found.report))
         for stage, seconds in found.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
-        volume = dataclasses.replace(volume, models=[_with_filter(model, names) for model in volume.models])
+        models = [_with_filter(model, names) for model in models]
     assert report is not None  # The mask is not empty.
     told = tuple(f"{line}, in {len(slabs)} slabs" + ("" if len(names) == 1 else ", not all with this filter") for line in report.filters)
     return MeanFieldResult(out, MeanFieldReport(report.num_iterations, False, (), told), timings)
 
 
-def _run_fixed(run: Run, part: Volume) -> MeanFieldResult | None:
+def _run_fixed(run: Run, values: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult | None:
     """Run with the filter that another slab has chosen; None: it does not take this one, such as the grid few voxels in a wide box."""
     try:
-        return run(part)
+        return run(values, image, models)
     except CapacityError as error:
         if error.shortage > 0.0:
             raise
     return None
 
 
-def _num_voxels(volume: Volume, slab: Slab) -> int:
-    return slab.extent if volume.mask is None else int(np.count_nonzero(volume.mask[slab.first : slab.last]))
-
-
-def _part(volume: Volume, slab: Slab) -> Volume:
-    """Return the planes that take part in a slab."""
-    planes, origin = slice(slab.first, slab.last), volume.origin
-    assert origin is not None
-    return dataclasses.replace(
-        volume,
-        values=np.ascontiguousarray(volume.values[:, planes]),
-        image=np.ascontiguousarray(volume.image[:, planes]),
-        mask=None if volume.mask is None else np.ascontiguousarray(volume.mask[planes]),
-        origin=dataclasses.replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:])),
-    )
+def _num_voxels(mask: NDArray[np.bool_] | None, slab: Slab) -> int:
+    return slab.extent if mask is None else int(np.count_nonzero(mask[slab.first : slab.last]))
 
 
 def _filter_names(report: MeanFieldReport) -> tuple[str, ...]:
@@ -220,7 +201,7 @@ def _with_filter(model: ModelSpec, names: set[tuple[str, ...]]) -> ModelSpec:
     found = {name for of_slab in names for name in of_slab}
     if model.kernels.filter != "auto" or len(found) != 1:
         return model
-    return ModelSpec(dataclasses.replace(model.kernels, filter=found.pop()), model.mean_field)
+    return replace(model, kernels=replace(model.kernels, filter=found.pop()))
 
 
 def _describe(slabs: Sequence[Slab], num_iterations: int, result: MeanFieldResult) -> str:

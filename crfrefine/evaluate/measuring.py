@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,14 @@ from crfrefine.base.failures import CaseWork, Failure
 from crfrefine.cases.region_reading import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import MethodFiles
-from crfrefine.evaluate.reading import ReferenceGrid, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
-from crfrefine.evaluate.records import CaseResult, Job, Settings
+from crfrefine.evaluate.reading import Reference, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
+from crfrefine.evaluate.records import CaseResult, Job
 from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.volume import Volume, VolumeHeader
     from crfrefine.metrics.registry import RegionValues
 
 
@@ -37,65 +36,27 @@ def measure_pair(job: Job) -> CaseResult:
     with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
-        allowed = job.settings.allow_mismatched_dicom
         told: list[str] = []
-        reference = _without_ignored(read_reference(job.pair.reference, job.pair.structures, told, allow_mismatched_dicom=allowed), job)
+        reference = read_reference(job.pair, job.settings, told)
         result.warnings += [f"reference: {text}" for text in told]
-        if reference.volume.header is not None:
-            result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
+        result.notes += [f"reference: {note}" for note in reference.header.remarks]
         for name, files in job.pair.methods.items():
             with CaseWork(partial(_fail_method, result, name), *files.paths):
-                _measure_method(name, files, reference, job.settings, result)
+                _measure_method(name, files, replace(reference, notes=[]), result)
     result.times["measure"] = time.perf_counter() - started
     return result
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """The reference of a case.
-
-    Attributes:
-        volume: as read.
-        ignored: (*grid) True where voxels are ignored; None: no voxel is ignored.
-        met: files of the methods that were compared with it.
-    """
-
-    volume: Volume
-    ignored: NDArray[np.bool_] | None
-    met: list[VolumeHeader] = field(default_factory=list)
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """(*grid)."""
-        return self.volume.data
-
-    def grid(self, settings: Settings) -> ReferenceGrid:
-        """Return its grid, for one method."""
-        assert self.volume.header is not None
-        return ReferenceGrid(self.volume.header, settings.resample, allow_mismatched_dicom=settings.allow_mismatched_dicom, met=self.met)
-
-
-def _without_ignored(volume: Volume, job: Job) -> _Reference:
-    ignore_label = job.settings.plan.ignore_label
-    if ignore_label is None:
-        return _Reference(volume, None)
-    ignored = volume.data == ignore_label
-    if ignored.all():
-        raise InputError(f"{job.pair.reference}: every voxel has the label {ignore_label}, to be ignored")
-    return _Reference(volume, ignored if ignored.any() else None)
-
-
-def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
-    grid = reference.grid(settings)
-    channels = settings.channels.get(name, NO_REGIONS)
+def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult) -> None:
+    channels = reference.settings.channels.get(name, NO_REGIONS)
     told: list[str] = []
-    label_map, soft = read_masks(files, grid, channels, told)
+    label_map, soft = read_masks(files, reference, channels, told)
     result.warnings += [f"{name}: {text}" for text in told]
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
     if files.label_map is not None:
         result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]
-    values = _measure_masks(label_map, reference, settings)
+    values = _measure_masks(label_map, reference)
     result.values[name] = values
     del label_map
 
@@ -109,44 +70,38 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
         if files.probabilities_problem:
             raise InputError(files.probabilities_problem)
         if soft is None and files.probabilities:
-            soft = read_probabilities(files.probabilities, grid, channels)
+            soft = read_probabilities(files.probabilities, reference, channels)
         if soft is not None:
-            _add_calibration(values, soft, reference, settings)
+            _add_calibration(values, soft, reference)
             result.notes.append(f"{name}: {soft.note}")
-    result.notes += [f"{name}: {note}" for note in dict.fromkeys(grid.notes)]
+    result.notes += [f"{name}: {note}" for note in dict.fromkeys(reference.notes)]
 
 
 def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
     result.fail(replace(failure, part=name))
 
 
-def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> RegionValues:
+def _measure_masks(label_map: NDArray[Any], reference: Reference) -> RegionValues:
+    settings, wanted = reference.settings, reference.volume
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
+    labels = {*foreground_labels(label_map), *foreground_labels(wanted.data)}
     if len(labels) > MOST_LABELS:
         raise InputError(
             f"the label map and the reference have {len(labels)} different labels; expected at most {MOST_LABELS}: is one of them an image?"
         )
-    regions = settings.plan.all_regions(sorted(labels))
-    return measure_case(
-        label_map,
-        reference.labels,
-        regions,
-        reference.volume.spacing,
-        tolerance_mm=settings.tolerance_mm,
-        ignore_label=settings.plan.ignore_label,
-    )
+    regions, ignored = settings.plan.all_regions(sorted(labels)), settings.plan.ignore_label
+    return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=settings.tolerance_mm, ignore_label=ignored)
 
 
-def _add_calibration(values: RegionValues, soft: SoftLabels, reference: _Reference, settings: Settings) -> None:
+def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
+    plan, wanted = reference.settings.plan, reference.volume.data
     num_labels = len(soft.probabilities) if soft.regions is None else soft.regions.num_labels
-    regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
-    measured: RegionValues
+    regions = plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
     if soft.regions is None:
-        measured = measure_calibration(soft.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+        measured = measure_calibration(soft.probabilities, wanted, regions, ignore_label=plan.ignore_label)
     else:
-        labels, ignored = soft.regions.labels, settings.plan.ignore_label
-        measured = measure_channel_calibration(soft.probabilities, labels, reference.labels, regions, ignore_label=ignored)
+        channels = soft.regions.labels
+        measured = measure_channel_calibration(soft.probabilities, channels, wanted, regions, ignore_label=plan.ignore_label)
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

@@ -27,11 +27,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
-    """Write the measurements and the summary; return their paths.
-
-    Raises:
-        CrfRefineError: a file cannot be written.
-    """
+    """Write the measurements and the summary."""
     folder = evaluation.options.output
     write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.table).encode(errors="surrogateescape"))
     content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
@@ -121,16 +117,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
-    """Write the report; return its path.
-
-    Args:
-        evaluation: the results.
-        progress: called before a case is drawn, with its name, the number of cases done, and the number of cases to draw.
-        note: called with a note about anything that cannot be shown.
-
-    Raises:
-        CrfRefineError: it cannot be written, or a volume to show can no longer be read.
-    """
+    """Write the report; `progress` as in `write_report`, and `note` is called with what cannot be shown."""
     from crfrefine.evaluate.report_input import make_report_input
     from crfrefine.pages.report import missing_viewer, write_report
 

@@ -37,25 +37,16 @@ _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 
 @dataclass(frozen=True)
 class MethodFiles:
-    """The files of a method for a case.
+    """The files of a method for a case."""
 
-    Attributes:
-        label_map: one value per voxel, or probabilities of all labels (only the header tells). None: derived from `probabilities`.
-        probabilities: logits or probabilities of all labels: one file, or one per label; empty if there are none.
-        asked_for_probabilities: whether the user named them; otherwise they were found beside the label map.
-        problem: why the method cannot be measured in this case, as far as names tell.
-        probabilities_problem: why there is no calibration, although probabilities were requested.
-        is_missing: whether there is no file at all.
-        structures: number of each structure by its name: the label map is a folder of structures, or its labels have these names; empty:
-            neither.
-    """
-
+    # One value per voxel, or probabilities of all labels (only the header tells). None: derived from `probabilities`.
     label_map: Path | None = None
-    probabilities: tuple[Path, ...] = ()
-    asked_for_probabilities: bool = False
-    problem: str | None = None
-    probabilities_problem: str | None = None
-    is_missing: bool = False
+    probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty if there are none.
+    asked_for_probabilities: bool = False  # Whether the user named them; otherwise they were found beside the label map.
+    problem: str | None = None  # Why the method cannot be measured in this case, as far as names tell.
+    probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
+    is_missing: bool = False  # Whether there is no file at all.
+    # Number of each structure by its name: the label map is a folder of structures, or its labels have these names; empty: neither.
     structures: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -71,47 +62,28 @@ class MethodFiles:
 
 @dataclass(frozen=True)
 class CasePair:
-    """A case: its reference, and the files of each method.
-
-    Attributes:
-        case_id: its name.
-        reference: label map.
-        methods: by name.
-        images: the files of its modalities, in order; empty if no images were given, or none of this case.
-        problem: why the case cannot be measured at all.
-        structures: as in `MethodFiles`, of the reference.
-    """
+    """A case: its reference, and the files of each method."""
 
     case_id: str
-    reference: Path
+    reference: Path  # Label map.
     methods: Mapping[str, MethodFiles] = field(default_factory=dict)
-    images: tuple[Path, ...] = ()
-    problem: str | None = None
-    structures: Mapping[str, int] = field(default_factory=dict)
+    images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
+    problem: str | None = None  # Why the case cannot be measured at all.
+    structures: Mapping[str, int] = field(default_factory=dict)  # As in `MethodFiles`, of the reference.
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """All cases, sorted by name.
+    """All cases, sorted by name."""
 
-    Attributes:
-        cases: those with a file in the reference and in every method.
-        notes: what was ignored, one sentence each.
-        left_out: the incomplete cases.
-        structures: number of each structure by its name; empty: cases are label maps.
-    """
-
-    cases: tuple[CasePair, ...]
-    notes: tuple[str, ...]
-    left_out: tuple[IncompleteCase, ...] = ()
-    structures: Mapping[str, int] = field(default_factory=dict)
+    cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
+    notes: tuple[str, ...]  # What was ignored, one sentence each.
+    left_out: tuple[IncompleteCase, ...] = ()  # The incomplete cases.
+    structures: Mapping[str, int] = field(default_factory=dict)  # Number of each structure by its name; empty: cases are label maps.
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case.
-
-    Returns:
-        The complete cases; duplicates and broken links become a `problem` of the case or of its method.
+    """Find the files of each method for each case; duplicates and broken links become a `problem` of the case or of its method.
 
     Raises:
         InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.

@@ -23,48 +23,33 @@ from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.evaluate.pairing import MethodFiles
+    from crfrefine.evaluate.pairing import CasePair, MethodFiles
+    from crfrefine.evaluate.records import Settings
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The contents of a file of logits or probabilities.
+    """The contents of a file of logits or probabilities."""
 
-    Attributes:
-        label_map: (*grid) the most probable label; of regions as nnU-Net combines them.
-        probabilities: (L, *grid) float32; of regions: (R, *grid).
-        note: whether they were taken as logits or as probabilities, and why.
-        regions: the regions of the channels; None: the channels are labels.
-    """
-
-    label_map: NDArray[np.unsignedinteger[Any]]
-    probabilities: NDArray[np.float32]
-    note: str
-    regions: RegionScheme | None = None
+    label_map: NDArray[np.unsignedinteger[Any]]  # (*grid) the most probable label; of regions as nnU-Net combines them.
+    probabilities: NDArray[np.float32]  # (L, *grid) float32; of regions: (R, *grid).
+    note: str  # Whether they were taken as logits or as probabilities, and why.
+    regions: RegionScheme | None = None  # The regions of the channels; None: the channels are labels.
 
 
 @dataclass(frozen=True)
-class ReferenceGrid:
-    """The grid of a case's reference, onto which predictions on another grid are interpolated if that is requested.
+class Reference:
+    """The label map that the methods of a case are measured against; files on another grid are interpolated onto its own on request."""
 
-    Attributes:
-        header: the header of the reference.
-        resample: whether to interpolate; otherwise another grid is an error.
-        notes: gets a sentence about each file that was interpolated, and of DICOM that differs.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        met: the files of the case so far: the reference need not be DICOM.
-    """
-
-    header: VolumeHeader
-    resample: bool = False
-    notes: list[str] = field(default_factory=list)
-    allow_mismatched_dicom: bool = False
-    met: list[VolumeHeader] = field(default_factory=list)
+    volume: Volume  # As read.
+    header: VolumeHeader  # Of the volume.
+    settings: Settings  # Of the run.
+    ignored: NDArray[np.bool_] | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
+    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated, and of DICOM that differs.
+    met: list[VolumeHeader] = field(default_factory=list)  # The files of the case so far: the reference need not be DICOM.
 
     @property
     def work(self) -> WorkGrid:
@@ -72,17 +57,12 @@ class ReferenceGrid:
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise an error if a file does not belong to the reference and the files before it.
-
-        Raises:
-            GridMismatchError: it is on another grid, and cannot or must not be interpolated.
-            InputError: two of them are DICOM, of different patients, studies or frames of reference.
-        """
-        self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.allow_mismatched_dicom))
+        """Raise an error if a file does not belong to the reference and the files before it: on another grid, or of another patient."""
+        self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.settings.allow_mismatched_dicom))
         self.met.append(other)
         if self.header.on_same_grid(other):
             return
-        if self.resample:
+        if self.settings.resample:
             self.work.require_overlap(other, what)
             return
         raise GridMismatchError(
@@ -92,51 +72,39 @@ class ReferenceGrid:
         )
 
 
-def read_reference(path: Path, structures: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
-    """Read the label map of the reference.
-
-    Args:
-        path: a label map; with `structures`, perhaps a folder of them.
-        structures: number of each structure by its name; empty: the reference is no folder of them.
-        told: as for `read_structures`.
-        allow_mismatched_dicom: whether files of structures may be DICOM of different studies and frames of reference.
-
-    Raises:
-        InputError: not a label map, or a file without geometry.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
-    if structures:
-        return read_structures(path, structures, told, allow_mismatched_dicom=allow_mismatched_dicom)
-    header = io.read_header(path, io.VOLUME_SUFFIXES)
-    if header.num_channels > 1:
-        raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
-    header.geometry()
-    return io.read_labels(path)
+def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Reference:
+    """Read the reference of a case: a label map, or structures, of which `told` gets sentences."""
+    path, ignore_label = pair.reference, settings.plan.ignore_label
+    if pair.structures:
+        volume = read_structures(path, pair.structures, told, allow_mismatched_dicom=settings.allow_mismatched_dicom)
+    else:
+        header = io.read_header(path, io.VOLUME_SUFFIXES)
+        if header.num_channels > 1:
+            raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
+        header.geometry()
+        volume = io.read_labels(path)
+    assert volume.header is not None
+    ignored = volume.data == ignore_label if ignore_label is not None else None
+    if ignored is not None and ignored.all():
+        raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
+    return Reference(volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None)
 
 
 def read_masks(
-    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading, told: list[str]
+    files: MethodFiles, grid: Reference, regions: RegionReading, told: list[str]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
-
-    Args:
-        files: of the method.
-        grid: of the reference.
-        regions: which channels are regions.
-        told: as for `read_structures`.
-
-    Raises:
-        GridMismatchError: not on the grid of the reference; both grids are described.
-        InputError: no readable file, or neither a label map nor probabilities.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and files.structures:
-        found = read_structures(files.label_map, files.structures, told, allow_mismatched_dicom=grid.allow_mismatched_dicom)
+        found = read_structures(files.label_map, files.structures, told, allow_mismatched_dicom=grid.settings.allow_mismatched_dicom)
         return _onto(grid, found, "structures"), None
-    if files.label_map is not None and not _holds_probabilities(files.label_map, regions):
-        return _read_label_map(files.label_map, grid), None
+    if files.label_map is not None:
+        header = io.read_header(files.label_map)
+        # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.
+        if header.num_channels == 1 and header.kind is None and not regions.is_channel(header):
+            grid.check(io.placed_on(io.read_header(files.label_map, io.VOLUME_SUFFIXES), grid.header), "label map")
+            return _onto(grid, io.read_labels(files.label_map, grid=grid.header), "label map"), None
     soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), grid, regions)
     return soft.label_map, soft
 
@@ -149,18 +117,7 @@ def remarks_on_name(path: Path) -> tuple[str, ...]:
     return () if misnamed is None else (f"{path.name}: {misnamed}",)
 
 
-def _holds_probabilities(path: Path, regions: RegionReading) -> bool:
-    """Return whether a file has several values per voxel, like logits and probabilities, declares such values, or is a region's channel."""
-    header = io.read_header(path)
-    return header.num_channels > 1 or header.kind is not None or regions.is_channel(header)
-
-
-def _read_label_map(path: Path, grid: ReferenceGrid) -> NDArray[np.unsignedinteger[Any]]:
-    grid.check(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid.header), "label map")
-    return _onto(grid, io.read_labels(path, grid=grid.header), "label map")
-
-
-def _onto(grid: ReferenceGrid, found: Volume, what: str) -> NDArray[np.unsignedinteger[Any]]:
+def _onto(grid: Reference, found: Volume, what: str) -> NDArray[np.unsignedinteger[Any]]:
     """Return labels on the grid of the reference, (*grid)."""
     assert found.header is not None
     grid.check(found.header, what)
@@ -169,19 +126,8 @@ def _onto(grid: ReferenceGrid, found: Volume, what: str) -> NDArray[np.unsignedi
     return StorageOrder.of_files(labels.ndim).to_user(labels)
 
 
-def read_probabilities(paths: tuple[Path, ...], grid: ReferenceGrid, regions: RegionReading = NO_REGIONS) -> SoftLabels:
-    """Read logits or probabilities on the grid of the reference; on another grid, the logits are interpolated, not the probabilities.
-
-    Args:
-        paths: a file with all channels, or one per label.
-        grid: of the reference.
-        regions: which channels are regions.
-
-    Raises:
-        GridMismatchError: they are on another grid; both grids are described.
-        InputError: neither logits nor a distribution over labels.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
+    """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     header = io.read_logits_header(paths, fewest=regions.fewest_channels)
     grid.check(header.files[0], "logits")
     read = io.read_logits(paths, fewest=regions.fewest_channels)
@@ -218,7 +164,7 @@ def read_probabilities(paths: tuple[Path, ...], grid: ReferenceGrid, regions: Re
     return _soft_labels(labels, stored, note, grid)
 
 
-def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, note: str, grid: ReferenceGrid) -> SoftLabels:
+def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, note: str, grid: Reference) -> SoftLabels:
     """Return the label map and the sigmoid probabilities of regions, in place; `stored` are (R, [z,] y, x) log-odds or probabilities."""
     if kind == "logits":
         for channel in stored:
@@ -231,7 +177,7 @@ def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, 
 
 
 def _soft_labels(
-    labels: NDArray[Any], stored: NDArray[np.float32], note: str, grid: ReferenceGrid, scheme: RegionScheme | None = None
+    labels: NDArray[Any], stored: NDArray[np.float32], note: str, grid: Reference, scheme: RegionScheme | None = None
 ) -> SoftLabels:
     """Return arrays in storage order, ([z,] y, x) and (channels, [z,] y, x), in the user's."""
     shape = grid.header.grid_shape
@@ -240,14 +186,8 @@ def _soft_labels(
     return SoftLabels(order.to_user(labels.reshape(shape[::-1])), probabilities, note, scheme)
 
 
-def read_image(path: Path, grid: ReferenceGrid) -> NDArray[np.float32]:
-    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
-
-    Raises:
-        GridMismatchError: it is on another grid; both grids are described.
-        InputError: values that are NaN or infinite.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+def read_image(path: Path, grid: Reference) -> NDArray[np.float32]:
+    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     grid.check(header, "image")
     values = io.allocate(header)

@@ -26,50 +26,32 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that the values of a case depend on, besides its files.
+    """The settings that the values of a case depend on, besides its files."""
 
-    Attributes:
-        plan: regions, and the label to ignore.
-        tolerance_mm: tolerance of the surface Dice.
-        resample: whether predictions on another grid are interpolated onto that of the reference.
-        channels: by method, which channels of its files are regions.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-    """
-
-    plan: RegionPlan
-    tolerance_mm: float
-    resample: bool = False
-    channels: Mapping[str, RegionReading] = field(default_factory=dict)
-    allow_mismatched_dicom: bool = False
+    plan: RegionPlan  # Regions, and the label to ignore.
+    tolerance_mm: float  # Tolerance of the surface Dice.
+    resample: bool = False  # Whether predictions on another grid are interpolated onto that of the reference.
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
+    allow_mismatched_dicom: bool = False  # Whether DICOM files of one patient may be of different studies and frames of reference.
 
 
 @dataclass
 class CaseResult(Record):
-    """The measurements of a case: `status` is "measured", "reused" (an earlier run measured it) or "failed".
-
-    Attributes:
-        values: by method; methods that could not be measured are missing.
-        warnings: optional results that are missing and structures that others cover, each after the name of the method, or "reference".
-    """
+    """The measurements of a case: `status` is "measured", "reused" (an earlier run measured it) or "failed"."""
 
     status: str = "measured"
-    values: dict[str, RegionValues] = field(default_factory=dict)
+    values: dict[str, RegionValues] = field(default_factory=dict)  # By method; methods that could not be measured are missing.
+    # Optional results that are missing and structures that others cover, each after the name of the method, or "reference".
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case to measure.
+    """A case to measure."""
 
-    Attributes:
-        pair: its files.
-        settings: settings of the run.
-        file: file of its result.
-    """
-
-    pair: CasePair
-    settings: Settings
-    file: Path
+    pair: CasePair  # Its files.
+    settings: Settings  # Settings of the run.
+    file: Path  # File of its result.
 
     @property
     def case_id(self) -> str:

@@ -15,23 +15,14 @@ from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_reg
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """The regions as known before any label map is read.
+    """The regions as known before any label map is read."""
 
-    Attributes:
-        labels: foreground labels in `dataset.json`; those found in label maps are added.
-        named: sets of labels by their name.
-        judged: names of the regions whose mean Dice decides the verdict; empty: each label.
-        titles: displayed name of a region, by its name.
-        ignore_label: voxels where the reference has this label are ignored.
-        notes: what was ignored, one sentence each.
-    """
-
-    labels: tuple[int, ...] = ()
-    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    judged: tuple[str, ...] = ()
-    titles: Mapping[str, str] = field(default_factory=dict)
-    ignore_label: int | None = None
-    notes: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # Sets of labels by their name.
+    judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
+    ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
+    notes: tuple[str, ...] = ()  # What was ignored, one sentence each.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
@@ -50,10 +41,7 @@ class RegionPlan:
 def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
     """Determine the regions of a run.
 
-    Args:
-        texts: each "NAME=1+3+4", or the name of a JSON file.
-        labels: the reference; a `dataset.json` is searched in its folder and in the parent folder.
-        ignore_label: as given by the user; None: as in `dataset.json`.
+    The texts are each "NAME=1+3+4", or the name of a JSON file; a `dataset.json` is searched beside the reference and in the folder above.
 
     Raises:
         ConfigError: a region has wrong syntax, or a name that is taken.

@@ -11,7 +11,7 @@ import numpy as np
 import crfrefine
 from crfrefine.cases.naming import Names, read_names
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.reading import ReferenceGrid, read_image, read_masks, read_reference
+from crfrefine.evaluate.reading import read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.pages.report.model import CaseImages, ReportInput
 
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> ReportInput:
-    """Return the contents of the report.
-
-    Args:
-        evaluation: the results.
-        note: called with a note about images that cannot be shown.
-    """
+    """Return the contents of the report; `note` is called with what cannot be shown."""
     options = evaluation.options
     pairs = {pair.case_id: pair for pair in evaluation.pairs}
     names = read_names([options.images, options.labels]) if options.images is not None else Names()
@@ -72,15 +67,13 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: Sequence[str], note: Callable[[str], None]) -> CaseImages:
-    reference = read_reference(pair.reference, pair.structures, [], allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
-    assert reference.header is not None
-    grid = ReferenceGrid(reference.header, evaluation.options.resample, allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
+    reference = read_reference(pair, evaluation.settings, [])
     method, regions = evaluation.options.name, evaluation.settings.channels
     channels: list[NDArray[np.float32]] = []
     titles: list[str] = []
     for number, path in enumerate(pair.images):
         try:
-            found = read_image(path, grid)
+            found = read_image(path, reference)
         except (CrfRefineError, OSError) as error:
             note(f"case {pair.case_id!r}: shown without {'its image' if len(pair.images) == 1 else path.name}: {error}")
             continue
@@ -90,10 +83,10 @@ def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: S
     return CaseImages(
         case=pair.case_id,
         image=np.stack(channels) if channels else None,
-        reference=_solid(reference.data),
-        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], grid, regions[baseline], [])[0]),
-        after=_solid(read_masks(pair.methods[method], grid, regions[method], [])[0]),
-        affine=reference.affine,
+        reference=_solid(reference.volume.data),
+        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], reference, regions[baseline], [])[0]),
+        after=_solid(read_masks(pair.methods[method], reference, regions[method], [])[0]),
+        affine=reference.volume.affine,
         modality_names=tuple(titles),
     )
 

@@ -16,6 +16,7 @@ from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
+from crfrefine.runs.execution.observer import Observer
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
 from crfrefine.statistics.verdict import Verdict, verdict
 from crfrefine.statistics.wilcoxon import smallest_p_value
@@ -27,46 +28,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmptyMasks:
-    """Counts of cases with empty masks, for a method in a region.
+    """Counts of cases with empty masks, for a method in a region."""
 
-    Attributes:
-        reference: cases whose reference lacks the region.
-        prediction: cases whose prediction lacks it.
-        both: cases where both lack it and most metrics are undefined.
-        num_cases: number of measured cases.
-    """
-
-    reference: int
-    prediction: int
-    both: int
-    num_cases: int
+    reference: int  # Cases whose reference lacks the region.
+    prediction: int  # Cases whose prediction lacks it.
+    both: int  # Cases where both lack it and most metrics are undefined.
+    num_cases: int  # Number of measured cases.
 
 
 @dataclass
 class Evaluation:
-    """The results of a run.
+    """The results of a run."""
 
-    Attributes:
-        options: options of the run.
-        settings: the settings that the values depend on.
-        pairs: the cases, sorted by name.
-        results: results of the processed cases, in the same order.
-        notes: what was assumed or ignored, one sentence each.
-        num_processes: cases measured at a time.
-        seconds: duration of the run.
-        has_report: whether `report.html` is written.
-        left_out: the incomplete cases, which no number includes.
-    """
-
-    options: EvaluationOptions
-    settings: Settings
-    pairs: Sequence[CasePair]
-    results: Sequence[CaseResult]
-    notes: Sequence[str] = ()
-    num_processes: int = 1
-    seconds: float = 0.0
-    has_report: bool = False
-    left_out: Sequence[IncompleteCase] = ()
+    options: EvaluationOptions  # Options of the run.
+    settings: Settings  # The settings that the values depend on.
+    pairs: Sequence[CasePair]  # The cases, sorted by name.
+    results: Sequence[CaseResult]  # Results of the processed cases, in the same order.
+    notes: Sequence[str] = ()  # What was assumed or ignored, one sentence each.
+    num_processes: int = 1  # Cases measured at a time.
+    seconds: float = 0.0  # Duration of the run.
+    has_report: bool = False  # Whether `report.html` is written.
+    left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
 
     @property
     def left_out_text(self) -> str:
@@ -223,6 +205,9 @@ class Evaluation:
             completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
         return completed
 
+
+EvaluationObserver = Observer[Evaluation, CaseResult]
+"""At the start of the run, the evaluation has the reused results of an earlier run."""
 
 _NOTHING = np.zeros((1, 1, 1), bool)
 _EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))

@@ -8,17 +8,15 @@ from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.observer import EvaluationObserver
 from crfrefine.evaluate.options import CASES_NAME, REPORT_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
-from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.runs.execution.factory import make_executor
-from crfrefine.runs.execution.records import reusable
 
 
 class StoppedError(CrfRefineError):
@@ -28,16 +26,8 @@ class StoppedError(CrfRefineError):
 def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
-    Args:
-        options: what to do.
-        observer: receives the progress.
-
-    Returns:
-        The results; `num_failed` is 0 if there was no failure.
-
     Raises:
-        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with
-            `fail_fast`.
+        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with `fail_fast`.
         KeyboardInterrupt: passed on; the results so far are kept for `resume`.
     """
     started = time.perf_counter()
@@ -85,7 +75,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     jobs = [Job(pair, evaluation.settings, folder / f"{pair.case_id}.json") for pair in evaluation.pairs]
     for job in jobs:
         check_replaceable(job.file)
-    found = {job.case_id: earlier for job in jobs if (earlier := reusable(job, options.resume)) is not None}
+    found = {job.case_id: earlier for job in jobs if options.resume and (earlier := job.earlier()) is not None}
     evaluation.results = list(found.values())
     observer.run_started(evaluation)
     for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):

@@ -18,19 +18,9 @@ from crfrefine.io.volume import Volume
 
 
 def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
-    """Read a folder of structures, or a label map whose labels have names, with the numbers of a run.
+    """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
-    Args:
-        path: a folder with one binary file per structure, or a label map with a `dataset.json` in its folder or the one above.
-        numbers: number of each structure by its name.
-        told: gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
-        allow_mismatched_dicom: as for `require_same_identity`.
-
-    Raises:
-        InputError: a file is not binary, files are DICOM of different patients, studies or frames of reference, or the label map has a
-            label without a name.
-        GridMismatchError: structures on different grids.
-        UnsupportedFormatError: a file is damaged or of an unknown kind.
+    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
     """
     if not path.is_dir():
         return _renumbered(io.read_labels(path), path, numbers)
@@ -49,11 +39,7 @@ def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, 
 
 
 def names_of(path: Path) -> dict[str, int]:
-    """Return the number of each label of a label map by its name, background aside.
-
-    Raises:
-        InputError: no `dataset.json` in its folder or the one above has names of single labels.
-    """
+    """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
     description = read_dataset_description(path if path.is_dir() else path.parent)
     labels = description.labels if description is not None else {}
     names = {name: value for name, value in labels.items() if isinstance(value, int) and value != 0}

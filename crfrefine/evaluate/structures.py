@@ -21,17 +21,12 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 
 @dataclass(frozen=True)
 class _Place:
-    """What a path of the command line holds.
+    """What a path of the command line holds."""
 
-    Attributes:
-        path: as given.
-        cases: the folder of structures, or the label map, of each case; the name None is the only case.
-        names: names of all structures.
-    """
-
-    path: Path
+    path: Path  # As given.
+    # The folder of structures, or the label map, of each case; the name None is the only case.
     cases: Mapping[str | None, Path] = field(default_factory=dict)
-    names: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()  # Names of all structures.
 
 
 def has_structures(options: EvaluationOptions) -> bool:
@@ -55,11 +50,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 
 
 def pair_structures(options: EvaluationOptions) -> Pairing:
-    """Find the structures of each method for each case.
-
-    Raises:
-        InputError: nothing to measure, several cases where one is expected, or label maps without names; with `strict`, incomplete cases.
-    """
+    """Find the structures of each method for each case; raises as `pair_cases`, and for label maps without names."""
     if options.probabilities:
         raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
     reference = _look_at(options.labels)

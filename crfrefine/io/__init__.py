@@ -13,13 +13,13 @@ import numpy as np
 
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.content import Content
-from crfrefine.io.cuts import MOST_BYTES
+from crfrefine.io.content import MOST_BYTES, Content
+from crfrefine.io.files import files_written
 from crfrefine.io.insets import placed_on
 from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
-from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces, reads_in_pieces
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
 from crfrefine.io.segments import Segment, segments_of
 from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
@@ -49,7 +49,6 @@ __all__ = [
     "read_mask",
     "read_pieces",
     "read_volume",
-    "reads_in_pieces",
     "smallest_label_type",
     "stem_of",
     "suffix_of",
@@ -116,9 +115,7 @@ def read_mask(path: str | Path) -> Volume:
 
 def check_label_map(path: str | Path, like: VolumeHeader) -> None:
     """Raise CrfRefineError, before anything is computed, if the format of a label map cannot be written for an image."""
-    known = require_suffix(Path(path), VOLUME_SUFFIXES)
-    if known.check_header is not None:
-        known.check_header(Path(path), like)
+    require_suffix(Path(path), VOLUME_SUFFIXES).check_image(Path(path), like)
 
 
 def write_label_map(
@@ -153,10 +150,10 @@ def write_label_map(
     dtype = smallest_label_type(int(labels.max(initial=0)))
     stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
     known = require_suffix(path, VOLUME_SUFFIXES)
-    content = Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
+    content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
     if known.holds_labels_alone:
         content = replace(content, segments=segments_of(stored, segments), is_refined=is_refined)
-    _write(content, like, "labels", threads)
+    _write(content, like, threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -206,7 +203,7 @@ def write_pieces(
             `piece` raises does the same.
     """
     path = Path(path)
-    _write(Content(path, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, kind, threads)
+    _write(Content(path, kind, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, threads)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -231,9 +228,9 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
         )
 
 
-def _write(content: Content, like: Volume, kind: str, threads: int) -> None:
-    path = content.path
+def _write(content: Content, like: Volume, threads: int) -> None:
+    path, kind = content.path, content.kind
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
     if known.holds_labels_alone and kind != "labels":
         raise UnsupportedFormatError(f"{path}: a {known.name} holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
-    known.load().write(path, content, like, kind=kind, voxels=written_voxel_file(path), threads=threads)
+    known.load().write(replace(content, voxel_files=files_written(path)[1:]), like, threads)

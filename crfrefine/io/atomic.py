@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
+from crfrefine.io.streams import is_named_gzip, write_gzip
 from crfrefine.io.temporary import is_locked, name_to_set_aside, open_scratch, open_temporary, remove_leftovers
 
 _IN_USE = (5, 32)
@@ -76,6 +77,15 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         if isinstance(error, OSError):
             raise cannot_write(paths[-1], error) from error
         raise
+
+
+def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -> None:
+    """Write a file atomically, compressed with gzip if its name says so."""
+    with atomic_file(path) as file:
+        if is_named_gzip(path):
+            write_gzip(file, parts, threads)
+        else:
+            file.writelines(parts)
 
 
 def write_small_file(path: Path, content: bytes) -> None:

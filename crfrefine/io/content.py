@@ -1,16 +1,17 @@
-"""The voxels of a file to be written, asked for piece by piece in the order that the format needs."""
+"""The pieces of a volume, consecutive planes of one channel or of all, and the voxels of a file to be written, asked for in pieces."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import GridMismatchError
-from crfrefine.io.cuts import MOST_BYTES, cuts
 from crfrefine.io.decode import as_bytes
 from crfrefine.io.streams import BLOCK_BYTES
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.segments import Segment
+
+MOST_BYTES = 64 << 20
+"""Bytes of a piece, if a plane of it is not larger."""
 
 ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
 """From the number of a channel and planes of the grid to their values, (planes, [y,] x)."""
@@ -28,22 +32,26 @@ class Content:
     """Voxels to write.
 
     Attributes:
-        path: the file, for errors.
+        path: the file.
+        kind: "labels", "logits" or "probabilities".
         num_channels: of a label map: None.
         grid_shape: ([z,] y, x).
         dtype: of the voxels in the file: uint8, uint16 or float32.
         piece: called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`.
         most_bytes: asked for at once, unless a plane has more.
+        voxel_files: the file beside the header that gets the voxels; none if they are in the same file.
         segments: of a label map, sorted by label; empty if the format holds none.
         is_refined: whether the labels were computed here; else they are those of another file.
     """
 
     path: Path
+    kind: str
     num_channels: int | None
     grid_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     piece: ChannelPiece
     most_bytes: int = MOST_BYTES
+    voxel_files: tuple[Path, ...] = ()
     segments: tuple[Segment, ...] = ()
     is_refined: bool = True
 
@@ -59,21 +67,19 @@ class Content:
 
     def one_after_the_other(self) -> Iterator[memoryview]:
         """Yield the bytes of one channel after the other, in blocks of BLOCK_BYTES; only the last one may be shorter."""
-        return _in_blocks(as_bytes(np.ascontiguousarray(self._take(channels.start, planes))) for channels, planes in self._cuts(True))
+        pieces = cuts((self.num_channels or 1, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=True)
+        return _in_blocks(as_bytes(np.ascontiguousarray(self._take(channels.start, planes))) for channels, planes in pieces)
 
     def together(self) -> Iterator[memoryview]:
         """Yield the bytes with the channels of a voxel together, in blocks as `one_after_the_other`."""
         return self.one_after_the_other() if self.num_channels is None else _in_blocks(map(as_bytes, self._interleaved(self.num_channels)))
 
     def _interleaved(self, num_channels: int) -> Iterator[NDArray[Any]]:
-        for _, planes in self._cuts(False):
+        for _, planes in cuts((num_channels, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=False):
             values = np.empty((planes.stop - planes.start, *self.grid_shape[1:], num_channels), self.dtype)
             for channel in range(num_channels):
                 values[..., channel] = self._take(channel, planes)
             yield values
-
-    def _cuts(self, by_channel: bool) -> Iterator[tuple[slice, slice]]:
-        return cuts((self.num_channels or 1, *self.grid_shape), self.dtype.itemsize, self.most_bytes, by_channel=by_channel)
 
     def _take(self, channel: int, planes: slice) -> NDArray[Any]:
         values = np.asarray(self.piece(channel, planes))
@@ -101,3 +107,20 @@ def _in_blocks(parts: Iterable[memoryview]) -> Iterator[memoryview]:
         rest += part[stop:]
     if rest:
         yield memoryview(rest)
+
+
+def cuts(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield channels and planes of consecutive pieces of about equal size.
+
+    Args:
+        shape: (channels, [z,] y, x).
+        itemsize: bytes of a value.
+        most_bytes: of a piece, unless a single plane has more.
+        by_channel: one channel after the other; else all channels of some planes.
+    """
+    num_channels, num_planes = shape[:2]
+    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
+    num_pieces = -(-num_planes // most_planes)
+    edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
+    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
+        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))

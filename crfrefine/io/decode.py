@@ -1,26 +1,71 @@
-"""Convert stored numbers to those of an array, block by block while they are in the processor's cache, and check for NaN and infinity."""
+"""The voxels of a file as a stream, and their conversion to an array: the same for all formats.
+
+They are converted block by block while they are in the processor's cache, and checked for NaN and infinity.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import SEEK_CUR, FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES, cut_off
+from crfrefine.base.memory import SMALL, format_size, memory_limit, require_memory
+from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.io.streams import BLOCK_BYTES, BlockReader, ByteReader, cut_off
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.voxel_stream import VoxelStream
-
 _BLOCK_VALUES = BLOCK_BYTES // 4
 _LEAST_RUN = 1024  # Values of one channel that are worth a read of their own.
 _HALF_EXPONENT = 0x7C00  # All exponent bits of a float16: NaN or infinite.
+_FLOAT32 = np.dtype(np.float32)
+_KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
+
+
+@dataclass(frozen=True)
+class VoxelStream:
+    """The voxels of an open file.
+
+    Attributes:
+        reader: stands at the first value.
+        dtype: of the values in the stream, with its byte order.
+        path: for errors.
+        finish: reads the rest of the file and compares its checksum, if it has one.
+        declared: type of the voxels, if the stream has another one; by default `dtype`.
+        slope: value = stored * slope + intercept.
+        intercept: see `slope`.
+        inner: number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels
+            of a voxel are together; None if one channel follows the other.
+        is_reversed: the order of all axes is reversed: channels are the fastest axis, x is the slowest.
+    """
+
+    reader: ByteReader
+    dtype: np.dtype[Any]
+    path: Path
+    finish: Callable[[], None]
+    declared: np.dtype[Any] | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    inner: int | None = None
+    is_reversed: bool = False
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the values are not those that are stored."""
+        return self.slope != 1.0 or self.intercept != 0.0
+
+    @property
+    def kept_type(self) -> np.dtype[Any]:
+        """The stored type in the machine's byte order, if it has at most 16 bits or is float32, and no scaling; else float32."""
+        plain = (self.declared or self.dtype).newbyteorder("=")
+        return plain if plain in _KEPT and not self.is_scaled else np.dtype(np.float32)
 
 
 class Decoder:
@@ -163,6 +208,28 @@ def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
     """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
     voxel = ", ".join(str(i) for i in index[:0:-1])
     return f"voxel ({voxel})" + (f" of channel {index[0]}" if num_channels > 1 else "")
+
+
+def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32, *, is_reversed: bool = False) -> NDArray[Any]:
+    """Return an uninitialized array for the values of a file, in Fortran order if reversed.
+
+    Raises:
+        CapacityError: the array takes more memory than the system allows; the message names the file.
+    """
+    size = dtype.itemsize * math.prod(shape)
+    if size > SMALL:
+        require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
+    try:
+        return np.empty(shape, dtype, order="F" if is_reversed else "C")
+    except (MemoryError, ValueError):
+        raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
+
+
+def array_stream(values: NDArray[Any], path: Path) -> VoxelStream:
+    """Return the stream of an array, ([channels,] [z,] y, x): of voxels that cannot be decoded in the order of storage."""
+    dtype = values.dtype.newbyteorder("<") if values.dtype.itemsize > 1 else values.dtype
+    whole = as_bytes(np.ascontiguousarray(values))
+    return VoxelStream(BlockReader(block for block in (whole,)), dtype, path, lambda: None)
 
 
 def as_bytes(values: NDArray[Any]) -> memoryview:

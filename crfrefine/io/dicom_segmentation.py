@@ -13,22 +13,21 @@ import numpy as np
 
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.decode import array_stream
 from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
 from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.dicom_segments import read_segments
-from crfrefine.io.geometry import require_usable
 from crfrefine.io.layers import LabelMapBuilder
-from crfrefine.io.memory_stream import array_stream
 from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, spacing_of
+from crfrefine.io.volume import VolumeHeader, require_usable, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.content import Content
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.segments import Segment
     from crfrefine.io.volume import Volume
-    from crfrefine.io.voxel_stream import VoxelStream
 
 _MOST_PLANES = 1 << 14
 
@@ -119,28 +118,15 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     yield array_stream(builder.labels, header.path)
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: the pixels follow the header."""
-    return ()
-
-
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write a label map as binary segments that refer to the series they were made on.
-
-    Args:
-        path: ends in the format's suffix.
-        content: labels, with segments.
-        like: an image that was read from a DICOM series.
-        kind: "labels".
-        voxels: none, they are in the file.
-        threads: not used.
 
     Raises:
         InputError: the image is no DICOM series, or highdicom is not installed.
     """
     from crfrefine.io.dicom_segmentation_writing import write_segmentation
 
-    write_segmentation(path, content, like.header)
+    write_segmentation(content, like.header)
 
 
 def _numbers(found: Any) -> list[int | None]:

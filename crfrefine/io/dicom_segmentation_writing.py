@@ -33,10 +33,6 @@ _LARGEST_NUMBER = (1 << 31) - 1
 def require_source(path: Path, image: VolumeHeader | None) -> SeriesTemplate:
     """Return the series that a segmentation refers to.
 
-    Args:
-        path: of the segmentation.
-        image: header of the image.
-
     Raises:
         InputError: the image is no DICOM series, or lacks what a segmentation refers to, or highdicom is not installed.
     """
@@ -48,16 +44,14 @@ def require_source(path: Path, image: VolumeHeader | None) -> SeriesTemplate:
     return template
 
 
-def check_header(path: Path, image: VolumeHeader) -> None:
-    """Raise InputError, before anything is computed, if a segmentation of a series cannot be written; see `require_source`."""
-    require_accepted(path, require_source(path, image), require_highdicom(path))
-
-
-def check_image(path: Path, image: Path) -> None:
-    """Raise InputError if an image is no DICOM series, that is neither a folder nor a file of frames, or highdicom is not installed."""
-    if not image.is_dir() and not has_frames(read_start(image, START_BYTES)):
-        raise _no_series(path, str(image))
-    require_highdicom(path)
+def check_image(path: Path, image: Path | VolumeHeader) -> None:
+    """Raise InputError, before anything is computed, if a segmentation of an image cannot be written; a header tells more than a path."""
+    if isinstance(image, Path):
+        if not image.is_dir() and not has_frames(read_start(image, START_BYTES)):
+            raise _no_series(path, str(image))
+        require_highdicom(path)
+    else:
+        require_accepted(path, require_source(path, image), require_highdicom(path))
 
 
 def _no_series(path: Path, image: str) -> InputError:
@@ -81,17 +75,13 @@ def require_highdicom(path: Path) -> Any:
     return highdicom
 
 
-def write_segmentation(path: Path, content: Content, image: VolumeHeader | None) -> None:
-    """Write a label map as one binary segment per label; planes without a segment are left out.
-
-    Args:
-        path: the file.
-        content: labels, with segments; without any, one empty segment is written, since the format asks for one.
-        image: header of the series.
+def write_segmentation(content: Content, image: VolumeHeader | None) -> None:
+    """Write a label map as one binary segment per label, one empty one if there is none; planes without a segment are left out.
 
     Raises:
         InputError: as for `require_source`.
     """
+    path = content.path
     template = require_source(path, image)
     highdicom = require_highdicom(path)
     segments = content.segments or (Segment(1, "Label 1"),)

@@ -14,13 +14,11 @@ import numpy as np
 
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.decode import as_bytes
+from crfrefine.io.decode import VoxelStream, as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
 from crfrefine.io.dicom_slices import Slice, arrange, read_slices
-from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
-from crfrefine.io.voxel_stream import VoxelStream
+from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,9 +115,9 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
         return ()
 
 
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Refuse: images are not written."""
-    raise UnsupportedFormatError(f"{path}: a DICOM series cannot be written; name a file, such as NAME.nii.gz")
+    raise UnsupportedFormatError(f"{content.path}: a DICOM series cannot be written; name a file, such as NAME.nii.gz")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
     if isinstance(known, Format) and (known.voxel_endings or known.is_folder):
         # Reading the file later reports the error with its case; this function also looks at other cases.
         with suppress(UnexpectedError), reading(path):
-            return (path, *known.load().voxel_files(path))
+            return (path, *known.voxel_files(path))
     return (path,)
 
 

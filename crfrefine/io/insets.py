@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
 
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream
 from crfrefine.io.volume import VolumeHeader, same_grid
 
 
@@ -39,3 +43,27 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         spacing=grid.spacing,
         inset=(header, tuple(int(start) for start in offset)),
     )
+
+
+@contextmanager
+def open_inset(header: VolumeHeader, part: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
+    """Open a file that stores a part of its grid; voxels outside of the part are 0.
+
+    Args:
+        header: with an `inset`.
+        part: the voxels of the file itself.
+    """
+    assert header.inset is not None
+    own, offset = header.inset
+    with part as stream:
+        whole = allocate_array(header.grid_shape[::-1], header.path, stream.kept_type)
+        whole.fill(0)
+        shape = own.grid_shape[::-1]
+        inside = allocate_array((1, *shape), header.path, stream.kept_type)
+        decoder = Decoder(stream, inside.shape)
+        decoder.fill(inside)
+        decoder.finish()
+        place = tuple(slice(start, start + size) for start, size in zip(offset[::-1], shape, strict=True))
+        assert math.prod(whole[place].shape) == inside.size
+        whole[place] = inside[0]
+    yield array_stream(whole, header.path)

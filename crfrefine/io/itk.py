@@ -31,8 +31,8 @@ from crfrefine.io.volume import VolumeHeader, same_grid
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.volume import Volume
-    from crfrefine.io.voxel_stream import VoxelStream
 
 MOST_SECONDS = 600.0
 """What takes longer is given up."""
@@ -80,7 +80,7 @@ def read_header(path: Path) -> VolumeHeader:
         CapacityError: it takes more memory than there is.
     """
     with _as_metaimage(path) as (name, header):
-        return replace(header, path=path, format=f"{name}, through ITK", template=None)
+        return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
 
 
 @contextmanager
@@ -90,33 +90,18 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         yield stream
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: these formats have one file."""
-    return ()
-
-
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to.
-
-    Args:
-        path: ends in one of the formats' suffixes.
-        content: voxels.
-        like: its geometry is kept.
-        kind: what the voxels are; not stored in the file.
-        voxels: none, these formats have one file.
-        threads: for compression.
 
     Raises:
         UnsupportedFormatError: the format cannot hold the grid or the voxels.
     """
+    path = content.path
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        ours, theirs, again = (
-            Path(folder, "ours.mha"),
-            Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower()),
-            Path(folder, "again.mha"),
-        )
+        ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
+        theirs = Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower())
         with _named(path, ours, again):
-            metaimage.write(ours, content, like, kind=kind, voxels=None, threads=threads)
+            metaimage.write(replace(content, path=ours, voxel_files=()), like, threads)
             _run(ours, theirs, path)
             _run(theirs, again, path)
             found = metaimage.read_header(again)
@@ -148,7 +133,7 @@ def _as_metaimage(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
         with _named(path, source, target):
             _run(source, target, path)
             header = metaimage.read_header(target)
-            _require_whole(path, name, header)
+            _require_whole(path, name, header, unpacked or start, compressed=bool(unpacked))
             yield name, header
 
 
@@ -166,14 +151,20 @@ def _named(path: Path, *temporary: Path) -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def _require_whole(path: Path, name: str, header: VolumeHeader) -> None:
-    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing."""
+def _require_whole(path: Path, name: str, header: VolumeHeader, start: bytes, *, compressed: bool) -> None:
+    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing.
+
+    Args:
+        path: the file.
+        name: of its format.
+        header: of the MetaImage made of it.
+        start: its first bytes, inflated.
+        compressed: whether it is.
+    """
     values = header.num_channels * math.prod(header.grid_shape)
     needed = values * np.dtype(header.dtype).itemsize
-    start = read_start(path, START_BYTES)
-    unpacked = inflated(start)
     size = path.stat().st_size
-    if unpacked:
+    if compressed:
         with open_bytes(path, "gzip") as reader:
             size = sum(map(len, iter(lambda: reader.read(BLOCK_BYTES), b"")))
     if name == "GIPL":

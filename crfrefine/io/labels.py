@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.io.allocation import allocate_as
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces
 from crfrefine.io.volume import LARGEST_LABEL
 
@@ -60,7 +60,7 @@ def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
         CapacityError: the labels do not fit into memory.
     """
     require_scalar(header, "a label map")
-    labels: NDArray[np.unsignedinteger[Any]] = allocate_as(header.grid_shape[::-1], np.dtype(np.uint8), header.path)
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
     off, low, high = 0.0, np.inf, -np.inf
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
@@ -88,7 +88,7 @@ def read_where(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray
         CrfRefineError: as for `read_whole_numbers`.
     """
     require_scalar(header, "a mask")
-    found: NDArray[np.bool_] = allocate_as(header.grid_shape[::-1], np.dtype(np.bool_), header.path)
+    found: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         found[piece.planes] = condition(piece.values[0])
     return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
-from crfrefine.io.allocation import allocate_as
+from crfrefine.io.decode import allocate_array
 from crfrefine.io.segments import Segment
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LabelMapBuilder:
     def of(cls, path: Path, shape: tuple[int, ...], segments: Sequence[Segment]) -> LabelMapBuilder:
         """Return an empty label map whose type holds the labels of all segments."""
         largest = max((segment.label for segment in segments), default=0)
-        labels = allocate_as(shape, np.dtype(np.uint8 if largest <= 255 else np.uint16), path)
+        labels = allocate_array(shape, path, np.dtype(np.uint8 if largest <= 255 else np.uint16))
         labels.fill(0)
         return cls(path, labels)
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from crfrefine.base.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
-from crfrefine.io.ahead import run_ahead
-from crfrefine.io.cuts import MOST_BYTES
-from crfrefine.io.parallel import run_all
+from crfrefine.io.content import MOST_BYTES
+from crfrefine.io.decode import allocate_array
+from crfrefine.io.parallel import run_ahead, run_all
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.io.volumes import allocate_shape, read_header, read_into
+from crfrefine.io.volumes import read_header, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class LogitsHeader:
 
     def allocate(self) -> NDArray[np.float32]:
         """Return an uninitialized array for the values, (L, [z,] y, x)."""
-        return allocate_shape((self.num_labels, *self.grid_shape[::-1]), self.path)
+        return allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
 
     def reading(self, values: NDArray[np.float32]) -> list[Callable[[], None]]:
         """Return the jobs that fill the array, one per file; they may run at the same time."""

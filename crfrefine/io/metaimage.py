@@ -1,20 +1,25 @@
-"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, then zlib data; `metaimage_header` reads the header."""
+"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, ElementDataFile the last one, then the voxels; written as zlib data."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from crfrefine.io import metaimage_header
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file, atomic_files, real_path
+from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
 from crfrefine.io.temporary import open_scratch
-from crfrefine.io.text_formats import detached_voxels, lines_to_write, open_voxels, volume_header
+from crfrefine.io.text_formats import LPS, affine_of, checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
+from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
+from crfrefine.io.volume import open_voxels
+from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +31,27 @@ __all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "MetaImage"
 
-WRITTEN_TYPES = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}
+T = TypeVar("T")
+
+# Older and newer names of the same key.
+_MATRIX = ("TransformMatrix", "Rotation", "Orientation")
+_ORIGIN = ("Offset", "Origin", "Position", "ImagePosition")
+_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_SPACING = ("ElementSpacing", "ElementSize")
+_REMARKS = ("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits")
+GEOMETRY_KEYS = (*_MATRIX, *_ORIGIN, *_REMARKS, *_SPACING)
+_KEYS = (
+    *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
+    *("BinaryData", "CompressedData", "CompressedDataSize"),
+    *_BYTE_ORDER,
+    *GEOMETRY_KEYS,
+)
+_KNOWN = {key.lower(): key for key in _KEYS}
+_TYPES = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
+    **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+}
+_WRITTEN_TYPES = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}
 
 
 def recognizes(start: bytes) -> bool:
@@ -41,33 +66,165 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
-    return volume_header(path, metaimage_header.read(path), NAME)
+    return checked(_parse(path))
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
     """Return the separate files with the voxels of a header."""
-    return detached_voxels(metaimage_header.read, path)
+    return detached_voxels(_parse, path)
 
 
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
-    """Write compressed voxels: .mha in one file, .mhd with a .zraw beside it.
+def _parse(path: Path) -> VolumeHeader:
+    """Read a header to its end and check every field that is used."""
+    with open_header(path) as lines:
+        fields = _fields(path, lines)
+        sizes = _sizes(fields)
+        names = _names(fields, lines, sizes)
+        end = lines.offset
+    channels = fields.whole("ElementNumberOfChannels", "1")
+    if channels < 1:
+        raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
+    grid = grid_and_channels(path, sizes, channels)
+    num_axes = len(grid[0])
+    return volume_header(
+        NAME,
+        grid,
+        _affine(fields, len(sizes), num_axes),
+        _geometry(fields, len(sizes)) if len(sizes) == num_axes else (),
+        _source(fields, names, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid[0])),
+    )
 
-    Args:
-        path: ends in .mhd or .mha.
-        content: voxels; the channels of a voxel are put together.
-        like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
-        kind: what the voxels are; not stored in the file.
-        voxels: the file beside the header that gets the voxels; None: they follow it.
-        threads: zlib takes one.
+
+def _fields(path: Path, lines: HeaderLines) -> Fields:
+    fields = Fields(path, "MetaImage", " = ")
+    for line in lines:
+        if not line.strip():
+            continue
+        # MetaIO accepts a colon as well.
+        name, *values = re.split(rb"[=:]", line, maxsplit=1)
+        if not values:
+            raise UnsupportedFormatError(
+                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: {shown(line)!r}"
+            )
+        key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
+        if key is not None:
+            fields.set(key, values[0])
+        if key == "ElementDataFile":
+            return fields
+    raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
+
+
+def _sizes(fields: Fields) -> tuple[int, ...]:
+    if not fields.text("ObjectType", "Image").lower().startswith("image"):
+        raise fields.damaged("ObjectType", "Image")
+    num_dims = fields.whole("NDims")
+    if not 2 <= num_dims <= 4:
+        raise fields.damaged("NDims", "2, 3 or 4 dimensions")
+    return fields.sizes("DimSize", num_dims)
+
+
+def _names(fields: Fields, lines: HeaderLines, sizes: tuple[int, ...]) -> list[str]:
+    """Return the names of the files with voxels; none if the voxels follow the header."""
+    name = fields.text("ElementDataFile")
+    if not name:
+        raise fields.damaged("ElementDataFile", "the name of a file, or LOCAL")
+    if name.upper() == "LOCAL":
+        return []
+    words = name.split()
+    if words[0].upper() == "LIST" and len(words) <= 2:
+        dims = len(sizes) - 1
+        if len(words) > 1:
+            number = finite_number(words[1].rstrip("Dd"))
+            if number is None or not number.is_integer():
+                raise fields.damaged("ElementDataFile", "LIST, or LIST and the number of dimensions of each file")
+            dims = int(number)
+        expected = number_of_files(fields, "ElementDataFile", sizes, dims)
+        names = [line.strip().decode("utf-8", "surrogateescape") for line in lines if line.strip()]
+        require_listed(fields.path, expected, len(names))
+        return names
+    if is_pattern(name):
+        return pattern_names(fields, "ElementDataFile", sizes, with_dims=False)
+    return [name]
+
+
+def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
+    is_binary = fields.flag("BinaryData", "True")
+    is_compressed = fields.flag("CompressedData")
+    skipped = fields.whole("HeaderSize", "0")
+    if skipped < FROM_THE_END or (skipped == FROM_THE_END and (is_compressed or not is_binary)):
+        raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels that are not compressed end the file")
+    # The size is only checked this far: some files promise too few bytes.
+    stored = fields.whole("CompressedDataSize", "0") if is_compressed and len(names) <= 1 else 0
+    byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
+    kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
+    if kind is None:
+        raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
+    return VoxelSource(
+        header_path=fields.path,
+        files=tuple(voxel_path(fields.path, name) for name in names) or (fields.path,),
+        encoding="zlib" if is_compressed else "raw" if is_binary else "text",
+        dtype=np.dtype(kind).newbyteorder(byte_order),
+        sizes=sizes,
+        inner=inner,
+        # Bytes to skip count from the beginning of the file, even if the header is in it.
+        offset=skipped or (0 if names else end),
+        stored_bytes=stored if stored > 0 else None,
+    )
+
+
+def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
+    # The matrix lists one axis after the other.
+    matrix = _agreed(fields, _MATRIX, lambda key: fields.numbers(key, num_dims**2), default=tuple(np.eye(num_dims).reshape(-1).tolist()))
+    direction = np.array(matrix, np.float64).reshape(num_dims, num_dims).T
+    origin = _agreed(fields, _ORIGIN, lambda key: fields.numbers(key, num_dims, exact=False), default=(0.0,) * num_dims)
+    key = next((key for key in _SPACING if key in fields), None)
+    spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
+    if 0.0 in spacing and key is not None:
+        raise fields.damaged(key, "voxels that are larger than 0")
+    return affine_of(direction[:num_axes, :num_axes] * np.array(spacing[:num_axes]), np.array(origin[:num_axes]), LPS)
+
+
+def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *, default: T) -> T:
+    """Return the value under any of a key's names; raise if two names have different values."""
+    found = {key: parse(key) for key in keys if key in fields}
+    first = next(iter(found.values()), default)
+    for key, value in found.items():
+        if value != first:
+            raise fields.damaged(key, f"the same as {next(iter(found))} says")
+    return first
+
+
+def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
+    """Return the lines that place the grid, without anything that a writer would not have put there."""
+    lines = []
+    for key in GEOMETRY_KEYS:
+        if key not in fields:
+            continue
+        text = fields.text(key)
+        if key == "CenterOfRotation" and [finite_number(word) is None for word in text.split()] != [False] * num_dims:
+            continue
+        if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
+            continue
+        # Anything may follow the numbers that are used.
+        used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
+        lines.append(f"{key} = {used}")
+    return tuple(lines)
+
+
+def write(content: Content, like: Volume, threads: int) -> None:
+    """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together.
+
+    Of a MetaImage, the lines that place the grid are kept as they are.
 
     Raises:
         UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
+    path = content.path
     lines = lines_to_write(path, like, NAME, _geometry_lines)
-    if voxels is not None:
-        with atomic_files(voxels, path) as (data_file, header_file):
+    if content.voxel_files:
+        with atomic_files(*content.voxel_files, path) as (data_file, header_file):
             num_bytes = write_zlib(data_file, content.together())
-            header_file.write(_header(content, lines, num_bytes, voxels.name))
+            header_file.write(_header(content, lines, num_bytes, content.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
     with atomic_file(path) as file, open_scratch(real_path(path).parent) as compressed:
@@ -90,7 +247,7 @@ def _header(content: Content, lines: Sequence[str], num_bytes: int, voxels: str)
             *lines,
             "DimSize = " + " ".join(str(size) for size in content.grid_shape[::-1]),
             *([] if content.num_channels is None else [f"ElementNumberOfChannels = {content.num_channels}"]),
-            f"ElementType = {WRITTEN_TYPES[content.dtype.name]}",
+            f"ElementType = {_WRITTEN_TYPES[content.dtype.name]}",
             f"ElementDataFile = {voxels}",
             "",
         ]

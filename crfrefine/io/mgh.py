@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.atomic import atomic_file
-from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import (
-    GZIP_MAGIC,
-    START_BYTES,
-    finish,
-    inflated,
-    misnamed,
-    open_bytes,
-    read_start,
-    require_length,
-    skip,
-    write_gzip,
-)
-from crfrefine.io.volume import VolumeHeader, spacing_of
-from crfrefine.io.voxel_stream import VoxelStream
+from crfrefine.io.atomic import write_bytes
+from crfrefine.io.source import VoxelSource
+from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, inflated, is_named_gzip, misnamed, open_bytes, read_start
+from crfrefine.io.volume import VolumeHeader, open_voxels, require_usable, spacing_of
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
+
+__all__ = ["open_voxels", "read_header", "recognizes", "write"]
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with what stands behind the voxels.
@@ -54,8 +42,8 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not such a file, damaged, or cut off.
         InputError: the geometry is not usable.
     """
-    container = _container(path)
-    with open_bytes(path, container) as reader:
+    encoding = "gzip" if read_start(path, START_BYTES).startswith(GZIP_MAGIC) else "raw"
+    with open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)
     if len(block) < _DATA_OFFSET or not recognizes(block):
         raise UnsupportedFormatError(f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}")
@@ -66,12 +54,21 @@ def read_header(path: Path) -> VolumeHeader:
     dtype = np.dtype(_TYPES[int(template["type"])])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     require_usable(affine, 3, path)
-    num_bytes = _DATA_OFFSET + math.prod((*grid_shape, num_frames)) * dtype.itemsize
-    require_length(path, num_bytes, compressed=container == "gzip")
+    source = VoxelSource(
+        header_path=path,
+        files=(path,),
+        encoding=encoding,
+        dtype=dtype,
+        sizes=(*grid_shape, num_frames),
+        inner=math.prod(grid_shape),
+        offset=0,
+        num_bytes_after=_DATA_OFFSET,
+    )
+    source.check()
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
     return VolumeHeader(
         path=path,
-        format="MGH" + (", gzip" if container == "gzip" else ""),
+        format="MGH" + (", gzip" if encoding == "gzip" else ""),
         grid_shape=tuple(grid_shape),
         num_channels=num_frames,
         dtype=dtype.newbyteorder("=").name,
@@ -79,35 +76,13 @@ def read_header(path: Path) -> VolumeHeader:
         affine=affine,
         template=template,
         notes=() if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",),
-        misnamed=misnamed(compressed=container == "gzip", named_so=_is_named_gzip(path)),
+        misnamed=misnamed(compressed=encoding == "gzip", named_so=is_named_gzip(path)),
+        source=source,
     )
 
 
-@contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
-    """Open the file at its first voxel; one frame follows the other."""
-    template: Any = header.template
-    with open_bytes(header.path, _container(header.path)) as reader:
-        skip(reader, _DATA_OFFSET)
-        yield VoxelStream(reader, np.dtype(_TYPES[int(template["type"])]), header.path, partial(finish, reader))
-
-
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: the voxels follow the header."""
-    return ()
-
-
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
-    """Write voxels with the geometry of another volume; labels above 255 with 32 bits.
-
-    Args:
-        path: ends in one of the format's suffixes.
-        content: voxels; channels become frames.
-        like: its geometry is kept bit for bit if it came from a file of this format.
-        kind: what the voxels are; not stored in the file.
-        voxels: none, they follow the header.
-        threads: for compression.
-    """
+def write(content: Content, like: Volume, threads: int) -> None:
+    """Write voxels with the geometry of another volume, that of an MGH file bit for bit; labels above 255 take 32 bits."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template = like.header.template if like.header is not None else None
@@ -122,11 +97,7 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
         for block in content.one_after_the_other():
             yield np.frombuffer(block, content.dtype.newbyteorder("<")).astype(stored).tobytes()
 
-    with atomic_file(path) as file:
-        if _is_named_gzip(path):
-            write_gzip(file, parts(), threads)
-        else:
-            file.writelines(parts())
+    write_bytes(content.path, parts(), threads)
 
 
 def _header_of(like: Volume, header: Any) -> Any:
@@ -138,11 +109,3 @@ def _header_of(like: Volume, header: Any) -> Any:
     header["Mdc"] = (like.affine[:3, :3] / spacing).T
     header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(sizes) / 2
     return header
-
-
-def _container(path: Path) -> str:
-    return "gzip" if read_start(path, START_BYTES).startswith(GZIP_MAGIC) else "raw"
-
-
-def _is_named_gzip(path: Path) -> bool:
-    return path.name.lower().endswith("z")

@@ -1,4 +1,4 @@
-"""Read and make headers of NIfTI and Analyze through nibabel: layout, type, scaling, place in the world."""
+"""Headers of NIfTI and Analyze, through nibabel: what they say of the grid and the voxels, and new ones to write."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import require_length
-from crfrefine.io.volume import is_sheared, spacing_of
+from crfrefine.io.source import VoxelSource
+from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,42 +19,39 @@ if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
+LONGEST = 540
+"""Bytes of the longer one of both versions."""
+
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
-MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+_ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 
 _quiet = logging.getLogger("crfrefine.io.nifti")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 
-def _nibabel() -> Any:
-    """Import nibabel: this takes a twentieth of a second, and its headers have no types."""
-    import nibabel
-
-    return nibabel
-
-
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return the header in the first bytes of a file, checked.
+    """Return nibabel's header of the first bytes of a file, checked.
 
     Args:
-        block: at least 540 bytes, if the file has them.
+        block: at least LONGEST bytes, if the file has them.
         path: for errors.
         is_pair: whether the voxels are in a file of their own; then the header may also be that of Analyze 7.5.
 
     Raises:
         UnsupportedFormatError: not such a header, damaged, or cut off.
     """
-    nibabel = _nibabel()
+    import nibabel
 
     if not block:
         raise UnsupportedFormatError(f"{path}: the file is empty")
     size = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
-    kind = nibabel.Nifti1Header if 348 in size else nibabel.Nifti2Header if 540 in size else None
-    if is_pair and kind is not None:
-        kind = nibabel.Nifti1Pair.header_class if 348 in size else nibabel.Nifti2Pair.header_class
+    kind: Any = nibabel.Nifti1Header if 348 in size else nibabel.Nifti2Header if 540 in size else None
     if kind is None:
         raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so: it begins with {block[:12]!r}")
+    if is_pair:
+        kind = nibabel.Nifti1Pair.header_class if 348 in size else nibabel.Nifti2Pair.header_class
     length = 348 if 348 in size else 540
     if len(block) < length:
         raise UnsupportedFormatError(f"{path}: the file is cut off within its header ({len(block)} of {length} bytes)")
@@ -76,7 +73,55 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
     return header
 
 
-def layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
+def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
+    """Return what a header says, after a check that the file with the voxels is long enough.
+
+    Args:
+        header: result of `parse`.
+        path: its file.
+        voxels: the file with the voxels.
+        encoding: of the voxels, "raw" or "gzip".
+
+    Raises:
+        UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.
+        InputError: the geometry is not usable.
+    """
+    grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
+    dtype = _voxel_type(header, path)
+    is_nifti = "magic" in header
+    affine, notes = _geometry(header, path) if is_nifti else (np.asarray(header.get_best_affine(), np.float64) + 0.0, (_ANALYZE_NOTE,))
+    require_usable(affine, len(grid_shape), path)
+    slope, intercept = header.get_slope_inter()
+    source = VoxelSource(
+        header_path=path,
+        files=(voxels,),
+        encoding=encoding,
+        dtype=dtype,
+        sizes=(*grid_shape, num_channels),
+        inner=math.prod(grid_shape),
+        offset=0,
+        num_bytes_after=data_offset(header),
+        slope=1.0 if slope is None else float(slope),
+        intercept=float(intercept or 0.0),
+    )
+    source.check()
+    version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if header["sizeof_hdr"] == 540 else "NIfTI-1"
+    is_pair = is_nifti and voxels != path
+    return VolumeHeader(
+        path=path,
+        format=version + (" pair" if is_pair else "") + (", gzip" if encoding == "gzip" else ""),
+        grid_shape=grid_shape,
+        num_channels=num_channels,
+        dtype=dtype.name,
+        spacing=spacing_of(affine, len(grid_shape)),
+        affine=affine,
+        template=header,
+        notes=notes,
+        source=source,
+    )
+
+
+def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
     """Return grid shape and number of channels of (x, y), (x, y, z), (x, y, z, channel) and ITK's (x, y, z, 1, channel)."""
     if not shape or min(shape) < 1:
         raise UnsupportedFormatError(f"{path}: the header has an impossible shape, {shape}")
@@ -93,8 +138,7 @@ def layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
     return shape[:3], time_steps * channels
 
 
-def voxel_type(header: Any, path: Path) -> np.dtype[Any]:
-    """Return the type of the voxels; raise UnsupportedFormatError for colors and complex numbers."""
+def _voxel_type(header: Any, path: Path) -> np.dtype[Any]:
     dtype: np.dtype[Any] = header.get_data_dtype()
     if dtype.fields is not None:
         raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
@@ -105,32 +149,20 @@ def voxel_type(header: Any, path: Path) -> np.dtype[Any]:
     return dtype
 
 
-def check_size(path: Path, header: Any, dtype: np.dtype[Any], *, compressed: bool) -> None:
-    """Raise UnsupportedFormatError if the file with the voxels is too short for what the header promises."""
-    needed = data_offset(header) + math.prod(int(size) for size in header.get_data_shape()) * dtype.itemsize
-    require_length(path, needed, compressed=compressed)
-
-
 def data_offset(header: Any) -> int:
     """Return where the voxels begin in their file."""
     is_single = bool(getattr(header, "is_single", False))
     return int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0)
 
 
-def scaling(header: Any) -> tuple[float, float]:
-    """Return slope and intercept; 1 and 0 if there are none."""
-    slope, intercept = header.get_slope_inter()
-    return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
-
-
-def geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def _geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return the affine in mm as nibabel chooses it (sform, else qform, else only the voxel size), and notes about it."""
     try:
         affine = np.asarray(header.get_best_affine(), np.float64)
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
-    affine[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= mm_per_unit(header)
     if qform is None and sform is None:
         return affine, ("no orientation in the header (sform and qform codes are 0)",)
     if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
@@ -138,29 +170,30 @@ def geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, .
     return affine, ("sform and qform differ; the sform is used, and both are kept in output files",)
 
 
-def header_like(like: Volume) -> Any:
-    """Return a NIfTI header with the geometry of a volume, that of its own file if it is NIfTI."""
-    nifti1_header = _nibabel().Nifti1Header
-    template = like.header.template if like.header is not None else None
-    if isinstance(template, nifti1_header):
+def mm_per_unit(header: Any) -> float:
+    """Return the unit of lengths of a NIfTI header in mm."""
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
+def header_to_write(content: Content, like: Volume, *, is_pair: bool) -> Any:
+    """Return a header of voxels with the geometry of another volume: bit for bit that of its own file, if it is NIfTI."""
+    import nibabel
+
+    nifti1: Any = nibabel.Nifti1Header
+    header: Any = like.header.template if like.header is not None else None
+    if isinstance(header, nifti1):
         # Always little-endian: the same values, and every reader accepts them.
-        return template.as_byteswapped("<")
-    header = nifti1_header()
-    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-    if not is_sheared(like.affine):
-        header.set_qform(like.affine, code=1)
-    header.set_sform(like.affine, code=1)
-    header.set_xyzt_units("mm")
-    return header
-
-
-def header_to_write(content: Content, like: Volume) -> Any:
-    """Return the header of voxels with the geometry of another volume; the caller sets what tells a single file from a pair."""
-    num_axes = len(like.spacing)
+        header = header.as_byteswapped("<")
+    else:
+        header = nifti1()
+        # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+        if not is_sheared(like.affine):
+            header.set_qform(like.affine, code=1)
+        header.set_sform(like.affine, code=1)
+        header.set_xyzt_units("mm")
     shape = content.shape[::-1]
     if content.num_channels is not None:
-        shape = shape[:-1] + (1,) * (3 - num_axes) + shape[-1:]
-    header = header_like(like)
+        shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
     header.set_data_shape(shape)
     header.set_data_dtype(content.dtype)
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
@@ -168,4 +201,6 @@ def header_to_write(content: Content, like: Volume) -> Any:
     header["intent_code"], header["intent_name"] = 0, b""
     header["intent_p1"], header["intent_p2"], header["intent_p3"] = 0.0, 0.0, 0.0
     header["descrip"], header["aux_file"] = b"crfrefine", b""
+    header["magic"] = header.pair_magic if is_pair else header.single_magic
+    header["vox_offset"] = 0 if is_pair else header.single_vox_offset
     return header

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.geometry import require_usable
-from crfrefine.io.nifti_header import check_size, data_offset, geometry, header_to_write, layout, parse, scaling, voxel_type
-from crfrefine.io.streams import finish, inflated, open_bytes, skip
-from crfrefine.io.volume import VolumeHeader, spacing_of
-from crfrefine.io.voxel_files import size_of
-from crfrefine.io.voxel_stream import VoxelStream
+from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
+from crfrefine.io.streams import inflated, open_bytes
+from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
-    from crfrefine.io.volume import Volume
+    from crfrefine.io.volume import Volume, VolumeHeader
+
+__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 _BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _ENDINGS = (".img", ".img.gz")
-_ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 
 
 def recognizes(start: bytes) -> bool:
@@ -46,43 +39,9 @@ def read_header(path: Path) -> VolumeHeader:
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
     with open_bytes(path, "raw") as reader:
-        block = reader.read(540)
-    header = parse(block, path, is_pair=True)
-    grid_shape, num_channels = layout(tuple(int(size) for size in header.get_data_shape()), path)
-    dtype = voxel_type(header, path)
-    is_nifti = "magic" in header
-    if is_nifti:
-        affine, notes = geometry(header, path)
-    else:
-        affine, notes = np.asarray(header.get_best_affine(), np.float64) + 0.0, (_ANALYZE_NOTE,)
-    require_usable(affine, len(grid_shape), path)
+        header = parse(reader.read(LONGEST), path, is_pair=True)
     voxels = _voxels_of(path)
-    size_of(voxels, path)
-    compressed = voxels.name.lower().endswith(".gz")
-    check_size(voxels, header, dtype, compressed=compressed)
-    version = "Analyze 7.5" if not is_nifti else "NIfTI-2 pair" if header["sizeof_hdr"] == 540 else "NIfTI-1 pair"
-    return VolumeHeader(
-        path=path,
-        format=version + (", gzip" if compressed else ""),
-        grid_shape=grid_shape,
-        num_channels=num_channels,
-        dtype=dtype.name,
-        spacing=spacing_of(affine, len(grid_shape)),
-        affine=affine,
-        template=header,
-        notes=notes,
-    )
-
-
-@contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
-    """Open the file with the voxels at the first one; one channel follows the other."""
-    template: Any = header.template
-    slope, intercept = scaling(template)
-    voxels = _voxels_of(header.path)
-    with open_bytes(voxels) as reader:
-        skip(reader, data_offset(template))
-        yield VoxelStream(reader, template.get_data_dtype(), voxels, partial(finish, reader), slope=slope, intercept=intercept)
+    return interpret(header, path, voxels, "gzip" if voxels.name.lower().endswith(".gz") else "raw")
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
@@ -93,22 +52,10 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
         return ()
 
 
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
-    """Write a NIfTI pair with the geometry of another volume; not compressed.
-
-    Args:
-        path: of the header.
-        content: voxels; channels get the fourth dimension of the file.
-        like: as for NIfTI.
-        kind: what the voxels are; not stored in the file.
-        voxels: the file that gets the voxels.
-        threads: not used.
-    """
-    assert voxels is not None
-    header = header_to_write(content, like)
-    header["magic"] = header.pair_magic
-    header["vox_offset"] = 0
-    with atomic_files(voxels, path) as (voxel_file, header_file):
+def write(content: Content, like: Volume, threads: int) -> None:
+    """Write a NIfTI pair with the geometry of another volume; channels get the fourth dimension of the file; not compressed."""
+    header = header_to_write(content, like, is_pair=True)
+    with atomic_files(*content.voxel_files, content.path) as (voxel_file, header_file):
         voxel_file.writelines(content.one_after_the_other())
         header_file.write(header.binaryblock + bytes(4))  # No extension.
 

@@ -17,9 +17,9 @@ import numpy as np
 from crfrefine.base.text import listed, see, shorten_value
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
+from crfrefine.io.decode import VoxelStream
 from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
@@ -91,19 +91,14 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         yield VoxelStream(member, template.dtype, header.path, member.check, is_reversed=template.fortran_order)
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: an archive has no separate files."""
-    return ()
-
-
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
     header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
     with (
-        atomic_file(path) as file,
+        atomic_file(content.path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
+        archive.open(_entry(f"{content.kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
         for block in content.one_after_the_other():

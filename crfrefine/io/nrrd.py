@@ -1,18 +1,24 @@
-"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, then gzip data; `nrrd_header` reads the header."""
+"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, which an empty line ends, then the voxels; written as gzip data."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.io import nrrd_header
-from crfrefine.io.atomic import atomic_file, atomic_files
+from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.atomic import atomic_files
+from crfrefine.io.nrrd_world import placement
+from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import write_gzip
-from crfrefine.io.text_formats import detached_voxels, lines_to_write, open_voxels, volume_header
+from crfrefine.io.text_formats import checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
+from crfrefine.io.text_header import Fields, HeaderLines, open_header, shown, whole_number
+from crfrefine.io.volume import open_voxels
+from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +30,39 @@ __all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "NRRD"
 
-WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
+# All fields of the format: any other name is damage, and its value would be missed.
+_FIELDS = (
+    *("type", "dimension", "sizes", "encoding", "endian", "data file", "line skip", "byte skip", "content", "number", "block size"),
+    *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
+    *("spacings", "thicknesses", "axis mins", "axis maxs", "centers", "centerings", "labels", "units", "kinds"),
+    *("min", "max", "old min", "old max", "sample units"),
+)
+_KNOWN = {name.replace(" ", ""): "centers" if name == "centerings" else name for name in _FIELDS}
+_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    **{"float": "f4", "double": "f8"},
+}
+_ENCODINGS = {
+    **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "hex": "hex"},
+    **dict.fromkeys(("ascii", "text", "txt"), "text"),
+}
+_MOST_DIMS = 16
+_DOMAIN_KINDS = ("domain", "space", "time")
+_NO_KIND = ("none", "???")
+_CHANNEL_KINDS = (
+    *("list", "point", "vector", "covariant-vector", "contravariant-vector", "normal", "stub", "scalar"),
+    *("2-vector", "3-vector", "4-vector", "3-gradient", "3-normal", "3-color", "4-color", "quaternion"),
+    *("rgb-color", "hsv-color", "xyz-color", "rgba-color"),
+    *("2d-symmetric-matrix", "2d-matrix", "3d-symmetric-matrix", "3d-matrix"),
+)
+_WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
 def recognizes(start: bytes) -> bool:
@@ -44,35 +82,152 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
-    return volume_header(path, nrrd_header.read(path), NAME)
+    return checked(parse(path)[0])
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
     """Return the separate files with the voxels of a header."""
-    return detached_voxels(nrrd_header.read, path)
+    return detached_voxels(lambda path: parse(path)[0], path)
 
 
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
-    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
+def parse(path: Path) -> tuple[VolumeHeader, dict[str, str]]:
+    """Read a header to its end and check every field that is used; return also the lines about segments, by their keys."""
+    with open_header(path) as lines:
+        segments: dict[str, str] = {}
+        fields, names, has_end = _fields(path, lines, segments)
+        end = lines.offset
+    if not has_end and "data file" not in fields:
+        raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
+    num_dims = fields.whole("dimension")
+    if not 1 <= num_dims <= _MOST_DIMS:
+        raise fields.damaged("dimension", f"1 to {_MOST_DIMS} dimensions")
+    sizes = fields.sizes("sizes", num_dims)
+    channel_axis = _channel_axis(fields, num_dims)
+    axes = [axis for axis in range(num_dims) if axis != channel_axis]
+    channels = 1 if channel_axis is None else sizes[channel_axis]
+    grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
+    affine, place = placement(fields, num_dims, axes, sizes, len(grid[0]))
+    source = _source(fields, names, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
+    return volume_header(NAME, grid, affine, place, source), segments
 
-    Args:
-        path: ends in .nrrd or .nhdr.
-        content: voxels; the channels of a voxel are put together.
-        like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
-        kind: what the voxels are; not stored in the file.
-        voxels: the file beside the header that gets the voxels; None: they follow it.
-        threads: for compression.
+
+def _fields(path: Path, lines: HeaderLines, segments: dict[str, str]) -> tuple[Fields, list[str], bool]:
+    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header; fill `segments`."""
+    fields = Fields(path, "NRRD", ": ")
+    for line in lines:
+        if lines.number == 1:
+            if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
+                raise UnsupportedFormatError(f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}")
+            continue
+        if not line.strip():
+            return fields, [], True
+        if line.startswith(b"#"):
+            continue
+        name, _, value = line.partition(b":")
+        field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1")) if len(name) < 100 else None
+        if field is not None and not value.startswith(b"="):
+            if field in fields:
+                raise UnsupportedFormatError(f"{path}: damaged NRRD header: line {lines.number} is a second line `{field}: ...`")
+            fields.set(field, value)
+            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
+                return fields, _until_empty(lines), True
+        elif name.startswith(b"Segment") and value.startswith(b"="):
+            segments[name.decode("utf-8", "replace")] = value[1:].strip().decode("utf-8", "replace")
+        elif b":=" not in line:
+            if lines.is_last:
+                break  # Reported as cut off.
+            raise UnsupportedFormatError(
+                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: {shown(line)!r}"
+            )
+    return fields, [], False
+
+
+def _until_empty(lines: HeaderLines) -> list[str]:
+    names = []
+    for line in lines:
+        if not line.strip():
+            break
+        names.append(line.strip().decode("utf-8", "surrogateescape"))
+    return names
+
+
+def _channel_axis(fields: Fields, num_dims: int) -> int | None:
+    """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
+    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
+    if len(kinds) != num_dims:
+        raise fields.damaged("kinds", f"{num_dims} kinds, as many as there are dimensions")
+    if "complex" in kinds:
+        raise UnsupportedFormatError(f"{fields.path}: complex voxels; expected real ones, export the magnitude")
+    if not set(kinds) <= {*_DOMAIN_KINDS, *_NO_KIND, *_CHANNEL_KINDS}:
+        raise fields.damaged("kinds", "domain for axes of the grid, vector or list for channels")
+    without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
+    if len(without) != num_dims or all(without):
+        without = [False] * num_dims
+    found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in (*_NO_KIND, "time") and without[axis])]
+    if len(found) > 1:
+        raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
+    return found[0] if found else None
+
+
+def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
+    kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
+    if kind is None:
+        raise fields.damaged("type", "the name of an integer or floating-point type such as uint8, short or float")
+    encoding = _ENCODINGS.get(fields.text("encoding").lower())
+    if encoding is None:
+        raise fields.damaged("encoding", "raw, gzip, bzip2, ascii or hex")
+    endian = fields.text("endian", "little" if kind[1] == "1" or encoding == "text" else None).lower()
+    if endian not in ("little", "big"):
+        raise fields.damaged("endian", "little or big")
+    num_lines, num_bytes = fields.whole("line skip", "0"), fields.whole("byte skip", "0")
+    if num_lines < 0:
+        raise fields.damaged("line skip", "0 or more")
+    if num_bytes < FROM_THE_END or (num_bytes == FROM_THE_END and encoding != "raw"):
+        raise fields.damaged("byte skip", "bytes to skip, or -1 where raw voxels end the file")
+    files = tuple(voxel_path(fields.path, name) for name in _data_files(fields, names, sizes))
+    return VoxelSource(
+        header_path=fields.path,
+        files=files or (fields.path,),
+        encoding=encoding,
+        dtype=np.dtype(kind).newbyteorder(">" if endian == "big" else "<"),
+        sizes=sizes,
+        inner=inner,
+        offset=FROM_THE_END if num_bytes == FROM_THE_END else 0 if files else end,
+        num_lines=0 if num_bytes == FROM_THE_END else num_lines,
+        num_bytes_after=max(num_bytes, 0),
+    )
+
+
+def _data_files(fields: Fields, names: list[str], sizes: tuple[int, ...]) -> Iterable[str]:
+    """Return the names of the files with voxels; none if the voxels follow the header."""
+    if "data file" not in fields:
+        return []
+    name = fields.text("data file")
+    if not name:
+        raise fields.damaged("data file", "the name of a file")
+    words = name.split()
+    if words[0].upper() == "LIST":
+        dims = len(sizes) - 1 if len(words) == 1 else whole_number(words[1])
+        if dims is None or len(words) > 2:
+            raise fields.damaged("data file", "LIST, or LIST and the number of dimensions of each file")
+        expected = number_of_files(fields, "data file", sizes, dims)
+        if dims == len(sizes) and names and sizes[-1] % len(names) == 0:
+            expected = len(names)  # Slabs of equal thickness.
+        require_listed(fields.path, expected, len(names))
+        return names
+    return pattern_names(fields, "data file", sizes, with_dims=True) if is_pattern(name) else [name]
+
+
+def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str] = ()) -> None:
+    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
+
+    Of an NRRD file, the lines that place the grid are kept as they are; `more_lines` are added to the header.
 
     Raises:
         UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
-    write_nrrd(path, content, like, voxels=voxels, threads=threads)
-
-
-def write_nrrd(path: Path, content: Content, like: Volume, *, voxels: Path | None, threads: int, more_lines: Sequence[str] = ()) -> None:
-    """Write a file as `write` does; `more_lines` are added to its header."""
     num_axes = len(like.spacing)
-    lines = lines_to_write(path, like, NAME, _geometry_lines)
+    lines = lines_to_write(content.path, like, NAME, _geometry_lines)
     sizes = content.grid_shape[::-1]
     has_channels = content.num_channels is not None
     if content.num_channels is not None:
@@ -81,7 +236,7 @@ def write_nrrd(path: Path, content: Content, like: Volume, *, voxels: Path | Non
     text = "\n".join(
         [
             "NRRD0004",
-            f"type: {WRITTEN_TYPES[content.dtype.name]}",
+            f"type: {_WRITTEN_TYPES[content.dtype.name]}",
             f"dimension: {len(sizes)}",
             *lines[:1],
             "sizes: " + " ".join(str(size) for size in sizes),
@@ -90,18 +245,16 @@ def write_nrrd(path: Path, content: Content, like: Volume, *, voxels: Path | Non
             *(["endian: little"] if content.dtype.itemsize > 1 else []),
             "encoding: gzip",
             *more_lines,
-            *([] if voxels is None else [f"data file: {voxels.name}"]),
-            "\n" if voxels is None else "",
+            *(f"data file: {voxels.name}" for voxels in content.voxel_files),
+            "" if content.voxel_files else "\n",
         ]
     ).encode()
-    if voxels is None:
-        with atomic_file(path) as file:
-            file.write(text)
-            write_gzip(file, content.together(), threads)
-    else:
-        with atomic_files(voxels, path) as (data_file, header_file):
-            write_gzip(data_file, content.together(), threads)
-            header_file.write(text)
+    with atomic_files(*content.voxel_files, content.path) as files:
+        if len(files) == 1:
+            files[0].write(text)
+        write_gzip(files[0], content.together(), threads)
+        if len(files) > 1:
+            files[1].write(text)
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.text_formats import LPS, affine_of
 from crfrefine.io.text_header import Fields, finite_number
-from crfrefine.io.world import LPS, affine_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,21 +32,12 @@ _SPACES = {
 }
 
 
-@dataclass(frozen=True)
-class Placement:
-    """The place of a grid in the world.
+def placement(
+    fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], num_axes: int
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
 
-    Attributes:
-        affine: (4, 4) voxel to world RAS+ mm.
-        lines: the header's lines that say so, without the entries of a channel axis; empty if another file could not use them.
-    """
-
-    affine: NDArray[np.float64]
-    lines: tuple[str, ...]
-
-
-def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], num_axes: int) -> Placement:
-    """Read the place of the grid in the world.
+    There are no lines if another file could not use them.
 
     Args:
         fields: of the header.
@@ -66,7 +56,7 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequenc
                 raise fields.damaged(name, "a line `space: ...` or `space dimension: ...`, too")
         spacing = _spacings(fields, num_dims, axes)
         origin = _origin_by_mins(fields, num_dims, axes, sizes, spacing)
-        return Placement(affine_of(np.diag(spacing[:num_axes]), np.array(origin[:num_axes]), LPS), ())
+        return affine_of(np.diag(spacing[:num_axes]), np.array(origin[:num_axes]), LPS), ()
     if "spacings" in fields:
         raise fields.damaged("spacings", "no such line beside `space`, but `space directions`")
     if space_dims != len(axes):
@@ -87,7 +77,7 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequenc
             raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
         origin = found[0]
     affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
-    return Placement(affine, _lines(fields) if len(axes) == num_axes == 3 else ())
+    return affine, _lines(fields) if len(axes) == num_axes == 3 else ()
 
 
 def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:

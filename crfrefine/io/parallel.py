@@ -1,8 +1,11 @@
-"""Run a case's jobs at the same time, such as reading its files: inflating, decoding and arithmetic release Python's lock."""
+"""Threads for the files of a case: inflating, decoding and arithmetic release Python's lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
@@ -21,3 +24,31 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield the items of a generator, which runs in a thread and is one item ahead.
+
+    So at most two items exist, a third one only while the caller still holds the last one and asks for the next. The thread ends, and the
+    generator is closed, when the items end, when one raises, and when the returned generator is closed or forgotten.
+
+    Args:
+        items: not started yet.
+
+    Raises:
+        Exception: whatever the generator raises, at the item where it did.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    end: Any = object()
+    pool = ThreadPoolExecutor(1, "crfrefine-ahead")
+    coming: Any = None
+    try:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+    finally:
+        coming = None  # Else the traceback of an error, which it has, would keep an item alive.
+        pool.shutdown()
+        items.close()

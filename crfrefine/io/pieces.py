@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.failures import reading
-from crfrefine.io.ahead import run_ahead
-from crfrefine.io.allocation import allocate_as
-from crfrefine.io.cuts import MOST_BYTES, cuts
-from crfrefine.io.decode import Decoder
+from crfrefine.io.content import MOST_BYTES, cuts
+from crfrefine.io.decode import Decoder, allocate_array
+from crfrefine.io.parallel import run_ahead
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import VolumeHeader
-    from crfrefine.io.voxel_stream import VoxelStream
 
 
 ALL_PLANES = slice(None)
@@ -47,7 +44,8 @@ def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes:
     Every voxel of the planes is in one piece. Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels
     last), a piece is a whole channel or planes of it; where the channels of a voxel or of a plane are together (MetaImage and NRRD
     vectors), it is all channels of some planes. Two pieces are in memory at a time, with the one that the caller holds; a third one for
-    the moment in which the caller gets it. The exception is an .npz in Fortran order, see `reads_in_pieces`.
+    the moment in which the caller gets it. The exception is an .npz in Fortran order, which has to be read as a whole: its last voxels
+    may be those of the first plane of the first channel.
 
     Close the generator, or forget it, to stop early.
 
@@ -66,15 +64,6 @@ def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes:
     return run_ahead(decoded_pieces(header, planes, most_bytes))
 
 
-def reads_in_pieces(header: VolumeHeader) -> bool:
-    """Return whether `read_pieces` holds only pieces in memory; if not, it holds the whole file in its stored type.
-
-    Only an .npz in Fortran order has to be read as a whole: its last voxels may be those of the first plane of the first channel.
-    """
-    with reading(header.path), open_voxels(header) as stream:
-        return not stream.is_reversed
-
-
 def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
@@ -82,36 +71,25 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
     if step != 1 or first >= last:
         raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
     with reading(header.path), open_voxels(header) as stream:
-        decoder = Decoder(stream, shape)
-        pieces = _whole_first if stream.is_reversed else _as_stored
-        yield from pieces(header, stream, decoder, range(first, last), most_bytes)
-        decoder.finish()
-
-
-def _as_stored(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, window: range, most_bytes: int) -> Iterator[Piece]:
-    shape, dtype = decoder.shape, stream.kept_type
-    for channels, planes in _cuts_of(shape, window, dtype, most_bytes, by_channel=decoder.one_channel_after_the_other):
-        if planes.start == window.start:
-            decoder.skip(window.start)
-        values = allocate_as((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), dtype, header.path)
-        decoder.fill(values, channels.start, planes.start)
-        if not decoder.found_bad:
-            yield Piece(channels, planes, values)
-        if planes.stop == window.stop:
-            decoder.skip(shape[1] - window.stop)
-
-
-def _whole_first(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, window: range, most_bytes: int) -> Iterator[Piece]:
-    shape, dtype = decoder.shape, stream.kept_type
-    whole = allocate_as(shape, dtype, header.path, is_reversed=True)
-    decoder.fill(whole)
-    decoder.finish()
-    for channels, planes in _cuts_of(shape, window, dtype, most_bytes, by_channel=True):
-        yield Piece(channels, planes, whole[channels, planes].copy(order="C"))
-
-
-def _cuts_of(
-    shape: tuple[int, ...], window: range, dtype: np.dtype[Any], most_bytes: int, *, by_channel: bool
-) -> Iterator[tuple[slice, slice]]:
-    for channels, planes in cuts((shape[0], len(window), *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
-        yield channels, slice(window.start + planes.start, window.start + planes.stop)
+        decoder, dtype = Decoder(stream, shape), stream.kept_type
+        whole: NDArray[Any] | None = None
+        if stream.is_reversed:
+            whole = allocate_array(shape, header.path, dtype, is_reversed=True)
+            decoder.fill(whole)
+            decoder.finish()
+        by_channel = decoder.one_channel_after_the_other or stream.is_reversed
+        for channels, inside in cuts((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
+            here = slice(first + inside.start, first + inside.stop)
+            if whole is not None:
+                yield Piece(channels, here, whole[channels, here].copy(order="C"))
+                continue
+            if here.start == first:
+                decoder.skip(first)
+            values = allocate_array((channels.stop - channels.start, here.stop - here.start, *shape[2:]), header.path, dtype)
+            decoder.fill(values, channels.start, here.start)
+            if not decoder.found_bad:
+                yield Piece(channels, here, values)
+            if here.stop == last:
+                decoder.skip(shape[1] - last)
+        if whole is None:
+            decoder.finish()

@@ -12,18 +12,16 @@ import numpy as np
 
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io import nrrd, nrrd_header
-from crfrefine.io.allocation import allocate_as
-from crfrefine.io.decode import Decoder
+from crfrefine.io import nrrd
+from crfrefine.io.decode import Decoder, allocate_array, array_stream
 from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
-from crfrefine.io.memory_stream import array_stream
 from crfrefine.io.slicer_segments import NO_OFFSET, OFFSET_KEY, StoredSegment, lines_to_write, read_segments
-from crfrefine.io.text_formats import detached_voxels, volume_header
+from crfrefine.io.text_formats import checked
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.volume import Volume, VolumeHeader
-    from crfrefine.io.voxel_stream import VoxelStream
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,14 @@ class _Template:
     """What is needed to read the label map, and to write another one on its grid.
 
     Attributes:
-        header: as that of an NRRD file.
+        lines: that place the grid, as in an NRRD file.
+        num_layers: of the file.
         stored: the segments of its layers; none if there is one layer, which is the label map.
         offset: of the grid in that of the reference image, as the file says it.
     """
 
-    header: VolumeHeader
+    lines: tuple[str, ...]
+    num_layers: int
     stored: tuple[StoredSegment, ...]
     offset: str
 
@@ -53,9 +53,9 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not such a file, damaged, cut off, or layers without segments.
         InputError: the geometry is not usable.
     """
-    text = nrrd_header.read(path)
-    header = volume_header(path, text, nrrd.NAME)
-    stored = read_segments(path, text.segments)
+    header, lines = nrrd.parse(path)
+    header = checked(header)
+    stored = read_segments(path, lines)
     num_layers = header.num_channels
     if num_layers > 1 and not stored:
         raise UnsupportedFormatError(f"{path}: {num_layers} layers without a line about a segment; save it again with 3D Slicer")
@@ -73,7 +73,7 @@ def read_header(path: Path) -> VolumeHeader:
         header,
         format=f"NRRD, segmentation of 3D Slicer{layers}",
         num_channels=1,
-        template=_Template(header, stored if num_layers > 1 else (), text.segments.get(OFFSET_KEY, NO_OFFSET)),
+        template=_Template(header.template, num_layers, stored if num_layers > 1 else (), lines.get(OFFSET_KEY, NO_OFFSET)),
         notes=() if note is None else (note,),
         details=(("segments", counted(len(segments), "segment")),) if segments else (),
         segments=segments,
@@ -85,46 +85,36 @@ def read_header(path: Path) -> VolumeHeader:
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Open the label map; several layers are put together first, in memory."""
     template: _Template = header.template
-    with nrrd.open_voxels(template.header) as stream:
+    with nrrd.open_voxels(header) as stream:
         if template.stored:
             stream = array_stream(_merged(header, template, stream), header.path)
         yield stream
 
 
-def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the separate files with the voxels of a header."""
-    return detached_voxels(nrrd_header.read, path)
+voxel_files = nrrd.voxel_files
 
 
-def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write a label map as one layer, with its segments.
-
-    Args:
-        path: ends in the format's suffix.
-        content: labels, with segments.
-        like: as for NRRD.
-        kind: "labels".
-        voxels: none, they follow the header.
-        threads: for compression.
 
     Raises:
         UnsupportedFormatError: sheared axes, or a grid that is not of three axes.
     """
     sizes = content.grid_shape[::-1]
     if len(sizes) != 3:
-        raise UnsupportedFormatError(f"{path}: 3D Slicer knows segmentations of three axes only; this one has {len(sizes)}")
-    header, offset = like.header, NO_OFFSET
-    if header is not None and isinstance(header.template, _Template):
+        raise UnsupportedFormatError(f"{content.path}: 3D Slicer knows segmentations of three axes only; this one has {len(sizes)}")
+    offset = NO_OFFSET
+    if like.header is not None and isinstance(like.header.template, _Template):
         # On the grid of a segmentation, which may be a part of the reference image's.
-        header, offset = header.template.header, header.template.offset
-    lines = lines_to_write(content.segments, sizes, offset)
-    nrrd.write_nrrd(path, content, replace(like, header=header), voxels=voxels, threads=threads, more_lines=lines)
+        offset = like.header.template.offset
+        like = replace(like, header=replace(like.header, format=nrrd.NAME, template=like.header.template.lines))
+    nrrd.write(content, like, threads, lines_to_write(content.segments, sizes, offset))
 
 
 def _merged(header: VolumeHeader, template: _Template, stream: VoxelStream) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:
     """Read all layers, and put their segments together."""
-    shape = (template.header.num_channels, *header.grid_shape[::-1])
-    layers = allocate_as(shape, stream.kept_type, header.path)
+    shape = (template.num_layers, *header.grid_shape[::-1])
+    layers = allocate_array(shape, header.path, stream.kept_type)
     decoder = Decoder(stream, shape)
     decoder.fill(layers)
     decoder.finish()

@@ -1,4 +1,4 @@
-"""Locate and read the voxels of a file with a text header."""
+"""Locate and read voxels that are stored as they are, perhaps compressed: those of most formats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.decode import VoxelStream
 from crfrefine.io.encodings import READERS, TEXT_DTYPE
 from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
-from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,8 @@ class VoxelSource:
         num_lines: lines to skip after the offset.
         num_bytes_after: bytes to skip after the lines; they count after decompression.
         stored_bytes: size of the compressed voxels, if the header gives it.
+        slope: value = stored * slope + intercept.
+        intercept: see `slope`.
     """
 
     header_path: Path
@@ -52,6 +54,8 @@ class VoxelSource:
     num_lines: int = 0
     num_bytes_after: int = 0
     stored_bytes: int | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
 
     @property
     def detached(self) -> tuple[Path, ...]:
@@ -84,7 +88,9 @@ class VoxelSource:
                 yield VoxelStream(joined, dtype, self.header_path, partial(finish, joined), self.dtype, inner=self.inner)
             return
         with self.open(self.files[0]) as reader:
-            yield VoxelStream(reader, dtype, self.files[0], partial(self.finish, reader), self.dtype, inner=self.inner)
+            finish_reading = partial(self.finish, reader)
+            scaling = (self.slope, self.intercept)
+            yield VoxelStream(reader, dtype, self.files[0], finish_reading, self.dtype, *scaling, inner=self.inner)
 
     def finish(self, reader: ByteReader) -> None:
         """Read the rest of a file, where the checksum of compressed data is."""

@@ -126,7 +126,7 @@ def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Itera
         InputError: the file cannot be opened or read.
     """
     if container == "by name":
-        container = "gzip" if path.name.lower().endswith(".gz") else "raw"
+        container = "gzip" if is_named_gzip(path) else "raw"
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -145,16 +145,14 @@ def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Itera
         raise cannot_read(path, error) from error
 
 
-def require_length(path: Path, needed: int, *, compressed: bool) -> None:
-    """Raise UnsupportedFormatError if a file is too short for the bytes that its header promises."""
-    size = path.stat().st_size
-    if size * (LARGEST_RATIO if compressed else 1) < needed:
-        raise cut_off(path, f"{needed} bytes", f"it holds {size}" + (" compressed ones" if compressed else ""))
-
-
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
     """Return the error of a file that ends before what its header promises, such as "12 bytes", of which "it holds 9"."""
     return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
+
+
+def is_named_gzip(path: Path) -> bool:
+    """Return whether a file is compressed with gzip by its name."""
+    return path.name.lower().endswith((".gz", ".mgz"))
 
 
 def misnamed(*, compressed: bool, named_so: bool) -> str | None:

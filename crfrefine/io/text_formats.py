@@ -6,76 +6,94 @@ ITK's libraries crash on damaged headers, and return damaged voxels without an e
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io.geometry import require_usable
-from crfrefine.io.source import VoxelSource
-from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
-from crfrefine.io.voxel_stream import VoxelStream
+from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.source import VoxelSource
     from crfrefine.io.volume import Volume
-    from crfrefine.io.world import TextHeader
+
+LPS = (-1.0, -1.0, 1.0)
+"""Signs that turn left, posterior, superior into RAS+, the convention of all affines here."""
 
 GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
 """From direction, origin and spacing in LPS to the lines that place a grid."""
 
 
-@dataclass(frozen=True)
-class TextTemplate:
-    """The contents of a text header beyond the grid.
+def volume_header(
+    format_name: str, grid: tuple[tuple[int, ...], int], affine: NDArray[np.float64], lines: tuple[str, ...], source: VoxelSource
+) -> VolumeHeader:
+    """Return the contents of a text header, not yet checked (`checked`).
 
-    Attributes:
-        geometry: the lines that place its grid in the world, as they stand in the file.
-        source: the place of its voxels.
+    Args:
+        format_name: "MetaImage" or "NRRD".
+        grid: voxels along x, y(, z), and the number of channels.
+        affine: (4, 4) voxel to world RAS+ mm.
+        lines: that place the grid in the world, as in the file; they become the template, and are empty if another file could not use them.
+        source: the place of the voxels.
     """
+    grid_shape, num_channels = grid
+    return VolumeHeader(
+        path=source.header_path,
+        format=format_name,
+        grid_shape=grid_shape,
+        num_channels=num_channels,
+        dtype=source.dtype.name,
+        spacing=spacing_of(affine, len(grid_shape)),
+        affine=affine,
+        template=lines,
+        source=source,
+    )
 
-    geometry: tuple[str, ...]
-    source: VoxelSource
 
-
-def volume_header(path: Path, header: TextHeader, format_name: str) -> VolumeHeader:
-    """Return the contents of a text header, after a check of its geometry and of the files with voxels.
+def checked(header: VolumeHeader) -> VolumeHeader:
+    """Return a header after a check of its geometry and of the files with voxels.
 
     Raises:
         UnsupportedFormatError: a file is cut off.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
+    assert header.source is not None
     header.source.check()
-    num_axes = len(header.grid_shape)
-    require_usable(header.affine, num_axes, path)
-    return VolumeHeader(
-        path=path,
-        format=format_name,
-        grid_shape=header.grid_shape,
-        num_channels=header.num_channels,
-        dtype=header.source.dtype.name,
-        spacing=spacing_of(header.affine, num_axes),
-        affine=header.affine,
-        template=TextTemplate(header.geometry, header.source),
-    )
+    require_usable(header.geometry()[0], len(header.grid_shape), header.path)
+    return header
 
 
-def detached_voxels(parse: Callable[[Path], TextHeader], path: Path) -> tuple[Path, ...]:
+def detached_voxels(parse: Callable[[Path], VolumeHeader], path: Path) -> tuple[Path, ...]:
     """Return the separate files with the voxels of a header; none if there are none, or the header cannot be read."""
     try:
-        return parse(path).source.detached
+        with np.errstate(all="ignore"):
+            source = parse(path).source
     except CrfRefineError:
         return ()  # Reading the file reports the error.
+    return () if source is None else source.detached
 
 
-def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    """Open the file with the voxels at the first one; where channels stand is in the header."""
-    source: VoxelSource = header.template.source
-    return source.stream()
+def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:
+    """Split dimensions into grid and channels: a fourth dimension means channels if a voxel has one value; raise if ambiguous."""
+    if 2 <= len(sizes) <= 3:
+        return sizes, num_channels
+    if len(sizes) != 4 or num_channels > 1:
+        raise UnsupportedFormatError(
+            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel cannot be split into grid and channels"
+        )
+    return sizes[:3], sizes[3]
+
+
+def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns; `signs` turns their space into RAS+."""
+    num_axes = len(origin)
+    affine = np.eye(4)
+    affine[:num_axes, :num_axes] = vectors
+    affine[:num_axes, 3] = origin
+    return np.diag([*signs, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
@@ -87,17 +105,13 @@ def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: G
     num_axes = len(like.spacing)
     if num_axes not in (2, 3):
         raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")
-    own: tuple[str, ...] = like.header.template.geometry if like.header is not None and like.header.format == format_name else ()
-    return own or geometry_lines(*_world_lps(path, like))
-
-
-def _world_lps(path: Path, like: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]:
-    """Return (direction, origin, spacing) in LPS, one column of the direction per grid axis."""
+    own: tuple[str, ...] = like.header.template if like.header is not None and like.header.format == format_name else ()
+    if own:
+        return own
     if is_sheared(like.affine):
         raise UnsupportedFormatError(
             f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
         )
-    num_axes = len(like.spacing)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
+    lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
     spacing = spacing_of(like.affine, num_axes)
-    return lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing
+    return geometry_lines(lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing)

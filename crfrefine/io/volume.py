@@ -9,18 +9,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
+    from crfrefine.io.decode import VoxelStream
     from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.segments import Segment
-    from crfrefine.io.unchanged import FileState
+    from crfrefine.io.source import VoxelSource
+
+FileState: TypeAlias = tuple[Path, int, int, int]
+"""A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
 
 TIMES = "\u00d7"
 
@@ -59,7 +65,8 @@ class VolumeHeader:
         covers_part: the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`.
         inset: the header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
         identity: whose a DICOM file is; None for other formats.
-        states: of the file and of those with its voxels when the header was read (`unchanged`).
+        source: the place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
+        states: of the file and of those with its voxels when the header was read.
     """
 
     path: Path
@@ -79,6 +86,7 @@ class VolumeHeader:
     covers_part: bool = False
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
     identity: DicomIdentity | None = None
+    source: VoxelSource | None = field(default=None, repr=False)
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -137,6 +145,12 @@ class Volume:
         return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
 
 
+def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+    """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
+    assert header.source is not None
+    return header.source.stream()
+
+
 def is_plausible(spacing: Iterable[float]) -> bool:
     """Return whether all distances between voxels are within SPACING_RANGE; False for NaN."""
     low, high = SPACING_RANGE
@@ -146,6 +160,23 @@ def is_plausible(spacing: Iterable[float]) -> bool:
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
     return tuple(float(norm) for norm in np.sqrt((np.asarray(affine, np.float64)[:3, :num_axes] ** 2).sum(axis=0)))
+
+
+def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
+    """Raise InputError if an affine is singular, or places voxels absurdly near to each other or far away."""
+    is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
+    spacing = spacing_of(affine, num_axes) if is_sane else ()
+    if spacing and is_plausible(spacing):
+        # The smallest singular value of the axes' directions: 1 at right angles, 0 where one lies in the plane of the others.
+        directions = affine[:3, :num_axes] / np.array(spacing)
+        if np.linalg.svd(directions, compute_uv=False).min() > 1e-6:
+            return
+    if min(spacing, default=0.0) > 0.0 and not is_plausible(spacing):
+        size = TIMES.join(f"{step:g}" for step in spacing)
+        problem = f"its voxels measure {size} mm; expected {SPACING_RANGE[0]:g} mm or more. Its lengths may be in another unit"
+    else:
+        problem = "its affine is [" + "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3]) + "]"
+    raise InputError(f"{path}: the geometry in the header is not usable: {problem}; repair the header")
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.failures import reading
-from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io.allocation import allocate_as
-from crfrefine.io.decode import Decoder
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array
 from crfrefine.io.formats import FORMATS, Format
+from crfrefine.io.insets import open_inset
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
-from crfrefine.io.unchanged import require_unchanged, states_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io.volume import VolumeHeader
-    from crfrefine.io.voxel_stream import VoxelStream
+    from crfrefine.io import dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
+    from crfrefine.io.formats import FormatCode
+    from crfrefine.io.volume import FileState, VolumeHeader
+
+    # So mypy checks that each has the functions.
+    _CODE: tuple[FormatCode, ...] = (dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -51,7 +54,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             if found is None or found is known:
                 raise
             # The name of the header decides which other files hold voxels, and which files must not be replaced.
-            if isinstance(found, Format) and is_allowed(found, suffixes) and not found.load().voxel_files(path):
+            if isinstance(found, Format) and is_allowed(found, suffixes) and not found.voxel_files(path):
                 return _read_as(path, found)
             raise UnsupportedFormatError(f"{error}\n  {way_out(found)}") from None
 
@@ -62,12 +65,7 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
     Raises:
         CapacityError: the array does not fit into memory.
     """
-    return allocate_shape((header.num_channels, *header.grid_shape[::-1]), header.path)
-
-
-def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
-    """Return an uninitialized float32 array for the values of a file; see `allocate_as`."""
-    return allocate_as(shape, np.dtype(np.float32), path)
+    return allocate_array((header.num_channels, *header.grid_shape[::-1]), header.path)
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
@@ -85,7 +83,7 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     with reading(header.path), open_voxels(header) as stream:
         decoder = Decoder(stream, values.shape)
         if stream.is_reversed:
-            whole = allocate_as(values.shape, stream.kept_type, header.path, is_reversed=True)
+            whole = allocate_array(values.shape, header.path, stream.kept_type, is_reversed=True)
             decoder.fill(whole)
             values[...] = whole
         else:
@@ -100,34 +98,48 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     Raises:
         InputError: the file changed since its header was read, or while the block lasted.
     """
-    require_unchanged(header.states)
+    _require_unchanged(header.states)
     try:
         with _open(header) as stream:
             yield stream
     except CrfRefineError:
-        require_unchanged(header.states)  # That is the reason then.
+        _require_unchanged(header.states)  # That is the reason then.
         raise
-    require_unchanged(header.states)
+    _require_unchanged(header.states)
 
 
 def _open(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    if header.inset is None:
-        return _named(header.family).load().open_voxels(header)
-    from crfrefine.io.memory_stream import open_inset
-
-    return open_inset(header, open_voxels(header.inset[0]))
+    if header.inset is not None:
+        return open_inset(header, open_voxels(header.inset[0]))
+    return next(known for known in FORMATS if known.name == header.family).load().open_voxels(header)
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
-    before = states_of([path])
+    before = _states([path])
     with np.errstate(all="ignore"):
-        header = replace(known.load().read_header(path), family=known.name)
-        header = replace(header, states=(*before, *states_of(known.load().voxel_files(path))))
+        header = known.load().read_header(path)
+        header = replace(header, family=known.name, states=(*before, *_states(known.voxel_files(path))))
     if format_of(path) is known or known.is_folder:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
 
 
-def _named(family: str) -> Format:
-    return next(known for known in FORMATS if known.name == family)
+def _states(paths: Sequence[Path]) -> tuple[FileState, ...]:
+    """Return the states of files; those that are not there have none, and reading reports them."""
+    found = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            continue
+        found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _require_unchanged(states: Sequence[FileState]) -> None:
+    """Raise an error if a file is not as it was: voxels of two files, or the header of one and voxels of another, would make one case."""
+    for path, *state in states:
+        status = path.stat()
+        if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
+            raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")

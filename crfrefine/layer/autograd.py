@@ -18,49 +18,42 @@ if TYPE_CHECKING:
 _NOTHING: NDArray[Any] = np.empty(0)
 
 
+GRADIENTS = (
+    "logits",
+    "image",
+    "weights",
+    "theta_position",
+    "theta_intensity",
+    "theta_gamma",
+    "compatibility",
+    "temperature",
+    "bias",
+    "volume_weight",
+)
+"""The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes."""
+
+
 class MeanField(torch.autograd.Function):
     """Runs an engine's kernels forward and backward; its tensors have the precision of the kernels."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        kernels: RecordingKernels,
-        spec: MeanFieldSpec,
-        logits: Tensor,
-        image: Tensor,
-        weights: Tensor,
-        theta_alpha: Tensor,
-        theta_beta: Tensor,
-        theta_gamma: Tensor | None,
-        compatibility: Tensor,
-        temperature: Tensor,
-        bias: Tensor,
-        volume_weight: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, kernels: RecordingKernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
         """Take all steps; save the marginals at the start of each step for `backward`.
 
         Args:
             ctx: autograd's context.
             kernels: for this item's image and mask, and for these bandwidths.
-            spec: the run, with the values of the tensors `weights`, `compatibility`, `temperature`, `bias` and `volume_weight`.
-            logits: (L, *grid).
-            image: (M, *grid) normalized.
-            weights: (kernels, L), the spatial one last; this and what follows may be on the CPU although logits and image are on a GPU.
-            theta_alpha: (bilateral kernels, axes).
-            theta_beta: (bilateral kernels, M).
-            theta_gamma: (axes,); None without a spatial kernel.
-            compatibility: (L, L).
-            temperature: one number.
-            bias: (L,).
-            volume_weight: one number; None without a volume term.
+            spec: the run, with the values of the tensors that are not in the kernels.
+            given: those of GRADIENTS; from `weights` on, they may be on the CPU although logits and image are on a GPU.
         """
+        logits, image, weights, _, _, _, compatibility, temperature, bias, _ = given
+        assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels, ctx.spec = kernels, spec
-        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature, bias, volume_weight)
         ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
-        ctx.save_for_backward(logits, weights, compatibility, temperature, bias, to_tensor(tape.record), image)
+        ctx.save_for_backward(logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits))
         return refined
@@ -69,32 +62,19 @@ class MeanField(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the arguments, in their order."""
-        logits, _, _, _, _, record, _ = ctx.saved_tensors
-        wants = ctx.needs_input_grad[2:]
-        _, wants_image, _, wants_alpha, wants_beta, wants_gamma, *_ = wants
+        logits, record, *_ = ctx.saved_tensors
+        wants = dict(zip(GRADIENTS, ctx.needs_input_grad[2:], strict=True))
         grads = ctx.kernels.backward(
             dataclasses.replace(ctx.tape, record=to_array(record)),
             to_array(logits),
             to_array(grad),
             ctx.spec,
-            wants_theta=wants_alpha or wants_beta or wants_gamma,
-            wants_image=wants_image,
-        )
-        found = (
-            grads.logits,
-            grads.image,
-            grads.weights,
-            grads.theta_alpha,
-            grads.theta_beta,
-            grads.theta_gamma,
-            grads.compatibility,
-            grads.temperature,
-            grads.bias,
-            grads.volume_weight,
+            wants_theta=any(wanted for name, wanted in wants.items() if name.startswith("theta")),
+            wants_image=wants["image"],
         )
         tensors = (
-            torch.as_tensor(_own(to_tensor(value)), dtype=kind[0], device=kind[1]) if wanted and kind is not None else None
-            for value, kind, wanted in zip(found, ctx.kinds, wants, strict=True)
+            torch.as_tensor(_own(to_tensor(getattr(grads, name))), dtype=kind[0], device=kind[1]) if wanted and kind is not None else None
+            for (name, wanted), kind in zip(wants.items(), ctx.kinds, strict=True)
         )
         return None, None, *tensors
 

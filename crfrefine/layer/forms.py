@@ -20,7 +20,7 @@ WEIGHT_RANGE = (0.0, 1e3)
 """Weights of kernels; 0 is included."""
 
 POSITION_RANGE = (0.1, 1e3)
-"""theta_alpha and theta_gamma, in mm, or in voxels if `positions` is "voxels"."""
+"""Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"."""
 
 INTENSITY_RANGE = (1e-3, 1e5)
 """theta_beta, normalized intensity."""
@@ -104,12 +104,8 @@ def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) ->
 def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> list[float]:
     """Return the numbers of a 1-D tensor as a person would write them: the shortest decimals that are equal in a given precision.
 
-    A weight of 4 then does not come back as 4.000000476837158.
-
-    Args:
-        tensor: (n,).
-        floor: smaller numbers get the absolute precision of this one; 0: each has its own.
-        precision: float32 for values that engines use in float32; the tensor's own for bandwidths.
+    A weight of 4 then does not come back as 4.000000476837158. Numbers below `floor` get its absolute precision. Engines use values in
+    float32; bandwidths have the tensor's own precision.
     """
     rounding = _ROUNDINGS * torch.finfo(precision).eps
     return [_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist()]

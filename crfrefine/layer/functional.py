@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ except ImportError as error:
     raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.base.threads import check_threads
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
@@ -107,28 +110,23 @@ def mean_field(
     inputs.check_pair(logits, image)
     inputs.engine_for(logits.device)
     check_threads(threads)
-    MeanFieldParameters(
+    settings = MeanFieldParameters(
         num_iterations=num_iterations,
         damping=damping,
         normalization=normalization,
         filter=filter,
         positions=positions,
         label_threshold=label_threshold,
-    )  # checks
-    num_labels, num_modalities, num_axes = logits.shape[1], image.shape[1], logits.ndim - 2
+    )
+    num_labels, image_shape = logits.shape[1], tuple(image.shape[1:])
     dtype = inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
     # The host reads these few numbers: from a GPU, each look at one would wait for it.
     spread = functools.partial(_spread, dtype=dtype)
-    # Bandwidths keep all digits: rounded ones would give a lattice with different vertices.
-    spread_theta = functools.partial(_spread, dtype=torch.float64)
     weights = [spread(weight, num_labels, f"bilateral.{m}.weight") for m, (weight, _, _) in enumerate(bilateral)]
-    alphas = [spread_theta(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (_, alpha, _) in enumerate(bilateral)]
-    betas = [spread_theta(beta, num_modalities, f"bilateral.{m}.theta_beta") for m, (_, _, beta) in enumerate(bilateral)]
-    theta_gamma = None
+    thetas = _thetas([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
     if spatial is not None:
         weights.append(spread(spatial[0], num_labels, "spatial.weight"))
-        theta_gamma = spread_theta(spatial[1], num_axes, "spatial.theta_gamma")
     # Given kernels were built from the image: it matters now only if its gradient is needed.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     divisor = spread(temperature, 1, "temperature")
@@ -142,9 +140,9 @@ def mean_field(
     weight = torch.stack(weights) if weights else torch.zeros(0, num_labels, dtype=dtype, device=_HOST)
     parameters = (
         weight,
-        torch.stack(alphas) if alphas else torch.zeros(0, num_axes, dtype=torch.float64, device=_HOST),
-        torch.stack(betas) if betas else torch.zeros(0, num_modalities, dtype=torch.float64, device=_HOST),
-        theta_gamma,
+        torch.stack(thetas.position) if bilateral else torch.zeros(0, logits.ndim - 2, dtype=torch.float64, device=_HOST),
+        torch.stack(thetas.intensity) if bilateral else torch.zeros(0, image_shape[0], dtype=torch.float64, device=_HOST),
+        thetas.spatial,
         matrix,
         divisor[0],
         shift,
@@ -161,16 +159,16 @@ def mean_field(
         volume_keep=keep,
     )
     if kernels is None:
-        wanted = _kernel_set(alphas, betas, theta_gamma, normalization, filter, positions, num_labels, num_iterations)
+        wanted = thetas.resolve(settings, num_labels)
         make: KernelMaker | None = None
         if label_threshold > 0.0 and run.volume_weight == 0.0 and label_sets.are_possible(logits):
             tells_labels = matrix.requires_grad or any(
                 label_sets.differs(weight) for weight, *_ in [*bilateral, *([spatial] if spatial else [])]
             )
-            settings = label_sets.PackSettings(label_threshold, tells_labels, threads or torch.get_num_threads())
-            make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), settings)
+            packing = label_sets.PackSettings(label_threshold, tells_labels, threads or torch.get_num_threads())
+            make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), packing)
         kernels = _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=False, make=make)
-    _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
+    _check_kernels(kernels, len(logits), len(weights), image_shape, str(dtype).removeprefix("torch."))
     if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
         inputs.check_logits(logits, mask)
     items = [
@@ -198,20 +196,8 @@ def build_kernels(
 ) -> list[RecordingKernels]:
     """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
 
-    Args:
-        image: (B, M, *grid) on the scale of theta_beta, finite; its type, float32 or float64, sets the precision.
-        bilateral: theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
-        theta_gamma: bandwidth of the smoothness kernel (one, or one per axis; mm); None: no such term.
-        spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
-        mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
-        normalization: "symmetric", "after" or "none".
-        filter: as in `mean_field`; "auto" also depends on `num_labels` and `num_iterations`.
-        positions: "mm" or "voxels".
-        num_labels: L.
-        num_iterations: number of steps.
-        threads: None: as many as `torch.get_num_threads()`.
-        copy: whether the kernels keep their own copy of the image. The backward pass reads it again, so use False only if the image
-            is never overwritten.
+    Arguments are those of `mean_field`, with `bilateral` without weights; the image's type, float32 or float64, sets the precision. The
+    kernels keep their own copy of the image, which the backward pass reads again; without `copy` it must never be overwritten.
 
     Returns:
         One object for each batch item; each may be used in one call at a time.
@@ -222,13 +208,8 @@ def build_kernels(
     inputs.check_image(image)
     inputs.engine_for(image.device)
     check_threads(threads)
-    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
-    spread = functools.partial(_spread, dtype=torch.float64)
-    num_axes = image.ndim - 2
-    alphas = [spread(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (alpha, _) in enumerate(bilateral)]
-    betas = [spread(beta, image.shape[1], f"bilateral.{m}.theta_beta") for m, (_, beta) in enumerate(bilateral)]
-    gamma = None if theta_gamma is None else spread(theta_gamma, num_axes, "spatial.theta_gamma")
-    wanted = _kernel_set(alphas, betas, gamma, normalization, filter, positions, num_labels, num_iterations)
+    settings = MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)
+    wanted = _thetas(bilateral, theta_gamma, image).resolve(settings, num_labels)
     return _build(image, wanted, _known_spacing(spacing, wanted), mask, threads, copy=copy)
 
 
@@ -237,24 +218,37 @@ def _known_spacing(spacing: inputs.Spacing | None, wanted: KernelSetSpec) -> inp
     return notices.known_spacing(spacing, matters=wanted.positions != "voxels" and len(wanted.kernels) > 0)
 
 
-def _kernel_set(
-    alphas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    theta_gamma: Tensor | None,
-    normalization: str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    positions: str,
-    num_labels: int,
-    num_iterations: int,
-) -> KernelSetSpec:
-    """Return the kernels for bandwidths with one value per axis or modality."""
-    wanted = [
-        KernelSpec(_positive(alpha, f"bilateral.{m}.theta_alpha"), _positive(beta, f"bilateral.{m}.theta_beta"))
-        for m, (alpha, beta) in enumerate(zip(alphas, betas, strict=True))
-    ]
-    if theta_gamma is not None:
-        wanted.append(KernelSpec(_positive(theta_gamma, "spatial.theta_gamma")))
-    return KernelSetSpec(tuple(wanted), normalization, filter, num_labels, num_iterations, positions)
+@dataclass(frozen=True)
+class _Thetas:
+    """Bandwidths with all their digits: of each appearance kernel, one per axis and one per modality; of the spatial one, one per axis."""
+
+    position: list[Tensor]
+    intensity: list[Tensor]
+    spatial: Tensor | None
+
+    def resolve(self, settings: MeanFieldParameters, num_labels: int) -> KernelSetSpec:
+        """Return the kernels; raise InputError for a bandwidth that is not positive."""
+        wanted = [
+            KernelSpec(_positive(alpha, _ALPHA.format(m)), _positive(beta, _BETA.format(m)))
+            for m, (alpha, beta) in enumerate(zip(self.position, self.intensity, strict=True))
+        ]
+        if self.spatial is not None:
+            wanted.append(KernelSpec(_positive(self.spatial, _GAMMA)))
+        of_run = settings.normalization, settings.filter, num_labels, settings.num_iterations, settings.positions
+        return KernelSetSpec(tuple(wanted), *of_run)
+
+
+_ALPHA, _BETA, _GAMMA = "bilateral.{}.theta_alpha", "bilateral.{}.theta_beta", "spatial.theta_gamma"
+
+
+def _thetas(bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor) -> _Thetas:
+    """Return the bandwidths for images (B, M, *grid); rounded ones would give a lattice with different vertices."""
+    spread, num_axes = functools.partial(_spread, dtype=torch.float64), image.ndim - 2
+    return _Thetas(
+        [spread(alpha, num_axes, _ALPHA.format(m)) for m, (alpha, _) in enumerate(bilateral)],
+        [spread(beta, image.shape[1], _BETA.format(m)) for m, (_, beta) in enumerate(bilateral)],
+        None if gamma is None else spread(gamma, num_axes, _GAMMA),
+    )
 
 
 def _build(
@@ -271,13 +265,14 @@ def _build(
     engine = inputs.engine_for(image.device)
     steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    context = RunContext(threads or torch.get_num_threads())
     result = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
         values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
         where = None if inside is None else inside.cpu().numpy()
         made = None if make is None else make(index, values, where, steps[index])
-        result.append(made or engine.kernels(values, where, steps[index], wanted, threads=threads or torch.get_num_threads()))
+        result.append(made or engine.kernels(GridImage(values, where, steps[index]), wanted, context))
     return result
 
 

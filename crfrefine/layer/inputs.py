@@ -75,14 +75,9 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
 
 
 def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], None]) -> None:
-    """Warn, once for all calls that share `told`, of logits that look like probabilities.
+    """Warn, once for all calls that share `told`, of logits (B, L, *grid) that look like probabilities.
 
     The host has to wait for a GPU before it can look, so only the first call on a GPU looks.
-
-    Args:
-        logits: (B, L, *grid).
-        told: what has been said before; a word is added.
-        warn: called with the text.
     """
     if "probabilities" in told:
         return
@@ -108,11 +103,7 @@ def look_like_probabilities(logits: Tensor) -> bool:
 
 
 def engine_for(device: torch.device) -> Backend:
-    """Return the engine that computes on a tensor's device.
-
-    Raises:
-        BackendUnavailableError: there is none.
-    """
+    """Return the engine that computes on a tensor's device; raise BackendUnavailableError if there is none."""
     if device.type not in ("cpu", "cuda"):
         raise BackendUnavailableError(f"there is no engine for tensors on {device}; move the layer and its inputs to the CPU")
     try:
@@ -129,13 +120,8 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
 def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tuple[float, ...]]:
     """Spread the spacing over batch items and axes.
 
-    Args:
-        spacing: mm; one number, one per axis, or one row (axes,) for each batch item.
-        num_items: B.
-        num_axes: axes of the grid.
-
     Raises:
-        InputError: another shape, or a distance outside `crfrefine.io.volume.SPACING_RANGE`.
+        InputError: it is not one number, one per axis, or one row for each item; or a distance is outside `SPACING_RANGE`.
     """
     plain = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
     try:
@@ -151,12 +137,7 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
 
 
 def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
-    """Return a boolean mask (*grid) for each batch item, or None for all of them.
-
-    Args:
-        mask: nonzero where the model applies; (*grid) for all items, (B, *grid) or (B, 1, *grid).
-        num_items: B.
-        grid_shape: extents of the grid.
+    """Return a boolean mask (*grid) for each batch item, or None for all of them, from (*grid) for all, (B, *grid) or (B, 1, *grid).
 
     Raises:
         InputError: another shape, or an item without any voxel.
@@ -189,14 +170,7 @@ def _tensor_of(array: NDArray[Any]) -> Tensor:
 
 
 def masks_without_padding(padding: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
-    """Remove padding from the masks: voxels whose labels all have exactly the same logit carry no information on labels.
-
-    Args:
-        padding: (B, *grid), from `find_padding`.
-        masks: from `masks_by_item`.
-
-    Returns:
-        (a mask (*grid) or None for each batch item, the number of voxels removed from each).
+    """Return the items' masks without padding (B, *grid), which carries no information on labels, and the number of voxels removed.
 
     Raises:
         InputError: almost nothing would be left of an item.

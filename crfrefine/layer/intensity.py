@@ -23,17 +23,7 @@ _CONSTANT = float(torch.finfo(torch.float32).tiny)
 def normalize_batch(
     image: Tensor, parameters: IntensityParameters, mask: inputs.Mask | None, dtype: torch.dtype, *, threads: int | None = None
 ) -> Tensor:
-    """Normalize each item of a batch by itself.
-
-    Args:
-        image: (B, M, *grid) raw intensities.
-        parameters: as in `normalize`.
-        mask: (*grid), (B, *grid) or (B, 1, *grid), nonzero where statistics are taken. None: everywhere.
-        dtype: as in `normalize`.
-        threads: as in `normalize`.
-
-    Returns:
-        (B, M, *grid) normalized intensities.
+    """Normalize each item of a batch (B, M, *grid) by itself, with statistics inside the mask.
 
     Raises:
         InputError: an image that is not finite, a mask that does not fit or is empty.
@@ -49,19 +39,10 @@ def normalize_batch(
 def normalize(
     image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, *, threads: int | None = None
 ) -> Tensor:
-    """Map each modality's intensities to the scale that theta_beta is measured in.
+    """Map the intensities (M, *grid) of each modality to the scale that theta_beta is measured in.
 
-    If no gradient is needed, this is the same function that `crfrefine.refine` uses.
-
-    Args:
-        image: (M, *grid) raw intensities, finite.
-        parameters: one normalization for all modalities, or one each.
-        mask: (*grid) bool; statistics are taken where it is True, the map is applied everywhere. None: everywhere.
-        dtype: float32 or float64, type of the result.
-        threads: maximum number of modalities at a time.
-
-    Returns:
-        (M, *grid) normalized intensities.
+    Statistics are taken where the mask (*grid) is True, the map is applied everywhere. The result is of `dtype`, float32 or float64. If no
+    gradient is needed, this is the same function that `crfrefine.refine` uses.
 
     Raises:
         ConfigError: a list in `parameters` does not have one entry per modality.

@@ -42,16 +42,6 @@ def pack_item(
     mask: NDArray[np.bool_] | None,
     spacing: Sequence[float],
 ) -> PackedKernels | None:
-    """Return the kernels of a batch item for its logits; None if it has no use for label sets.
-
-    Args:
-        logits: (B, L, *grid).
-        spec: the model.
-        settings: how.
-        index: of the item.
-        image: (M, *grid), normalized.
-        mask: (*grid), True where the model applies; None: everywhere.
-        spacing: mm, one per grid axis.
-    """
+    """Return the kernels of a batch item for its logits in (B, L, *grid); None if it has no use for label sets."""
     values = to_array(logits[index].detach().float())
     return pack_kernels(get_backend("cpu"), values, image, mask, spacing, spec, settings)

@@ -110,23 +110,13 @@ def crf_loss(
         where = None if mask is None else torch.as_tensor(mask)
         loss: Tensor = _operator(logits, image, steps, alpha, beta, where, wanted, intensity, filter, threads or 0)[0]
         return loss
-    return _loss(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads)
+    return _loss(logits, image, spacing, (theta_alpha, theta_beta), mask, intensity, filter, threads)
 
 
 @graphs.outside_graphs
-def _loss(
-    logits: Tensor,
-    image: Tensor,
-    spacing: inputs.Spacing,
-    theta_alpha: Values,
-    theta_beta: Values,
-    mask: inputs.Mask | None,
-    intensity: IntensityParameters | str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    threads: int | None,
-) -> Tensor:
-    """Return the loss as a node of autograd's graph; arguments as `crf_loss`."""
-    log_q, kernels = _prepared(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads)
+def _loss(logits: Tensor, *others: Any) -> Tensor:
+    """Return the loss as a node of autograd's graph; arguments as `_prepared`."""
+    log_q, kernels = _prepared(logits, *others)
     loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
     return loss
 
@@ -136,8 +126,8 @@ def _operator(
     logits: Tensor,
     image: Tensor,
     spacing: Tensor,
-    theta_alpha: Tensor,
-    theta_beta: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
     mask: Tensor | None,
     wants_gradient: bool,
     intensity: str,
@@ -145,7 +135,7 @@ def _operator(
     threads: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and its gradient with respect to the logits, empty unless wanted: what `torch.compile` has in place of `_loss`."""
-    log_q, kernels = _prepared(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads or None)
+    log_q, kernels = _prepared(logits, image, spacing, (alpha, beta), mask, intensity, filter, threads or None)
     loss, gradient = _energy(log_q, kernels, wants_gradient=wants_gradient)
     return loss, log_q.new_empty(0) if gradient is None else gradient
 
@@ -174,8 +164,7 @@ def _prepared(
     logits: Tensor,
     image: Tensor,
     spacing: inputs.Spacing,
-    theta_alpha: Values,
-    theta_beta: Values,
+    bandwidths: tuple[Values, Values],
     mask: inputs.Mask | None,
     intensity: IntensityParameters | str,
     filter: str,  # noqa: A002 - the parameter's name in the configuration
@@ -188,7 +177,7 @@ def _prepared(
     _check_logits(log_q)
     kernels = build_kernels(
         normalize_batch(image, _as_intensity(intensity), mask, dtype, threads=threads or torch.get_num_threads()),
-        bilateral=[(theta_alpha, theta_beta)],
+        bilateral=[bandwidths],
         spacing=spacing,
         mask=mask,
         filter=filter,
@@ -205,14 +194,7 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[RecordingKernels]) -> Tensor:
-        """Return the loss.
-
-        Args:
-            ctx: autograd's context.
-            logits: (B, L, *grid), only for their gradient.
-            log_q: (B, L, *grid), logarithms of the probabilities, finite.
-            kernels: one for each batch item.
-        """
+        """Return the loss of `log_q`, the finite logarithms of the probabilities; the logits are here for their gradient."""
         loss, gradient = _energy(log_q, kernels, wants_gradient=ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)

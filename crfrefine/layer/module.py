@@ -136,23 +136,24 @@ class CrfRnn(CrfValues):
         def known_spacing() -> inputs.Spacing:
             return 1.0 if kernels is not None else self._known_spacing(spacing)
 
-        return raw.refine(logits, image, known_spacing, mask, self._terms(), self._run(), notices.warn, kernels=kernels)
+        return raw.refine(logits, image, known_spacing, mask, self.terms(), self._run(), notices.warn, kernels=kernels)
 
     def _in_a_graph(self, logits: Tensor, image: Tensor, spacing: inputs.Spacing | None, mask: inputs.Mask | None) -> Tensor:
         """Do as `forward` for `torch.compile`, which reads this; what depends on the numbers in tensors is inside the operator."""
         dtype = inputs.compute_dtype(logits)
         out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-        refined = operators.refine(
-            logits.to(dtype),
-            image,
+        tensors = [logits.to(dtype), image, *self.terms().tensors()]
+        wants = [tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in tensors]
+        refined: Tensor = operators.refine(
+            *tensors,
             None if spacing is None else torch.as_tensor(spacing, dtype=torch.float64),
             None if mask is None else torch.as_tensor(mask),
-            self._terms(),
+            wants,
             self._settings,
-            num_iterations=self.num_iterations,
-            threads=self.threads or 0,
-            label_threshold=self.label_threshold,
-        )
+            self.num_iterations,
+            self.threads or 0,
+            self.label_threshold,
+        )[0]
         return refined.to(out_dtype)
 
     def __prepare_scriptable__(self) -> Self:
@@ -171,35 +172,10 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
 
-        Args:
-            logits: as in `forward`.
-            image: (B, M, *grid), normalized.
-            spacing: as in `forward`.
-            mask: nonzero where the model applies; padding of the logits is not detected.
-            threads: CPU threads; None: as the layer has.
-            kernels: as in `forward`.
-
-        Returns:
-            As `forward`.
-
-        Raises:
-            InputError, BackendUnavailableError, CapacityError: as `forward`.
+        Arguments, results and errors are those of `forward`, but for padding of the logits, which is not detected.
         """
         spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
-        return raw.refine_normalized(logits, image, spacing, mask, self._terms(), self._run(threads), kernels=kernels)
-
-    def _terms(self) -> raw.Terms:
-        return raw.Terms(
-            self.bilateral_weight,
-            self.theta_alpha,
-            self.theta_beta,
-            self.spatial_weight,
-            self.theta_gamma,
-            self.compatibility,
-            self.temperature,
-            self.bias,
-            self.volume_weight,
-        )
+        return raw.refine_normalized(logits, image, spacing, mask, self.terms(), self._run(threads), kernels=kernels)
 
     def _run(self, threads: int | None = None) -> raw.Run:
         check_threads(threads)
@@ -237,19 +213,17 @@ class CrfRnn(CrfValues):
         num_labels: int | None = None,
         threads: int | None = None,
     ) -> list[RecordingKernels]:
-        """Build the kernels for an image (B, M, *grid) that is on the scale of theta_beta already, for `refine_normalized`.
+        """Build the kernels for an image on the scale of theta_beta, for `refine_normalized`; errors are those of `forward`.
 
         With another number of labels than the layer's, they are for other runs on the same kernels.
-
-        Raises:
-            InputError, BackendUnavailableError, CapacityError: as `forward`.
         """
         settings = self._start.mean_field
         with torch.no_grad():
+            terms = self.terms()
             return functional.build_kernels(
                 image,
-                bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
-                theta_gamma=self.theta_gamma,
+                bilateral=list(zip(terms.theta_position, terms.theta_intensity, strict=True)),
+                theta_gamma=terms.theta_gamma,
                 spacing=self._known_spacing(spacing),
                 mask=mask,
                 normalization=settings.normalization,

@@ -26,44 +26,13 @@ _NUM_TENSORS = 11
 """Tensors of `_refine` that may want a gradient: logits, image, and the values of `raw.Terms`; its first arguments."""
 
 
+@torch.library.custom_op("crfrefine::refine", mutates_args=(), **graphs.OPTIONS)
 def refine(
     logits: Tensor,
     image: Tensor,
-    spacing: Tensor | None,
-    mask: Tensor | None,
-    terms: raw.Terms,
-    settings: str,
-    *,
-    num_iterations: int,
-    threads: int,
-    label_threshold: float,
-) -> Tensor:
-    """Return refined logits in the precision of the logits, float32 or float64; for code that `torch.compile` is reading.
-
-    Args:
-        logits: (B, L, *grid) float32 or float64.
-        image: (B, M, *grid), raw intensities.
-        spacing: mm; see `CrfRnn.forward`. None: 1 mm, with a warning.
-        mask: nonzero where the model applies; None: everywhere.
-        terms: values of what is learned.
-        settings: the layer's parameters as TOML.
-        num_iterations: number of steps.
-        threads: CPU threads; 0: as many as `torch.get_num_threads()` at the time of the call.
-        label_threshold: as in `functional.mean_field`.
-    """
-    tensors = [logits, image, *terms.tensors()]
-    wants = [tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in tensors]
-    refined: Tensor = _refine(*tensors, spacing, mask, wants, settings, num_iterations, threads, label_threshold)[0]
-    return refined
-
-
-@torch.library.custom_op("crfrefine::refine", mutates_args=(), **graphs.OPTIONS)
-def _refine(
-    logits: Tensor,
-    image: Tensor,
     bilateral_weight: Tensor,
-    theta_alpha: Tensor,
-    theta_beta: Tensor,
+    theta_position: Tensor,
+    theta_intensity: Tensor,
     spatial_weight: Tensor | None,
     theta_gamma: Tensor | None,
     compatibility: Tensor,
@@ -78,12 +47,14 @@ def _refine(
     threads: int,
     label_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return refined logits, and the token of what the backward pass needs."""
-    given = [logits, image, bilateral_weight, theta_alpha, theta_beta, spatial_weight, theta_gamma, compatibility, temperature, bias]
-    leaves = [
-        None if tensor is None else tensor.detach().requires_grad_(wanted)
-        for tensor, wanted in zip([*given, volume_weight], wants, strict=True)
-    ]
+    """Return refined logits in their precision, float32 or float64, and the token of what the backward pass needs.
+
+    Logits, image and the values of `raw.Terms` say in `wants` whether they need a gradient; `settings` are the layer's parameters as TOML.
+    Without a spacing it is 1 mm, with a warning; with 0 threads, there are as many as `torch.get_num_threads()`.
+    """
+    kernels = (bilateral_weight, theta_position, theta_intensity, spatial_weight, theta_gamma)
+    given = (logits, image, *kernels, compatibility, temperature, bias, volume_weight)
+    leaves = [None if tensor is None else tensor.detach().requires_grad_(wanted) for tensor, wanted in zip(given, wants, strict=True)]
     run = raw.Run(_parameters(settings), num_iterations, threads or torch.get_num_threads(), label_threshold)
     warnings: list[str] = []
     inputs.warn_of_probabilities(logits, _told(settings), warnings.append)
@@ -103,7 +74,7 @@ def _refine(
     return refined.detach().contiguous(), token
 
 
-@_refine.register_fake
+@refine.register_fake
 def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape), _fake_token(logits)
 
@@ -133,7 +104,7 @@ def _pass_back(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return (*grads, *[None] * (ctx.num_inputs - len(grads)))
 
 
-_refine.register_autograd(_pass_back, setup_context=_save)
+refine.register_autograd(_pass_back, setup_context=_save)
 
 
 _KEPT: dict[int, Any] = {}

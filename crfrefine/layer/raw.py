@@ -31,8 +31,8 @@ class Terms:
 
     Attributes:
         bilateral_weight: (kernels, 1 or L).
-        theta_alpha: (kernels, 1 or axes), mm.
-        theta_beta: (kernels, M).
+        theta_position: (kernels, 1 or axes), mm.
+        theta_intensity: (kernels, M).
         spatial_weight: (1 or L,); None without a spatial kernel.
         theta_gamma: (1 or axes,), mm; None without a spatial kernel.
         compatibility: (L, L).
@@ -42,8 +42,8 @@ class Terms:
     """
 
     bilateral_weight: Tensor
-    theta_alpha: Tensor
-    theta_beta: Tensor
+    theta_position: Tensor
+    theta_intensity: Tensor
     spatial_weight: Tensor | None
     theta_gamma: Tensor | None
     compatibility: Tensor
@@ -58,14 +58,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Run:
-    """What a layer does not learn.
-
-    Attributes:
-        parameters: intensity, normalization of the kernels, filter, positions, damping, and what a volume term keeps.
-        num_iterations: number of steps.
-        threads: CPU threads.
-        label_threshold: as in `functional.mean_field`.
-    """
+    """What a layer does not learn: all settings of its parameters, but for the two that the layer has its own of, and the CPU threads."""
 
     parameters: CrfParameters
     num_iterations: int
@@ -86,15 +79,8 @@ def refine(
 ) -> Tensor:
     """Return refined logits (B, L, *grid) from logits (B, L, *grid) and raw intensities (B, M, *grid); see `CrfRnn.forward`.
 
-    Args:
-        logits: higher is better.
-        image: raw intensities.
-        spacing: returns mm; asked once image and mask have passed their checks, so that it may warn.
-        mask: nonzero where the model applies; None: everywhere.
-        terms: values of what is learned.
-        run: what is not learned.
-        warn: called with the text of a warning.
-        kernels: one for each batch item; bandwidths and spacing, and the image too unless its gradient is needed, are then ignored.
+    The spacing is asked for once image and mask have passed their checks, so that it may warn. Where kernels are given, bandwidths and
+    spacing, and the image too unless its gradient is needed, are ignored.
     """
     if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
         image = normalize_batch(image, run.parameters.intensity, mask, inputs.compute_dtype(logits), threads=run.threads)
@@ -118,7 +104,7 @@ def refine_normalized(
     return functional.mean_field(
         logits,
         image,
-        bilateral=list(zip(terms.bilateral_weight, terms.theta_alpha, terms.theta_beta, strict=True)),
+        bilateral=list(zip(terms.bilateral_weight, terms.theta_position, terms.theta_intensity, strict=True)),
         spatial=(terms.spatial_weight, terms.theta_gamma) if has_spatial else None,  # type: ignore[arg-type]
         compatibility=terms.compatibility,
         temperature=terms.temperature,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crfrefine.base.threads import check_threads
 from crfrefine.errors import ConfigError
-from crfrefine.layer import forms
+from crfrefine.layer import forms, raw
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
 
@@ -207,6 +207,20 @@ class CrfValues(nn.Module):
             return None
         assert self.raw_volume_weight is not None
         return forms.volume_from_raw(self.raw_volume_weight)
+
+    def terms(self) -> raw.Terms:
+        """Return the values of what is learned."""
+        return raw.Terms(
+            self.bilateral_weight,
+            self.theta_alpha,
+            self.theta_beta,
+            self.spatial_weight,
+            self.theta_gamma,
+            self.compatibility,
+            self.temperature,
+            self.bias,
+            self.volume_weight,
+        )
 
     @property
     def volume(self) -> tuple[Tensor, str] | None:

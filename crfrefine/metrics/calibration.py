@@ -65,20 +65,10 @@ def measure_channel_calibration(
     *,
     ignore_label: int | None = None,
 ) -> RegionValues:
-    """Measure how well the probabilities of overlapping regions agree with the observed frequencies, each on its own channel.
+    """Measure how well the probabilities of overlapping regions, (R, *grid), agree with the observed frequencies, each on its own channel.
 
-    Args:
-        probabilities: (R, *grid), one channel per region of the network.
-        channels: the labels of each channel's region.
-        reference: as in `measure_calibration`.
-        regions: the labels of each named region.
-        ignore_label: as in `measure_calibration`.
-
-    Returns:
-        As `measure_calibration`; NaN for a region that no channel stands for, and for all labels together, which have no distribution.
-
-    Raises:
-        GridMismatchError, InputError: as `measure_calibration`.
+    Arguments and errors are those of `measure_calibration`; `channels` are the labels of each channel's region. Values are NaN for a region
+    that no channel stands for, and for all labels together, which have no distribution.
     """
     channel_of = {frozenset(labels): number for number, labels in enumerate(channels)}
     found = {name: channel_of[frozenset(members)] for name, members in regions.items() if frozenset(members) in channel_of}

@@ -22,15 +22,7 @@ _ROUNDING = 1e-5
 
 
 class MaskPair:
-    """A predicted mask and its reference; values shared by several metrics are computed once, and only if needed.
-
-    Args:
-        prediction: (*grid); nothing lies outside it.
-        reference: (*grid); nothing lies outside it.
-        spacing: mm, one per grid axis.
-        voxel_volume: cubic mm.
-        tolerance_mm: of the surface Dice.
-    """
+    """A predicted mask and its reference, outside of which nothing lies; values shared by several metrics are computed once, if needed."""
 
     def __init__(
         self,
@@ -125,17 +117,7 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def boundary_distances(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measure the distance from each boundary voxel of one mask to the nearest one of the other, center to center.
-
-    Args:
-        prediction: (*grid) not empty.
-        reference: (*grid) not empty.
-        spacing: mm, one per grid axis.
-
-    Returns:
-        Distances in mm from each boundary voxel of the prediction to the reference's boundary, and the reverse, in no particular
-        order.
-    """
+    """Return the distances in mm from each boundary voxel of one mask to the nearest one of the other, center to center; both ways."""
     edge, other = boundary(prediction), boundary(reference)
     shared = edge & other
     num_shared = int(np.count_nonzero(shared))

@@ -28,15 +28,10 @@ _EXAMPLE = 'such as "core=1+3+4"'
 
 @dataclass(frozen=True)
 class Region:
-    """A named set of labels.
+    """A named set of labels."""
 
-    Attributes:
-        name: as reports show it.
-        labels: distinct numbers, 1 or larger, ascending.
-    """
-
-    name: str
-    labels: tuple[int, ...]
+    name: str  # As reports show it.
+    labels: tuple[int, ...]  # Distinct numbers, 1 or larger, ascending.
 
 
 def parse_region(text: str) -> Region:
@@ -79,21 +74,6 @@ def read_regions(path: Path) -> tuple[Region, ...]:
         return _unique([*regions, *(region for region in _regions(extra.items()) if region not in regions)])
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def regions_from_labels(labels: Mapping[str, int | Sequence[int]]) -> tuple[Region, ...]:
-    """Return a region for each named label, or named set of labels, of a `dataset.json`; background and "ignore" are left out.
-
-    Args:
-        labels: name to number, or to the numbers of a region; numbers to names, as in nnU-Net version 1, are reversed.
-
-    Raises:
-        InputError: an entry is not a region; the message names it.
-    """
-    try:
-        return _regions_of_labels(labels)
-    except ValueError as error:
-        raise InputError(f"labels: {error}") from None
 
 
 def _regions_of_labels(labels: Mapping[Any, Any]) -> tuple[Region, ...]:

@@ -96,12 +96,7 @@ class Metric:
         return _number(value, self.digits)
 
     def difference_text(self, difference: float, sign: str = "+") -> str:
-        """Return a difference of two values as displayed, without its unit; empty if undefined.
-
-        Args:
-            difference: of two values.
-            sign: "+" to put one in front of positive numbers; else "".
-        """
+        """Return a difference of two values as displayed, without its unit; empty if undefined. The sign is that of positive numbers."""
         return _number(self.difference_factor * difference, self.difference_digits, sign)
 
     def interval_text(self, low: float, high: float, sign: str = "+") -> str:
@@ -149,13 +144,9 @@ class DistanceMetric(MaskMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationMetric(Metric):
-    """A metric of probabilities.
+    """A metric of probabilities."""
 
-    Attributes:
-        measure: the function that computes it from sums over at least one voxel.
-    """
-
-    measure: Callable[[ReliabilitySums], float]
+    measure: Callable[[ReliabilitySums], float]  # The function that computes it from sums over at least one voxel.
     better: Better | None = "lower"
     digits: int = 5
     source: str = "docs/reference/metrics.md#calibration"

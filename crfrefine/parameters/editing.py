@@ -14,7 +14,7 @@ _SectionType = TypeVar("_SectionType", bound=Section)
 
 
 def suggested_key(key: str) -> str:
-    """Suggest a dotted key: `theta_alpha` is the last part of bilateral.theta_alpha, `bilatral.weight` a misspelling."""
+    """Suggest a dotted key: `theta_beta` is the last part of bilateral.theta_beta, `bilatral.weight` a misspelling."""
     known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
     section, _, entry = key.partition(".")
     if key and not entry:

@@ -86,6 +86,10 @@ class BilateralParameters(Section):
     theta_beta: float | tuple[float, ...] = _key(0.05, checks.one_or_many(_positive), "normalized intensity; a number, or one per modality")
 
 
+BANDWIDTHS = ("theta_alpha", "theta_beta")
+"""Of an appearance kernel: of position and of intensity."""
+
+
 @dataclass(frozen=True)
 class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""

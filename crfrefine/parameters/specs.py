@@ -29,7 +29,7 @@ class KernelSpec:
     """A Gaussian kernel of position, or of position and intensity.
 
     Attributes:
-        theta_position: bandwidth along each grid axis: theta_alpha of an appearance kernel, theta_gamma of the spatial one.
+        theta_position: bandwidth along each grid axis, of an appearance kernel or of the spatial one.
         theta_intensity: bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
-from crfrefine.arrays.images import Volume, open_images
+from crfrefine.arrays.images import ArrayOrImage, open_images
 from crfrefine.arrays.one_hot import channels_of, present_labels
 from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.axes import StorageOrder
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def refine(
-    logits: Volume,
-    image: Volume,
+    logits: ArrayOrImage,
+    image: ArrayOrImage,
     *,
     spacing: ArrayLike | None = None,
     parameters: CrfParameters | str | Path | None = None,
-    mask: Volume | None = None,
+    mask: ArrayOrImage | None = None,
     input_type: InputType = "auto",
     regions: GivenRegions | None = None,
     device: str = "cpu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from crfrefine.arrays.region_channels import check_channels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.boxes import crop
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
-from crfrefine.engines.slabs import Volume, run_in_slabs
+from crfrefine.engines.slabs import run_in_slabs
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.specs import ModelSpec
@@ -204,31 +206,32 @@ def refine_everywhere(
     Raises:
         CapacityError: not enough memory, not even for slabs.
     """
-    values = output.logits
+    inner = (slice(None), *(box or ()))
+    values, whole = output.logits[inner], GridImage(image.take(), output.mask, spacing, settings["axes"])
     if output.is_probability:
-        values = np.array(output.logits[(slice(None), *(box or ()))], order="C")
+        values = np.array(values, order="C")
         take_logarithms(values)
-    guide, notes = image.take(), tuple[str, ...]()
+    if box is not None:
+        assert output.mask is not None
+        whole = replace(whole, values=whole.values if image.is_cropped else whole.values[inner], mask=output.mask[box])
+    context = RunContext(settings["threads"], settings["progress"])
 
-    def run(volume: Volume, box: Box | None = None) -> MeanFieldResult:
-        arrays = volume.values, volume.image, volume.mask, volume.spacing
+    def run(values: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult:
         if are_regions:
-            return region_mean_field(backend, *arrays, volume.models, box=box, origin=volume.origin, **settings)
-        return backend.mean_field(*arrays, volume.models[0], box=box, origin=volume.origin, **settings)
+            return region_mean_field(backend, values, image, models, context)
+        return backend.mean_field(values, image, models[0], context)
 
+    notes = tuple[str, ...]()
     outcome: MeanFieldResult | None = None
     try:
-        outcome = run(Volume(values, guide, output.mask, spacing, models), box)
+        outcome = run(values, whole, models)
     except CapacityError as error:
         if error.shortage <= 0.0:
             raise
         # The error itself would keep the memory of what it broke off.
-        message, shortage = str(error), error.shortage
+        met = str(error), error.shortage
     if outcome is None:
-        inside = output.mask
-        if box is not None and inside is not None:
-            values, guide, inside = crop(values, guide, inside, box)
-        outcome, note = run_in_slabs(run, Volume(values, guide, inside, spacing, models), message, shortage, settings["progress"])
+        outcome, note = run_in_slabs(run, values, whole, models, met, settings["progress"])
         notes = (note,)
     if box is None:
         return DenseLogits(outcome), notes

@@ -250,12 +250,7 @@ def summarize(
 
 
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
-    """Return the rows with their families, and their p values after Holm's correction over these.
-
-    Args:
-        rows: all that are shown together, of any methods.
-        regions: the judged regions.
-    """
+    """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
     lead = regions[0] if len(regions) == 1 else MEAN
     scored: dict[str, list[str]] = {}
     for row in rows:
@@ -325,22 +320,19 @@ def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
 
 def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
     """Return the summary as cells of a table, the head first; differences of ratios are in points (hundredths)."""
-    head = [
-        "metric",
-        "region",
-        "method",
-        "n",
-        "undefined",
-        "mean",
-        "median",
-        "difference",
-        "95 % CI",
-        "p",
-        "p (Holm)",
-        "effect",
-        "better/equal/worse",
-    ]
-    return [[*head, "worst case"], *(_cells(row) for row in rows)]
+    head = ["metric", "region", "method", "n", "undefined", "mean", "median"]
+    head += ["difference", "95 % CI", "p", "p (Holm)", "effect", "better/equal/worse", "worst case"]
+    return [head, *(_cells(row) for row in rows)]
+
+
+def comparison_texts(row: SummaryRow) -> tuple[str, str, str, str]:
+    """Return the difference, its interval, p after Holm and better/equal/worse as displayed; empty where there is none."""
+    comparison, metric = row.comparison, metric_named(row.metric)
+    if comparison is None:
+        return "", "", "", ""
+    counts = f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
+    interval = metric.interval_text(*comparison.interval)
+    return metric.difference_text(comparison.mean_difference), interval, format_p(row.p_adjusted), counts
 
 
 def format_p(p_value: float) -> str:
@@ -374,16 +366,10 @@ def _cells(row: SummaryRow) -> list[str]:
     if row.comparison is None:
         return cells + [""] * 7
     comparison = row.comparison
-    return [
-        *cells,
-        metric.difference_text(comparison.mean_difference),
-        metric.interval_text(*comparison.interval),
-        format_p(comparison.p_value),
-        format_p(row.p_adjusted),
-        "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}",
-        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-        f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else "",
-    ]
+    difference, interval, p_adjusted, counts = comparison_texts(row)
+    effect = "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}"
+    worst = f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else ""
+    return [*cells, difference, interval, format_p(comparison.p_value), p_adjusted, effect, counts, worst]
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

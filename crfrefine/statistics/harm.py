@@ -15,41 +15,27 @@ _MOST_NAMED = 6
 
 @dataclass(frozen=True)
 class Decline:
-    """A metric that got worse, over the judged regions or in one region.
-
-    Attributes:
-        metric: its name.
-        region: name of the region, or MEAN.
-        name: both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
-        is_overall: whether it is the mean over the judged regions, or the only judged region.
-        comparison: method minus baseline; `losses` cases are worse, `wins` better.
-        p_holm: its p value in the summary, after Holm's correction over its family.
-    """
+    """A metric that got worse, over the judged regions or in one region."""
 
     metric: str
-    region: str
-    name: str
-    is_overall: bool
-    comparison: PairedComparison
-    p_holm: float
+    region: str  # Name of the region, or MEAN.
+    name: str  # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
+    is_overall: bool  # Whether it is the mean over the judged regions, or the only judged region.
+    comparison: PairedComparison  # Method minus baseline; `losses` cases are worse, `wins` better.
+    p_holm: float  # Its p value in the summary, after Holm's correction over its family.
 
 
 @dataclass(frozen=True)
 class Harm:
-    """What got worse in comparison with the baseline, besides the mean Dice that decides the verdict.
+    """What got worse in comparison with the baseline, besides the mean Dice that decides the verdict."""
 
-    Attributes:
-        sentence: for users, with the numbers.
-        significant: what got significantly worse: first the other metrics over the judged regions, then single regions in any metric.
-        in_most_cases: what got worse in more than half of the cases, but not significantly: other metrics over the judged regions, and
-            Dice in single regions.
-        num_comparisons: number of comparisons that were made.
-    """
-
-    sentence: str
+    sentence: str  # For users, with the numbers.
+    # What got significantly worse: first the other metrics over the judged regions, then single regions in any metric.
     significant: tuple[Decline, ...]
+    # What got worse in more than half of the cases, but not significantly: other metrics over the judged regions, and Dice in single
+    # regions.
     in_most_cases: tuple[Decline, ...]
-    num_comparisons: int
+    num_comparisons: int  # Number of comparisons that were made.
 
     @property
     def headline(self) -> str:
@@ -65,16 +51,10 @@ def find_harm(
     titles: Mapping[str, str] | None = None,
     alpha: float = 0.05,
 ) -> Harm:
-    """Find the metrics in which a method is worse than its baseline.
+    """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level `alpha`.
 
-    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is
-    not repeated, and neither is the one that `judge_probabilities` tells of.
-
-    Args:
-        summary: rows of `summarize`; those of the method count.
-        method: the judged method.
-        titles: displayed name of each region; default: its name.
-        alpha: level of the two-sided tests after Holm's correction.
+    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is not
+    repeated, and neither is the one that `judge_probabilities` tells of.
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []

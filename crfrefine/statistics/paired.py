@@ -85,15 +85,9 @@ def compare_pairs(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> PairedComparison:
-    """Compare the values of a method with those of a baseline, case by case.
+    """Compare the values of a method with those of a baseline, case by case; undefined ones are NaN.
 
-    Args:
-        values: (num_cases) of the method; NaN if undefined.
-        baseline: (num_cases) of the baseline; NaN if undefined.
-        cases: their names; default: their numbers, from 0.
-        better: which values are better. "nearer_zero" compares magnitudes.
-        seed: of the bootstrap.
-        num_resamples: of the bootstrap.
+    `better` says which values are better; "nearer_zero" compares magnitudes. Names of cases are by default their numbers.
 
     Raises:
         InputError: the lengths differ, or a value is infinite.
@@ -144,16 +138,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return a bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), reproducible with the same seed.
 
-    With few cases it is too narrow: resamples contain only observed values.
-
-    Args:
-        differences: (n) finite.
-        confidence: between 0 and 1.
-        seed: of the resampling.
-        num_resamples: number of resamples.
-
-    Returns:
-        Lower and upper end; NaN with fewer than two differences.
+    With few cases it is too narrow: resamples contain only observed values. With fewer than two differences it is NaN.
 
     Source:
         Efron 1987, Journal of the American Statistical Association 82 (397), 171-185.
@@ -179,8 +164,7 @@ def bootstrap_interval(
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return the p values corrected for their number, so that the chance of any false positive stays below the level.
 
-    Args:
-        p_values: of one family; NaN stays NaN and is not counted.
+    NaN stays NaN and is not counted.
 
     Source:
         Holm 1979, Scandinavian Journal of Statistics 6 (2), 65-70.
@@ -199,18 +183,8 @@ def detectable_difference(
 ) -> float:
     """Return the smallest mean difference that the test detects with the given power.
 
-    It is computed for the two-sided paired t-test with normal differences (noncentral t), with the noncentrality reduced by the
-    efficiency of the signed-rank test.
-
-    Args:
-        standard_deviation: of the paired differences.
-        num_pairs: cases.
-        alpha: level of the test.
-        power: probability of detecting it.
-        efficiency: relative to the t-test: 3 / pi for the signed-rank test, 1 for the t-test itself.
-
-    Returns:
-        In the unit of the standard deviation; infinite if so few pairs cannot reach the level; NaN with fewer than two.
+    It is computed for the two-sided paired t-test with normal differences (noncentral t), with the noncentrality reduced by the efficiency
+    of the signed-rank test (1: of the t-test itself). It is infinite if so few pairs cannot reach the level; NaN with fewer than two.
 
     Source:
         Lehmann 1975, Nonparametrics: Statistical Methods Based on Ranks.

@@ -34,31 +34,19 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class ProbabilityChange:
-    """The probabilities of a method, compared with those of its baseline.
+    """The probabilities of a method, compared with those of its baseline."""
 
-    Attributes:
-        change: for programs.
-        sentence: for users, with the numbers.
-        region: whose probabilities they are: ALL_LABELS, MEAN or the only region.
-        comparison: method minus baseline, negative log likelihood.
-    """
-
-    change: Change
-    sentence: str
-    region: str
-    comparison: PairedComparison
+    change: Change  # For programs.
+    sentence: str  # For users, with the numbers.
+    region: str  # Whose probabilities they are: ALL_LABELS, MEAN or the only region.
+    comparison: PairedComparison  # Method minus baseline, negative log likelihood.
 
 
 def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
 
-    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the
-    summary that is tested alone.
-
-    Args:
-        summary: rows of `summarize`; those of the method count.
-        method: the judged method.
-        alpha: level of the two-sided test.
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
+    that is tested alone.
     """
     rows = [row for row in summary if row.method == method]
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from crfrefine.arrays.components import postprocess
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.crops import Crop
-from crfrefine.train.folds import Split
 from crfrefine.train.losses import Loss
-from crfrefine.train.material import Material
+from crfrefine.train.material import Material, Voxels
 from crfrefine.train.model import dice_of, mean_defined, mean_dice
-from crfrefine.train.starts import BATCH_SIZE, voxel_length
-from crfrefine.train.voxels import Voxels
+from crfrefine.train.starts import BATCH_SIZE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,12 +37,7 @@ SCALING_STEP_LENGTH = 0.1
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """The network recalibrated: logits / temperature + bias.
-
-    Attributes:
-        temperature: positive.
-        bias: one per label, or one per region.
-    """
+    """The network recalibrated: logits / temperature + bias, the bias one per label or region."""
 
     temperature: float
     bias: tuple[float, ...]
@@ -56,11 +49,6 @@ class VectorScaling:
         return result
 
 
-def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> VectorScaling:
-    """Fit temperature and biases with the same loss and the same cases as the CRF."""
-    return fit_scaling(material, split.seen, workers)
-
-
 def fit_scaling(
     material: Material,
     cases: Sequence[int],
@@ -70,15 +58,9 @@ def fit_scaling(
     fixed: VectorScaling | None = None,
     loss: Loss | None = None,
 ) -> VectorScaling:
-    """Fit temperature and biases on some cases.
+    """Fit temperature and biases on some cases, with a loss that is by default the CRF's.
 
-    Args:
-        material: of the run.
-        cases: their numbers.
-        workers: to compute with.
-        learned: "temperature", "bias" or both.
-        fixed: with what is not learned: its temperature, or its biases times its temperature; None: all is learned.
-        loss: None: that of the run.
+    `learned` is "temperature", "bias" or both; `fixed` has what is not learned, its biases divided by its temperature.
     """
     loss = loss or material.loss
     num_channels = material.sizes[0]
@@ -124,64 +106,47 @@ def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequen
 
 
 @dataclass(frozen=True)
-class RivalScores:
-    """Dice of the rivals that need no training: every choice on every case.
+class Scores(Generic[Choice]):
+    """How good a rival that needs no training is: every choice on every case.
 
     Attributes:
-        sigmas_mm: widths of the smoothing Gaussian.
-        smoothing: (cases, sigmas) mean Dice with each width.
-        largest: (cases, LARGEST_KINDS) mean Dice with the largest component of each kind kept.
+        choices: what there is to choose from; the first is the network itself, if it is among them.
+        dice: (cases, choices) mean Dice.
     """
 
-    sigmas_mm: tuple[float, ...]
-    smoothing: NDArray[np.float64]
-    largest: NDArray[np.float64]
+    choices: Sequence[Choice]
+    dice: NDArray[np.float64]
 
-    def best_sigma_mm(self, cases: Sequence[int]) -> float:
-        """Return the best width of the smoothing Gaussian on some cases."""
-        return choose_best(self.smoothing, self.sigmas_mm, cases)
-
-    def best_kind(self, cases: Sequence[int]) -> str:
-        """Return the kind of largest component that is best on some cases."""
-        return choose_best(self.largest, LARGEST_KINDS, cases)
+    def best(self, cases: Sequence[int]) -> Choice:
+        """Return the choice with the best mean Dice on some cases, the first among equals."""
+        means = np.nan_to_num([mean_defined(column) for column in self.dice[list(cases)].T], nan=0.0)
+        return self.choices[int(means.argmax())]
 
 
-def score_rivals(material: Material, spacing: Sequence[float], workers: Workers) -> RivalScores:
-    """Measure every width and every kind of component on every case; `spacing` is the spacing of a typical case."""
-    sigmas_mm = tuple(sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS)
-    smoothing = smoothing_scores(material.crops, material.regions, sigmas_mm, workers)
-    return RivalScores(sigmas_mm, smoothing, largest_scores(material.crops, material.regions, workers))
-
-
-def smoothing_scores(
-    crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], sigmas_mm: Sequence[float], workers: Workers
-) -> NDArray[np.float64]:
-    """Return the mean Dice (cases, sigmas) of each case with each width."""
+def score_choices(
+    choices: Sequence[Choice], material: Material, workers: Workers, label_maps: Callable[[Crop], Iterable[NDArray[Any]]]
+) -> Scores[Choice]:
+    """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        return [_smoothed_dice(crop, sigma, regions) for sigma in sigmas_mm]
+        return [mean_dice(label_confusion(crop, labels), material.regions) for labels in label_maps(crop)]
 
-    return np.array(workers.run(scores, crops))
-
-
-def choose_best(scores: NDArray[np.float64], choices: Sequence[Choice], cases: Sequence[int]) -> Choice:
-    """Return the choice (a column of the scores) with the best mean Dice on the cases (rows)."""
-    means = np.nan_to_num([mean_defined(column) for column in scores[list(cases)].T], nan=0.0)
-    return choices[int(means.argmax())]
+    return Scores(choices, np.array(workers.run(scores, material.crops)))
 
 
-def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
-    """Return the mean Dice (cases, kinds) of each case with the largest component of each kind kept."""
+def smoothing_scores(material: Material, sigmas_mm: Sequence[float], workers: Workers) -> Scores[float]:
+    """Return how good each width of the smoothing Gaussian is."""
+    return score_choices(sigmas_mm, material, workers, lambda crop: (_smoothed_labels(crop, sigma) for sigma in sigmas_mm))
 
-    def scores(crop: Crop, threads: int) -> list[float]:
+
+def largest_scores(material: Material, workers: Workers) -> Scores[str]:
+    """Return how good it is to keep the largest component of each kind."""
+
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         network = network_labels(crop)
-        values = []
-        for kind in LARGEST_KINDS:
-            found = postprocess(network, PostprocessParameters(keep_largest=kind), 1.0)
-            values.append(mean_dice(label_confusion(crop, found), regions))
-        return values
+        return (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in LARGEST_KINDS)
 
-    return np.array(workers.run(scores, crops))
+    return score_choices(LARGEST_KINDS, material, workers, label_maps)
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
@@ -196,10 +161,10 @@ def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
 
 def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
     """Return the Dice (cases, regions) of the network's labels."""
-    return np.array([dice_of(_confusion(crop, crop.logits), regions) for crop in crops])
+    return np.array([dice_of(label_confusion(crop, crop.decode(crop.logits)), regions) for crop in crops])
 
 
-def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...]]) -> float:
+def _smoothed_labels(crop: Crop, sigma_mm: float) -> NDArray[np.unsignedinteger[Any]]:
     logits = crop.logits.astype(np.float32)
     if crop.regions is None and sigma_mm > 0.0:
         # Smoothing is linear, so up to rounding the labels are those of the differences from background: one channel fewer to smooth.
@@ -207,8 +172,4 @@ def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...
         channels[1:] = smoothed(logits[1:] - logits[0], sigma_mm, crop.spacing)
     else:
         channels = smoothed(logits, sigma_mm, crop.spacing)
-    return mean_dice(_confusion(crop, channels), regions)
-
-
-def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    return label_confusion(crop, crop.decode(logits))
+    return crop.decode(channels)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.rounding import rounded
+from crfrefine.parameters.sections import BANDWIDTHS
+
+DIGITS = 6
+"""Of a trained number; the folds differ in the second or third."""
+
+_SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
+
+
+def rounded(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters with numbers of a few digits."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.{DIGITS}g}")
+        if isinstance(value, Mapping):
+            return {key: short(entry) for key, entry in value.items()}
+        return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    table = parameters.to_dict()
+    return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})
 
 
 def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> CrfParameters:
@@ -23,12 +43,8 @@ def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> 
         return float(one ** (1.0 - share) * other**share)
 
     first, last = untrained.bilateral[0], trained.bilateral[0]
-    kernel = replace(
-        last,
-        weight=_between(first.weight, last.weight, plainly),
-        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
-        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
-    )
+    thetas = {name: _between(getattr(first, name), getattr(last, name), by_logarithm) for name in BANDWIDTHS}
+    kernel = replace(last, weight=_between(first.weight, last.weight, plainly), **thetas)
     begin, end = untrained.mean_field, trained.mean_field
     temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
     return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))

@@ -18,10 +18,7 @@ class TimeIsUpError(Exception):
 class Budget:
     """Divides the allowed time among the parts of a run, and ends the run when it is over.
 
-    Args:
-        max_minutes: of this call; None: no limit.
-        spent_seconds: time spent by the run that this one resumes; the limit does not count it.
-        started: reading of the monotonic clock when the time began; None: now.
+    `started` is a reading of the monotonic clock, by default now. The time spent by the run that this one resumes does not count.
     """
 
     def __init__(self, max_minutes: float | None, spent_seconds: float = 0.0, *, started: float | None = None) -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import LARGEST_BIAS, MeanFieldParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
+from crfrefine.train.between import rounded
+from crfrefine.train.candidates import FitResult
 from crfrefine.train.material import Material
-from crfrefine.train.rounding import rounded
+from crfrefine.train.model import Model, calibrated_score
 from crfrefine.train.starts import Start, without_crf
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.train.crops import Crop
 
 CALIBRATION_GROUPS = ("temperature", "bias")
 """What is learned of the calibration, if it is learned at all."""
@@ -29,11 +43,7 @@ def starts_calibrated(learn: Sequence[str], num_cases: int) -> bool:
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the loss of the training; None if that is not learned.
 
-    Args:
-        material: of the run.
-        cases: to fit it on.
-        base: the model; temperature and biases are its own unless they are learned.
-        workers: to compute with.
+    Temperature and biases are the model's own unless they are learned.
     """
     learned = tuple(group for group in CALIBRATION_GROUPS if group in material.learn)
     if not learned:
@@ -60,3 +70,101 @@ def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:
     bias = tuple(min(max(value * temperature, -LARGEST_BIAS), LARGEST_BIAS) for value in scaling.bias)
     settings: MeanFieldParameters = replace(parameters.mean_field, temperature=temperature, bias=bias)
     return replace(parameters, mean_field=settings)
+
+
+RANGE = (0.25, 20.0)
+"""Of what is learned: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
+
+MOST_CASES = 48
+MOST_VALUES = 400_000
+"""Cases, and refined logits of each, that the temperature is fitted to: a single number needs no more."""
+
+_PRECISION = 1e-4  # Of its logarithm.
+
+
+@dataclass(frozen=True)
+class RefinedVoxels:
+    """Some voxels of a refined crop: logits (L, N) and labels (N,) of the reference.
+
+    Of regions: log-odds (R, N), and (R, N) 1 inside and -1 outside.
+    """
+
+    logits: NDArray[np.float32]
+    truth: NDArray[Any]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], labels: NDArray[np.integer[Any]], regions: RegionScheme | None) -> RefinedVoxels:
+        """Return them from the reference labels (N,) of the voxels."""
+        if regions is None:
+            return cls(logits, labels)
+        inside = np.stack([np.isin(labels, members) for members in regions.labels])
+        return cls(logits, np.where(inside, np.float32(1.0), np.float32(-1.0)))
+
+    def negative_log_likelihood(self, temperature: float) -> float:
+        """Return the mean over voxels of -log of the probability of the truth; of regions, their mean."""
+        scaled = self.logits * np.float32(1.0 / temperature)
+        if self.truth.ndim > 1:
+            return float(np.logaddexp(0.0, -self.truth * scaled).mean(dtype=np.float64))
+        scaled -= scaled.max(axis=0)
+        own = np.take_along_axis(scaled, self.truth[None], axis=0)[0]
+        return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
+
+
+def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:
+    """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to.
+
+    Without a CRF, the network's probabilities stay as they are.
+    """
+    temperature = 1.0
+    if not fit.is_network:
+        model = None if fit.is_calibration else Model(fit.parameters, (), material.sizes, material.device)
+        stride = max(1, math.ceil(len(cases) / MOST_CASES))
+
+        def refined(case: int, threads: int) -> RefinedVoxels | None:
+            return _refined_voxels(fit, model, case, material, threads)
+
+        found = workers.run_on_device(refined, list(cases)[::stride])
+        temperature = fit_output_temperature([voxels for voxels in found if voxels is not None])
+    return replace(fit, parameters=rounded(fit.parameters.replace(**{"mean_field.output_temperature": temperature})))
+
+
+def fit_output_temperature(cases: Sequence[RefinedVoxels]) -> float:
+    """Return the temperature in RANGE with the largest mean log likelihood over cases; 1 if there are none, or if none is better.
+
+    The likelihood is concave in the reciprocal of the temperature, so there is one maximum.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return float(np.mean([voxels.negative_log_likelihood(math.exp(log_temperature)) for voxels in cases]))
+
+    if not cases:
+        return 1.0
+    low, high = RANGE
+    found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": _PRECISION})
+    return math.exp(found.x) if found.fun < loss(0.0) else 1.0
+
+
+def _refined_voxels(fit: FitResult, model: Model | None, case: int, material: Material, threads: int) -> RefinedVoxels | None:
+    """Return refined voxels of a crop that have a reference, at most MOST_VALUES logits; None if it has no such voxel."""
+    crop: Crop = material.crops[case]
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(refined: Tensor, labels: Tensor) -> Tensor:
+        """Take the place of the loss, which sees all voxels that count."""
+        kept.append((refined, labels))
+        return refined.new_zeros(())
+
+    if model is None:
+        calibrated_score(fit.parameters, crop, keep, material.device)
+    else:
+        model.score(crop, keep, threads)
+    refined, labels = kept[0]
+    most = max(1, MOST_VALUES // len(refined))
+    if labels.numel() > most:
+        chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), most, replace=False))
+        index = torch.from_numpy(chosen).to(labels.device)
+        refined, labels = refined.index_select(1, index), labels.index_select(0, index)
+    if not labels.numel():
+        return None
+    return RefinedVoxels.of(refined.float().cpu().numpy(), labels.cpu().numpy(), crop.regions)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.train.between import part_way
-from crfrefine.train.rounding import rounded
+from crfrefine.train.between import part_way, rounded
+from crfrefine.train.starts import without_crf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,24 +85,8 @@ class Candidate:
     kind: str
     start: str
     parameters: CrfParameters
-    optimizer_step: int
+    optimizer_step: int = field(metadata={"key": "best_iteration"})
     gains: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "kind": self.kind,
-            "start": self.start,
-            "parameters": self.parameters.to_dict(),
-            "best_iteration": self.optimizer_step,
-            "gains": list(self.gains),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Candidate:
-        """Return what `to_dict` was called on."""
-        parameters = CrfParameters.from_dict(values["parameters"])
-        return cls(values["kind"], values["start"], parameters, values["best_iteration"], tuple(values["gains"]))
 
 
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
@@ -196,3 +180,73 @@ def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
     values = np.asarray(gains, dtype=float)
     error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
     return bool(values.size) and float(values.mean()) > max(error, 0.0)
+
+
+NO_CRF = "no CRF"
+"""Name of the start that leaves the network's labels as they are."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Result of a training.
+
+    Attributes:
+        start: name of the start that won; NO_CRF if nothing was better than the network, CALIBRATION if only its recalibration was.
+        parameters: the trained parameters; all weights are 0 if no CRF was better.
+        score: mean Dice of the deciding cases with them.
+        network_score: mean Dice of the deciding cases without a CRF.
+        gains: Dice with what won, or else with the best CRF, minus the network's, per deciding case; empty if nothing could be measured.
+        best_optimizer_step: best step of the start that won.
+        histories: loss, Dice and bandwidths of each start over its optimizer steps.
+        stopped_by_time: whether the time ran out before the training was finished.
+        kind: of the candidate that was chosen; NO_CRF if none was.
+        trained: the best trained model, whether it was chosen or not; None: nothing was trained.
+        candidates: what there was to choose from, simpler models first.
+    """
+
+    start: str
+    parameters: CrfParameters
+    score: float
+    network_score: float
+    gains: tuple[float, ...]
+    best_optimizer_step: int = field(metadata={"key": "best_iteration"})
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stopped_by_time: bool = False
+    kind: str = NO_CRF
+    trained: CrfParameters | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def is_network(self) -> bool:
+        """Whether no CRF was better than the network alone."""
+        return self.start == NO_CRF
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the network recalibrated was better than the network and than every CRF."""
+        return self.start == CALIBRATION
+
+    def describe(self) -> str:
+        """Return a one-line description."""
+        if math.isnan(self.network_score):
+            return "no CRF is better than the network alone: none of the cases that decide has any foreground"
+        if self.is_network:
+            return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
+        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
+        if self.is_calibration:
+            return f"no CRF is better than the network recalibrated: {gain} on the cases that decide"
+        volume = self.parameters.volume
+        kept = f", volume.weight {volume.weight:g} ({volume.keep})" if volume.weight > 0.0 else ""
+        return f"{self.start}{kept}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
+
+
+def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:
+    """Return the result of a training in which no CRF was better than the network alone; `more` are further attributes."""
+    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more)
+
+
+def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
+    """Return the result of a training in which a candidate was chosen; `more` are further attributes."""
+    score = network_score + float(np.mean(chosen.gains))
+    step = chosen.optimizer_step
+    return FitResult(chosen.start, chosen.parameters, score, network_score, chosen.gains, step, kind=chosen.kind, **more)

@@ -1,22 +1,66 @@
-"""The checkpoint of a stopped run, from which `--resume` continues exactly: plain JSON, in which numbers keep all their digits."""
+"""What a run has done, and the checkpoint from which `--resume` continues exactly: plain JSON, in which numbers keep all their digits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
-from crfrefine.train.done import Done
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.candidates import FitResult
+from crfrefine.train.dice_rival import DiceDecision
+from crfrefine.train.methods import MethodValues
+from crfrefine.train.small_objects import ChosenRules
 
 SCHEMA = 2
 SAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Finished work of one part of the run: a fold, or the training on all cases.
+
+    Attributes:
+        halves: the finished trainings in which half of the cases decides about the other half.
+        fit: the trained CRF.
+        scaling: the recalibrated network.
+        measured: values of each case held out.
+        rules: the small-object rules, if they were asked for.
+        decision: the recalibration before the decision for the best expected Dice.
+    """
+
+    halves: tuple[FitResult, ...] = ()
+    fit: FitResult | None = None
+    scaling: VectorScaling | None = None
+    measured: dict[str, MethodValues] | None = None
+    rules: ChosenRules | None = None
+    decision: DiceDecision | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """Finished work of a run.
+
+    Attributes:
+        parts: the folds in their order, and the training on all cases.
+        screening: mean Dice of each screened case (row) with each start (column), perhaps of the first starts only; None: none was tried.
+        training: `Fit.state` of the training in progress; None: there is none.
+        seconds: duration of the run so far.
+    """
+
+    parts: tuple[Part, ...]
+    screening: list[list[float]] | None = None
+    training: dict[str, Any] | None = field(default=None, metadata={"key": "current"})
+    seconds: float = 0.0
 
 
 def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
@@ -32,12 +76,7 @@ def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
 
 
 class Checkpoint:
-    """The file in which a run saves its state.
-
-    Args:
-        path: the file.
-        digest: from `fingerprint`; a file with a different digest is refused.
-    """
+    """The file in which a run saves its state; one with a different digest, from `fingerprint`, is refused."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path = path
@@ -53,7 +92,7 @@ class Checkpoint:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             if content["schema"] == SCHEMA and content["fingerprint"] == self._digest:
-                return Done.from_dict(content["state"])
+                return from_plain(Done, content["state"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
@@ -70,7 +109,7 @@ class Checkpoint:
 
     def save(self, done: Done) -> None:
         """Write the file, whole or not at all."""
-        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": done.to_dict()})
+        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": to_plain(done)})
         with atomic_file(self._path) as file:
             file.write(content.encode())
         self._saved = time.monotonic()

@@ -3,50 +3,119 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, not_tested, verdict
+from crfrefine.train.between import rounded
+from crfrefine.train.folds import Split
 from crfrefine.train.methods import (
     ALL_MEASURED,
-    DICE,
-    DICE_LARGEST,
-    DICE_RULES,
-    GUIDED,
-    GUIDED_LARGEST,
-    GUIDED_RULES,
     LARGEST,
     NETWORK,
     NNUNET,
     PROBABILITIES,
+    RIVALS,
     RULES,
-    SCALING,
-    SCALING_LARGEST,
-    SCALING_RULES,
-    SMOOTHING,
-    SMOOTHING_LARGEST,
-    SMOOTHING_RULES,
     TRAINED,
     TRAINED_LARGEST,
     TRAINED_RULES,
     MethodValues,
+    with_largest,
+    with_rules,
 )
 from crfrefine.train.plan import Plan
-from crfrefine.train.results import Comparison, FoldResult, num_cut_short
+from crfrefine.train.tuned import Tuned
 
-_RECALIBRATIONS = (SCALING, SMOOTHING, GUIDED, DICE)
-_RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
-_RECALIBRATIONS_RULES = (SCALING_RULES, SMOOTHING_RULES, GUIDED_RULES, DICE_RULES)
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A part of the cross-validation.
+
+    Attributes:
+        name: such as "fold 1 of 5".
+        split: its cases.
+        tuned: the trained CRF and its rivals.
+        measured: values of each case held out.
+    """
+
+    name: str
+    split: Split
+    tuned: Tuned
+    measured: Mapping[str, MethodValues]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods on cases that no part of them has seen.
+
+    Attributes:
+        table: every method on every case, each measured in the fold that held it out.
+        summary: each method against the network alone.
+        summary_of_largest: the trained CRF with the largest component kept, against the largest component alone.
+        summary_of_rules: the trained CRF with small-object rules against the rules alone; empty if no rules were chosen.
+        summary_of_probabilities: those of the trained CRF against the network's, over all labels or as a mean over regions.
+        verdict: the one to read.
+        verdict_alone: the one on the CRF without postprocessing.
+    """
+
+    table: ResultTable
+    summary: list[SummaryRow]
+    summary_of_largest: list[SummaryRow]
+    summary_of_rules: list[SummaryRow]
+    summary_of_probabilities: list[SummaryRow]
+    verdict: Verdict
+    verdict_alone: Verdict
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """All that a run found.
+
+    Attributes:
+        plan: what was asked for, and what was to be done.
+        folds: of the cross-validation that were measured; fewer than planned if the time ran out.
+        final: tuned on all cases, or the best so far if the time ran out.
+        comparison: of the methods, on the cases that the folds held out.
+        seconds: of the run.
+        threads: CPU threads.
+    """
+
+    plan: Plan
+    folds: tuple[FoldResult, ...]
+    final: Tuned
+    comparison: Comparison
+    seconds: float
+    threads: int
+
+    @property
+    def num_cut_short(self) -> int:
+        """Folds whose training the time limit ended."""
+        return num_cut_short(self.folds)
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether the verdict is on the CRF with the largest component, so that `infer` is to keep it."""
+        return self.comparison.verdict.method == TRAINED_LARGEST and not self.final.fit.is_network
+
+    @property
+    def parameters(self) -> CrfParameters:
+        """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on."""
+        parameters = rounded(self.final.fit.parameters)
+        if self.final.rules is not None:
+            return parameters.replace(postprocess=self.final.rules.trained)
+        return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest}) if self.keeps_largest else parameters
+
+
+def num_cut_short(folds: tuple[FoldResult, ...]) -> int:
+    """Return the number of folds whose training the time limit ended."""
+    return sum(fold.tuned.fit.stopped_by_time for fold in folds)
 
 
 def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
-    """Return the comparison of the methods on the cases that the folds held out.
-
-    Args:
-        folds: together they hold out every case once; fewer if the time ran out, and then nothing is tested.
-        plan: of the run; its seed is that of the confidence intervals.
-    """
+    """Return the comparison of the methods on the cases that the folds held out; if the time ran out, nothing is tested."""
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
     if len(measured) < plan.num_cases:
@@ -111,25 +180,21 @@ def judge(
     is then on what the CRF adds to the largest component, and the rivals keep the largest component too. nnU-Net's own postprocessing, most
     often a largest component as well, is a rival of both where there is one.
 
-    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too.
-
-    Args:
-        table: the measurements.
-        summary: each method against the network, in which what got worse is looked up; default: that is not looked at.
-        summary_of_largest: the same for the CRF with the largest component, against the largest component.
+    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too. What got worse is
+    looked up in the summaries.
     """
     nnunet = (NNUNET,) if NNUNET in table.methods else ()
-    rivals = (*_RECALIBRATIONS, LARGEST, *nnunet)
+    rivals = (*RIVALS, LARGEST, *nnunet)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF", summary=summary)
     if TRAINED_RULES in table.methods:
         subject = "the trained CRF with small-object rules"
-        with_rules = (*_RECALIBRATIONS_RULES, LARGEST, RULES, *nnunet)
-        return verdict(table, TRAINED_RULES, NETWORK, rivals=with_rules, subject=subject, summary=summary), alone
+        rivals = (*map(with_rules, RIVALS), LARGEST, RULES, *nnunet)
+        return verdict(table, TRAINED_RULES, NETWORK, rivals=rivals, subject=subject, summary=summary), alone
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
     if helps and LARGEST in unbeaten and set(unbeaten) <= {LARGEST, NNUNET}:
         subject = "the trained CRF with the largest component"
-        rivals_of_largest = (*_RECALIBRATIONS_LARGEST, *nnunet)
+        rivals_of_largest = (*map(with_largest, RIVALS), *nnunet)
         read = verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals_of_largest, subject=subject, summary=summary_of_largest)
         return read, alone
     return alone, alone

@@ -17,6 +17,8 @@ import numpy as np
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import leave_out
+from crfrefine.arrays.probabilities import softmax
+from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.temporary import open_scratch, remove_leftovers
 from crfrefine.parameters.sections import IntensityParameters
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.cases.case import Case
-
 
 MARGIN_MM = 10.0
 """Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head."""
@@ -117,12 +118,7 @@ class Crop:
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
-    """Cut out the part of a case that training uses.
-
-    Args:
-        case: read with its labels.
-        intensity: how the image is normalized, on the whole case.
-    """
+    """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
     if case.labels is None:
         raise ValueError("the case was read without labels")
     labels, logits = case.labels, case.logits
@@ -258,3 +254,8 @@ class CropStore:
             np.ascontiguousarray(array).tofile(file)
             file.flush()
             return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+
+def probabilities_of(logits: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:
+    """Return the softmax of (L, *grid) logits, or the sigmoid of the log-odds (R, *grid) of regions."""
+    return softmax(logits) if regions is None else sigmoid(logits)

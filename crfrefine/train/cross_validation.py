@@ -2,73 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from crfrefine.base.threads import available_threads
+from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.executor import Executor
+from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.between import mean_of
-from crfrefine.train.calibration import calibrate, starts_calibrated, with_calibrated
-from crfrefine.train.candidates import CALIBRATION, CRF, FEWEST_CASES, NO_RIVALS, UNTRAINED, Candidate, choose, pooled
-from crfrefine.train.fit_result import FitResult, no_crf, taken
+from crfrefine.train.budget import Budget
+from crfrefine.train.calibration import calibrate, calibrate_output, starts_calibrated, with_calibrated
+from crfrefine.train.candidates import (
+    CALIBRATION,
+    CRF,
+    FEWEST_CASES,
+    NO_RIVALS,
+    UNTRAINED,
+    Candidate,
+    FitResult,
+    choose,
+    no_crf,
+    pooled,
+    taken,
+)
+from crfrefine.train.checkpoint import Done, Part, fingerprint
+from crfrefine.train.comparison import FoldResult
+from crfrefine.train.device import choose_device
+from crfrefine.train.fitting import Task, train
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
 from crfrefine.train.model import mean_defined
-from crfrefine.train.output_temperature import calibrate_output
-from crfrefine.train.plan import Plan
-from crfrefine.train.preparation import Prepared
-from crfrefine.train.reading import on_cases, read_case
-from crfrefine.train.results import FoldResult
-from crfrefine.train.schedule import Schedule
-from crfrefine.train.screening import Screened
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.options import TrainingOptions
+from crfrefine.train.plan import make_plan
+from crfrefine.train.preparation import Prepared, prepare
+from crfrefine.train.screening import Screened, screened_cases
 from crfrefine.train.session import Session
-from crfrefine.train.starts import Start
-from crfrefine.train.training import Task, train
+from crfrefine.train.starts import Schedule, Start
 from crfrefine.train.tuned import Tuned, tune_rivals
 
 
-def cross_validate(plan: Plan, prepared: Prepared, screened: Screened, session: Session) -> tuple[FoldResult, ...]:
-    """Return the result of every fold; parts that the journal has are not repeated."""
-    return tuple(run_fold(number, plan, prepared, screened.starts_for(split), session) for number, split in enumerate(plan.folds))
+def cross_validate(prepared: Prepared, screened: Screened, session: Session) -> tuple[FoldResult, ...]:
+    """Return the result of every fold; what the session has is not repeated."""
+    folds = session.plan.folds
+    return tuple(run_fold(number, prepared, screened.starts_for(split), session) for number, split in enumerate(folds))
 
 
-def run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FoldResult:
-    """Return the result of a fold; parts that the journal has are not repeated."""
-    split, name, journal = plan.folds[number], plan.part_names[number], session.journal
-    part = journal.part(number)
-    if part.measured is None:
+def run_fold(number: int, prepared: Prepared, starts: Sequence[Start], session: Session) -> FoldResult:
+    """Return the result of a fold; what the session has is not repeated."""
+    plan, part = session.plan, session.part(number)
+    split, name, fit, measured = plan.folds[number], plan.part_names[number], part.fit, part.measured
+    if measured is None:
         session.observer.stage_started(name)
-    if part.fit is None:
-        fit = _fit(number, plan, prepared, starts, session)
-        fit = calibrate_output(fit, split.seen, prepared.material, session.workers)
-        journal.note_part(number, replace(journal.part(number), fit=fit))
+    if fit is None:
+        fit = calibrate_output(_fit(number, prepared, starts, session), split.seen, prepared.material, session.workers)
+        session.note_part(number, fit=fit)
     else:
-        fit = part.fit
-        session.progress.training_finished(plan.num_planned(split, len(prepared.starts)))
-    tuned = tune_rivals(number, fit, split, plan, prepared, session)
-    measured = part.measured
+        session.training_finished(plan.num_planned(split, len(prepared.starts)))
+    tuned = tune_rivals(number, fit, split, prepared, session)
     if measured is None:
         session.observer.stage_started(f"{name}: measuring the cases held out")
-        measured = _measure(split, plan, prepared, tuned, session)
-        journal.note_part(number, replace(journal.part(number), measured=measured))
-        journal.save()
+        measured = _measure(split, prepared, tuned, session)
+        session.note_part(number, measured=measured)
+        session.save()
         session.observer.stage_ended(f"{name}: {fit.describe()}")
-    return FoldResult(name, plan.names(split.training), plan.names(split.deciding), plan.names(split.held_out), tuned, measured)
+    return FoldResult(name, split, tuned, measured)
 
 
-def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
+def _fit(number: int, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
     """Train on the cases of a fold; with few cases, each half decides about the training on the other half, and their mean is taken."""
-    split, journal, material = plan.folds[number], session.journal, prepared.material
+    plan, material = session.plan, prepared.material
+    split = plan.folds[number]
 
     def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
         """Train from all starts, or only what is chosen."""
         calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
         every = with_calibrated(starts, calibrated if starts_calibrated(plan.learn, len(cases.training)) else None)
         own = [start for start in every if chosen is None or start.name == chosen.start]
-        num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
+        num_left = plan.num_trainings_left(number, len(session.part(number).halves))
         kind = None if chosen is None else chosen.kind
         rivals = plan.rivals if len(split.seen) >= FEWEST_CASES else NO_RIVALS
         task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, rivals, kind)
@@ -79,33 +96,32 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
         # Once it is chosen, nothing is left to be decided: it is fitted to all cases, as the rival is.
         calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
         return fit if calibrated is None else replace(fit, parameters=calibrated)
-    halves = journal.part(number).halves
-    session.progress.training_finished(sum(plan.num_planned_once(half, len(starts)) for half in split.halves()[: len(halves)]))
+    halves = session.part(number).halves
+    session.training_finished(sum(plan.num_planned_once(half, len(starts)) for half in split.halves()[: len(halves)]))
     for half in split.halves()[len(halves) :]:
         halves = (*halves, train_on(half, plan.schedule))
-        journal.note_part(number, replace(journal.part(number), halves=halves))
+        session.note_part(number, halves=halves)
     network_mean = mean_defined([half.network_score for half in halves])
-    is_stopped = any(half.stopped_by_time for half in halves)
     found = pooled([half.candidates for half in halves])
     chosen = choose(found)
+    is_stopped = any(half.stopped_by_time for half in halves)
     trained = max(halves, key=lambda half: half.score - half.network_score).trained
+    more = {"stopped_by_time": is_stopped, "candidates": tuple(found), "trained": trained}
     if chosen is None:
         gains = next((one.gains for one in found if one.kind == CRF), ())
-        nothing = no_crf(starts[0].parameters, network_mean, gains, stopped_by_time=is_stopped, candidates=found)
-        return replace(nothing, trained=trained)
+        return no_crf(starts[0].parameters, network_mean, gains, **more)
     if chosen.kind == UNTRAINED:
-        return replace(taken(chosen, network_mean, stopped_by_time=is_stopped, candidates=found), trained=trained)
+        return taken(chosen, network_mean, **more)
     if chosen.kind == CALIBRATION:
         calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
         assert calibrated is not None
-        alone = replace(chosen, parameters=calibrated)
-        return replace(taken(alone, network_mean, stopped_by_time=is_stopped, candidates=found), trained=trained)
+        return taken(replace(chosen, parameters=calibrated), network_mean, **more)
     mean, of_trained = _mean_model(halves, chosen.kind), _mean_model(halves, CRF)
     if mean is not None:
         histories = {f"half {place}: {name}": history for place, half in enumerate(halves, 1) for name, history in half.histories.items()}
-        session.progress.training_finished(plan.schedule.num_optimizer_steps)
-        result = taken(replace(chosen, parameters=mean), network_mean, histories, stopped_by_time=is_stopped, candidates=found)
-        return replace(result, trained=of_trained or mean)
+        session.training_finished(plan.schedule.num_optimizer_steps)
+        more["trained"] = of_trained or mean
+        return taken(replace(chosen, parameters=mean), network_mean, histories=histories, **more)
     steps = [one.optimizer_step for half in halves for one in half.candidates if one.kind == chosen.kind]
     fit = train_on(split, Schedule(max(1, round(float(np.mean(steps)))), rungs=()), chosen)
     histories = {**{f"half: {name}": history for half in halves for name, history in half.histories.items()}, **fit.histories}
@@ -118,14 +134,85 @@ def _mean_model(halves: Sequence[FitResult], kind: str) -> CrfParameters | None:
     return mean_of(*models) if len(models) == len(halves) == 2 else None
 
 
-def _measure(split: Split, plan: Plan, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:
+def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:
     """Return the values of all methods on the cases held out, by the names of the cases."""
+    plan = session.plan
     plan.device.release()
-    measure = partial(_measure_case, plan, tuned)
-    values = on_cases(measure, split.held_out, session.workers, one_at_a_time=prepared.has_large_cases)
-    return dict(zip(plan.names(split.held_out), values, strict=True))
-
-
-def _measure_case(plan: Plan, tuned: Tuned, number: int, threads: int) -> MethodValues:
     regions = {region.name: region.labels for region in plan.regions}
-    return measure_methods(read_case(plan, number, threads), regions, tuned, plan.device.name, threads, plan.cases.postprocessing)
+
+    def measure(number: int, threads: int) -> MethodValues:
+        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads, plan.cases.postprocessing)
+
+    run = session.workers.run_one_by_one if prepared.has_large_cases else session.workers.run
+    return dict(zip(plan.names(split.held_out), run(measure, split.held_out), strict=True))
+
+
+# Folds on a cluster: each on one worker, from reading its cases to measuring those held out. Only what a fold found comes back, as it
+# stands in a checkpoint: `cross_validate` then finds its work done.
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """A fold to be trained: its number, what is done of it, and the run's options, digest (which the worker's must equal) and screening."""
+
+    number: int
+    options: TrainingOptions
+    digest: str
+    screening: list[list[float]] | None
+    part: Part
+
+
+def train_folds_elsewhere(digest: str, session: Session, executor: Executor) -> None:
+    """Train the folds that the session does not have, and note each as it comes; `digest` is of the run's settings and files.
+
+    Raises:
+        CrfRefineError: a fold failed; those that are done are in the checkpoint.
+    """
+    plan = session.plan
+    options = replace(plan.options, device=plan.device.name)
+    tasks = [
+        FoldTask(number, options, digest, session.done.screening, session.part(number))
+        for number in range(len(plan.folds))
+        if session.part(number).measured is None
+    ]
+
+    def started(task: FoldTask) -> None:
+        session.observer.stage_started(plan.part_names[task.number])
+
+    with closing(executor.map(train_fold, tasks, started)) as outcomes:
+        for task, outcome in outcomes:
+            part = outcome.get()
+            session.note_part(task.number, **vars(part))
+            session.save()
+            if part.fit is not None:
+                session.observer.stage_ended(f"{plan.part_names[task.number]}: {part.fit.describe()}")
+
+
+def train_fold(task: FoldTask) -> Part:
+    """Return all work of a fold. Runs on a worker, which saves nothing."""
+    options = task.options
+    device = choose_device(options.device)
+    with (
+        torch_in_one_thread(),
+        Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,
+    ):
+        plan = make_plan(options, device)
+        if fingerprint(plan.settings(), plan.cases.files) != task.digest:
+            raise InputError(f"{options.data.images}: the worker sees other files there; all machines need the same shared folders")
+        parts = tuple(task.part if number == task.number else Part() for number in range(len(plan.part_names)))
+        session = Session(plan, Done(parts, task.screening), None, Budget(None), workers, TrainingObserver())
+        prepared = prepare(session)
+        screened = Screened(prepared.starts, tuple(screened_cases(plan.num_cases)), task.screening)
+        run_fold(task.number, prepared, screened.starts_for(plan.folds[task.number]), session)
+        return session.part(task.number)
+
+
+@contextmanager
+def torch_in_one_thread() -> Iterator[None]:
+    """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train.starts import length_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from crfrefine.train.fit_result import FitResult
-    from crfrefine.train.results import TrainingResult
+    from crfrefine.train.candidates import FitResult
+    from crfrefine.train.comparison import TrainingResult
 
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -55,15 +56,15 @@ def draw_curves(result: TrainingResult) -> bytes:
             _plot(grid[0, 1], [r["iteration"] for r in scored], gains, label, {**style, "marker": ".", "markersize": 3})
             if is_winner:
                 _mark_best(grid[0, 1], fit, scored, color)
-            for axes, key in ((grid[1, 0], "theta_alpha"), (grid[1, 1], "theta_beta")):
+            for axes, key in zip(grid[1], BANDWIDTHS, strict=True):
                 for line in _values(history, key):
                     _plot(axes, [r["iteration"] for r in history], line, None, style)
     grid[0, 1].axhline(0.0, color="#808080", linewidth=0.8, linestyle="dashed")
     titles = (
-        (grid[0, 0], "training loss", result.options.loss + f", mean of {_LOSS_WINDOW} iterations", False),
+        (grid[0, 0], "training loss", result.plan.options.loss + f", mean of {_LOSS_WINDOW} iterations", False),
         (grid[0, 1], "Dice of the cases that decide", "points above the network alone", False),
-        (grid[1, 0], "theta_alpha", length_unit(result.base), True),
-        (grid[1, 1], "theta_beta", "normalized intensity", True),
+        (grid[1, 0], BANDWIDTHS[0], length_unit(result.plan.base), True),
+        (grid[1, 1], BANDWIDTHS[1], "normalized intensity", True),
     )
     for axes, title, unit, is_logarithmic in titles:
         axes.set_title(title, fontsize=11)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.text import listed, see, shorten
 from crfrefine.cases.case import (
+    Case,
     CaseFiles,
     CaseList,
     DatasetDescription,
@@ -26,9 +33,57 @@ from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe_missing, find_postprocessing
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
-from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.train.bad_cases import attempt, describe_bad, raise_all
+from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.train.options import DataFolders
+
+_MOST_NAMED = 3
+
+Result = TypeVar("Result")
+
+
+def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
+    """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
+    try:
+        return work()
+    except Exception as error:
+        named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
+        if repr(case.case_id) not in str(named):
+            named.args = (f"case {case.case_id!r}: {named}",)
+        return named
+
+
+def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
+    """Raise if any case failed: a training without it would have to be repeated once it is fixed.
+
+    Raises:
+        InputError: several failed; the first few are named.
+        CrfRefineError: the error of the one that failed.
+        UnexpectedError: the error of one of them was not foreseen.
+    """
+    if len(failed) == 1:
+        raise failed[0]
+    if not failed:
+        return
+    message = describe_bad([str(error) for error in failed], num_cases, folder)
+    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
+    if unexpected is not None:
+        raise UnexpectedError(message) from unexpected
+    raise InputError(message)
+
+
+def describe_bad(problems: Sequence[str], num_cases: int, folder: Path) -> str:
+    """Return the message about several cases: the first ones of the first few causes, and the others with one of these causes."""
+    causes = Causes()
+    first = [problem for problem in problems if causes.is_new(_case_of(problem), problem)]
+    shown = "\n  ".join([*first[:_MOST_NAMED], *causes.others()])
+    more = f"\n  and {len(first) - _MOST_NAMED} more" if len(first) > _MOST_NAMED else ""
+    return f"{folder}: {len(problems)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
+
+
+def _case_of(problem: str) -> str:
+    """Return the name of the case that a message begins with; otherwise what it begins with, such as the name of a file."""
+    found = re.match(r"case '([^']*)': ", problem)
+    return problem.partition(":")[0] if found is None else found[1]
 
 
 @dataclass(frozen=True)
@@ -92,14 +147,6 @@ def find_cases(
 
     A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
     the case would have to be repeated.
-
-    Args:
-        data: the folders.
-        strict: refuse cases that lack a file.
-        input_type: "auto", "logits", "probabilities" or "labels".
-        resample: accept logits, labels and masks on another grid than the image.
-        num_labels: L, if the parameters have values per label.
-        allow_mismatched_dicom: accept DICOM files of different studies and frames of reference of one patient.
 
     Raises:
         InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
@@ -245,3 +292,46 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
     # No tabs or line breaks in tables.
     return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
+
+
+def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
+    """Read one case with its reference and check that labels and logits fit.
+
+    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted.
+
+    Raises:
+        InputError: the reference has a label that the logits have no channel for, or files cannot be used.
+        GridMismatchError: files are on different grids.
+        UnsupportedFormatError: a file is damaged.
+    """
+    case = load_case(files, reading, threads=threads, with_labels=True)
+    if case.labels is None:
+        raise InputError(f"case {files.case_id!r}: no labels")
+    if case.regions != cases.regions:
+        has = "labels" if case.regions is None else "regions"
+        raise InputError(f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}")
+    labels = case.labels
+    ignored = None if cases.ignore_label is None else labels == cases.ignore_label
+    largest = int(labels.max(initial=0) if ignored is None else labels.max(initial=0, where=~ignored))
+    if largest >= case.num_labels and case.regions is not None:
+        raise InputError(
+            f"case {files.case_id!r}: labels and regions do not fit: the reference has a label {largest}, which belongs to no region\n"
+            f"  {files.labels}\n  {case.regions.describe()}"
+        )
+    if largest >= case.num_labels and cases.declared is not None:
+        raise InputError(
+            f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
+            f"{case.num_labels - 1}) according to {cases.declared.source}\n  {files.labels}\n"
+            "  Add it there, or merge the labels of the reference."
+        )
+    if largest >= case.num_labels:
+        raise InputError(
+            f"case {files.case_id!r}: labels and logits do not fit: the reference has a label {largest}, but the logits have "
+            f"{case.num_labels} channels (labels 0 to {case.num_labels - 1})\n  {files.labels}\n  {files.logits[0]}\n"
+            "  Give logits with one channel per label, background first; or merge the labels of the reference."
+        )
+    if ignored is not None and ignored.any():
+        if ignored.all():
+            raise InputError(f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored")
+        case = replace(case, labels=np.where(ignored, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels)))
+    return case

@@ -74,23 +74,15 @@ class CropTensors:
 
 
 class TrainingDevice:
-    """A device for training.
+    """A device for training: the engine's name of it, and PyTorch's (`tensors`).
 
-    Attributes:
-        name: the engine's name of the device.
-        tensors: PyTorch's name of the device.
-        note: remark on the choice; may be empty.
+    Args:
+        note: remark on the choice.
+        cached_bytes: memory for crops that stay; None: CACHED_SHARE of the free memory of a GPU, nothing on the CPU.
     """
 
     def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "", cached_bytes: float | None = None) -> None:
-        """Open a device.
-
-        Args:
-            name: the engine's name of the device.
-            tensors: PyTorch's name of the device.
-            note: remark on the choice.
-            cached_bytes: memory for crops that stay; None: CACHED_SHARE of the free memory of a GPU, nothing on the CPU.
-        """
+        """Open a device."""
         self.name, self.note = name, note
         self.tensors = torch.device(tensors)
         self._cached: dict[tuple[Any, ...], CropTensors] = {}  # each holds its crop, so that no other crop gets the same address
@@ -136,9 +128,6 @@ CPU = TrainingDevice()
 
 def choose_device(requested: str) -> TrainingDevice:
     """Return the engine's device for a request, if PyTorch has it too.
-
-    Args:
-        requested: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         BackendUnavailableError: the engine or PyTorch does not have the device that was asked for by name.

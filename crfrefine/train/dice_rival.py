@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import VectorScaling, choose_best, fit_scaling, label_confusion, network_labels
-from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio
-from crfrefine.train.folds import Split
-from crfrefine.train.losses import Loss, make_loss
+from crfrefine.train.baselines import Scores, VectorScaling, fit_scaling, label_confusion, network_labels
+from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio, probabilities_of
+from crfrefine.train.losses import Loss, make_loss, make_region_loss
 from crfrefine.train.material import Material
 from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
-from crfrefine.train.region_problem import make_region_loss
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,23 +28,9 @@ TEMPERATURES = (0.7, 1.0, 1.4, 2.0)
 
 @dataclass(frozen=True)
 class DiceDecision:
-    """How the network's probabilities are recalibrated before the decision.
-
-    Attributes:
-        scaling: of the logits; None: the decision was worse than the argmax, and the rival is the network itself.
-    """
+    """How logits are recalibrated before the decision; None: it was worse than the argmax, and the rival is the network itself."""
 
     scaling: VectorScaling | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DiceDecision:
-        """Return what `to_dict` was called on."""
-        scaling = values["scaling"]
-        return cls(None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])))
 
 
 ARGMAX = DiceDecision()
@@ -57,48 +40,37 @@ ARGMAX = DiceDecision()
 def decided_labels(
     logits: NDArray[np.floating[Any]], scaling: VectorScaling, regions: RegionScheme | None, mask: NDArray[np.bool_] | None
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map with the best expected Dice, background where nothing else has a hundredth of background's probability.
+    """Return the label map of (L, *grid) logits with the best expected Dice, or of log-odds (R, *grid) of regions.
 
-    There, millions of voxels would add up to a structure's expected size as soon as the temperature rises.
-
-    Args:
-        logits: (L, *grid); of regions: log-odds (R, *grid).
-        scaling: makes probabilities of them.
-        regions: of the channels; None: they are labels.
-        mask: (*grid), True where voxels count; None: everywhere.
+    It is background where nothing else has a hundredth of background's probability: there, millions of voxels would add up to a
+    structure's expected size as soon as the temperature rises.
     """
     return _decide(logits, scaling, regions, _near(logits, regions, mask))
 
 
-def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
+def score_decisions(material: Material, workers: Workers) -> NDArray[np.float64]:
     """Return the mean Dice (cases, 1 + temperatures) of the argmax and of the decision after each of TEMPERATURES."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        network = mean_dice(label_confusion(crop, network_labels(crop)), regions)
-        return [network, *_scores(crop, [_only_temperature(temperature, len(crop.logits)) for temperature in TEMPERATURES], regions)]
+        network = mean_dice(label_confusion(crop, network_labels(crop)), material.regions)
+        alone = [_only_temperature(temperature, len(crop.logits)) for temperature in TEMPERATURES]
+        return [network, *_scores(crop, alone, material.regions)]
 
-    return np.array(workers.run(scores, crops))
+    return np.array(workers.run(scores, material.crops))
 
 
-def tune_decision(scores: NDArray[np.float64], scaling: VectorScaling, split: Split, material: Material, workers: Workers) -> DiceDecision:
+def tune_decision(
+    scores: NDArray[np.float64], scaling: VectorScaling, cases: Sequence[int], material: Material, workers: Workers
+) -> DiceDecision:
     """Choose the recalibration that is best on the cases that may be fitted to.
 
-    Args:
-        scores: of `score_decisions`, for all cases.
-        scaling: the vector scaling that is a rival itself.
-        split: the cases.
-        material: of the run.
-        workers: to compute with.
+    It is one of TEMPERATURES, whose `scores` are those of `score_decisions`; the scaling that is a rival itself; or the likeliest one.
     """
-    likeliest = fit_scaling(material, split.seen, workers, loss=_cross_entropy(material))
-    fitted = (scaling, likeliest)
-    seen = [material.crops[case] for case in split.seen]
-
-    found = workers.run(lambda crop, threads: _scores(crop, fitted, material.regions), seen)
-    table = np.column_stack([scores[split.seen], np.array(found)])
-    num_channels = material.sizes[0]
-    choices = (None, *(_only_temperature(temperature, num_channels) for temperature in TEMPERATURES), *fitted)
-    return DiceDecision(choose_best(table, choices, range(len(seen))))
+    fitted = (scaling, fit_scaling(material, cases, workers, loss=_cross_entropy(material)))
+    found = workers.run(lambda case, threads: _scores(material.crops[case], fitted, material.regions), cases)
+    table = np.column_stack([scores[list(cases)], np.array(found)])
+    choices = (None, *(_only_temperature(temperature, material.sizes[0]) for temperature in TEMPERATURES), *fitted)
+    return DiceDecision(Scores(choices, table).best(range(len(cases))))
 
 
 def _scores(crop: Crop, scalings: Sequence[VectorScaling], regions: Sequence[tuple[int, ...]]) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,20 +16,20 @@ from torch import Tensor
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
-from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, Rivals, choose, variants
-from crfrefine.train.fit_result import FitResult, no_crf, taken
+from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, FitResult, Rivals, choose, no_crf, taken, variants
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
 from crfrefine.train.model import CaseScore, Model, calibrated_score, mean_defined, mean_dice, network_score
-from crfrefine.train.schedule import Schedule
-from crfrefine.train.starts import Start
+from crfrefine.train.observer import Step
+from crfrefine.train.session import Session
+from crfrefine.train.starts import Schedule, Start
 from crfrefine.train.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.train.crops import Crop
-    from crfrefine.train.samples import Sample
+    from crfrefine.train.material import Sample
 
 MOST_DECIDING = 48
 """More deciding cases take longer without improving the decision."""
@@ -50,50 +50,49 @@ class Hooks:
     is_over: Callable[[], bool]
 
 
-class Fit:
-    """A training on some cases.
+@dataclass(frozen=True)
+class Task:
+    """A training to be done.
 
-    Args:
-        material: of the run.
+    Attributes:
+        name: of the part of the run.
         split: the cases that are trained on and those that decide.
         starts: at least one.
-        workers: to compute with.
-        schedule: length of the training.
-        state: state of an earlier object with the same arguments, to continue from.
-        calibrated: the network recalibrated on the cases that are trained on, without weights; None: no rival.
+        schedule: how long it goes on.
+        num_left: trainings that are still to be done in the run, this one included.
+        calibrated: the network recalibrated on the cases that are trained on, without weights; None: that is not learned.
         rivals: what else is tried.
         kind: of the one candidate, where it is chosen already; None: the cases that decide choose.
     """
 
-    def __init__(
-        self,
-        material: Material,
-        split: Split,
-        starts: Sequence[Start],
-        workers: Workers,
-        schedule: Schedule,
-        state: dict[str, Any] | None = None,
-        *,
-        calibrated: CrfParameters | None = None,
-        rivals: Rivals = NO_RIVALS,
-        kind: str | None = None,
-    ) -> None:
+    name: str
+    split: Split
+    starts: Sequence[Start]
+    schedule: Schedule
+    num_left: int = 1
+    calibrated: CrfParameters | None = None
+    rivals: Rivals = NO_RIVALS
+    kind: str | None = None
+
+
+class Fit:
+    """A training on some cases; `state` is that of an earlier object with the same arguments, to continue from."""
+
+    def __init__(self, material: Material, task: Task, workers: Workers, state: dict[str, Any] | None = None) -> None:
         self._material = material
-        self._split = split
+        self._task = task
         self._workers = workers
-        self._targets = schedule.targets
-        self._calibrated = calibrated
-        self._rivals, self._kind = rivals, kind
-        prior = setup.PRIOR / len(split.training)
+        self._targets = task.schedule.targets
+        prior = setup.PRIOR / len(task.split.training)
         self._trajectories = [
-            Trajectory(start, material.learn, material.sizes, schedule, prior=prior, device=material.device) for start in starts
+            Trajectory(start, material.learn, material.sizes, task.schedule, prior=prior, device=material.device) for start in task.starts
         ]
-        self._active = list(range(len(starts)))
+        self._active = list(range(len(task.starts)))
         self._rung = 0
         self._position = 0
         self._is_stopped = False
-        stride = max(1, math.ceil(len(split.deciding) / MOST_DECIDING))
-        self._deciding = split.deciding[::stride]
+        deciding = task.split.deciding
+        self._deciding = deciding[:: max(1, math.ceil(len(deciding) / MOST_DECIDING))]
         if state is not None:
             self._restore(state)
 
@@ -159,7 +158,7 @@ class Fit:
 
     def _step(self, trajectory: Trajectory) -> float:
         material = self._material
-        batch = material.batch(trajectory.optimizer_step, self._split.training, setup.BATCH_SIZE)
+        batch = material.batch(trajectory.optimizer_step, self._task.split.training, setup.BATCH_SIZE)
         results = self._workers.run_on_device(lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch)
         gradients: list[Tensor] = [sum(parts[1:], parts[0]) / len(batch) for parts in zip(*(r.gradients for r in results), strict=True)]
         loss = sum(result.loss for result in results) / len(batch)
@@ -184,28 +183,29 @@ class Fit:
         best = max(self._trajectories, key=lambda trajectory: trajectory.best_score)
         histories = {trajectory.name: trajectory.history for trajectory in self._trajectories if trajectory.history}
         of_network = self._dice(network)
-        network_mean, is_stopped = mean_defined(of_network), self._is_stopped
+        network_mean = mean_defined(of_network)
         found = self._candidates(best, of_network)
+        trained = best.best_parameters() if math.isfinite(best.best_score) else None
+        more = {"histories": histories, "stopped_by_time": self._is_stopped, "candidates": tuple(found), "trained": trained}
         chosen = choose(found)
         if chosen is None:
             gains = next((one.gains for one in found if one.kind == CRF), ())
-            result = no_crf(best.start.parameters, network_mean, gains, histories, stopped_by_time=is_stopped, candidates=found)
-        else:
-            result = taken(chosen, network_mean, histories, stopped_by_time=is_stopped, candidates=found)
-        return replace(result, trained=best.best_parameters() if math.isfinite(best.best_score) else None)
+            return no_crf(best.start.parameters, network_mean, gains, **more)
+        return taken(chosen, network_mean, **more)
 
     def _candidates(self, best: Trajectory, of_network: NDArray[np.float64]) -> list[Candidate]:
         """Return what there is to choose from, simpler models first."""
+        calibrated, chosen = self._task.calibrated, self._task.kind
         found = []
-        if self._calibrated is not None and self._kind in (None, CALIBRATION):
-            gains = _defined(self._calibrated_dice(self._calibrated) - of_network)
-            found.append(Candidate(CALIBRATION, CALIBRATION, self._calibrated, 0, gains))
+        if calibrated is not None and chosen in (None, CALIBRATION):
+            gains = _defined(self._calibrated_dice(calibrated) - of_network)
+            found.append(Candidate(CALIBRATION, CALIBRATION, calibrated, 0, gains))
         if not math.isfinite(best.best_score):
             return found
         # Time that is up leaves none for anything but the trained model, unless something else is chosen already.
-        rivals = self._rivals if self._kind is not None or not self._is_stopped else NO_RIVALS
+        rivals = self._task.rivals if chosen is not None or not self._is_stopped else NO_RIVALS
         for kind, parameters in variants(best.best_parameters(), rivals):
-            if self._kind in (None, kind):
+            if chosen in (None, kind):
                 scores = self._scores(Model(parameters, (), self._material.sizes, self._material.device))
                 gains = _defined(self._dice(scores) - of_network)
                 start, step = (UNTRAINED, 0) if kind == UNTRAINED else (best.name, best.best_optimizer_step)
@@ -222,3 +222,26 @@ class Fit:
 
 def _defined(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(values[~np.isnan(values)].tolist())
+
+
+def train(task: Task, material: Material, session: Session) -> FitResult:
+    """Do a training as part of a run, and return what came of it; the caller notes it in the session."""
+
+    def stepped(trajectory: Trajectory, loss: float, score: float | None) -> None:
+        text = ", ".join(f"{name} {_numbers(value)}" for name, value in trajectory.thetas().items())
+        steps = trajectory.optimizer_step, trajectory.num_optimizer_steps
+        session.observer.stepped(Step(task.name, trajectory.name, *steps, loss, score, text))
+        session.stepped()
+
+    session.budget.start_part(task.num_left)
+    fit = Fit(material, task, session.workers, session.done.training)
+    session.training_begun(fit.num_optimizer_steps)
+    result = fit.run(Hooks(stepped, session.note_training, session.budget.is_part_over))
+    session.training_finished(task.schedule.num_planned(len(task.starts)))
+    if result.stopped_by_time and result.is_network:
+        session.observer.note(f"{task.name}: the time ran out before a CRF was better than the network alone")
+    return result
+
+
+def _numbers(value: Any) -> str:
+    return "/".join(f"{number:.3g}" for number in (value if isinstance(value, list) else (value,)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import choose_best, label_confusion, network_labels
-from crfrefine.train.crops import Crop
-from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
+from crfrefine.train.baselines import Scores, network_labels, score_choices
+from crfrefine.train.crops import Crop, probabilities_of
+from crfrefine.train.material import Material
 from crfrefine.train.starts import voxel_length
 
 if TYPE_CHECKING:
@@ -31,12 +30,7 @@ EPSILONS = (0.001, 0.01, 0.1)
 
 @dataclass(frozen=True)
 class Guidance:
-    """The setting of a guided filter.
-
-    Attributes:
-        radius_mm: half-width of its windows; 0: no filter, which is the network itself.
-        epsilon: variance of the normalized intensity that counts as an edge.
-    """
+    """The setting of a guided filter: half-width of its windows (0: none), and variance of the intensity that counts as an edge."""
 
     radius_mm: float = 0.0
     epsilon: float = 0.0
@@ -44,23 +38,6 @@ class Guidance:
 
 UNGUIDED = Guidance()
 """No filter."""
-
-
-@dataclass(frozen=True)
-class GuidedScores:
-    """Every setting on every case.
-
-    Attributes:
-        choices: the settings, no filter first.
-        scores: (cases, settings) mean Dice.
-    """
-
-    choices: tuple[Guidance, ...]
-    scores: NDArray[np.float64]
-
-    def best(self, cases: Sequence[int]) -> Guidance:
-        """Return the best setting on some cases, no filter among equals."""
-        return choose_best(self.scores, self.choices, cases)
 
 
 class Guide:
@@ -113,33 +90,23 @@ def guided_labels(
     spacing: Sequence[float],
     regions: RegionScheme | None,
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the labels (*grid) of filtered probabilities.
-
-    Args:
-        logits: (L, *grid); of regions: log-odds (R, *grid).
-        image: (M, *grid), normalized.
-        guidance: with a radius above 0.
-        spacing: mm, one per grid axis.
-        regions: of the channels; None: they are labels.
-    """
+    """Return the labels of the filtered probabilities of logits (L, *grid) or log-odds (R, *grid); the image (M, *grid) is normalized."""
     (labels,) = _labels(probabilities_of(logits, regions), Guide(image, guidance.radius_mm, spacing), [guidance.epsilon], regions)
     return labels
 
 
-def score_guided(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], spacing: Sequence[float], workers: Workers) -> GuidedScores:
+def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores[Guidance]:
     """Measure every setting on every case; `spacing` is that of a typical case."""
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
-    def scores(crop: Crop, threads: int) -> list[float]:
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
-        values = [mean_dice(label_confusion(crop, network_labels(crop)), regions)]
+        yield network_labels(crop)
         for radius in radii:
-            for labels in _labels(probabilities, Guide(crop.image, radius, crop.spacing), EPSILONS, crop.regions):
-                values.append(mean_dice(label_confusion(crop, labels), regions))
-        return values
+            yield from _labels(probabilities, Guide(crop.image, radius, crop.spacing), EPSILONS, crop.regions)
 
     choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
-    return GuidedScores(choices, np.array(workers.run(scores, crops)))
+    return score_choices(choices, material, workers, label_maps)
 
 
 def _labels(
@@ -159,10 +126,7 @@ def _solve(
 ) -> list[NDArray[np.float32]]:
     """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite.
 
-    Args:
-        covariances: of each pair of modalities, the lower triangle.
-        epsilon: added to the diagonal.
-        cross: one array per modality.
+    The covariances of the pairs of modalities are a lower triangle.
     """
     rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in covariances]
     right: list[NDArray[Any]] = list(cross)

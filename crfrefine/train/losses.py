@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
 
 CROSS_ENTROPY_SHARE = 0.1
 """Of cross-entropy in "ce+dice": more of it buys likelihood with Dice."""
@@ -22,13 +27,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence[float]) -> Loss:
-    """Return the loss of a case.
-
-    Args:
-        name: "ce+dice", "ce" or "dice".
-        regions: labels of each region whose Dice counts.
-        frequencies: share of each label among the voxels that are trained on, background first.
-    """
+    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts and the share of each label in the voxels trained on."""
     shares = torch.tensor(frequencies, dtype=torch.float32).clamp_min(1e-6)
     weights = shares**-CLASS_BALANCE
     weights = weights / (weights * shares).sum()
@@ -57,3 +56,22 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
 
     of_log_marginals = {"ce": cross_entropy, "dice": soft_dice}.get(name, both)
     return lambda logits, labels: of_log_marginals(logits.log_softmax(0), labels)
+
+
+def make_region_loss(name: str, scheme: RegionScheme, frequencies: Sequence[float]) -> Loss:
+    """Return the loss of a case with overlapping regions: the mean over regions of the loss of each one's problem of two labels.
+
+    It takes refined log-odds (R, N) and reference labels (N,).
+    """
+    shares = [sum(frequencies[label] for label in labels) for labels in scheme.labels]
+    losses = [make_loss(name, [(1,)], (1.0 - share, share)) for share in shares]
+
+    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
+        inside = partial(torch.isin, labels)
+        values = [
+            own(torch.stack([torch.zeros_like(channel), channel]), inside(torch.tensor(members, device=labels.device)).long())
+            for own, channel, members in zip(losses, log_odds, scheme.labels, strict=True)
+        ]
+        return torch.stack(values).mean()
+
+    return loss

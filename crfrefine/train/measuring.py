@@ -19,16 +19,13 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.case import refine
 from crfrefine.train.baselines import smoothed
+from crfrefine.train.crops import probabilities_of
 from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import guided_labels
 from crfrefine.train.methods import (
     DEFAULT,
     DICE,
-    DICE_LARGEST,
-    DICE_RULES,
     GUIDED,
-    GUIDED_LARGEST,
-    GUIDED_RULES,
     LARGEST,
     METRICS,
     NETWORK,
@@ -36,17 +33,14 @@ from crfrefine.train.methods import (
     PROBABILITIES,
     RULES,
     SCALING,
-    SCALING_LARGEST,
-    SCALING_RULES,
     SMOOTHING,
-    SMOOTHING_LARGEST,
-    SMOOTHING_RULES,
     TRAINED,
     TRAINED_LARGEST,
     TRAINED_RULES,
     MethodValues,
+    with_largest,
+    with_rules,
 )
-from crfrefine.train.probabilities import probabilities_of
 from crfrefine.train.tuned import Tuned
 
 if TYPE_CHECKING:
@@ -121,25 +115,19 @@ def measure_methods(
         decided = within_mask(decided_labels(logits, tuned.decision.scaling, case.regions, inside))
     # The built-in CRF gets the same image as the trained one.
     default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
+    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided}
     maps = {
         NETWORK: network,
-        SCALING: scaled,
-        SMOOTHING: smooth,
-        GUIDED: guided,
-        DICE: decided,
         LARGEST: cleaned(network),
         DEFAULT: crf(default).label_map,
         TRAINED: trained,
         TRAINED_LARGEST: cleaned(trained),
-        SCALING_LARGEST: cleaned(scaled),
-        SMOOTHING_LARGEST: cleaned(smooth),
-        GUIDED_LARGEST: cleaned(guided),
-        DICE_LARGEST: cleaned(decided),
+        **rivals,
+        **{with_largest(name): cleaned(labels) for name, labels in rivals.items()},
     }
     if rules is not None:
-        maps[RULES], maps[TRAINED_RULES] = cleaned(network, rules.network), cleaned(trained, rules.trained)
-        maps[SCALING_RULES], maps[SMOOTHING_RULES] = cleaned(scaled, rules.network), cleaned(smooth, rules.network)
-        maps[GUIDED_RULES], maps[DICE_RULES] = cleaned(guided, rules.network), cleaned(decided, rules.network)
+        maps |= {RULES: cleaned(network, rules.network), TRAINED_RULES: cleaned(trained, rules.trained)}
+        maps |= {with_rules(name): cleaned(labels, rules.network) for name, labels in rivals.items()}
     if nnunet is not None:
         maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}
@@ -157,12 +145,7 @@ def measure_methods(
 
 
 def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
-    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions.
-
-    Args:
-        case: read with its labels, where L marks voxels without a reference.
-        probabilities: (L, *grid); of regions: (R, *grid).
-    """
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions."""
     if case.labels is None:
         raise ValueError("the case was read without labels")
     if case.regions is None:

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.layer import label_sets
+from crfrefine.layer import functional, label_sets
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
-from crfrefine.train.region_problem import decode_regions, refine_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import RecordingKernels
+    from crfrefine.parameters.sections import MeanFieldParameters
     from crfrefine.train.losses import Loss
-    from crfrefine.train.samples import Sample
+    from crfrefine.train.material import Sample
 
 MOST_CACHED_VOXELS = 2_000_000
 """Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
@@ -52,11 +53,7 @@ class CaseScore:
 class Model:
     """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
 
-    Args:
-        parameters: where it begins, and everything that is not learned.
-        learn: groups of parameters that may move.
-        sizes: channels of the logits (labels or regions), modalities, axes.
-        device: where to compute.
+    `sizes` are channels of the logits (labels or regions), modalities and axes.
     """
 
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
@@ -88,14 +85,14 @@ class Model:
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, but for penalties, biases and the volume's weight."""
-        layer = self.layer
+        terms = self.layer.terms()
         values: dict[str, list[Tensor | None]] = {
-            "weights": [layer.bilateral_weight, layer.spatial_weight],
-            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
-            "temperature": [layer.temperature],
+            "weights": [terms.bilateral_weight, terms.spatial_weight],
+            "theta": [terms.theta_position, terms.theta_intensity, terms.theta_gamma],
+            "temperature": [terms.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        plain = {"compatibility": layer.compatibility, "bias": layer.bias, "volume": layer.volume_weight}
+        plain = {"compatibility": terms.compatibility, "bias": terms.bias, "volume": terms.volume_weight}
         return [*logs, *(value for group, value in plain.items() if group in self.groups and value is not None)]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -164,7 +161,7 @@ class Model:
                 return None
             num_labels = None if crop.regions is None else 2
             self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, num_labels=num_labels, threads=threads)
-            self._cached_voxels += int(mask.sum()) * (len(self.layer.theta_alpha) + 1)
+            self._cached_voxels += int(mask.sum()) * (len(self._base.bilateral) + 1)
         return self._kernels[key]
 
 
@@ -217,6 +214,48 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     for label, channel in enumerate(refined[1:], start=1):
         labels.masked_fill_(channel > best, label)
         best = torch.maximum(best, channel)
+    return labels
+
+
+def refine_regions(
+    layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
+) -> Tensor:
+    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the layer's parameters.
+
+    The image is (1, M, *grid), and the kernels are built for two labels.
+    """
+    terms = layer.terms()
+    spatial_weight, gamma, biases = terms.spatial_weight, terms.theta_gamma, terms.bias
+    kernels_of_layer = list(zip(terms.bilateral_weight, terms.theta_position, terms.theta_intensity, strict=True))
+    refined = []
+    for region, channel in enumerate(log_odds):
+
+        def own(values: Tensor, region: int = region) -> Tensor:
+            return values[region] if len(values) > 1 else values[0]
+
+        binary = torch.stack([torch.zeros_like(channel), channel])[None]
+        found = functional.mean_field(
+            binary,
+            image,
+            bilateral=[(own(weight), alpha, beta) for weight, alpha, beta in kernels_of_layer],
+            spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
+            temperature=terms.temperature,
+            bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
+            volume=layer.volume,
+            num_iterations=layer.num_iterations,
+            damping=settings.damping,
+            threads=threads,
+            kernels=kernels,
+        )[0]
+        refined.append(found[1] - found[0])
+    return torch.stack(refined)
+
+
+def decode_regions(log_odds: Tensor, scheme: RegionScheme) -> Tensor:
+    """Return the labels (*grid) of log-odds (R, *grid), as `RegionScheme.decode`."""
+    labels = torch.zeros(log_odds.shape[1:], dtype=torch.int64, device=log_odds.device)
+    for channel, label in zip(log_odds, scheme.class_order, strict=True):
+        labels[channel > 0] = label
     return labels
 
 

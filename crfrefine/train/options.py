@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.text import listed
+from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
+from crfrefine.cases.nnunet.layout import require_trained
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.placement import HERE, Placement
 
@@ -105,3 +110,99 @@ class TrainingOptions:
 
     def _beside(self, ending: str) -> Path:
         return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
+
+
+_NAMES = {
+    "images": ("images", "imagesTr"),
+    "labels": ("labels", "labelsTr"),
+    "logits": ("logits",),
+    "masks": ("masks",),
+}
+
+
+def locate_folders(
+    folder: Path | None,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    logits: Path | None = None,
+    masks: Path | None = None,
+) -> DataFolders:
+    """Return the folders of images, labels, logits and masks: those in `folder`, unless they are named.
+
+    Raises:
+        InputError: one of them does not exist.
+    """
+    given = {"images": images, "labels": labels, "logits": logits, "masks": masks}
+    found: dict[str, Path | None] = {}
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one that holds images/, labels/ and logits/")
+    for what, names in _NAMES.items():
+        path = given[what]
+        if path is None and folder is not None:
+            path = next((folder / name for name in names if (folder / name).is_dir()), None)
+        elif path is not None and not path.is_dir():
+            raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
+        found[what] = path
+    if found["images"] is None or found["labels"] is None or found["logits"] is None:
+        missing = [what for what in ("images", "labels", "logits") if found[what] is None]
+        named = _and(f"--{what}" for what in missing)
+        advice = f"name {named} too, or the folder that holds all"
+        if folder is not None:
+            advice = f"expected {_and(f'{folder / what}/' for what in missing)}; or name them with {named}"
+        raise InputError(f"{folder or 'the data'}: no folder of {_and(missing)}: {advice}")
+    return DataFolders(found["images"], found["labels"], found["logits"], found["masks"])
+
+
+def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
+    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named.
+
+    `folder` is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
+
+    Raises:
+        InputError: it is not such a folder, or images or labels are not found.
+    """
+    network = require_trained(folder)
+    if masks is not None and not masks.is_dir():
+        raise InputError(f"{masks}: no such folder; --masks names the folder of masks")
+    found_images = locate_images(network, images)
+    return DataFolders(found_images, locate_labels(network, found_images, labels), network.folder, masks, network.folder)
+
+
+def _and(parts: Iterable[str]) -> str:
+    listed = list(parts)
+    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1]
+
+
+def check_options(options: TrainingOptions) -> None:
+    """Raise ConfigError or InputError for invalid options, before anything is read."""
+    from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
+
+    known = (*LEARNABLE, VOLUME_GROUP, RULES_GROUP)
+    unknown = [name for name in options.learn if name not in known]
+    if unknown or not options.learn:
+        given = listed(options.learn) or "nothing"
+        raise ConfigError(f"--learn: expected some of {', '.join(known)}, separated by commas; got {given}")
+    if not any(name in (*LEARNABLE, VOLUME_GROUP) for name in options.learn):
+        raise ConfigError(f"--learn: {RULES_GROUP} goes with a CRF that is learned; add some of {', '.join(LEARNABLE)}")
+    if options.loss not in LOSSES:
+        raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
+    if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
+        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
+    if options.parameters is not None and options.parameters.postprocess.decision != "argmax":
+        raise ConfigError(
+            f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "
+            "are on the argmax of the CRF's marginals; set it to 'argmax', and to another value in the file that train-crf writes"
+        )
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
+    if options.max_minutes is not None and options.placement.is_cluster:
+        raise ConfigError("--max-minutes: folds that are trained at the same time share no time; leave it out, or --workers and --dask")
+    if options.output.suffix != ".toml" or options.output.is_dir():
+        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
+    if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
+        raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
+    check_writable(options.output.parent)
+    for path in (options.curves, options.report, options.output):
+        check_small_output(path)
+    check_replaceable(options.checkpoint)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import crfrefine
+from crfrefine.base.text import shorten
+from crfrefine.cases.case import Case
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.metrics.regions import Region
+from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import starts_calibrated
 from crfrefine.train.candidates import VOLUMES, Rivals
-from crfrefine.train.checks import choose_regions
-from crfrefine.train.dataset import LabeledCases, find_cases
+from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folds import Split, choose_num_folds, make_folds
 from crfrefine.train.options import LEARNABLE, RULES_GROUP, VOLUME_GROUP, TrainingOptions
-from crfrefine.train.schedule import Schedule
+from crfrefine.train.starts import Schedule
 
 NUM_TRAININGS_IN_TURNS = 3
 """Of a fold with few cases: one on each half, and one on both where their models have no mean."""
@@ -114,6 +116,10 @@ class Plan:
             allow_mismatched_dicom=self.options.allow_mismatched_dicom,
         )
 
+    def read(self, number: int, threads: int) -> Case:
+        """Read one case with its reference."""
+        return read_labeled(self.cases.files[number], self.cases, self.reading, threads=threads)
+
     def names(self, cases: Sequence[int]) -> tuple[str, ...]:
         """Return the names of some cases."""
         return tuple(self.cases.case_ids[case] for case in cases)
@@ -123,18 +129,13 @@ class Plan:
         return sum(NUM_TRAININGS_IN_TURNS if split.decides_in_turns else 1 for split in self.folds[number:]) - num_halves + 1
 
     def num_planned(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a fold, if no training is stopped early.
-
-        Args:
-            split: of the fold.
-            num_starts: that there are; the best of them are trained.
-        """
+        """Return the optimizer steps of a fold from so many starts, if no training is stopped early."""
         if not split.decides_in_turns:
             return self.num_planned_once(split, num_starts)
         return sum(self.num_planned_once(half, num_starts) for half in split.halves()) + self.schedule.num_optimizer_steps
 
     def num_planned_once(self, split: Split, num_starts: int) -> int:
-        """Return the optimizer steps of a single training, if it is not stopped early; arguments as for `num_planned`."""
+        """Return the optimizer steps of a single training from so many starts, if it is not stopped early."""
         trained = min(num_starts, setup.NUM_TRAINED) + starts_calibrated(self.learn, len(split.training))
         return self.schedule.num_planned(trained)
 
@@ -195,7 +196,6 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))
     folds = make_folds(len(cases.files), num_folds, options.seed)
-    base = CrfParameters() if options.parameters is None else options.parameters
     if cases.regions is not None and cases.regions.num_regions < 2:
         raise InputError(
             f"{options.data.logits}: the logits have one region only; training needs at least two channels\n"
@@ -210,3 +210,37 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     if cases.declared is not None:
         base.volume.check_label_map(is_learned=VOLUME_GROUP in plan.learn)
     return plan
+
+
+def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
+    """Return the requested regions, or those of the channels, or each foreground label.
+
+    Raises:
+        ConfigError: a region is malformed, is given twice, or has labels that the logits do not have.
+    """
+    if not texts:
+        return _default_regions(cases)
+    regions = tuple(parse_region(text) for text in texts)
+    for region in regions:
+        if max(region.labels) >= cases.num_labels:
+            raise ConfigError(
+                f"--regions {shorten(region.name)}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            )
+    twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
+    if twice:
+        raise ConfigError(f"--regions: {twice[0]} is there twice")
+    return regions
+
+
+def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
+    """Return the regions of the channels, or each foreground label by its name if usable, except the one without a reference."""
+    if cases.regions is not None:
+        names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
+        return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
+    labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
+    counts = Counter(cases.label_names[label] for label in labels)
+    names = [cases.label_names[label] for label in labels]
+    names = [f"label {label}" if name == RESERVED or counts[name] > 1 else name for label, name in zip(labels, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"label {label}" for label in labels]
+    return tuple(Region(name, (label,)) for label, name in zip(labels, names, strict=True))

@@ -11,21 +11,22 @@ import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.bad_cases import attempt, raise_all
-from crfrefine.train.baselines import RivalScores, network_dice, score_rivals
+from crfrefine.train.baselines import SIGMAS_VOXELS, Scores, largest_scores, network_dice, smoothing_scores
 from crfrefine.train.crops import Crop, CropStore, make_crop
+from crfrefine.train.dataset import attempt, raise_all
 from crfrefine.train.dice_rival import score_decisions
-from crfrefine.train.guided_filter import GuidedScores, score_guided
-from crfrefine.train.losses import make_loss
+from crfrefine.train.guided_filter import Guidance, score_guided
+from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
-from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.plan import Plan
-from crfrefine.train.reading import is_large, on_cases, read_case
-from crfrefine.train.region_problem import make_region_loss
-from crfrefine.train.starts import Start, make_starts
+from crfrefine.train.session import Session
+from crfrefine.train.starts import Start, make_starts, voxel_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+LARGE_CASE_VOXELS = 4_000_000
+"""Cases of more voxels are read and measured one at a time: several whole ones in memory would be too much."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Prepared:
     Attributes:
         material: of all trainings.
         starts: the models that training may start from.
-        rivals: how good the rivals are that need no training.
+        smoothing: how good each width of the smoothing Gaussian is, in mm; the first is 0.
+        largest: how good it is to keep the largest component of each kind.
         guided: how good the guided filter is with each setting.
         decided: (cases, 1 + temperatures) how good the argmax is, and the decision for the best expected Dice at each temperature.
         has_large_cases: whether whole cases are to be in memory one at a time.
@@ -43,40 +45,44 @@ class Prepared:
 
     material: Material
     starts: tuple[Start, ...]
-    rivals: RivalScores
-    guided: GuidedScores
+    smoothing: Scores[float]
+    largest: Scores[str]
+    guided: Scores[Guidance]
     decided: NDArray[np.float64]
     has_large_cases: bool
 
 
-def prepare(plan: Plan, workers: Workers, observer: TrainingObserver) -> Prepared:
+def prepare(session: Session) -> Prepared:
     """Read the cases and set up what all parts share.
 
     Raises:
         CrfRefineError: cases cannot be trained on, or none has any foreground.
     """
-    observer.stage_started("reading")
-    cases, options = plan.cases, plan.options
+    plan, workers = session.plan, session.workers
+    session.observer.stage_started("reading")
+    cases, options, groups = plan.cases, plan.options, plan.groups
     crops, has_large_cases = _read_crops(plan, workers)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
     frequencies = _frequencies(crops, cases.num_labels)
     if sum(frequencies[1:]) == 0:
         raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
     if cases.regions is None:
-        loss = make_loss(options.loss, plan.groups, frequencies)
+        loss = make_loss(options.loss, groups, frequencies)
     else:
         loss = make_region_loss(options.loss, cases.regions, frequencies)
     sizes = cases.num_channels, cases.num_modalities, cases.num_dims
-    material = Material(crops, loss, plan.groups, plan.learn, sizes, options.seed, plan.device)
-    for note in oddities(crops, plan.groups):
-        observer.note(note)
+    for note in oddities(crops, groups):
+        session.observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
+    session.num_planned = plan.num_planned_of_all(len(starts))
+    material = Material(crops, loss, groups, plan.learn, sizes, options.seed, plan.device)
     return Prepared(
         material,
         tuple(starts),
-        rivals=score_rivals(material, spacing, workers),
-        guided=score_guided(crops, plan.groups, spacing, workers),
-        decided=score_decisions(crops, plan.groups, workers),
+        smoothing=smoothing_scores(material, [sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS], workers),
+        largest=largest_scores(material, workers),
+        guided=score_guided(material, spacing, workers),
+        decided=score_decisions(material, workers),
         has_large_cases=has_large_cases,
     )
 
@@ -87,26 +93,25 @@ def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
     crops: list[Crop] = []
     failed: list[CrfRefineError] = []
     has_large_cases = False
+
+    def read(number: int, threads: int) -> tuple[Crop, bool]:
+        case = plan.read(number, threads)
+        return make_crop(case, plan.base.intensity), bool(case.logits[0].size > LARGE_CASE_VOXELS)
+
+    def try_to_read(number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
+        return attempt(partial(read, number, threads), plan.cases.files[number])
+
     for first in range(0, plan.num_cases, workers.threads):
         numbers = range(first, min(first + workers.threads, plan.num_cases))
-        for read in on_cases(partial(_try_crop, plan), numbers, workers, one_at_a_time=has_large_cases):
-            if isinstance(read, CrfRefineError):
-                failed.append(read)
+        for found in (workers.run_one_by_one if has_large_cases else workers.run)(try_to_read, numbers):
+            if isinstance(found, CrfRefineError):
+                failed.append(found)
                 continue
-            crop, is_of_large_case = read
+            crop, is_of_large_case = found
             has_large_cases |= is_of_large_case
             crops.append(store.keep(crop))
     raise_all(failed, plan.num_cases, plan.options.data.images)
     return crops, has_large_cases
-
-
-def _try_crop(plan: Plan, number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
-    return attempt(partial(_read_crop, plan, number, threads), plan.cases.files[number])
-
-
-def _read_crop(plan: Plan, number: int, threads: int) -> tuple[Crop, bool]:
-    case = read_case(plan, number, threads)
-    return make_crop(case, plan.base.intensity), is_large(case)
 
 
 def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:

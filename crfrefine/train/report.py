@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.base.plain import to_plain
+from crfrefine.base.text import MOST_OF_A_LINE
+from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.comparison import summary_dicts
+from crfrefine.train.candidates import UNTRAINED, FitResult, is_part_way
+from crfrefine.train.comparison import TrainingResult
 from crfrefine.train.curves import draw_curves
-from crfrefine.train.fit_result import FitResult
-from crfrefine.train.origin import describe_origin
-from crfrefine.train.results import TrainingResult
 from crfrefine.train.tuned import Tuned
 
 SCHEMA = 1
@@ -22,14 +30,15 @@ SCHEMA = 1
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    options, cases, comparison = result.options, result.cases, result.comparison
+    plan, comparison = result.plan, result.comparison
+    options, cases = plan.options, plan.cases
     report: dict[str, Any] = without_nonfinite(
         {
             "schema": SCHEMA,
             "version": crfrefine.__version__,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": result.seconds,
-            "device": result.device,
+            "device": plan.device.name,
             "threads": result.threads,
             "options": {
                 "images": str(options.data.images),
@@ -40,7 +49,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "nnunet": None if options.data.nnunet is None else str(options.data.nnunet),
                 "learn": list(options.learn),
                 "loss": options.loss,
-                "num_folds": result.num_folds,
+                "num_folds": len(result.plan.folds),
                 "num_iterations": options.num_optimizer_steps,
                 "seed": options.seed,
                 "max_minutes": options.max_minutes,
@@ -53,7 +62,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "label_names": list(cases.label_names),
             "channels": None if cases.regions is None else cases.regions.to_dict(),
             "nnunet_postprocessing": None if cases.postprocessing is None else cases.postprocessing.to_dict(),
-            "regions": {region.name: list(region.labels) for region in result.regions},
+            "regions": {region.name: list(region.labels) for region in plan.regions},
             "verdict": comparison.verdict.to_dict(),
             "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
             "parameters": result.parameters.to_dict(),
@@ -62,9 +71,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "folds": [
                 {
                     "name": fold.name,
-                    "training": list(fold.training),
-                    "deciding": list(fold.deciding),
-                    "held_out": list(fold.held_out),
+                    **{name: [cases.case_ids[case] for case in chosen] for name, chosen in vars(fold.split).items()},
                     "fit": _fit_dict(fold.tuned.fit),
                     **_rival_dict(fold.tuned),
                 }
@@ -82,17 +89,17 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 
 def _rival_dict(tuned: Tuned) -> dict[str, Any]:
     values = {
-        "vector_scaling": asdict(tuned.scaling),
+        "vector_scaling": to_plain(tuned.scaling),
         "smoothing_sigma_mm": tuned.sigma_mm,
-        "guided_filter": asdict(tuned.guidance),
-        "dice_decision": tuned.decision.to_dict()["scaling"],
+        "guided_filter": to_plain(tuned.guidance),
+        "dice_decision": to_plain(tuned.decision.scaling),
         "keep_largest": tuned.keep_largest,
     }
-    return values if tuned.rules is None else {**values, "small_object_rules": tuned.rules.to_dict()}
+    return values if tuned.rules is None else {**values, "small_object_rules": to_plain(tuned.rules)}
 
 
 def _fit_dict(fit: FitResult) -> dict[str, Any]:
-    return {**fit.to_dict(), "is_network": fit.is_network, "is_calibration": fit.is_calibration}
+    return {**to_plain(fit), "is_network": fit.is_network, "is_calibration": fit.is_calibration}
 
 
 # The files of a run: the picture of the curves, the report, and the parameters with their origin.
@@ -104,7 +111,154 @@ def write_results(result: TrainingResult) -> None:
     Raises:
         CrfRefineError: a file cannot be written.
     """
-    options = result.options
+    options = result.plan.options
     write_small_file(options.curves, draw_curves(result))
     write_small_file(options.report, (json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
     write_small_file(options.output, result.parameters.to_toml(describe_origin(result)).encode())
+
+
+DEFAULT_NAME = "crfrefine.toml"
+"""The parameter file in the folder of a trained network of nnU-Net."""
+
+_FIRST_WORDS = "Written by crfrefine"
+_OUTPUT_TEMPERATURE = "mean_field.output_temperature"  # Of no group: always fitted, since it changes no label.
+
+
+def default_output(folder: Path) -> Path:
+    """Return the parameter file to write in a folder, unless it holds a file of that name that `train-crf` has not written.
+
+    Raises:
+        InputError: there is such a file.
+    """
+    path = folder / DEFAULT_NAME
+    if os.path.lexists(path):
+        if not path.is_file():
+            raise InputError(f"{path}: is not a regular file, so it is not replaced; name another file with --output")
+        with path.open("rb") as file:
+            if not file.readline(MOST_OF_A_LINE).startswith(f"# {_FIRST_WORDS}".encode()):
+                raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
+    return path
+
+
+def describe_origin(result: TrainingResult) -> str:
+    """Return the head of the parameter file: who wrote it, what the verdict was, and where each value comes from."""
+    final, options = result.final.fit, result.plan.options
+    lines = [
+        f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.plan.cases.files)} cases, "
+        f"{len(result.plan.folds)} folds, loss {options.loss}, seed {options.seed}.",
+        f"Verdict on cases held out: {result.comparison.verdict.sentence}",
+    ]
+    if result.plan.cases.regions is not None:
+        lines.append(f"For one sigmoid channel per region, lists of weights in their order: {result.plan.cases.regions.describe()}.")
+    if result.plan.cases.declared is not None:
+        lines.append("Trained on label maps: mean_field.temperature is that of their confidence, so use the file with label maps alone.")
+    if result.plan.cases.left_out:
+        lines.append(
+            f"{len(result.plan.cases.left_out)} further cases were left out because a file was missing (see left_out in the report)."
+        )
+    if result.num_cut_short:
+        lines.append(
+            f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
+        )
+    if final.is_network:
+        when = " in the time that there was" if final.stopped_by_time else ""
+        lines.append(f"No CRF was better than the network alone{when}: all weights are 0, and `infer` returns the network's labels.")
+        return _wrapped([*lines, *_rules_lines(result)])
+    if final.is_calibration:
+        lines.append("No CRF was better than the network recalibrated: all weights are 0; what is learned is temperature and bias.")
+    elif final.kind == UNTRAINED:
+        lines.append("No trained CRF was better than the preset default, by more than chance: the values are those of the preset.")
+    else:
+        lines += _training_lines(result)
+    if result.keeps_largest:
+        lines.append(
+            f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
+        )
+    lines += _rules_lines(result)
+    if final.kind == UNTRAINED or (final.trained is None and not final.is_calibration):  # the latter: a start, when the time ran out
+        return _wrapped(lines)
+    started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
+    lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
+    fold_tables = [dict(_entries(fit.parameters)) for fit in (fold.tuned.fit for fold in result.folds) if not fit.is_network]
+    for key, value in _entries(result.parameters):
+        if key == _OUTPUT_TEMPERATURE or (_group_of(key) in options.learn and (not final.is_calibration or key.startswith("mean_field"))):
+            others = [table[key] for table in fold_tables if key in table]
+            if key == "volume.weight" and not any((value, *others)):
+                continue
+            spread = f"; folds {_number(min(others))} to {_number(max(others))}" if others else ""
+            lines.append(f"  {key}: trained, {_number(value)}{spread}")
+    lines.append(f"All other values are those of {started}; mean_field.num_iterations and tolerance are as in training.")
+    return _wrapped(lines)
+
+
+def _training_lines(result: TrainingResult) -> list[str]:
+    """Say how the training on all cases went."""
+    final = result.final.fit
+    told = ["The time (--max-minutes) ran out before the training on all cases was finished."] if final.stopped_by_time else []
+    if is_part_way(final.kind):
+        return [*told, "Part of the way from the preset default to what was trained on all cases, which is not better by more than chance."]
+    if final.best_optimizer_step == 0:
+        more = "" if final.stopped_by_time else "; training on all cases brought nothing better"
+        return [*told, f"The values are those of {final.start}{more}."]
+    return [*told, f"Trained on all cases, beginning with {final.start}."]
+
+
+def _rules_lines(result: TrainingResult) -> list[str]:
+    """Say where the small-object rules come from, if they were asked for."""
+    if result.final.rules is None:
+        return []
+    chosen = result.final.rules.trained
+    if chosen == PostprocessParameters():
+        return ["postprocess: no small-object rule was worth it on all cases. The verdict is on those of the folds, if any."]
+    same = sum(fold.tuned.rules is not None and fold.tuned.rules.trained == chosen for fold in result.folds)
+    return [
+        f"postprocess: the small-object rules that are best on all cases; {same} of {len(result.folds)} folds chose the same. "
+        "The verdict is on the CRF together with the rules of the folds."
+    ]
+
+
+def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:
+    """Yield each number that could have been trained, by its dotted key."""
+    table = parameters.to_dict()
+    kernels = table["bilateral"]
+    named = [(f"bilateral.{number}" if len(kernels) > 1 else "bilateral", kernel) for number, kernel in enumerate(kernels)]
+    spatial = [("spatial", table["spatial"])] if any(_flat(table["spatial"]["weight"])) else []
+    for name, section in [*named, *spatial]:
+        for key, value in section.items():
+            yield from _indexed(f"{name}.{key}", value)
+    for row, penalties in enumerate(table["compatibility"].get("matrix", [])):
+        yield from ((f"compatibility.matrix[{row}][{column}]", float(value)) for column, value in enumerate(penalties) if column != row)
+    yield "volume.weight", table["volume"]["weight"]
+    yield "mean_field.temperature", table["mean_field"]["temperature"]
+    yield from _indexed("mean_field.bias", table["mean_field"]["bias"])
+    yield _OUTPUT_TEMPERATURE, table["mean_field"]["output_temperature"]
+
+
+def _indexed(key: str, value: Any) -> Iterable[tuple[str, float]]:
+    if isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _indexed(f"{key}[{number}]", entry)
+    else:
+        yield key, float(value)
+
+
+def _flat(value: Any) -> list[float]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _group_of(key: str) -> str:
+    if key.startswith("compatibility"):
+        return "compatibility"
+    if key.startswith("volume"):
+        return "volume"
+    if key.startswith("mean_field"):
+        return "bias" if "bias" in key else "temperature"
+    return "weights" if ".weight" in key else "theta"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _wrapped(lines: Sequence[str]) -> str:
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 118, subsequent_indent="  " if line.startswith("  ") else ""))

@@ -19,34 +19,25 @@ from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.budget import Budget, TimeIsUpError
-from crfrefine.train.calibration import calibrate
-from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, choose, is_gain, pooled
-from crfrefine.train.checkpoint import Checkpoint, fingerprint
-from crfrefine.train.checks import check_options
-from crfrefine.train.comparison import compare
-from crfrefine.train.cross_validation import cross_validate
+from crfrefine.train.calibration import calibrate, calibrate_output
+from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
+from crfrefine.train.checkpoint import Checkpoint, Done, Part, fingerprint
+from crfrefine.train.comparison import FoldResult, TrainingResult, compare
+from crfrefine.train.cross_validation import cross_validate, torch_in_one_thread, train_folds_elsewhere
 from crfrefine.train.curves import require_matplotlib
-from crfrefine.train.device import TrainingDevice
-from crfrefine.train.done import Done, Part
-from crfrefine.train.fit_result import FitResult, no_crf, taken
+from crfrefine.train.device import TrainingDevice, choose_device
+from crfrefine.train.fitting import Task, train
 from crfrefine.train.folds import all_cases
-from crfrefine.train.folds_elsewhere import torch_in_one_thread, train_folds_elsewhere
-from crfrefine.train.journal import Journal
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
 from crfrefine.train.observer import TrainingObserver
-from crfrefine.train.options import TrainingOptions
-from crfrefine.train.output_temperature import calibrate_output
-from crfrefine.train.plan import Plan, make_plan
+from crfrefine.train.options import TrainingOptions, check_options
+from crfrefine.train.plan import make_plan
 from crfrefine.train.preparation import Prepared, prepare
-from crfrefine.train.progress import Progress
 from crfrefine.train.report import write_results
-from crfrefine.train.results import FoldResult, TrainingResult
-from crfrefine.train.schedule import Schedule
 from crfrefine.train.screening import screen_starts, screened_cases
 from crfrefine.train.session import Session
-from crfrefine.train.starts import Start
-from crfrefine.train.training import Task, train
+from crfrefine.train.starts import Schedule, Start
 from crfrefine.train.tuned import Tuned, tune_rivals, tuned_so_far
 
 
@@ -65,7 +56,8 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     """
     require_matplotlib()
     budget = Budget(options.max_minutes, started=started)
-    device = check_options(options)
+    check_options(options)
+    device = choose_device(options.device)
     placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
     with (
         torch_in_one_thread(),
@@ -88,7 +80,7 @@ def _run_stages(
     checkpoint = Checkpoint(options.checkpoint, digest)
     done = (checkpoint.load() if options.resume else None) or Done((Part(),) * len(plan.part_names))
     budget.spent_before = done.seconds
-    journal = Journal(done, checkpoint, budget)
+    session = Session(plan, done, checkpoint, budget, workers, observer)
     observer.run_started(plan.describe(workers.threads))
     for note in (*([device.note] if device.note else []), *plan.cases.notes):
         observer.note(note)
@@ -96,38 +88,23 @@ def _run_stages(
         observer.warning(warning)
     prepared: Prepared | None = None
     try:
-        prepared = prepare(plan, workers, observer)
-        progress = Progress(plan.num_planned_of_all(len(prepared.starts)), observer, budget)
-        session = Session(workers, observer, journal, budget, progress)
+        prepared = prepare(session)
         screened = screen_starts(prepared, session)
         if executor is not None:
-            train_folds_elsewhere(plan, digest, session, executor)
-        folds = cross_validate(plan, prepared, screened, session)
-        final, is_over = train_on_all_cases(plan, prepared, folds, session), False
+            train_folds_elsewhere(digest, session, executor)
+        folds = cross_validate(prepared, screened, session)
+        final, is_over = train_on_all_cases(prepared, folds, session), False
     except TimeIsUpError:
-        journal.save()
-        folds = measured_folds(plan, prepared, journal)
-        final, is_over = best_so_far(plan, prepared, folds, journal), True
+        session.save()
+        folds = measured_folds(prepared, session)
+        final, is_over = best_so_far(prepared, folds, session), True
         observer.note(f"the time (--max-minutes) ran out; what was done is in {options.checkpoint}, run again with --resume for the rest")
     except KeyboardInterrupt as interrupt:
-        journal.save()
+        session.save()
         interrupt.add_note(f"what was done is in {options.checkpoint}, run again with --resume for the rest")
         raise
     seconds = budget.spent_seconds
-    comparison = compare(folds, plan)
-    result = TrainingResult(
-        options,
-        plan.cases,
-        plan.regions,
-        plan.base,
-        folds,
-        final,
-        comparison,
-        seconds,
-        device=device.name,
-        threads=workers.threads,
-        num_folds=len(plan.folds),
-    )
+    result = TrainingResult(plan, folds, final, compare(folds, plan), seconds, workers.threads)
     write_results(result)
     if not is_over:
         checkpoint.remove()
@@ -137,30 +114,30 @@ def _run_stages(
 # The result of a run that ran out of time: the folds that were measured, and the best model so far.
 
 
-def measured_folds(plan: Plan, prepared: Prepared | None, journal: Journal) -> tuple[FoldResult, ...]:
+def measured_folds(prepared: Prepared | None, session: Session) -> tuple[FoldResult, ...]:
     """Return the folds whose cases were all measured; none if not even the cases were read."""
-    folds = []
+    plan, folds = session.plan, []
     for number, split in enumerate(plan.folds if prepared is not None else ()):
-        part = journal.part(number)
+        part = session.part(number)
         if part.fit is not None and part.measured is not None:
             tuned = tuned_so_far(part, part.fit, split.seen, plan, prepared)
-            names = plan.names(split.training), plan.names(split.deciding), plan.names(split.held_out)
-            folds.append(FoldResult(plan.part_names[number], *names, tuned, part.measured))
+            folds.append(FoldResult(plan.part_names[number], split, tuned, part.measured))
     return tuple(folds)
 
 
-def best_so_far(plan: Plan, prepared: Prepared | None, folds: Sequence[FoldResult], journal: Journal) -> Tuned:
+def best_so_far(prepared: Prepared | None, folds: Sequence[FoldResult], session: Session) -> Tuned:
     """Return the best model that was found, with what is tuned of its rivals.
 
     It is that of all cases, or else of the fold that gained most, or the best start; no CRF if none helped the cases that it had not seen.
     """
-    part = journal.part(len(plan.folds))
-    fit = part.fit or replace(_best_of_folds(plan, folds, journal) or _best_start(plan, prepared, journal), stopped_by_time=True)
+    plan = session.plan
+    part = session.part(len(plan.folds))
+    fit = part.fit or replace(_best_of_folds(folds, session) or _best_start(prepared, session), stopped_by_time=True)
     return tuned_so_far(part, fit, range(plan.num_cases), plan, prepared)
 
 
-def _best_of_folds(plan: Plan, folds: Sequence[FoldResult], journal: Journal) -> FitResult | None:
-    fits = [(name, part.fit) for name, part in zip(plan.part_names, journal.done.parts, strict=True) if part.fit is not None]
+def _best_of_folds(folds: Sequence[FoldResult], session: Session) -> FitResult | None:
+    fits = [(name, part.fit) for name, part in zip(session.plan.part_names, session.done.parts, strict=True) if part.fit is not None]
     if not fits:
         return None
     name, best = max(fits, key=lambda named: (not named[1].is_network, named[1].score - named[1].network_score))
@@ -171,12 +148,12 @@ def _best_of_folds(plan: Plan, folds: Sequence[FoldResult], journal: Journal) ->
     return replace(best, start=start, best_optimizer_step=0, histories={})
 
 
-def _best_start(plan: Plan, prepared: Prepared | None, journal: Journal) -> FitResult:
+def _best_start(prepared: Prepared | None, session: Session) -> FitResult:
     """Return the start that gained most of those that were tried, without any training."""
-    if prepared is None or journal.done.screening is None:
-        return no_crf(plan.base, math.nan)
-    dice = np.array(journal.done.screening, dtype=float)
-    network = prepared.rivals.smoothing[screened_cases(plan.num_cases), 0]  # with a width of 0
+    if prepared is None or session.done.screening is None:
+        return no_crf(session.plan.base, math.nan)
+    dice = np.array(session.done.screening, dtype=float)
+    network = prepared.smoothing.dice[screened_cases(session.plan.num_cases), 0]
     best = max(range(dice.shape[1]), key=lambda start: np.nan_to_num(mean_defined(dice[:, start]), nan=-1.0))
     differences = dice[:, best] - network
     gains = tuple(differences[~np.isnan(differences)].tolist())
@@ -192,20 +169,20 @@ STEP_LENGTH = 0.3
 """Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
 
 
-def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
+def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
     """Return the methods tuned on all cases; no CRF if no fold found one that helps the cases held out."""
-    number = len(folds)
-    fit = session.journal.part(number).fit
+    number, everything = len(folds), all_cases(session.plan.num_cases)
+    fit = session.part(number).fit
     if fit is None:
-        fit = _fit(plan, prepared, folds, session)
-        fit = calibrate_output(fit, range(plan.num_cases), prepared.material, session.workers)
-        session.journal.note_part(number, replace(session.journal.part(number), fit=fit))
-    tuned = tune_rivals(number, fit, all_cases(plan.num_cases), plan, prepared, session)
-    session.journal.save()
+        fit = calibrate_output(_fit(prepared, folds, session), everything.seen, prepared.material, session.workers)
+        session.note_part(number, fit=fit)
+    tuned = tune_rivals(number, fit, everything, prepared, session)
+    session.save()
     return tuned
 
 
-def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
+def _fit(prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
+    plan = session.plan
     gains = gains_held_out(folds)
     found = [fold for fold in folds if not fold.tuned.fit.is_network]
     if not found or not is_gain(gains):

@@ -6,7 +6,7 @@ A forward pass costs a fraction of a gradient, and at a bandwidth ten times too 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +28,7 @@ MOST_SCREENED = 40
 
 @dataclass(frozen=True)
 class Screened:
-    """The starts and their results on the screened cases.
-
-    Attributes:
-        starts: all of them.
-        cases: that they were tried on.
-        dice: mean Dice of each of these cases (row) with each start (column); None: there are too few starts to choose from.
-    """
+    """The starts, and the mean Dice of each screened case (row) with each (column); None: there are too few starts to choose from."""
 
     starts: tuple[Start, ...]
     cases: tuple[int, ...]
@@ -48,18 +42,13 @@ class Screened:
 
 
 def screen_starts(prepared: Prepared, session: Session) -> Screened:
-    """Try all starts on some cases, except starts whose results are in the journal; all folds use the results."""
+    """Try all starts on some cases, except starts whose results the session has; all folds use the results."""
     starts, material = prepared.starts, prepared.material
     cases = tuple(screened_cases(len(material.crops)))
-    dice = session.journal.done.screening
+    dice = session.done.screening
     if len(starts) > NUM_TRAINED and (dice is None or len(dice[0]) < len(starts)):
         session.observer.stage_started(f"trying {len(starts)} starts")
-
-        def tell(table: list[list[float]]) -> None:
-            session.journal.note_screening(table)
-            session.progress.tried(len(table[0]), len(starts))
-
-        dice = screen(material, starts, cases, session.workers, tell, dice)
+        dice = screen(material, starts, cases, session.workers, lambda table: session.tried(table, len(starts)), dice)
     return Screened(starts, cases, dice)
 
 
@@ -76,15 +65,9 @@ def screen(
     tell: Callable[[list[list[float]]], None],
     done: list[list[float]] | None = None,
 ) -> list[list[float]]:
-    """Return the mean Dice of each case (row) with each start (column).
+    """Return the mean Dice of each case (row) with each start (column); `done` has the first starts, which are not tried again.
 
-    Args:
-        material: of the run.
-        starts: to be tried.
-        cases: to try them on.
-        workers: to compute with.
-        tell: called with the result so far, after each start.
-        done: an earlier result of the first starts, which are not tried again.
+    `tell` is called with the result so far after each start.
     """
     table: list[list[float]] = done or [[] for _ in cases]
     for start in starts[len(table[0]) :]:
@@ -99,15 +82,7 @@ def screen(
 def choose_starts(
     starts: Sequence[Start], table: NDArray[np.float64], cases: Sequence[int], allowed: Sequence[int], count: int
 ) -> list[Start]:
-    """Return the best starts for a training, of different bandwidths.
-
-    Args:
-        starts: that were tried.
-        table: of `screen`.
-        cases: its rows.
-        allowed: the cases of the training; others have no say.
-        count: how many to choose.
-    """
+    """Return the best starts for a training on the allowed cases, of different bandwidths; `table` of `screen` has the rows `cases`."""
     rows = [row for row, case in enumerate(cases) if case in set(allowed)]
     means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0) if rows else np.zeros(len(starts))
     chosen: list[Start] = []
@@ -118,4 +93,4 @@ def choose_starts(
 
 
 def _thetas(start: Start) -> list[Any]:
-    return [(kernel.theta_alpha, kernel.theta_beta) for kernel in start.parameters.bilateral]
+    return [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]

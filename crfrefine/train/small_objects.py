@@ -6,8 +6,8 @@ the mean Dice, and more than the standard error of what it adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,8 @@ from crfrefine.parameters.object_rules import ObjectRule, rules_as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import label_confusion, network_labels
-from crfrefine.train.candidates import is_gain
+from crfrefine.train.candidates import FitResult, is_gain
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit_result import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_dice
 
@@ -45,35 +44,14 @@ Rules = tuple[ObjectRule, ...]
 
 @dataclass(frozen=True)
 class ChosenRules:
-    """The small-object rules that were chosen.
-
-    Attributes:
-        network: for the network's labels, also after recalibration or smoothing.
-        trained: for those of the trained CRF.
-    """
+    """The rules for the network's labels, also after recalibration or smoothing, and those for the trained CRF's."""
 
     network: PostprocessParameters
     trained: PostprocessParameters
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ChosenRules:
-        """Return what `to_dict` was called on."""
-        return cls(PostprocessParameters(**values["network"]), PostprocessParameters(**values["trained"]))
-
 
 def choose_rules_for(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> ChosenRules:
-    """Choose the rules for the network and for a trained CRF.
-
-    Args:
-        fit: the trained CRF.
-        cases: numbers of the cases that decide: those that the CRF was fitted to.
-        material: of the run.
-        workers: to compute with.
-    """
+    """Choose the rules for the network and for a trained CRF, on the cases that it was fitted to."""
     crops = [material.crops[case] for case in cases]
     network = choose_rules(crops, workers.run(lambda crop, threads: network_labels(crop), crops), material.regions, workers)
     if fit.is_network:
@@ -86,14 +64,7 @@ def choose_rules_for(fit: FitResult, cases: Sequence[int], material: Material, w
 def choose_rules(
     crops: Sequence[Crop], maps: Sequence[NDArray[Any]], regions: Sequence[tuple[int, ...]], workers: Workers
 ) -> PostprocessParameters:
-    """Return the rules that are best for some label maps; no rules if none adds enough.
-
-    Args:
-        crops: of the cases that decide.
-        maps: (*box) the labels of each crop, background outside its mask.
-        regions: labels of each region whose mean Dice decides.
-        workers: to compute with.
-    """
+    """Return the rules that are best for the label maps (*box) of some crops; no rules if none adds enough."""
     num_labels = crops[0].num_labels
     is_few = len(crops) < FEWEST_CASES
     sizes, numbers = (MIN_ML_OF_FEW, NUMS_KEPT_OF_FEW) if is_few else (MIN_ML, NUMS_KEPT)
@@ -124,15 +95,7 @@ def _best_by_label(
     effects: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     regions: Sequence[tuple[int, ...]],
 ) -> Rules:
-    """Return the rules with the best removal for each group of labels, one group after the other.
-
-    Args:
-        rules: so far, none for a single label.
-        groups: labels that get the same rule.
-        removals: what is tried.
-        effects: of each case.
-        regions: that decide.
-    """
+    """Return the rules with the best removal for each group of labels, one group after the other; `effects` are those of each case."""
     found = list(rules)
     confusions = [confusion for confusion, _ in effects]
     for group in groups:

@@ -1,4 +1,4 @@
-"""The models that training starts from, and the step length of each of their parameters. This is the only place to change them.
+"""The models that training starts from, the step length of each of their parameters, and the schedule: the only place to change them.
 
 The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
 trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
@@ -48,12 +48,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Start:
-    """A model to begin with.
-
-    Attributes:
-        name: for people.
-        parameters: all of them.
-    """
+    """A model to begin with, and its name for people."""
 
     name: str
     parameters: CrfParameters
@@ -62,14 +57,9 @@ class Start:
 def make_starts(
     given: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
 ) -> list[Start]:
-    """Return the models to start from.
+    """Return the models to start from: the built-in ones, or the given model, of which one start has its own bandwidths.
 
-    Args:
-        given: the user's model: its structure is kept, and where theta is learned, its bandwidths are one start of several; None: built-in.
-        learn: what is learned; without theta, and with a model given, there is nothing to choose from.
-        num_labels: L, background included.
-        num_modalities: channels of the image.
-        spacing: typical distance of voxels in mm, one per grid axis.
+    Without theta to learn, a given model leaves nothing to choose from. The spacing is that of a typical case.
     """
     base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
     voxel = 1.0 if base.mean_field.positions == "voxels" else voxel_length(spacing)
@@ -143,3 +133,26 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
         mean_field=replace(parameters.mean_field, temperature=1.0, bias=0.0),
         postprocess=PostprocessParameters(),
     )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many optimizer steps the last start makes, how many starts are left after how many (`rungs`), and a factor on their lengths."""
+
+    num_optimizer_steps: int
+    rungs: tuple[tuple[int, int], ...] = RUNGS
+    step_length: float = 1.0
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """The optimizer steps that a start has made at the end of each rung, and the number of starts that are kept then."""
+        last = self.num_optimizer_steps
+        return [*((min(steps, last), keep) for steps, keep in self.rungs), (last, 1)]
+
+    def num_planned(self, num_starts: int) -> int:
+        """Return the optimizer steps of all starts together, if none is stopped early."""
+        total, before, active = 0, 0, num_starts
+        for steps, keep in self.targets:
+            total += active * (steps - before)
+            before, active = steps, min(active, keep)
+        return total

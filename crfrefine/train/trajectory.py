@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BANDWIDTHS
+from crfrefine.train.between import rounded
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
-from crfrefine.train.rounding import rounded
-from crfrefine.train.schedule import Schedule
-from crfrefine.train.starts import STEP_LENGTHS, Start
+from crfrefine.train.starts import STEP_LENGTHS, Schedule, Start
 
 LAST_STEP_LENGTH = 0.05
 """Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""
@@ -24,16 +24,7 @@ LARGEST_GRADIENT = 10.0
 
 
 class Trajectory:
-    """A model being trained.
-
-    Args:
-        start: where it begins.
-        learn: the groups of parameters that move.
-        sizes: labels, modalities, axes.
-        schedule: over its optimizer steps, they become shorter.
-        prior: weight of what pulls the parameters back to where they began.
-        device: where the model computes; its parameters, and all that is kept of them, stay on the CPU.
-    """
+    """A model being trained, its parameters on the CPU; `prior` weighs what pulls it back to its start."""
 
     def __init__(
         self,
@@ -102,8 +93,7 @@ class Trajectory:
         values: dict[str, Any] = {}
         for number, kernel in enumerate(parameters.bilateral):
             prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
-            values[prefix + "theta_alpha"] = _listed(kernel.theta_alpha)
-            values[prefix + "theta_beta"] = _listed(kernel.theta_beta)
+            values |= {prefix + name: _listed(getattr(kernel, name)) for name in BANDWIDTHS}
         if parameters.spatial.weight:
             values["spatial.theta_gamma"] = _listed(parameters.spatial.theta_gamma)
         return values

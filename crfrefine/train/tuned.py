@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from crfrefine.train.baselines import LARGEST_KINDS, VectorScaling, fit_vector_scaling
+from crfrefine.train.baselines import LARGEST_KINDS, VectorScaling, fit_scaling
+from crfrefine.train.candidates import FitResult
+from crfrefine.train.checkpoint import Part
 from crfrefine.train.dice_rival import ARGMAX, DiceDecision, tune_decision
-from crfrefine.train.done import Part
-from crfrefine.train.fit_result import FitResult
 from crfrefine.train.folds import Split
 from crfrefine.train.guided_filter import UNGUIDED, Guidance
 from crfrefine.train.plan import Plan
@@ -40,47 +40,28 @@ class Tuned:
     decision: DiceDecision = ARGMAX
 
 
-def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared: Prepared, session: Session) -> Tuned:
+def tune_rivals(number: int, fit: FitResult, split: Split, prepared: Prepared, session: Session) -> Tuned:
     """Tune the rivals of a trained CRF on the cases that it was trained on, and choose the small-object rules if they are asked for.
 
-    Parts that the journal has are not repeated.
-
-    Args:
-        number: of the part of the run.
-        fit: the trained CRF.
-        split: its cases.
-        plan: of the run.
-        prepared: what all parts share.
-        session: of the run.
+    What the session has of this part of the run is not repeated.
     """
-    scaling = session.journal.part(number).scaling
+    plan, material, workers = session.plan, prepared.material, session.workers
+    scaling = session.part(number).scaling
     if scaling is None:
-        scaling = fit_vector_scaling(prepared.material, split, session.workers)
-        session.journal.note_part(number, replace(session.journal.part(number), scaling=scaling))
-    decision = session.journal.part(number).decision
-    if decision is None:
-        decision = tune_decision(prepared.decided, scaling, split, prepared.material, session.workers)
-        session.journal.note_part(number, replace(session.journal.part(number), decision=decision))
-    rules = session.journal.part(number).rules
-    if plan.learns_rules and rules is None:
+        scaling = fit_scaling(material, split.seen, workers)
+        session.note_part(number, scaling=scaling)
+    if session.part(number).decision is None:
+        session.note_part(number, decision=tune_decision(prepared.decided, scaling, split.seen, material, workers))
+    if plan.learns_rules and session.part(number).rules is None:
         session.observer.stage_started(f"{plan.part_names[number]}: choosing small-object rules")
-        rules = choose_rules_for(fit, split.seen, prepared.material, session.workers)
-        session.journal.note_part(number, replace(session.journal.part(number), rules=rules))
-    return tuned_so_far(session.journal.part(number), fit, split.seen, plan, prepared)
+        session.note_part(number, rules=choose_rules_for(fit, split.seen, material, workers))
+    return tuned_so_far(session.part(number), fit, split.seen, plan, prepared)
 
 
 def tuned_so_far(part: Part, fit: FitResult, cases: Sequence[int], plan: Plan, prepared: Prepared | None) -> Tuned:
-    """Return a trained CRF and its rivals; a rival that was not tuned yet is the network unchanged.
-
-    Args:
-        part: of the journal, with the rivals that take time.
-        fit: the trained CRF.
-        cases: that it was trained on.
-        plan: of the run.
-        prepared: what all parts share; None: the cases were not read.
-    """
+    """Return a trained CRF and its rivals; a rival that was not tuned yet, or all if the cases were not read, is the network unchanged."""
     scaling = part.scaling or VectorScaling(1.0, (0.0,) * plan.cases.num_channels)
     if prepared is None:
         return Tuned(fit, scaling, 0.0, LARGEST_KINDS[0], part.rules)
-    sigma_mm, kind = prepared.rivals.best_sigma_mm(cases), prepared.rivals.best_kind(cases)
+    sigma_mm, kind = prepared.smoothing.best(cases), prepared.largest.best(cases)
     return Tuned(fit, scaling, sigma_mm, kind, part.rules, prepared.guided.best(cases), part.decision or ARGMAX)

@@ -121,7 +121,7 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, kind):
         (folders.logits / "a.nii.gz").unlink()
     inputs = dataclasses.replace(options.inputs, parameters=parameters, input_type="labels" if kind == "labels" else "auto")
     if kind == "regions":
-        from crfrefine.cli.region_options import parse_scheme
+        from crfrefine.cli.options import parse_scheme
 
         inputs = dataclasses.replace(inputs, regions=parse_scheme(["a=1+2", "b=2", "c=3", "d=4"], None))
         more += ["--regions", "a=1+2", "--regions", "b=2", "--regions", "c=3", "--regions", "d=4"]

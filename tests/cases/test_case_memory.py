@@ -62,7 +62,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
         raise AssertionError("an array was allocated")
 
     for module in (volumes, io_logits, cases):
-        monkeypatch.setattr(module, "allocate_shape", no_array)
+        monkeypatch.setattr(module, "allocate_array", no_array)
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
     first, *lines = str(caught.value).splitlines()

@@ -9,7 +9,7 @@ from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 from crfrefine import ConfigError, InputError, RegionScheme
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.cases.region_reading import find_regions
-from crfrefine.cli.region_options import parse_scheme
+from crfrefine.cli.options import parse_scheme
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)

@@ -18,9 +18,9 @@ from evaluation_helpers import (
     read_metrics,
     save_map,
     save_npz,
-    softmax,
     write_study,
 )
+from oracles import softmax
 
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 from crfrefine.pages.report import missing_viewer

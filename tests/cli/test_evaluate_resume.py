@@ -21,9 +21,9 @@ from evaluation_helpers import (
     read_metrics,
     save_map,
     save_npz,
-    softmax,
     write_study,
 )
+from oracles import softmax
 
 import crfrefine.cli.main
 import crfrefine.evaluate.run

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from cli_helpers import files_in, run_here
-from evaluation_helpers import SHAPE, read_metrics, save_map, save_npz, softmax, write_study
+from evaluation_helpers import SHAPE, read_metrics, save_map, save_npz, write_study
+from oracles import softmax
 from training_helpers import shorten, write_cases
 
 

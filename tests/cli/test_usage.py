@@ -100,7 +100,7 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     ("arguments", "unwanted"),
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic"),
-        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom"),
+        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma"),
         pytest.param("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic crfrefine.parameters.model", marks=pytest.mark.long),
     ],
 )

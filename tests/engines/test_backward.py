@@ -5,12 +5,14 @@ import pytest
 from oracles import kernel_set
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 
 
 class Problem:
@@ -36,8 +38,8 @@ class Problem:
             "compatibility": rng.normal(size=(self.num_labels, self.num_labels)),
             "temperature": np.array(1.3),
             "bias": np.random.default_rng(17).normal(size=self.num_labels),
-            "theta_alpha": rng.uniform(1.0, 3.0, (2, num_dims)),
-            "theta_beta": rng.uniform(0.5, 2.0, (2, num_modalities)),
+            "theta_position": rng.uniform(1.0, 3.0, (2, num_dims)),
+            "theta_intensity": rng.uniform(0.5, 2.0, (2, num_modalities)),
             "theta_gamma": rng.uniform(0.8, 1.5, num_dims),
             "image": rng.normal(size=(num_modalities, *shape)),
         }
@@ -51,18 +53,16 @@ class Problem:
 
     def kernels(self, backend, values, *, threads=2):
         return backend.kernels(
-            values["image"].astype(self.dtype),
-            self.mask,
-            self.spacing,
+            GridImage(values["image"].astype(self.dtype), self.mask, self.spacing),
             kernel_set(
-                list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
+                list(zip(values["theta_position"], values["theta_intensity"], strict=True)),
                 values["theta_gamma"],
                 normalization=self.normalization,
                 filter=self.filter,
                 num_labels=self.num_labels,
                 num_iterations=3,
             ),
-            threads=threads,
+            RunContext(threads=threads),
         )
 
     def run(self, values, num_iterations=3):
@@ -154,8 +154,8 @@ def test_float32_gradients_of_lattices_with_few_vertices_agree_with_float64(num_
     found = []
     for dtype in (np.float32, np.float64):
         problem = Problem(3, num_modalities=num_modalities, filter_name="lattice", dtype=dtype)
-        problem.values["theta_alpha"] *= scale
-        problem.values["theta_beta"] *= scale
+        problem.values["theta_position"] *= scale
+        problem.values["theta_intensity"] *= scale
         kernels = problem.kernels(get_backend("cpu"), problem.values)
         num_vertices = int(kernels.filters[0].split("(")[1].split()[0])
         assert num_vertices / np.count_nonzero(problem.mask) == pytest.approx(density, rel=0.15)

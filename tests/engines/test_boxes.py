@@ -9,8 +9,9 @@ from oracles import random_case, resolve
 
 import crfrefine
 from crfrefine import CrfParameters
-from crfrefine.arrays.case_image import CaseImage
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
+from crfrefine.engines.grid_image import GridImage
 
 SHAPE = (9, 13, 11)
 
@@ -26,27 +27,27 @@ def test_rows_may_lie_anywhere_in_memory():
     """Reversed, spread out, and in float64: the last is converted, the others are read where they are."""
     case, mask = case_in_a_corner()
     backend, model = get_backend("cpu"), resolve(case)
-    plain = backend.mean_field(case.logits, case.image, mask, case.spacing, model).logits
+    plain = backend.mean_field(case.logits, GridImage(case.image, mask, case.spacing), model).logits
     reversed_rows = np.ascontiguousarray(case.logits[:, ::-1])[:, ::-1]
     spread = np.repeat(np.repeat(case.logits, 2, axis=0), 3, axis=2)[::2, :, ::3]
     turned = np.ascontiguousarray(case.logits.transpose(0, 3, 2, 1)).transpose(0, 3, 2, 1)
     for logits in (reversed_rows, spread, turned, case.logits[..., ::-1][..., ::-1], case.logits.astype(np.float64)):
-        found = backend.mean_field(logits, case.image, mask, case.spacing, model).logits
+        found = backend.mean_field(logits, GridImage(case.image, mask, case.spacing), model).logits
         np.testing.assert_array_equal(found, plain)
 
 
 @pytest.mark.parametrize(("filter_name", "is_kept"), [("lattice", False), ("truncated", False), ("exact", False), ("grid", True)])
 def test_the_last_run_releases_the_image_unless_a_filter_reads_it(filter_name, is_kept):
     case = random_case(3, num_modalities=1)
-    image = CaseImage(case.image.copy())
-    alive, seen = weakref.ref(image.part((slice(None),) * 3).base), []
+    given = [GridImage(case.image.copy(), None, case.spacing)]
+    alive, seen = weakref.ref(given[0].values), []
 
     def progress(stage, step, num_steps):
         if stage == "mean field":
             seen.append(alive() is not None)
 
     model = resolve(case, mean_field__filter=filter_name)
-    get_backend("cpu").mean_field(case.logits, image.take(), None, case.spacing, model, progress=progress)
+    get_backend("cpu").mean_field(case.logits, given.pop(), model, RunContext(progress=progress))
     assert set(seen) == {is_kept}
     assert alive() is None
 

@@ -15,11 +15,12 @@ from oracles import kernel_set
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldGradients, Tape
+from crfrefine.engines.base import Backend, MeanFieldGradients, RunContext, Tape
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACING = (2.0, 1.5, 1.2)
 MODELS = ("potts", "weights", "matrix", "matrix and weights", "potts and bias", "matrix, weights and bias")
 NORMALIZATIONS = ("symmetric", "after", "none")
@@ -67,7 +68,7 @@ class Shared:
         thetas = ([1.5, 1.0, 2.0][: len(self.shape)], [0.9])
         settings = {"normalization": self.normalization, "filter": self.filter_name}
         spec = kernel_set([thetas], [0.5] * len(self.shape), num_labels=self.num_channels, **settings)
-        return backend.kernels(self.image.astype(dtype), self.mask, SPACING[: len(self.shape)], spec, **options)
+        return backend.kernels(GridImage(self.image.astype(dtype), self.mask, SPACING[: len(self.shape)]), spec, RunContext(**options))
 
     def gradients(self, name: str, dtype: Any = np.float64, **options: int) -> tuple[Tape, MeanFieldGradients]:
         kernels, logits = self.kernels(get_backend(name), dtype, **options), self.logits.astype(dtype)

@@ -19,13 +19,14 @@ from strict_device import use
 from crfrefine import refine
 from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
-from crfrefine.engines.base import MeanFieldResult
+from crfrefine.engines.base import MeanFieldResult, RunContext
 from crfrefine.engines.cuda import lattice, lists
 from crfrefine.engines.cuda.device import capacity
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 
@@ -41,7 +42,9 @@ def _input(case: Case, theta_alpha: float | Sequence[float], theta_beta: float, 
 
 
 def _refined(engine: Any, case: Case, **changes: Any) -> MeanFieldResult:
-    return engine.mean_field(case.logits, case.image, case.mask, case.spacing, resolve(case, mean_field__filter="lattice", **changes))
+    return engine.mean_field(
+        case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case, mean_field__filter="lattice", **changes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,11 +106,14 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice() -> None:
     engine, order = watched_backend(), (2, 0, 1)
     straight, parameters = _refined(engine, case, **changes), resolve(case, mean_field__filter="lattice", **changes)
     turned = engine.mean_field(
-        *(np.ascontiguousarray(array.transpose(0, 3, 1, 2)) for array in (case.logits, case.image)),
-        np.ascontiguousarray(case.inside.transpose(order)),
-        [case.spacing[axis] for axis in order],
+        np.ascontiguousarray(case.logits.transpose(0, 3, 1, 2)),
+        GridImage(
+            np.ascontiguousarray(case.image.transpose(0, 3, 1, 2)),
+            np.ascontiguousarray(case.inside.transpose(order)),
+            [case.spacing[axis] for axis in order],
+            order,
+        ),
         ModelSpec(parameters.kernels.in_storage(StorageOrder(order)), parameters.mean_field),
-        axes=order,
     )
     assert turned.filters == straight.filters
     np.testing.assert_allclose(turned.logits.transpose(0, 2, 3, 1), straight.logits, atol=1e-4)
@@ -155,7 +161,9 @@ def test_memory_that_a_callback_lacks_is_not_the_gpus() -> None:
                 raise MemoryError("no room for the window's picture")
 
         with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(case.logits, case.image, case.mask, case.spacing, parameters, progress=progress)
+            watched_backend().mean_field(
+                case.logits, GridImage(case.image, case.mask, case.spacing), parameters, RunContext(progress=progress)
+            )
     with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
         raise MemoryError("4 GB")
     with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):

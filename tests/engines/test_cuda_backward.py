@@ -15,11 +15,12 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda import moments, sums
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 
 
 class Problem:
@@ -55,7 +56,7 @@ class Problem:
         self, engine: Any, filter_name: str = "exact", scale: float = 1.0, **wanted: bool
     ) -> tuple[tuple[float, ...], MeanFieldGradients]:
         case = self.case
-        kernels = engine.kernels(case.image.astype(self.dtype), case.mask, case.spacing, self.spec(filter_name, scale))
+        kernels = engine.kernels(GridImage(case.image.astype(self.dtype), case.mask, case.spacing), self.spec(filter_name, scale))
         tape = kernels.forward(self.logits, self.run)
         wanted = wanted or {"wants_theta": True, "wants_image": True}
         return tape.steps, kernels.backward(tape, self.logits, self.gradient, self.run, **wanted)
@@ -74,7 +75,7 @@ def test_every_filter_has_the_gradients_of_the_cpu(filter_name: str) -> None:
     """In float32, with respect to everything, under a GPU's rules; the host waits once for all sums, and for its arrays."""
     problem, device = Problem(4, dtype=np.float32, grid_shape=(6, 11, 8)), StrictDevice(is_watched=True)
     case, scale = problem.case, 1.0 + (filter_name == "grid")
-    kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, problem.spec(filter_name, scale))
+    kernels = CudaBackend(device).kernels(GridImage(case.image, case.mask, case.spacing), problem.spec(filter_name, scale))
     tape = kernels.forward(problem.logits, problem.run)
     device.reset()
     found = kernels.backward(tape, problem.logits, problem.gradient, problem.run, wants_theta=True, wants_image=True)

@@ -18,6 +18,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
 from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source, source_names
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
@@ -172,7 +173,7 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs: ModuleType) -> None:
             image = rng.random((num_modalities, *shape)).astype(dtype)
             theta = [((1.2 * scale, 1.7 * scale, 1.4 * scale), (0.4 * scale,) * len(image))]
             spec = kernel_set(theta, (1.1, 1.2, 1.3), filter=filter_name, normalization="symmetric", num_labels=num_labels)
-            kernels = engine.kernels(image, mask, (1.0, 0.8, 1.5), spec)
+            kernels = engine.kernels(GridImage(image, mask, (1.0, 0.8, 1.5)), spec)
             for volume in (0.0, 0.8) if filter_name == "exact" else (0.0,):
                 weights, penalties = np.full((2, num_labels), 0.5), 1.0 - np.eye(num_labels)
                 model = MeanFieldSpec(weights, penalties, 2, volume_weight=volume, volume_keep="largest")
@@ -200,7 +201,8 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name: str, num_dims: in
     parameters = resolve(case, **settings, mean_field__num_iterations=6)
     strict = (CudaBackend(StrictDevice(is_watched=True, order=seed)) for seed in (1, 5))
     found, other, expected = (
-        engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters) for engine in (*strict, get_backend("cpu"))
+        engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
+        for engine in (*strict, get_backend("cpu"))
     )
     np.testing.assert_array_equal(other.logits, found.logits)
     assert other.energy == found.energy

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from oracles import Case, grid_kernel, one_kernel, random_case, resolve
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, FeatureOrigin
+from crfrefine.engines.base import Backend
+from crfrefine.engines.grid_image import FeatureOrigin, GridImage
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.specs import KernelSetSpec
 
@@ -86,7 +87,7 @@ def test_a_part_that_shares_the_origin_has_the_cells_of_the_whole(cpu: Backend) 
     model = resolve(case, mean_field__filter="grid", bilateral__theta_alpha=2.3, bilateral__weight=weights, mean_field__num_iterations=2)
     origin = FeatureOrigin((-3, 5, 2), (0.41, 0.2))
     found, expected, elsewhere = (
-        engine.mean_field(case.logits, case.image, case.mask, case.spacing, model, origin=own).logits
+        engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing, origin=own), model).logits
         for engine, own in ((watched_backend(), origin), (cpu, origin), (cpu, None))
     )
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-5)

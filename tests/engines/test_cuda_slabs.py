@@ -61,9 +61,9 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[list[Slab]]:
     tried: list[list[Slab]] = []
     inner = slabs._run
 
-    def noted(run: Any, volume: Any, cut: Sequence[Slab], progress: Any) -> Any:
+    def noted(run: Any, values: Any, image: Any, models: Any, cut: Sequence[Slab], progress: Any) -> Any:
         tried.append(list(cut))
-        return inner(run, volume, cut, progress)
+        return inner(run, values, image, models, cut, progress)
 
     monkeypatch.setattr(slabs, "_run", noted)
     return tried
@@ -125,9 +125,9 @@ def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.
     asked: list[tuple[str, int]] = []
     inner = CudaBackend.mean_field
 
-    def noted(self: CudaBackend, logits: Any, image: Any, mask: Any, spacing: Any, spec: Any, **options: Any) -> Any:
-        asked.append((spec.kernels.filter, np.count_nonzero(mask)))
-        return inner(self, logits, image, mask, spacing, spec, **options)
+    def noted(self: CudaBackend, logits: Any, image: Any, spec: Any, *options: Any) -> Any:
+        asked.append((spec.kernels.filter, image.num_voxels))
+        return inner(self, logits, image, spec, *options)
 
     monkeypatch.setattr(CudaBackend, "mean_field", noted)
     run(StrictDevice(int(0.6 * large.most)), monkeypatch, case, {"mean_field.filter": "auto"})

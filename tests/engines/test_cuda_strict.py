@@ -21,6 +21,7 @@ from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
@@ -38,7 +39,7 @@ def _model(case: Case, filter_name: str, **changes: Any) -> ModelSpec:
 
 
 def _built(engine: CudaBackend, case: Case, model: ModelSpec) -> Kernels:
-    return engine.kernels(case.image, case.mask, case.spacing, model.kernels)
+    return engine.kernels(GridImage(case.image, case.mask, case.spacing), model.kernels)
 
 
 def _train(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
@@ -48,7 +49,7 @@ def _train(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
 
 
 def _refine(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
-    engine.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+    engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
 
 
 def test_memory_that_no_kernel_may_have_is_seen() -> None:
@@ -112,7 +113,7 @@ def test_the_backward_pass_takes_what_is_estimated() -> None:
     run = MeanFieldSpec(np.linspace(1.0, 2.0, 4)[None], 1.0 - np.eye(4), 3, temperature=0.8)
     model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=4, num_iterations=3)
     device = StrictDevice(is_watched=True)
-    kernels = CudaBackend(device).kernels(case.image, None, case.spacing, model)
+    kernels = CudaBackend(device).kernels(GridImage(case.image, None, case.spacing), model)
     tape = kernels.forward(case.logits, run)
     num_given = 2 * case.logits.nbytes + tape.record.nbytes
     expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)

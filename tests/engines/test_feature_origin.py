@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from oracles import Case, random_case, resolve
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, FeatureOrigin
-from crfrefine.engines.origin import default_origin
+from crfrefine.engines.base import Backend
+from crfrefine.engines.grid_image import FeatureOrigin, GridImage, default_origin
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import ModelSpec
 
@@ -45,7 +45,7 @@ def _spec(case: Case, filter_name: str, **changes: object) -> ModelSpec:
 
 
 def _pairwise(backend: Backend, case: Case, spec: ModelSpec, origin: FeatureOrigin | None) -> NDArray[np.float64]:
-    result = backend.mean_field(case.logits, case.image, case.mask, case.spacing, spec, origin=origin)
+    result = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing, origin=origin), spec)
     return case.logits.astype(np.float64) - result.logits
 
 
@@ -68,7 +68,7 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
     inner = np.zeros_like(left.inside)
     np.moveaxis(inner, axis, 0)[reach:-reach] = np.moveaxis(left.inside, axis, 0)[reach:-reach]
     assert inner.any()
-    origin = default_origin(case.image, case.mask)
+    origin = default_origin(GridImage(case.image, case.mask, case.spacing))
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
     for name in _filters(backend, num_modalities):
         spec = _spec(case, name)
@@ -99,12 +99,14 @@ def test_the_origin_has_the_order_of_the_grids_axes(backend: Backend) -> None:
     turned = replace(spec.kernels.kernels[0], theta_position=tuple(ALPHA[axis] for axis in order))
     result = backend.mean_field(
         np.ascontiguousarray(case.logits.transpose(0, *grid)),
-        np.ascontiguousarray(case.image.transpose(0, *grid)),
-        np.ascontiguousarray(case.mask.transpose(order)),
-        [case.spacing[axis] for axis in order],
+        GridImage(
+            np.ascontiguousarray(case.image.transpose(0, *grid)),
+            np.ascontiguousarray(case.mask.transpose(order)),
+            [case.spacing[axis] for axis in order],
+            axes=order,
+            origin=replace(origin, position=tuple(origin.position[axis] for axis in order)),
+        ),
         replace(spec, kernels=replace(spec.kernels, kernels=(turned,))),
-        axes=order,
-        origin=replace(origin, position=tuple(origin.position[axis] for axis in order)),
     )
     found = case.logits - np.transpose(result.logits, (0, *(1 + np.argsort(order))))
     _assert_near(found, expected, ROUNDING)

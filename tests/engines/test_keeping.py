@@ -86,8 +86,8 @@ def test_more_steps_may_get_another_filter(monkeypatch):
     assert run(DENSE.replace(**{"mean_field.num_iterations": 6}), again)[1] == 0
     plan = KeepingBackend.plan_filters
 
-    def plan_another(self: KeepingBackend, image: Any, mask: Any, spacing: Any, spec: Any, **more: Any) -> Any:
-        found = plan(self, image, mask, spacing, spec, **more)
+    def plan_another(self: KeepingBackend, image: Any, spec: Any, *more: Any) -> Any:
+        found = plan(self, image, spec, *more)
         return found if spec.num_iterations < 9 else ("lattice",) * len(found)
 
     monkeypatch.setattr(KeepingBackend, "plan_filters", plan_another)

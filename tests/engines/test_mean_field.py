@@ -12,7 +12,8 @@ import pytest
 from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
 
 import crfrefine
-from crfrefine.engines.base import Backend, MeanFieldResult
+from crfrefine.engines.base import Backend, MeanFieldResult, RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import ModelSpec
 
@@ -21,7 +22,7 @@ EXACT_RMS = 1e-5
 
 
 def _run(backend: Backend, case: Case, parameters: ModelSpec) -> MeanFieldResult:
-    return backend.mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
+    return backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
 
 
 def _marginals(result: MeanFieldResult, case: Case) -> np.ndarray:
@@ -194,7 +195,9 @@ def test_convergence_needs_labels_at_rest(backend: Backend) -> None:
 def test_progress_is_reported_in_order(backend: Backend) -> None:
     case = random_case(2)
     seen: list[tuple[str, int, int]] = []
-    backend.mean_field(case.logits, case.image, None, case.spacing, resolve(case), progress=lambda *entry: seen.append(entry))
+    backend.mean_field(
+        case.logits, GridImage(case.image, None, case.spacing), resolve(case), RunContext(progress=lambda *entry: seen.append(entry))
+    )
     steps = [step for stage, step, num_steps in seen if (stage, num_steps) == ("mean field", 5)]
     assert steps == list(range(steps[0], steps[0] + 5))
 

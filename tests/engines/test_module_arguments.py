@@ -14,6 +14,7 @@ import pytest
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.tiles.grid import TILE
@@ -106,4 +107,4 @@ def test_a_window_of_millions_of_voxels_is_refused_before_it_is_listed() -> None
     """A list of these would take a gigabyte; a case of one byte per voxel is small."""
     spec = KernelSetSpec((KernelSpec((900.0, 1200.0), (0.1,)),), "none", "truncated", 2, 1)
     with pytest.raises(CapacityError, match=r"theta_alpha 900 x 1200 on voxels of 1 x 1\.5 visits over a million pairs"):
-        get_backend("cpu").kernels(np.zeros((1, 1100, 1000), np.float32), None, (1.0, 1.5), spec)
+        get_backend("cpu").kernels(GridImage(np.zeros((1, 1100, 1000), np.float32), None, (1.0, 1.5)), spec)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from crfrefine.engines.base import RunContext
 from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
 
 SHAPE = (24, 30, 37)
@@ -19,8 +21,8 @@ def noisy_halves(num_modalities: int = 1) -> np.ndarray:
 def planned_and_built(image, mask=None, **changes):
     backend = CpuBackend()
     spec = CrfParameters().replace(**changes).resolve(3, len(image), 3).kernels
-    built = backend.kernels(image, mask, SPACING, spec, threads=2)
-    return backend.plan_filters(image, mask, SPACING, spec, threads=2), built.filters
+    built = backend.kernels(GridImage(image, mask, SPACING), spec, RunContext(threads=2))
+    return backend.plan_filters(GridImage(image, mask, SPACING), spec, 2), built.filters
 
 
 @pytest.mark.parametrize(

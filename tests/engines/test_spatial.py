@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from oracles import kernel_set, one_kernel, softmax
 
 from crfrefine.engines.base import Backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
@@ -49,7 +50,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, d
     logits, direction = rng.normal(size=(2, 2, *GRID)).astype(dtype)
     spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
-    kernels = compiled_backend.kernels(np.zeros((1, *GRID), dtype), None, SPACING, spec)
+    kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), dtype), None, SPACING), spec)
     found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
 
     def loss(theta: NDArray[np.float64]) -> float:

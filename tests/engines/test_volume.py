@@ -6,14 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from body_oracle import main_bodies
 from numpy.typing import NDArray
-from oracles import Case, kernels_of, random_case, resolve, softmax
+from oracles import Case, kernels_of, main_bodies, random_case, resolve, softmax
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
+from crfrefine.engines.base import Backend, RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
@@ -96,7 +96,7 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
-    found = backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+    found = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
@@ -106,7 +106,7 @@ def test_the_gradient_of_the_weight_goes_on_to_one(backend: Backend) -> None:
     """A difference to one side, over 1e-4, has an error of some 1e-4 of the slope."""
     case, by_out = random_case(2), np.random.default_rng(1).normal(size=random_case(2).logits.shape)
     model = resolve(case, volume__weight=1.0, volume__keep="argmax")
-    kernels = backend.kernels(case.image.astype(np.float64), None, case.spacing, model.kernels)
+    kernels = backend.kernels(GridImage(case.image.astype(np.float64), None, case.spacing), model.kernels)
     logits = case.logits.astype(np.float64)
     specs = [dataclasses.replace(model.mean_field, volume_weight=weight) for weight in (1.0 - 1e-4, 1.0)]
     tapes = [kernels.forward(logits, spec) for spec in specs]
@@ -121,7 +121,7 @@ def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) ->
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
-    found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
+    found = backend.mean_field(case.logits, GridImage(case.image, None, case.spacing), model)
     masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
@@ -159,7 +159,7 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
     model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
     logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
     for backend in (get_backend("reference"), compiled_backend):
-        kernels = backend.kernels(case.image.astype(np.float64), case.mask, case.spacing, model.kernels)
+        kernels = backend.kernels(GridImage(case.image.astype(np.float64), case.mask, case.spacing), model.kernels)
         tape = kernels.forward(logits, model.mean_field)
         found.append((tape, kernels.backward(tape, logits, by_out, model.mean_field, wants_image=True)))
     (expected, expected_grads), (tape, grads) = found
@@ -178,7 +178,7 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend: Backend, keep
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
     expected, found = (
-        backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+        backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
         for backend in (get_backend("reference"), compiled_backend)
     )
     assert expected.converged
@@ -193,7 +193,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
     model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
     found = []
     for threads in (1, 3):
-        kernels = get_backend("cpu").kernels(case.image, None, case.spacing, model.kernels, threads=threads)
+        kernels = get_backend("cpu").kernels(GridImage(case.image, None, case.spacing), model.kernels, RunContext(threads=threads))
         tape = kernels.forward(case.logits, model.mean_field)
         found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
     (one, by_one), (three, by_three) = found

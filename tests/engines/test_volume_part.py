@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from body_oracle import main_bodies
-from oracles import Case, random_case, resolve, softmax
+from oracles import Case, main_bodies, random_case, resolve, softmax
 
 from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.volume_part import volume_part
 
 SPACING = (0.9, 0.7, 1.8)
@@ -88,7 +88,9 @@ def test_a_body_in_a_corner_keeps_its_volume() -> None:
     of_blocks = np.add.reduceat(bodies[case.inside], np.arange(0, case.inside.sum(), 1024))
     assert of_blocks[0]
     assert not of_blocks[2:].any()
-    found, wanted = (get_backend(name).mean_field(case.logits, image, mask, SPACING, run).logits for name in ("cpu", "reference"))
+    found, wanted = (
+        get_backend(name).mean_field(case.logits, GridImage(image, mask, SPACING), run).logits for name in ("cpu", "reference")
+    )
     np.testing.assert_allclose(softmax(found), softmax(wanted), atol=2e-4)
     kept = [np.count_nonzero((case.logits.argmax(axis=0) == label) & bodies) for label in range(labels)]
     np.testing.assert_allclose(softmax(found)[:, bodies].sum(axis=1), kept, atol=0.05)

@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from fuzz_engine import engine_targets
-from fuzz_planted import planted_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 from fuzz_worker import Tally, Target, examine, fuzz
@@ -25,9 +24,8 @@ STRIDE = 1 << 32  # Between the first inputs of two seeds: no input is given twi
 def main() -> int:
     """Return 1 if there is a finding."""
     targets = {target.name: target for target in (*volume_targets(), *text_targets(), *engine_targets())}
-    planted = {target.name: target for target in planted_targets()}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", action="append", choices=[*targets, *planted], help="repeatable; default: all but the planted ones")
+    parser.add_argument("--target", action="append", choices=list(targets), help="repeatable; default: all")
     parser.add_argument("--inputs", type=int, help="of each target; default: 10000, or as many as the minutes allow")
     parser.add_argument("--minutes", type=float, help="of all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other inputs")
@@ -35,7 +33,7 @@ def main() -> int:
         "--only", type=int, help="number of the one input to give, in this process, so that its traceback or a debugger shows more"
     )
     options = parser.parse_args()
-    chosen = [{**targets, **planted}[name] for name in options.target or targets]
+    chosen = [targets[name] for name in options.target or targets]
     num_inputs = 10_000 if options.inputs is None and options.minutes is None else options.inputs
     is_found = False
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import re
-import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from fuzz_planted import planted_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 from fuzz_worker import Target, examine, fuzz
+from script_imports import importing_from
+
+from crfrefine.errors import InputError
 
 TARGETS = [*volume_targets(), *text_targets()]
-PLANTED = {
-    "raises": "KeyError: 'planted'",
-    "crashes": "signal SIGSEGV",
-    "ends": "the process ended with status 3",
-    "hangs": "TookTooLong: not done in time",
-    "waits": "Timeout",
-    "grows": "it took more than 256 MiB",
-    "asks-for-too-much": "MemoryError",
-    "writes": "something was written to the standard streams",
-    "floods": "characters: ",
-    "steers": "not for a terminal",
-    "hides-the-name": "does not name the file",
-    "warns": "RuntimeWarning: planted",
-    "integers": "ValueError: invalid literal for int",
-    "finite": "AssertionError",
-}
 
 
 def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
@@ -43,33 +34,84 @@ def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
         assert files == {path.name: path.read_bytes() for path in folder.iterdir()}, target.name
 
 
-@pytest.mark.parametrize("target", list(planted_targets()), ids=lambda target: target.name)
-def test_planted_faults_are_found(target: Target, tmp_path: Path) -> None:
-    """Also behind the first one: the run goes on. Of the patched readers, some of many inputs show it."""
+def error(kind: type[Exception], text: str) -> Callable[[Path], object]:
+    def fail(path: Path) -> None:
+        raise kind(text.format(path=path))
+
+    return fail
+
+
+def hang(path: Path) -> None:
+    while True:
+        try:
+            time.process_time()
+        except Exception:  # As a reader that takes everything for damage.
+            continue
+
+
+# What a reader does with one input of thirty, and what the finding says. Only what never ends must wait for the end of its time: a busy
+# machine takes some for much memory.
+FAULTS: dict[str, tuple[Callable[[Path], object], str, float]] = {
+    "raises": (error(KeyError, "planted"), "KeyError: 'planted'", 3.0),
+    "floods": (error(InputError, "{path}" + 5000 * "x"), "characters: ", 3.0),
+    "steers": (error(InputError, "{path}: \x1b[2J"), "not for a terminal", 3.0),
+    "hides the name": (error(InputError, "somewhere"), "does not name the file", 3.0),
+    "crashes": (lambda path: ctypes.string_at(0), "signal SIGSEGV", 3.0),
+    "ends": (lambda path: os._exit(3), "the process ended with status 3", 3.0),
+    "hangs": (hang, "TookTooLong: not done in time", 0.3),
+    "waits": (lambda path: os.read(os.pipe()[0], 1), "Timeout", 0.3),
+    "grows": (lambda path: bytearray(3 << 27), "it took more than 256 MiB", 3.0),
+    "asks for too much": (lambda path: bytearray(1 << 34), "MemoryError", 3.0),
+    "writes": (lambda path: os.write(2, b"noise"), "something was written to the standard streams", 3.0),
+    "warns": (lambda path: warnings.warn("planted", RuntimeWarning, stacklevel=1), "RuntimeWarning: planted", 3.0),
+}
+
+
+def faulty(name: str) -> Target:
+    fault, _, most_seconds = FAULTS[name]
+    read = lambda path, rng: path.read_bytes() == b"\7" and fault(path)  # noqa: E731
+    return Target(name, lambda rng: {"a": bytes([rng.randrange(30)])}, read, most_seconds=most_seconds)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
+    """Also behind the first one: the run goes on."""
+    target = faulty(name)
     (tmp_path / "folder").mkdir()
-    bad = [seed for seed in range(1, 300) if target.make(random.Random(f"{target.name} {seed}")) == {"a": b"\7"}]
-    first, inputs = (bad[0] - 1, 4) if bad else (0, 200)
-    found = fuzz(target, tmp_path / "folder", first=first, inputs=inputs)
-    assert found.inputs == inputs
-    assert found.findings
-    if bad:
-        # On a busy machine others may take too long besides.
-        assert {finding.seed for finding in found.findings} >= {seed for seed in bad if seed < first + inputs}
-    assert PLANTED[target.name.removeprefix("planted-")] in found.findings[0].what
+    bad = [seed for seed in range(1, 300) if target.make(random.Random(f"{name} {seed}")) == {"a": b"\7"}]
+    found = fuzz(target, tmp_path / "folder", first=bad[0] - 1, inputs=4)
+    assert found.inputs == 4
+    # On a busy machine others may take too long besides.
+    assert {finding.seed for finding in found.findings} >= {seed for seed in bad if seed < bad[0] + 3}
+    assert FAULTS[name][1] in found.findings[0].what
 
 
-def test_a_finding_is_made_again_by_its_number() -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, Path(__file__).with_name("run.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+@pytest.mark.parametrize(
+    ("name", "place", "substitute", "what"),
+    [
+        ("mha", "metaimage_header.Fields.whole", lambda self, key, default=None: int(self.text(key, default)), "invalid literal for int"),
+        ("nii", "decode._is_finite", lambda block: True, "AssertionError"),
+    ],
+)
+def test_a_check_that_is_missing_is_found(name: str, place: str, substitute: Callable[..., object], what: str, tmp_path: Path) -> None:
+    (target,) = (target for target in TARGETS if target.name == name)
+    (tmp_path / name).mkdir()
+    with mock.patch(f"crfrefine.io.{place}", substitute):
+        assert what in fuzz(target, tmp_path / name, inputs=200).findings[0].what
 
-    done = run("--target", "planted-raises", "--minutes", "0.003", "--seed", "3")
-    assert done.returncode == 1
-    again = re.search(r"finding: \S+ (--target \S+ --only [0-9]+)", done.stdout)[1].split()
-    assert int(again[-1]) >= 3 << 32
-    done = run(*again)
-    assert "KeyError: 'planted'" in done.stderr
-    assert r"a, 1 bytes: b'\x07'" in done.stdout
+
+def test_a_finding_is_made_again_by_its_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with importing_from(Path(__file__).parent) as load:
+        run = load("run")
+        monkeypatch.setattr(run, "text_targets", lambda: [faulty("raises")])
+        monkeypatch.setattr(sys, "argv", ["run.py", *["--target", "raises", "--minutes", "0.003", "--seed", "3"]])
+        assert run.main() == 1
+        again = re.search(r"finding: \S+ (--target \S+ --only ([0-9]+))", capsys.readouterr().out)
+        assert int(again[2]) >= 3 << 32
+        monkeypatch.setattr(sys, "argv", ["run.py", *again[1].split()])
+        with pytest.raises(KeyError, match="planted"):
+            run.main()
+        assert r"a, 1 bytes: b'\x07'" in capsys.readouterr().out
 
 
 @pytest.mark.long

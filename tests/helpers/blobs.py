@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from oracles import softmax
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import MeanFieldGradients, RecordingKernels
+from crfrefine.engines.base import MeanFieldGradients, RecordingKernels, RunContext
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.pack_plan import PackSettings
 from crfrefine.refinement.tiles.packed_kernels import PackedKernels, pack_kernels
@@ -55,7 +56,7 @@ class Blobs:
 
     def dense(self, spec: ModelSpec) -> RecordingKernels:
         """Kernels for all labels everywhere."""
-        return get_backend("cpu").kernels(self.image, self.mask, self.spacing, spec.kernels, threads=1)
+        return get_backend("cpu").kernels(GridImage(self.image, self.mask, self.spacing), spec.kernels, RunContext(threads=1))
 
     def gradients(self, kernels: RecordingKernels, run: MeanFieldSpec) -> tuple[NDArray[np.float64], MeanFieldGradients]:
         """The marginals, and the gradients of a random linear function of them inside the mask."""

@@ -188,11 +188,6 @@ def expected_calibration_of_all(probabilities: np.ndarray, reference: np.ndarray
     }
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=0))
-    return powers / powers.sum(axis=0)
-
-
 def _ece(confidence: np.ndarray, hits: np.ndarray) -> float:
     total = 0.0
     for number in range(15):

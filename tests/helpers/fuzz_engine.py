@@ -1,6 +1,6 @@
 """Calls of the compiled module with wrong arguments, and models with odd bandwidths and voxels, as inputs of `fuzz_worker`.
 
-A call is a file of JSON: whose functions are called one after the other, and a description of each argument.
+A call is a file with what a run of the package has called, some of its arguments changed.
 """
 
 from __future__ import annotations
@@ -8,28 +8,32 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from blobs import make_blobs
 from fuzz_worker import Target
+from tile_cases import make_case, refine
 
 import crfrefine
-from crfrefine.engines.compiled import load_engine
+from crfrefine.engines import compiled, get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
-SHAPES = ((3,), (17, 4), (1, 9, 5), (4, 5, 17), (6, 7, 18))
-GRID = TileGrid((9, 17, 20))
 NUMBERS: tuple[Any, ...] = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
 WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
 OTHERS: tuple[Any, ...] = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
 TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
-FILLS = ("normal", "zeros", "ones", "numbers", "nan", "huge")
 
-Call = list[tuple[str, list[Any]]]
+Calls = list[tuple[str, list[Any]]]
 
 
 def engine_targets() -> list[Target]:
@@ -39,109 +43,75 @@ def engine_targets() -> list[Target]:
     ]
 
 
-def array(shape: Any, dtype: str = "float32", values: Any = "normal") -> dict[str, Any]:
-    """A description of an array. values: one of FILLS, or a list."""
-    return {"array": list(shape), "type": dtype, "values": values, "layout": "C"}
+class _Recorder:
+    """Stands for the compiled module, or an object of its classes, and notes calls: the first ones of each function."""
+
+    def __init__(self, of: Any, noted: dict[str, list[Calls]], before: Calls) -> None:
+        self.of, self._noted, self.before = of, noted, before
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.of, name)
+        if not callable(member) or (isinstance(member, type) and issubclass(member, Exception)):
+            return member
+
+        def call(*arguments: Any) -> Any:
+            calls = [*self.before, (name, list(map(_plain, arguments)))]
+            known = self._noted.setdefault(" ".join(name for name, _ in calls), [])
+            if arguments and len(known) < 4:
+                known.append(calls)
+            found = member(*(value.of if isinstance(value, _Recorder) else value for value in arguments))
+            return _Recorder(found, self._noted, calls) if "_engine_" in type(found).__module__ else found
+
+        return call
 
 
-def _usual_calls(rng: random.Random) -> Call:
-    """A call that is right: one function, or an object and one of its methods."""
-    shape, labels, modalities = rng.choice(SHAPES), rng.choice((2, 3, 5)), rng.choice((1, 2))
-    logits, image, out = array((labels, *shape)), array((modalities, *shape)), array((labels, *shape))
-    mask = rng.choice([None, array(shape, "bool", "ones"), array(shape, "bool", "numbers")])
-    axes = len(shape)
-    spacing, alpha, beta = [1.0, 1.5, 2.0][:axes], [2.0] * axes, [0.5] * modalities
-    bilateral, gamma = [[alpha, beta]] * rng.choice((1, 1, 2)), rng.choice([[], [1.5] * axes])
-    kind, filter_name = rng.choice(("symmetric", "after", "none")), rng.choice(("auto", "exact", "truncated", "lattice", "grid"))
-    threads = rng.choice((1, 2))
-    functions: list[Callable[[], Call]] = [
-        lambda: [("softmax", [logits, threads, out])],
-        lambda: [("label_map", [logits, threads, array(shape, rng.choice(("uint8", "uint16")), "zeros")])],
-        lambda: [("channel_ranges", [logits, threads])],
-        lambda: [("message", [logits, image, mask, spacing, bilateral, gamma, kind, filter_name, threads, out])],
-        lambda: [("plan_filters", [image, mask, spacing, bilateral, filter_name, labels, 5, threads])],
-        lambda: [("_estimate_costs", [image, mask, spacing, alpha, beta, labels, 5])],
-        lambda: [("_lattice_passes", [image, mask, spacing, alpha, beta, threads])],
-        lambda: _calls_of_kernels(rng, [mask, spacing, bilateral, gamma, kind, filter_name, labels, 2], shape, modalities, threads),
-        lambda: _calls_of_tiles(rng, threads),
-        lambda: _calls_of_label_sets(rng, threads),
-    ]
-    return rng.choice(functions)()
+def _plain(value: Any) -> Any:
+    """Return a copy of an argument: of an object of the engine the calls that make it, of a function that is told of progress None."""
+    if isinstance(value, _Recorder):
+        return {"made": value.before}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return None if callable(value) else copy.copy(value)
 
 
-def _calls_of_kernels(rng: random.Random, settings: list[Any], shape: Any, modalities: int, threads: int) -> Call:
-    dtype = rng.choice(("float32", "float64"))
-    labels, num_kernels = settings[6], len(settings[2]) + bool(settings[3])
-    image, whole = array((modalities, *shape), dtype), array((labels, *shape), dtype)
-    axes: list[int] = rng.choice([[], list(range(len(shape)))])
-    origin = rng.choice([None, [[0] * len(shape), [0.0] * modalities]])
-    build = ("Kernels32" if dtype == "float32" else "Kernels64", [image, *settings, axes, origin, threads, None])
-    weights = [[1.0] * labels] * num_kernels
-    penalties = [float(row != column) for row in range(labels) for column in range(labels)]
-    bias: list[float] = rng.choice([[], [0.1] * labels])
-    volume = [rng.choice((math.inf, 0.0, 0.1)), rng.random() < 0.5, None]
-    model = [weights, penalties, True, 1.0, rng.choice((0.0, 0.3)), bias, volume, None, []]
-    mask, num_voxels, steps = settings[0], math.prod(shape), 2
-    if mask is not None and mask["values"] != "ones":
-        return [build, ("run", [whole, *model, steps, 0.0, rng.random() < 0.5, None, whole])]
-    record = array((steps + (volume[0] < math.inf), labels - 1, num_voxels), dtype)
-    of_step = [[0.0] * labels] * steps if volume[0] < math.inf else []
-    methods = [
-        ("run", [whole, *model, steps, 0.01, True, None, whole]),
-        ("forward", [whole, *model, whole, record]),
-        ("backward", [whole, record, [1.0] * steps, of_step, whole, *model, True, whole, rng.choice([None, image])]),
-    ]
-    return [build, rng.choice(methods)]
+@cache
+def _usual_calls() -> tuple[Calls, ...]:
+    """What small cases call: of one to three axes, with each filter and model, with label sets, from label maps, of a backward pass."""
+    noted: dict[str, list[Calls]] = {}
+    load = compiled._import_level
+    with (
+        mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
+        mock.patch("crfrefine.refinement.label_map.take_part_nearby", return_value=True),  # small cases do not save work
+        mock.patch("crfrefine.refinement.tiles.pack_plan.WORTH_IT", math.inf),
+    ):
+        default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
+        for number, (shape, changes) in enumerate(_MODELS):
+            case = make_case(number, shape, 3 + number % 2, num_modalities=1 + number % 2, with_mask=number % 2 > 0)
+            for threshold in (0.0, *([1e-3] if "volume.weight" not in changes and number < 3 else [])):  # above 0 labels are left out
+                refine(case, default.replace(**changes), threshold, threads=1 + number % 2)
+            labels = case.logits.argmax(axis=0).astype(np.uint8)
+            crfrefine.refine(labels, case.image, spacing=case.spacing, parameters=default, input_type="labels", threads=1)
+        engine = get_backend("cpu")
+        for dtype in (np.float32, np.float64):
+            blobs = make_blobs((9, 18, 35), 4, 1, masked=dtype == np.float64)
+            model = blobs.model("matrix", spatial=True)
+            for kernels in (replace(blobs, image=blobs.image.astype(dtype)).dense(model), blobs.packed(model, 1e-3)):
+                blobs.gradients(kernels, model.mean_field)
+            engine.message(blobs.logits, blobs.image, blobs.mask, blobs.spacing, model.kernels, threads=1)
+        engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
+        engine.softmax(blobs.logits, threads=2)
+        engine.channel_ranges(blobs.logits, threads=2)
+        TileGrid((9, 17, 20)).engine(1).gather(np.zeros((9, 17, 20), np.float32), np.arange(2), np.zeros((2, math.prod(TILE)), np.float32))
+    return tuple(calls for known in noted.values() for calls in known)
 
 
-def _calls_of_tiles(rng: random.Random, threads: int) -> Call:
-    grid, stored = GRID.shape, rng.choice(("float32", "float16"))
-    tiles = sorted(rng.sample(range(GRID.num_tiles), 3))
-    numbers, entries = array((3,), "int64", tiles), array((3,), "int64", [2, 0, 1])
-    per_tile, room = array((GRID.num_tiles,), "float32", "zeros"), array((3, math.prod(TILE)))
-    whole, label_map = array(grid, stored), array(grid, "uint8", "numbers")
-    best = rng.choice([None, array(grid)])
-    filled = [array(grid), array(grid), array(grid, "uint16", "zeros"), array(grid, "bool", "ones"), best]
-    methods = [
-        ("survey", [whole, 0, 1, False, 0.0, 1.0, None, *filled, per_tile]),
-        ("margins", [whole, True, numbers, True, 0.0, 1.0, array(grid, "bool", "numbers"), array(grid), array((3,))]),
-        ("gather", [whole, numbers, array((3, math.prod(TILE)), stored)]),
-        ("fill_entries", [whole, True, numbers, False, entries, room]),
-        ("mark_near", [label_map, [2, 0, 5], array((8, GRID.num_tiles), "uint8", "zeros")]),
-        ("fill_labels", [label_map, 0, 1, [2, 0, 5], [2.0, 0.0, -1e4], numbers, entries, room]),
-    ]
-    return [("Tiles", [list(grid), list(TILE), threads]), rng.choice(methods)]
-
-
-def _calls_of_label_sets(rng: random.Random, threads: int) -> Call:
-    grid, num_tiles, voxels, labels = GRID.shape, GRID.num_tiles, math.prod(TILE), 4
-    active = sorted(rng.sample(range(num_tiles), 3))
-    sets = [sorted(rng.sample(range(labels), rng.choice((2, 3)))) for _ in active]
-    first = [0, *np.cumsum([len(own) for own in sets]).tolist()]
-    own = [label for of_tile in sets for label in of_tile]
-    settled = [-1 if tile in active else rng.randrange(-1, labels) for tile in range(num_tiles)]
-    build = [
-        *(list(grid), list(TILE), rng.choice([None, array(grid, "bool", "numbers")])),
-        *(array((3,), "int64", active), array((4,), "int64", first), array((len(own),), "int32", own)),
-        *(array((num_tiles,), "int32", settled), threads),
-    ]
-    values, flags, none = array((len(own), voxels)), array((len(own),), "uint8", "zeros"), array((0,), "int32", [])
-    matter, rows = array((labels, num_tiles), "bool", "numbers"), array((3, TILE[0] * TILE[1]), "uint16", "zeros")
-    image, bilateral = array((1, *grid)), [[[1.5, 1.5, 2.0], [0.5]]]
-    kernels = {"kernels": [image, None, [1.0] * 3, bilateral, [], "symmetric", "auto", 3, 2, [], None, threads, None]}
-    penalties = [float(row != column) for row in range(labels) for column in range(labels)]
-    of_sets = array((len(own),), "int32", [number % 2 for number in range(len(own))])
-    of_tiles = array((num_tiles,), "int32", [-1 if label < 0 else label % 2 for label in settled])
-    channels = [None, 0, none, none] if rng.random() < 0.7 else [kernels, 2, of_sets, of_tiles]
-    model = [image, bilateral, [], "symmetric", [[1.0] * labels], penalties, True, 1.0, 0.0, 2, 0.0]
-    border, stop = rng.choice([None, matter]), [[5, 5, 6], 1e-3, flags, 0.0, rng.random() < 0.5]
-    methods = [
-        ("run", [*channels, *model, rows, math.prod(grid), None, values, values, border, *stop]),
-        ("check", [values, matter, [3, 3, 4], 1e-3, flags]),
-        ("open_voxels", [values, 1.0, -7.0, rng.random() < 0.5, rows]),
-        ("decode", [values, array(grid, rng.choice(("uint8", "uint16")), "zeros")]),
-    ]
-    return [("LabelSets", build), rng.choice(methods)]
+_MODELS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((17, 4), {"spatial.weight": 1.0, "mean_field.filter": "truncated"}),
+    ((9, 17, 20), {"mean_field.filter": "truncated"}),
+    ((4, 5, 17), {"mean_field.filter": "lattice", "volume.weight": 0.5}),
+    ((9, 8, 21), {"mean_field.filter": "grid", "mean_field.normalization": "after"}),
+    ((37,), {"mean_field.filter": "exact", "mean_field.normalization": "none"}),
+)
 
 
 def _damage(rng: random.Random, arguments: list[Any]) -> None:
@@ -156,74 +126,73 @@ def _damage(rng: random.Random, arguments: list[Any]) -> None:
             del value[rng.randrange(len(value))]
         else:
             value.append(copy.deepcopy(value[-1]))
-    elif isinstance(value, dict) and "kernels" in value and rng.random() < 0.8:
-        _damage(rng, value["kernels"])
-    elif isinstance(value, dict) and "array" in value and rng.random() < 0.9:
-        _damage_array(rng, value)
+    elif isinstance(value, dict) and rng.random() < 0.8:
+        _damage(rng, value["made"][-1][1])
+    elif isinstance(value, np.ndarray) and rng.random() < 0.9:
+        arguments[place] = _damaged_array(rng, value)
     else:
         arguments[place] = rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
 
 
-def _damage_array(rng: random.Random, value: dict[str, Any]) -> None:
-    how, shape = rng.random(), value["array"]
+def _damaged_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
+    how, shape = rng.random(), list(array.shape)
     if how < 0.2:
-        value["type"] = rng.choice(TYPES)
-    elif how < 0.4:
-        value["values"] = rng.choice(FILLS)
-    elif how < 0.5:
-        value["layout"] = rng.choice(("F", "steps", "backwards", "read-only"))
-    elif how < 0.6 and isinstance(value["values"], list) and value["values"]:
-        value["values"][rng.randrange(len(value["values"]))] = rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))
-    elif how < 0.7 and shape:
+        with np.errstate(all="ignore"):
+            return array.astype(rng.choice(TYPES))
+    if how < 0.4:
+        return np.full_like(array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1)))
+    if how < 0.6 and array.size and array.dtype.kind in "iu":
+        array = array.copy()
+        array.flat[rng.randrange(array.size)] = np.int64(rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))).astype(array.dtype)
+        return array
+    if how < 0.7 and shape:
         del shape[rng.randrange(len(shape))]
     elif how < 0.75:
         shape.insert(rng.randrange(len(shape) + 1), rng.choice((0, 1, 2)))
     elif shape:
         axis = rng.randrange(len(shape))
         shape[axis] = rng.choice((0, 1, 2, shape[axis] + 1, max(shape[axis] - 1, 0), 40))
+    return np.resize(array, shape)
 
 
-def _built(value: Any) -> Any:
-    """Return the argument that is described."""
-    if isinstance(value, list):
-        return [_built(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "kernels" in value:
-        return load_engine().Kernels32(*_built(value["kernels"]))
-    rng, shape, values = np.random.default_rng(0), tuple(value["array"]), value["values"]
-    size = math.prod(shape)
-    if isinstance(values, list):
-        numbers: Any = np.resize(np.array(values or [0], np.int64), size)
-    elif values in ("normal", "numbers"):
-        numbers = rng.normal(size=size) if values == "normal" else rng.integers(0, 8, size)
-    else:
-        numbers = np.full(size, {"zeros": 0.0, "ones": 1.0, "nan": math.nan, "huge": 3e38}[values])
-    with np.errstate(all="ignore"):
-        made = numbers.astype(value["type"]).reshape(shape)
-    if value["layout"] == "F":
-        return np.asfortranarray(made)
-    if value["layout"] == "steps" and made.ndim:
-        return np.repeat(made, 2, axis=-1)[..., ::2]
-    if value["layout"] == "backwards" and made.ndim:
-        return made[..., ::-1]
-    made.flags.writeable = value["layout"] != "read-only"
-    return made
+def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+    if layout == "F":
+        return np.asfortranarray(array)
+    if layout == "steps" and array.ndim:
+        return np.repeat(array, 2, axis=-1)[..., ::2]
+    if layout == "backwards" and array.ndim:
+        return array[..., ::-1]
+    array.flags.writeable = layout != "read-only"
+    return array
 
 
 def _make_call(rng: random.Random) -> Mapping[str, bytes]:
-    calls = json.loads(json.dumps(_usual_calls(rng)))
+    usual = _usual_calls()
+    last = rng.choice(sorted({calls[-1][0] for calls in usual}))
+    calls = copy.deepcopy(rng.choice([calls for calls in usual if calls[-1][0] == last]))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-        _damage(rng, rng.choice(calls)[1])
-    return {"call.json": json.dumps(calls, indent=1).encode()}
+        if arguments := rng.choice(calls)[1]:
+            _damage(rng, arguments)
+    return {"calls.pickle": pickle.dumps(calls)}
 
 
-def _read_call(path: Path, _: random.Random) -> None:
-    engine = load_engine()
-    found: Any = engine
+def _read_call(path: Path, rng: random.Random) -> None:
+    def called(calls: Calls) -> Any:
+        found: Any = engine
+        for name, arguments in calls:
+            found = getattr(found, name)(*map(given, arguments))
+        return found
+
+    def given(value: Any) -> Any:
+        if isinstance(value, dict):
+            return called(value["made"])
+        if isinstance(value, np.ndarray) and rng.random() < 0.05:
+            return _laid_out(value, rng.choice(("F", "steps", "backwards", "read-only")))
+        return list(map(given, value)) if isinstance(value, list) else value
+
+    engine = compiled.load_engine()
     try:
-        for name, arguments in json.loads(path.read_bytes()):
-            found = getattr(found, name)(*_built(arguments))
+        called(pickle.loads(path.read_bytes()))
     except (TypeError, engine.EngineInputError, engine.EngineCapacityError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     except engine.EngineMemoryError as error:

@@ -16,6 +16,7 @@ from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MOST_OF_A_MESSAGE, Target
 
 from crfrefine.base import memory
+from crfrefine.base.plain import to_plain
 from crfrefine.base.text import for_terminal
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -25,7 +26,7 @@ from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
-from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
+from crfrefine.metrics.regions import parse_region, read_regions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.overrides import parse_override
 from crfrefine.runs.infer.earlier import read_earlier
@@ -104,7 +105,6 @@ def _read_description(path: Path, rng: random.Random) -> None:
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
     assert found.num_labels >= 1
-    regions_from_labels(found.labels)
     find_regions(None, [path.parent])
     read_regions(path)
 
@@ -152,13 +152,13 @@ def _require_lines(notes: Any) -> None:
 def _trained() -> dict[str, Any]:
     """The state of a training in the middle; what trains imports torch, which the other targets do without."""
     from crfrefine.train.baselines import VectorScaling
-    from crfrefine.train.done import Done, Part
-    from crfrefine.train.fit_result import no_crf
+    from crfrefine.train.candidates import no_crf
+    from crfrefine.train.checkpoint import Done, Part
 
-    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), {"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
+    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
     parts = (Part(halves=(fit, fit)), Part(fit=fit, scaling=VectorScaling(0.9, (0.1, -0.1)), measured={"a": {"net": {}}}), Part())
-    state = Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5).to_dict()
-    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(state))}
+    state = Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
+    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(to_plain(state)))}
 
 
 def _read_checkpoint(path: Path, rng: random.Random) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
@@ -40,7 +40,7 @@ def random_case(
     """Two smooth regions with noise, logits that mostly follow them; the same for the same arguments."""
     rng = np.random.default_rng([num_dims, num_modalities, num_labels, masked])
     shape = tuple(grid_shape or GRIDS[num_dims])
-    region = gaussian_filter(rng.normal(size=shape), 1.5) > 0.0
+    region = ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > 0.0
     image = 0.3 + 0.3 * region + rng.normal(scale=0.08, size=(num_modalities, *shape))
     logits = rng.normal(size=(num_labels, *shape))
     logits[0] += 1.5 * ~region
@@ -152,6 +152,17 @@ def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True
         if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * size:
             step /= 2.0
     return softmax(x), energies
+
+
+def main_bodies(case: Case, run: MeanFieldSpec) -> NDArray[np.bool_]:
+    """The voxels of the largest component of each foreground label where it is at least 0.3 probable, (*grid)."""
+    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
+    scores = case.logits.astype(np.float64) + bias.reshape(-1, *(1,) * case.inside.ndim)
+    found = np.zeros(case.inside.shape, dtype=bool)
+    for probability in softmax(scores / run.temperature)[1:]:
+        numbered, count = ndimage.label((probability > 0.3) & case.inside, np.ones((3,) * found.ndim))
+        found |= (numbered == 1 + np.bincount(numbered.ravel())[1:].argmax()) if count else False
+    return found
 
 
 def resolve(case: Case, **changes: object) -> ModelSpec:

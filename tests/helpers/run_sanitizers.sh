@@ -48,7 +48,8 @@ cp -R "$root/configs" "$root/kernels" "$build/$name"/*.so "$site/crfrefine/"
 chosen="threads or zeros or streamed"
 sanitizer=libtsan.so
 # ThreadSanitizer looks at the files that have such tests alone: what others import takes longer under it than the tests.
-files=$(cd "$root" && grep -lE '^def test_\w*(threads|zeros|streamed)' tests/engines/test_[!c]*.py tests/engines/test_channel*.py tests/refinement/*.py)
+words=$(echo "$chosen" | sed 's/ or /|/g')
+files=$(cd "$root" && grep -lE "^def test_\w*($words)" tests/engines/test_[!c]*.py tests/engines/test_channel*.py tests/refinement/*.py)
 if [ "$name" = address ]; then
   sanitizer=libasan.so
   files="tests/engines tests/refinement"

@@ -15,15 +15,14 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.train.candidates import FitResult
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.fit_result import FitResult
-from crfrefine.train.fitting import Fit, Hooks
+from crfrefine.train.fitting import Fit, Hooks, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.schedule import Schedule
-from crfrefine.train.starts import Start, prepare
+from crfrefine.train.starts import Schedule, Start, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
@@ -101,4 +100,4 @@ def fit(
 ) -> FitResult:
     split, schedule = split_training(range(len(cases)), seed=1), Schedule(num_optimizer_steps, rungs=((3, 1),))
     with Workers(threads) as workers:
-        return Fit(material(cases, learn), split, [start(4.0), start(8.0)], workers, schedule).run(hooks)
+        return Fit(material(cases, learn), Task("", split, [start(4.0), start(8.0)], schedule), workers).run(hooks)

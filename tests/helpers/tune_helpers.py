@@ -17,8 +17,7 @@ import numpy as np
 from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nifti, write_folders
 
 from crfrefine.apps.demo.phantom import make_phantom
-from crfrefine.apps.tune.options import TuneOptions
-from crfrefine.apps.tune.session import Session
+from crfrefine.apps.tune.session import Session, TuneOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 

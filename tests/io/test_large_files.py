@@ -11,7 +11,7 @@ from io_helpers import affine_of, numbers, save_nifti
 from crfrefine import io
 from crfrefine.base.memory import SMALL, MemoryLimit
 from crfrefine.errors import CapacityError
-from crfrefine.io import allocation, volumes
+from crfrefine.io import decode
 
 SHAPE = (4, 5, 6)
 MIB = 1 << 20
@@ -46,10 +46,10 @@ def test_an_npz_of_zeros_is_read(tmp_path):
 
 
 def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(allocation, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
-    volumes.allocate_shape((SMALL // 4,), tmp_path / "fits.nii.gz")
+    monkeypatch.setattr(decode, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+    decode.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
     with pytest.raises(CapacityError) as caught:
-        volumes.allocate_shape((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
+        decode.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
     expected = (
         f"{tmp_path}/large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
     )

@@ -130,7 +130,6 @@ def test_pieces_are_the_dense_array_in_the_stored_type(writer, dtype, shape, mos
     assert found.dtype == (np.float32 if dtype in ("int32", "float64") else dtype)
     np.testing.assert_array_equal(found, values)
     np.testing.assert_array_equal(found, dense(header))
-    assert io.reads_in_pieces(header) == (writer != "npz, Fortran order")
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -294,7 +293,7 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
 
 def test_no_thread_stays_behind(tmp_path):
     def threads() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name == "crfrefine-ahead"]
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("crfrefine-ahead")]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
     reader = io.read_pieces(header, most_bytes=1)

@@ -113,10 +113,10 @@ def test_the_operators_keep_pytorch_s_rules() -> None:
     """
     spacing = torch.tensor(SPACING, dtype=torch.float64)
     layer = Segmenter({"volume.weight": 0.4}).crf
-    tensors = [random_logits(), random_images(), *(None if value is None else value.detach() for value in layer._terms().tensors())]
+    tensors = [random_logits(), random_images(), *(None if value is None else value.detach() for value in layer.terms().tensors())]
     wants = [tensor is not None for tensor in tensors]
     tensors = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
-    torch.library.opcheck(operators._refine, (*tensors, spacing, masks(2), wants, layer._settings, 3, 1, 0.0))
+    torch.library.opcheck(operators.refine, (*tensors, spacing, masks(2), wants, layer._settings, 3, 1, 0.0))
     bandwidths = [torch.tensor(value, dtype=torch.float64) for value in (2.0, 0.3)]
     settings = masks(), True, "percentile", "truncated", 1
     torch.library.opcheck(loss._operator, (random_logits().requires_grad_(), random_images(), spacing, *bandwidths, *settings))

@@ -16,9 +16,9 @@ from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
+from crfrefine.train.candidates import FitResult
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dice_rival import DiceDecision
-from crfrefine.train.fit_result import FitResult
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import DICE, METRICS, NETWORK, SCALING, SMOOTHING
 from crfrefine.train.tuned import Tuned

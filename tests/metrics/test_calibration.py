@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from evaluation_helpers import SHAPE, expected_calibration, expected_calibration_of_all, label_map, logits_of, softmax
+from evaluation_helpers import SHAPE, expected_calibration, expected_calibration_of_all, label_map, logits_of
+from oracles import softmax
 
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.metrics.regions import Region, parse_region, read_regions, regions_from_labels
+from crfrefine.metrics.regions import Region, parse_region, read_regions
 
 
 def _write(tmp_path, content):
@@ -64,11 +64,9 @@ def test_a_json_file(tmp_path, content, expected):
     assert read_regions(_write(tmp_path, content)) == tuple(Region(name, labels) for name, labels in expected.items())
 
 
-def test_labels_of_python_and_of_the_first_nnunet_which_had_numbers_to_names():
-    assert regions_from_labels({"0": "background", "1": "liver", "2": "tumor"}) == (Region("liver", (1,)), Region("tumor", (2,)))
-    assert regions_from_labels({"background": (0,), "whole": (1, 2)}) == (Region("whole", (1, 2)),)
-    with pytest.raises(InputError, match="labels: region 'a': 'b' is not the number"):
-        regions_from_labels({"a": "b"})
+def test_labels_of_the_first_nnunet_were_numbers_to_names(tmp_path):
+    file = _write(tmp_path, {"labels": {"0": "background", "1": "liver", "2": "tumor"}})
+    assert read_regions(file) == (Region("liver", (1,)), Region("tumor", (2,)))
 
 
 @pytest.mark.parametrize(

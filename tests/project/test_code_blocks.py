@@ -24,8 +24,8 @@ import SimpleITK
 from bids_helpers import write_bids
 from cli_helpers import run_here, save_nifti
 from dicom_helpers import save, slices
-from evaluation_helpers import softmax
 from nnunet_helpers import AFFINE, write_json, write_predictions, write_tree
+from oracles import softmax
 from training_helpers import phantom
 
 import crfrefine

@@ -1,4 +1,4 @@
-"""Workflows, recipe and containers, which no test here can run: they agree with the package and name what exists."""
+"""Files that name the package's version, parts or dependencies agree with it: citation, dependencies, workflows, containers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ CONDA_NAMES = {"isal": "python-isal"}
 def as_in_conda(requirements: list[str]) -> set[str]:
     found = (re.fullmatch(r"([\w-]+)\s*(>=.*)?", line) for line in requirements)
     return {f"{CONDA_NAMES.get(match[1], match[1])} {match[2] or ''}".strip() for match in found if match is not None}
+
+
+def test_the_citation_has_the_packages_version_and_the_papers_of_the_readme():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == crfrefine.__version__
+    papers = {(paper["authors"][0]["family-names"], paper["year"]) for paper in citation["references"]}
+    assert papers == {("Monteiro", 2018), ("Krähenbühl", 2011), ("Zheng", 2015), ("Adams", 2010)}
+    listed = (ROOT / "README.md").read_text(encoding="utf-8").partition("## License and citation")[2]
+    assert all(name in listed and str(year) in listed for name, year in papers)
+
+
+def test_every_dependency_and_every_extra_has_a_row():
+    page = (ROOT / "docs" / "reference" / "dependencies.md").read_text(encoding="utf-8")
+    cells = [" ".join(re.findall(r"^\| (`[^|]+)", part, re.MULTILINE)) for part in page.split("## Extras")]
+    found = [set(re.findall("`([^`]+)`", cell)) for cell in cells]
+    wanted = {re.split(r"[<>=\[]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    assert found == [wanted, PROJECT["project"]["optional-dependencies"].keys() - {"all"}]
 
 
 def test_actions_are_pinned_jobs_may_do_little_and_what_they_run_exists():

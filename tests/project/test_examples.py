@@ -1,4 +1,4 @@
-"""The examples run and show what they say, in their quick form."""
+"""The examples run and show what they say, in their quick form; so does the recipe for a network that ends in the CRF."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from cli_helpers import load_nifti, run_here
 from script_imports import importing_from
 
+from crfrefine import CrfParameters, refine
+
 torch = pytest.importorskip("torch", reason="the examples train with PyTorch")
+
+from crfrefine.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.long
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SPACING = (1.0, 1.3, 2.0)
 
 
 @pytest.fixture
 def example(one_torch_thread: None) -> Iterator[Callable[[str], ModuleType]]:
-    """Import an example on one thread."""
-    with importing_from(EXAMPLES) as load:
+    """Import an example on one thread; one of them also imports from benchmarks/, which it finds by itself."""
+    with importing_from(EXAMPLES, EXAMPLES.parent / "benchmarks") as load:
         yield load
 
 
@@ -75,3 +82,130 @@ def test_the_recipe_with_a_network_runs_and_does_no_harm(example, tmp_path, caps
     assert scores[module.LARGEST].islands <= scores[module.NETWORK].islands
     assert_picture(tmp_path / "experiment_unet.png")
     assert f"{module.END_TO_END}, epoch 1 of 1" in capsys.readouterr().out
+
+
+def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(example, tmp_path, capsys):
+    """What is there is not trained again; a fold that lost a result trains it again, to the same bit."""
+    module = example("scribbles")
+    command = ["--quick", "--steps", "6", "--output", str(tmp_path)]
+    table = module.main(command)
+    assert tuple(table.methods) == module.WAYS
+    assert len(table.cases) == 6
+    first = capsys.readouterr().out
+    assert first.count("step 6 of 6") == 6
+    for text in ("mean Dice of 6 cases", "p (Holm)", "scribbles + crf_loss against scribbles, mean"):
+        assert text in first
+    file = tmp_path / "fold_2" / "scribbles_+_crf_loss.json"
+    before = file.read_bytes()
+    file.unlink()
+    again = module.main(command)
+    second = capsys.readouterr().out
+    assert second.count("is there already") == 5
+    assert second.count("step 6 of 6") == 1
+    assert file.read_bytes() == before
+    assert list(again) == list(table)
+    with pytest.raises(InputError, match="made with other settings or cases; remove it"):
+        module.main(["--quick", "--steps", "7", "--output", str(tmp_path)])
+
+
+@pytest.fixture
+def recipe(example, monkeypatch) -> ModuleType:
+    module = example("end_to_end")
+    monkeypatch.setattr(module, "GRID", (16, 12, 8))
+    monkeypatch.setattr(module, "SPACING", SPACING)
+    return module
+
+
+def make_model(recipe: ModuleType):
+    torch.manual_seed(0)
+    crf = recipe.CrfRnn(recipe.NUM_LABELS, recipe.NUM_MODALITIES, 3, recipe.START, spatial=True)
+    return recipe.Segmenter(recipe.SmallUNet(), crf)
+
+
+def values_of(module) -> dict:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+class StopHereError(Exception):
+    """What ends a training from outside."""
+
+
+def test_each_phase_trains_what_it_says(recipe):
+    volumes = [recipe.make_volume(seed) for seed in range(2)]
+    model = make_model(recipe)
+    for phase in recipe.PHASES:
+        before = values_of(model.network), values_of(model.crf)
+        optimizer = recipe.prepare(model, phase)
+        recipe.train_epoch(model, volumes, SPACING, optimizer, recipe.make_scaler(model, None))
+        for values, module, rate in zip(before, (model.network, model.crf), (phase.network_rate, phase.crf_rate), strict=True):
+            moved = [name for name, value in module.state_dict().items() if not torch.equal(value, values[name])]
+            assert bool(moved) == (rate > 0), phase.name
+            # What is frozen costs no backward pass, and its dropout and batch statistics rest.
+            assert {parameter.requires_grad for parameter in module.parameters()} == {rate > 0}, phase.name
+        assert model.network.training == (phase.network_rate > 0)
+    # Bandwidths too, in the last phases.
+    assert model.crf.theta_alpha.item() != recipe.START.bilateral[0].theta_alpha
+
+
+class Shuffled:
+    """Volumes in another order each epoch, as a loader's; it may stop after the first volume of an epoch, counted from 1."""
+
+    def __init__(self, volumes: list, stops_in: int = 0) -> None:
+        self.volumes, self.stops_in, self.epoch = volumes, stops_in, 0
+
+    def __iter__(self):
+        self.epoch += 1
+        for count, index in enumerate(torch.randperm(len(self.volumes))):
+            if self.epoch == self.stops_in and count == 1:
+                raise StopHereError
+            yield self.volumes[index]
+
+
+def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path):
+    """In half precision; volumes come in random order, and gradients are long enough to be cut."""
+    volumes = [recipe.make_volume(seed) for seed in range(2)]
+    through, stopped, again = (make_model(recipe) for _ in range(3))
+    for model in (through, stopped):
+        with torch.no_grad():
+            model.network.head.weight.mul_(300.0)
+    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS["float16"]}
+    torch.manual_seed(5)
+    recipe.train(through, Shuffled(volumes), SPACING, 1, None, **options)
+    torch.manual_seed(5)
+    with pytest.raises(StopHereError):
+        recipe.train(stopped, Shuffled(volumes, 2), SPACING, 1, checkpoint, **options)
+    recipe.train(again, Shuffled(volumes), SPACING, 1, checkpoint, **options)
+    found, wanted = values_of(again), values_of(through)
+    assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
+
+
+def test_the_saved_parameters_are_the_layer_with_more_steps(recipe, tmp_path, capsys):
+    file = tmp_path / "trained.toml"
+    model = recipe.main(["--cases", "1", "--epochs", "1", "--output", str(file)])
+    learned = CrfParameters.load(file)
+    assert (model.crf.num_iterations, learned.mean_field.num_iterations) == (5, 10)
+    assert "refined: Dice" in capsys.readouterr().out
+    volume = recipe.make_volume(9)
+    with torch.no_grad():
+        logits = model.network(volume["image"])
+        wanted = model.crf(logits, volume["image"], SPACING)[0].softmax(0).numpy()
+    same = learned.replace(**{"mean_field.num_iterations": 5, "mean_field.tolerance": 0.0})
+    found = refine(logits[0].numpy(), volume["image"][0].numpy(), spacing=SPACING, parameters=same)
+    # Rounding of float32 over five steps; the file writes weights with the digits of float32.
+    np.testing.assert_allclose(found.marginals, wanted, atol=2e-5)
+
+
+def test_with_monai_infer_goes_on_where_training_ended(recipe, example, tmp_path):
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    module = example("end_to_end_monai")
+    module.main(["--cases", "2", "--epochs", "1", "--autocast", "--output", str(tmp_path)])
+    out = tmp_path / "refined"
+    done = run_here(
+        "infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", out, "-c", tmp_path / "params.toml", "--threads", "1"
+    )
+    assert done.status == 0, done.stderr
+    for case in ("case1000", "case1001", "case1002"):
+        image = np.stack([load_nifti(tmp_path / "images" / f"{case}_{modality:04d}.nii.gz") for modality in range(2)])
+        logits = np.moveaxis(load_nifti(tmp_path / "logits" / f"{case}.nii.gz"), -1, 0)
+        wanted = refine(logits, image, spacing=SPACING, parameters=tmp_path / "params.toml").label_map
+        np.testing.assert_array_equal(load_nifti(out / f"{case}.nii.gz"), wanted)

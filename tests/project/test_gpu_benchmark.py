@@ -1,13 +1,11 @@
-"""The benchmark of the GPU as far as it goes without one: steps and limits, comparison, tables, and that every kernel is run."""
+"""The first run on a GPU as far as it goes without one: steps, and the record of the kernels with its player, on a stand-in for CuPy."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,141 +13,87 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
+from pretended_gpus import SITE
 from script_imports import importing_from
 
-from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "benchmarks"
-SITE = ROOT / "tests" / "helpers" / "pretended_site"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
 
 @pytest.fixture
-def load() -> Iterator[Any]:
-    """Imports a module of the benchmarks, which are no package."""
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a module of the benchmarks, which are no package; processes have the same path, and find a GPU."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SITE), str(BENCHMARKS), *sys.path[1:]]))
+    monkeypatch.setenv("PRETENDED_CUPY", "1")
     with importing_from(BENCHMARKS) as found:
         yield found
 
 
-def _run(*command: object, site: Path = BENCHMARKS, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Python, with the package that the tests have on the path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(BENCHMARKS), *sys.path[1:]]), **changes}
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 300, "env": environment}
-    return subprocess.run([sys.executable, *map(str, command)], **options)
-
-
 @pytest.mark.long
 @needs_compiler
-def test_with_a_gpu_each_step_finds_what_it_is_for(load: Any, tmp_path: Path) -> None:
-    """On a stand-in for CuPy, whose memory is numpy's: what runs behind "a GPU is there", and tables."""
+def test_each_step_finds_what_it_is_for(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = tmp_path / "lines.jsonl"
+    monkeypatch.setenv("GPU_SHAPE", "7x5x6")
     for step in ("environment", "contact Lm refine", "time Lm-1.5mm lattice", "refine Lm"):
-        done = _run(BENCHMARKS / "gpu.py", *step.split(), "-o", lines, site=SITE, PRETENDED_CUPY="1", GPU_SHAPE="7x5x6")
+        command = [sys.executable, BENCHMARKS / "gpu.py", *step.split(), "-o", lines]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, (step, done.stdout, done.stderr)
     tables = load("gpu_tables")
     found = tables.gathered([lines])
     assert found["contact"]["Lm refine"].keys().isdisjoint({"failed", "skipped"})
     assert found["workloads"]["Lm-1.5mm"]["cpu"]["seconds"] > 0.0
     assert "| Lm-1.5mm: 7×5×6 |" in tables.tables(found)
-    assert [line["attempt"] for line in tables.read_lines([lines]) if line["step"] == "refine"] == ["first", "second"]
-    other, page = tmp_path / "other.jsonl", ROOT / "docs" / "reference" / "benchmarks.md"
-    before = page.read_bytes()
-    other.write_text(json.dumps({"step": "run", "name": "a step", "outcome": "ended at its limit"}) + '\n{"step": "ti', encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"other\.jsonl: no step found a GPU|a step: ended at its limit"):
-        tables.write(tables.gathered([lines, other]))
-    other.write_text(json.dumps({"device": {"name": "another GPU"}}) + "\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="another GPU"):
-        tables.gathered([lines, other])
-    assert page.read_bytes() == before
-
-
-def test_every_call_ends_in_time(load: Any, tmp_path: Path) -> None:
-    """With every step at its limit. Nothing is timed beside anything else."""
-    steps = load("gpu_first_run")
-    found = steps.calls(tmp_path / "lines.jsonl", tmp_path / "record.npz", [tmp_path / "a.whl"], tmp_path)
-    assert sorted(found) == [1, 2, 3]
-    for call in found.values():
-        assert steps.longest(call) <= steps.MOST_SECONDS < 560
-        names = [step.name for together in call for step in together]
-        assert len(set(names)) == len(names)
-        assert all(len(together) == 1 for together in call if together[0].name.startswith(("time", "replay")))
-    modes = [
-        {step.environment.get("CRFREFINE_CUDA", "all") for step in together}
-        for together in found[1]
-        if together[0].name.startswith("contact")
-    ]
-    assert modes == [{"plain"}, {"all"}]
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path: Path) -> None:
     """The steps beside and after it run, and each has a line."""
     steps = load("gpu_first_run")
     hangs = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
-    lines = tmp_path / "call.jsonl"
     python = [sys.executable, "-S", "-c"]
-    call = [
-        [steps.Step("hangs", 2, [*python, hangs]), steps.Step("beside", 30, [*python, "print('there')"])],
-        [steps.Step("fails", 30, [*python, "raise SystemExit('wrong')"])],
-        [steps.Step("absent", 30, [])],
-        [steps.Step("no program", 30, [tmp_path / "none"])],
-        [steps.Step("after", 30, [*python, "import os; print(os.environ['B'])"], {"B": "2"})],
-    ]
-    steps.run_call(call, lines)
+    beside = [steps.Step("hangs", 2, [*python, hangs]), steps.Step("beside", 30, [*python, "print('there')"])]
+    lines = tmp_path / "call.jsonl"
+    steps.run_call([beside, [steps.Step("fails", 30, [*python, "raise SystemExit('wrong')"])]], lines)
     found = {line["name"]: line for line in steps.read_lines([lines])}
-    assert {name: line["outcome"] for name, line in found.items()} == {
-        "beside": "done",
-        "hangs": "ended at its limit",
-        "fails": "failed",
-        "absent": "skipped",
-        "no program": "failed",
-        "after": "done",
-    }
-    assert found["fails"]["said"] == "wrong"
-    assert steps.failed_runs(found.values()) == ["hangs: ended at its limit", "fails: failed", "no program: failed"]
+    outcomes = {name: line["outcome"] for name, line in found.items()}
+    assert outcomes == {"beside": "done", "hangs": "ended at its limit", "fails": "failed"}
     state = Path(f"/proc/{int(found['hangs']['said'])}/stat")
     assert not state.exists() or state.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    assert "==== after: done, status 0\n2\n" in (tmp_path / "call.log").read_text(encoding="utf-8")
 
 
-@pytest.mark.long
-def test_no_test_for_a_gpu_is_missed(load: Any, tmp_path: Path) -> None:
-    """Call 2 has all files that `gpu_tests` finds; of a file that it does not find, or that has no marker, this very test run complains."""
-    found = load("gpu_first_run").calls(tmp_path, tmp_path, [], tmp_path)[2]
-    names = {step.name for together in found for step in together}
-    assert {"test engines/test_spatial", "test engines/test_cuda_gpu", "test train/test_device", "test arrays/test_padding"} <= names
-    assert "test project/test_gpu_benchmark" not in names
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    path = f"pythonpath={ROOT / 'tests' / 'helpers'}"
-    options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-o", path, "-p", "no:cacheprovider"]
-    test, skip = tmp_path / "test_it.py", "import pytest\n\ndef test_it():\n    pytest.skip('needs a GPU and CuPy')\n"
-    for text, status, message in (
-        (skip.replace("def", "@pytest.mark." + "gpu\ndef"), 4, "tests for a GPU that gpu_tests.files() does not find"),
-        (skip, 1, "a test that needs a GPU has no marker"),
-    ):
-        test.write_text(text, encoding="utf-8")
-        done = _run("-m", "pytest", *options, test)
-        assert (done.returncode, message in done.stdout + done.stderr) == (status, True), done.stdout
+def _cases(device: Any) -> None:
+    """Filterings with direct sums and with a spatial kernel."""
+    rng = np.random.default_rng(3)
+    mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
+    for filter_name, theta_beta in (("exact", (0.4,)), ("auto", None)):
+        kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7), theta_beta),), "symmetric", filter_name, num_labels=3, num_iterations=1)
+        CudaBackend(device).message(rng.random((3, 5, 4, 7), dtype=np.float32), image, mask, (1.0, 0.8, 1.5), kernels)
 
 
 @needs_compiler
-def test_results_that_differ_are_named(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels as C++ against the CPU engine; then with logits that are off by more than rounding, and with a warning."""
-    cases = load("gpu_cases")
-    monkeypatch.setattr(cases, "SMALL", {"CT": (8, 6, 7)})
-    shim, cpu = cuda_shim.shim_backend(), get_backend("cpu")
-    for name in ("exact", "grid"):
-        entry = cases.contact(shim, cpu, "CT", name)
-        assert entry.keys() == {"difference"}, entry
-        assert entry["difference"] < 1e-3
+def test_recorded_kernels_are_played_and_a_wrong_number_has_its_line(load: Any, tmp_path: Path) -> None:
+    """With nothing of the engine; without time, none begins, and each has a line."""
+    assert "crfrefine" not in load("gpu_replay").__dict__
+    record, lines = tmp_path / "record.npz", tmp_path / "lines.jsonl"
+    number = load("gpu_record").record(record, _cases)
 
-    class Wrong:
-        def mean_field(self, *arguments: Any, **options: Any) -> Any:
-            warnings.warn("something about the GPU", RuntimeWarning, stacklevel=1)
-            found = shim.mean_field(*arguments, **options)
-            found.logits[1] += np.float32(0.01)
-            return found
+    def play(*options: str) -> set[tuple[str, str]]:
+        lines.unlink(missing_ok=True)
+        status = load("gpu_replay").main([str(record), "-o", str(lines), *options])
+        found = load("gpu_replay").read_lines([lines])
+        assert len(found) == number
+        assert status == any(line["outcome"] != "right" for line in found)
+        return {(line["outcome"], line["kernel"]) for line in found}
 
-    text = "logits differ from those expected by 0.01"
-    assert cases.contact(Wrong(), cpu, "CT", "exact")["failed"].startswith(f"{text}; something about the GPU")
+    all_right = play()
+    assert {outcome for outcome, _ in all_right} == {"right"}
+    with np.load(record) as stored:
+        arrays = dict(stored)
+    memory = next(launch["memory"] for launch in json.loads(arrays["index"].tobytes())["launches"] if launch["kernel"] == "filter_axis")
+    arrays[next(after for _, after in memory if after)] += np.uint8(64)
+    np.savez(record, **arrays)
+    assert {kernel for outcome, kernel in play() if outcome == "wrong"} == {"filter_axis"}
+    assert play("--seconds", "0") == {("not run", kernel) for _, kernel in all_right}

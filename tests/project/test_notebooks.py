@@ -6,7 +6,7 @@ import pydoc
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,37 +20,14 @@ from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.refinement.result import DenseLogits
 
 
-class Table(HTMLParser):
-    """Reads cells, and fails on tags that are not closed in order."""
+class Table:
+    """Caption, rows and notes of a table; fails on tags that are not closed in order."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.caption = ""
-        self.notes: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self._open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        elif tag == "p":
-            self.notes.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-        elif self._open and self._open[-1] == "caption":
-            self.caption += data
-        elif self._open and self._open[-1] == "p":
-            self.notes[-1] += data
+        tree = ElementTree.fromstring(f"<div>{text}</div>")
+        self.caption = tree.findtext(".//caption")
+        self.rows = [["".join(cell.itertext()) for cell in row] for row in tree.iter("tr")]
+        self.notes = [note.text for note in tree.iter("p")]
 
 
 def result_of(num_labels: int, spacing: tuple[float, ...] | None, shape: tuple[int, ...] = (9, 6, 7), **more: object) -> RefinementResult:

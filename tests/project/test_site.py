@@ -1,9 +1,8 @@
-"""The site of the documentation, without the tools that build it: navigation, public names, what it loads. `make docs` checks the rest."""
+"""The site of the documentation, without the tools that build it: public names, what it loads. `make docs` checks the rest."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -16,24 +15,6 @@ CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference" / "api").glob("*.md")))
 SHOWN = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
 PROMISED = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF} | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
-
-
-def pages_of(entries: object) -> Iterator[str]:
-    """The pages that a part of the navigation names."""
-    if isinstance(entries, str):
-        yield entries
-    else:
-        for entry in entries.values() if isinstance(entries, dict) else entries:
-            yield from pages_of(entry)
-
-
-def test_every_page_is_in_the_navigation_once():
-    named = list(pages_of(CONFIG["nav"]))
-    assert sorted(set(named)) == sorted(named)
-    ours = {page for page in named if not page.startswith("source/")}
-    assert ours == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
-    # The others are files beside docs/, for which docs/theme/hooks.py makes pages.
-    assert all((ROOT / page.removeprefix("source/")).is_file() for page in set(named) - ours)
 
 
 def test_every_public_name_is_on_a_page_of_the_api_once():

@@ -19,7 +19,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.tiles.running import Settings
 from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
 from crfrefine.refinement.tiles.streaming import ChannelStream, refine_stream
-from crfrefine.runs.infer.result_channels import refine_streamed
+from crfrefine.runs.infer.streamed_case import refine_streamed
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
 NUM_LABELS = 4
@@ -72,9 +72,9 @@ def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, str
         seen.append("streamed")
         return refine_streamed(case, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("crfrefine.runs.infer.result_channels.refine_streamed", count)
+    monkeypatch.setattr("crfrefine.runs.infer.streamed_case.refine_streamed", count)
     for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
-        monkeypatch.setattr(f"crfrefine.cases.streamed.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"
     options = (*options, "-m", masks) if masks.is_dir() else options
     result = run_here("infer", *folders.arguments, *MODEL, *options)

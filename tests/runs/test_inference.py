@@ -13,6 +13,7 @@ from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 import crfrefine.cases.case
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
@@ -92,13 +93,13 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     folders = write_folders(tmp_path, *"abcdef")
     alive: list[tuple[weakref.ref, weakref.ref]] = []
     most_alive, started, ahead, headers, computing = 0, [], [], [], threading.Event()
-    load_case, read_case_headers = crfrefine.cases.case.load_case, crfrefine.cases.case.read_case_headers
+    read_case, read_case_headers = crfrefine.cases.case.read_case, crfrefine.cases.case.read_case_headers
 
-    def counting_load_case(files: CaseFiles, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
+    def counting_read_case(of: CaseHeaders, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
         nonlocal most_alive
-        assert files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
-        ahead.append("abcdef".index(files.case_id) - len(started))
-        case = load_case(files, *arguments, **named)
+        assert of.files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
+        ahead.append("abcdef".index(of.files.case_id) - len(started))
+        case = read_case(of, *arguments, **named)
         alive.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
         most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
         return case
@@ -112,7 +113,7 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
             started.append(case_id)
             computing.set()
 
-    monkeypatch.setattr(crfrefine.cases.case, "load_case", counting_load_case)
+    monkeypatch.setattr(crfrefine.cases.case, "read_case", counting_read_case)
     monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert most_alive <= 2

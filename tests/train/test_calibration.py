@@ -10,18 +10,17 @@ import pytest
 from training_helpers import SIZES, crops, material, phantom, start, write_cases
 
 from crfrefine.apps.demo.phantom import write_phantom
+from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import fit_vector_scaling
+from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED
-from crfrefine.train.candidates import CRF
+from crfrefine.train.candidates import CRF, FitResult
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit_result import FitResult
-from crfrefine.train.folders import locate_folders
 from crfrefine.train.folds import Split
 from crfrefine.train.model import Model, calibrated_score
-from crfrefine.train.options import TrainingOptions
+from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
 
 SHIFT = 8.0
@@ -46,7 +45,7 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     split = Split((0,), (0,), ())
     shared = material(shifted)
     with Workers(2) as workers:
-        scaling = fit_vector_scaling(shared, split, workers)
+        scaling = fit_scaling(shared, split.seen, workers)
         found = calibrate(shared, split.training, start(4.0).parameters, workers)
     assert scaling.bias[2] - np.mean([scaling.bias[label] for label in (0, 1, 3)]) > 1.0
     assert sum(scaling.bias) == pytest.approx(0.0, abs=1e-5)
@@ -92,7 +91,7 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
     steps = {"learn": CALIBRATION, "num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
     result = run_training(TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "params.toml", parameters, **steps))
-    values = [fold.measured[case] for fold in result.folds for case in fold.held_out]
+    values = [fold.measured[case] for fold in result.folds for case in fold.measured]
     assert len(values) == 4
     for methods in values:
         assert methods["trained CRF"] == methods["vector scaling"]
@@ -102,7 +101,7 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     final = result.final.fit
     assert final.describe().startswith("no CRF is better than the network recalibrated: Dice 0.")
     assert final.parameters.bilateral[0].weight == 0.0
-    assert FitResult.from_dict(json.loads(json.dumps(final.to_dict()))) == final
+    assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
     text = (tmp_path / "params.toml").read_text()
     assert "No CRF was better than the network recalibrated" in " ".join(text.replace("#", " ").split())
     assert "mean_field.bias[2]: trained" in text

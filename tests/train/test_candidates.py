@@ -13,14 +13,24 @@ from training_helpers import shorten, start, write_cases
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train.between import mean_of, part_way
-from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
+from crfrefine.train.candidates import (
+    CALIBRATION,
+    CRF,
+    ONE_WEIGHT,
+    UNTRAINED,
+    VOLUMES,
+    Candidate,
+    FitResult,
+    Rivals,
+    choose,
+    pooled,
+    variants,
+)
 from crfrefine.train.device import TrainingDevice
-from crfrefine.train.fit_result import FitResult
-from crfrefine.train.folders import locate_folders
-from crfrefine.train.options import TrainingOptions
+from crfrefine.train.fitting import train
+from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
 from crfrefine.train.run import run_training
-from crfrefine.train.training import train
 
 CPU_DEVICE = TrainingDevice()
 

@@ -8,8 +8,8 @@ from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import methods
 from crfrefine.train.comparison import judge
 
-WITH_LARGEST = {methods.SCALING_LARGEST, methods.SMOOTHING_LARGEST, methods.GUIDED_LARGEST, methods.DICE_LARGEST}
-WITH_RULES = {methods.SCALING_RULES, methods.SMOOTHING_RULES, methods.GUIDED_RULES, methods.DICE_RULES}
+WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
+WITH_RULES = {methods.with_rules(name) for name in methods.RIVALS}
 
 
 def check(measured: Sequence[str], gains: Mapping[str, float], method: str, baseline: str, rivals: set[str], unbeaten: set[str]) -> str:
@@ -24,8 +24,8 @@ def check(measured: Sequence[str], gains: Mapping[str, float], method: str, base
 
 def test_the_crf_with_the_largest_component_has_rivals_with_it() -> None:
     """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.SCALING_LARGEST: 0.06}
-    told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.SCALING_LARGEST})
+    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
+    told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
     assert told.startswith("The trained CRF with the largest component ")
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.NNUNET: 0.03, methods.TRAINED_LARGEST: 0.06}
     check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST, methods.NNUNET}, set())
@@ -39,8 +39,8 @@ def test_the_postprocessing_of_nnunet_is_a_rival() -> None:
 def test_rivals_of_a_crf_with_rules_have_rules_too() -> None:
     """Here the recalibration with rules is as good as the CRF with them."""
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05}
-    gains |= {methods.RULES: 0.01, methods.TRAINED_RULES: 0.06, methods.SCALING_RULES: 0.06}
+    gains |= {methods.RULES: 0.01, methods.TRAINED_RULES: 0.06, methods.with_rules(methods.SCALING): 0.06}
     measured = [name for name in methods.ALL_MEASURED if name != methods.NNUNET]
     rivals = {*WITH_RULES, methods.LARGEST, methods.RULES}
-    told = check(measured, gains, methods.TRAINED_RULES, methods.NETWORK, rivals, {methods.SCALING_RULES})
+    told = check(measured, gains, methods.TRAINED_RULES, methods.NETWORK, rivals, {methods.with_rules(methods.SCALING)})
     assert told.startswith("The trained CRF with small-object rules helps.")

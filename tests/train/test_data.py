@@ -18,13 +18,12 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
-from crfrefine.train.checks import choose_regions
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
-from crfrefine.train.dataset import find_cases
-from crfrefine.train.folders import locate_folders
+from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.folds import choose_num_folds, make_folds
 from crfrefine.train.model import dice_of
-from crfrefine.train.reading import read_labeled
+from crfrefine.train.options import locate_folders
+from crfrefine.train.plan import choose_regions
 
 
 def read_all(folder):

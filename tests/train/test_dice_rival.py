@@ -8,12 +8,13 @@ from training_helpers import REGIONS, crops, material
 
 from crfrefine.arrays.dice_decision import dice_labels
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, label_confusion
+from crfrefine.train.crops import probabilities_of
 from crfrefine.train.dice_rival import ARGMAX, DiceDecision, decided_labels, score_decisions, tune_decision
 from crfrefine.train.folds import Split
 from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -30,7 +31,7 @@ SPLIT = Split((0, 1), (0, 1), (2,))
 
 def tuned(cases, scaling=NONE, threads=2):
     with Workers(threads) as workers:
-        return tune_decision(score_decisions(cases, REGIONS, workers), scaling, SPLIT, material(cases), workers)
+        return tune_decision(score_decisions(material(cases), workers), scaling, SPLIT.seen, material(cases), workers)
 
 
 def test_it_finds_what_the_argmax_misses():
@@ -57,7 +58,7 @@ def test_the_scaling_that_is_a_rival_itself_is_a_candidate():
         crop.logits[1] -= 7.0
         crop.logits[2] += 3.5
     undone = VectorScaling(1.0, (0.0, 7.0, -3.5, 0.0))
-    assert tuned(cases, undone) == DiceDecision(undone) == DiceDecision.from_dict(json.loads(json.dumps(DiceDecision(undone).to_dict())))
+    assert tuned(cases, undone) == DiceDecision(undone) == from_plain(DiceDecision, json.loads(json.dumps(to_plain(DiceDecision(undone)))))
 
 
 def test_only_voxels_near_foreground_are_decided():

@@ -8,17 +8,18 @@ import pytest
 import torch
 from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start
 
+from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.baselines import choose_best, smoothed, smoothing_scores
-from crfrefine.train.fitting import Fit, Hooks
+from crfrefine.train.baselines import Scores, smoothed, smoothing_scores
+from crfrefine.train.between import rounded
+from crfrefine.train.candidates import FitResult
+from crfrefine.train.fitting import Fit, Hooks, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
-from crfrefine.train.rounding import rounded
-from crfrefine.train.schedule import Schedule
 from crfrefine.train.screening import choose_starts, screen
-from crfrefine.train.starts import Start, make_starts, without_crf
+from crfrefine.train.starts import Schedule, Start, make_starts, without_crf
 from crfrefine.train.trajectory import Trajectory
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -53,7 +54,7 @@ def test_training_improves_cases_that_it_has_not_seen(useful, whole):
     read = CrfParameters.from_toml(result.parameters.to_toml())
     assert rounded(read) == read == result.parameters
     assert mean_gain(read, useful[:3]) == pytest.approx(result.score - result.network_score, abs=1e-12)
-    assert type(result).from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert from_plain(FitResult, json.loads(json.dumps(to_plain(result)))) == result
     assert not result.stopped_by_time
 
 
@@ -82,7 +83,7 @@ def test_a_restored_training_ends_with_the_same_bits(useful, whole):
     expected, states = whole
     split, schedule = split_training(range(3), seed=1), Schedule(6, rungs=((3, 1),))
     with Workers(1) as workers:
-        again = Fit(material(useful[:3]), split, [start(4.0), start(8.0)], workers, schedule, json.loads(states[5]))
+        again = Fit(material(useful[:3]), Task("", split, [start(4.0), start(8.0)], schedule), workers, json.loads(states[5]))
         assert again.run(SILENT) == expected
 
 
@@ -97,7 +98,7 @@ def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
         result = fit(cases, num_optimizer_steps=2)
     assert result.is_network
     assert np.isnan(result.network_score)
-    assert choose_best(np.full((2, 3), np.nan), (0.0, 1.0, 2.0), [0, 1]) == 0.0
+    assert Scores((0.0, 1.0, 2.0), np.full((2, 3), np.nan)).best([0, 1]) == 0.0
 
 
 def test_starts_span_the_scales_of_the_data_and_keep_the_structure_of_a_given_model():
@@ -135,8 +136,8 @@ def test_smoothing_is_chosen_where_it_helps():
     rough, right = crops(2), crops(2, "right")
     sigmas = (0.0, 2.0, 4.0)
     with Workers(2) as workers:
-        assert choose_best(smoothing_scores(rough, REGIONS, sigmas, workers), sigmas, [0]) == 2.0
-        assert choose_best(smoothing_scores(right, REGIONS, sigmas, workers), sigmas, [0, 1]) == 0.0
+        assert smoothing_scores(material(rough), sigmas, workers).best([0]) == 2.0
+        assert smoothing_scores(material(right), sigmas, workers).best([0, 1]) == 0.0
     crop = rough[0]
     assert smoothed(crop.logits, 0.0, crop.spacing) is crop.logits
     along_x = smoothed(crop.logits.astype(np.float32), 1.0, (1e9, 1e9, 1e-12))
@@ -171,7 +172,7 @@ def test_the_volume_term_is_learned_where_asked() -> None:
     cases = crops(3)
     shared = material(cases, ("volume",))
     with Workers(2) as workers:
-        fit = Fit(shared, split_training(range(3), seed=1), [begin], workers, Schedule(1, rungs=()))
+        fit = Fit(shared, Task("", split_training(range(3), seed=1), [begin], Schedule(1, rungs=())), workers)
         assert 0.0 < abs(fit.run(SILENT).parameters.volume.weight - 0.5) < 0.2
     others = {"mean_field.bias": [1.0, -9.0, 0.0, 3.0], "postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0}
     nothing = without_crf(begin.parameters.replace(**others))

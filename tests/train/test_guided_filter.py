@@ -1,14 +1,14 @@
 """The guided filter as a rival: against its definition window by window, and chosen where it helps."""
 
 import numpy as np
-from training_helpers import LARGER, REGIONS, crops
+from training_helpers import LARGER, REGIONS, crops, material
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import label_confusion
+from crfrefine.train.crops import probabilities_of
 from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
-from crfrefine.train.probabilities import probabilities_of
 
 SHAPE = (7, 6, 9)
 MM = (1.0, 2.1, 1.4)
@@ -53,16 +53,16 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
     with Workers(2) as workers:
-        useful, unguided = (score_guided(given, REGIONS, LARGER["spacing"], workers) for given in (cases, right))
-    assert useful.scores.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
+        useful, unguided = (score_guided(material(given), LARGER["spacing"], workers) for given in (cases, right))
+    assert useful.dice.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
-    gain = useful.scores[:, useful.choices.index(chosen)] - useful.scores[:, 0]
+    gain = useful.dice[:, useful.choices.index(chosen)] - useful.dice[:, 0]
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
     assert unguided.best([0, 1]) == UNGUIDED
     labels = guided_labels(cases[0].logits.astype(np.float32), cases[0].image, useful.choices[5], cases[0].spacing, None)
-    assert useful.scores[0, 5] == mean_dice(label_confusion(cases[0], labels), REGIONS)
+    assert useful.dice[0, 5] == mean_dice(label_confusion(cases[0], labels), REGIONS)
 
 
 def test_regions_are_filtered_one_by_one():

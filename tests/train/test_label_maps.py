@@ -13,12 +13,10 @@ from crfrefine.cases.case import ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.crops import make_crop
-from crfrefine.train.dataset import find_cases
+from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.device import TrainingDevice
-from crfrefine.train.folders import locate_folders
-from crfrefine.train.options import TrainingOptions
+from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
-from crfrefine.train.reading import read_labeled
 
 
 def write_label_maps(root, count):

@@ -15,11 +15,10 @@ import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
-from crfrefine.train.folders import locate_folders
+from crfrefine.train.calibration import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
 from crfrefine.train.measuring import measure_probabilities
 from crfrefine.train.model import Model
-from crfrefine.train.options import TrainingOptions
-from crfrefine.train.output_temperature import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature
+from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -78,7 +77,7 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     shared = material(cases)
     with Workers(2) as workers:
         found = calibrate_output(trained, range(3), shared, workers)
-        monkeypatch.setattr("crfrefine.train.output_temperature.MOST_VALUES", 4 * 900)
+        monkeypatch.setattr("crfrefine.train.calibration.MOST_VALUES", 4 * 900)
         few = calibrate_output(trained, range(3), shared, workers).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3
@@ -112,7 +111,7 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     assert report["verdict"]["probabilities"]["change"] == "too few cases"
     losses = []
     for fold in result.folds:
-        for name in fold.held_out:
+        for name in fold.measured:
             case = as_case(phantom(int(name.removeprefix("case"))))
             refined = crfrefine.refine(case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters)
             losses.append(measure_probabilities(case, refined.marginals)["all"]["nll"])

@@ -16,14 +16,13 @@ from crfrefine.apps.demo.phantom import write_phantom
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import crops
-from crfrefine.train.baselines import fit_vector_scaling
+from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.folds import split_training
-from crfrefine.train.losses import make_loss
+from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, calibrated_score
-from crfrefine.train.region_problem import make_region_loss
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
 DESCRIPTION = {
@@ -115,7 +114,7 @@ def test_the_biases_of_regions_are_not_centered():
     shifted = [dataclasses.replace(crop_of(seed), logits=crop_of(seed).logits - np.float16(2.0)) for seed in range(2)]
     shared = Material(shifted, make_region_loss("ce+dice", SCHEME, FREQUENCIES), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
     with Workers(2) as workers:
-        scaling = fit_vector_scaling(shared, split_training(range(2), seed=1), workers)
+        scaling = fit_scaling(shared, split_training(range(2), seed=1).seen, workers)
         found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), workers)
     assert len(scaling.bias) == len(found.mean_field.bias) == 3
     assert np.mean(scaling.bias) > 0.3

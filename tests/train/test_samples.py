@@ -6,8 +6,8 @@ from training_helpers import FINER, REGIONS, crops, material
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import crops as cropping
+from crfrefine.train.material import NUM_SAMPLED, make_sample
 from crfrefine.train.model import calibrated_score, mean_dice, network_score
-from crfrefine.train.samples import NUM_SAMPLED, make_sample
 
 BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "mean_field.temperature": 1.3})
 

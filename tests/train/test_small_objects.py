@@ -16,8 +16,8 @@ from crfrefine.refinement.case import refine
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
+from crfrefine.train.candidates import FitResult, no_crf
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.fit_result import FitResult, no_crf
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import Model
 from crfrefine.train.small_objects import ChosenRules, _best, _effects, _without, choose_rules, choose_rules_for

@@ -12,9 +12,8 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import budget as budgets
 from crfrefine.train.budget import Budget, TimeIsUpError
-from crfrefine.train.folders import locate_folders
 from crfrefine.train.observer import TrainingObserver
-from crfrefine.train.options import TrainingOptions
+from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.run import run_training
 from crfrefine.train.starts import make_starts
 

@@ -41,19 +41,12 @@ from crfrefine.runs.infer.run import InferenceObserver, run_inference
 
 @dataclass(frozen=True)
 class BidsOptions:
-    """What the app works on.
+    """What the app works on."""
 
-    Attributes:
-        dataset: the BIDS dataset with the images.
-        output: the derived dataset to write.
-        derivatives: the network's segmentations: a path, or a name under derivatives/; None: the only ones there.
-        choice: participants, sessions, modalities, labels, suffix.
-    """
-
-    dataset: Path
-    output: Path
-    derivatives: Path | None = None
-    choice: Choice = field(default_factory=Choice)
+    dataset: Path  # The BIDS dataset with the images.
+    output: Path  # The derived dataset to write.
+    derivatives: Path | None = None  # The network's segmentations: a path, or a name under derivatives/; None: the only ones there.
+    choice: Choice = field(default_factory=Choice)  # Participants, sessions, modalities, labels, suffix.
 
 
 def run_participants(
@@ -61,13 +54,7 @@ def run_participants(
 ) -> tuple[RunSummary | None, list[str]]:
     """Refine the segmentations of participants, and return the run (None: no case could be run) and what was wrong with other cases.
 
-    Args:
-        options: the datasets.
-        inference: how; its inputs and output are not looked at.
-        observer: receives the progress.
-
-    Raises:
-        CrfRefineError: the run is impossible.
+    Inputs and output of `inference` are not looked at.
     """
     derivatives = _checked(options)
     cases, problems = find_cases(options.dataset, derivatives, options.choice)
@@ -88,13 +75,8 @@ def run_participants(
 def run_group(options: BidsOptions, labels: Path, observer: EvaluationObserver | None = None) -> tuple[Evaluation, list[str]]:
     """Compare the refined label maps and the network's with reference label maps, and return the evaluation and what is missing.
 
-    Args:
-        options: the datasets; `output` has what `run_participants` wrote, and gets the report in group/.
-        labels: derivatives with reference label maps, *_dseg: a path, or a name under derivatives/ of the dataset.
-        observer: receives the progress.
-
-    Raises:
-        CrfRefineError: nothing to compare.
+    The output has what `run_participants` wrote, and gets the report in group/. The labels are derivatives: a path, or a name under
+    derivatives/.
     """
     derivatives = _checked(options)
     labels = locate_derivatives(options.dataset, labels, LABELS)

@@ -20,40 +20,25 @@ _OWN = ("label", "desc", "seg")
 
 @dataclass(frozen=True)
 class BidsCase:
-    """A segmentation with its images.
+    """A segmentation with its images."""
 
-    Attributes:
-        name: the entities that it shares with its images, such as "sub-01_ses-2".
-        subject: such as "sub-01".
-        folder: where it lies under its dataset, such as "sub-01/ses-2/anat".
-        segmentations: one file, or one per label.
-        images: one per modality.
-    """
-
-    name: str
-    subject: str
-    folder: Path
-    segmentations: tuple[Path, ...]
-    images: tuple[Path, ...] = ()
+    name: str  # The entities that it shares with its images, such as "sub-01_ses-2".
+    subject: str  # Such as "sub-01".
+    folder: Path  # Where it lies under its dataset, such as "sub-01/ses-2/anat".
+    segmentations: tuple[Path, ...]  # One file, or one per label.
+    images: tuple[Path, ...] = ()  # One per modality.
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken of a dataset.
+    """What is taken of a dataset."""
 
-    Attributes:
-        participants: labels of subjects, without "sub-"; empty: all.
-        sessions: labels of sessions, without "ses-"; empty: all.
-        modalities: suffixes of the images, in order; empty: the only one that there is.
-        labels: `label` entities of one file per label, in label order, background first; empty: one file with all labels.
-        suffix: "probseg" or "dseg".
-    """
-
-    participants: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ()
+    participants: tuple[str, ...] = ()  # Labels of subjects, without "sub-"; empty: all.
+    sessions: tuple[str, ...] = ()  # Labels of sessions, without "ses-"; empty: all.
+    modalities: tuple[str, ...] = ()  # Suffixes of the images, in order; empty: the only one that there is.
+    # `label` entities of one file per label, in label order, background first; empty: one file with all labels.
     labels: tuple[str, ...] = ()
-    suffix: str = PROBABILITIES
+    suffix: str = PROBABILITIES  # "probseg" or "dseg".
 
 
 def require_dataset(folder: Path) -> None:
@@ -65,11 +50,7 @@ def require_dataset(folder: Path) -> None:
 
 
 def locate_derivatives(dataset: Path, given: Path, suffix: str) -> Path:
-    """Return the folder of derivatives that a path names, or the name of one under derivatives/ of the dataset.
-
-    Raises:
-        InputError: there is neither.
-    """
+    """Return the folder of derivatives that a path names, or the name of one under derivatives/ of the dataset."""
     named = dataset / "derivatives" / given
     found = next((folder for folder in (given, named) if folder.is_dir()), None)
     if found is None:
@@ -80,11 +61,7 @@ def locate_derivatives(dataset: Path, given: Path, suffix: str) -> Path:
 
 
 def find_derivatives(dataset: Path, given: Path | None, output: Path, suffix: str) -> Path:
-    """Return the dataset with the network's segmentations: the given one, or the only one under derivatives/ that has any.
-
-    Raises:
-        InputError: there is none, or several.
-    """
+    """Return the dataset with the network's segmentations: the given one, or the only one under derivatives/ that has any."""
     if given is not None:
         return locate_derivatives(dataset, given, suffix)
     folders = sorted(path for path in (dataset / "derivatives").glob("*") if path.is_dir() and path.resolve() != output.resolve())
@@ -114,13 +91,7 @@ def find_subjects(dataset: Path, participants: Sequence[str]) -> list[str]:
 def find_cases(dataset: Path, derivatives: Path, choice: Choice) -> tuple[list[BidsCase], list[str]]:
     """Return the cases of a dataset, and what is wrong with the others: those without segmentations or images.
 
-    Args:
-        dataset: with the raw images.
-        derivatives: with the segmentations, and perhaps images on their grid.
-        choice: what is taken.
-
-    Raises:
-        InputError: a subject that was asked for is not there.
+    Images are the raw ones, unless there are some on the grid of the segmentations beside them.
     """
     cases: list[BidsCase] = []
     problems: list[str] = []
@@ -214,17 +185,11 @@ _SUFFIX = re.compile(r"[a-zA-Z0-9]+")
 
 @dataclass(frozen=True)
 class BidsName:
-    """A volume of a BIDS dataset.
+    """A volume of a BIDS dataset."""
 
-    Attributes:
-        path: of the file.
-        entities: key to value, in the order of the name.
-        suffix: such as "T1w" or "probseg".
-    """
-
-    path: Path
-    entities: Mapping[str, str]
-    suffix: str
+    path: Path  # Of the file.
+    entities: Mapping[str, str]  # Key to value, in the order of the name.
+    suffix: str  # Such as "T1w" or "probseg".
 
     def without(self, *keys: str) -> dict[str, str]:
         """Return the entities but for some."""

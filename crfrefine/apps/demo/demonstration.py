@@ -34,16 +34,7 @@ class LabelAgreement:
 
 
 def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomFiles, InferenceOptions]:
-    """Write a phantom below `folder` and return its place, and the options to refine it.
-
-    Args:
-        folder: created if necessary.
-        seed: another seed, another phantom.
-        threads: CPU threads; None: the cores this process may use.
-
-    Raises:
-        CrfRefineError: the folder cannot be written to.
-    """
+    """Write a phantom below `folder` and return its place, and the options to refine it."""
     from crfrefine.apps.demo.phantom import make_phantom, write_phantom
     from crfrefine.io.atomic import check_writable
 
@@ -62,12 +53,7 @@ def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomF
 
 
 def compare_with_truth(files: PhantomFiles, refined: Path) -> list[LabelAgreement]:
-    """Compare the network's labels and the refined ones with the phantom's truth, label by label.
-
-    Args:
-        files: the files of the phantom.
-        refined: the refined label map.
-    """
+    """Compare the network's labels and the refined ones with the phantom's truth, label by label."""
     from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.arrays.components import count_components
     from crfrefine.arrays.label_maps import argmax_labels

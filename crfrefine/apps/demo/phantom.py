@@ -30,19 +30,12 @@ _INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.7
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic case.
+    """A synthetic case."""
 
-    Attributes:
-        image: (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
-        labels: (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
-        logits: (4, *grid) float32, as from a mediocre network.
-        spacing: mm, one per grid axis.
-    """
-
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-    logits: NDArray[np.float32]
-    spacing: tuple[float, float, float]
+    image: NDArray[np.float32]  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
+    labels: NDArray[np.uint8]  # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
+    logits: NDArray[np.float32]  # (4, *grid) float32, as from a mediocre network.
+    spacing: tuple[float, float, float]  # mm, one per grid axis.
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -84,15 +77,7 @@ def make_phantom(
 ) -> Phantom:
     """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network.
 
-    The logits have blurred and wandering borders, false islands and missing parts.
-
-    Args:
-        seed: determines the phantom and its logits.
-        grid_shape: voxels along x, y, z; at least 8 each.
-        spacing: mm along x, y, z.
-
-    Raises:
-        ValueError: an axis has fewer than 8 voxels, or a spacing is not positive.
+    The logits have blurred and wandering borders, false islands and missing parts. Each axis has at least 8 voxels.
     """
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")

@@ -34,27 +34,19 @@ if TYPE_CHECKING:
 def convert_file(
     source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
 ) -> str:
-    """Convert a file with a label map, or with logits or probabilities of several labels.
+    """Convert a file with a label map, or with logits or probabilities of several labels; return a sentence about input and output.
 
-    Args:
-        source: the file to read.
-        target: the file to write; its suffix names the format.
-        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source. Sigmoid channels whose regions a
-            `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them.
-        like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
-        allow_mismatched_dicom: whether DICOM files of source and `like` may be of different studies and frames of reference.
-
-    Returns:
-        A sentence about the input and the output.
+    `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
+    `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
+    image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
 
     Raises:
-        InputError: the source has no geometry and `like` is missing, or a label map should become logits; source and
-            `like` are DICOM of different patients, or studies or frames of reference that are not allowed.
+        InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.
         GridMismatchError: source and `like` are on different grids.
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
     source, target = Path(source), Path(target)
-    if require_suffix(target).check_image is not None and like is None:
+    if require_suffix(target).refers_to_series and like is None:
         raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
@@ -160,7 +152,7 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     if like is not None and not header.on_same_grid(like):
         raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
     chosen = like or header
-    if require_suffix(target).check_header is not None and not _is_series(chosen):
+    if require_suffix(target).refers_to_series and not _is_series(chosen):
         raise InputError(
             f"{target}: a DICOM segmentation refers to the DICOM series it was made on, and {chosen.path} is {chosen.format}: "
             "name the folder of that series with --like, or write another format, such as .nii.gz or .seg.nrrd"

@@ -36,90 +36,52 @@ _LITTLE_SPACE = 1 << 30
 
 @dataclass(frozen=True)
 class Engine:
-    """The CPU engine.
+    """The CPU engine."""
 
-    Attributes:
-        level: the instruction set in use; None: it cannot be loaded.
-        best_level: the best one that is compiled and that this processor supports.
-        processor_level: the best one that this processor supports, compiled or not.
-        levels: those that are compiled.
-        error: why it does not run; None: it does.
-        traceback: of an unexpected error.
-    """
-
-    level: str | None = None
-    best_level: str | None = None
-    processor_level: str | None = None
-    levels: tuple[str, ...] = ()
-    error: str | None = None
-    traceback: str | None = None
+    level: str | None = None  # The instruction set in use; None: it cannot be loaded.
+    best_level: str | None = None  # The best one that is compiled and that this processor supports.
+    processor_level: str | None = None  # The best one that this processor supports, compiled or not.
+    levels: tuple[str, ...] = ()  # Those that are compiled.
+    error: str | None = None  # Why it does not run; None: it does.
+    traceback: str | None = None  # Of an unexpected error.
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPUs.
+    """The GPUs."""
 
-    Attributes:
-        is_there: whether the system shows one.
-        number: how many the driver shows, if they can be used.
-        error: why `--device cuda` does not work; None: it does.
-        properties: of the first one; None if it cannot be used.
-    """
-
-    is_there: bool
-    number: int = 0
-    error: str | None = None
-    properties: dict[str, Any] | None = None
+    is_there: bool  # Whether the system shows one.
+    number: int = 0  # How many the driver shows, if they can be used.
+    error: str | None = None  # Why `--device cuda` does not work; None: it does.
+    properties: dict[str, Any] | None = None  # Of the first one; None if it cannot be used.
 
 
 @dataclass(frozen=True)
 class Space:
-    """A folder for files.
+    """A folder for files."""
 
-    Attributes:
-        folder: its path; None: there is none that can be written to.
-        free: bytes; None: not known.
-    """
-
-    folder: str | None
-    free: int | None
+    folder: str | None  # Its path; None: there is none that can be written to.
+    free: int | None  # Bytes; None: not known.
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. Sizes are in bytes.
+    """What was found. Sizes are in bytes."""
 
-    Attributes:
-        version: of crfrefine.
-        package: its folder.
-        python: version, and the path of the interpreter.
-        system: name and version.
-        processor: its model, as far as the system tells.
-        engine: the CPU engine, after a run on a few voxels.
-        cores: those a run takes, where the limit comes from, and those of the machine.
-        memory: what a run may take (None: no limit is known), and where the limit comes from.
-        open_files: the soft and the hard limit; None: none, or not known.
-        temporary: the folder for temporary files, which train-crf uses for crops beyond 1 GiB.
-        gpu: the GPUs, and whether the GPU engine can use the first one.
-        installation: packages and extras.
-        programs: the path of each program that messages name; None: it is not there.
-        environment: the variables that change what crfrefine does.
-    """
-
-    version: str
-    package: str
-    python: dict[str, str]
-    system: str
-    processor: str
-    engine: Engine
-    cores: dict[str, Any]
-    memory: dict[str, Any]
-    open_files: dict[str, int | None]
-    temporary: Space
-    gpu: Gpu
-    installation: Installation
-    programs: dict[str, str | None]
-    environment: dict[str, str]
+    version: str  # Of crfrefine.
+    package: str  # Its folder.
+    python: dict[str, str]  # Version, and the path of the interpreter.
+    system: str  # Name and version.
+    processor: str  # Its model, as far as the system tells.
+    engine: Engine  # The CPU engine, after a run on a few voxels.
+    cores: dict[str, Any]  # Those a run takes, where the limit comes from, and those of the machine.
+    memory: dict[str, Any]  # What a run may take (None: no limit is known), and where the limit comes from.
+    open_files: dict[str, int | None]  # The soft and the hard limit; None: none, or not known.
+    temporary: Space  # The folder for temporary files, which train-crf uses for crops beyond 1 GiB.
+    gpu: Gpu  # The GPUs, and whether the GPU engine can use the first one.
+    installation: Installation  # Packages and extras.
+    programs: dict[str, str | None]  # The path of each program that messages name; None: it is not there.
+    environment: dict[str, str]  # The variables that change what crfrefine does.
 
     def to_do(self) -> list[str]:
         """Return what to correct; a feature whose extra is not installed is no fault."""

@@ -32,19 +32,12 @@ _OWN_NAME = "crfrefine"
 
 @dataclass(frozen=True)
 class Package:
-    """A package that crfrefine or an extra of it needs.
+    """A package that crfrefine or an extra of it needs."""
 
-    Attributes:
-        name: as the package index has it.
-        needs: the versions that fit, such as ">=1.26".
-        version: the installed one; None: it is not installed.
-        fits: whether a version that fits is installed.
-    """
-
-    name: str
-    needs: str
-    version: str | None
-    fits: bool
+    name: str  # As the package index has it.
+    needs: str  # The versions that fit, such as ">=1.26".
+    version: str | None  # The installed one; None: it is not installed.
+    fits: bool  # Whether a version that fits is installed.
 
     @property
     def problem(self) -> str | None:
@@ -56,19 +49,12 @@ class Package:
 
 @dataclass(frozen=True)
 class Extra:
-    """A group of optional packages.
+    """A group of optional packages."""
 
-    Attributes:
-        name: as in `pip install 'crfrefine[NAME]'`.
-        purpose: its use; "" if this version does not know it.
-        install: the command that installs it.
-        packages: what it brings.
-    """
-
-    name: str
-    purpose: str
-    install: str
-    packages: tuple[Package, ...]
+    name: str  # As in `pip install 'crfrefine[NAME]'`.
+    purpose: str  # Its use; "" if this version does not know it.
+    install: str  # The command that installs it.
+    packages: tuple[Package, ...]  # What it brings.
 
     @property
     def is_complete(self) -> bool:
@@ -78,17 +64,11 @@ class Extra:
 
 @dataclass(frozen=True)
 class Installation:
-    """What the metadata says.
+    """What the metadata says."""
 
-    Attributes:
-        required: packages that crfrefine does not work without.
-        extras: all but those that only gather others.
-        problem: why the metadata cannot be relied on; None: it can.
-    """
-
-    required: tuple[Package, ...] = ()
-    extras: tuple[Extra, ...] = ()
-    problem: str | None = None
+    required: tuple[Package, ...] = ()  # Packages that crfrefine does not work without.
+    extras: tuple[Extra, ...] = ()  # All but those that only gather others.
+    problem: str | None = None  # Why the metadata cannot be relied on; None: it can.
 
 
 def read_installation() -> Installation:
@@ -119,10 +99,7 @@ def parse_requirements(
 ) -> tuple[tuple[Package, ...], tuple[Extra, ...]]:
     """Return what is required, and the extras, of this Python on this system.
 
-    Args:
-        lines: requirements as in the metadata, such as `torch>=2.4; extra == "train"`; lines that are none are left out.
-        extras: names of extras.
-        version_of: the installed version of a package, or None.
+    Lines are as in the metadata, such as `torch>=2.4; extra == "train"`; those that are none are left out.
     """
     found = []
     for line in lines:

@@ -28,23 +28,14 @@ _MOST_LISTED_VALUES = 32
 
 @dataclass(frozen=True)
 class FolderReport:
-    """The cases of a folder.
+    """The cases of a folder."""
 
-    Attributes:
-        path: the folder.
-        cases: case name and a line about it: modalities, grid, labels, other files.
-        notes: what was ignored and why.
-        problems: one message per problem.
-        tracebacks: tracebacks of unexpected errors.
-        causes: of the problems; only the first one of each is told whole.
-    """
-
-    path: Path
-    cases: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    tracebacks: list[str] = field(default_factory=list)
-    causes: Causes = field(default_factory=Causes, repr=False, compare=False)
+    path: Path  # The folder.
+    cases: dict[str, str] = field(default_factory=dict)  # Case name and a line about it: modalities, grid, labels, other files.
+    notes: list[str] = field(default_factory=list)  # What was ignored and why.
+    problems: list[str] = field(default_factory=list)  # One message per problem.
+    tracebacks: list[str] = field(default_factory=list)  # Tracebacks of unexpected errors.
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)  # Of the problems; only the first one of each is told whole.
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -53,21 +44,8 @@ class FolderReport:
             self.tracebacks.append(failure.traceback)
 
 
-def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe the volume of a file, as pairs of name and value for display.
-
-    Args:
-        path: a volume or an .npz.
-        values: also read the voxels and report the range of each channel, or the count of each label.
-
-    Raises:
-        CrfRefineError: the file cannot be read (InputError or UnsupportedFormatError).
-    """
-    return describe_header(io.read_header(path), values=values)
-
-
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe a volume by its header; see `describe_file`."""
+    """Describe a volume, as pairs of name and value for display; with `values`, also ranges of channels, or counts of labels."""
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(str(size) for size in header.grid_shape)),
@@ -88,10 +66,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
-    Args:
-        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
-        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+    Beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
     """
     from crfrefine.cases.case import read_case_headers
 

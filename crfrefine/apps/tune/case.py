@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.cases.case import load_case, read_case_headers, read_reference
+from crfrefine.cases.case import read_case, read_case_headers
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
+from crfrefine.cases.case_memory import what_to_keep
+from crfrefine.cases.label_input import LabelMap
 from crfrefine.errors import InputError
 from crfrefine.pages.pictures.display import Upright
 from crfrefine.pages.pictures.planes import choose_places
@@ -27,35 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TuneCase:
-    """A case, read once.
+    """A case, read once."""
 
-    Attributes:
-        files: its paths.
-        image: (M, *grid) float32, raw intensities.
-        logits: (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
-        network: (*grid), the network's own labels.
-        mask: (*grid) of a mask file; None: there is none.
-        reference: (*grid) labels; None: there is none.
-        spacing: mm, one per grid axis.
-        num_labels: L of label maps, background included.
-        channel_labels: the labels that occur, if the network's output is a label map.
-        regions: the regions of the channels; None: the channels are labels.
-        pose: how to show the arrays upright.
-        notes: what the user should know, one sentence each.
-    """
-
-    files: CaseFiles
-    image: NDArray[np.float32]
-    logits: NDArray[np.float32] | None
-    network: NDArray[np.unsignedinteger[Any]]
-    mask: NDArray[np.bool_] | None
-    reference: NDArray[np.unsignedinteger[Any]] | None
-    spacing: tuple[float, ...]
-    num_labels: int
-    channel_labels: tuple[int, ...]
-    regions: RegionScheme | None
-    pose: Upright
-    notes: tuple[str, ...]
+    files: CaseFiles  # Its paths.
+    image: NDArray[np.float32]  # (M, *grid) float32, raw intensities.
+    logits: NDArray[np.float32] | None  # (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
+    network: NDArray[np.unsignedinteger[Any]]  # (*grid), the network's own labels.
+    mask: NDArray[np.bool_] | None  # (*grid) of a mask file; None: there is none.
+    reference: NDArray[np.unsignedinteger[Any]] | None  # (*grid) labels; None: there is none.
+    spacing: tuple[float, ...]  # mm, one per grid axis.
+    num_labels: int  # L of label maps, background included.
+    channel_labels: tuple[int, ...]  # The labels that occur, if the network's output is a label map.
+    regions: RegionScheme | None  # The regions of the channels; None: the channels are labels.
+    pose: Upright  # How to show the arrays upright.
+    notes: tuple[str, ...]  # What the user should know, one sentence each.
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -102,45 +87,26 @@ class TuneCase:
 
 
 def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:
-    """Read a case.
-
-    Raises:
-        CrfRefineError: as `infer` does for files that are missing or cannot be used; grids with other than two or three axes.
-    """
+    """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
     reading = replace(reading, mask_mode="none")  # A mask made from the image depends on parameters that the page changes.
     headers = read_case_headers(files, reading)
     num_axes = len(headers.images[0].grid_shape)
     if num_axes not in (2, 3):
         raise InputError(f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three")
-    if is_label_map_case(headers):
-        notes: list[str] = []
-        found = load_label_map_case(headers, reading, threads=threads)
-        return _tune_case(files, found, None, found.labels, read_reference(headers, notes), found.channel_labels, [*found.notes, *notes])
-    case = load_case(files, reading, threads=threads, with_labels=True, headers=headers)
-    return _tune_case(files, case, case.logits, case.decode(case.logits), case.labels, case.channel_labels, case.notes, case.regions)
-
-
-def _tune_case(
-    files: CaseFiles,
-    case: Any,
-    logits: NDArray[np.float32] | None,
-    network: NDArray[np.unsignedinteger[Any]],
-    reference: NDArray[np.unsignedinteger[Any]] | None,
-    channel_labels: tuple[int, ...],
-    notes: Sequence[str],
-    regions: RegionScheme | None = None,
-) -> TuneCase:
+    kept = what_to_keep(headers, reading, may_stream=False)
+    case = read_case(headers, reading, kept=kept, threads=threads, with_labels=True)
+    logits, network = (None, case.network.labels) if isinstance(case.network, LabelMap) else (case.logits, case.decode(case.logits))
     return TuneCase(
         files=files,
         image=case.image,
         logits=logits,
         network=network,
         mask=case.mask,
-        reference=reference,
+        reference=case.labels,
         spacing=case.spacing,
         num_labels=case.num_labels,
-        channel_labels=channel_labels,
-        regions=regions,
+        channel_labels=case.channel_labels,
+        regions=case.regions,
         pose=Upright.of(case.like.affine, network.ndim),
-        notes=tuple(notes),
+        notes=tuple(case.notes),
     )

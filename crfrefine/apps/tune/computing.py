@@ -32,12 +32,7 @@ _FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
 
 
 def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
-    """Return a box of the grid around a voxel, as nearly a cube in mm as the grid allows; None: the whole grid is small enough.
-
-    Args:
-        case: the case.
-        place: a voxel of the grid, one index per axis.
-    """
+    """Return a box around a voxel of the grid, as nearly a cube in mm as the grid allows; None: the whole grid is small enough."""
     num_channels = len(case.logits) if case.logits is not None else len(case.channel_labels)
     most = MOST_VALUES / max(num_channels, _FEWEST_LABELS)
     if np.prod(case.grid) <= most:
@@ -55,13 +50,7 @@ def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
 
 
 class CaseRefiner:
-    """Refines one case with ever new parameters. A box and the whole case may be refined at the same time.
-
-    Args:
-        case: the case.
-        threads: CPU threads; None: the cores this process may use.
-        device: as in `crfrefine.refine`.
-    """
+    """Refines one case with ever new parameters. A box and the whole case may be refined at the same time."""
 
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
@@ -78,13 +67,8 @@ class CaseRefiner:
     ) -> RefinementResult:
         """Return the refined case: the result of `infer` with these parameters. One call at a time.
 
-        Args:
-            parameters: the model.
-            progress: called between stages; may raise to stop.
-            show: as in `RefiningAgain`: called with the label map, (*grid), after steps that are not the last.
-
-        Raises:
-            CrfRefineError: as `crfrefine.refine`.
+        `progress` is called between stages and may raise to stop; `show` as in `RefiningAgain`, with the label map after steps but the
+        last.
         """
         case, mask = self.case, self.case.mask_for(parameters)
         image = self._normalized_image(parameters, mask)
@@ -99,13 +83,6 @@ class CaseRefiner:
 
         It differs from the whole case near the faces of the box, in what the volume term keeps, and has no rules for small objects: they
         need whole objects.
-
-        Args:
-            parameters: the model.
-            box: one slice per grid axis.
-
-        Raises:
-            CrfRefineError: as `crfrefine.refine`.
         """
         case = self.case
         mask = case.mask_for(parameters)

@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A result.
+    """A result."""
 
-    Attributes:
-        number: of the request that it answers.
-        box: the part of the grid that it covers; None: all of it.
-        labels: (*grid), or (*box).
-        facts: what to say about it, as JSON.
-    """
-
-    number: int
-    box: Box | None
-    labels: NDArray[Any]
-    facts: dict[str, Any]
+    number: int  # Of the request that it answers.
+    box: Box | None  # The part of the grid that it covers; None: all of it.
+    labels: NDArray[Any]  # (*grid), or (*box).
+    facts: dict[str, Any]  # What to say about it, as JSON.
 
 
 class News:
@@ -36,78 +29,58 @@ class News:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._version = self._serial = 0
-        self._number = self._first = 0
+        self.number = 0  # Of the newest request.
+        self.shown: Shown | None = None  # The newest result.
+        self.has_ended = False  # Whether the page is about to end.
+        self._version = self._serial = self._first = 0
         self._working = ""
-        self._shown: Shown | None = None
         self._error: dict[str, Any] | None = None
-        self._has_ended = False
-
-    @property
-    def number(self) -> int:
-        """Of the newest request."""
-        return self._number
-
-    @property
-    def shown(self) -> Shown | None:
-        """The newest result; None: there is none yet."""
-        return self._shown
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the page is about to end."""
-        return self._has_ended
 
     def begin(self, *, is_other_case: bool = False) -> int:
         """Return the number of a new request, which is larger than that of earlier ones; results of another case are forgotten."""
         with self._changed:
-            self._number += 1
+            self.number += 1
             self._error, self._working = None, "box"
             if is_other_case:
-                self._first, self._shown = self._number, None
+                self._first, self.shown = self.number, None
             self._tell()
-            return self._number
+            return self.number
 
     def publish(self, shown: Shown, working: str) -> None:
-        """Show a result unless there is a newer one, or it is of another case.
-
-        Args:
-            shown: the result.
-            working: what follows: "whole"; "": nothing.
-        """
+        """Show a result unless there is a newer one, or it is of another case; `working` is what follows: "whole", or "": nothing."""
         with self._changed:
-            if shown.number < self._first or (self._shown is not None and self._shown.number > shown.number):
+            if shown.number < self._first or (self.shown is not None and self.shown.number > shown.number):
                 return
-            self._shown = shown
+            self.shown = shown
             self._serial += 1
-            if shown.number == self._number:
+            if shown.number == self.number:
                 self._working = working
             self._tell()
 
     def fail(self, number: int, error: Exception) -> None:
         """Tell of an error, if it is that of the newest request."""
         with self._changed:
-            if number == self._number:
+            if number == self.number:
                 self._error, self._working = {"number": number, "text": describe_failure(error).message}, ""
             self._tell()
 
     def end(self) -> None:
         """Answer all that wait: the page is about to end."""
         with self._changed:
-            self._has_ended = True
+            self.has_ended = True
             self._tell()
 
     def wait(self, after: int, seconds: float) -> dict[str, Any]:
         """Return the state as soon as it is newer than a version, or after some seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._version > after or self._has_ended, seconds)
-            shown = self._shown
+            self._changed.wait_for(lambda: self._version > after or self.has_ended, seconds)
+            shown = self.shown
             return {
                 "version": self._version,
-                "number": self._number,
+                "number": self.number,
                 "working": self._working,
                 "error": self._error,
-                "has_ended": self._has_ended,
+                "has_ended": self.has_ended,
                 "result": None if shown is None else {"number": shown.number, "serial": self._serial, **shown.facts},
             }
 

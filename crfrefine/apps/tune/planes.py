@@ -44,13 +44,8 @@ def shown_planes(case: TuneCase) -> list[dict[str, Any]]:
 def plane_bytes(case: TuneCase, refined: NDArray[Any] | None, box: Box | None, number: int, index: int, modality: int) -> bytes:
     """Return a plane, row by row from the top: network, refined and reference as 16-bit labels, then gray as bytes.
 
-    Args:
-        case: the case.
-        refined: (*grid), or (*box); None: nothing yet, so all of it is UNKNOWN.
-        box: the part of the grid that `refined` covers; None: all of it.
-        number: of `pictures.planes.PLANES`.
-        index: of the plane along the axis through it; ignored for 2-D grids.
-        modality: which image.
+    The refined labels cover a box, all of the grid (None), or nothing yet (None): the rest is UNKNOWN. `number` is of `PLANES`, and `index`
+    the place along the axis through the plane.
     """
     _, across, up = PLANES[number]
     where: list[Any] = [slice(None)] * len(case.grid)

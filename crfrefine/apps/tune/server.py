@@ -52,12 +52,9 @@ def check_libraries() -> None:
 
 
 def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
-    """Serve the page until it ends itself; Ctrl-C raises KeyboardInterrupt.
+    """Serve the page on a port (0: any that is free) until it ends itself; Ctrl-C raises KeyboardInterrupt.
 
-    Args:
-        session: what the page shows.
-        port: 0: any that is free.
-        tell: called with the page's address when it can be opened.
+    `tell` is called with the page's address when it can be opened.
 
     Raises:
         BackendUnavailableError: the extra `tune` is not installed.
@@ -95,13 +92,7 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
 
 
 def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
-    """Return the application.
-
-    Args:
-        session: what the page shows.
-        token: the first part of every address.
-        end: called when the page asks to end.
-    """
+    """Return the application; every address begins with the token, and `end` is called when the page asks to end."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -162,12 +153,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
 
 
 class _Guard:
-    """Refuses addresses without the token, and adds the headers that every answer has.
-
-    Args:
-        app: what answers the others.
-        token: the first part of every address.
-    """
+    """Refuses addresses without the token, and adds the headers that every answer has."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token.encode()

@@ -30,13 +30,26 @@ from crfrefine.pages.pictures.display import label_color
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.runs.infer.inputs import RunInputs, find_inputs
+from crfrefine.runs.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from crfrefine.apps.tune.options import TuneOptions
     from crfrefine.cases.case_files import CaseFiles
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What the page shows, and where it saves."""
+
+    inputs: InferenceOptions  # Images, logits, masks, the parameters to start from, and how to read; as for `infer`.
+    # The references: a folder, or a file for one case; None: those that a network of nnU-Net was trained on, if any.
+    labels: Path | None = None
+    output: Path | None = None  # The TOML file to save to; None: the page offers the text alone.
+    first: str | None = None  # The case to open first; None: the first one.
+    regions: tuple[Region, ...] = ()  # Sigmoid channels of the network, if it has one for each; else labels that count together.
+    class_order: tuple[int, ...] | None = None  # The label that each region writes, if they are channels; None: the only one left to it.
 
 
 AS_GIVEN = ""
@@ -51,21 +64,13 @@ class BehindError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What every tab shows.
+    """What every tab shows."""
 
-    Attributes:
-        number: of the request that this state is refined by; larger than that of earlier states.
-        opened: number of the first state of the case.
-        refiner: of the case.
-        parameters: the model.
-        place: a voxel of the upright grid.
-    """
-
-    number: int
-    opened: int
-    refiner: CaseRefiner
-    parameters: CrfParameters
-    place: tuple[int, ...]
+    number: int  # Of the request that this state is refined by; larger than that of earlier states.
+    opened: int  # Number of the first state of the case.
+    refiner: CaseRefiner  # Of the case.
+    parameters: CrfParameters  # The model.
+    place: tuple[int, ...]  # A voxel of the upright grid.
 
     @property
     def text(self) -> str:
@@ -74,14 +79,7 @@ class _State:
 
 
 class Session:
-    """One page on one case at a time. Its methods may be called from any thread.
-
-    Args:
-        options: what to open.
-
-    Raises:
-        CrfRefineError: the inputs cannot be used, as `infer` says it, or nothing could be saved to the output.
-    """
+    """One page on one case at a time. Its methods may be called from any thread; they raise as `infer` does, or BehindError."""
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
@@ -147,16 +145,9 @@ class Session:
         return self._described_parameters(state)
 
     def change(self, number: int, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take changed entries, as `CrfParameters.replace` does, and refine; return the new parameters.
+        """Take changed entries of the state with a number, as `CrfParameters.replace` does, and refine; return the new parameters.
 
-        Args:
-            number: of the state that is changed.
-            changes: values by dotted keys.
-            place: a voxel of the upright grid to begin around; None: that of the state.
-
-        Raises:
-            BehindError: the state is no longer the present one.
-            ConfigError: a key or value is not allowed.
+        The box that is refined first lies around a voxel of the upright grid; None: that of the state.
         """
         return self._refine(number, lambda present: present.replace(**changes), place)
 
@@ -168,12 +159,7 @@ class Session:
         return self._refine(number, lambda present: parameters, place)
 
     def take_case(self, number: int, name: str) -> dict[str, Any]:
-        """Show another case; return its description.
-
-        Raises:
-            BehindError: as in `change`; also if another tab changed something while the case was read.
-            CrfRefineError: it cannot be read; the present one stays.
-        """
+        """Show another case; return its description. If it cannot be read, the present one stays."""
         names = [files.case_id for files in self._cases]
         if name not in names:
             raise InputError(f"{name}: no such case")
@@ -185,12 +171,7 @@ class Session:
         return self.describe()
 
     def save(self, number: int) -> dict[str, Any]:
-        """Write the parameters of a state to the output; return its path.
-
-        Raises:
-            BehindError: the state is no longer the present one.
-            CrfRefineError: there is no output, or it cannot be written.
-        """
+        """Write the parameters of a state to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
         with self._lock:  # Of two that save, the file has the later state.
@@ -202,12 +183,7 @@ class Session:
         return self._news.wait(after, seconds)
 
     def plane(self, opened: int, number: int, index: int, modality: int) -> bytes:
-        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels.
-
-        Raises:
-            BehindError: another case is shown by now than the one with this number.
-            InputError: there is no such plane or modality.
-        """
+        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels, of the case that was opened with this number."""
         with self._lock:
             state, shown = self._state, self._news.shown
         if opened != state.opened:
@@ -267,11 +243,7 @@ class Session:
 
 
 def find_cases(options: TuneOptions) -> tuple[RunInputs, tuple[CaseFiles, ...]]:
-    """Find the cases to choose from, with their references.
-
-    Raises:
-        CrfRefineError: no case, an unknown name, or options that contradict each other.
-    """
+    """Find the cases to choose from, with their references; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
     names = [case.case_id for case in inputs.cases]
     if options.first is not None and options.first not in names:

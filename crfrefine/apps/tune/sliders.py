@@ -45,13 +45,7 @@ _CHOICES = {"volume.keep": ("volume to keep", ("expected", "argmax", "largest"))
 
 
 def describe_controls(parameters: CrfParameters, modalities: list[str], labels: list[str]) -> list[dict[str, Any]]:
-    """Return the page's controls: key, value, title, and for numbers scale, low, high and unit.
-
-    Args:
-        parameters: the shown ones.
-        modalities: their names.
-        labels: names of the labels, background first.
-    """
+    """Return the page's controls: key, value, title, and for numbers scale, low, high and unit."""
     names = {"weight": labels, "theta_beta": modalities, "theta_alpha": ["x", "y", "z"], "theta_gamma": ["x", "y", "z"]}
     found = []
     for key, title, scale, value in _numbers(parameters):

@@ -38,11 +38,7 @@ IsStale = Callable[[], bool]
 
 
 class NewestOnly:
-    """Runs jobs one at a time; a job that waits is replaced by a newer one.
-
-    Args:
-        name: of the thread.
-    """
+    """Runs jobs one at a time, in a thread of this name; a job that waits is replaced by a newer one."""
 
     def __init__(self, name: str) -> None:
         self._condition = threading.Condition()
@@ -87,31 +83,18 @@ class _StaleError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """Parameters for a case.
+    """Parameters for a case."""
 
-    Attributes:
-        number: larger than that of earlier requests.
-        refiner: of the case.
-        parameters: the model.
-        regions: labels that count together in the table.
-        box: what to refine first; None: nothing.
-        in_box: its labels, once they are known.
-    """
-
-    number: int
-    refiner: CaseRefiner
-    parameters: CrfParameters
-    regions: tuple[Region, ...]
-    box: Box | None = None
-    in_box: NDArray[Any] | None = None
+    number: int  # Larger than that of earlier requests.
+    refiner: CaseRefiner  # Of the case.
+    parameters: CrfParameters  # The model.
+    regions: tuple[Region, ...]  # Labels that count together in the table.
+    box: Box | None = None  # What to refine first; None: nothing.
+    in_box: NDArray[Any] | None = None  # Its labels, once they are known.
 
 
 class Work:
-    """Computes the newest request.
-
-    Args:
-        news: hears of the results.
-    """
+    """Computes the newest request; the news hear of the results."""
 
     def __init__(self, news: News) -> None:
         self._news = news
@@ -120,15 +103,7 @@ class Work:
     def request(
         self, number: int, refiner: CaseRefiner, parameters: CrfParameters, regions: tuple[Region, ...], place: Sequence[int]
     ) -> None:
-        """Compute a request, in place of all earlier ones.
-
-        Args:
-            number: from `News.begin`.
-            refiner: of the case.
-            parameters: the model.
-            regions: labels that count together in the table.
-            place: a voxel of the grid, to begin around.
-        """
+        """Compute a request, in place of all earlier ones, first around a voxel of the grid; the number is from `News.begin`."""
         wanted = Request(number, refiner, parameters, regions, box_around(refiner.case, place))
         if wanted.box is None:
             self._thorough.submit(lambda is_stale: self._refine_whole(wanted))
@@ -219,30 +194,18 @@ def _outcome(result: RefinementResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a table says of two label maps.
+    """What a table says of two label maps."""
 
-    Attributes:
-        rows: of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
-            undefined, or there is no reference).
-        voxels_changed: with another label after than before.
-    """
-
+    # Of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
+    # undefined, or there is no reference).
     rows: list[dict[str, int | float | str | None]]
-    voxels_changed: int
+    voxels_changed: int  # With another label after than before.
 
 
 def score_labels(
     network: NDArray[Any], refined: NDArray[Any], reference: NDArray[Any] | None, num_labels: int, regions: Sequence[Region] = ()
 ) -> Scores:
-    """Count voxels and Dice, background aside.
-
-    Args:
-        network: (*grid) labels before.
-        refined: (*grid) labels after.
-        reference: (*grid); None: there are no Dice.
-        num_labels: L, background included.
-        regions: labels that count together.
-    """
+    """Count voxels and Dice, background aside; without a reference there are no Dice."""
     order = StorageOrder.of_memory(network)
     maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
     # Nearly all voxels are background in each map.

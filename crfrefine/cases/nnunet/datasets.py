@@ -35,11 +35,7 @@ class Split:
 
 
 def describe_dataset(folder: Path) -> DatasetDescription | None:
-    """Read the `dataset.json` that nnU-Net copies to its results and predictions.
-
-    Raises:
-        InputError: it is not what nnU-Net writes, or the images are of a format that is not read here.
-    """
+    """Read the `dataset.json` that nnU-Net copies to its results and predictions; raise InputError for a format that is not read here."""
     description = read_dataset_description(folder) if (folder / _DATASET).is_file() else None
     ending = None if description is None else description.file_ending
     if description is not None and ending is not None and ending.lower() not in VOLUME_SUFFIXES:
@@ -54,12 +50,7 @@ def describe_dataset(folder: Path) -> DatasetDescription | None:
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
     """Return the folder of the images that a network was trained on, or of the dataset if that lists its files.
 
-    Args:
-        network: where to begin.
-        given: by the user; None: look where nnU-Net does.
-
-    Raises:
-        InputError: there is none; the message names the places.
+    `given` is named by the user; without it, nnU-Net's places are searched, and the error names them.
     """
     if given is not None:
         _require_folder(given, "images")
@@ -78,16 +69,7 @@ def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
-    """Return the folder of the labels, or of the dataset if that lists its files.
-
-    Args:
-        network: where to begin.
-        images: from `locate_images`.
-        given: by the user; None: look where nnU-Net does.
-
-    Raises:
-        InputError: there is none; the message names the places.
-    """
+    """Return the folder of the labels, or of the dataset if that lists its files; as `locate_images`, whose result `images` is."""
     if given is not None:
         _require_folder(given, "labels")
         return given
@@ -113,13 +95,7 @@ def _require_folder(given: Path, what: str) -> None:
 
 
 def training_cases(images: Path, masks: Path | None, labels: Path | None) -> CaseList:
-    """Return the cases that a network was trained or validated on, without logits.
-
-    Args:
-        images: from `locate_images`.
-        masks: a folder; None: no masks.
-        labels: from `locate_labels`; None: no labels.
-    """
+    """Return the cases that a network was trained or validated on, without logits."""
     if not _lists_files(images):
         return discover_cases(images, None, masks, labels, include_imageless=labels is not None)
     cases = listed_cases(images)
@@ -129,11 +105,7 @@ def training_cases(images: Path, masks: Path | None, labels: Path | None) -> Cas
 
 
 def splits_of(network: TrainedNetwork) -> list[Split]:
-    """Return the cases of each fold by `splits_final.json`, in order; none if there is no such file.
-
-    Raises:
-        InputError: the file is not what nnU-Net writes.
-    """
+    """Return the cases of each fold by `splits_final.json`, in order; none if there is no such file."""
     for place in _places("nnUNet_preprocessed", network):
         path = place / "splits_final.json"
         if path.is_file():
@@ -151,11 +123,7 @@ def _splits_in(path: Path) -> list[Split]:
 
 
 def listed_cases(dataset: Path) -> CaseList:
-    """Return the cases of a `dataset.json` that lists the files of each case, which may lie anywhere.
-
-    Raises:
-        InputError: an entry is not what nnU-Net reads.
-    """
+    """Return the cases of a `dataset.json` that lists the files of each case, which may lie anywhere."""
     path = dataset / _DATASET
     cases = []
     entries = read_table(path)["dataset"]

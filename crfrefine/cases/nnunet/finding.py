@@ -18,14 +18,6 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
 
     A case that was not predicted is a failure of the run, as with any folder of logits. A case that no fold has validated is left out, with
     a note: networks are often trained on a few folds alone.
-
-    Args:
-        folder: of predictions or of a trained network.
-        images: the folder of the images; empty: where nnU-Net had them.
-        masks: a folder; None: no masks.
-
-    Raises:
-        InputError: it is not such a folder, images are not found, or no case has probabilities.
     """
     if len(images) > 1:
         raise InputError(f"{images[1]}: with --nnunet, give one folder of images")

@@ -92,11 +92,7 @@ class Folds:
         return f"not validated by fold {name}"
 
     def advice(self, without: Iterable[str]) -> list[str]:
-        """Return one sentence per fold that lacks something, with the command that makes it.
-
-        Args:
-            without: the cases that have no probabilities.
-        """
+        """Return one sentence per fold that lacks something, with the command that makes it, for cases without probabilities."""
         names = {self.fold_of.get(case_id) for case_id in without if case_id not in self.seen}
         asked = [name for name in self.expected if name in names or (None in names and name not in self.folds)]
         sentences = []
@@ -113,15 +109,7 @@ class Folds:
 
 
 def find_folds(network: TrainedNetwork, splits: Sequence[Split]) -> Folds:
-    """Look for the validated cases of every fold.
-
-    Args:
-        network: trained, at least in part.
-        splits: the cases of each fold; empty if they are unknown.
-
-    Raises:
-        InputError: the only network there is was trained on all cases.
-    """
+    """Look for the validated cases of every fold; `splits` are the cases of each fold, if they are known."""
     folders = network.fold_folders()
     if list(folders) == [ALL]:
         raise InputError(

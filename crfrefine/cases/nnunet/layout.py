@@ -91,11 +91,7 @@ class PredictionFolder:
 
 
 def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
-    """Return what a folder of nnU-Net holds.
-
-    Raises:
-        InputError: it is neither; the message names what was looked for, and the folders nearby that are.
-    """
+    """Return what a folder of nnU-Net holds; the InputError for another one names the folders nearby that are of nnU-Net."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder{_beside_results(path)}")
@@ -113,11 +109,7 @@ def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
 
 
 def require_trained(path: Path) -> TrainedNetwork:
-    """Return the trained network of a folder.
-
-    Raises:
-        InputError: see `recognize_folder`; or it holds predictions, which have no labels to learn from.
-    """
+    """Return the trained network of a folder."""
     found = recognize_folder(path)
     if isinstance(found, PredictionFolder):
         raise InputError(
@@ -128,11 +120,7 @@ def require_trained(path: Path) -> TrainedNetwork:
 
 
 def read_table(path: Path) -> Mapping[str, Any]:
-    """Return the content of a JSON file of nnU-Net, a table.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
+    """Return the content of a JSON file of nnU-Net, a table."""
     content = read_json(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
@@ -140,11 +128,7 @@ def read_table(path: Path) -> Mapping[str, Any]:
 
 
 def require_case_name(name: str, where: str) -> str:
-    """Return the name of a case that a file gives, if outputs can be called so: they must not leave their folder.
-
-    Raises:
-        InputError: it is empty, too long, or leads to another folder; the message begins with `where`.
-    """
+    """Return the name of a case that a file gives, if outputs can be called so: they must not leave their folder."""
     if not 0 < len(name) <= _MOST_OF_A_NAME or Path(name).name != name or name == "..":
         raise InputError(
             f"{where}: {shorten_value(name)}: expected the name of a case, at most {_MOST_OF_A_NAME} characters without folders"

@@ -15,10 +15,6 @@ def check_orientation(case: CaseFiles, reader: str | None) -> CaseFiles:
     """Return the case, with a `problem` if its probabilities have other voxel axes than its image.
 
     The reader turns images to RAS+; label maps are turned back when they are written, probabilities are not.
-
-    Args:
-        case: with image and logits.
-        reader: of the network's plans.
     """
     if reader != _REORIENTING or case.problem or not case.images:
         return case

@@ -94,9 +94,6 @@ def find_postprocessing(network: TrainedNetwork) -> NnunetPostprocessing | None:
     """Return nnU-Net's postprocessing of a trained network; None if none was determined.
 
     If several sets of folds have one, that of the most folds counts.
-
-    Raises:
-        InputError: the file is not what nnU-Net writes, or has a function that is not known here.
     """
     found: list[tuple[int, Path]] = []
     for path in sorted(network.folder.glob(f"*/{_FILE}")):

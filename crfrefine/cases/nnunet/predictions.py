@@ -24,16 +24,7 @@ _AGAIN = "Predict again with nnUNetv2_predict ... --save_probabilities."
 
 
 def find_predicted_cases(predictions: PredictionFolder, *, images: Path | None = None, masks: Path | None = None) -> CaseList:
-    """Find the cases of a folder of predictions.
-
-    Args:
-        predictions: the folder.
-        images: folder of the images; None: the one that `nnUNetv2_predict` read.
-        masks: folder of masks; None: no masks.
-
-    Raises:
-        InputError: there are no probabilities at all, or the images are not found.
-    """
+    """Find the cases of a folder of predictions; without `images`, where `nnUNetv2_predict` read them."""
     folder = predictions.folder
     describe_dataset(folder)
     path = folder / PREDICTION_ARGUMENTS

@@ -37,18 +37,7 @@ def find_trained_cases(
     masks: Path | None = None,
     with_labels: bool = True,
 ) -> TrainedCases:
-    """Find the cases that a network was trained and validated on.
-
-    Args:
-        network: its folder.
-        images: folder of the images; None: where nnU-Net has them.
-        labels: folder of the labels; None: where nnU-Net has them.
-        masks: folder of masks; None: no masks.
-        with_labels: whether labels are needed.
-
-    Raises:
-        InputError: images, labels or folds are not there, or a file is not what nnU-Net writes.
-    """
+    """Find the cases that a network was trained and validated on; folders that are not given are where nnU-Net has them."""
     description = describe_dataset(network.folder)
     folds = find_folds(network, splits_of(network))
     image_folder = locate_images(network, images)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
-from crfrefine.engines.boxes import crop
+from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, Range, RunContext
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
@@ -23,7 +23,7 @@ from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
 
 
@@ -36,19 +36,8 @@ class CudaBackend:
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
 
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> CudaKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`. `threads` has no effect here.
+    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here.
 
         The image may be on the device already, as any object that shares its memory by DLPack: it is then not copied.
 
@@ -57,36 +46,22 @@ class CudaBackend:
             ConfigError: there is no such filter.
             CapacityError: not enough memory, or bandwidths too small for the lattice or the grid.
         """
-        with self._lock, active_for(self.device, image), capacity(image.shape):
-            return CudaKernels(self.device, image, mask, spacing, spec, axes, progress, origin)
+        with self._lock, active_for(self.device, image.values), capacity(image.values.shape):
+            return CudaKernels(self.device, image, spec, context.progress)
 
     def mean_field(
-        self,
-        logits: NDArray[np.float32],
-        image: NDArray[np.float32],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: ModelSpec,
-        *,
-        box: Box | None = None,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
+        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`.
 
         Raises:
             InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
-        if box is not None and mask is not None:
-            logits, image, mask = crop(logits, image, mask, box)
-        num_labels = len(logits)
-        inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        num_labels, inside = len(logits), image.num_voxels
         with self._lock, self.device.active(), capacity(logits.shape):
             needed = case_bytes(
                 logits.shape,
-                len(image),
+                len(image.values),
                 inside,
                 spec.mean_field.num_channels,
                 num_bilateral=len(spec.kernels.bilateral),
@@ -95,9 +70,9 @@ class CudaBackend:
             if spec.mean_field.volume_weight > 0.0:
                 needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
-            guide = np.asarray(image, dtype=np.float32)
-            kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)
-            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=progress)
+            guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
+            kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
+            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
     def message(
         self,

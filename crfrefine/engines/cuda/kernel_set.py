@@ -18,7 +18,7 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import FeatureOrigin
+    from crfrefine.engines.grid_image import FeatureOrigin
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 # For any GPU: costs of arithmetic and memory traffic, estimated on paper (docs/decisions/gpu.md); only their ratio matters.

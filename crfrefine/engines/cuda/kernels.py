@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
+from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
@@ -22,12 +22,13 @@ from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
+    from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 
@@ -38,33 +39,24 @@ class CudaKernels:
     there.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        image: Any,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        axes: Sequence[int] | None = None,
-        progress: Progress | None = None,
-        origin: FeatureOrigin | None = None,
-    ) -> None:
+    def __init__(self, device: Device, given: GridImage, spec: KernelSetSpec, progress: Progress | None = None) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
+        image, mask = given.values, given.mask
         self._device, self._spec, self._num_labels, self._num_bilateral = device, spec, spec.num_labels, len(spec.bilateral)
         self._mask = mask
-        origin = checked_origin(origin, image.shape)
-        inside = math.prod(image.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        origin = checked_origin(given)
+        inside = given.num_voxels
         needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
-        given = device.upload(image)
+        uploaded = device.upload(image)
         device.synchronize()
         self._upload_seconds = time.perf_counter() - started
-        self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
+        self._image = uploaded.astype(np.float64 if uploaded.dtype == np.float64 else np.float32, copy=False)
         self.image_shape = tuple(self._image.shape)
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
-        self._voxels = Voxels(device, self._grid_shape, spec.distances(spacing), mask, axes)
+        self._voxels = Voxels(device, self._grid_shape, spec.distances(given.spacing), mask, given.axes)
         self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
         of_axes = self._voxels.of_box_axes
         self._features = [
@@ -165,8 +157,8 @@ class CudaKernels:
                 compatibility=found.compatibility,
                 temperature=found.temperature,
                 bias=found.bias,
-                theta_alpha=bilateral[:, num_modalities:],
-                theta_beta=bilateral[:, :num_modalities],
+                theta_position=bilateral[:, num_modalities:],
+                theta_intensity=bilateral[:, :num_modalities],
                 theta_gamma=spatial,
                 image=None if by_image is None else self._give(by_image, logits),
                 volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),

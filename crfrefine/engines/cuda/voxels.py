@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import FeatureOrigin
 from crfrefine.engines.cuda.device import Device, check_memory
+from crfrefine.engines.grid_image import FeatureOrigin
 from crfrefine.errors import CapacityError, InputError
 
 LARGEST_FEATURE = 1e6

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
-from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
-from crfrefine.engines.boxes import crop
+from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
-from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
@@ -28,7 +27,7 @@ from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.grid_image import FeatureOrigin, GridImage
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
@@ -39,18 +38,7 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> ReferenceKernels:
+    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> ReferenceKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`. All work is done in float64, by one thread.
 
         Raises:
@@ -58,28 +46,11 @@ class ReferenceBackend:
             InputError: the mask is empty.
             CapacityError: too many voxels in the mask.
         """
-        checked = checked_origin(origin, image.shape)
-        return ReferenceKernels(image, _inside(mask, image.shape[1:]), spacing, spec, axes, checked, progress)
+        return ReferenceKernels(image, spec, context.progress)
 
-    def mean_field(
-        self,
-        logits: Float32,
-        image: Float32,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: ModelSpec,
-        *,
-        box: Box | None = None,
-        axes: Sequence[int] | None = None,
-        origin: FeatureOrigin | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        if box is not None and mask is not None:
-            logits, image, mask = crop(logits, image, mask, box)
-        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
-        return kernels.run_last(logits, spec.mean_field, progress=progress)
+        return self.kernels(image, spec.kernels, context).run_last(logits, spec.mean_field, progress=context.progress)
 
     def message(
         self,
@@ -127,18 +98,10 @@ class ReferenceBackend:
 class ReferenceKernels:
     """Kernels as dense matrices; see `Kernels`."""
 
-    def __init__(
-        self,
-        image: NDArray[Any],
-        inside: NDArray[np.bool_],
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        axes: Sequence[int] | None,
-        origin: FeatureOrigin | None,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, given: GridImage, spec: KernelSetSpec, progress: Progress | None) -> None:
         started = time.perf_counter()
-        self._inside = inside
+        image, origin = given.values, checked_origin(given)
+        self._inside = inside = _inside(given.mask, image.shape[1:])
         self._spec = spec
         self._dtype = np.float64 if image.dtype == np.float64 else np.float32
         self.image_shape = image.shape
@@ -152,7 +115,7 @@ class ReferenceKernels:
         for index, kernel in enumerate(spec.kernels):
             if progress is not None:
                 progress("build", index, len(spec.kernels))
-            plain, text, features = _built(kernel, spec, image, inside, spacing, axes, origin)
+            plain, text, features = _built(kernel, spec, image, inside, given.spacing, given.axes, origin)
             self._kernels.append(plain)
             self._features.append(features)
             filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
@@ -228,8 +191,8 @@ class ReferenceKernels:
             compatibility=found.compatibility,
             temperature=by_temperature,
             bias=found.bias,
-            theta_alpha=bilateral[:, num_modalities:],
-            theta_beta=bilateral[:, :num_modalities],
+            theta_position=bilateral[:, num_modalities:],
+            theta_intensity=bilateral[:, :num_modalities],
             theta_gamma=by_theta[-1] if self.num_kernels > self._num_bilateral else None,
             image=by_image.astype(self._dtype) if wants_image else None,
             volume_weight=spec.volume_weight_gradient(found.volume_slack),

@@ -33,16 +33,11 @@ class Upright:
     """How to turn an array to (right to left, posterior to anterior, inferior to superior), as nearly as its axes allow.
 
     The patient's right is shown at the left, as in radiology.
-
-    Attributes:
-        axis_order: the axis of the array that becomes each axis of the upright one.
-        flips: whether each of these axes is reversed.
-        sides: the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
     """
 
-    axis_order: tuple[int, ...]
-    flips: tuple[bool, ...]
-    sides: tuple[str, ...]
+    axis_order: tuple[int, ...]  # The axis of the array that becomes each axis of the upright one.
+    flips: tuple[bool, ...]  # Whether each of these axes is reversed.
+    sides: tuple[str, ...]  # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
 
     @classmethod
     def of(cls, affine: NDArray[np.float64] | None, num_dims: int) -> Upright:
@@ -61,12 +56,7 @@ class Upright:
 
 
 def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[slice]:
-    """Return slices around the foreground with a margin, so that small structures are visible in a large field of view.
-
-    Args:
-        foreground: (*grid); if it is empty, the whole grid is kept.
-        steps: mm, one per grid axis.
-    """
+    """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
     box = bounding_box(foreground)
     if box is None:
         return [slice(0, size) for size in foreground.shape]

@@ -50,12 +50,7 @@ def label_levels(labels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def enlarge(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Return a plane at another size: each pixel has the value of the voxel that its middle is in.
-
-    Args:
-        plane: (rows, columns).
-        size: pixels across and down.
-    """
+    """Return a plane, (rows, columns), at another size, (across, down): each pixel has the value of the voxel that its middle is in."""
     columns, rows = (
         ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in zip(size, plane.shape[::-1], strict=True)
     )

@@ -30,33 +30,19 @@ _LARGE_SECTION = 0.8
 
 @dataclass(frozen=True)
 class Places:
-    """Where to cut a volume.
+    """Where to cut a volume."""
 
-    Attributes:
-        structure: one index per axis: the planes through the structure. They need not meet inside it.
-        change: the voxel of the largest change, if no plane through the structure passes by it; else None.
-        change_plane: the plane of `PLANES` that shows most of that change, by its number.
-    """
-
-    structure: tuple[int, ...]
-    change: tuple[int, ...] | None = None
-    change_plane: int = 0
+    structure: tuple[int, ...]  # One index per axis: the planes through the structure. They need not meet inside it.
+    change: tuple[int, ...] | None = None  # The voxel of the largest change, if no plane through the structure passes by it; else None.
+    change_plane: int = 0  # The plane of `PLANES` that shows most of that change, by its number.
 
 
 def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], steps: Sequence[float]) -> Places:
-    """Choose the planes that show a case.
+    """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
 
     The structure is the largest connected part of what all maps have in common: false islands of one map are not part of it, however many
     there are. Along each axis, the planes with a large cross-section of it qualify, and of these the one with the most changed voxels is
-    taken.
-
-    Args:
-        maps: label maps, each (*grid), 0 is background: those to show, and the reference if there is one.
-        changed: (*grid).
-        steps: mm, one per grid axis.
-
-    Returns:
-        The places; without foreground the planes go through the largest change, and without that through the middle.
+    taken. Without foreground the planes go through the largest change, and without that through the middle.
     """
     peak = find_largest_change(changed, steps)
     structure = find_structure(maps)
@@ -72,11 +58,7 @@ def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], step
 
 
 def find_structure(maps: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
-    """Return the largest connected part of what the most maps have as foreground, (*grid); None without any foreground.
-
-    Args:
-        maps: label maps, each (*grid), 0 is background.
-    """
+    """Return the largest connected part of what the most maps have as foreground, (*grid); None without any foreground."""
     from scipy.ndimage import label
 
     votes = np.zeros(maps[0].shape, np.uint8)
@@ -94,12 +76,7 @@ def find_structure(maps: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
 
 
 def find_largest_change(changed: NDArray[np.bool_], steps: Sequence[float]) -> tuple[int, ...] | None:
-    """Return the changed voxel with the most changed voxels around it; None without changes.
-
-    Args:
-        changed: (*grid).
-        steps: mm, one per grid axis.
-    """
+    """Return the changed voxel with the most changed voxels around it; None without changes."""
     from scipy.ndimage import uniform_filter
 
     box = bounding_box(changed)

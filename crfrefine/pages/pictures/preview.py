@@ -31,38 +31,24 @@ _TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
 
 @dataclass(frozen=True)
 class Plane:
-    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top.
+    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
 
-    Attributes:
-        name: such as "axial".
-        edges: letters of the patient's sides at the left, right, bottom and top; empty if unknown.
-        size_mm: width and height.
-        image: gray values.
-        before: labels of the network.
-        after: labels after refinement.
-        frame: columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
-    """
-
-    name: str
-    edges: str
-    size_mm: tuple[float, float]
-    image: NDArray[np.uint8]
-    before: NDArray[Any]
-    after: NDArray[Any]
+    name: str  # Such as "axial".
+    edges: str  # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
+    size_mm: tuple[float, float]  # Width and height.
+    image: NDArray[np.uint8]  # Gray values.
+    before: NDArray[Any]  # Labels of the network.
+    after: NDArray[Any]  # Labels after refinement.
+    # Columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
     frame: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """The planes of a case.
+    """The planes of a case."""
 
-    Attributes:
-        planes: those through the structure, then the one through the largest change if those do not show it.
-        shown: a line that says which modality and which gray values are shown.
-    """
-
-    planes: tuple[Plane, ...]
-    shown: str
+    planes: tuple[Plane, ...]  # Those through the structure, then the one through the largest change if those do not show it.
+    shown: str  # A line that says which modality and which gray values are shown.
 
 
 def draw_preview(

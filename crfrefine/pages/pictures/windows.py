@@ -25,17 +25,11 @@ _MOST_LABELS = 40  # with more, as of a whole body, the first ones decide
 
 @dataclass(frozen=True)
 class Window:
-    """The intensities that become black and white.
+    """The intensities that become black and white."""
 
-    Attributes:
-        low: black.
-        high: white, above `low`.
-        name: such as "lung"; empty if it comes from the image's percentiles.
-    """
-
-    low: float
-    high: float
-    name: str = ""
+    low: float  # Black.
+    high: float  # White, above `low`.
+    name: str = ""  # Such as "lung"; empty if it comes from the image's percentiles.
 
     def gray(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""
@@ -58,10 +52,6 @@ def choose_window(image: NDArray[np.float32], structure: NDArray[np.bool_]) -> W
     For CT it is the usual one of the structure: lung if the median of the structure is below -400 HU, bone (or contrast medium) if it is
     above 200 HU, else soft tissue. Other images run from their 0.5th to their 99.5th percentile, wider if the structure's 2nd and 98th lie
     outside; what is probably no tissue does not count: exact zeros, and the smallest value if a tenth of the voxels have it.
-
-    Args:
-        image: (*grid) intensities of one modality.
-        structure: (*grid).
     """
     inside = image[structure]
     inside = inside[np.isfinite(inside)]
@@ -92,12 +82,6 @@ def choose_modality(
 
     The contrast of a label is the distance of the mean intensities on both sides of its border, within 3 mm, in standard deviations.
     That of a modality is the mean over the labels, weighted with the sizes of their borders: one label may be bright, another dark.
-
-    Args:
-        modalities: each (*grid).
-        windows: one per modality; what lies outside is black or white.
-        labels: (*grid), 0 is background.
-        steps: mm, one per grid axis.
     """
     if len(modalities) == 1:
         return 0

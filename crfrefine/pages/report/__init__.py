@@ -36,18 +36,11 @@ def missing_viewer() -> str:
 
 
 def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Callable[[str, int, int], None] | None = None) -> None:
-    """Write the report atomically.
+    """Write the report atomically; a case whose volumes cannot be read is named on the page.
 
-    Without the package that ships the slice viewer, the page has only the pictures and says why: see `missing_viewer`.
-
-    Args:
-        path: file of the page.
-        report: contents of the page.
-        num_shown: number of worst, median and best cases to show, each.
-        progress: called before a case is drawn, with its name, the number of cases done, and the number of cases to draw.
-
-    Raises:
-        CrfRefineError: the page cannot be written. A case whose volumes cannot be read is named on the page instead.
+    Without the package that ships the slice viewer, the page has only the pictures and says why: see `missing_viewer`. Of worst, median and
+    best cases, `num_shown` each are shown; before each is drawn, `progress` is called with its name, the number of cases done, and of those
+    to draw.
     """
     chosen = choose_cases(report, num_shown)
     source, problem = _viewer()
@@ -99,8 +92,7 @@ _DIRECTIONS = {letter: f"\\u{letter:04x}" for letter in (0x061C, 0x200E, 0x200F,
 def secure(page: str) -> str:
     """Return a page with a Content-Security-Policy of its own scripts, and with direction marks in its text as escapes.
 
-    Args:
-        page: the whole page. Names in its attributes and data stay as they are, since its scripts compare them.
+    Names in its attributes and data stay as they are, since its scripts compare them.
     """
     pieces = _MARKUP.split(page)
     pieces[::2] = [text.translate(_DIRECTIONS) for text in pieces[::2]]

@@ -103,12 +103,7 @@ def difference_plot(
 ) -> str:
     """Draw the distribution of the differences as stacked dots; without a baseline, of the values.
 
-    Args:
-        name: name of the drawing.
-        pairs: the values.
-        wording: wording of the metric.
-        mean: of the comparison; default: that of the values.
-        interval: of the comparison's mean difference; default: a bootstrap of the values.
+    Mean and interval are those of a comparison, by default of the values.
     """
     is_difference = pairs.before is not None
     factor = wording.metric.difference_factor if is_difference else 1.0

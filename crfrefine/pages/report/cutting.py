@@ -27,19 +27,12 @@ CHANGE_COLORS = {GAINED: "#00FFFF", LOST: "#FF40E0", RELABELED: "#FFE100"}
 
 @dataclass(frozen=True)
 class FileAxis:
-    """The numbers in the file of the voxels along an upright axis, from 1, as other viewers count slices.
+    """The numbers in the file of the voxels along an upright axis, from 1, as other viewers count slices."""
 
-    Attributes:
-        number: index of the file's axis, from 0.
-        first: number of the first voxel.
-        step: from one voxel to the next, negative if the axis is flipped.
-        size: the number of voxels in the file.
-    """
-
-    number: int
-    first: int
-    step: int
-    size: int
+    number: int  # Index of the file's axis, from 0.
+    first: int  # Number of the first voxel.
+    step: int  # From one voxel to the next, negative if the axis is flipped.
+    size: int  # The number of voxels in the file.
 
     @classmethod
     def of(cls, number: int, size: int, crop: slice, *, is_flipped: bool) -> FileAxis:
@@ -57,41 +50,23 @@ class FileAxis:
 
 @dataclass(frozen=True)
 class UprightCase:
-    """A case whose axes run, as nearly as possible, from right to left, posterior to anterior and inferior to superior.
-
-    Attributes:
-        case: its name.
-        images: (M, x, y, z) finite intensities; None without an image.
-        modality_names: one per modality.
-        windows: one per modality.
-        modality: the number of the one with the highest contrast at the border of the labels.
-        reference: (x, y, z) labels.
-        before: (x, y, z) labels; None without a baseline.
-        after: (x, y, z) labels.
-        changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference without a baseline.
-        steps: mm, one per axis.
-        point: one index per axis: the planes through the structure.
-        change: the voxel with the most changes around it, if no plane through the structure passes by it.
-        change_plane: the plane that shows most of that change, by its number.
-        axes: the counting in the file, one per axis.
-        reduced: the factor by which voxels were enlarged, one integer per axis.
-    """
+    """A case whose axes run, as nearly as possible, from right to left, posterior to anterior and inferior to superior."""
 
     case: str
-    images: NDArray[np.float32] | None
-    modality_names: tuple[str, ...]
-    windows: tuple[Window, ...]
-    modality: int
-    reference: NDArray[Any]
-    before: NDArray[Any] | None
-    after: NDArray[Any]
-    changes: NDArray[np.uint8]
-    steps: tuple[float, float, float]
-    point: tuple[int, int, int]
-    axes: tuple[FileAxis, ...]
-    change: tuple[int, int, int] | None = None
-    change_plane: int = 0
-    reduced: tuple[int, int, int] = (1, 1, 1)
+    images: NDArray[np.float32] | None  # (M, x, y, z) finite intensities; None without an image.
+    modality_names: tuple[str, ...]  # One per modality.
+    windows: tuple[Window, ...]  # One per modality.
+    modality: int  # The number of the one with the highest contrast at the border of the labels.
+    reference: NDArray[Any]  # (x, y, z) labels.
+    before: NDArray[Any] | None  # (x, y, z) labels; None without a baseline.
+    after: NDArray[Any]  # (x, y, z) labels.
+    changes: NDArray[np.uint8]  # (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference without a baseline.
+    steps: tuple[float, float, float]  # mm, one per axis.
+    point: tuple[int, int, int]  # One index per axis: the planes through the structure.
+    axes: tuple[FileAxis, ...]  # The counting in the file, one per axis.
+    change: tuple[int, int, int] | None = None  # The voxel with the most changes around it, if no plane through the structure passes by it.
+    change_plane: int = 0  # The plane that shows most of that change, by its number.
+    reduced: tuple[int, int, int] = (1, 1, 1)  # The factor by which voxels were enlarged, one integer per axis.
 
     @property
     def gray(self) -> NDArray[np.uint8] | None:

@@ -17,59 +17,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseImages:
-    """The volumes of one case, all on one grid, as stored; the report turns them upright.
-
-    Attributes:
-        case: its name.
-        image: (M, x, y, z) any intensity; None if there are no images.
-        reference: (x, y, z) labels of the reference, 0 is background.
-        before: (x, y, z) labels of the baseline; None without a baseline.
-        after: (x, y, z) labels of the judged method.
-        affine: (4, 4) voxel to world RAS+ mm.
-        modality_names: one per modality; default: they are numbered.
-    """
+    """The volumes of one case, all on one grid, as stored; the report turns them upright."""
 
     case: str
-    image: NDArray[np.float32] | None
-    reference: NDArray[np.integer[Any]]
-    before: NDArray[np.integer[Any]] | None
-    after: NDArray[np.integer[Any]]
-    affine: NDArray[np.float64]
-    modality_names: tuple[str, ...] = ()
+    image: NDArray[np.float32] | None  # (M, x, y, z) any intensity; None if there are no images.
+    reference: NDArray[np.integer[Any]]  # (x, y, z) labels of the reference, 0 is background.
+    before: NDArray[np.integer[Any]] | None  # (x, y, z) labels of the baseline; None without a baseline.
+    after: NDArray[np.integer[Any]]  # (x, y, z) labels of the judged method.
+    affine: NDArray[np.float64]  # (4, 4) voxel to world RAS+ mm.
+    modality_names: tuple[str, ...] = ()  # One per modality; default: they are numbered.
 
 
 @dataclass(frozen=True)
 class ReportInput:
-    """The contents of a report.
+    """The contents of a report."""
 
-    Attributes:
-        title: heading of the report.
-        table: the measurements: cases, regions, metrics and methods.
-        method: the judged method.
-        baseline: the method it is compared with; None: the report shows only the judged method.
-        summary: one row per method, region and metric.
-        verdict: shown first; None without a baseline.
-        region_labels: the labels of each region.
-        region_titles: displayed name of each region; default: its name.
-        failures: cases that could not be evaluated, with the reason.
-        settings: shown at the end, such as folders, tolerance, version, date and command line.
-        load_case: reads the volumes of one case; called only for the cases that are shown.
-        left_out: one line about the incomplete cases that are left out; empty if there are none.
-        mean_regions: the regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
-    """
-
-    title: str
-    table: ResultTable
-    method: str
-    baseline: str | None
-    summary: Sequence[SummaryRow]
-    verdict: Verdict | None
-    region_labels: Mapping[str, tuple[int, ...]]
-    region_titles: Mapping[str, str]
-    failures: Sequence[tuple[str, str]]
-    settings: Mapping[str, str]
-    load_case: Callable[[str], CaseImages]
-    left_out: str = ""
+    title: str  # Heading of the report.
+    table: ResultTable  # The measurements: cases, regions, metrics and methods.
+    method: str  # The judged method.
+    baseline: str | None  # The method it is compared with; None: the report shows only the judged method.
+    summary: Sequence[SummaryRow]  # One row per method, region and metric.
+    verdict: Verdict | None  # Shown first; None without a baseline.
+    region_labels: Mapping[str, tuple[int, ...]]  # The labels of each region.
+    region_titles: Mapping[str, str]  # Displayed name of each region; default: its name.
+    failures: Sequence[tuple[str, str]]  # Cases that could not be evaluated, with the reason.
+    settings: Mapping[str, str]  # Shown at the end, such as folders, tolerance, version, date and command line.
+    load_case: Callable[[str], CaseImages]  # Reads the volumes of one case; called only for the cases that are shown.
+    left_out: str = ""  # One line about the incomplete cases that are left out; empty if there are none.
+    # The regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
     mean_regions: Sequence[str] | None = None
 
     def region_title(self, region: str) -> str:

@@ -45,14 +45,7 @@ class Cut:
 def cuts_of(name: str, case: UprightCase, before: str, after: str, titles: Mapping[int, str] | None = None) -> list[Cut]:
     """Cut a case in three planes through the structure, and in a fourth one through the largest change if those do not show it.
 
-    Planes that are only a line, as with a single slice, are left out.
-
-    Args:
-        name: unique in the page; prefix of the ids of elements that others refer to.
-        case: the case to show.
-        before: name of the baseline.
-        after: name of the judged method.
-        titles: names of labels; those without one are numbered.
+    Planes that are only a line, as with a single slice, are left out. The name is unique in the page: a prefix of ids.
     """
     is_flat = [size == 1 for size in case.after.shape]
     planes = [plane for plane in PLANES if not (is_flat[plane[1]] or is_flat[plane[2]])] or PLANES[:1]
@@ -150,12 +143,7 @@ def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: fl
 
 
 def contour_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
-    """Return the outline of a mask along the edges of its voxels as an SVG path, in mm.
-
-    Args:
-        mask: (rows, columns), the first row at the top.
-        steps: mm of a column and of a row.
-    """
+    """Return the outline of a mask, (rows, columns), along the edges of its voxels as an SVG path in mm; `steps` of columns and rows."""
     padded = np.pad(mask, 1)
     parts = []
     for row, column, length in _runs(padded[1:, 1:-1] != padded[:-1, 1:-1]):

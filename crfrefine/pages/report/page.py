@@ -29,32 +29,17 @@ _ASSETS = files("crfrefine.pages.report") / "assets"
 
 @dataclass(frozen=True)
 class CaseView:
-    """Pictures of one case.
+    """Pictures of one case."""
 
-    Attributes:
-        shown: the case, and why it is shown.
-        cuts: through its largest change.
-        viewer: None if there is no viewer.
-        problem: why the case cannot be shown; empty if it can.
-        labels: the labels in the case.
-    """
-
-    shown: ShownCase
-    cuts: Sequence[Cut]
-    viewer: ViewerCase | None
-    problem: str = ""
-    labels: tuple[int, ...] = ()
+    shown: ShownCase  # The case, and why it is shown.
+    cuts: Sequence[Cut]  # Through its largest change.
+    viewer: ViewerCase | None  # None if there is no viewer.
+    problem: str = ""  # Why the case cannot be shown; empty if it can.
+    labels: tuple[int, ...] = ()  # The labels in the case.
 
 
 def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, viewer_problem: str) -> str:
-    """Return the page.
-
-    Args:
-        report: contents of the page.
-        views: the pictures.
-        viewer_source: the viewer's script; empty without one.
-        viewer_problem: why there is no viewer; empty if there is one.
-    """
+    """Return the page; the script of the viewer, or the reason why there is none, is empty."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -195,14 +180,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
 
 
 def table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of the case table: one list per metric, region and method, null if undefined.
-
-    Args:
-        report: contents of the page.
-        metrics: in their order.
-        cases: result of `table_cases`.
-        views: the page's anchor of each case that has pictures.
-    """
+    """Return the values of the case table: one list per metric, region and method, null if undefined; `views` are anchors of cases."""
     table = report.table
     first = [report.method] if report.baseline is None else [report.baseline, report.method]
     rivals = [method for method in table.methods if method not in first]
@@ -319,28 +297,8 @@ def judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
 # The page's table of means and differences: a row per metric and region.
 
 
-@dataclass(frozen=True)
-class SummaryLine:
-    """A row of the summary table, as text."""
-
-    metric: str
-    region: str
-    is_first: bool
-    is_lead: bool
-    method: str
-    before: str
-    after: str
-    difference: str
-    interval: str
-    p_value: str
-    effect: str
-    counts: tuple[int, int, int] | None
-    num_pairs: int
-    num_left_out: int
-
-
-def summary_lines(report: ReportInput, method: str) -> Iterator[SummaryLine]:
-    """Yield the rows of a method, the region that represents its metric first."""
+def summary_lines(report: ReportInput, method: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a method as text, the region that represents its metric first."""
     previous = ""
     rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
     metrics = list(dict.fromkeys(row.metric for row in rows))
@@ -363,22 +321,22 @@ def summary_lines(report: ReportInput, method: str) -> Iterator[SummaryLine]:
             if num_pairs:
                 before, after = (float(values.mean()) for values in both)
                 difference = after - before
-        yield SummaryLine(
-            metric=row.metric,
-            region=report.region_title(row.region),
-            is_first=row.metric != previous,
-            is_lead=row.region == leads[row.metric],
-            method=method,
-            before=wording.number(before),
-            after=wording.number(after),
-            difference=wording.change(difference),
-            interval=interval_text(comparison, wording) if comparison else UNDEFINED,
-            p_value=p_text(row.p_adjusted) if comparison else UNDEFINED,
-            effect=effect_text(comparison) if comparison else UNDEFINED,
-            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
-            num_pairs=num_pairs,
-            num_left_out=num_left_out,
-        )
+        yield {
+            "metric": row.metric,
+            "region": report.region_title(row.region),
+            "is_first": row.metric != previous,
+            "is_lead": row.region == leads[row.metric],
+            "method": method,
+            "before": wording.number(before),
+            "after": wording.number(after),
+            "difference": wording.change(difference),
+            "interval": interval_text(comparison, wording) if comparison else UNDEFINED,
+            "p_value": p_text(row.p_adjusted) if comparison else UNDEFINED,
+            "effect": effect_text(comparison) if comparison else UNDEFINED,
+            "counts": (comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
+            "num_pairs": num_pairs,
+            "num_left_out": num_left_out,
+        }
         previous = row.metric
 
 

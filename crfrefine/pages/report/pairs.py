@@ -22,19 +22,12 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two methods in one metric and region; only cases with both values, or without a baseline, with the single value.
+    """Two methods in one metric and region; only cases with both values, or without a baseline, with the single value."""
 
-    Attributes:
-        cases: (n) their names.
-        before: (n) values of the baseline; None without one.
-        after: (n) values of the judged method.
-        gains: (n) 1 if the method is better, -1 if worse, 0 if equal; all 0 without a baseline or a better direction.
-    """
-
-    cases: tuple[str, ...]
-    before: NDArray[np.float64] | None
-    after: NDArray[np.float64]
-    gains: NDArray[np.int64]
+    cases: tuple[str, ...]  # (n) their names.
+    before: NDArray[np.float64] | None  # (n) values of the baseline; None without one.
+    after: NDArray[np.float64]  # (n) values of the judged method.
+    gains: NDArray[np.int64]  # (n) 1 if the method is better, -1 if worse, 0 if equal; all 0 without a baseline or a better direction.
 
     @property
     def differences(self) -> NDArray[np.float64]:
@@ -98,19 +91,12 @@ def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A case with pictures on the page.
-
-    Attributes:
-        case: its name.
-        reason: "best", "median" or "worst".
-        before: its mean Dice with the baseline; None without one.
-        after: its mean Dice with the judged method.
-    """
+    """A case with pictures on the page."""
 
     case: str
-    reason: str
-    before: float | None
-    after: float
+    reason: str  # "best", "median" or "worst".
+    before: float | None  # Its mean Dice with the baseline; None without one.
+    after: float  # Its mean Dice with the judged method.
 
 
 def choose_cases(report: ReportInput, num_shown: int) -> list[ShownCase]:

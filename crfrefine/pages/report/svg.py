@@ -74,17 +74,11 @@ def scale_over(values: Sequence[float], start: float, end: float, *, margin: flo
 
 @dataclass
 class Plot:
-    """A plot under construction: a frame of 360 × 300 units, which is 1:1 on a phone.
+    """A plot under construction: a frame of 360 × 300 units, which is 1:1 on a phone."""
 
-    Attributes:
-        name: unique in the page; prefix of the ids of elements that others refer to.
-        title: read first by a screen reader.
-        description: read next by a screen reader.
-    """
-
-    name: str
-    title: str
-    description: str
+    name: str  # Unique in the page; prefix of the ids of elements that others refer to.
+    title: str  # Read first by a screen reader.
+    description: str  # Read next by a screen reader.
     width: int = 360
     height: int = 300
     left: int = 54

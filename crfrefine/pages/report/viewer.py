@@ -40,11 +40,7 @@ _REMEDY = "pip install 'crfrefine[report]' installs it (pip install --no-deps ni
 
 
 def read_viewer() -> str:
-    """Return the source of brainsprite.
-
-    Raises:
-        BackendUnavailableError: nilearn is not installed, or does not contain it.
-    """
+    """Return the source of brainsprite."""
     spec = importlib.util.find_spec("nilearn")  # locates the package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailableError(f"the slice viewer of the report is part of nilearn, which is not installed; {_REMEDY}")
@@ -60,17 +56,11 @@ def read_viewer() -> str:
 
 @dataclass(frozen=True)
 class Modality:
-    """How a modality is shown.
+    """How a modality is shown."""
 
-    Attributes:
-        name: such as "FLAIR".
-        levels: the intensity of each gray level of its sprite, ascending.
-        window: the one it is shown with at first.
-    """
-
-    name: str
-    levels: NDArray[np.float64]
-    window: Window
+    name: str  # Such as "FLAIR".
+    levels: NDArray[np.float64]  # The intensity of each gray level of its sprite, ascending.
+    window: Window  # The one it is shown with at first.
 
     def spec(self) -> dict[str, Any]:
         """Return the data that the page's script needs: intensities with seven digits, and the windows to choose from."""
@@ -86,31 +76,18 @@ class Modality:
 
 @dataclass(frozen=True)
 class ViewerCase:
-    """A case in the viewer.
+    """A case in the viewer."""
 
-    Attributes:
-        shape: voxels along each upright axis.
-        steps: mm, one per axis.
-        point: initial position of the planes, through the structure.
-        change: position of the largest change, if the initial planes do not show it.
-        counting: first number, step and number of voxels in the file, one per axis.
-        images: a sprite of gray levels per modality; without images a single one, of one gray.
-        modalities: how each modality is shown; empty without images.
-        modality: the number of the one that is shown at first.
-        overlays: the available sprites of colors by name: reference, before, after and changes.
-        reduced: the factor by which voxels were enlarged, one integer per axis.
-    """
-
-    shape: tuple[int, ...]
-    steps: tuple[float, float, float]
-    point: tuple[int, int, int]
-    change: tuple[int, int, int] | None
-    counting: tuple[tuple[int, int, int], ...]
-    images: tuple[str, ...]
-    modalities: tuple[Modality, ...]
-    modality: int
-    overlays: Mapping[str, str]
-    reduced: tuple[int, int, int]
+    shape: tuple[int, ...]  # Voxels along each upright axis.
+    steps: tuple[float, float, float]  # mm, one per axis.
+    point: tuple[int, int, int]  # Initial position of the planes, through the structure.
+    change: tuple[int, int, int] | None  # Position of the largest change, if the initial planes do not show it.
+    counting: tuple[tuple[int, int, int], ...]  # First number, step and number of voxels in the file, one per axis.
+    images: tuple[str, ...]  # A sprite of gray levels per modality; without images a single one, of one gray.
+    modalities: tuple[Modality, ...]  # How each modality is shown; empty without images.
+    modality: int  # The number of the one that is shown at first.
+    overlays: Mapping[str, str]  # The available sprites of colors by name: reference, before, after and changes.
+    reduced: tuple[int, int, int]  # The factor by which voxels were enlarged, one integer per axis.
 
     @property
     def num_bytes(self) -> int:

@@ -15,13 +15,9 @@ _MINUS = "\u2212"
 
 @dataclass(frozen=True)
 class Wording:
-    """A metric in words.
+    """A metric in words."""
 
-    Attributes:
-        metric: the metric.
-    """
-
-    metric: Metric
+    metric: Metric  # The metric.
 
     @property
     def axis(self) -> str:

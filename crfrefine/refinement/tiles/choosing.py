@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.reach import REACH
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import num_rings
@@ -91,4 +92,4 @@ def _usual_filter(problem: TileProblem, threads: int | None) -> str:
     dims = problem.grid.shape[3 - problem.num_dims :]
     image = problem.image.planes(0, problem.grid.shape[0]).reshape(-1, *dims)
     mask = None if problem.mask is None else problem.mask.reshape(dims)
-    return CpuBackend().plan_filters(image, mask, problem.spacing, spec, threads=threads)[0]
+    return CpuBackend().plan_filters(GridImage(image, mask, problem.spacing), spec, threads)[0]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.probabilities import add_bias
-from crfrefine.engines.base import MeanFieldGradients, Tape
-from crfrefine.engines.origin import default_origin
+from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
+from crfrefine.engines.grid_image import GridImage, default_origin
 from crfrefine.engines.volume import check_tiles
 from crfrefine.refinement.tiles.pack_plan import PackingPlan, PackSettings, plan_packing, plan_sets
 from crfrefine.refinement.tiles.solving import MOST_REPEATS
@@ -147,13 +147,11 @@ class PackedKernels:
         if packing is None:
             return _Packed(problem, sets, None, None)
         mask = None if problem.mask is None else problem.mask.reshape(self.image_shape[1:])
+        image = GridImage(self._image, mask, problem.spacing)
         kernels = self._backend.kernels(
-            self._image,
-            packing.mask,
-            problem.spacing,
+            dataclasses.replace(image, mask=packing.mask, origin=default_origin(image)),
             dataclasses.replace(problem.spec.kernels, num_labels=packing.num_channels),
-            origin=default_origin(self._image, mask),
-            threads=self._settings.threads,
+            RunContext(self._settings.threads),
         )
         self.filters = kernels.filters
         return _Packed(problem, sets, packing, kernels)
@@ -197,8 +195,8 @@ class PackedKernels:
             compatibility=np.zeros((num_labels, num_labels)),
             temperature=_by_temperature(by_logits, logits, spec.temperature),
             bias=self._by_bias(by_logits),
-            theta_alpha=np.zeros((len(kernels.bilateral), num_axes)),
-            theta_beta=np.zeros((len(kernels.bilateral), num_modalities)),
+            theta_position=np.zeros((len(kernels.bilateral), num_axes)),
+            theta_intensity=np.zeros((len(kernels.bilateral), num_modalities)),
             theta_gamma=None if kernels.spatial is None else np.zeros(num_axes),
             image=np.zeros_like(self._image) if wants_image else None,
         )

@@ -14,7 +14,7 @@ from crfrefine.refinement.tiles.grid import kernel_reach
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.engines.base import FeatureOrigin
+    from crfrefine.engines.grid_image import FeatureOrigin
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.grid import Extents, TileGrid
     from crfrefine.refinement.tiles.image import TileImage

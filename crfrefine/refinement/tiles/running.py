@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
-from crfrefine.engines.base import MeanFieldReport
+from crfrefine.engines.base import MeanFieldReport, RunContext
 from crfrefine.engines.cpu import CpuKernels
-from crfrefine.engines.origin import default_origin
+from crfrefine.engines.grid_image import GridImage, default_origin
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import num_rings
 
@@ -214,15 +214,10 @@ def build_kernels(
     dims = problem.grid.shape[3 - problem.num_dims :]
     spec = dataclasses.replace(problem.spec.kernels, num_labels=num_channels + 1)
     whole = image.reshape(-1, *dims)
+    given = GridImage(whole, None if problem.mask is None else problem.mask.reshape(dims), problem.spacing, problem.axes)
+    origin = problem.origin or default_origin(given)
     kernels = backend.kernels(
-        whole,
-        near.reshape(dims),
-        problem.spacing,
-        spec,
-        axes=problem.axes,
-        origin=problem.origin or default_origin(whole, None if problem.mask is None else problem.mask.reshape(dims)),
-        threads=settings.threads,
-        progress=settings.progress,
+        dataclasses.replace(given, mask=near.reshape(dims), origin=origin), spec, RunContext(settings.threads, settings.progress)
     )
     if not isinstance(kernels, CpuKernels):
         raise TypeError("label sets need the C++ engine")

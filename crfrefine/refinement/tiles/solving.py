@@ -11,8 +11,9 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.memory import format_size
-from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, of_part
-from crfrefine.engines.slabs import Slab, cut, halo_planes
+from crfrefine.engines.base import MeanFieldReport, of_part
+from crfrefine.engines.grid_image import FeatureOrigin
+from crfrefine.engines.slabs import Slab, cuts, halo_planes
 from crfrefine.engines.volume import check_tiles
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import ModelSpec
@@ -149,11 +150,6 @@ BYTES_OF_FILTERS = 160
 and the lattice of a usual image. docs/reference/math.md says what is measured."""
 
 
-def halo_of(problem: TileProblem) -> int:
-    """Return the number of planes on each side that the result of a plane can depend on, in whole tiles."""
-    return halo_planes(problem.spec.mean_field.num_iterations, problem.reach[0], TILE[0])
-
-
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
     """Return an estimate of what a run on a slab takes."""
     rows = slice(slab.first // TILE[0], -(-slab.last // TILE[0]))
@@ -180,12 +176,8 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
     Raises:
         CapacityError: not even a slab of one tile's height fits; both numbers are told.
     """
-    num_planes, halo = problem.grid.shape[0], halo_of(problem)
-    rows = problem.grid.counts[0]
-    needed = 0
-    for count in range(1, rows + 1):
-        height = math.ceil(rows / count) * TILE[0]
-        slabs = cut(num_planes, height, halo)
+    needed, halo = 0, halo_planes(problem.spec.mean_field.num_iterations, problem.reach[0])
+    for slabs in cuts(problem.grid.shape[0], halo):
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if num_bytes is None or needed <= num_bytes:
             return slabs

@@ -77,11 +77,7 @@ class ReadAhead(Generic[Item, Loaded]):
     def take(self, waiting: Callable[[], None]) -> Loaded | None:
         """Return the next item, once it is read; None: there is no other, or the run was stopped.
 
-        Args:
-            waiting: called if it is not there yet.
-
-        Raises:
-            BaseException: what reading it raised.
+        Raises what reading it raised. `waiting` is called if it is not there yet.
         """
         with self._changed:
             if not self._can_take():
@@ -101,8 +97,7 @@ class ReadAhead(Generic[Item, Loaded]):
     def close(self, *, waits: bool) -> None:
         """Begin no other item; those that wait for room are given up.
 
-        Args:
-            waits: until those that are being read are done with. They are not needed any more, but their readers may have to say so.
+        With `waits`, those that are being read are waited for: they are not needed any more, but their readers may have to say so.
         """
         with self._changed:
             self._is_closed = True

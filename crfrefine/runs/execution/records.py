@@ -1,10 +1,10 @@
-"""The record of a case, common to all commands, and the check which cases an earlier run has done."""
+"""The record of a case, common to all commands."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from crfrefine.base.failures import Failure
 from crfrefine.errors import CapacityError
@@ -58,22 +58,3 @@ def error_fields(failure: Failure | None) -> dict[str, str | None]:
     if failure is None:
         return dict.fromkeys(("error", "error_kind", "error_traceback"))
     return {"error": failure.message, "error_kind": failure.kind, "error_traceback": failure.traceback}
-
-
-RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
-
-
-class Task(Protocol[RecordT_co]):
-    """A case to process."""
-
-    @property
-    def case_id(self) -> str:
-        """Its name."""
-
-    def earlier(self) -> RecordT_co | None:
-        """Return the record of an earlier run, if its output exists, is complete, and comes from these inputs."""
-
-
-def reusable(task: Task[RecordT_co], resume: bool) -> RecordT_co | None:
-    """Return the reusable record of a case with `--continue`; None if the case must be processed."""
-    return task.earlier() if resume else None

@@ -19,11 +19,7 @@ def _go_on() -> None:
 
 
 class Threads(Executor):
-    """Several items at a time; closing drops pending items and waits for the others.
-
-    Args:
-        num_workers: items at a time.
-    """
+    """Several items at a time; closing drops pending items and waits for the others."""
 
     def __init__(self, num_workers: int) -> None:
         self._pool = ThreadPoolExecutor(num_workers, "case")

@@ -6,36 +6,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import CaseWork
-from crfrefine.base.text import counted, listed, printable
+from crfrefine.base.text import counted, listed
 from crfrefine.base.threads import available_threads
-from crfrefine.runs.execution.records import reusable
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import VANISHED, CaseRecord, time_of_change
-from crfrefine.runs.infer.result_channels import describe_numbers, logit_channels, probability_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.cases.label_map_case import LabelMapCase
     from crfrefine.cases.naming import Names
     from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.cases.streamed import StreamedCase
     from crfrefine.engines.base import Progress
-    from crfrefine.io.segments import Segment
     from crfrefine.refinement.result import RefinementResult
-    from crfrefine.runs.infer.outputs import OutputFiles, RefinedArrays
+    from crfrefine.runs.infer.outputs import OutputFiles
+    from crfrefine.runs.infer.writing import RefinedArrays
 
 MOST_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
-
-AnyCase: TypeAlias = "Case | StreamedCase | LabelMapCase"
-"""A case in memory, or as far as it is read."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +68,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class ReadCase:
-    """What was read of a case.
-
-    Attributes:
-        case: its image and what the network made of it.
-        segments: what its label map, or its structures, say of the labels, which the refined one keeps.
-    """
-
-    case: AnyCase
-    segments: tuple[Segment, ...] = ()
-
-
-@dataclass(frozen=True)
 class CaseSettings:
     """What the work on each case depends on; it can be sent to other processes.
 
@@ -106,58 +86,65 @@ class CaseSettings:
     device: str
 
 
+@dataclass
+class CaseInWork:
+    """A case on its way.
+
+    Attributes:
+        task: the case.
+        record: of it; of an earlier run, if that is to be kept.
+        case: between reading and refining: what was read; None: there is nothing left to do, or it failed.
+        refined: between refining and writing: what is to be written.
+    """
+
+    task: Task
+    record: CaseRecord = field(init=False)
+    case: Case | None = None
+    refined: RefinedArrays | None = None
+
+    def __post_init__(self) -> None:
+        self.record = CaseRecord(self.task.case_id)
+
+
 def _ignore(*arguments: object) -> None:
     """Nobody is told."""
 
 
 def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
     """Return the record of a case after all its work, or of the earlier run that did it; errors are in the record."""
-    record = CaseRecord(task.case_id)
-    with CaseWork(record.fail, *task.paths):
-        earlier = begin_case(settings, task)
-        if earlier is not None:
-            return earlier
-        case = load(settings, task, record)
-        outcome = refine_case(settings, case, record)
-        del case
-        write(outcome, task.outputs, record, threads=settings.options.threads or available_threads())
-    return record
+    work = CaseInWork(task)
+    with CaseWork(work.record.fail, *task.paths):
+        read_case(settings, work)
+        if work.case is not None:
+            refine_case(settings, work)
+            write_case(settings, work)
+    return work.record
 
 
-def begin_case(settings: CaseSettings, task: Task) -> CaseRecord | None:
-    """Return the record of an earlier run, if it is to be kept; otherwise check that the outputs can be written."""
+def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], None] = _ignore) -> None:
+    """Read a case, unless the record of an earlier run is to be kept, and record what its files are.
+
+    `admit` is told how many bytes its arrays take before they are read.
+    """
+    from crfrefine.cases import case as cases
+    from crfrefine.cases.case_memory import case_bytes, what_to_keep
+    from crfrefine.io import check_label_map
     from crfrefine.runs.infer.outputs import check_case_outputs
 
-    earlier = reusable(task, settings.options.resume)
-    if earlier is None:
-        check_case_outputs(task.outputs)
-    return earlier
-
-
-def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable[[int], None] = _ignore) -> ReadCase:
-    """Read a case, and record what its files are; `admit` is told how many bytes its arrays take before they are read."""
-    from crfrefine.cases.case import load_case, read_case_headers
-    from crfrefine.cases.case_memory import case_bytes
-    from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
-    from crfrefine.cases.streamed import is_streamed, load_streamed_case
-    from crfrefine.io import check_label_map
-    from crfrefine.runs.infer.structure_names import structure_segments
-
+    task, record = work.task, work.record
+    earlier = task.earlier() if settings.options.resume else None
+    if earlier is not None:
+        work.record = earlier
+        return
+    check_case_outputs(task.outputs)
     started = time.perf_counter()
-    headers = read_case_headers(task.files, settings.reading)
+    headers = cases.read_case_headers(task.files, settings.reading)
     check_label_map(task.outputs.label_map, headers.images[0])
-    are_labels = is_label_map_case(headers)
-    are_streamed = not are_labels and _may_stream(settings) and is_streamed(headers, settings.reading)
+    kept = what_to_keep(headers, settings.reading, may_stream=_may_stream(settings))
     waiting = time.perf_counter()
-    admit(case_bytes(headers.images, None if are_streamed else headers.logits, headers.mask, as_label_map=are_labels))
+    admit(case_bytes(headers, kept))
     started += time.perf_counter() - waiting
-    case: AnyCase
-    if are_labels:
-        case = load_label_map_case(headers, settings.reading, threads=settings.options.threads)
-    elif are_streamed:
-        case = load_streamed_case(headers, settings.reading)
-    else:
-        case = load_case(task.files, settings.reading, threads=settings.options.threads, headers=headers)
+    case = work.case = cases.read_case(headers, settings.reading, kept=kept, threads=settings.options.threads)
     record.times["read"] = time.perf_counter() - started
     record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
     record.grid_shape = tuple(case.image.shape[1:])
@@ -166,38 +153,26 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
-    if headers.logits is None or case.input_kind != "labels":
-        return ReadCase(case)
-    files = headers.logits.files
-    return ReadCase(case, structure_segments(files, settings.structures) if task.files.are_structures else files[0].segments)
 
 
-def refine_case(
-    settings: CaseSettings, read: ReadCase, record: CaseRecord, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore
-) -> RefinedArrays:
-    """Run the CRF on a case, and record what it did.
-
-    Args:
-        settings: of the run.
-        read: the case, as `load` returned it.
-        record: of the case.
-        progress: told of stages and iterations.
-        note: told of what the user should know.
-    """
+def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore) -> None:
+    """Run the CRF on a case that was read, and record what it did; its input is free afterwards, but for what a preview shows."""
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
-    from crfrefine.cases.label_map_case import LabelMapCase
-    from crfrefine.runs.infer.outputs import RefinedArrays
+    from crfrefine.cases.label_input import LabelMap
+    from crfrefine.runs.infer.writing import RefinedArrays, describe_numbers, logit_channels, probability_channels
 
-    options, case = settings.options, read.case
+    options, record, case = settings.options, work.record, work.case
+    assert case is not None
     started = time.perf_counter()
     result = _result(settings, case, progress)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
-    outvoted, lost = vanished_labels(result.changes), case.lost if isinstance(case, LabelMapCase) else {}
+    lost, segments = (case.network.lost, case.network.segments) if isinstance(case.network, LabelMap) else ({}, ())
+    outvoted = vanished_labels(result.changes)
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
@@ -212,27 +187,29 @@ def refine_case(
     record.num_padding_voxels = result.num_padding_voxels
     record.voxels_removed, record.voxels_filled = result.voxels_removed, result.voxels_filled
     record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
-    return RefinedArrays(
+    work.case = None
+    work.refined = RefinedArrays(
         like=replace(case.like, data=result.label_map),  # so that the image can be freed
         label_map=result.label_map,
         probabilities=probability_channels(result) if options.save_probabilities else None,
         logits=logit_channels(result) if options.save_logits else None,
-        structure_numbers=settings.structures,
         image=case.image if options.preview else None,
         before=result.network_label_map if options.preview else None,
-        title=printable(record.case_id),
         subtitle=describe_numbers(result, case.spacing, settings.names.labels),
-        names=settings.names,
-        segments=read.segments,
+        segments=segments,
     )
 
 
-def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, threads: int) -> None:
-    """Write a case, and close its record."""
-    from crfrefine.runs.infer.outputs import write_outcome
+def write_case(settings: CaseSettings, work: CaseInWork) -> None:
+    """Write a case that was refined, and close its record."""
+    from crfrefine.runs.infer.writing import write_outcome
 
+    outputs, record, refined = work.task.outputs, work.record, work.refined
+    assert refined is not None
     started = time.perf_counter()
-    write_outcome(outcome, outputs, threads=threads)
+    threads = settings.options.threads or available_threads()
+    write_outcome(record.case_id, refined, outputs, settings.names, settings.structures, threads)
+    work.refined = None
     record.times["write"] = time.perf_counter() - started
     record.output, record.probabilities = outputs.label_map, outputs.probabilities
     record.logits, record.preview = outputs.logits, outputs.preview
@@ -241,21 +218,21 @@ def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, t
     record.status = "done"
 
 
-def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> RefinementResult:
+def _result(settings: CaseSettings, case: Case, progress: Progress) -> RefinementResult:
     """Return the refined case."""
     from crfrefine.base.memory import memory_left, memory_limit
-    from crfrefine.cases.label_map_case import LabelMapCase
-    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.cases.label_input import LabelMap
+    from crfrefine.io.logits import LogitsHeader
     from crfrefine.refinement.case import refine
     from crfrefine.refinement.label_map import refine_label_map
-    from crfrefine.runs.infer.result_channels import refine_streamed
+    from crfrefine.runs.infer.streamed_case import refine_streamed
 
     options = settings.options
-    if isinstance(case, StreamedCase):
-        return refine_streamed(case, options.parameters, max_memory=options.max_memory, threads=options.threads, progress=progress)
-    if isinstance(case, LabelMapCase):
+    if isinstance(case.network, LogitsHeader):
+        return refine_streamed(case, case.network, settings.reading.input_type, options, progress)
+    if isinstance(case.network, LabelMap):
         return refine_label_map(
-            case.labels,
+            case.network.labels,
             case.image,
             case.channel_labels,
             case.num_labels,
@@ -268,7 +245,7 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
             num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
         )
     return refine(
-        case.logits,
+        case.network,
         case.image,
         spacing=case.spacing,
         parameters=options.parameters,

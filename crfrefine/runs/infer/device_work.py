@@ -13,7 +13,7 @@ from crfrefine.base.threads import SHARE, available_threads
 from crfrefine.errors import DeviceLostError
 from crfrefine.runs.execution.devices import DeviceProcesses, Placed
 from crfrefine.runs.execution.process import Limits, Surroundings
-from crfrefine.runs.infer.case_work import CaseSettings, ReadCase, Task, begin_case, load, refine_case, write
+from crfrefine.runs.infer.case_work import CaseInWork, CaseSettings, Task, read_case, refine_case, write_case
 from crfrefine.runs.infer.records import CaseRecord
 
 if TYPE_CHECKING:
@@ -29,22 +29,15 @@ class DeviceWork:
     """The work of a process: it refines and writes a case while it reads the one that it will probably get next.
 
     It is sent to the process before its first call.
-
-    Args:
-        settings: of the run; the device is that of the process.
     """
 
     def __init__(self, settings: CaseSettings) -> None:
         self._settings = settings
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: dict[int, Future[_Begun]] = {}
+        self._ahead: dict[int, Future[CaseInWork]] = {}
 
     def __call__(self, placed: Placed[Task]) -> CaseRecord | None:
-        """Return the record of a case; without one, open the device.
-
-        Raises:
-            BackendUnavailableError: the device cannot be opened.
-        """
+        """Return the record of a case; without one, open the device, or raise BackendUnavailableError."""
         from crfrefine.engines import get_backend
         from crfrefine.engines.cuda.current_gpu import own_process
 
@@ -56,38 +49,23 @@ class DeviceWork:
         self._reader = self._reader or ThreadPoolExecutor(1, "read")
         # What was read ahead and went to another process is dropped.
         reading, self._ahead = self._ahead.pop(task.number, None), {}
-        begun = _Begun(settings, task) if reading is None else reading.result()
+        work = _read(settings, task) if reading is None else reading.result()
         del reading
         if placed.ahead is not None:
-            self._ahead = {placed.ahead.number: self._reader.submit(_Begun, settings, placed.ahead)}
-        record = begun.record
-        if begun.case is None:
-            return record
-        with CaseWork(record.fail, *task.paths):
-            outcome = refine_case(settings, begun.case, record)
-            record.device = placed.device  # by the name in the request: a list has cuda:0 where one GPU is "cuda"
-            begun.case = None
-            write(outcome, task.outputs, record, threads=settings.options.threads or available_threads())
-        return record
+            self._ahead = {placed.ahead.number: self._reader.submit(_read, settings, placed.ahead)}
+        with CaseWork(work.record.fail, *task.paths):
+            if work.case is not None:
+                refine_case(settings, work)
+                work.record.device = placed.device  # by the name in the request: a list has cuda:0 where one GPU is "cuda"
+                write_case(settings, work)
+        return work.record
 
 
-class _Begun:
-    """A case as far as it is read.
-
-    Attributes:
-        record: of the case; of an earlier run, if that is to be kept.
-        case: None: there is nothing left to do.
-    """
-
-    def __init__(self, settings: CaseSettings, task: Task) -> None:
-        self.record = CaseRecord(task.case_id)
-        self.case: ReadCase | None = None
-        with CaseWork(self.record.fail, *task.paths):
-            earlier = begin_case(settings, task)
-            if earlier is not None:
-                self.record = earlier
-            else:
-                self.case = load(settings, task, self.record)
+def _read(settings: CaseSettings, task: Task) -> CaseInWork:
+    work = CaseInWork(task)
+    with CaseWork(work.record.fail, *task.paths):
+        read_case(settings, work)
+    return work
 
 
 def is_device_lost(record: CaseRecord | None) -> bool:

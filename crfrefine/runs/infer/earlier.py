@@ -61,19 +61,7 @@ def read_earlier(
     folder: Path | None = None,
     inputs: Sequence[str] = (),
 ) -> EarlierRecords:
-    """Read what earlier runs left: the records in the output folder, and a summary.
-
-    Args:
-        summary: the file that this run will replace; None: it writes none.
-        label_maps: output of each case of this run.
-        parameters: of this run.
-        part: number of parts, and the number of this one.
-        folder: the output folder; None: it has no records.
-        inputs: of this run, absolute.
-
-    Raises:
-        InputError: the summary is not one of `infer`, or is that of another part or of other cases: this run would replace it.
-    """
+    """Read what earlier runs left: the records in the output folder, and a summary."""
     found, damaged, notes = _read_records(folder)
     place = None if folder is None else folder / RECORD_FOLDER
     if summary is not None and special_kind(summary) is None and summary.exists() and summary.stat().st_size > 0:
@@ -122,10 +110,6 @@ def _true_records(records: Sequence[_Found], written: str | None) -> tuple[_Foun
     """Return the last record of a label map, and that of the run which refined it, if it is there.
 
     None: there is no record, or the label map was changed since.
-
-    Args:
-        records: of the case, the last one last.
-        written: time of the label map's last change; None: it is not there.
     """
     true = [one for one in records if one.record.status != FAILED and one.record.written == written is not None]
     return (true[-1], next((one for one in reversed(true) if one.record.status == "done"), None)) if true else None
@@ -183,13 +167,7 @@ def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, i
 
 
 def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
-    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file.
-
-    Args:
-        path: the summary.
-        output: where the run writes.
-        part: number of parts, and the number of this one.
-    """
+    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file."""
     if part[0] == 1 or special_kind(path) is not None or not path.exists():
         return None
     try:

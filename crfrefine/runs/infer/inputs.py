@@ -43,11 +43,7 @@ class RunInputs:
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
-    """Find the cases of a run and what describes them.
-
-    Raises:
-        CrfRefineError: no case, or the options contradict what is there.
-    """
+    """Find the cases of a run and what describes them."""
     found = _find_cases(options)
     folders = _folders(options, found)
     # No file has to say how many labels logits have.
@@ -56,13 +52,13 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     told = [*_without_crf(options.parameters), *found.notes, *(note for note in notes if note not in found.notes)]
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
-    label_maps = label_maps_of(found, options.output, options.output_format).values()
+    label_maps = label_maps_of(found, options).values()
     shows_names = options.preview or options.save_structures or any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps)
     names = read_names(folders[::-1]) if shows_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
-    if options.save_structures and suffix_of(options.output) and not options.output.is_dir():
+    if options.save_structures and options.writes_file:
         told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     reading = ReadingOptions(
         options.input_type,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.io.paths import suffix_of
 from crfrefine.io.series import is_series
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.placement import HERE, Placement
@@ -79,6 +80,11 @@ class InferenceOptions:
     def is_folder_run(self) -> bool:
         """Whether the run is on a folder, and not on the files of one case."""
         return self.nnunet is not None or self.manifest is not None or (self.images[0].is_dir() and not is_series(self.images[0]))
+
+    @property
+    def writes_file(self) -> bool:
+        """Whether the output is a file, by its suffix, and not a folder."""
+        return bool(suffix_of(self.output)) and not self.output.is_dir()
 
     @property
     def inputs(self) -> tuple[Path, ...]:

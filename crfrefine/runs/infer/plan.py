@@ -52,40 +52,21 @@ class RunPlan:
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
-    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases.
-
-    Raises:
-        InputError: `part_id` is not one of 0 … `num_parts` - 1.
-    """
+    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases."""
     if num_parts < 1 or not 0 <= part_id < num_parts:
         raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
     return sorted(cases, key=lambda files: files.case_id)[part_id::num_parts]
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:
-    """Return what a run will do, after all checks that can be made in advance.
-
-    Raises:
-        CrfRefineError: the run is impossible: no case, no device, no place to write.
-    """
+    """Return what a run will do, after all checks that can be made in advance."""
     device, devices = _choose_device(options)
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
-    outputs = plan_outputs(
-        cases,
-        options.output,
-        folder_run=options.is_folder_run,
-        probabilities=options.save_probabilities,
-        logits=options.save_logits,
-        preview=options.preview,
-        structures=options.save_structures,
-        label_names=inputs.names.plain_labels,
-        also_read=options.also_read,
-        output_format=options.output_format,
-    )
+    outputs = plan_outputs(cases, options, inputs.names.plain_labels)
     named = tuple(map(os.path.realpath, options.inputs))
     can_record = options.record and any(not files.problem for files in cases)
-    record = record_file(options.output, named, options.num_parts, options.part_id) if can_record else None
+    record = record_file(options, named) if can_record else None
     earlier, of_other_part = _read_earlier(options, cases, outputs, named, record)
     tasks = [
         Task(number, files, plan, earlier.of_outputs.get(files.case_id))
@@ -94,12 +75,12 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     # If no case can be read, no folder is needed.
     for folder in {folder for task in tasks if not task.files.problem for folder in task.outputs.folders()}:
         check_writable(folder)
-    names_file = check_names_file(inputs.structures, cases, options.output)
+    names_file = None if options.writes_file else check_names_file(inputs.structures, cases, options.output)
     for path in (options.summary, record):
         if path is not None:
             check_small_output(path)
     limit = memory_limit(options.max_memory)
-    planned = label_maps_of(select_part(inputs.cases, 1, 0), options.output, options.output_format)
+    planned = label_maps_of(select_part(inputs.cases, 1, 0), options)
     summary = RunSummary(
         device=devices[0] if len(devices) == 1 else "cuda:" + ",".join(name.partition(":")[2] for name in devices),
         threads=options.threads or available_threads(),

@@ -189,9 +189,6 @@ def note_on_num_labels(records: Iterable[Mapping[str, Any]]) -> str | None:
     """Return a note if the cases of a run have different numbers of labels, else None.
 
     Label maps do not count: without a declaration, each has as many labels as its largest one says.
-
-    Args:
-        records: of cases, as they stand in a JSON file.
     """
     found: dict[int, list[str]] = {}
     for values in records:

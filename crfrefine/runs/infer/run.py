@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,7 @@ from crfrefine.errors import CrfRefineError, DeviceLostError
 from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.observer import Observer
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
-from crfrefine.runs.infer.case_work import Task, begin_case, load, process_case, refine_case, write
+from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import CaseRecord, RunSummary, note_on_num_labels
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from crfrefine.runs.execution.executor import Outcome
-    from crfrefine.runs.infer.case_work import ReadCase
-    from crfrefine.runs.infer.outputs import RefinedArrays
     from crfrefine.runs.infer.summary_file import SummaryFile
     from crfrefine.runs.infer.summary_lines import SummaryLines
 
@@ -57,24 +55,6 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
         KeyboardInterrupt: passed on, after the file being written is finished and the summary is saved.
     """
     return _Run(options, observer or Observer()).execute()
-
-
-@dataclass
-class _Loaded:
-    """A case in memory, with its record so far."""
-
-    case: ReadCase
-    task: Task
-    record: CaseRecord
-
-
-@dataclass
-class _Refined:
-    """A case to write."""
-
-    outcome: RefinedArrays
-    task: Task
-    record: CaseRecord
 
 
 class _Run:
@@ -127,7 +107,7 @@ class _Run:
             self._refine,
             self._write,
             stop=self._stop,
-            waiting=self._waiting,
+            waiting=lambda stage: self._tell(self._observer.stage_changed, "", stage, 0, 0),
             most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
             most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
         )
@@ -171,42 +151,38 @@ class _Run:
                     ending.callback(file.save_last)
         return self._summary
 
-    def _waiting(self, stage: str) -> None:
-        self._tell(self._observer.stage_changed, "", stage, 0, 0)
-
-    def _read(self, task: Task, admit: Admit) -> _Loaded | None:
+    def _read(self, task: Task, admit: Admit) -> CaseInWork | None:
         """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading threads."""
-        record = CaseRecord(task.case_id)
-        with self._work_on(record, task):
-            earlier = begin_case(self._settings, task)
-            if earlier is None:
-                return _Loaded(load(self._settings, task, record, admit), task, record)
-            record = earlier
-        self._finish(record)
+        work = CaseInWork(task)
+        with self._work_on(work):
+            read_case(self._settings, work, admit)
+        if work.case is not None:
+            return work
+        self._finish(work.record)
         return None
 
-    def _refine(self, loaded: _Loaded) -> _Refined | None:
+    def _refine(self, work: CaseInWork) -> CaseInWork | None:
         """Run the CRF on a case; None: it failed and is recorded."""
-        record = loaded.record
-        self._case_started(loaded.task)
+        record = work.record
+        self._case_started(work.task)
         for note in record.notes:
             self._note(record, note)
 
         def progress(stage: str, step: int, num_steps: int) -> None:
             self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
 
-        with self._work_on(record, loaded.task):
-            outcome = refine_case(self._settings, loaded.case, record, progress=progress, note=partial(self._note, record))
-            return _Refined(outcome, loaded.task, record)
+        with self._work_on(work):
+            refine_case(self._settings, work, progress=progress, note=partial(self._note, record))
+        if work.refined is not None:
+            return work
         self._finish(record)
         return None
 
-    def _write(self, refined: _Refined) -> None:
+    def _write(self, work: CaseInWork) -> None:
         """Write a case and close its record. Runs in the writing thread."""
-        record = refined.record
-        with self._work_on(record):
-            write(refined.outcome, refined.task.outputs, record, threads=self._summary.threads)
-        self._finish(record)
+        with self._work_on(work):
+            write_case(self._settings, work)
+        self._finish(work.record)
 
     def _record_all(self, outcomes: Generator[tuple[Task, Outcome[CaseRecord | None]]]) -> None:
         """Record cases that are refined in other processes or on other machines, each on its own from its first file to its last."""
@@ -226,11 +202,11 @@ class _Run:
     def _case_started(self, task: Task) -> None:
         self._tell(self._observer.case_started, task.case_id, task.number)
 
-    def _work_on(self, record: CaseRecord, task: Task | None = None) -> CaseWork:
+    def _work_on(self, work: CaseInWork) -> CaseWork:
         """Return the context for every part of the processing of a case: an error in it fails only this case."""
 
         def fail(failure: Failure) -> None:
-            record.fail(failure)
+            work.record.fail(failure)
             if failure.kind == DeviceLostError.__name__ and self.options.device == "auto" and self._settings.device != "cpu":
                 self._settings = replace(self._settings, device="cpu")
                 from crfrefine.runs.infer.device_work import ON_CPU_NOW
@@ -239,7 +215,7 @@ class _Run:
             if self.options.fail_fast:
                 self._stop.set()
 
-        return CaseWork(fail, *(task.paths if task is not None else ()))
+        return CaseWork(fail, *(work.task.paths if work.refined is None else ()))
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)

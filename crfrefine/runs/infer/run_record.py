@@ -9,27 +9,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crfrefine.io.paths import suffix_of
 from crfrefine.runs.infer.summary_reading import LINES_SUFFIX
+
+if TYPE_CHECKING:
+    from crfrefine.runs.infer.options import InferenceOptions
 
 RECORD_FOLDER = ".crfrefine"
 """In the output folder."""
 
 
-def record_file(output: Path, inputs: Sequence[str], num_parts: int, part_id: int) -> Path | None:
-    """Return the record of a run; None if the output is a file, which has none.
-
-    Args:
-        output: as the run was given it.
-        inputs: absolute; runs on other inputs have other files.
-        num_parts: number of processes that share the cases.
-        part_id: this process among them.
-    """
-    if suffix_of(output) and not output.is_dir():
+def record_file(options: InferenceOptions, inputs: Sequence[str]) -> Path | None:
+    """Return the record of a run; None if the output is a file, which has none. Runs on other inputs, absolute, have other files."""
+    if options.writes_file:
         return None
     digest = hashlib.sha256("\0".join(inputs).encode(errors="surrogateescape")).hexdigest()[:8]
-    return output / RECORD_FOLDER / f"run-{digest}-part-{part_id}-of-{num_parts}{LINES_SUFFIX}"
+    return options.output / RECORD_FOLDER / f"run-{digest}-part-{options.part_id}-of-{options.num_parts}{LINES_SUFFIX}"
 
 
 def records_in(folder: Path) -> list[Path]:

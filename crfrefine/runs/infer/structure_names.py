@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.declared_labels import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_small_file, write_small_file
-from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.segments import Segment, named_segments, segments_of
 
 if TYPE_CHECKING:
@@ -22,20 +21,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.cases.case_files import CaseFiles
-    from crfrefine.io.volume import VolumeHeader
 
 
 NAMES_FILE = "dataset.json"
 
 
 def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
-    """Return the file of names to write; None if none is needed: no structures, a single output file, or the same names are there.
-
-    Raises:
-        InputError: a file with other labels is there; it is not replaced.
-    """
-    is_file = bool(suffix_of(output)) and not output.is_dir()
-    if not structures or is_file or all(files.problem for files in cases):
+    """Return the file of names to write; None if none is needed: no structures, or the same names are there."""
+    if not structures or all(files.problem for files in cases):
         return None
     path = output / NAMES_FILE
     if not os.path.lexists(path):
@@ -57,21 +50,6 @@ def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], 
 def write_names(path: Path, structures: Mapping[str, int]) -> None:
     """Write the number of each structure by its name, as nnU-Net does."""
     write_small_file(path, (json.dumps({"labels": _labels(structures)}, indent=1) + "\n").encode())
-
-
-def structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name.
-
-    Args:
-        files: of the structures of a case.
-        structures: number of each structure by its name.
-    """
-    found = {number: Segment(number, name) for name, number in structures.items()}
-    for file in files:
-        if len(file.segments) == 1:
-            number = structures[stem_of(file.path)]
-            found[number] = replace(file.segments[0], label=number)
-    return tuple(found[number] for number in sorted(found))
 
 
 def _labels(structures: Mapping[str, int]) -> dict[str, int]:
@@ -98,12 +76,7 @@ class LabelFiles:
     names: Mapping[int, str] = field(default_factory=dict)
 
     def of(self, labels: NDArray[np.integer[Any]], segments: Sequence[Segment]) -> dict[Path, Segment]:
-        """Return the segment of each file: of all labels that occur, and of all that have a name.
-
-        Args:
-            labels: the label map.
-            segments: what its input says of the labels, if anything.
-        """
+        """Return the segment of each file: of all labels that occur, and of all that have a name."""
         named = {label: name for label, name in self.names.items() if name not in RESERVED_NAMES}
         found: dict[str, tuple[Path, Segment]] = {}
         for segment in segments_of(labels, segments or named_segments(named)):

@@ -26,13 +26,7 @@ _SHARE_OF_TIME = 0.05
 
 
 def summary_file(path: Path, summary: RunSummary, *, resume: bool) -> SummaryFile | SummaryLines:
-    """Return the file for a summary, by its name.
-
-    Args:
-        path: the file.
-        summary: the run, to which cases are added.
-        resume: whether lines go behind those of earlier runs.
-    """
+    """Return the file for a summary, by its name."""
     if is_lines(path):
         return SummaryLines(path, summary, append=resume)
     return SummaryFile(path, summary)
@@ -42,10 +36,6 @@ class SummaryFile:
     """The file of a run's summary; until `save_last`, its content says that the run was interrupted, which is true if it is killed.
 
     A pipe or a device takes the last content alone.
-
-    Args:
-        path: the file.
-        summary: the run, to which cases are added.
     """
 
     def __init__(self, path: Path, summary: RunSummary) -> None:
@@ -76,11 +66,7 @@ class SummaryFile:
             self._timer.start()
 
     def save_last(self) -> None:
-        """Save the summary as it stands.
-
-        Raises:
-            CrfRefineError: it cannot be written.
-        """
+        """Save the summary as it stands."""
         with self._lock:
             self._saves_early = False
             if self._timer is not None:

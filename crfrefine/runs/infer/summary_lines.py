@@ -32,11 +32,6 @@ class SummaryLines:
     """The file of a run's summary, as JSON lines: a line of the run, one per case, and a last one when the run ends.
 
     A pipe or a device takes all of it at the end.
-
-    Args:
-        path: the file.
-        summary: the run.
-        append: whether the lines go behind those of earlier runs; otherwise a file that exists is replaced.
     """
 
     def __init__(self, path: Path, summary: RunSummary, *, append: bool) -> None:
@@ -49,11 +44,7 @@ class SummaryLines:
         self._lock = threading.Lock()
 
     def save_first(self) -> None:
-        """Write the line of the run.
-
-        Raises:
-            CrfRefineError: it cannot be written.
-        """
+        """Write the line of the run."""
         head = {name: value for name, value in self._summary.head().items() if name not in ("seconds", "interrupted")}
         line = to_line({"run": "started", **head})
         if special_kind(self._path) is not None:
@@ -78,11 +69,7 @@ class SummaryLines:
                     self._write()
 
     def save_last(self) -> None:
-        """Write the last line.
-
-        Raises:
-            CrfRefineError: it cannot be written.
-        """
+        """Write the last line."""
         ended = {"run": "ended", "seconds": self._summary.seconds, "interrupted": self._summary.interrupted, **self._summary.counts()}
         with self._lock:
             self._waiting += to_line(ended)

@@ -27,12 +27,7 @@ MOST_BYTES = 1 << 30
 
 
 class NotASummaryError(InputError):
-    """A file that is not a summary of `infer`; `is_damaged` says whether it cannot be read at all.
-
-    Args:
-        message: what was expected, and what was found.
-        is_damaged: False: it is a file of another kind.
-    """
+    """A file that is not a summary of `infer`; `is_damaged` says whether it cannot be read at all."""
 
     def __init__(self, message: str, *, is_damaged: bool = True) -> None:
         super().__init__(message)
@@ -78,9 +73,6 @@ def read_summary(path: Path) -> list[RecordedRun]:
     """Read a summary: one run; of JSON lines, all runs that wrote to the file, the first one first.
 
     A last line that a killed process left unfinished is left out.
-
-    Raises:
-        NotASummaryError: it cannot be read, or is something else.
     """
     try:
         return _read_lines(path) if is_lines(path) else [_read_table(path)]
@@ -93,12 +85,7 @@ def read_summary(path: Path) -> list[RecordedRun]:
 
 
 def refined_with(run: RecordedRun, other: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the parameters that a case was refined with, to be compared.
-
-    Args:
-        run: the run that has a record of it.
-        other: `other_parameters` of the record.
-    """
+    """Return the parameters that a case was refined with, to be compared."""
     return as_read({**run.head["parameters"], **other}) if other else run.parameters
 
 

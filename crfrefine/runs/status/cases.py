@@ -59,16 +59,7 @@ class CaseStatus:
 
 
 def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecord | None, first_start: str, parameters: str) -> CaseStatus:
-    """Return what is known of a case. Files are not opened: `infer --continue` reads them to their end.
-
-    Args:
-        case_id: its name.
-        part_id: the part that has it.
-        label_map: where its label map goes.
-        record: its last record, if it has any.
-        first_start: time, UTC, from which on a label map without a record is a result of this run; "": any.
-        parameters: of the last run of its part, as text to compare.
-    """
+    """Return what is known of a case. Files are not opened: `infer --continue` reads them to their end."""
     changed = time_of_change(label_map)
     there = changed is not None
     if record is None:
@@ -91,10 +82,5 @@ def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecor
 
 
 def resolve(path: object, folder: str) -> Path:
-    """Return a path of a summary as an absolute one.
-
-    Args:
-        path: as the run has named it.
-        folder: where its relative paths begin.
-    """
+    """Return a path of a summary as an absolute one."""
     return Path(folder) / str(path)

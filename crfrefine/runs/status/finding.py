@@ -97,12 +97,7 @@ def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] 
 
 
 def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
-    """Return what is left of a run.
-
-    Args:
-        output_folder: where results go.
-        group: all its runs, the last one last.
-    """
+    """Return what is left of a run."""
     last = group[-1]
     label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
     records = _last_records(group)
@@ -211,11 +206,7 @@ _KEYS = {"settings", "cases", "failures", "left_out"}
 
 
 def evaluation_status(path: Path) -> RunStatus | None:
-    """Return which cases an evaluation has measured, which failed, and which lack a file; None if the file is no summary of one.
-
-    Args:
-        path: a `summary.json`.
-    """
+    """Return which cases an evaluation has measured, which failed, and which lack a file; None if the file is no summary of one."""
     try:
         content = read_json(path, MOST_BYTES)
         require_usable(content, "")

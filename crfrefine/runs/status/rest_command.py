@@ -36,13 +36,7 @@ def go_there(folder: str, command: str) -> str:
 
 
 def summary_of_part(summary: str, of_part: int, part_id: int) -> str:
-    """Return a name for the summary of a part like that of another part: `summary_3.json` like `summary_0.json`.
-
-    Args:
-        summary: the other part's.
-        of_part: the other part.
-        part_id: the part.
-    """
+    """Return a name for the summary of a part like that of another part: `summary_3.json` like `summary_0.json`."""
     path = PurePath(summary)
     numbers = [*re.finditer(rf"(?<![0-9])0*{of_part}(?![0-9])", path.name)]
     if not numbers:

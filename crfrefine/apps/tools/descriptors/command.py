@@ -11,60 +11,34 @@ Kind = Literal["flag", "integer", "number", "text", "input", "output"]
 
 @dataclass(frozen=True)
 class Option:
-    """An option or a positional argument.
+    """An option or a positional argument."""
 
-    Attributes:
-        name: unique in the command: letters, digits and underscores.
-        flag: such as "--images"; "" for a positional argument.
-        kind: what its value is.
-        help: a sentence or two.
-        is_required: whether it must be given.
-        is_repeatable: whether it may be given several times.
-        choices: the only values, if there are such.
-        default: the value if it is not given, as text; None: there is none.
-        minimum: the smallest number; None: any.
-        maximum: the largest number; None: any.
-    """
-
-    name: str
-    flag: str
-    kind: Kind
-    help: str
-    is_required: bool = False
-    is_repeatable: bool = False
-    choices: tuple[str, ...] = ()
-    default: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
+    name: str  # Unique in the command: letters, digits and underscores.
+    flag: str  # Such as "--images"; "" for a positional argument.
+    kind: Kind  # What its value is.
+    help: str  # A sentence or two.
+    is_required: bool = False  # Whether it must be given.
+    is_repeatable: bool = False  # Whether it may be given several times.
+    choices: tuple[str, ...] = ()  # The only values, if there are such.
+    default: str | None = None  # The value if it is not given, as text; None: there is none.
+    minimum: float | None = None  # The smallest number; None: any.
+    maximum: float | None = None  # The largest number; None: any.
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command.
+    """A command."""
 
-    Attributes:
-        name: such as "infer".
-        help: what it does.
-        options: in the order of its signature.
-    """
-
-    name: str
-    help: str
-    options: tuple[Option, ...]
+    name: str  # Such as "infer".
+    help: str  # What it does.
+    options: tuple[Option, ...]  # In the order of its signature.
 
 
 @dataclass(frozen=True)
 class Manual:
-    """What `--help` shows of a command.
+    """What `--help` shows of a command."""
 
-    Attributes:
-        name: such as "crfrefine infer"; "crfrefine" for the application.
-        usage: the arguments in short, such as "[OPTIONS] FILE...".
-        help: paragraphs on what it does.
-        options: arguments and options: names with their placeholder, and what they mean.
-    """
-
-    name: str
-    usage: str
-    help: str
-    options: tuple[tuple[str, str], ...]
+    name: str  # Such as "crfrefine infer"; "crfrefine" for the application.
+    usage: str  # The arguments in short, such as "[OPTIONS] FILE...".
+    help: str  # Paragraphs on what it does.
+    options: tuple[tuple[str, str], ...]  # Arguments and options: names with their placeholder, and what they mean.

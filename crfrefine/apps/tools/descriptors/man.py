@@ -20,13 +20,7 @@ _EXIT_STATUS = (
 
 
 def man_page(manuals: Sequence[Manual]) -> str:
-    """Return the page, in the macros of `man` alone and in ASCII.
-
-    Args:
-        manuals: of the application, then of each command.
-
-    Source: man(7) and groff_man(7).
-    """
+    """Return the page of the application and then each command, in the macros of `man` alone and in ASCII (man(7), groff_man(7))."""
     application, *commands = manuals
     lines = [f'.TH {_escaped(application.name).upper()} 1 "" "{_escaped(f"crfrefine {crfrefine.__version__}")}" "User Commands"']
     # Ragged lines without hyphens: options can be searched and copied.

@@ -99,11 +99,7 @@ class Connection:
         return bool(self.client.status == "running")
 
     def num_threads(self) -> Mapping[str, int]:
-        """Return the threads of each worker by its address; each computes one case per thread.
-
-        Raises:
-            InputError: the scheduler is gone.
-        """
+        """Return the threads of each worker by its address; each computes one case per thread."""
         try:
             found: Mapping[str, int] = self.client.nthreads()
         except Exception as error:  # Whatever a broken connection raises.
@@ -128,12 +124,7 @@ class Connection:
 
 
 def connect(placement: Placement) -> Connection:
-    """Return a connection to the cluster that the options name, or to a new one on this machine.
-
-    Raises:
-        BackendUnavailableError: `distributed` is not installed; nor `cryptography`, for a new cluster.
-        InputError: nobody answers, certificates are missing, workers have another version of this package, or share a GPU.
-    """
+    """Return a connection to the cluster that the options name, or to a new one on this machine."""
     try:
         import distributed  # noqa: F401
     except ImportError as error:

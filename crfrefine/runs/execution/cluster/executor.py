@@ -13,12 +13,6 @@ class Cluster(Executor):
     """One item at a time per thread of the cluster's workers.
 
     Items may write files: one that is stopped gets time to remove unfinished ones. An item whose worker is lost is tried once more.
-
-    Args:
-        placement: which cluster, and what each item may take.
-
-    Raises:
-        CrfRefineError: the cluster cannot be used.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -34,11 +28,7 @@ class Cluster(Executor):
         started: Started[Item] = ignore,
         stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with its outcome, as they complete.
-
-        Raises:
-            InputError: the scheduler is gone, or a worker has another version of this package.
-        """
+        """Yield each item with its outcome, as they complete."""
         from crfrefine.runs.execution.cluster.run import (
             ClusterRun,  # It imports `distributed`, of which `connect` says whether it is there.
         )

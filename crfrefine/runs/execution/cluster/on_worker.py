@@ -43,17 +43,7 @@ class ProcessPool:
         self._is_watched = False
 
     def take(self, run: str, function: bytes, limits: Limits, surroundings: Surroundings) -> WorkerProcess:
-        """Return an idle process of a run, or a new one.
-
-        Args:
-            run: identity of the run.
-            function: pickled function of one item.
-            limits: of each item, for a new process.
-            surroundings: where a new process runs.
-
-        Raises:
-            InputError: it cannot be started.
-        """
+        """Return an idle process of a run, or a new one."""
         with self._lock:
             idle = self._idle.get(run, [])
             process = idle.pop()[1] if idle else None
@@ -194,14 +184,7 @@ _pool = ProcessPool()
 
 
 def work(settings: TaskSettings, number: int, attempt: int, item: bytes) -> Reply:
-    """Return the outcome of an item.
-
-    Args:
-        settings: of the run.
-        number: of the item.
-        attempt: how often the run has sent the item, from 1.
-        item: pickled.
-    """
+    """Return the outcome of an item, which the run has sent for the `attempt`-th time."""
     worker = get_worker()
     if settings.version != crfrefine.__version__:
         return Reply(b"", worker.address, None, crfrefine.__version__)

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_version(worker: str, version: object) -> None:
-    """Raise InputError unless a worker has this version of the package.
-
-    Args:
-        worker: address.
-        version: of the package there, or the error of asking for it.
-    """
+    """Raise InputError unless a worker has this version of the package."""
     if version != crfrefine.__version__:
         has = f"crfrefine {version}" if isinstance(version, str) else f"no crfrefine ({shorten(version, MOST_OF_A_REASON)})"
         raise InputError(
@@ -28,11 +23,7 @@ def check_version(worker: str, version: object) -> None:
 
 
 def check_devices(described: Mapping[str, Description]) -> None:
-    """Raise InputError unless each worker computes one case at a time on a GPU of its own.
-
-    Args:
-        described: the workers, by address.
-    """
+    """Raise InputError unless each worker computes one case at a time on a GPU of its own."""
     seen: dict[tuple[str, str | None], str] = {}
     for worker, about in described.items():
         if about.threads > 1:

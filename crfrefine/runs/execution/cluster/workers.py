@@ -22,12 +22,7 @@ NO_WORKER_SECONDS = 120.0
 
 
 class ClusterWorkers:
-    """The workers of a cluster.
-
-    Args:
-        connection: the cluster.
-        one_per_device: whether each must have a GPU of its own.
-    """
+    """The workers of a cluster."""
 
     def __init__(self, connection: Connection, *, one_per_device: bool) -> None:
         self._connection = connection
@@ -39,11 +34,7 @@ class ClusterWorkers:
         self._is_waiting = False
 
     def look(self) -> bool:
-        """Ask the scheduler, if the last time was a while ago; return whether it was asked.
-
-        Raises:
-            InputError: the scheduler is gone, or a cluster that was started for the run has lost its workers.
-        """
+        """Ask the scheduler, if the last time was a while ago; return whether it was asked."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return False
         self._threads = self._connection.num_threads()
@@ -58,11 +49,7 @@ class ClusterWorkers:
         return True
 
     def capacity(self, only_on: Collection[str] = ()) -> int:
-        """Return how many items workers can take: one per thread, and one more per worker, to begin without delay.
-
-        Args:
-            only_on: the workers; empty: all, even if there are none yet.
-        """
+        """Return how many items workers can take: one per thread, and one more per worker, to begin without delay."""
         threads = [number for name, number in self._threads.items() if name in only_on or not only_on]
         return max(1, sum(threads) + len(threads))
 
@@ -71,11 +58,7 @@ class ClusterWorkers:
         return not set(workers) & set(self._threads)
 
     def check(self, worker: str, about: Description) -> None:
-        """Refuse a worker that begins an item and must not: one that came later than the check of all others.
-
-        Raises:
-            InputError: it shares a GPU.
-        """
+        """Refuse a worker that begins an item and must not: one that came later than the check of all others."""
         if not self._one_per_device or worker in self._described:
             return
         present = self._connection.num_threads()  # One that was restarted has another address, and its old one is gone.

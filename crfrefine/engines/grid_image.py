@@ -1,0 +1,114 @@
+"""The image of a case as engines take it, and the origin of its features: the one that is given, or that engines take by themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.label_maps import Box
+
+_LARGEST_INDEX = 2**31
+"""No grid is longer, and sums of two such indices fit into 64 bits."""
+
+
+@dataclass(frozen=True)
+class FeatureOrigin:
+    """The point that the features of appearance kernels count from.
+
+    Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
+    that share an origin share these points, so their messages agree wherever the cut is out of reach.
+
+    Attributes:
+        position: a voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
+        intensity: one normalized intensity per modality.
+    """
+
+    position: tuple[int, ...]
+    intensity: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GridImage:
+    """The image of a case, or a part of one, and where the model applies; axes in storage order.
+
+    Attributes:
+        values: (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
+        mask: (*grid), True where the model applies; None: everywhere.
+        spacing: mm, one per grid axis.
+        axes: the user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the
+            order of its features, and must not depend on the memory order. None: the axes are in the user's order.
+        origin: the point that features count from; None: `default_origin`. Axes along which the mask is one voxel long have no feature.
+            With `filter = "auto"` parts of a volume may get different filters.
+    """
+
+    values: NDArray[Any]
+    mask: NDArray[np.bool_] | None
+    spacing: Sequence[float]
+    axes: Sequence[int] | None = None
+    origin: FeatureOrigin | None = None
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels inside the mask."""
+        return math.prod(self.values.shape[1:]) if self.mask is None else int(np.count_nonzero(self.mask))
+
+    def in_box(self, box: Box) -> GridImage:
+        """Return views of a box of the grid."""
+        return replace(self, values=self.values[(slice(None), *box)], mask=None if self.mask is None else self.mask[box])
+
+    def planes(self, first: int, last: int) -> GridImage:
+        """Return planes of the slowest axis, in memory of their own; features count from the origin, which is given, of the whole."""
+        assert self.origin is not None
+        origin = replace(self.origin, position=(self.origin.position[0] - first, *self.origin.position[1:]))
+        return replace(
+            self,
+            values=self.values[:, first:last].copy(),
+            mask=None if self.mask is None else self.mask[first:last].copy(),
+            origin=origin,
+        )
+
+
+def default_origin(image: GridImage) -> FeatureOrigin:
+    """Return the origin that engines take by themselves: the first corner of the mask's bounding box, and the lowest intensities inside.
+
+    Raises:
+        InputError: the mask is empty.
+    """
+    values, mask = image.values, image.mask
+    if mask is None:
+        return FeatureOrigin((0,) * (values.ndim - 1), tuple(float(modality.min()) for modality in values))
+    return FeatureOrigin(first_inside(mask), tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values))
+
+
+def first_inside(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the first corner of a mask's bounding box; raise InputError if the mask is empty."""
+    box = bounding_box(mask)
+    if box is None:
+        raise InputError("the mask is empty")
+    return tuple(axis.start for axis in box)
+
+
+def checked_origin(image: GridImage) -> FeatureOrigin | None:
+    """Return the given origin of an image; raise InputError if it has other axes or modalities, or numbers that none can have."""
+    origin = image.origin
+    if origin is None:
+        return None
+    num_modalities, num_axes = len(image.values), image.values.ndim - 1
+    if (len(origin.position), len(origin.intensity)) != (num_axes, num_modalities):
+        raise InputError(
+            f"the feature origin has {len(origin.position)} axes and {len(origin.intensity)} modalities; "
+            f"the image has {num_axes} axes and {num_modalities} modalities"
+        )
+    if any(abs(index) > _LARGEST_INDEX for index in origin.position) or not all(map(math.isfinite, origin.intensity)):
+        raise InputError(f"the feature origin must be a voxel and finite intensities; got {origin.position} and {origin.intensity}")
+    return origin

@@ -1,0 +1,174 @@
+"""Write what `infer` makes of a case: channels of all labels, a picture, files of structures, and the label map, last."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from crfrefine.base.text import printable
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.parallel import run_all
+from crfrefine.io.paths import stem_of
+from crfrefine.io.segments import Segment, named_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.cases.naming import Names
+    from crfrefine.io.volume import Volume
+    from crfrefine.refinement.result import RefinementResult
+    from crfrefine.runs.infer.outputs import OutputFiles
+
+
+@dataclass(frozen=True)
+class ChannelPlanes:
+    """Channels that are made when they are written.
+
+    Attributes:
+        num_channels: of the file.
+        piece: returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
+    """
+
+    num_channels: int
+    piece: Callable[[int, slice], NDArray[np.float32]]
+
+
+Channels: TypeAlias = "NDArray[np.float32] | ChannelPlanes"
+"""(L, *grid) float32, or channels that are made when they are written."""
+
+
+@dataclass(frozen=True)
+class RefinedArrays:
+    """The arrays of a refined case to be written; None: not requested.
+
+    Attributes:
+        like: the case's first image: grid, format and header of the outputs.
+        label_map: (*grid) integer.
+        probabilities: the marginals.
+        logits: the refined logits.
+        image: (M, *grid) the image, for the preview.
+        before: (*grid) integer, the network's labels, for the preview.
+        subtitle: second line of the preview.
+        segments: what the label map or the structures that were refined say of the labels, if there are any.
+    """
+
+    like: Volume
+    label_map: NDArray[Any]
+    probabilities: Channels | None
+    logits: Channels | None
+    image: NDArray[Any] | None
+    before: NDArray[Any] | None
+    subtitle: str
+    segments: tuple[Segment, ...]
+
+
+def write_outcome(
+    case_id: str, outcome: RefinedArrays, outputs: OutputFiles, names: Names, structures: Mapping[str, int], threads: int
+) -> None:
+    """Write the results of a case, each file atomically; `structures` has the number of each structure by its name."""
+    from crfrefine.io import write_channels, write_label_map, write_pieces
+
+    def write_structure(path: Path, number: int) -> None:
+        mask = (outcome.label_map == number).view("u1")
+        segments = [replace(segment, label=1) for segment in outcome.segments if segment.label == number]
+        write_label_map(path, mask, outcome.like, segments=segments)
+
+    for path, channels, kind in (
+        (outputs.probabilities, outcome.probabilities, "probabilities"),
+        (outputs.logits, outcome.logits, "logits"),
+    ):
+        if path is None or channels is None:
+            continue
+        if isinstance(channels, ChannelPlanes):
+            write_pieces(path, outcome.like, channels.num_channels, channels.piece, kind=kind, threads=threads)
+        else:
+            write_channels(path, channels, outcome.like, kind=kind, threads=threads)
+    if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
+        _write_preview(outputs.preview, case_id, outcome, outcome.image, outcome.before, names)
+    written = {path: structures[stem_of(path)] for path in outputs.structures}
+    if outputs.labels is not None:
+        written = {path: segment.label for path, segment in outputs.labels.of(outcome.label_map, outcome.segments).items()}
+    run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.plain_labels))
+
+
+def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDArray[Any], before: NDArray[Any], names: Names) -> None:
+    from crfrefine.pages.pictures.preview import draw_preview
+
+    picture = draw_preview(
+        image,
+        before,
+        outcome.label_map,
+        outcome.like.spacing,
+        affine=outcome.like.affine,
+        title=printable(case_id),
+        subtitle=outcome.subtitle,
+        label_names=names.labels,
+        modality_names=names.modalities,
+    )
+    write_small_file(path, picture)
+
+
+def probability_channels(result: RefinementResult) -> Channels:
+    """Return the marginals, as an array or plane by plane."""
+    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
+
+    if isinstance(result.channels, StreamedLogits):
+        return _streamed(result, partial(result.channels.probabilities, output_temperature=result.output_temperature), 0.0)
+    return _of_all_labels(result, result.marginals, 0.0)
+
+
+def logit_channels(result: RefinementResult) -> Channels:
+    """Return the refined logits, as an array or plane by plane."""
+    from crfrefine.arrays.one_hot import ABSENT_LOGIT
+    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
+
+    if isinstance(result.channels, StreamedLogits):
+        return _streamed(result, result.channels.logits, ABSENT_LOGIT)
+    return _of_all_labels(result, result.logits, ABSENT_LOGIT)
+
+
+def _streamed(result: RefinementResult, piece: Callable[[int, slice], NDArray[np.float32]], absent: float) -> ChannelPlanes:
+    """Return values of all labels, plane by plane; those of labels without a channel are `absent`."""
+    import numpy as np
+
+    numbers = {label: number for number, label in enumerate(result.channel_labels)}
+
+    def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
+        if label in numbers:
+            return piece(numbers[label], planes)
+        return np.full_like(piece(0, planes), absent)
+
+    return ChannelPlanes(result.num_labels, planes_of)
+
+
+def _of_all_labels(result: RefinementResult, values: NDArray[np.float32], absent: float) -> NDArray[np.float32]:
+    """Return (L, *grid) values; those of labels without a channel are `absent`. Channels of regions stay as they are."""
+    if result.regions is not None or len(values) == result.num_labels:
+        return values
+    from crfrefine.arrays.one_hot import expand_channels
+
+    return expand_channels(values, result.channel_labels, result.num_labels, absent)
+
+
+def describe_numbers(result: RefinementResult, spacing: Sequence[float], names: Mapping[int, str]) -> str:
+    """Return the second line of the preview."""
+    voxels, changes = result.label_map.size, result.changes
+    share = changes.voxels_changed / voxels
+    parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {voxels:,} voxels changed ({share:.2%})"]
+    voxel_ml = math.prod(spacing) / 1000
+    pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
+    volumes = [
+        f"{names.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
+        for label, (before, after) in pairs
+        if before or after
+    ]
+    if volumes and len(volumes) <= 6:
+        parts.append("ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes))  # a line is not broken inside
+    return "   ·   ".join(parts)

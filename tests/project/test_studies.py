@@ -1,0 +1,106 @@
+"""The studies in miniature: what is measured on a case comes from folds that have not seen it, and the tables are those of the files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from cli_helpers import load_nifti, run_here
+from script_imports import importing_from
+from training_helpers import shorten, write_cases
+
+from crfrefine.cases.case import ReadingOptions, discover_cases, load_case
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.case import refine
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TABLES = ("summary", "study", "size", "quality", "calibration", "cost", "label-maps", "paper")  # by their markers in the page
+
+
+def keep_every_other_plane(file):
+    """Bring logits onto a grid of their own, which ends where the image's does or one voxel earlier."""
+    volume = nibabel.load(file)
+    nibabel.Nifti1Image(np.asarray(volume.dataobj)[:, ::2], volume.affine @ np.diag([1.0, 2.0, 1.0, 1.0])).to_filename(file)
+
+
+def run_command(*arguments, log):
+    """Instead of a process for each of ten commands."""
+    result = run_here(*arguments)
+    assert result.status == 0, result.stderr
+    log.write_text(result.stdout)
+    return 100.0
+
+
+def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeypatch):
+    data, page = write_cases(tmp_path / "data", 4), tmp_path / "results.md"
+    for file in (data / "logits").iterdir():
+        keep_every_other_plane(file)
+    page.write_text("\n".join(f"<!-- {name}:begin -->\nreplaced\n<!-- {name}:end -->" for name in TABLES))
+    options = ["--resample", "--folds", 2, "--num-iterations", 2, "--threads", 1, "-o", tmp_path / "out", "--document", page]
+    shorten(monkeypatch)
+    with importing_from(BENCHMARKS) as load:
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, [data, "--regions", "whole=1+2", "cyst=3", *options])])
+        monkeypatch.setattr(load("study_chain"), "crfrefine", run_command)
+        load("study").main()
+    home = tmp_path / "out" / "data" / "logits"
+    folds = json.loads((home / "training" / "params.report.json").read_text())["folds"]
+    assert sorted(case for fold in folds for case in fold["held_out"]) == [f"case{number}" for number in range(4)]
+    for files in discover_cases(data / "images", data / "logits", labels=data / "labels"):
+        case, maps = load_case(files, ReadingOptions(resample=True), with_labels=True), []
+        for fold in sorted(folds, key=lambda fold: files.case_id not in fold["held_out"]):
+            assert (files.case_id in fold["held_out"]) != (files.case_id in {*fold["training"], *fold["deciding"]})
+            parameters = CrfParameters.from_dict(fold["fit"]["parameters"])
+            maps.append(refine(case.logits, case.image, spacing=case.spacing, parameters=parameters).label_map)
+        np.testing.assert_array_equal(load_nifti(home / "refined" / "trained" / f"{files.case_id}.nii.gz"), maps[0])
+        assert (maps[0] != maps[1]).any()
+    with (home / "evaluation" / "metrics.csv").open() as stream:
+        found = [row for row in csv.DictReader(stream) if (row["label"], row["metric"]) == ("whole", "dice")]
+    before, after = (np.mean([float(row["value"]) for row in found if row["method"] == name]) for name in ("network", "trained CRF"))
+    text = page.read_text()
+    assert "replaced" not in text
+    rows = {cells[1].strip(" *"): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}
+    assert next(value for name, value in rows.items() if name.startswith("the network")) == f"{before:.4f}"
+    assert rows["trained CRF"] == f"{100 * (after - before):+.2f}".replace("-", "−")
+    verdict = json.loads((home / "evaluation" / "summary.json").read_text())["verdict"]
+    assert f"> {verdict['sentence']}" in text
+    rivals = ["vector scaling", "Gaussian smoothing", "guided filter", "Dice decision", "largest component", "default CRF"]
+    assert [rival["name"] for rival in verdict["rivals"]] == rivals
+
+
+def test_each_case_has_logits_of_a_network_that_has_not_seen_it(tmp_path):
+    data, network = write_cases(tmp_path / "hearts", 3), tmp_path / "network"
+    shutil.rmtree(data / "logits")
+    with importing_from(BENCHMARKS) as load:
+        load("study_network").add_logits(data, network, load("study_unet").Schedule(num_steps=1, batch=2, patch=16, width=4))
+    held_out = {fold: list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in network.glob("fold_*")}
+    assert sorted(case for cases in held_out.values() for case in cases) == ["case0", "case1", "case2"]
+    for fold, cases in held_out.items():
+        for case in cases:
+            link = network / "logits" / f"{case}.nii.gz"
+            assert link.resolve() == (fold / "logits" / link.name).resolve()
+            assert nibabel.load(link).shape[:3] == nibabel.load(data / "images" / f"{case}_0000.nii.gz").shape
+
+
+def test_a_taste_of_learning_end_to_end_gives_all_tables(tmp_path, monkeypatch):
+    page = Path(shutil.copy(BENCHMARKS.parent / "docs" / "reference" / "end-to-end.md", tmp_path))
+    options = ("--quick", "--folds", "1", "--workers", "1", "-o", tmp_path, "--document", page)
+    monkeypatch.setattr(sys, "argv", ["study_end_to_end.py", *map(str, options)])
+    with importing_from(BENCHMARKS) as load:
+        load("study_end_to_end").main()
+    fold = tmp_path / "generated" / "cases_2" / "fold_1"
+    found = {file.parent.name: json.loads(file.read_text())["measurements"] for file in sorted(fold.glob("*/result.json"))}
+    assert list(found) == ["added", "end_to_end", "longer", "network"]
+    assert len({row["method"] for rows in found.values() for row in rows}) == 8
+    for marker in ("summary", "dice", "networks", "learned", "paper", "cost"):
+        part = page.read_text().partition(f"<!-- {marker}:begin -->")[2].partition(f"<!-- {marker}:end -->")[0]
+        assert "generated, 2 training cases" in part
+    trained = CrfParameters.load(fold / "end_to_end" / "params.toml")
+    assert trained.bilateral[0].theta_beta != CrfParameters().bilateral[0].theta_beta
