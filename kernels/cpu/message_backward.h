@@ -54,7 +54,8 @@ class MessageBackward {
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
           num_all_labels_(options.num_all_labels()),
           num_sums_(num_all_labels_ + num_all_labels_ * num_all_labels_),
-          num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_) {
+          num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_),
+          moments_(num_voxels_, pool, workspace) {
         for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
         grad_message_ = Buffer<T>(num_sent_ * num_voxels_);
         filtered_ = Buffer<T>(num_sent_ * num_voxels_);
@@ -108,7 +109,7 @@ class MessageBackward {
                 for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (sent_scale ? sent_scale[begin + i] : T{1});
             }
         });
-        add_moments_of(m, grad_message_.get(), sent_.get(), filtered_.get(), filtered_back_.get(), num_sent_);
+        add_moments_of(m, {grad_message_.get(), sent_.get(), filtered_.get(), filtered_back_.get(), num_sent_});
     }
 
     // After all steps. The kernel's row sums D normalize its messages, and depend on bandwidths and image as well: with the gradients with
@@ -128,7 +129,7 @@ class MessageBackward {
         });
         clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
         kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
-        add_moments_of(m, u, v, kv, ktu, 1);
+        add_moments_of(m, {u, v, kv, ktu, 1});
         if (!scale) return;
         // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
         for_blocks([&](int64_t block, int) {
@@ -143,7 +144,7 @@ class MessageBackward {
         });
         clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
         kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
-        add_moments_of(m, u, v, kv, ktu, 1);
+        add_moments_of(m, {u, v, kv, ktu, 1});
     }
 
     // (modality, *grid), inside the mask.
@@ -261,11 +262,10 @@ class MessageBackward {
         for (int i = 0; i < num_all_labels_ * num_all_labels_; ++i) gradients_.compatibility[i] += total[num_all_labels_ + i];
     }
 
-    void add_moments_of(size_t m, const T* u, const T* v, const T* kv, const T* ktu, int num_channels) {
+    void add_moments_of(size_t m, const FilteredPair<T>& pair) {
         if (!wants_theta_ && features_[m].num_modalities() == 0) return;
         T* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
-        add_moments(*kernels_[m].filter, features_[m], u, v, kv, ktu, num_channels, gradients_.theta[m].data(), image, moment_buffers_,
-                    num_voxels_, pool_, workspace_);
+        moments_.add(*kernels_[m].filter, features_[m], pair, gradients_.theta[m].data(), image);
     }
 
     const Voxels& voxels_;
@@ -286,7 +286,7 @@ class MessageBackward {
     std::vector<Buffer<T>> grad_degree_;         // (kernel, voxel): with respect to the scale, before it is turned into one for D
     std::vector<Buffer<T>> grad_ones_;           // (kernel, voxel): with respect to the message of all ones
     Buffer<T> image_;                            // (modality, voxel)
-    MomentBuffers<T> moment_buffers_;
+    Moments<T> moments_;
     std::vector<T> unit_;
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
     std::vector<Buffer<T>> scratch_;
