@@ -57,16 +57,17 @@ class Lattice:
         check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
-        keys, own = (key_low, key_high), (self.vertex_low, self.vertex_high)
-        self._launch("read_vertices", self.num_vertices, *keys, table, slots, self.num_vertices, *own)
+        read = (key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high)
+        self._launch("read_vertices", self.num_vertices, *read)
         slot_vertex = self._number(table, slots)
         self.after = xp.empty((dimension + 1, self.num_vertices), dtype=np.int32)
         self.before = xp.full((dimension + 1, self.num_vertices), -1, dtype=np.int32)
-        hashed = (*keys, table, self.table_bits, slot_vertex, simplices.shift, self.layout.remainder_bits)
-        self._launch("find_neighbors", self.num_vertices, *own, self.num_vertices, *hashed, self.after, self.before)
+        own, keys = (self.vertex_low, self.vertex_high, self.num_vertices), (key_low, key_high, table, self.table_bits)
+        layout = (slot_vertex, simplices.shift, self.layout.remainder_bits)
+        self._launch("find_neighbors", self.num_vertices, *own, *keys, *layout, self.after, self.before)
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
-        del table, slots, corner_slot, slot_vertex, key_low, key_high, keys, hashed
+        del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout
         self.lists = self._list_entries()
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
