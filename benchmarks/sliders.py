@@ -14,8 +14,7 @@ from pathlib import Path
 
 from markdown_table import markdown_table
 
-from crfrefine.apps.tune.session import TuneOptions
-from crfrefine.apps.tune.session import Session
+from crfrefine.apps.tune.session import Session, TuneOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 

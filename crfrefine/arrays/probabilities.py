@@ -72,10 +72,7 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
 def describe_logits(path: Path, input_type: str, outside: str | None) -> str:
     """Return the sentence that says why values are taken as logits.
 
-    Args:
-        path: the file they came from.
-        input_type: as the user says.
-        outside: the value outside [0, 1] that decided; None: the user or the file says it.
+    `outside` is the value outside [0, 1] that decided; None: the user or the file says it.
     """
     reason = who_says(input_type) if outside is None else f"it has values outside [0, 1], such as {outside}"
     return f"{path.name} is taken as logits: {reason}"
@@ -98,14 +95,7 @@ def no_probabilities(path: Path, outside: str) -> InputError:
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide the same for an array from a caller; "auto" expects logits and refuses anything that looks different.
-
-    Args:
-        values: (L, *grid), finite.
-        input_type: "auto", "logits" or "probabilities", as the caller says.
-
-    Returns:
-        "logits" or "probabilities".
+    """Decide the same for (L, *grid) of a caller; "auto" expects logits and refuses anything that looks different.
 
     Raises:
         InputError: probabilities or sigmoid channels although "auto" expects logits; probabilities that are not a distribution over labels.
@@ -146,11 +136,7 @@ def check_input_type(input_type: str) -> None:
 
 
 def take_logarithms(probabilities: NDArray[np.float32]) -> None:
-    """Replace probabilities with log(clip(p, 1e-7, 1)), in place, block by block.
-
-    Args:
-        probabilities: C-contiguous, of any shape; written to.
-    """
+    """Replace C-contiguous probabilities with log(clip(p, 1e-7, 1)), in place, block by block."""
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
         block = flat[start : start + BLOCK_VOXELS]
@@ -158,39 +144,21 @@ def take_logarithms(probabilities: NDArray[np.float32]) -> None:
         np.log(block, out=block)
 
 
-def divided_logits(values: NDArray[np.floating[Any]], temperature: float, *, is_probability: bool) -> NDArray[np.float32]:
-    """Return a network's logits over a temperature, as a C-contiguous copy.
-
-    Args:
-        values: logits, or probabilities.
-        temperature: what the logits are divided by.
-        is_probability: whether `values` are probabilities, of which the logarithm is taken.
-    """
-    logits = network_logits(values, is_probability=is_probability)
-    logits *= np.float32(1.0) / np.float32(temperature)
-    return logits
-
-
-def network_logits(values: NDArray[np.floating[Any]], *, is_probability: bool) -> NDArray[np.float32]:
-    """Return a network's logits, from the logarithms of its probabilities if `values` are those, as a C-contiguous copy."""
-    logits = np.array(values, np.float32, order="C")
-    if is_probability:
-        take_logarithms(logits)
-    return logits
-
-
 def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None, inside: NDArray[np.bool_] | None) -> None:
-    """Add the bias of each label to its logits where a mask is True.
-
-    Args:
-        logits: (L, ...); written to.
-        bias: (L,); None: nothing is added.
-        inside: of the shape of one label's logits; None: everywhere.
-    """
+    """Add the bias of each label to its logits, (L, ...), in place, where a mask is True; None: nothing, and everywhere."""
     if bias is None:
         return
     for channel, of_label in zip(logits, bias, strict=True):
         np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)
+
+
+def over_output_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Return refined logits, or log-odds of regions, whose softmax or sigmoid are calibrated probabilities; no copy with 1.
+
+    Source:
+        Guo et al. 2017, On calibration of modern neural networks, section 4.2; docs/reference/math.md, section 7.
+    """
+    return logits if temperature == 1.0 else logits * np.float32(1.0 / temperature)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

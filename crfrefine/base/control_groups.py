@@ -12,14 +12,9 @@ from pathlib import Path, PurePosixPath
 
 
 def control_groups(groups: str, mounts: str, controller: str = "memory") -> list[tuple[int, PurePosixPath]]:
-    """Return version and folder of the control groups that limit this process, its own before the ones above it.
+    """Return version and folder of the control groups that limit this process's "memory" or "cpu", its own before the ones above it.
 
     In a container the group's path may lie outside of what is mounted, or hold `..`; then only the mounted folder itself is known.
-
-    Args:
-        groups: text of `/proc/self/cgroup`.
-        mounts: text of `/proc/self/mountinfo`.
-        controller: what is limited, "memory" or "cpu".
     """
     found = []
     for version, group in _paths_of(groups, controller):
@@ -35,11 +30,6 @@ def control_groups(groups: str, mounts: str, controller: str = "memory") -> list
 
 def core_quota(groups: str, mounts: str, root: Path = Path("/")) -> float | None:
     """Return how many cores' time the control groups allow, such as 1.5; None: there is no quota.
-
-    Args:
-        groups: text of `/proc/self/cgroup`.
-        mounts: text of `/proc/self/mountinfo`.
-        root: the folder that mount points are in, "/" but in tests.
 
     Source: the kernel's documentation of cgroup v2 (`cpu.max`) and of CFS bandwidth control.
     """

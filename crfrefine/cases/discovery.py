@@ -17,8 +17,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
-from crfrefine.io.recognition import describe_others, format_to_read, require_volume
-from crfrefine.io.series import is_series, list_series
+from crfrefine.io.recognition import describe_others, format_to_read, is_series, list_series, require_volume
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")

@@ -13,8 +13,7 @@ from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, discover_cas
 from crfrefine.cases.structure_folders import structures_folder
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
-from crfrefine.io.recognition import format_to_read
-from crfrefine.io.series import is_series
+from crfrefine.io.recognition import format_to_read, is_series
 
 
 def discover_network_cases(

@@ -18,8 +18,7 @@ from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import discover_cases, list_files, logits_named
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, suffix_of
-from crfrefine.io.recognition import describe_others
-from crfrefine.io.series import is_series
+from crfrefine.io.recognition import describe_others, is_series
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -31,7 +31,7 @@ def info(
     from crfrefine.base.failures import CaseWork, Failure
     from crfrefine.io import VolumeHeader, read_header
     from crfrefine.io.dicom_identity import describe_mismatch
-    from crfrefine.io.series import is_series
+    from crfrefine.io.recognition import is_series
 
     headers: list[VolumeHeader] = []
     found: list[dict[str, Any]] = []

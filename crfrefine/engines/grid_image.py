@@ -68,14 +68,13 @@ class GridImage:
 
     def planes(self, first: int, last: int) -> GridImage:
         """Return planes of the slowest axis, in memory of their own; features count from the origin, which is given, of the whole."""
+        mask = None if self.mask is None else self.mask[first:last].copy()
+        return replace(self, values=self.values[:, first:last].copy(), mask=mask, origin=self.origin_from(first))
+
+    def origin_from(self, first: int) -> FeatureOrigin:
+        """Return the origin, which is given, as planes from some plane on have it."""
         assert self.origin is not None
-        origin = replace(self.origin, position=(self.origin.position[0] - first, *self.origin.position[1:]))
-        return replace(
-            self,
-            values=self.values[:, first:last].copy(),
-            mask=None if self.mask is None else self.mask[first:last].copy(),
-            origin=origin,
-        )
+        return replace(self.origin, position=(self.origin.position[0] - first, *self.origin.position[1:]))
 
 
 def default_origin(image: GridImage) -> FeatureOrigin:

@@ -58,10 +58,6 @@ def halo_planes(num_iterations: int, reach: int) -> int:
     """Return the number of planes on each side that the result of a plane can depend on, a multiple of HEIGHT.
 
     In each step messages come from within the reach, and their normalization from within the reach of those who send.
-
-    Args:
-        num_iterations: steps.
-        reach: planes after which every kernel ends.
     """
     return math.ceil((num_iterations + 1) * reach / HEIGHT) * HEIGHT
 
@@ -85,15 +81,8 @@ def run_in_slabs(
 ) -> tuple[MeanFieldResult, str]:
     """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
 
-    Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either.
-
-    Args:
-        run: raises `CapacityError` with a shortage if a slab does not fit.
-        values: as `Run` takes them.
-        image: of the case; without an origin, features count from the default one.
-        models: as `Run` takes them.
-        error: message and shortage of what the whole volume met.
-        progress: called before each slab.
+    Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either. `error` has
+    message and shortage of what the whole volume met, such as `run` raises for a slab that does not fit.
 
     Returns:
         (L, *grid), and a sentence that says what was done.

@@ -15,8 +15,8 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
 from crfrefine.io.atomic import atomic_file, remove_file
-from crfrefine.io.files import files_read
 from crfrefine.io.json import without_nonfinite
+from crfrefine.io.recognition import files_read
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.execution.records import Record
 

@@ -41,10 +41,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files that belong together; the last one names the others and is renamed after them.
-
-    Args:
-        paths: the files to write, all in one folder, such as the voxels and then their header.
+    """Open files of one folder that belong together; the last one names the others and is renamed after them.
 
     Raises:
         CrfRefineError: as for `atomic_file`; existing files stay unchanged.
@@ -89,11 +86,7 @@ def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -
 
 
 def write_small_file(path: Path, content: bytes) -> None:
-    """Write a file atomically; write to a character device or a pipe directly.
-
-    Raises:
-        CrfRefineError: it cannot be written.
-    """
+    """Write a file atomically; write to a character device or a pipe directly; raise CrfRefineError if that is not possible."""
     if _kind(path) is not None:
         write_special(path, content)
         return
@@ -113,11 +106,7 @@ def check_small_file(path: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove an existing file, if there is one; anything but a regular file is refused, as for writing.
-
-    Raises:
-        CrfRefineError: it cannot be removed.
-    """
+    """Remove a file, if there is one; raise CrfRefineError for anything but a regular file, as for writing, or if that is not possible."""
     (target,) = _targets((path,))
     try:
         target.unlink(missing_ok=True)
@@ -200,7 +189,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
+    """Create a folder and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
 
     Raises:
         InputError: the folder cannot be created or written to.

@@ -17,7 +17,7 @@ from crfrefine.io.decode import array_stream
 from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
 from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.dicom_segments import read_segments
-from crfrefine.io.layers import LabelMapBuilder
+from crfrefine.io.segments import empty_label_map, put_segment
 from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, cut_off, read_start
 from crfrefine.io.volume import VolumeHeader, require_usable, spacing_of
 
@@ -33,18 +33,10 @@ _MOST_PLANES = 1 << 14
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """A frame: its plane of the grid, and its segment; None in a label map."""
-
-    plane: int
-    number: int | None
-
-
-@dataclass(frozen=True)
 class _Template:
-    """What is needed to read the pixels: the frames in their order, the segments by their numbers, and bits of a pixel."""
+    """What is needed to read the pixels: each frame's plane and segment (None in a label map), segments by number, bits of a pixel."""
 
-    frames: tuple[_Frame, ...]
+    frames: tuple[tuple[int, int | None], ...]
     by_number: dict[int, Segment]
     bits: int
 
@@ -89,7 +81,7 @@ def read_header(path: Path) -> VolumeHeader:
             dtype="uint8" if max(segment.label for segment in segments.values()) <= 255 else "uint16",
             spacing=spacing_of(affine),
             affine=affine,
-            template=_Template(tuple(map(_Frame, planes, numbers)), segments, bits),
+            template=_Template(tuple(zip(planes, numbers, strict=True)), segments, bits),
             notes=() if note is None else (note,),
             details=(("segments", counted(len(segments), "segment")), *identity.details),
             identity=identity,
@@ -103,27 +95,22 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Put the segments together to a label map, in memory."""
     template: _Template = header.template
     columns, rows, num_planes = header.grid_shape
-    builder = LabelMapBuilder.of(header.path, (num_planes, rows, columns), list(template.by_number.values()))
+    segments = template.by_number
+    labels = empty_label_map(header.path, (num_planes, rows, columns), segments.values())
     with interpreting(header.path):
         dataset = read_dataset(header.path, None, with_pixels=True)
         frames = _frames(dataset, template, (rows, columns), header.path)
-    names = {segment.label: segment.name for segment in template.by_number.values()}
-    for frame, pixels in zip(template.frames, frames, strict=True):
-        here = slice(frame.plane, frame.plane + 1)
-        for number in (frame.number,) if frame.number is not None else np.unique(pixels[pixels > 0]).tolist():
-            if number not in template.by_number:
+    for (plane, of_frame), pixels in zip(template.frames, frames, strict=True):
+        for number in (of_frame,) if of_frame is not None else np.unique(pixels[pixels > 0]).tolist():
+            if number not in segments:
                 raise UnsupportedFormatError(f"{header.path}: damaged DICOM file: a voxel is of segment {number}, which is not described")
-            inside = pixels > 0 if frame.number is not None else pixels == number
-            builder.add(template.by_number[number], inside[np.newaxis], here, names.__getitem__)
-    yield array_stream(builder.labels, header.path)
+            inside = pixels > 0 if of_frame is not None else pixels == number
+            put_segment(labels[plane], segments[number], inside, segments.values(), header.path)
+    yield array_stream(labels, header.path)
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a label map as binary segments that refer to the series they were made on.
-
-    Raises:
-        InputError: the image is no DICOM series, or highdicom is not installed.
-    """
+    """Write a label map as binary segments that refer to the series they were made on."""
     from crfrefine.io.dicom_segmentation_writing import write_segmentation
 
     write_segmentation(content, like.header)

@@ -1,4 +1,4 @@
-"""Write DICOM segmentations with highdicom, which is imported only here and only when one is written."""
+"""Write DICOM segmentations with highdicom, which is imported only when one is written, and check beforehand that it takes the series."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.dicom_files import INSTALL, has_frames, require_pydicom
+from crfrefine.io.dicom_files import INSTALL, has_frames, interpreting, read_dataset, require_pydicom
+from crfrefine.io.dicom_identity import KEYWORDS
 from crfrefine.io.dicom_segments import CONTENT, describe, sources_of
-from crfrefine.io.dicom_series import SeriesTemplate
-from crfrefine.io.dicom_sources import OTHER_FORMATS, read_sources, refused, require_accepted, require_references
+from crfrefine.io.dicom_slices import Series, Slice
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import START_BYTES, read_start
 
@@ -30,16 +31,39 @@ _NUMBERS_PER_SERIES = 100
 _LARGEST_NUMBER = (1 << 31) - 1
 
 
-def require_source(path: Path, image: VolumeHeader | None) -> SeriesTemplate:
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""Attributes of type 2 of the standard: in every file, but perhaps without a value. De-identification removes them."""
+
+_OTHER_FORMATS = "write another format, such as .nii.gz or .seg.nrrd"
+
+
+def require_source(path: Path, image: VolumeHeader | None) -> Series:
     """Return the series that a segmentation refers to.
 
     Raises:
         InputError: the image is no DICOM series, or lacks what a segmentation refers to, or highdicom is not installed.
     """
     template = image.template if image is not None else None
-    if not isinstance(template, SeriesTemplate):
+    if not isinstance(template, Series):
         raise _no_series(path, image.format if image is not None else "in memory")
-    require_references(path, template)
+    slices, identity = template.slices, template.identity
+    given = {
+        "StudyInstanceUID": identity.study,
+        "SeriesInstanceUID": slices[0].series,
+        "FrameOfReferenceUID": identity.frame,
+        "SOPInstanceUID": all(one.instance for one in slices),
+    }
+    lacking = [keyword for keyword, value in given.items() if not value]
+    folder = slices[0].path.parent
+    if lacking:
+        raise InputError(
+            f"{path}: a DICOM segmentation refers to its series, and that in {folder} has no {' and no '.join(lacking)}; {_OTHER_FORMATS}"
+        )
+    if slices[0].frame is not None and len({one.path for one in slices}) > 1:
+        raise InputError(f"{path}: a DICOM segmentation of several files with several frames each, in {folder}; {_OTHER_FORMATS}")
     require_highdicom(path)
     return template
 
@@ -51,26 +75,42 @@ def check_image(path: Path, image: Path | VolumeHeader) -> None:
             raise _no_series(path, str(image))
         require_highdicom(path)
     else:
-        require_accepted(path, require_source(path, image), require_highdicom(path))
+        _require_accepted(path, require_source(path, image), require_highdicom(path))
+
+
+def _require_accepted(path: Path, template: Series, highdicom: Any) -> None:
+    """Raise InputError if highdicom does not make a segmentation of the first slice, such as for forbidden values."""
+    (source, *_) = _sources(template, template.slices[:1])
+    if "PerFrameFunctionalGroupsSequence" in source:
+        source.PerFrameFunctionalGroupsSequence, source.NumberOfFrames = source.PerFrameFunctionalGroupsSequence[:1], 1
+    pixels = np.zeros((1, *template.slices[0].shape), np.uint8)
+    pixels[0, 0, 0] = 1
+    tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+    segment = highdicom.seg.SegmentDescription(1, "Label 1", tissue, tissue, highdicom.seg.SegmentAlgorithmTypeValues.MANUAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            highdicom.seg.Segmentation(
+                *([source], pixels, highdicom.seg.SegmentationTypeValues.BINARY, [segment]),
+                *(highdicom.UID(), 1, highdicom.UID(), 1, "crfrefine", "crfrefine", "0", "0"),
+            )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _refused(path, template, error) from None
 
 
 def _no_series(path: Path, image: str) -> InputError:
-    return InputError(f"{path}: a DICOM segmentation refers to the DICOM series it was made on; the image is {image}: {OTHER_FORMATS}")
+    return InputError(f"{path}: a DICOM segmentation refers to the DICOM series it was made on; the image is {image}: {_OTHER_FORMATS}")
 
 
 def require_highdicom(path: Path) -> Any:
-    """Return the module highdicom.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module highdicom; raise InputError if it is not installed."""
     try:
         import highdicom
         import highdicom.color
         import highdicom.seg
     except ImportError as error:
         raise InputError(
-            f"{path}: a DICOM segmentation needs the package highdicom, which is not installed ({error}); {INSTALL}, or {OTHER_FORMATS}"
+            f"{path}: a DICOM segmentation needs the package highdicom, which is not installed ({error}); {INSTALL}, or {_OTHER_FORMATS}"
         ) from None
     return highdicom
 
@@ -94,13 +134,15 @@ def write_segmentation(content: Content, image: VolumeHeader | None) -> None:
         values = np.frombuffer(block, content.dtype.newbyteorder("<"))
         labels.reshape(-1)[start : start + values.size] = values
         start += values.size
-    sources, labels = read_sources(template, labels)
+    sources = _sources(template, template.slices)
+    frames = [one.frame for one in template.slices if one.frame is not None]
+    labels = labels[np.argsort(frames)] if frames else labels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             written = _encoded(highdicom, sources, numbers[labels], content, segments)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise refused(path, template, error) from None
+        raise _refused(path, template, error) from None
     with atomic_file(path) as file:
         file.write(written)
 
@@ -164,14 +206,7 @@ def _series_description(source: Mapping[str, Any], ending: str) -> str:
 
 
 def _refer_to(highdicom: Any, new: Any, dataset: Any, source: Mapping[str, Any]) -> None:
-    """Refer to the segmentation that was the source: as a source image, and in the list of all instances that a file refers to.
-
-    Args:
-        highdicom: the module.
-        new: makes a data set.
-        dataset: of the file to write.
-        source: values of the source by keyword.
-    """
+    """Refer to the segmentation that was the source: as a source image, and in the list of all instances that a file refers to."""
     instance, series, study = new(), new(), new()
     instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = source["SOPClassUID"], source["SOPInstanceUID"]
     series.SeriesInstanceUID, series.ReferencedInstanceSequence = source["SeriesInstanceUID"], [copy.deepcopy(instance)]
@@ -183,3 +218,48 @@ def _refer_to(highdicom: Any, new: Any, dataset: Any, source: Mapping[str, Any])
         setattr(dataset, others, [*dataset.get(others, ()), study])
     instance.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept("121322", "DCM", "Source of Image Processing Operation")]
     dataset.SourceImageSequence = [*dataset.get("SourceImageSequence", ()), instance]
+
+
+def _refused(path: Path, template: Series, error: Exception) -> InputError:
+    """Return the error for a series that highdicom does not accept."""
+    return InputError(
+        f"{path}: highdicom refuses to write a segmentation of the series in {template.slices[0].path.parent}: {shorten(error, 200)}; "
+        f"{_OTHER_FORMATS}"
+    )
+
+
+def _sources(template: Series, slices: tuple[Slice, ...]) -> list[Any]:
+    sources: list[Any] = []
+    for path in dict.fromkeys(one.path for one in slices):
+        with interpreting(path):
+            source = read_dataset(path, None)
+            for keyword in _MAY_BE_EMPTY:
+                if keyword not in source:
+                    setattr(source, keyword, None)
+            # One file of a series may lack what the others have, and orientations may differ by rounding; highdicom wants them equal.
+            for keyword, value in zip(KEYWORDS, template.identity.values, strict=True):
+                setattr(source, keyword, value)
+            if "PerFrameFunctionalGroupsSequence" in source:
+                _share_groups(source)
+            elif sources:
+                source.ImageOrientationPatient = sources[0].ImageOrientationPatient
+            measures = source if slices[0].frame is None else source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+            if measures.get("SliceThickness") is None:
+                measures.SliceThickness = f"{_step(template.slices):.10g}"
+        sources.append(source)
+    return sources
+
+
+def _step(slices: tuple[Slice, ...]) -> float:
+    """Return the distance between slices in mm, which replaces a thickness that no file gives."""
+    if len(slices) == 1:
+        return slices[0].thickness or 1.0
+    return float((slices[-1].position - slices[0].position) @ slices[0].normal) / (len(slices) - 1)
+
+
+def _share_groups(source: Any) -> None:
+    """Give a file of several frames its orientation and spacing once for all frames, where highdicom looks; they have been compared."""
+    shared, first = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence[0]
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in shared:
+            setattr(shared, name, first[name].value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.content import Content
-    from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.volume import Volume
 
 _PIXELS = (
@@ -32,14 +30,6 @@ _PIXELS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
 )
 _NAMED = "dcm"
-
-
-@dataclass(frozen=True)
-class SeriesTemplate:
-    """The slices of a series, in the order of the third axis, and whose they are."""
-
-    slices: tuple[Slice, ...]
-    identity: DicomIdentity
 
 
 def recognizes(start: bytes) -> bool:
@@ -85,7 +75,7 @@ def read_header(path: Path) -> VolumeHeader:
         dtype=_type_of(series.slices).newbyteorder("=").name,
         spacing=spacing_of(affine),
         affine=affine,
-        template=SeriesTemplate(series.slices, series.identity),
+        template=series,
         notes=tuple(notes),
         details=(
             ("slices", f"{first.name} to {series.slices[-1].name}"),

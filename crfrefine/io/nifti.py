@@ -29,11 +29,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; only the beginning of a compressed file is inflated.
-
-    Raises:
-        UnsupportedFormatError: not a NIfTI file, damaged, or an unsupported kind of voxel or layout.
-    """
+    """Read only the header; only the beginning of a compressed file is inflated."""
     start, named_so = read_start(path, START_BYTES), is_named_gzip(path)
     is_gzip = start.startswith(GZIP_MAGIC) or (named_so and not recognizes(start))
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
@@ -70,12 +66,7 @@ MOST_BYTES = 1 << 22
 
 
 def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table, in their order; none if there is no table that can be used: names change no result.
-
-    Args:
-        extensions: what follows the header, from its flag on; it may be cut off.
-        byte_order: "<" or ">".
-    """
+    """Return the labels of the first table behind a header, none if it cannot be used: names change no result. The text may be cut off."""
     place = 4
     while extensions[:1] > b"\0" and place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")

@@ -32,12 +32,7 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first bytes of a file, checked.
-
-    Args:
-        block: at least LONGEST bytes, if the file has them.
-        path: for errors.
-        is_pair: whether the voxels are in a file of their own; then the header may also be that of Analyze 7.5.
+    """Return nibabel's header of the first LONGEST bytes of a file, checked; that of a pair may also be that of Analyze 7.5.
 
     Raises:
         UnsupportedFormatError: not such a header, damaged, or cut off.
@@ -74,13 +69,7 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
 
 
 def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return what a header says, after a check that the file with the voxels is long enough.
-
-    Args:
-        header: result of `parse`.
-        path: its file.
-        voxels: the file with the voxels.
-        encoding: of the voxels, "raw" or "gzip".
+    """Return what a parsed header says, after a check that the file with the voxels, "raw" or "gzip", is long enough.
 
     Raises:
         UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.

@@ -1,17 +1,29 @@
-"""Recognize files by content if their name is unknown or wrong, and say how to convert unsupported files."""
+"""What files are: their format by content if their name is unknown or wrong, the folders that are volumes, the files read together."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.failures import reading
 from crfrefine.base.text import shorten
-from crfrefine.errors import UnsupportedFormatError
+from crfrefine.errors import UnexpectedError, UnsupportedFormatError
+from crfrefine.io.dicom_files import is_image
 from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, header_beside, require_file, suffix_of
-from crfrefine.io.series import is_series
+from crfrefine.io.paths import (
+    LABELS_SUFFIXES,
+    LOGITS_SUFFIXES,
+    VOLUME_SUFFIXES,
+    format_of,
+    header_beside,
+    require_file,
+    suffix_of,
+    written_voxel_file,
+)
 from crfrefine.io.streams import START_BYTES, read_start
 
 # Unsupported kinds of files: how to recognize them by content or name, and which program converts them.
@@ -113,11 +125,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
-    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown.
-
-    Args:
-        path: the file; it is opened only if its name has none of the suffixes.
-        suffixes: of the accepted formats.
+    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown; only then is it opened.
 
     Raises:
         UnsupportedFormatError: neither name nor content matches one of these formats; the message says how to convert the file.
@@ -190,3 +198,52 @@ def describe_others(folder: Path) -> str:
 
 def _foreign_by_name(path: Path) -> ForeignKind | None:
     return next((kind for kind in FOREIGN_KINDS if path.name.lower().endswith(kind.suffixes)), None)
+
+
+def is_series(path: Path) -> bool:
+    """Return whether a folder holds DICOM slices, and no volume of another format; a few files are looked into."""
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    except (OSError, ValueError):
+        return False
+    if any(suffix_of(Path(name)) in set(LOGITS_SUFFIXES) - set(LABELS_SUFFIXES) for name in names):
+        return False
+    return any(is_image(read_start(path / name, START_BYTES)) for name in names[:_MOST_LOOKED_AT])
+
+
+def list_series(folder: Path) -> list[Path]:
+    """Return the folders of DICOM slices in a folder, sorted by name."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    return [folder / name for name in names if is_series(folder / name)]
+
+
+def files_read(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the files with its voxels if its header names any."""
+    path = named_header(path)
+    known = format_of(path) or recognize(path)
+    if isinstance(known, Format) and (known.voxel_endings or known.is_folder):
+        # Reading the file later reports the error with its case; this function also looks at other cases.
+        with suppress(UnexpectedError), reading(path):
+            return (path, *known.voxel_files(path))
+    return (path,)
+
+
+def files_written(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the file with its voxels if the format separates them."""
+    voxels = written_voxel_file(path)
+    return (path,) if voxels is None else (path, voxels)
+
+
+def identities(path: Path) -> set[Path | tuple[int, int]]:
+    """Return identities of a file; two names mean the same file if their sets share an element."""
+    found: set[Path | tuple[int, int]] = {Path(os.path.realpath(path))}  # no exception for circular links
+    # On case-insensitive file systems, different names can mean the same file.
+    with suppress(OSError):
+        status = path.stat()
+        found.add((status.st_dev, status.st_ino))
+    return found

@@ -1,14 +1,20 @@
-"""Segments of a label map: what each label is called, its color, and its codes in a terminology. Some formats hold them."""
+"""Segments of a label map: what each label is called, its color, and its codes in a terminology. Some formats hold them.
+
+Formats that store segments one by one, or in layers, put them together to one label map here; segments that overlap are an error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.base.text import printable, shorten
+from crfrefine.errors import InputError
+from crfrefine.io.decode import allocate_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,16 +99,19 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
 
 
 def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Return the known segments, and one for each further label that occurs, sorted by label.
-
-    Args:
-        labels: a label map, not negative.
-        known: segments with names; those that do not occur are kept too.
-    """
+    """Return the known segments, and one for each further label that occurs, sorted by label."""
     by_label = {segment.label: segment for segment in known if segment.label > 0}
     for label in _occurring(labels):
         by_label.setdefault(label, Segment(label, f"Label {label}"))
     return tuple(by_label[label] for label in sorted(by_label))
+
+
+def with_unique_labels(segments: Sequence[Segment]) -> tuple[tuple[Segment, ...], str | None]:
+    """Return segments whose labels differ, and a note if they had to be numbered anew because two had the same one."""
+    if len({segment.label for segment in segments}) == len(segments):
+        return tuple(segments), None
+    numbered = tuple(replace(segment, label=number) for number, segment in enumerate(segments, 1))
+    return numbered, "several segments have one label value; labels are the numbers of the segments, from 1"
 
 
 def _occurring(labels: NDArray[np.integer[Any]]) -> Iterable[int]:
@@ -111,3 +120,27 @@ def _occurring(labels: NDArray[np.integer[Any]]) -> Iterable[int]:
     for start in range(0, stored.size, 1 << 20):  # bincount converts to 64 bits.
         counts += np.bincount(stored[start : start + (1 << 20)], minlength=len(counts))
     return (int(label) for label in np.flatnonzero(counts) if label > 0)
+
+
+def empty_label_map(path: Path, shape: tuple[int, ...], segments: Iterable[Segment]) -> NDArray[np.unsignedinteger[Any]]:
+    """Return a label map of zeros, ([z,] y, x), whose type holds the labels of all segments."""
+    largest = max((segment.label for segment in segments), default=0)
+    labels = allocate_array(shape, path, np.dtype(np.uint8 if largest <= 255 else np.uint16))
+    labels.fill(0)
+    return labels
+
+
+def put_segment(
+    labels: NDArray[np.unsignedinteger[Any]], segment: Segment, inside: NDArray[np.bool_], others: Iterable[Segment], path: Path
+) -> None:
+    """Write a segment into planes of a label map, where it is; raise InputError, with the name, if another one is there already."""
+    taken = inside & (labels != 0) & (labels != segment.label)
+    if taken.any():
+        other = next(one.name for one in others if one.label == labels[taken][0])
+        raise InputError(
+            f"{path}: the segments {shorten(other)!r} and {shorten(segment.name)!r} overlap, "
+            f"in {np.count_nonzero(taken)} voxels at least\n"
+            "  A label map holds one label per voxel. "
+            "Let one of them give way (in 3D Slicer: Segment Editor, Masking), and save it again."
+        )
+    labels[inside] = segment.label

@@ -14,7 +14,7 @@ from crfrefine.base.text import counted, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import nrrd
 from crfrefine.io.decode import Decoder, allocate_array, array_stream
-from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
+from crfrefine.io.segments import empty_label_map, put_segment, with_unique_labels
 from crfrefine.io.slicer_segments import NO_OFFSET, OFFSET_KEY, StoredSegment, lines_to_write, read_segments
 from crfrefine.io.text_formats import checked
 
@@ -47,12 +47,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or layers without segments.
-        InputError: the geometry is not usable.
-    """
+    """Read only the header."""
     header, lines = nrrd.parse(path)
     header = checked(header)
     stored = read_segments(path, lines)
@@ -95,11 +90,7 @@ voxel_files = nrrd.voxel_files
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a label map as one layer, with its segments.
-
-    Raises:
-        UnsupportedFormatError: sheared axes, or a grid that is not of three axes.
-    """
+    """Write a label map as one layer, with its segments."""
     sizes = content.grid_shape[::-1]
     if len(sizes) != 3:
         raise UnsupportedFormatError(f"{content.path}: 3D Slicer knows segmentations of three axes only; this one has {len(sizes)}")
@@ -119,8 +110,7 @@ def _merged(header: VolumeHeader, template: _Template, stream: VoxelStream) -> n
     decoder.fill(layers)
     decoder.finish()
     segments = [one.segment for one in template.stored]
-    builder = LabelMapBuilder.of(header.path, shape[1:], segments)
-    names = {segment.label: segment.name for segment in segments}
+    labels = empty_label_map(header.path, shape[1:], segments)
     for one in template.stored:
-        builder.add(one.segment, layers[one.layer] == one.value, slice(None), names.__getitem__)
-    return builder.labels
+        put_segment(labels, one.segment, layers[one.layer] == one.value, segments, header.path)
+    return labels

@@ -44,12 +44,7 @@ def name_to_set_aside(path: Path) -> Path:
 def open_temporary(target: Path, names: list[Path]) -> BinaryIO:
     """Open a new file beside the target; the first one in a folder removes what killed processes left there.
 
-    Args:
-        target: the file that it will become.
-        names: gets the name of the new file before there is one, so that an interrupt at any moment finds it.
-
-    Raises:
-        OSError: the system refuses.
+    `names` gets the name of the new file before there is one, so that an interrupt at any moment finds it.
     """
     if target.parent not in _cleaned:
         remove_leftovers(target.parent)
@@ -73,11 +68,7 @@ def is_locked(name: Path) -> bool:
 
 
 def open_scratch(folder: Path) -> BinaryIO:
-    """Open a new file without a name, on the disk of a folder, for writing and reading; it is gone when it is closed.
-
-    Raises:
-        OSError: the system refuses.
-    """
+    """Open a new file without a name, on the disk of a folder, for writing and reading; it is gone when it is closed."""
     if knows_unnamed_files():
         with suppress(OSError):  # Not every disk does.
             return os.fdopen(os.open(folder, open_flags("O_RDWR", "O_TMPFILE", "O_CLOEXEC"), 0o600), "w+b")

@@ -93,11 +93,7 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
-    """Open a file at its first voxel.
-
-    Raises:
-        InputError: the file changed since its header was read, or while the block lasted.
-    """
+    """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
     _require_unchanged(header.states)
     try:
         with _open(header) as stream:

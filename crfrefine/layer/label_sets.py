@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer.autograd import to_array
 from crfrefine.refinement.tiles.grid import MOST_DIMS
-from crfrefine.refinement.tiles.pack_plan import PackSettings, saves_work
-from crfrefine.refinement.tiles.packed_kernels import PackedKernels, pack_kernels
+from crfrefine.refinement.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,4 +44,4 @@ def pack_item(
 ) -> PackedKernels | None:
     """Return the kernels of a batch item for its logits in (B, L, *grid); None if it has no use for label sets."""
     values = to_array(logits[index].detach().float())
-    return pack_kernels(get_backend("cpu"), values, image, mask, spacing, spec, settings)
+    return pack_kernels(get_backend("cpu"), values, GridImage(image, mask, spacing), spec, settings)

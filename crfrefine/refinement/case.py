@@ -15,10 +15,11 @@ from crfrefine.arrays.region_scheme import GivenRegions, given_regions
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notices import known_spacing
 from crfrefine.base.threads import check_threads
+from crfrefine.engines.base import RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.channels import refine_channels
-from crfrefine.refinement.label_map import refine_label_map
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.refining import refine_network
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -106,15 +107,8 @@ def refine(
     mask = arrays["mask"]
     given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
     in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
-    shared: dict[str, Any] = {
-        "spacing": known_spacing(spacing, matters=in_mm),
-        "parameters": parameters,
-        "mask": mask,
-        "device": device,
-        "threads": threads,
-        "progress": progress,
-        "again": again,
-    }
+    steps: Any = known_spacing(spacing, matters=in_mm)
+    network: Network
     if input_type == "labels":
         if regions is not None:
             raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
@@ -126,6 +120,11 @@ def refine(
                 f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
                 "parameters for all labels, or merge labels"
             )
-        return refine_label_map(labels, intensities, channels, num_labels, **shared)
-    check_no_label_map(given, intensities, input_type)
-    return refine_channels(given, intensities, input_type=input_type, regions=given_regions(regions), **shared)
+        network = LabelMapNetwork(labels, channels, num_labels)
+    else:
+        check_no_label_map(given, intensities, input_type)
+        network = ArrayNetwork(given, input_type, given_regions(regions))
+    context = RunContext(threads, progress)
+    return refine_network(
+        network, intensities, spacing=steps, parameters=parameters, mask=mask, device=device, context=context, again=again
+    )

@@ -3,90 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
-from crfrefine.arrays.gathering import Selection, blocks
 from crfrefine.arrays.label_maps import LabelChanges, compare_labels
-from crfrefine.arrays.one_hot import renumber
-from crfrefine.arrays.output_temperature import over_output_temperature
+from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notebook import html_table
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Reported
+from crfrefine.engines.base import Backend, MeanFieldReport, Reported
+from crfrefine.refinement.refined import RefinedChannels, Selection
 
 _MOST_ROWS = 30
 """Most labels that a notebook shows."""
 
-
-class RefinedChannels(Protocol):
-    """Refined logits of a case in storage order, as an array or in a form that becomes one when it is asked for."""
-
-    @property
-    def num_channels(self) -> int:
-        """Labels or regions."""
-        ...
-
-    def dense(self) -> NDArray[np.float32]:
-        """Return (channels, *grid) float32."""
-        ...
-
-    def at(self, voxels: Selection) -> NDArray[np.float32]:
-        """Return (channels, N) float32: what `dense` has at some voxels, in a new array."""
-        ...
-
-
-class DenseLogits:
-    """Refined logits in an array, in storage order."""
-
-    def __init__(self, result: MeanFieldResult) -> None:
-        """Take an engine's result, (channels, *grid)."""
-        self._result = result
-
-    @property
-    def num_channels(self) -> int:
-        """Labels or regions."""
-        return len(self._result.logits)
-
-    @property
-    def report(self) -> MeanFieldReport:
-        """Steps, energy and filters."""
-        return self._result.report
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of each stage."""
-        return self._result.timings
-
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed."""
-        return self._result.logits
-
-    def dense(self) -> NDArray[np.float32]:
-        """Return the array."""
-        return self._result.logits
-
-    def marginals(self) -> NDArray[np.float32] | None:
-        """Return the softmax of the array, if the engine computed it."""
-        return self._result.marginals
-
-    def at(self, voxels: Selection) -> NDArray[np.float32]:
-        """Return (channels, N), the array's values at some voxels."""
-        return voxels.take_all(self._result.logits, self.num_channels)
-
-    def label_map(
-        self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
-    ) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the refined label map, (*grid); `decode` turns logits into labels."""
-        return decode(self._result.logits)
+_BLOCK = 1 << 18
+"""Voxels whose probabilities are computed at a time."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
@@ -188,8 +127,8 @@ class RefinementResult(Reported):
 
         Computed when asked for, unless the engine has computed them in its last step.
         """
-        is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
-        computed = self.channels.marginals() if isinstance(self.channels, DenseLogits) else None
+        is_kept = "logits" in vars(self) or self.channels.is_array
+        computed = self.channels.marginals
         if computed is not None and self.output_temperature == 1.0:
             return self.order.to_user(computed)
         # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
@@ -222,23 +161,6 @@ class RefinementResult(Reported):
         return compare_labels(self.network_label_map, self.label_map, self.num_labels)
 
 
-def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:
-    """Return a result with label maps that hold the label of each channel, not its number.
-
-    Args:
-        result: with numbers of channels in its label maps.
-        channel_labels: the label of each channel.
-        num_labels: L, background included.
-    """
-    return replace(
-        result,
-        label_map=renumber(result.label_map, channel_labels),
-        network_label_map=renumber(result.network_label_map, channel_labels),
-        channel_labels=tuple(channel_labels),
-        num_labels=num_labels,
-    )
-
-
 def probabilities_of(
     logits: NDArray[np.float32],
     output_temperature: float,
@@ -250,13 +172,7 @@ def probabilities_of(
 ) -> NDArray[np.float32]:
     """Return the calibrated probabilities of refined logits: the softmax over labels, or the sigmoid of the log-odds of regions.
 
-    Args:
-        logits: (L, ...) C-contiguous; of regions (R, ...).
-        output_temperature: divides the logits.
-        backend: computes the softmax.
-        regions: of the channels; None: they are labels.
-        threads: CPU threads; None: the cores this process may use.
-        in_place: whether the probabilities may take the place of the logits.
+    They may take the place of the logits, which are C-contiguous.
     """
     if regions is not None:
         return sigmoid(over_output_temperature(logits, output_temperature))
@@ -264,6 +180,7 @@ def probabilities_of(
         return backend.softmax(logits, threads=threads)
     found = logits if in_place else np.empty(logits.shape, np.float32)
     flat, of_logits = found.reshape(len(found), -1), logits.reshape(len(logits), -1)
-    for some in blocks(flat.shape[1]):
+    for start in range(0, flat.shape[1], _BLOCK):
+        some = slice(start, start + _BLOCK)
         flat[:, some] = backend.softmax(over_output_temperature(of_logits[:, some], output_temperature), threads=threads)
     return found

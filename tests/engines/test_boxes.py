@@ -68,7 +68,7 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, norm
         options |= {"input_type": "auto", "regions": scheme}
     result = crfrefine.refine(values, image, mask=mask, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crfrefine.refinement.channels.box_of", lambda mask: None)
+        patch.setattr("crfrefine.refinement.networks.box_of", lambda mask: None)
         whole = crfrefine.refine(values, image, mask=mask, **options)
     np.testing.assert_array_equal(result.logits, whole.logits)
     np.testing.assert_array_equal(result.label_map, whole.label_map)

@@ -69,4 +69,4 @@ def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(n
     )
     expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))
     np.testing.assert_array_equal(result.order.to_storage(result.marginals), expected)
-    assert result.converged == (result.channels.marginals() is None) == (tolerance > 0.0)
+    assert result.converged == (result.channels.marginals is None) == (tolerance > 0.0)

@@ -89,7 +89,7 @@ def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "substitute", "what"),
     [
-        ("mha", "metaimage_header.Fields.whole", lambda self, key, default=None: int(self.text(key, default)), "invalid literal for int"),
+        ("mha", "metaimage.Fields.whole", lambda self, key, default=None: int(self.text(key, default)), "invalid literal for int"),
         ("nii", "decode._is_finite", lambda block: True, "AssertionError"),
     ],
 )

@@ -12,8 +12,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients, RecordingKernels, RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.refinement.tiles.pack_plan import PackSettings
-from crfrefine.refinement.tiles.packed_kernels import PackedKernels, pack_kernels
+from crfrefine.refinement.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels
 
 SPACING = (1.3, 0.9, 1.1)
 
@@ -52,7 +51,7 @@ class Blobs:
     def packed(self, spec: ModelSpec, threshold: float, *, tells_labels: bool = True, threads: int = 1) -> PackedKernels | None:
         """Kernels on shared channels."""
         settings = PackSettings(threshold, tells_labels, threads)
-        return pack_kernels(get_backend("cpu"), self.logits, self.image, self.mask, self.spacing, spec, settings)
+        return pack_kernels(get_backend("cpu"), self.logits, GridImage(self.image, self.mask, self.spacing), spec, settings)
 
     def dense(self, spec: ModelSpec) -> RecordingKernels:
         """Kernels for all labels everywhere."""

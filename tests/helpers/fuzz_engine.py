@@ -81,8 +81,8 @@ def _usual_calls() -> tuple[Calls, ...]:
     load = compiled._import_level
     with (
         mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
-        mock.patch("crfrefine.refinement.label_map.take_part_nearby", return_value=True),  # small cases do not save work
-        mock.patch("crfrefine.refinement.tiles.pack_plan.WORTH_IT", math.inf),
+        mock.patch("crfrefine.refinement.networks.take_part_nearby", return_value=True),  # small cases do not save work
+        mock.patch("crfrefine.refinement.tiles.packed_kernels.WORTH_IT", math.inf),
     ):
         default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
         for number, (shape, changes) in enumerate(_MODELS):

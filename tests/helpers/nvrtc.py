@@ -6,9 +6,9 @@ import ctypes
 import ctypes.util
 import importlib.util
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.engines.cuda.sources import KernelSource
 
@@ -16,14 +16,13 @@ CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy 14 adds to the options of a `RawModule`, besides the architecture."""
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What a compiled kernel takes: of a thread, and of a block's shared memory."""
 
     registers: int
     stack_bytes: int
     spill_bytes: int
-    shared_bytes: int = 0
+    shared_bytes: int
 
 
 class CompilationError(Exception):
@@ -54,14 +53,11 @@ def compile_for(architecture: str, source: KernelSource) -> dict[str, Usage]:
     log, _ = _compile(architecture, source)
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
-        registers = re.search(r"Used (\d+) registers", part)
-        assert frame is not None, log
-        assert registers is not None, log
-        shared = re.search(r"(\d+) bytes smem", part)
-        usage[part.partition("'")[0]] = Usage(
-            int(registers[1]), int(frame[1]), int(frame[2]) + int(frame[3]), int(shared[1]) if shared is not None else 0
-        )
+        what = ("registers", "bytes stack frame", "bytes spill stores", "bytes spill loads", "bytes smem")
+        found = (re.search(rf"(\d+) {name}", part) for name in what)
+        registers, stack, stores, loads, shared = (int(number[1]) if number else 0 for number in found)
+        assert registers, log
+        usage[part.partition("'")[0]] = Usage(registers, stack, stores + loads, shared)
     return usage
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import highdicom as hd
+import nrrd
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
@@ -46,29 +46,13 @@ OF_ALL = {
 def slicer_file(path: Path, labels: np.ndarray, affine: np.ndarray, *segments: dict[str, str], offset=(0, 0, 0)) -> Path:
     """Write a label map (x, y, z) of uint8 in one layer; keys are sorted, as ITK sorts them."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
-
-    def vector(values) -> str:
-        return "(" + ",".join(f"{value:.17g}" for value in values) + ")"
-
     extent = " ".join(f"0 {size - 1}" for size in labels.shape)
     more = {f"Segmentation_{key}": text for key, text in OF_ALL.items()}
     more["Segmentation_ReferenceImageExtentOffset"] = " ".join(map(str, offset))
     for number, segment in enumerate(segments):
         more |= {f"Segment{number}_{key}": text for key, text in (segment | {"Extent": extent, "Layer": "0"}).items()}
-    lines = [
-        "NRRD0004",
-        "# Complete NRRD file format specification at:",
-        "type: unsigned char",
-        "dimension: 3",
-        "space: left-posterior-superior",
-        "sizes: " + " ".join(map(str, labels.shape)),
-        "space directions: " + " ".join(vector(lps[:3, axis]) for axis in range(3)),
-        "kinds: domain domain domain",
-        "encoding: gzip",
-        "space origin: " + vector(lps[:3, 3]),
-        *(f"{key}:={more[key]}" for key in sorted(more)),
-    ]
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + gzip.compress(labels.astype(np.uint8).tobytes(order="F")))
+    grid = {"space": "left-posterior-superior", "space directions": lps[:3, :3].T, "space origin": lps[:3, 3], "kinds": ["domain"] * 3}
+    nrrd.write(str(path), labels.astype(np.uint8), {**grid, **dict(sorted(more.items()))})
     return path
 
 

@@ -8,35 +8,35 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-_HEAD = ("category", "title", "description", "version", "documentation-url", "license", "contributor", "acknowledgements")
-_PARAMETER = ("name", "flag", "longflag", "index", "description", "label", "default", "channel")
-_NAME = re.compile(r"[_a-zA-Z][_a-zA-Z0-9]*")
-_LONGFLAG = re.compile(r"-?-?[_a-zA-Z][_a-zA-Z0-9]*")
-_EXTENSIONS = re.compile(r"\.[a-z.]+(,\.[a-z.]+)*")
-_IMAGES = ("scalar", "label", "tensor", "diffusion-weighted", "vector", "model")
-_ATTRIBUTES = {
-    "boolean": (),
-    "integer": ("multiple",),
-    "double": ("multiple",),
-    "string": ("multiple",),
-    "directory": ("multiple",),
-    "string-enumeration": (),
-    "file": ("multiple", "fileExtensions"),
-    "image": ("multiple", "fileExtensions", "type"),
+# Of an executable, of a group, and of a parameter with a default where its kind needs one: the elements in their order.
+_EXECUTABLE = r"(category )?title description (version )?(documentation-url )?(license )?(contributor )?(acknowledgements )?(parameters )+"
+_GROUP = r"label description (\S+ )+"
+_PARAMETER = r"name (flag )?(longflag|index) description label (default )?(channel )?"
+_NUMBER = r"name (flag )?(longflag|index) description label default (channel )?(constraints )?"
+_CHOICE = r"name (flag )?(longflag|index) description label default (channel )?(element )+"
+_LIMITS = r"(minimum )?(maximum )?step "
+_NAME = r"[_a-zA-Z][_a-zA-Z0-9]*"
+_MANY = {"multiple": r"true|false"}
+_FILES = {**_MANY, "fileExtensions": r"\.[a-z.]+(,\.[a-z.]+)*"}
+_KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "boolean": (_PARAMETER, {}),
+    "integer": (_NUMBER, _MANY),
+    "double": (_NUMBER, _MANY),
+    "string": (_PARAMETER, _MANY),
+    "directory": (_PARAMETER, _MANY),
+    "string-enumeration": (_CHOICE, {}),
+    "file": (_PARAMETER, _FILES),
+    "image": (_PARAMETER, {**_FILES, "type": "scalar|label|tensor|diffusion-weighted|vector|model"}),
 }
-_OF_KIND = {"integer": ("constraints",), "double": ("constraints",), "string-enumeration": ("element",)}
 
 
 def problems(text: str) -> list[str]:
     """What is wrong with a description; nothing if it may be used."""
     root = ElementTree.fromstring(text.encode())
-    found = _order(root, (*_HEAD, "parameters"), ("title", "description", "parameters"))
-    found += [] if root.tag == "executable" else [f"<{root.tag}> is outermost"]
+    found = [f"<{root.tag}> is outermost"] if root.tag != "executable" else []
+    found += _order(root, _EXECUTABLE)
     for group in root.findall("parameters"):
-        if [child.tag for child in group][:2] != ["label", "description"] or len(group) < 3:
-            found.append(f"a group has {[child.tag for child in group][:3]}")
-        if not group.attrib.items() <= {("advanced", "true"), ("advanced", "false")}:
-            found.append(f"a group has the attributes {group.attrib}")
+        found += _order(group, _GROUP) + _attributes(group, {"advanced": "true|false"})
         for parameter in group[2:]:
             found += [f"{parameter.findtext('name')}: {problem}" for problem in _parameter(parameter)]
     names = [parameter.findtext(tag) for parameter in root.findall("parameters/*[name]") for tag in ("name", "longflag")]
@@ -44,41 +44,32 @@ def problems(text: str) -> list[str]:
 
 
 def _parameter(parameter: ElementTree.Element) -> list[str]:
-    kind, flag, channel, default = parameter.tag, *map(parameter.findtext, ("longflag", "channel", "default"))
-    if kind not in _ATTRIBUTES:
-        return [f"<{kind}> is no kind of parameter"]
-    choices, attributes, limits = (
-        [element.text for element in parameter.findall("element")],
-        parameter.attrib,
+    if parameter.tag not in _KINDS:
+        return [f"<{parameter.tag}> is no kind of parameter"]
+    order, attributes = _KINDS[parameter.tag]
+    found = _order(parameter, order) + _attributes(parameter, attributes)
+    default, limits, has_file = (
+        parameter.findtext("default"),
         parameter.find("constraints"),
+        parameter.tag in ("file", "image", "directory"),
     )
-    has_file = kind in ("file", "image", "directory")
     rules = {
-        "the name": _NAME.fullmatch(parameter.findtext("name", "")),
-        "the flag": (flag is None) != (parameter.find("index") is None) and (flag is None or _LONGFLAG.fullmatch(flag)),
-        "an attribute": {*attributes} <= {*_ATTRIBUTES[kind]},
-        "the type": attributes.get("type", "label") in _IMAGES,
-        "the extensions": _EXTENSIONS.fullmatch(attributes.get("fileExtensions", ".nii")),
-        "multiple": attributes.get("multiple", "true") in ("true", "false"),
-        "the channel": channel in (("input", "output") if has_file else (None,)),
-        "the default": kind != "boolean" or default in (None, "true", "false"),
-        "the choices": kind != "string-enumeration" or default in choices,
+        "the name": re.fullmatch(_NAME, parameter.findtext("name", "")),
+        "the flag": re.fullmatch(f"-?-?{_NAME}", parameter.findtext("longflag", "a")),
+        "the channel": parameter.findtext("channel") in (("input", "output") if has_file else (None,)),
+        "the default": parameter.tag != "boolean" or default in (None, "true", "false"),
+        "the choices": parameter.tag != "string-enumeration" or default in [choice.text for choice in parameter.findall("element")],
     }
-    found = _order(parameter, (*_PARAMETER, *_OF_KIND.get(kind, ())), ("name", "description", "label"))
-    found += [what for what, is_right in rules.items() if not is_right]
-    if limits is not None:
-        found += _order(limits, ("minimum", "maximum", "step"), ("step",))
-        [float(child.text or "") for child in limits]
-    if kind in ("integer", "double"):
-        float(default or "")  # A panel shows some number.
-    return found
+    if parameter.tag in ("integer", "double"):
+        [float(number or "") for number in (default, *(child.text for child in (limits if limits is not None else ())))]
+    return found + [what for what, is_right in rules.items() if not is_right] + ([] if limits is None else _order(limits, _LIMITS))
 
 
-def _order(parent: ElementTree.Element, allowed: tuple[str, ...], required: tuple[str, ...]) -> list[str]:
+def _order(parent: ElementTree.Element, pattern: str) -> list[str]:
     """Unknown, misplaced, repeated and missing elements."""
-    tags = [child.tag for child in parent]
-    places = [allowed.index(tag) for tag in tags if tag in allowed]
-    found = [f"<{tag}> is unknown" for tag in tags if tag not in allowed]
-    found += [f"the order {tags}"] if places != sorted(places) else []
-    found += [f"<{tag}> is there twice" for tag in {*tags} - {"parameters", "element"} if tags.count(tag) > 1]
-    return found + [f"no <{tag}>" for tag in required if tag not in tags]
+    tags = "".join(f"{child.tag} " for child in parent)
+    return [] if re.fullmatch(pattern, tags) else [f"the elements {tags}"]
+
+
+def _attributes(element: ElementTree.Element, allowed: dict[str, str]) -> list[str]:
+    return [f"{name}={text}" for name, text in element.attrib.items() if name not in allowed or not re.fullmatch(allowed[name], text)]

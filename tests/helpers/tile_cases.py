@@ -14,7 +14,6 @@ import crfrefine
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
-from crfrefine.refinement.tiles.tiled_logits import TiledLogits
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
             lowest = np.full(spec.mean_field.num_labels, -np.inf)
             return find_thresholds(threshold, spec) or Thresholds(lowest, lowest)
 
-        patch.setattr("crfrefine.refinement.tiles.refining.choose_tiles", choose)
-        patch.setattr("crfrefine.refinement.tiles.refining.find_thresholds", thresholds)
+        patch.setattr("crfrefine.refinement.tiles.planning.choose_tiles", choose)
+        patch.setattr("crfrefine.refinement.tiles.planning.find_thresholds", thresholds)
         if threshold <= 0:
-            patch.setattr("crfrefine.refinement.channels.refine_tiles", lambda *_, **__: None)
+            patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: None)
         result = crfrefine.refine(
             case.logits,
             case.image,
@@ -100,16 +99,16 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
             **options,
         )
     if options.get("device", "cpu") == "cpu":
-        assert isinstance(result.channels, TiledLogits) == (threshold > 0)
+        assert (result.channels.tiles is not None) == (threshold > 0)
     return result
 
 
 def num_active(result: RefinementResult) -> int:
     """Number of tiles that took part."""
-    tiles = result.channels._tiles
-    return 0 if tiles is None else len(tiles.sets.tiles)
+    return 0 if result.channels.tiles is None else len(result.channels.tiles.sets.tiles)
 
 
 def domain(result: RefinementResult, label: int) -> np.ndarray:
     """(*tiles), where a label took part."""
-    return result.channels._tiles.sets.domains[label]
+    assert result.channels.tiles is not None
+    return result.channels.tiles.sets.domains[label]

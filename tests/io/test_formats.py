@@ -15,10 +15,9 @@ import crfrefine
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.files import files_read
 from crfrefine.io.formats import FORMATS
 from crfrefine.io.paths import format_of, stem_of
-from crfrefine.io.recognition import recognize
+from crfrefine.io.recognition import files_read, recognize
 
 PACKAGE = Path(crfrefine.__file__).parent
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
@@ -53,7 +52,7 @@ def test_every_suffix_has_one_format_and_is_documented():
 def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
     like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
-    if format_of(path).check_image is not None:
+    if format_of(path).refers_to_series:
         like = io.read_volume(save(tmp_path / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE)))
     if format_of(path).name == "ITK":  # Some of its formats hold neither channels nor axes that point elsewhere.
         like = io.read_volume(write_as(tmp_path / "like.mha", ".mha"))

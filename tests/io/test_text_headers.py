@@ -13,7 +13,7 @@ from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.files import files_read
+from crfrefine.io.recognition import files_read
 
 REAL = Path(os.environ.get("CRFREFINE_DATA", "nowhere"))
 SHAPE = (4, 5, 6)

@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the sources, and tells which of them the tests catch.
 
-    python tests/planted/run.py [--room io] [--only NAME] [--tests named|near|all] [--short] [--record FILE]
+    python tests/planted/run.py [--room io] [--only NAME] [--tests named|all] [--short] [--record FILE]
 
 The faults are in the .toml files beside this script: a text that occurs once in a file, and what a tired developer would make of it. The
 copy, with the compiled engine beside it, is made from the files that git knows, and the working tree is never changed. For a fault in
@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Tests, or Python after them, that say nothing for so long hang, as a fault may make them.
 LONGEST_SILENCE = 300.0
-RINGS_HELP = "those named with the fault; near: unless they catch it, the room's too; all: each file that fails is noted"
+TESTS_HELP = "those named with the fault, or all: each file that fails is noted"
 # A fault's text is gone from the copy.
 NOT_ASKED = "project/test_planted.py"
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", re.MULTILINE)
@@ -63,7 +63,6 @@ class Outcome:
     caught: bool
     first: str | None
     files: list[str] = field(default_factory=list)
-    ring: str = ""
     seconds: float = 0.0
 
 
@@ -186,33 +185,19 @@ class Copy:
             return subprocess.CompletedProcess(arguments, status, said.read().decode("utf-8", "replace"))
 
 
-def rings_of(fault: Fault, tests: str) -> dict[str, list[str]]:
-    """Tests to ask, one ring after the other until one of them catches the fault."""
-    room = {"cpu": "engines", "cuda": "engines"}.get(fault.room, fault.room)
-    rings = {"named": list(fault.tests)}
-    if tests != "named" and (ROOT / "tests" / room).is_dir():
-        rings["room"] = [room]
-    return {"all": ["."]} if tests == "all" else rings
-
-
-def ask(copy: Copy, fault: Fault, tests: str, *, short: bool, healthy: dict[str, bool]) -> Outcome:
+def ask(copy: Copy, fault: Fault, *, every: bool, short: bool, healthy: dict[str, bool]) -> Outcome:
     """Plant a fault and run tests. What fails without the fault, too, has not caught it."""
     started = time.monotonic()
     outcome = Outcome(fault.name, fault.room, False, None)
-    for ring, names in rings_of(fault, tests).items():
-        with copy.planted(fault):
-            failed = copy.run(names, every=tests == "all", short=short)
-        found = []
-        for test in failed:
-            function = test.partition("[")[0]
-            if function not in healthy:
-                healthy[function] = not copy.run([function])
-            if healthy[function]:
-                found.append(test)
-        if found:
-            outcome.caught, outcome.first, outcome.ring = True, found[0], ring
-            outcome.files = sorted({test.partition("::")[0] for test in found})
-            break
+    with copy.planted(fault):
+        failed = copy.run(["."] if every else fault.tests, every=every, short=short)
+    for test in failed:
+        function = test.partition("[")[0]
+        if function not in healthy:
+            healthy[function] = not copy.run([function])
+    if found := [test for test in failed if healthy[test.partition("[")[0]]]:
+        outcome.caught, outcome.first = True, found[0]
+        outcome.files = sorted({test.partition("::")[0] for test in found})
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
 
@@ -238,7 +223,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", action="append", help="faults of this room alone, such as io, cpu or cuda; repeatable")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault alone; repeatable")
-    parser.add_argument("--tests", choices=("named", "near", "all"), default="near", help=RINGS_HELP)
+    parser.add_argument("--tests", choices=("named", "all"), default="named", help=TESTS_HELP)
     parser.add_argument("--short", action="store_true", help="those of `make test` alone, without the long ones")
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON for each fault is added; those in it are not repeated")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write all results of the record as lines with tabs, too")
@@ -257,7 +242,7 @@ def main() -> int:
     for fault in faults:
         if fault.name in asked:
             continue
-        outcome = ask(copy, fault, given.tests, short=given.short, healthy=healthy)
+        outcome = ask(copy, fault, every=given.tests == "all", short=given.short, healthy=healthy)
         outcomes.append(outcome)
         print(f"{outcome.room}: {outcome.fault}: {outcome.first or 'NOT CAUGHT'} ({outcome.seconds} s)", flush=True)
         if given.record is not None:

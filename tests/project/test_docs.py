@@ -32,12 +32,6 @@ _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _DOCUMENT = re.compile(r"(?<![\w/.-])(docs/[\w./-]+\.(?:md|json|png))(#[\w-]+)?")
 _PATH = re.compile(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_UNUSUAL = re.compile(
-    r"\bway (?:back|forth)\b|\bforth and back\b|\b(?:derivative|gradient|slope)s? by\b"
-    r"|\b(?:one|values?|numbers?|weights?|bandwidths?|bias|rows?|lines?|files?|nats|voxels|vertices|steps?) an? "
-    r"(?:voxel|vertex|step|iteration|kernel|label|axis|modality|feature|case|fold|thread|metric|library|method)\b",
-    re.IGNORECASE,
-)
 _OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
 
 
@@ -138,13 +132,6 @@ def test_every_page_is_on_the_map_and_the_readme_is_short():
     reached = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
     assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_texts_use_the_usual_words():
-    """ "One per kernel" and "backward pass", as CONTRIBUTING.md asks."""
-    assert of_each((path for path in TEXTS if path != Path(__file__)), lambda _, text: _UNUSUAL.findall(text)) == {}
-    for text in ("one a kernel", "nats a voxel", "the way back", "a gradient by theta", "one bandwidth an axis"):
-        assert len(_UNUSUAL.findall(text)) == 1
 
 
 # ---- Commands

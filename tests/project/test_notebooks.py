@@ -17,7 +17,7 @@ from crfrefine import CrfParameters, RefinementResult, refine
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notebook import html_table
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
-from crfrefine.refinement.result import DenseLogits
+from crfrefine.refinement.refined import RefinedChannels
 
 
 class Table:
@@ -34,7 +34,7 @@ def result_of(num_labels: int, spacing: tuple[float, ...] | None, shape: tuple[i
     before = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % num_labels
     after = np.where(before == num_labels - 1, 0, before).astype(np.uint8)
     report = MeanFieldReport(3, True, (-10.0, -12.5))
-    logits = DenseLogits(MeanFieldResult(np.zeros((num_labels, *shape), np.float32), report))
+    logits = RefinedChannels(MeanFieldResult(np.zeros((num_labels, *shape), np.float32), report), shape, num_labels)
     return RefinementResult(after, before, logits, StorageOrder.of_memory(after), report, spacing=spacing, **more)
 
 

@@ -38,7 +38,7 @@ def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked:
     parameters = model(filter_name, **changes)
     found = refine(case, parameters.replace(**{"mean_field.bias": BIAS}), THRESHOLD)
     expected = refine(shifted(case), parameters, THRESHOLD)
-    assert 0 < num_active(found) < found.channels._tiles.sets.grid.num_tiles
+    assert 0 < num_active(found) < found.channels.tiles.sets.grid.num_tiles
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.logits, expected.logits)
     assert found.energy == expected.energy

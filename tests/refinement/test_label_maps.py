@@ -7,8 +7,10 @@ import crfrefine
 from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import MANY_LABELS
 from crfrefine.base.memory import MemoryLimit
+from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement import label_map
+from crfrefine.refinement import networks
+from crfrefine.refinement.refining import refine_network
 
 SHAPE = (21, 18, 37)
 SPACING = (2.0, 1.3, 0.9)
@@ -98,7 +100,8 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     whole, told = refined(labels, image, changes), []
     limit = int(whole.channels.computed().size * 17 * 0.8)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
-    cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit, progress=lambda *of: told.append(of))
+    context = RunContext(None, lambda *of: told.append(of), lambda: limit)
+    cut = refine_network(networks.LabelMapNetwork(labels, channels, 30), image, **options, context=context)
     assert "slabs" in cut.filters[0]
     steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
     assert {stage for stage, _ in steps} == {f"mean field, slab {number} of 9" for number in range(1, 10)}, "steps inside slabs are told"
@@ -129,7 +132,7 @@ def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
-    monkeypatch.setattr(label_map, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
+    monkeypatch.setattr(networks, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))

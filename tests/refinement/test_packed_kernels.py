@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.refinement.tiles import pack_plan
-from crfrefine.refinement.tiles.pack_plan import PackSettings
-from crfrefine.refinement.tiles.packed_kernels import pack_kernels
+from crfrefine.refinement.tiles import packed_kernels
+from crfrefine.refinement.tiles.packed_kernels import PackSettings, pack_kernels
 
 SHAPE = (9, 42, 130)
 NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
@@ -26,7 +26,7 @@ LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "t
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     """Small cases do not save work; they must be right all the same."""
-    monkeypatch.setattr(pack_plan, "WORTH_IT", np.inf)
+    monkeypatch.setattr(packed_kernels, "WORTH_IT", np.inf)
 
 
 def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, names=NAMES, *, rise=3.0, **packed) -> None:
@@ -122,9 +122,9 @@ def test_where_it_cannot_be_or_saves_nothing(monkeypatch):
     broken = dataclasses.replace(blobs, logits=np.where(blobs.logits > 7, np.nan, blobs.logits).astype(np.float32))
     assert broken.packed(spec, 1e-4) is None
     for name, dtype in (("cpu", np.float64), ("reference", np.float32)):
-        arrays = blobs.logits.astype(dtype), blobs.image.astype(dtype)
-        assert pack_kernels(get_backend(name), *arrays, None, (1.0,) * 3, spec, PackSettings(1e-4, True)) is None
-    monkeypatch.setattr(pack_plan, "WORTH_IT", 0.1)
+        image = GridImage(blobs.image.astype(dtype), None, (1.0,) * 3)
+        assert pack_kernels(get_backend(name), blobs.logits.astype(dtype), image, spec, PackSettings(1e-4, True)) is None
+    monkeypatch.setattr(packed_kernels, "WORTH_IT", 0.1)
     assert blobs.packed(spec, 1e-4) is None
 
 

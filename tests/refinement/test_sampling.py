@@ -7,7 +7,7 @@ import pytest
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.tiles.grid import TileGrid
-from crfrefine.refinement.tiles.refining import is_crowded
+from crfrefine.refinement.tiles.planning import is_crowded
 from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.threshold import find_thresholds
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from cli_helpers import GRID_SHAPE, Folders, Result, files_in, load_nifti, run_h
 from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
-from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
 from crfrefine.io.pieces import Piece
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.tiles.running import Settings
-from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
-from crfrefine.refinement.tiles.streaming import ChannelStream, refine_stream
-from crfrefine.runs.infer.streamed_case import refine_streamed
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.planning import TilePlan, plan_stream
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
 NUM_LABELS = 4
@@ -68,11 +69,11 @@ def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, str
     """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in `seen`."""
     seen: list[str] = []
 
-    def count(case: object, *arguments: object, **options: object) -> object:
+    def count(*arguments: Any) -> TilePlan:
         seen.append("streamed")
-        return refine_streamed(case, *arguments, **options)  # type: ignore[arg-type]
+        return plan_stream(*arguments)
 
-    monkeypatch.setattr("crfrefine.runs.infer.streamed_case.refine_streamed", count)
+    monkeypatch.setattr("crfrefine.refinement.networks.plan_stream", count)
     for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
         monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"
@@ -145,13 +146,13 @@ class Pieces:
                 planes = slice(start, min(start + self.num_planes, len(channel)))
                 yield Piece(slice(label, label + 1), planes, channel[None, planes].copy())
 
-    def refined(self, parameters: CrfParameters) -> StreamedLogits:
-        logits, case = self.case.logits, self.case
-        stream = ChannelStream(self, len(logits), logits.shape[1:], "logits", None, Path("a.npz"))
-        spec, image = parameters.resolve(len(logits), 1, 3), case.image.reshape(1, *logits.shape[1:])
-        found = refine_stream(stream, image, case.mask, case.spacing, parameters, spec, get_backend("cpu"), Settings(threads=1))
-        assert isinstance(found, StreamedLogits)
-        return found
+    def refined(self, parameters: CrfParameters) -> RefinementResult:
+        """Refine the case, whose last axis is the slowest one to the user."""
+        shape, case = self.case.logits.shape, self.case
+        network = StreamedNetwork(self, shape[0], shape[1:], "logits", None, Path("a.npz"))
+        mask, image = None if case.mask is None else case.mask.T, case.image.reshape(shape[1:]).T
+        context = RunContext(threads=1)
+        return refine_network(network, image, spacing=case.spacing[::-1], parameters=parameters, mask=mask, context=context)
 
 
 @pytest.mark.parametrize("num_planes", [3, 50])
@@ -165,7 +166,7 @@ def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
     changes |= {"mean_field.num_iterations": 40, "mean_field.tolerance": 0.0, "mean_field.normalization": "after"}
     parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
     read = Pieces(case, num_planes)
-    np.testing.assert_array_equal(read.refined(parameters).label_map(1), refine(case, parameters, 0.0).label_map)
+    np.testing.assert_array_equal(read.refined(parameters).label_map.T, refine(case, parameters, 0.0).label_map)
     assert read.num_readings > 2  # one to survey, one to keep tiles
 
 
@@ -177,10 +178,11 @@ def test_channels_with_a_bias_are_streams_of_shifted_logits(bias: tuple[float, .
     logits = np.where(case.mask, case.logits + np.array(bias, np.float32)[:, None, None, None], case.logits)
     found = Pieces(case, 5).refined(parameters.replace(**{"mean_field.bias": bias}))
     expected = Pieces(dataclasses.replace(case, logits=logits), 5).refined(parameters)
-    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
-    assert (found.network_label_map != expected.network_label_map)[case.mask].mean() > 0.1
-    np.testing.assert_array_equal(found.label_map(1), expected.label_map(1))
+    np.testing.assert_array_equal(found.network_label_map.T, case.logits.argmax(axis=0))
+    assert (found.network_label_map != expected.network_label_map).T[case.mask].mean() > 0.1
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
     for label in range(6):
-        np.testing.assert_array_equal(found.probabilities(label, slice(3, 17)), expected.probabilities(label, slice(3, 17)))
-        np.testing.assert_array_equal(found.logits(label, slice(3, 17)), expected.logits(label, slice(3, 17)))
+        for values in ("probabilities", "channel"):
+            one, other = (getattr(result.channels, values)(label, slice(3, 17)) for result in (found, expected))
+            np.testing.assert_array_equal(one, other)
     assert found.report == expected.report

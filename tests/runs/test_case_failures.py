@@ -15,7 +15,7 @@ from training_helpers import write_cases
 
 import crfrefine.cli.main
 import crfrefine.io.nifti
-import crfrefine.refinement.case
+import crfrefine.refinement.refining
 from crfrefine.base.failures import CaseWork, Failure, describe_failure, reading
 from crfrefine.errors import CrfRefineError, UnexpectedError
 
@@ -81,7 +81,7 @@ def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(fold
 
 @pytest.mark.parametrize("stage", ["refine", "write"])
 def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage):
-    module, name = (crfrefine.refinement.case, "refine") if stage == "refine" else (crfrefine.io.nifti, "write")
+    module, name = (crfrefine.refinement.refining, "refine_network") if stage == "refine" else (crfrefine.io.nifti, "write")
     whole, calls = getattr(module, name), []
 
     def broken(*arguments, **options):

@@ -19,9 +19,9 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.dicom_identity import require_same_identity
-from crfrefine.io.dicom_series import SeriesTemplate
-from crfrefine.io.files import files_read, files_written, identities
+from crfrefine.io.dicom_slices import Series
 from crfrefine.io.paths import require_suffix
+from crfrefine.io.recognition import files_read, files_written, identities
 from crfrefine.io.segments import named_segments
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader
 
@@ -93,7 +93,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
 
 def _is_series(header: VolumeHeader) -> bool:
     """Return whether a file is an image by its format."""
-    return isinstance(header.template, SeriesTemplate)
+    return isinstance(header.template, Series)
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:

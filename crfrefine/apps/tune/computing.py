@@ -11,9 +11,10 @@ import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.base.axes import StorageOrder
+from crfrefine.engines.base import RunContext
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.case import refine
-from crfrefine.refinement.label_map import refine_label_map
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.refining_again import RefiningAgain
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class CaseRefiner:
 
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
-        self._settings: dict[str, Any] = {"threads": threads, "device": device}
+        self._threads, self._device = threads, device
         self._again = RefiningAgain()
         self._lock = threading.Lock()
         self._normalized: tuple[object, NDArray[np.float32]] | None = None
@@ -72,11 +73,14 @@ class CaseRefiner:
         """
         case, mask = self.case, self.case.mask_for(parameters)
         image = self._normalized_image(parameters, mask)
-        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
-        shared |= {"progress": progress, "again": replace(self._again, show=show), **self._settings}
+        network: Network
         if case.logits is None:
-            return refine_label_map(case.network, image, case.channel_labels, case.num_labels, **shared)
-        return refine(case.logits, image, input_type="logits", regions=case.regions, **shared)
+            network = LabelMapNetwork(case.network, case.channel_labels, case.num_labels)
+        else:
+            network = ArrayNetwork(case.logits, "logits", case.regions)
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
+        context, again = RunContext(self._threads, progress), replace(self._again, show=show)
+        return refine_network(network, image, device=self._device, context=context, again=again, **shared)
 
     def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
         """Return a box of the case, refined by itself; None if nothing in it can be refined.
@@ -92,15 +96,18 @@ class CaseRefiner:
         # Statistics of intensities are those of the whole case.
         image = self._normalized_image(parameters, mask)[(slice(None), *box)]
         plain = _normalized_before(parameters).replace(postprocess=PostprocessParameters(decision=parameters.postprocess.decision))
-        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": plain, "mask": inside, **self._settings}
+        network: Network
         if case.logits is None:
             labels = case.network[box]
             channels = tuple(sorted({0, *case.channel_labels[:2], *(int(label) for label in np.unique(labels))}))
-            return refine_label_map(labels, image, channels, case.num_labels, **shared)
-        logits = case.logits[(slice(None), *box)]
-        if (logits == logits[:1]).all():
-            return None
-        return refine(logits, image, input_type="logits", regions=case.regions, **shared)
+            network = LabelMapNetwork(labels, channels, case.num_labels)
+        else:
+            logits = case.logits[(slice(None), *box)]
+            if (logits == logits[:1]).all():
+                return None
+            network = ArrayNetwork(logits, "logits", case.regions)
+        context = RunContext(self._threads)
+        return refine_network(network, image, spacing=case.spacing, parameters=plain, mask=inside, device=self._device, context=context)
 
     def _normalized_image(self, parameters: CrfParameters, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""
@@ -109,7 +116,7 @@ class CaseRefiner:
                 self._normalized = None  # Two need not fit into memory.
                 order = StorageOrder.of_memory(self.case.network)
                 stored = None if mask is None else order.to_storage(mask)
-                image, threads = order.to_storage(self.case.image), self._settings["threads"]
+                image, threads = order.to_storage(self.case.image), self._threads
                 values = normalize_intensity(image, parameters.intensity, stored, threads=threads)
                 self._normalized = (parameters.intensity, order.to_user(values))
             return self._normalized[1]

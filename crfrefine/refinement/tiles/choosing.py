@@ -9,7 +9,6 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.reach import REACH
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import num_rings
@@ -40,7 +39,7 @@ which values are copied to and from tiles."""
 
 def window_voxels(problem: TileProblem) -> float:
     """Return the number of voxels in the windows of all appearance kernels together."""
-    steps = problem.spec.kernels.distances(problem.spacing)
+    steps = problem.spec.kernels.distances(problem.image.spacing)
     return sum(
         BALL * math.prod(REACH * theta / step for theta, step in zip(kernel.theta_position, steps, strict=True))
         for kernel in problem.spec.kernels.bilateral
@@ -59,15 +58,10 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
 
 
 def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> bool | None:
-    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere.
-
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        threads: None: the cores this process may use.
-    """
+    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere."""
     tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
-    num_dense = channels * problem.num_voxels
+    num_voxels = problem.image.num_voxels
+    num_dense = channels * num_voxels
     if sets.num_entries * tile >= WORTH_IT * num_dense:
         return None
     name = _usual_filter(problem, threads)
@@ -76,12 +70,12 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> 
     num_active, groups = np.count_nonzero(sets.active) * tile, math.ceil(channels / GROUP)
     num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
     own_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
-    with_filters = min(float(num_around * own_groups), float(groups * problem.num_voxels))
+    with_filters = min(float(num_around * own_groups), float(groups * num_voxels))
     if max(problem.reach) <= LARGEST_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
         pairs = window_voxels(problem) * num_active
         if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
             return True
-    return False if num_around * own_groups < WORTH_CHANNELS * groups * problem.num_voxels else None
+    return False if num_around * own_groups < WORTH_CHANNELS * groups * num_voxels else None
 
 
 def _usual_filter(problem: TileProblem, threads: int | None) -> str:
@@ -89,7 +83,4 @@ def _usual_filter(problem: TileProblem, threads: int | None) -> str:
     spec = problem.spec.kernels
     if spec.filter != "auto" or not spec.bilateral:
         return spec.filter
-    dims = problem.grid.shape[3 - problem.num_dims :]
-    image = problem.image.planes(0, problem.grid.shape[0]).reshape(-1, *dims)
-    mask = None if problem.mask is None else problem.mask.reshape(dims)
-    return CpuBackend().plan_filters(GridImage(image, mask, problem.spacing), spec, threads)[0]
+    return CpuBackend().plan_filters(problem.image, spec, threads)[0]

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
+from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.grid_image import GridImage, default_origin
-from crfrefine.engines.volume import check_tiles
-from crfrefine.refinement.tiles.pack_plan import PackingPlan, PackSettings, plan_packing, plan_sets
+from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
+from crfrefine.refinement.tiles.packing import Packing
+from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.solving import MOST_REPEATS
+from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.survey import find_present, survey_channels
+from crfrefine.refinement.tiles.threshold import find_thresholds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.engines.base import Backend, Kernels
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
-    from crfrefine.refinement.tiles.packing import Packing
+    from crfrefine.refinement.tiles.label_sets import LabelSets
+
+
+WORTH_IT = 0.75
+"""Share of the filtered numbers of all labels below which labels share channels; values are copied to and from these."""
+
+NO_LOGITS = DenseChannels(np.zeros((0, 0, 0, 0), np.float32), ())
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How labels are packed.
+
+    Attributes:
+        threshold: `mean_field.label_threshold`.
+        tells_labels: whether gradients with respect to weights or penalties of single labels may be asked for.
+        threads: None: the cores this process may use.
+    """
+
+    threshold: float
+    tells_labels: bool
+    threads: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Packed(PackingPlan):
-    """A plan and its kernels; None if every tile is settled."""
+class _Packed:
+    """How labels share channels, and the kernels once they are built; neither if every tile is settled."""
 
-    kernels: Kernels | None
+    problem: TileProblem
+    sets: LabelSets
+    packing: Packing | None
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True)
@@ -38,51 +67,74 @@ class PackedTape(Tape):
     packed: _Packed
 
 
+def plan_packing(logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings) -> _Packed | None:
+    """Return how labels share channels; None if that is not possible, or saves nothing."""
+    thresholds = find_thresholds(settings.threshold, spec)
+    if thresholds is None or not spec.kernels.kernels or logits.ndim - 1 > MOST_DIMS or logits.dtype != np.float32:
+        return None
+    if not math.isfinite(float(logits.sum(dtype=np.float64))):
+        return None
+    grid = TileGrid.of(logits.shape[1:])
+    values = np.ascontiguousarray(logits).reshape(len(logits), *grid.shape)
+    source = DenseChannels(values, tuple(slice(0, extent) for extent in grid.shape))
+    if image.mask is not None:
+        image = replace(image, mask=np.ascontiguousarray(image.mask))
+    inside = None if image.mask is None else image.mask.reshape(grid.shape)
+    present, may_matter = find_present(survey_channels(grid, source, spec.mean_field, inside, settings.threads), source, thresholds)
+    problem = TileProblem(grid, NO_LOGITS, present, may_matter, image, spec, settings.threshold)  # Logits are an argument of each run.
+    packed = _share(problem, settings)
+    if packed.packing is None:
+        return packed
+    num_channels = packed.packing.num_channels - spec.mean_field.has_one_weight
+    num_numbers = num_channels * int(np.count_nonzero(packed.packing.mask))
+    return packed if num_numbers <= WORTH_IT * spec.mean_field.num_channels * image.num_voxels else None
+
+
+def _share(problem: TileProblem, settings: PackSettings) -> _Packed:
+    """Return how the labels that are present share channels."""
+    sets, run = problem.label_sets(), problem.spec.mean_field
+    tells_labels = settings.tells_labels or not (run.is_potts and run.has_one_weight)
+    return _Packed(problem, sets, Packing(problem, sets, tells_labels=tells_labels) if sets.active.any() else None)
+
+
+def saves_work(
+    logits: NDArray[np.float32], mask: NDArray[np.bool_] | None, spacing: Sequence[float], spec: ModelSpec, settings: PackSettings
+) -> bool:
+    """Return whether `pack_kernels` would build kernels."""
+    image = np.zeros((0, *logits.shape[1:]), np.float32)
+    return plan_packing(logits, GridImage(image, mask, spacing), spec, settings) is not None
+
+
 def pack_kernels(
-    backend: Backend,
-    logits: NDArray[np.float32],
-    image: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
-    spacing: Sequence[float],
-    spec: ModelSpec,
-    settings: PackSettings,
+    backend: Backend, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings
 ) -> PackedKernels | None:
-    """Build the kernels for runs on logits, where only labels that are present near a place take part.
+    """Build the kernels for runs on (L, *grid) logits, where only labels that are present near a place take part.
 
-    Args:
-        backend: the engine.
-        logits: (L, *grid).
-        image: (M, *grid), normalized; must not change while the kernels are in use.
-        mask: (*grid), True where the model applies; None: everywhere.
-        spacing: mm, one per grid axis.
-        spec: the model.
-        settings: how.
-
-    Returns:
-        Kernels for these logits and this model only; None if labels everywhere are about as fast, or label sets are not possible, as where
-        a logit is not finite.
+    They are for these logits and this model only. None if labels everywhere are about as fast, or label sets are not possible, as where a
+    logit is not finite. The image is normalized, and must not change while the kernels are in use.
     """
-    if backend.name != "cpu" or image.dtype != np.float32:
+    if backend.name != "cpu" or image.values.dtype != np.float32:
         return None
     check_tiles(spec.mean_field)
-    plan = plan_packing(logits, mask, spacing, spec, settings)
-    return None if plan is None else PackedKernels(backend, image, plan, settings)
+    planned = plan_packing(logits, image, spec, settings)
+    return None if planned is None else PackedKernels(backend, planned, settings)
 
 
 class PackedKernels:
     """Kernels for logits of all labels that run on shared channels; see `RecordingKernels`. For the logits that they were built for."""
 
-    def __init__(self, backend: Backend, image: NDArray[np.float32], plan: PackingPlan, settings: PackSettings) -> None:
+    def __init__(self, backend: Backend, planned: _Packed, settings: PackSettings) -> None:
         """Build the kernels; called by `pack_kernels`."""
+        image, spec = planned.problem.image.values, planned.problem.spec
         self._backend = backend
         self._image = image
         self._settings = settings
         self.image_shape = image.shape
         self.dtype = str(image.dtype)
-        self.num_kernels = len(plan.problem.spec.kernels.kernels)
-        self.num_voxels = plan.problem.num_voxels
+        self.num_kernels = len(spec.kernels.kernels)
+        self.num_voxels = planned.problem.image.num_voxels
         self.filters: tuple[str, ...] = ()
-        self._packed = self._build(plan)
+        self._packed = self._build(planned)
 
     @property
     def num_channels(self) -> int:
@@ -108,8 +160,8 @@ class PackedKernels:
             repeats += 1
             if repeats >= MOST_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True
-            problem = dataclasses.replace(packed.problem, present=packed.problem.present | exceeding)
-            self._packed = self._build(plan_sets(problem, self._settings))
+            problem = replace(packed.problem, present=packed.problem.present | exceeding)
+            self._packed = self._build(_share(problem, self._settings))
 
     def backward(
         self,
@@ -129,7 +181,7 @@ class PackedKernels:
         if packing is None or kernels is None:
             by_logits: NDArray[Any] = gradient / np.float32(spec.temperature)
             return self._without_messages(by_logits, logits, spec, wants_image=wants_image)
-        own = dataclasses.replace(tape, logits=tape.logits[:0])
+        own = replace(tape, logits=tape.logits[:0])
         found = kernels.backward(
             own,
             packing.pack(logits),
@@ -140,40 +192,33 @@ class PackedKernels:
         )
         by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
         by_temperature = _by_temperature(by_logits, logits, spec.temperature)
-        return dataclasses.replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))
+        return replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))
 
-    def _build(self, plan: PackingPlan) -> _Packed:
-        problem, sets, packing = plan.problem, plan.sets, plan.packing
-        if packing is None:
-            return _Packed(problem, sets, None, None)
-        mask = None if problem.mask is None else problem.mask.reshape(self.image_shape[1:])
-        image = GridImage(self._image, mask, problem.spacing)
+    def _build(self, planned: _Packed) -> _Packed:
+        if planned.packing is None:
+            return planned
+        image, spec = planned.problem.image, planned.problem.spec.kernels
         kernels = self._backend.kernels(
-            dataclasses.replace(image, mask=packing.mask, origin=default_origin(image)),
-            dataclasses.replace(problem.spec.kernels, num_labels=packing.num_channels),
+            replace(image, mask=planned.packing.mask, origin=default_origin(image)),
+            replace(spec, num_labels=planned.packing.num_channels),
             RunContext(self._settings.threads),
         )
         self.filters = kernels.filters
-        return _Packed(problem, sets, packing, kernels)
+        return replace(planned, kernels=kernels)
 
     def _biased(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
         """Return the logits with the bias of the labels inside the mask."""
         if spec.bias is None:
             return logits
         biased = np.array(logits, np.float32)
-        add_bias(biased, spec.bias, self._inside())
+        add_bias(biased, spec.bias, self._packed.problem.image.mask)
         return biased
 
     def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:
         """Return the gradient with respect to the bias, which is added to the logits inside the mask."""
-        inside = self._inside()
+        inside = self._packed.problem.image.mask
         where: Any = True if inside is None else inside
         return np.array([channel.sum(dtype=np.float64, where=where) for channel in by_logits])
-
-    def _inside(self) -> NDArray[np.bool_] | None:
-        """Return the mask, (*grid)."""
-        mask = self._packed.problem.mask
-        return None if mask is None else mask.reshape(self.image_shape[1:])
 
     def _exceeding(self, packed: _Packed, refined: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         """Return (L, *tiles), where a label's marginal is not negligible near the border of its domain; None: nowhere."""
@@ -204,7 +249,7 @@ class PackedKernels:
 
 def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
     """Return the run on shared channels, whose logits have the bias of their labels already."""
-    return dataclasses.replace(spec, channel_labels=packing.shared, bias=None)
+    return replace(spec, channel_labels=packing.shared, bias=None)
 
 
 def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:

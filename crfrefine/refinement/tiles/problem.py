@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.refinement.tiles.grid import kernel_reach
+from crfrefine.engines.grid_image import FeatureOrigin, first_inside
+from crfrefine.refinement.tiles.grid import TILE, TileGrid, kernel_reach
+from crfrefine.refinement.tiles.label_sets import LabelSets, find_domains, num_rings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.engines.grid_image import FeatureOrigin
+    from crfrefine.arrays.intensity import IntensityMap
+    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.engines.slabs import Slab
     from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.tiles.grid import Extents, TileGrid
-    from crfrefine.refinement.tiles.image import TileImage
+    from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.sources import ChannelSource
 
 
@@ -30,15 +34,12 @@ class TileProblem:
         source: the network's logits.
         present: (L, *tiles), where labels are present.
         may_matter: (L, *tiles), where they may become so; a superset.
-        mask: (*grid), True where the model applies; None: everywhere.
-        image: its intensities.
-        spacing: mm, one per axis of the original grid in storage order.
+        image: the image; the mask is C-contiguous.
         spec: the model of all labels.
         threshold: largest probability that counts as nothing, for the check at the borders of domains; None: no check.
+        maps: of the intensities of each modality, for an image that is not normalized.
         settled: logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity:
             nowhere.
-        axes: as in `Backend.kernels`.
-        origin: that of the whole volume, for a slab; None: this is the whole.
         precision: `mean_field.label_threshold`, by which `running.UNSENT` is measured.
     """
 
@@ -46,27 +47,68 @@ class TileProblem:
     source: ChannelSource
     present: NDArray[np.bool_]
     may_matter: NDArray[np.bool_]
-    mask: NDArray[np.bool_] | None
-    image: TileImage
-    spacing: Sequence[float]
+    image: GridImage
     spec: ModelSpec
     threshold: float | None
+    maps: Sequence[IntensityMap] | None = None
     settled: float = -math.inf
-    axes: Sequence[int] | None = None
-    origin: FeatureOrigin | None = None
     precision: float = 0.0
 
     @property
     def num_dims(self) -> int:
         """Axes of the original grid."""
-        return len(self.spacing)
+        return len(self.image.spacing)
 
-    @property
+    @cached_property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """(*grid) of three axes, True where the model applies; None: everywhere."""
+        return None if self.image.mask is None else self.image.mask.reshape(self.grid.shape)
+
+    @cached_property
     def reach(self) -> Extents:
         """Voxels along each axis after which every kernel ends, or the grid."""
-        return kernel_reach(self.spec.kernels, self.spacing, self.grid)
+        return kernel_reach(self.spec.kernels, self.image.spacing, self.grid)
 
-    @property
-    def num_voxels(self) -> int:
-        """Voxels inside the mask."""
-        return math.prod(self.grid.shape) if self.mask is None else int(np.count_nonzero(self.mask))
+    def label_sets(self) -> LabelSets:
+        """Return the labels of each tile."""
+        return LabelSets(self.grid, find_domains(self.present, self.may_matter, num_rings(self.reach)))
+
+    def normalized(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return normalized planes of the slowest of three axes, (M, planes, y, x) float32, C-contiguous."""
+        part = self.image.values.reshape(-1, *self.grid.shape)[:, start:stop]
+        if self.maps is None:
+            return np.ascontiguousarray(part)
+        result = np.empty(part.shape, np.float32)
+        for source, target, mapped in zip(part, result, self.maps, strict=True):
+            mapped.apply(source, target)
+        return result
+
+    def with_origin(self) -> TileProblem:
+        """Return the problem with the origin of features that engines would take by themselves."""
+        least = [math.inf] * len(self.image.values)
+        for start in range(0, self.grid.shape[0], 2 * TILE[0]):
+            planes = slice(start, start + 2 * TILE[0])
+            if self.mask is None or self.mask[planes].any():
+                for modality, values in enumerate(self.normalized(planes.start, planes.stop)):
+                    least[modality] = min(least[modality], float((values if self.mask is None else values[self.mask[planes]]).min()))
+        first = (0,) * self.num_dims if self.image.mask is None else first_inside(self.image.mask)
+        return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(least))))
+
+    def in_slab(self, slab: Slab) -> TileProblem:
+        """Return the planes that take part in a slab, with their normalized image; an origin is there."""
+        whole = replace(self.image, values=self.normalized(slab.first, slab.last), mask=None)
+        mask = None if self.mask is None else self.mask[slab.first : slab.last]
+        return replace(
+            self,
+            grid=TileGrid((slab.extent, *self.grid.shape[1:])),
+            source=self.source.planes(slab.first, slab.last),
+            present=rows_of(self.present, slab),
+            may_matter=rows_of(self.may_matter, slab),
+            image=replace(whole, mask=mask, origin=self.image.origin_from(slab.first)),
+            maps=None,
+        )
+
+
+def rows_of(tiles: NDArray[np.bool_], slab: Slab) -> NDArray[np.bool_]:
+    """Return the tiles, (…, *tiles), of the planes that take part in a slab."""
+    return tiles[..., slab.first // TILE[0] : -(-slab.last // TILE[0]), :, :]

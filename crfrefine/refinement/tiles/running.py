@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
-from crfrefine.engines.base import MeanFieldReport, RunContext
+from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels
-from crfrefine.engines.grid_image import GridImage, default_origin
-from crfrefine.refinement.tiles.grid import TILE
+from crfrefine.engines.grid_image import default_origin
+from crfrefine.refinement.tiles.grid import TILE, TileGrid
 from crfrefine.refinement.tiles.label_sets import num_rings
+from crfrefine.refinement.tiles.sources import DenseChannels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.engines.base import Backend, Progress
+    from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.specs import KernelSpec
-    from crfrefine.refinement.tiles.grid import Extents, TileGrid
+    from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.label_sets import LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
 
@@ -32,23 +32,6 @@ UNSENT = 0.05
 """Share of the threshold of marginals by which those of a row may have changed before it sends them again."""
 
 _NONE = np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is made.
-
-    Attributes:
-        threads: None: the cores this process may use.
-        progress: called between stages; may raise to stop.
-        num_bytes: called before a run: what it may take beyond what is in memory then; None: any amount.
-        has_room: whether copies of the whole volume may be made for a while.
-    """
-
-    threads: int | None = None
-    progress: Progress | None = None
-    num_bytes: Callable[[], int | None] | None = None
-    has_room: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +46,7 @@ class RefinedTiles:
         mask: (*grid), True where the model applies; None: everywhere.
         report: steps, energy and filters.
         timings: seconds of each stage.
+        is_biased: whether labels have a bias, which may have chosen others than the network's in settled tiles.
     """
 
     sets: LabelSets
@@ -71,50 +55,73 @@ class RefinedTiles:
     mask: NDArray[np.bool_] | None
     report: MeanFieldReport
     timings: dict[str, float]
-
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed."""
-        return self.values[None]
+    is_biased: bool
 
     def decode(self, labels: NDArray[np.unsignedinteger[Any]], threads: int | None) -> None:
         """Write the label of the largest logit at the voxels of active tiles into a label map (*grid), uint8 or uint16."""
-        self.sets.engine(self.mask, threads).decode(self.values, labels)
+        if self.sets.num_entries:
+            self.sets.engine(self.mask, threads).decode(self.values, labels)
 
-    def entries_of(self, label: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the active tiles where a label takes part, as flat numbers, and its refined logits there, (tiles, voxels of a tile)."""
-        tiles, entries = self.sets.entries_of(label)
-        return tiles, self.values[entries]
+    def write_settled(self, label_map: NDArray[np.unsignedinteger[Any]]) -> None:
+        """Write the only label of each settled tile into a label map (*grid), inside the mask; without a bias it is the network's."""
+        if not self.is_biased:
+            return
+        depth, height, width = self.sets.grid.shape
+        for start in range(0, depth, TILE[0]):
+            stop = min(start + TILE[0], depth)
+            spread = self.sets.grid.voxels(self.sets.settled, (start, 0, 0), (stop, height, width))
+            where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[start:stop]
+            np.copyto(label_map[start:stop], spread.astype(label_map.dtype), where=where)
+
+    def write(
+        self,
+        label: int,
+        planes: slice,
+        piece: NDArray[np.float32],
+        *,
+        absent: float,
+        convert: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
+
+        `convert` returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
+        """
+        sets, shape = self.sets, self.sets.grid.shape
+        rows = slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
+        first, last = rows.start * TILE[0], min(rows.stop * TILE[0], shape[0])
+        per_row = sets.grid.counts[1] * sets.grid.counts[2]
+        tiles, entries = sets.entries_of(label)
+        own = slice(*np.searchsorted(tiles, (rows.start * per_row, rows.stop * per_row)))
+        values = self.values[entries[own]]
+        if convert is not None:
+            values = convert(values, np.searchsorted(sets.tiles, tiles[own]))
+        part = TileGrid((last - first, *shape[1:]))
+        spread = part.spread(tiles[own] - rows.start * per_row, values, np.float32(absent))
+        active = part.voxels(sets.active[rows])
+        if self.mask is not None:
+            active &= self.mask[first:last]
+        inner = slice(planes.start - first, planes.stop - first)
+        np.copyto(piece, spread[inner], where=active[inner])
 
     def exceeding(self) -> NDArray[np.bool_] | None:
         """Return (L, *tiles), where a label's marginal was not negligible near the border of its domain; None: nowhere."""
         return self.sets.flagged(self.exceeds)
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """The network's logits of label sets.
-
-    Attributes:
-        sets: the labels of each tile; at least one is active.
-        logits: (entries, voxels of a tile) float32, with the bias of the labels.
-        open: (active tiles, rows of a tile) uint16, one bit for each voxel of a row, the lowest for the first: 1 where it is not settled.
-    """
-
-    sets: LabelSets
-    logits: NDArray[np.float32]
-    open: NDArray[np.uint16]
+def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
+    """Return what is refined where each tile has one label."""
+    values, exceeds = np.zeros((0, math.prod(TILE)), np.float32), np.zeros(0, np.uint8)
+    return RefinedTiles(sets, values, exceeds, problem.mask, MeanFieldReport(0, True, ()), {}, problem.spec.mean_field.bias is not None)
 
 
-def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> Packed:
+def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
     """Return the logits of the labels that take part in each tile, with their bias, and the voxels that are not settled.
 
     Only direct sums cost less for single settled voxels: with filters of the whole volume, a row is open if one of its voxels is.
 
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        threads: None: the cores this process may use.
-        is_direct: whether sums are direct.
+    Returns:
+        (entries, voxels of a tile), and (active tiles, rows of a tile), one bit for each voxel of a row, the lowest for the first: 1 where
+        it is not settled.
     """
     tile_engine = problem.grid.engine(threads)
     logits = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
@@ -127,33 +134,25 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direc
         logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
     is_open = np.empty((len(sets.tiles), math.prod(TILE) // TILE[-1]), np.uint16)
     sets.engine(problem.mask, threads).open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
-    return Packed(sets, logits, is_open)
+    return logits, is_open
 
 
-def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: Settings, *, is_direct: bool) -> RefinedTiles:
-    """Run the mean field.
-
-    Args:
-        problem: the volume.
-        packed: the labels of its tiles.
-        backend: the CPU engine.
-        settings: how.
-        is_direct: whether to sum directly; else the filters that the model asks for are built.
-    """
+def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool) -> RefinedTiles:
+    """Run the mean field on label sets of which at least one is active, by direct sums or by the filters that the model asks for."""
+    logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
-    sets, logits = packed.sets, packed.logits
-    image = problem.image.planes(0, problem.grid.shape[0])
+    image = problem.normalized()
     built, channels, filters = None, Channels(0, _NONE, _NONE), _describe(problem, sets)
-    if not is_direct and packed.open.any():  # Without an open voxel there is nothing to filter.
+    if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
         channels = share_channels(sets, num_rings(problem.reach))
-        kernels = build_kernels(problem, packed, image, channels.count, backend, settings)
+        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, channels.count, backend, context)
         built, filters = kernels.built, kernels.filters
     spec, run = problem.spec.kernels, problem.spec.mean_field
-    steps = spec.distances(problem.spacing)
+    steps = spec.distances(problem.image.spacing)
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
-    outcome = sets.engine(problem.mask, settings.threads).run(
+    outcome = sets.engine(problem.mask, context.threads).run(
         built,
         channels.count,
         channels.of_entry,
@@ -169,9 +168,9 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
         run.damping,
         run.num_iterations,
         run.tolerance,
-        packed.open,
-        problem.num_voxels,
-        settings.progress,
+        is_open,
+        problem.image.num_voxels,
+        context.progress,
         logits,
         out,
         None if problem.threshold is None else problem.may_matter,
@@ -179,45 +178,39 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
         problem.threshold or 0.0,
         exceeds,
         UNSENT * problem.precision,
-        settings.has_room,
+        isinstance(problem.source, DenseChannels),  # There is room for copies of the whole volume.
     )
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
-    return RefinedTiles(sets, out, exceeds, problem.mask, report, {"build": prepared - started, "steps": time.perf_counter() - prepared})
+    timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
+    return RefinedTiles(sets, out, exceeds, problem.mask, report, timings, run.bias is not None)
 
 
-def rows_near(grid: TileGrid, packed: Packed, reach: Extents) -> NDArray[np.bool_]:
-    """Return (*grid), True within twice the reach of a row of a tile with an open voxel; along the last axis in whole tiles.
-
-    Args:
-        grid: the tiles.
-        packed: which voxels are open.
-        reach: voxels along each axis after which every kernel ends.
-    """
-    is_open = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
-    is_open[packed.sets.tiles] = packed.open.reshape(-1, *TILE[:2]) != 0
-    rows = is_open.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
+def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Return (*grid), True within twice the reach of a row of a tile with an open voxel; along the last axis in whole tiles."""
+    grid, reach = problem.grid, problem.reach
+    open_rows = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
+    open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
+    rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
     near = widen(rows, (2 * reach[0], 2 * reach[1], num_rings(reach)[2]))
     return np.repeat(near, TILE[2], axis=2)[:, :, : grid.shape[2]]
 
 
 def build_kernels(
-    problem: TileProblem, packed: Packed, image: NDArray[np.float32], num_channels: int, backend: Backend, settings: Settings
+    problem: TileProblem, near: NDArray[np.bool_], image: NDArray[np.float32], num_channels: int, backend: Backend, context: RunContext
 ) -> CpuKernels:
     """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
 
     A row counts as far as the normalization of those who send reaches: twice the kernels' reach.
     """
-    near = rows_near(problem.grid, packed, problem.reach)
     if problem.mask is not None:
         near &= problem.mask
     dims = problem.grid.shape[3 - problem.num_dims :]
-    spec = dataclasses.replace(problem.spec.kernels, num_labels=num_channels + 1)
-    whole = image.reshape(-1, *dims)
-    given = GridImage(whole, None if problem.mask is None else problem.mask.reshape(dims), problem.spacing, problem.axes)
-    origin = problem.origin or default_origin(given)
+    given = replace(problem.image, values=image.reshape(-1, *dims))
     kernels = backend.kernels(
-        dataclasses.replace(given, mask=near.reshape(dims), origin=origin), spec, RunContext(settings.threads, settings.progress)
+        replace(given, mask=near.reshape(dims), origin=given.origin or default_origin(given)),
+        replace(problem.spec.kernels, num_labels=num_channels + 1),
+        context,
     )
     if not isinstance(kernels, CpuKernels):
         raise TypeError("label sets need the C++ engine")
@@ -258,12 +251,8 @@ class Channels:
 def share_channels(sets: LabelSets, rings: Extents) -> Channels:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
-    Parts of a domain that messages can cross between stay together. The parts of all domains, the largest first, each take the first
-    channel in which no other label is within reach.
-
-    Args:
-        sets: the labels of each tile.
-        rings: tiles that messages can cross along each axis.
+    Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
+    first, each take the first channel in which no other label is within reach.
     """
     from scipy import ndimage
 

@@ -222,39 +222,29 @@ def _result(settings: CaseSettings, case: Case, progress: Progress) -> Refinemen
     """Return the refined case."""
     from crfrefine.base.memory import memory_left, memory_limit
     from crfrefine.cases.label_input import LabelMap
+    from crfrefine.engines.base import RunContext
     from crfrefine.io.logits import LogitsHeader
-    from crfrefine.refinement.case import refine
-    from crfrefine.refinement.label_map import refine_label_map
-    from crfrefine.runs.infer.streamed_case import refine_streamed
+    from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+    from crfrefine.refinement.refining import refine_network
+    from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
-    options = settings.options
-    if isinstance(case.network, LogitsHeader):
-        return refine_streamed(case, case.network, settings.reading.input_type, options, progress)
-    if isinstance(case.network, LabelMap):
-        return refine_label_map(
-            case.network.labels,
-            case.image,
-            case.channel_labels,
-            case.num_labels,
-            spacing=case.spacing,
-            parameters=options.parameters,
-            mask=case.mask,
-            device=settings.device,
-            threads=options.threads,
-            progress=progress,
-            num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
-        )
-    return refine(
-        case.network,
+    options, given = settings.options, case.network
+    network: Network
+    if isinstance(given, LogitsHeader):
+        shape = given.grid_shape[::-1]
+        network = StreamedNetwork(given.pieces, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
+    elif isinstance(given, LabelMap):
+        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels)
+    else:
+        network = ArrayNetwork(given, "logits", case.regions)
+    return refine_network(
+        network,
         case.image,
         spacing=case.spacing,
         parameters=options.parameters,
         mask=case.mask,
-        input_type="logits",
-        regions=case.regions,
         device=settings.device,
-        threads=options.threads,
-        progress=progress,
+        context=RunContext(options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
     )
 
 

@@ -17,7 +17,7 @@ from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
-from crfrefine.io.series import is_series
+from crfrefine.io.recognition import is_series
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import label_maps_of

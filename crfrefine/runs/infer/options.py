@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.io.paths import suffix_of
-from crfrefine.io.series import is_series
+from crfrefine.io.recognition import is_series
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.placement import HERE, Placement
 

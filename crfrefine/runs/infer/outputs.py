@@ -10,12 +10,11 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file
 from crfrefine.io.dicom_identity import differences
-from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
-from crfrefine.io.recognition import suffix_to_write
+from crfrefine.io.recognition import files_read, files_written, identities, suffix_to_write
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.infer.run_record import RECORD_FOLDER
 from crfrefine.runs.infer.structure_names import LabelFiles, segments_in
+from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,8 +22,8 @@ from crfrefine.runs.infer.inputs import find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
 from crfrefine.runs.infer.records import RunSummary
-from crfrefine.runs.infer.run_record import record_file
 from crfrefine.runs.infer.structure_names import check_names_file
+from crfrefine.runs.infer.summary_reading import record_file
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,7 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
 
 def probability_channels(result: RefinementResult) -> Channels:
     """Return the marginals, as an array or plane by plane."""
-    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
-
-    if isinstance(result.channels, StreamedLogits):
+    if result.channels.is_streamed:
         return _streamed(result, partial(result.channels.probabilities, output_temperature=result.output_temperature), 0.0)
     return _of_all_labels(result, result.marginals, 0.0)
 
@@ -127,10 +125,9 @@ def probability_channels(result: RefinementResult) -> Channels:
 def logit_channels(result: RefinementResult) -> Channels:
     """Return the refined logits, as an array or plane by plane."""
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
-    from crfrefine.refinement.tiles.streamed_logits import StreamedLogits
 
-    if isinstance(result.channels, StreamedLogits):
-        return _streamed(result, result.channels.logits, ABSENT_LOGIT)
+    if result.channels.is_streamed:
+        return _streamed(result, result.channels.channel, ABSENT_LOGIT)
     return _of_all_labels(result, result.logits, ABSENT_LOGIT)
 
 

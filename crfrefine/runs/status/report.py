@@ -1,4 +1,4 @@
-"""What `crfrefine status` reports of runs, of their parts, and as JSON."""
+"""What `crfrefine status` reports of runs, of their parts and cases, and as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.runs.status.cases import DONE, FAILED, MISSING, CaseStatus
+from crfrefine.runs.execution.records import FAILED
 
+DONE, MISSING = "done", "missing"
 STATES = (DONE, FAILED, MISSING)
+
+
+@dataclass(frozen=True)
+class CaseStatus:
+    """What is known of a case.
+
+    Attributes:
+        case_id: its name.
+        part_id: the part that has it.
+        state: "done", "failed" or "missing".
+        output: its label map.
+        reason: the error of a failed case, or what is not there; None if done.
+        has_old_output: whether it is not done, and a label map of an earlier run has its name.
+        is_changed: whether the label map was changed after it was recorded.
+    """
+
+    case_id: str
+    part_id: int
+    state: str
+    output: Path
+    reason: str | None = None
+    has_old_output: bool = False
+    is_changed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        return {"case_id": self.case_id, "part_id": self.part_id, "state": self.state, "output": str(self.output), "reason": self.reason}
 
 
 @dataclass(frozen=True)

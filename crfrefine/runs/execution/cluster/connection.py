@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import crfrefine
 from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.runs.execution.cluster.worker_checks import check_devices, check_version
 from crfrefine.runs.execution.placement import Placement
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+    from crfrefine.runs.execution.cluster.on_worker import Description
 
 NEEDS_DISTRIBUTED = "--workers and --dask need Dask's package `distributed`: pip install 'crfrefine[distributed]'"
 
@@ -209,7 +211,7 @@ def _about_certificates(address: str) -> str:
 
 def _check_workers(connection: Connection, placement: Placement) -> None:
     """Refuse workers that cannot do the work of this run. Those that come later say what they are with their first case."""
-    from crfrefine.runs.execution.cluster.on_worker import Description, describe
+    from crfrefine.runs.execution.cluster.on_worker import describe
 
     versions: Mapping[str, object] = connection.client.run(pkgutil.resolve_name, "crfrefine:__version__", on_error="return")
     for worker, version in versions.items():
@@ -225,3 +227,25 @@ def _silence() -> None:
     """Keep Dask's own log off standard error: what matters becomes a message of the run."""
     for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def check_version(worker: str, version: object) -> None:
+    """Raise InputError unless a worker has this version of the package."""
+    if version != crfrefine.__version__:
+        has = f"crfrefine {version}" if isinstance(version, str) else f"no crfrefine ({shorten(version, MOST_OF_A_REASON)})"
+        raise InputError(
+            f"worker {worker} has {has}, this command is crfrefine {crfrefine.__version__}; install the same version on all machines"
+        )
+
+
+def check_devices(described: Mapping[str, Description]) -> None:
+    """Raise InputError unless each worker computes one case at a time on a GPU of its own."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for worker, about in described.items():
+        if about.threads > 1:
+            raise InputError(f"worker {worker} has {about.threads} threads, which would share a GPU; start it with --nthreads 1")
+        if (other := seen.setdefault((about.host, about.devices), worker)) != worker:
+            raise InputError(
+                f"workers {other} and {worker} on {about.host} see the same GPUs, CUDA_VISIBLE_DEVICES={about.devices or ''}\n"
+                f"  Start each with a GPU of its own ({see('docs/guide/clusters.md#gpus')})."
+            )

@@ -22,9 +22,8 @@ from distributed import KilledWorker
 import crfrefine
 from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.runs.execution.cluster.connection import Connection
+from crfrefine.runs.execution.cluster.connection import Connection, check_version
 from crfrefine.runs.execution.cluster.on_worker import Reply, Start, TaskSettings, end_run, work
-from crfrefine.runs.execution.cluster.worker_checks import check_version
 from crfrefine.runs.execution.cluster.workers import LOOK_SECONDS, ClusterWorkers
 from crfrefine.runs.execution.executor import Item, Outcome, Result, Started
 from crfrefine.runs.execution.placement import Placement

@@ -1,0 +1,275 @@
+"""A network's output in any form, and what it takes to refine it: checked, without padding, its image normalized, its tiles planned."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.arguments import check_shapes
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
+from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
+from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
+from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, describe_undecided, find_undecided, identify_regions, take_log_odds
+from crfrefine.base.axes import StorageOrder
+from crfrefine.base.memory import memory_limit, require_memory
+from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.reach import reach_of_axes
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.refinement.tiles.grid import MOST_DIMS
+from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.engines.base import Backend, RunContext
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.specs import ModelSpec
+
+WORTH_IT = 0.9
+"""Share of the grid below which the mask's bounding box is refined by itself: what lies outside costs one pass of reading and writing."""
+
+LARGEST_LOGIT = 1e34
+"""Well below float32's 3.4e38: differences and sums over labels must fit too."""
+
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayNetwork:
+    """A network's output in memory.
+
+    Attributes:
+        values: (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions.
+        input_type: "auto", "logits" or "probabilities".
+        regions: of the channels; None: they are labels.
+    """
+
+    values: NDArray[np.floating[Any]]
+    input_type: str = "logits"
+    regions: RegionScheme | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid)."""
+        return self.values.shape
+
+    @property
+    def order(self) -> StorageOrder:
+        """Of the axes in memory."""
+        return StorageOrder.of_memory(self.values[0])
+
+    def check_shapes(self, image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+        """Raise InputError unless image and mask fit."""
+        check_shapes(self.values, image, mask, fewest_channels=2 if self.regions is None else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMapNetwork:
+    """A label map in place of a network's output: only labels that occur take part, and if there are many, only near where they occur.
+
+    Attributes:
+        labels: (*grid), in an unsigned type.
+        channels: the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`).
+        num_labels: L, background included, as values per label in the parameters have it.
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    channels: Sequence[int]
+    num_labels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid)."""
+        return len(self.channels), *self.labels.shape
+
+    @property
+    def order(self) -> StorageOrder:
+        """Of the axes in memory."""
+        return StorageOrder.of_memory(self.labels)
+
+    def check_shapes(self, image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+        """Raise InputError unless image and mask fit."""
+        check_shapes(np.broadcast_to(self.labels, self.shape), image, mask)
+
+
+Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a case is refined with, in storage order.
+
+    Attributes:
+        logits: (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory.
+        mask: (*grid), True inside the mask and outside the padding; None: everywhere.
+        box: the part of the grid that is refined without tiles; None: all of it.
+        image: of the box, normalized; with `labels` that of the tiles counts.
+        plan: the labels of the tiles; None: all labels take part everywhere.
+        labels: (*grid) the network's label map, if its logits are not in memory.
+        num_padding: voxels in the mask that are padding.
+        notes: what the user should know, one sentence each.
+        is_probability: whether `logits` are probabilities of labels, whose logarithm is still to be taken.
+        are_regions: whether the channels are regions.
+        timings: seconds of each stage.
+    """
+
+    logits: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    box: Box | None
+    image: GridImage
+    plan: TilePlan | None
+    labels: NDArray[np.unsignedinteger[Any]] | None = None
+    num_padding: int = 0
+    notes: tuple[str, ...] = ()
+    is_probability: bool = False
+    are_regions: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(
+    network: Network, case: GridImage, models: Sequence[ModelSpec], parameters: CrfParameters, backend: Backend, context: RunContext
+) -> Prepared:
+    """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory.
+
+    The image of `case` has any type. Errors are those of `crfrefine.refine`.
+    """
+    if isinstance(network, LabelMapNetwork):
+        network = _in_memory(network, case, models[0], parameters, backend) or network
+    if isinstance(network, ArrayNetwork):
+        return _prepare_array(network, case, models, parameters, backend, context)
+    check_decision_on_tiles(parameters, network.shape[0])
+    if isinstance(network, StreamedNetwork):
+        plan = plan_stream(network, case, models[0], parameters, context)
+    else:
+        check_temperature(models[0].mean_field.temperature, largest_bias(models[0]) - ABSENT_LOGIT)
+        check_finite(backend, case.values, "image", context.threads)
+        numbers = channel_numbers(np.ascontiguousarray(network.order.to_storage(network.labels)), network.channels)
+        plan = plan_label_map(numbers, case, models[0], parameters, context.threads)
+    nothing = np.zeros((0, *network.shape[1:]), np.float32)
+    return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.labels, plan.num_padding, plan.notes)
+
+
+def check_decision_on_tiles(parameters: CrfParameters, num_labels: int) -> None:
+    """Raise ConfigError if the decision needs the marginals of all labels, which a run on tiles does not have at once."""
+    if parameters.postprocess.decision != "argmax":
+        raise ConfigError(
+            f"postprocess.decision: '{parameters.postprocess.decision}' needs the marginals of all labels at every voxel, but this case of "
+            f"{num_labels} labels is worked on part by part; set it to 'argmax', or mean_field.label_threshold = 0 if the memory allows"
+        )
+
+
+def _in_memory(
+    network: LabelMapNetwork, case: GridImage, model: ModelSpec, parameters: CrfParameters, backend: Backend
+) -> ArrayNetwork | None:
+    """Return the logits of a label map with few labels, or of one that cannot be refined on tiles; None: they are made tile by tile."""
+    stored = np.ascontiguousarray(network.order.to_storage(network.labels))
+    if not take_part_nearby(len(network.channels), stored.size):
+        return ArrayNetwork(network.order.to_user(one_hot_logits(stored, network.channels)))
+    if backend.name == "cpu" and stored.ndim <= MOST_DIMS and parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0:
+        return None
+    what = (
+        f"the logits of {len(network.channels)} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
+        "can do without, take"
+    )
+    require_memory(4 * len(network.channels) * stored.size, what, memory_limit())
+    logits = one_hot_logits(stored, network.channels)
+    leave_far_out(logits, reach_of_axes(model.kernels, case.spacing, stored.shape))
+    return ArrayNetwork(network.order.to_user(logits))
+
+
+def _prepare_array(
+    network: ArrayNetwork, case: GridImage, models: Sequence[ModelSpec], parameters: CrfParameters, backend: Backend, context: RunContext
+) -> Prepared:
+    threads, are_regions, mask = context.threads, network.regions is not None, case.mask
+    with np.errstate(over="ignore"):
+        channels = network.order.to_storage(network.values.astype(np.float32, copy=False))
+    largest = check_finite(backend, channels, "logits", threads)
+    temperature, bias = models[0].mean_field.temperature, max(largest_bias(model) for model in models)
+    if are_regions:
+        channels, largest = _as_log_odds(channels, network.input_type, largest)
+    num_padding, notes = 0, tuple[str, ...]()
+    padding = find_undecided(channels) if are_regions else find_padding(channels)
+    if padding is not None:
+        mask, num_padding = leave_out(padding, mask, "logits")
+        describe = describe_undecided if are_regions else describe_padding
+        notes = (describe(num_padding, padding.size),) if num_padding else ()
+        if (largest + bias) / temperature > LARGEST_LOGIT:
+            # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
+            channels = np.where(padding, np.float32(0.0), channels)
+            largest = check_finite(backend, channels, "logits", threads)
+    is_probability = not are_regions and identify_array(channels, network.input_type) == "probabilities"
+    if is_probability:
+        largest = -math.log(SMALLEST_PROBABILITY)
+    check_temperature(temperature, largest + bias)
+
+    started = time.perf_counter()
+    check_finite(backend, case.values, "image", threads)
+    # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
+    box = box_of(mask)
+    values = normalize_intensity(case.values, parameters.intensity, case.mask, box=box, threads=threads)
+    image = GridImage(values, mask if box is None or mask is None else mask[box], case.spacing, case.axes)
+    timings = {"normalize": time.perf_counter() - started}
+    plan = None
+    if not are_regions and backend.name == "cpu":
+        threshold = parameters.mean_field.label_threshold
+        plan = plan_array(channels, mask, box, image, models[0], threshold, threads, is_probability=is_probability)
+    return Prepared(channels, mask, box, image, plan, None, num_padding, notes, is_probability, are_regions, timings)
+
+
+def box_of(mask: NDArray[np.bool_] | None) -> Box | None:
+    """Return the mask's bounding box; None if it is nearly the whole grid."""
+    box = None if mask is None else bounding_box(mask)
+    if mask is None or box is None:
+        return None
+    inside = math.prod(axis.stop - axis.start for axis in box)
+    return box if inside < WORTH_IT * mask.size else None
+
+
+def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float) -> tuple[NDArray[np.float32], float]:
+    """Return the log-odds of regions and their largest magnitude; "auto" expects log-odds and refuses what looks like probabilities."""
+    if input_type != "logits" and identify_regions(channels, input_type, kind="logits")[0] == "probabilities":
+        channels = np.array(channels, order="C")
+        take_log_odds(channels)
+        return channels, -math.log(SMALLEST_PROBABILITY)
+    if largest > LARGEST_LOG_ODDS:
+        return np.clip(channels, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), LARGEST_LOG_ODDS
+    return channels, largest
+
+
+def largest_bias(model: ModelSpec) -> float:
+    """Return the largest magnitude of a label's bias."""
+    return 0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max())
+
+
+def check_temperature(temperature: float, largest: float) -> None:
+    """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
+    if largest / temperature > LARGEST_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
+            "too large for float32; use a larger temperature"
+        )
+
+
+def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
+    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
+    if channels.dtype.kind != "f":
+        return 0.0
+    largest = 0.0
+    with np.errstate(over="ignore"):
+        ranges = backend.channel_ranges(channels, threads=threads)
+    for number, (lowest, highest) in enumerate(ranges):
+        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
+            with np.errstate(over="ignore"):
+                bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
+            raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
+        largest = max(largest, abs(lowest), abs(highest))
+    return largest

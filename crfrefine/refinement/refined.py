@@ -1,0 +1,281 @@
+"""The refined logits of a case, in storage order: one label in some planes at a time, and arrays when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.probabilities import add_bias, over_output_temperature, take_logarithms
+from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
+from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.axes import StorageOrder
+    from crfrefine.parameters.specs import MeanFieldSpec
+    from crfrefine.refinement.tiles.label_source import OutsideLogits
+    from crfrefine.refinement.tiles.running import RefinedTiles
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkLogits:
+    """A network's logits in memory, from which those of voxels that took no part follow.
+
+    Attributes:
+        values: (L, *grid) logits, or probabilities; they must not change.
+        is_probability: whether they are probabilities.
+        run: with the temperature that divides logits, and the bias that is added to them.
+        box: where labels took part; None: everywhere.
+        mask: (*box), True where the model applies; None: everywhere.
+    """
+
+    values: NDArray[np.float32]
+    is_probability: bool
+    run: MeanFieldSpec
+    box: Box | None
+    mask: NDArray[np.bool_] | None
+
+    def channel(self, label: int, planes: slice) -> NDArray[np.float32]:
+        """Return planes of a label's logits, with its bias inside the mask, over the temperature."""
+        logits = np.array(self.values[label, planes], order="C")
+        if self.is_probability:
+            take_logarithms(logits)
+        if self.run.bias is not None:
+            ours, of_box = overlap(planes, self.box, logits.shape)
+            add_bias(logits[None, *ours], self.run.bias[label : label + 1], None if self.mask is None else self.mask[of_box])
+        if self.run.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(self.run.temperature)
+        return logits
+
+
+class Selection:
+    """The voxels of a grid where a mask is True, in the C order of the user's axes."""
+
+    def __init__(self, where: NDArray[np.bool_], order: StorageOrder) -> None:
+        """Take a mask, (*grid) in the user's order of axes, and the order of axes of arrays that values are taken from."""
+        box = bounding_box(where) or (slice(0, 0),) * where.ndim
+        self.count = int(np.count_nonzero(where))
+        self.planes = order.axes_to_storage(box)[0]
+        """Planes of the slowest axis in storage that hold all voxels."""
+        self._order, self._inside = order, where[box]
+        self._box = tuple(slice(0, axis.stop - axis.start) if number == order.axes[0] else axis for number, axis in enumerate(box))
+
+    def take(self, channel: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of the `planes` of a channel, axes in storage order, at the voxels, (count,)."""
+        return self._order.to_user(channel)[self._box][self._inside]
+
+
+class RefinedChannels:
+    """What became of the logits of a case.
+
+    Attributes:
+        num_channels: labels, or regions.
+        tiles: those that took part; None: all labels did, everywhere.
+        report: steps, energy and filters.
+        timings: seconds of each stage.
+    """
+
+    def __init__(
+        self,
+        found: MeanFieldResult | RefinedTiles,
+        grid_shape: tuple[int, ...],
+        num_channels: int,
+        *,
+        network: NetworkLogits | None = None,
+        labels: NDArray[np.unsignedinteger[Any]] | None = None,
+        outside: OutsideLogits | None = None,
+        settled_energy: float = 0.0,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            found: (channels, *grid), or (channels, *box), or the tiles that took part.
+            grid_shape: of the case.
+            num_channels: labels, or regions.
+            network: logits in memory; None: `found` is the whole grid, or labels tell what took no part.
+            labels: (*grid) of tiles whose logits are not in memory: voxels that took no part have theirs.
+            outside: the logits outside the mask; None: labels tell them, too.
+            settled_energy: energy of the voxels of tiles that took no part.
+        """
+        self._found, self._shape, self._network, self._outside = found, grid_shape, network, outside
+        self.tiles = None if isinstance(found, MeanFieldResult) else found
+        self._box = None if network is None else network.box
+        self._log_sums: dict[float, NDArray[np.float32]] = {}
+        self._own = None if labels is None else self.label_map(labels, settled_only=True).reshape(TileGrid.of(grid_shape).shape)
+        self.num_channels = num_channels
+        report = found.report
+        if self.tiles is not None:
+            # If every voxel is settled, no step is taken, and the energy is that of the network's output.
+            energy = tuple(value + settled_energy for value in report.energy) if self.tiles.sets.num_entries else (settled_energy,)
+            report = MeanFieldReport(report.num_iterations, report.converged, energy, report.filters)
+        self.report = report
+        self.timings = dict(found.timings)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the logits are an array already."""
+        return self.tiles is None and self._box is None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether neither the network's logits nor the refined ones were ever in memory together."""
+        return self._own is not None
+
+    @property
+    def marginals(self) -> NDArray[np.float32] | None:
+        """The softmax of the whole array, if the engine computed it."""
+        return self._found.marginals if isinstance(self._found, MeanFieldResult) and self._box is None else None
+
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed."""
+        if isinstance(self._found, MeanFieldResult):
+            return self._found.logits
+        return self._found.values[None] if self._found.sets.num_entries else np.zeros((0, 1), np.float32)
+
+    def label_map(
+        self,
+        network: NDArray[np.unsignedinteger[Any]],
+        decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]] | None = None,
+        *,
+        threads: int | None = None,
+        settled_only: bool = False,
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
+        if self.tiles is None:
+            assert decode is not None
+            decoded = decode(self.computed())
+            if self._box is None:
+                return decoded
+            labels = network.copy()
+            labels[self._box] = decoded
+            return labels
+        labels = network.copy()
+        part = labels if self._box is None else labels[self._box]
+        inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
+        self.tiles.write_settled(inner)
+        if not settled_only:
+            self.tiles.decode(inner, threads)
+        part[...] = inner.reshape(part.shape)
+        return labels
+
+    def channel(self, label: int, planes: slice) -> NDArray[np.float32]:
+        """Return planes of a label's refined logits.
+
+        Where a label took no part in a tile, its penalty is taken to be the largest of those that did, since it cannot be smaller; without
+        logits in memory it is ABSENT_LOGIT, and 0 where it was the only one. Voxels that took no part have the network's logits over the
+        temperature.
+        """
+        if isinstance(self._found, MeanFieldResult):
+            if self._box is None or self._network is None:
+                return self._found.logits[label, planes]
+            piece = self._network.channel(label, planes)
+            ours, of_box = overlap(planes, self._box, piece.shape)
+            piece[ours] = self._found.logits[label][of_box]
+            return piece
+        if self._network is None:
+            return self._in_labels(label, planes, (0.0, ABSENT_LOGIT), None)
+        piece = self._network.channel(label, planes)
+        ours, of_box = overlap(planes, self._box, piece.shape)
+        piece[ours] += self._penalty[of_box]
+        refined = self._spread(label)[of_box]
+        np.copyto(piece[ours], refined, where=~np.isnan(refined))
+        return piece
+
+    def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> NDArray[np.float32]:
+        """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and where logits are not known."""
+        return self._in_labels(label, planes, (1.0, 0.0), output_temperature)
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return (channels, *grid) refined logits."""
+        if self.is_array:
+            return self.computed()
+        logits = np.empty((self.num_channels, *self._shape), np.float32)
+        for label, channel in enumerate(logits):
+            channel[...] = self.channel(label, slice(0, self._shape[0]))
+        return logits
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (channels, N) refined logits at some voxels; one label's planes at a time are spread out."""
+        values = np.empty((self.num_channels, voxels.count), np.float32)
+        for label, row in enumerate(values):
+            row[:] = voxels.take(self.channel(label, voxels.planes))
+        return values
+
+    @cached_property
+    def _penalty(self) -> NDArray[np.float32]:
+        """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
+        assert self.tiles is not None
+        assert self._network is not None
+        penalty: NDArray[np.float32] | None = None
+        planes = slice(0, self._shape[0]) if self._box is None else self._box[0]
+        for label in range(self.num_channels):
+            channel = self._network.channel(label, planes)
+            ours, _ = overlap(planes, self._box, channel.shape)
+            values = self._spread(label) - channel[ours]
+            penalty = np.fmin(np.float32(0.0) if penalty is None else penalty, values)
+        assert penalty is not None
+        return penalty
+
+    def _spread(self, label: int) -> NDArray[np.float32]:
+        """Return a label's refined logits, (*box); NaN where it took no part."""
+        assert self.tiles is not None
+        grid = self.tiles.sets.grid.shape
+        found = np.full(grid, np.nan, np.float32)
+        self.tiles.write(label, slice(0, grid[0]), found, absent=np.nan)
+        return found.reshape(self._shape if self._box is None else tuple(axis.stop - axis.start for axis in self._box))
+
+    def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
+        """Return planes of a label's probabilities with an output temperature; None: of its logits.
+
+        `alone` are the values where it is the only label of a tile, and where another one is.
+        """
+        assert self._own is not None
+        # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
+        own = planes if len(self._shape) == MOST_DIMS else slice(0, len(self._own))
+        piece = np.where(self._own[own] == label, np.float32(alone[0]), np.float32(alone[1]))
+        if self.tiles is not None and self.tiles.sets.num_entries:
+            if output_temperature is None:
+                self.tiles.write(label, own, piece, absent=ABSENT_LOGIT)
+            else:
+                sums = self._log_sums_of(output_temperature)
+
+                def to_probabilities(values: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float32]:
+                    values = over_output_temperature(values, output_temperature) - sums[places]
+                    return np.exp(values, out=values)
+
+                self.tiles.write(label, own, piece, absent=0.0, convert=to_probabilities)
+        if self._outside is not None:
+            self._outside.write(label, own, piece, output_temperature=output_temperature)
+        return piece if own is planes else piece.reshape(self._shape)[planes]
+
+    def _log_sums_of(self, output_temperature: float) -> NDArray[np.float32]:
+        """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""
+        assert self.tiles is not None
+        if output_temperature not in self._log_sums:
+            values, starts = self.tiles.values, self.tiles.sets.first_entry[:-1]
+            largest = over_output_temperature(np.maximum.reduceat(values, starts, axis=0), output_temperature)
+            sums = np.zeros_like(largest)
+            counts = np.diff(self.tiles.sets.first_entry)
+            for number in range(int(counts.max())):
+                some = np.flatnonzero(counts > number)
+                sums[some] += np.exp(over_output_temperature(values[starts[some] + number], output_temperature) - largest[some])
+            self._log_sums[output_temperature] = largest + np.log(sums)
+        return self._log_sums[output_temperature]
+
+
+def overlap(planes: slice, box: Box | None, shape: tuple[int, ...]) -> tuple[Box, Box]:
+    """Return where planes of a grid and a box have voxels in common: in (planes, …) of that shape, and in the box."""
+    if box is None:
+        return (slice(0, shape[0]), *(slice(None),) * (len(shape) - 1)), (planes, *(slice(None),) * (len(shape) - 1))
+    first, last = max(planes.start, box[0].start), min(planes.stop, box[0].stop)
+    last = max(first, last)
+    inner = slice(first - box[0].start, last - box[0].start)
+    return (slice(first - planes.start, last - planes.start), *box[1:]), (inner, *(slice(None),) * (len(box) - 1))

@@ -1,0 +1,188 @@
+"""Refine a network's output in any form: arrays, channels that stream from files, or a label map in place of logits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crfrefine.arrays.arguments import given_array, given_spacing
+from crfrefine.arrays.components import clean
+from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
+from crfrefine.arrays.one_hot import renumber
+from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.region_channels import check_channels
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
+from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.regions import region_mean_field
+from crfrefine.engines.slabs import run_in_slabs
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.parameters.region_model import resolve_regions
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
+from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
+from crfrefine.refinement.result import RefinementResult, probabilities_of
+from crfrefine.refinement.tiles.solving import solve
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.engines.base import Backend, RunContext
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.specs import ModelSpec
+    from crfrefine.refinement.refining_again import RefiningAgain
+
+
+def refine_network(
+    network: Network,
+    image: NDArray[Any],
+    *,
+    spacing: ArrayLike,
+    parameters: CrfParameters,
+    mask: ArrayLike | None = None,
+    device: str = "cpu",
+    context: RunContext = NO_CONTEXT,
+    again: RefiningAgain | None = None,
+) -> RefinementResult:
+    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`.
+
+    It is done on tiles, each with the labels that are present near it, where that is less work or the channels are not in memory; else with
+    all labels everywhere, at once, or in slabs where a device has too little memory for that.
+    """
+    given, num_dims, threads = network, len(network.shape) - 1, context.threads
+    if isinstance(given, LabelMapNetwork):
+        parameters.volume.check_label_map()
+        parameters = parameters.select_labels(given.channels, given.num_labels)
+        again = None if again is None else again.renumbered(given.channels)
+    image = image[None] if image.ndim == num_dims else image
+    mask = None if mask is None else given_array(mask, "mask")
+    regions = network.regions if isinstance(network, ArrayNetwork) else None
+    network.check_shapes(image, mask)
+    steps, order = given_spacing(spacing, num_dims), network.order
+    models = [replace(one, kernels=one.kernels.in_storage(order)) for one in _resolve(parameters, network.shape, len(image), regions)]
+    backend = get_backend(device) if again is None else again.replaces(get_backend(device))
+    # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
+    stored_mask = None if mask is None else order.to_storage(mask.astype(np.bool_, copy=False))
+    case = GridImage(order.to_storage(image), stored_mask, order.axes_to_storage(steps), order.axes)
+    prepared = prepare(network, case, models, parameters, backend, context)
+    decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
+    if again is not None and prepared.plan is None:
+        again.watch(decode, prepared.logits, prepared.box, order)
+    refined, notes = _run(prepared, models, backend, context)
+    check_outcome(backend, refined, threads)
+
+    started = time.perf_counter()
+    labels_of_network = decode(prepared.logits) if prepared.labels is None else prepared.labels
+    if parameters.postprocess.decision == "dice":
+        probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
+        labels = _decide_by_dice(probabilities, regions, prepared.mask, labels_of_network)
+    else:
+        labels = refined.label_map(labels_of_network, decode, threads=threads)
+    cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
+    result = RefinementResult(
+        label_map=cleaned.label_map,
+        network_label_map=order.to_user(labels_of_network),
+        channels=refined,
+        order=order,
+        report=refined.report,
+        timings={**prepared.timings, **refined.timings, "labels": time.perf_counter() - started},
+        device=backend.name,
+        threads=threads,
+        num_padding_voxels=prepared.num_padding,
+        voxels_removed=cleaned.voxels_removed,
+        voxels_filled=cleaned.voxels_filled,
+        notes=prepared.notes + notes,
+        spacing=tuple(steps),
+        regions=regions,
+        output_temperature=parameters.mean_field.output_temperature,
+    )
+    if not isinstance(given, LabelMapNetwork):
+        return result
+    return replace(
+        result,
+        label_map=renumber(result.label_map, given.channels),
+        network_label_map=renumber(result.network_label_map, given.channels),
+        channel_labels=tuple(given.channels),
+        num_labels=given.num_labels,
+    )
+
+
+def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: int, regions: RegionScheme | None) -> Sequence[ModelSpec]:
+    """Return the model of the labels, or one per region, for channels of a shape."""
+    if regions is None:
+        return [parameters.resolve(shape[0], num_modalities, len(shape) - 1)]
+    check_channels(shape, regions)
+    parameters.postprocess.check_lengths(regions.num_labels)
+    return resolve_regions(parameters, shape[0], num_modalities, len(shape) - 1)
+
+
+def _decide_by_dice(
+    probabilities: NDArray[np.float32],
+    regions: RegionScheme | None,
+    mask: NDArray[np.bool_] | None,
+    network: NDArray[np.unsignedinteger[Any]],
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the label map with the best expected Dice under the marginals; voxels outside the mask keep the network's label."""
+    found = dice_labels(probabilities, mask) if regions is None else dice_region_labels(probabilities, regions, mask)
+    return found if mask is None else np.where(mask, found, network)
+
+
+def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> tuple[RefinedChannels, tuple[str, ...]]:
+    """Run the mean field: on tiles if that is planned, else everywhere; return what the user should know, too."""
+    plan, spec = prepared.plan, models[0].mean_field
+    if plan is None:
+        found, notes = run_everywhere(prepared, models, backend, context)
+        box = prepared.box
+        network = None if box is None else NetworkLogits(prepared.logits, prepared.is_probability, replace(spec, bias=None), box, None)
+        return RefinedChannels(found, prepared.logits.shape[1:], len(prepared.logits), network=network), notes
+    tiles = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
+    settled = -float(plan.best[~tiles.sets.active].sum())
+    if prepared.labels is not None:
+        shape, outside = prepared.labels.shape, plan.outside
+        return RefinedChannels(tiles, shape, spec.num_labels, settled_energy=settled, labels=prepared.labels, outside=outside), ()
+    network = NetworkLogits(prepared.logits, prepared.is_probability, spec, plan.box, plan.problem.image.mask)
+    return RefinedChannels(tiles, prepared.logits.shape[1:], spec.num_labels, settled_energy=settled, network=network), ()
+
+
+def run_everywhere(
+    prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext
+) -> tuple[MeanFieldResult, tuple[str, ...]]:
+    """Run the mean field of all labels, or regions, in the mask's box: at once, or in slabs where a device has too little memory."""
+    values = prepared.logits[(slice(None), *(prepared.box or ()))]
+    if prepared.is_probability:
+        values = np.array(values, order="C")
+        take_logarithms(values)
+
+    def run(values: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult:
+        if prepared.are_regions:
+            return region_mean_field(backend, values, image, models, context)
+        return backend.mean_field(values, image, models[0], context)
+
+    try:
+        return run(values, prepared.image, models), ()
+    except CapacityError as error:
+        if error.shortage <= 0.0:
+            raise
+        # The error itself would keep the memory of what it broke off.
+        met = str(error), error.shortage
+    found, note = run_in_slabs(run, values, prepared.image, models, met, context.progress)
+    return found, (note,)
+
+
+def check_outcome(backend: Backend, outcome: RefinedChannels, threads: int | None) -> None:
+    """Raise InputError if the model left the range of float32: such a label map would be noise."""
+    finite = all(math.isfinite(value) for value in outcome.report.energy)
+    if finite:
+        finite = all(
+            math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.computed(), threads=threads)
+        )
+    if not finite:
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's range; expected logits, weights and a "
+            "compatibility of a few orders of magnitude around 1"
+        )

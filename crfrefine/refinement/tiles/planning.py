@@ -1,0 +1,254 @@
+"""Which labels take part in which tiles, found from a network's output in memory, streamed from files, or from a label map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import fit_intensity
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.refinement.tiles.choosing import LARGEST_DIRECT_REACH, choose_tiles, window_voxels
+from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_reach
+from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
+from crfrefine.refinement.tiles.problem import TileProblem
+from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.stored import store_channels
+from crfrefine.refinement.tiles.streaming import survey_stream
+from crfrefine.refinement.tiles.survey import find_present, survey_channels
+from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.base import RunContext
+    from crfrefine.engines.grid_image import GridImage
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.refinement.tiles.grid import Extents
+    from crfrefine.refinement.tiles.label_sets import LabelSets
+    from crfrefine.refinement.tiles.streaming import StreamedNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """What a case on tiles is run with.
+
+    Attributes:
+        problem: the volume.
+        sets: the labels of its tiles.
+        best: (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature.
+        is_direct: whether sums are direct; None: what is less work.
+        box: the part of the grid that tiles cover; None: all of it.
+        labels: (*grid), the network's label map, if its logits are not in memory; else None.
+        outside: the logits outside the mask, if they are neither in memory nor forgotten.
+        notes: what the user should know, one sentence each.
+        num_padding: voxels in the mask where all logits were equal.
+    """
+
+    problem: TileProblem
+    sets: LabelSets
+    best: NDArray[np.float64]
+    is_direct: bool | None
+    box: Box | None = None
+    labels: NDArray[np.unsignedinteger[Any]] | None = None
+    outside: OutsideLogits | None = None
+    notes: tuple[str, ...] = ()
+    num_padding: int = 0
+
+
+def plan_array(
+    values: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    box: Box | None,
+    image: GridImage,
+    spec: ModelSpec,
+    threshold: float,
+    threads: int | None,
+    *,
+    is_probability: bool,
+) -> TilePlan | None:
+    """Return the labels that are present in each tile of a case in memory; None: tiles would not save anything.
+
+    `values` are (L, *grid), C-contiguous, and the image is normalized, of the box alone if there is one.
+    """
+    num_dims = values.ndim - 1
+    # Volumes are sums over all voxels, also where a label would take no part.
+    if spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MOST_DIMS:
+        return None
+    thresholds = find_thresholds(threshold, spec)
+    if thresholds is None:
+        return None
+    lead = (1,) * (MOST_DIMS - num_dims)
+    whole = values.reshape(len(values), *lead, *values.shape[1:])
+    exact = None if mask is None else bounding_box(mask)
+    if exact is not None:
+        image = image if box is not None else image.in_box(exact)
+        image = replace(image, mask=np.ascontiguousarray(image.mask))
+    inner = exact or tuple(slice(0, extent) for extent in values.shape[1:])
+    source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *inner), is_probability=is_probability)
+    grid = TileGrid(source.shape)
+    inside = None if image.mask is None else image.mask.reshape(grid.shape)
+    if is_crowded(grid, source, spec.mean_field, inside, thresholds, threads):
+        return None
+    survey = survey_channels(grid, source, spec.mean_field, inside, threads)
+    present, may_matter = find_present(survey, source, thresholds)
+    settled = float(thresholds.may_matter.min())
+    problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
+    sets = problem.label_sets()
+    is_direct = choose_tiles(problem, sets, threads) if sets.active.any() else True
+    return None if is_direct is None else TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact)
+
+
+# Whether a few tiles already show that label sets would hold nearly all labels, so that the others need not be looked at.
+
+EVERY, FEWEST_LAYERS = 5, 13
+"""One of so many layers of tiles is looked at; grids with few layers are not sampled: one or two would say little about the others."""
+
+MOST_LABELS = 8
+"""With more labels no tile has nearly all of them."""
+
+CROWDED = 1.1
+"""Share of the work with all labels everywhere from which on tiles are given up; without a sample they are at `choosing.WORTH_IT`."""
+
+
+def is_crowded(
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, thresholds: Thresholds, threads: int | None
+) -> bool:
+    """Return whether so many labels are present in a sample of the tiles that tiles save nothing.
+
+    Only time depends on the answer: with all labels everywhere the result is right in any case.
+    """
+    if run.num_labels > MOST_LABELS or grid.counts[0] < FEWEST_LAYERS:
+        return False
+    num_entries = num_voxels = 0
+    for layer in range(EVERY // 2, grid.counts[0], EVERY):
+        start, stop = layer * TILE[0], min((layer + 1) * TILE[0], grid.shape[0])
+        inside = None if mask is None else mask[start:stop]
+        channels = source.planes(start, stop)
+        survey = survey_channels(TileGrid(channels.shape), channels, run, inside, threads)
+        present, _ = find_present(survey, channels, thresholds)
+        num_labels_of = present.sum(axis=0)
+        num_entries += int(num_labels_of[num_labels_of > 1].sum())
+        num_voxels += math.prod(channels.shape) if inside is None else int(np.count_nonzero(inside))
+    return num_voxels > 0 and num_entries * math.prod(TILE) >= CROWDED * run.num_channels * num_voxels
+
+
+def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
+    """Return the labels that are present in each tile of channels that do not fit into memory: they stream by twice, tiles are kept.
+
+    Raises:
+        InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
+            are equal for all labels nearly everywhere.
+    """
+    grid, threshold = TileGrid.of(network.grid_shape), parameters.mean_field.label_threshold
+    thresholds = find_thresholds(threshold, spec)
+    is_complete = thresholds is None
+    if thresholds is None:
+        lowest = np.full(network.num_labels, -np.inf)
+        thresholds = Thresholds(lowest, lowest)
+    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    survey, note = survey_stream(network, grid, spec.mean_field, inside, context)
+    notes, num_padding = [note], 0
+    if survey.is_equal.any():
+        inside, num_padding = leave_out(survey.is_equal, inside, "logits")
+        if num_padding:
+            notes.append(describe_padding(num_padding, inside.size))
+    survey.mask = inside
+    best = survey.best_by_tile()
+    labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False)
+    survey.release()
+    reach = kernel_reach(spec.kernels, image.spacing, grid)
+    store, present, may_matter = store_channels(network.read, survey, thresholds, reach, context.threads)
+    problem = TileProblem(
+        grid,
+        store,
+        present,
+        may_matter,
+        replace(image, mask=None if inside is None else inside.reshape(network.grid_shape)),
+        spec,
+        None if is_complete else threshold,
+        # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
+        fit_intensity(image.values, parameters.intensity, image.mask),
+        settled=float(thresholds.may_matter.min()),
+        precision=threshold,
+    )
+    labels = labels.reshape(network.grid_shape)
+    return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=tuple(notes), num_padding=num_padding)
+
+
+MOST_PAIRS = 1000
+"""Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels take half as long as the lattice, and less
+than half its memory."""
+
+
+def plan_label_map(
+    numbers: NDArray[np.unsignedinteger[Any]], image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None
+) -> TilePlan:
+    """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
+
+    The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
+    """
+    grid, run = TileGrid.of(numbers.shape), spec.mean_field
+    labels = np.ascontiguousarray(numbers).reshape(grid.shape)
+    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    reach = kernel_reach(spec.kernels, image.spacing, grid)
+    near = find_tiles_near_labels(grid, labels, run.num_labels, reach_of_messages(spec, reach), threads)
+    voxels = grid.sums(np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
+    near &= voxels > 0
+    source = LabelMapChannels(labels, reach)
+    problem = TileProblem(
+        grid,
+        source,
+        near,
+        near,
+        replace(image, values=np.ascontiguousarray(image.values), mask=None if inside is None else inside.reshape(numbers.shape)),
+        spec,
+        None,  # No label was left out because its probability was low.
+        fit_intensity(image.values, parameters.intensity, image.mask),
+        settled=settled_probability(spec),
+        precision=parameters.mean_field.label_threshold,
+    )
+    sets = problem.label_sets()
+    # The logit of the only label of a settled tile.
+    own = np.full(grid.counts, CONFIDENCE / run.temperature)
+    if run.bias is not None:
+        own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
+    if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
+        sets = replace(sets, domains=np.zeros_like(sets.domains))
+    is_fine = spec.kernels.filter == "auto" and max(reach) <= LARGEST_DIRECT_REACH and window_voxels(problem) <= MOST_PAIRS
+    outside = None if inside is None else OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
+    return TilePlan(problem, sets, voxels * own, True if is_fine else None, labels=labels.reshape(numbers.shape), outside=outside)
+
+
+def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
+    """Return how far from a label's voxels its messages matter, in voxels along each axis.
+
+    They arrive twice as far away as the label takes part. There they penalize all labels that do take part: by the same amount, which
+    changes no marginal, if the model is a Potts model with one weight for all labels. The energy then lacks these pairs.
+    """
+    run = spec.mean_field
+    if run.is_potts and run.has_one_weight:
+        return reach
+    first, second, third = reach
+    return 2 * first, 2 * second, 2 * third
+
+
+def settled_probability(spec: ModelSpec) -> float:
+    """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are.
+
+    Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT near the other logits, and where the
+    energy of all pairs of voxels counts (see `reach_of_messages`).
+    """
+    run = spec.mean_field
+    strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
+    if run.bias is not None:
+        strength += float(run.bias.max() - run.bias.min()) / run.temperature
+    half = 0.5 * ABSENT_LOGIT / run.temperature
+    is_plain = run.is_potts and run.has_one_weight and spec.kernels.normalization != "none"
+    return half if is_plain and strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf
