@@ -116,14 +116,7 @@ def _weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
 class Material:
     """Data and settings that all trainings of a run share.
 
-    Attributes:
-        crops: of all cases.
-        loss: of a case.
-        regions: labels of each region whose mean Dice decides.
-        learn: groups of parameters that move.
-        sizes: channels of the logits (labels or regions), modalities, axes.
-        seed: of the batches.
-        device: where the models compute.
+    `regions` are those whose mean Dice decides; `sizes` are channels of the logits (labels or regions), modalities and axes.
     """
 
     crops: Sequence[Crop]
