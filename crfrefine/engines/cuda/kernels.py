@@ -187,10 +187,7 @@ class CudaKernels:
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
         """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
 
-        Args:
-            given: the logits on the device, which are downloaded only where components have to be found.
-            logits: the same as they were passed.
-            spec: the run.
+        `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
         """
         if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
             return None
