@@ -43,9 +43,11 @@ class NetworkLogits:
     box: Box | None
     mask: NDArray[np.bool_] | None
 
-    def channel(self, label: int, planes: slice) -> NDArray[np.float32]:
-        """Return planes of a label's logits, with its bias inside the mask, over the temperature."""
-        logits = np.array(self.values[label, planes], order="C")
+    def channel(self, label: int, planes: slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array or in `out`."""
+        values = self.values[label, planes]
+        logits = np.empty(values.shape, np.float32) if out is None else out
+        logits[...] = values
         if self.is_probability:
             take_logarithms(logits)
         if self.run.bias is not None:
@@ -166,8 +168,8 @@ class RefinedChannels:
         part[...] = inner.reshape(part.shape)
         return labels
 
-    def channel(self, label: int, planes: slice) -> NDArray[np.float32]:
-        """Return planes of a label's refined logits.
+    def channel(self, label: int, planes: slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Return planes of a label's refined logits, which may be in `out`.
 
         Where a label took no part in a tile, its penalty is taken to be the largest of those that did, since it cannot be smaller; without
         logits in memory it is ABSENT_LOGIT, and 0 where it was the only one. Voxels that took no part have the network's logits over the
@@ -176,17 +178,17 @@ class RefinedChannels:
         if isinstance(self._found, MeanFieldResult):
             if self._box is None or self._network is None:
                 return self._found.logits[label, planes]
-            piece = self._network.channel(label, planes)
+            piece = self._network.channel(label, planes, out)
             ours, of_box = overlap(planes, self._box, piece.shape)
             piece[ours] = self._found.logits[label][of_box]
             return piece
         if self._network is None:
             return self._in_labels(label, planes, (0.0, ABSENT_LOGIT), None)
-        piece = self._network.channel(label, planes)
+        piece = self._network.channel(label, planes, out)
         ours, of_box = overlap(planes, self._box, piece.shape)
         piece[ours] += self._penalty[of_box]
         refined = self._spread(label)[of_box]
-        np.copyto(piece[ours], refined, where=~np.isnan(refined))
+        np.copyto(piece[ours], refined, where=self._inside[of_box] & ~np.isnan(refined))
         return piece
 
     def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> NDArray[np.float32]:
@@ -199,7 +201,9 @@ class RefinedChannels:
             return self.computed()
         logits = np.empty((self.num_channels, *self._shape), np.float32)
         for label, channel in enumerate(logits):
-            channel[...] = self.channel(label, slice(0, self._shape[0]))
+            found = self.channel(label, slice(0, self._shape[0]), channel)
+            if found is not channel:
+                channel[...] = found
         return logits
 
     def at(self, voxels: Selection) -> NDArray[np.float32]:
@@ -214,23 +218,35 @@ class RefinedChannels:
         """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
         assert self.tiles is not None
         assert self._network is not None
-        penalty: NDArray[np.float32] | None = None
+        penalty = np.zeros(self._box_shape, np.float32)
         planes = slice(0, self._shape[0]) if self._box is None else self._box[0]
         for label in range(self.num_channels):
             channel = self._network.channel(label, planes)
             ours, _ = overlap(planes, self._box, channel.shape)
-            values = self._spread(label) - channel[ours]
-            penalty = np.fmin(np.float32(0.0) if penalty is None else penalty, values)
-        assert penalty is not None
+            values = self._spread(label)
+            values -= channel[ours]
+            np.fmin(penalty, values, out=penalty)
+        penalty[~self._inside] = 0.0
         return penalty
 
-    def _spread(self, label: int) -> NDArray[np.float32]:
-        """Return a label's refined logits, (*box); NaN where it took no part."""
+    @cached_property
+    def _inside(self) -> NDArray[np.bool_]:
+        """(*box), True at the voxels that took part."""
         assert self.tiles is not None
-        grid = self.tiles.sets.grid.shape
-        found = np.full(grid, np.nan, np.float32)
-        self.tiles.write(label, slice(0, grid[0]), found, absent=np.nan)
-        return found.reshape(self._shape if self._box is None else tuple(axis.stop - axis.start for axis in self._box))
+        inside = self.tiles.sets.grid.voxels(self.tiles.sets.active)
+        if self.tiles.mask is not None:
+            inside &= self.tiles.mask
+        return inside.reshape(self._box_shape)
+
+    @property
+    def _box_shape(self) -> tuple[int, ...]:
+        return self._shape if self._box is None else tuple(axis.stop - axis.start for axis in self._box)
+
+    def _spread(self, label: int) -> NDArray[np.float32]:
+        """Return a label's refined logits in the tiles where it took part, (*box); NaN in others."""
+        assert self.tiles is not None
+        tiles, entries = self.tiles.sets.entries_of(label)
+        return self.tiles.sets.grid.spread(tiles, self.tiles.values[entries], np.float32(np.nan)).reshape(self._box_shape)
 
     def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
         """Return planes of a label's probabilities with an output temperature; None: of its logits.
