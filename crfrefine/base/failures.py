@@ -62,12 +62,7 @@ class Causes:
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
-    """Return the failure to report for an error that ended the processing of a case.
-
-    Args:
-        error: the exception.
-        paths: the files being processed, for errors that do not name theirs.
-    """
+    """Return the failure to report for an error that ended the work on a case; it names these files if its message names none."""
     kind = type(error).__name__
     if isinstance(error, UnexpectedError):
         return Failure(str(error), kind, _where(error.__cause__ or error))
@@ -81,12 +76,7 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
 
 
 class CaseWork:
-    """Context manager around the processing of a case: passes every exception to `fail`; only interrupts propagate.
-
-    Args:
-        fail: called with the failure.
-        paths: the case's files, for errors that do not name theirs.
-    """
+    """Context manager around the processing of a case: passes every exception to `fail`; only interrupts propagate."""
 
     def __init__(self, fail: Callable[[Failure], object], *paths: Path | None) -> None:
         self._fail, self._paths = fail, paths
@@ -114,13 +104,7 @@ def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything.
-
-    Raises:
-        UnexpectedError: the reader raised an unexpected exception.
-        InputError: the system cannot read the file.
-        CapacityError: not enough memory.
-    """
+    """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything."""
     try:
         yield
     except CrfRefineError:

@@ -78,13 +78,10 @@ def format_size(size: float) -> str:
 
 
 def memory_limit(given: int | None = None) -> MemoryLimit:
-    """Return the memory that this process may take: the smallest of what is given and of what the system allows.
+    """Return the memory that this process may take: the smallest of what the user has given and of what the system allows.
 
     It reads control groups (versions 1 and 2), batch systems (Slurm, PBS), resource limits (`ulimit`; Grid Engine and LSF set them), and
     the available memory of the machine; without `/proc`, such as on macOS, the physical memory; on Windows nothing.
-
-    Args:
-        given: bytes that the user allows; None: no limit of their own.
     """
     limits = list(_system_limits())
     if given is not None:
@@ -101,13 +98,7 @@ def memory_left(limit: MemoryLimit) -> int | None:
 
 
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:
-    """Raise CapacityError if more memory is needed than allowed.
-
-    Args:
-        needed: bytes.
-        message: what needs it, the beginning of the error's first line, such as "image.nii.gz: its voxels take"; more lines may follow.
-        limit: what is allowed.
-    """
+    """Raise CapacityError if more memory is needed than allowed; the message begins what is said, such as "a.nii: its voxels take"."""
     if needed <= limit.bytes:
         return
     first, _, details = message.partition("\n")

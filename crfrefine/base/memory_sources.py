@@ -59,10 +59,6 @@ def machine_limit(meminfo: str, own: OwnUse) -> Limit | None:
     """Return the memory that is free or can be freed on this machine, with what this process has, less a reserve for everything else.
 
     The reserve is a twentieth of the memory, at most 1 GiB. Swap space does not count: a run that swaps does not end.
-
-    Args:
-        meminfo: text of `/proc/meminfo`.
-        own: what this process uses.
     """
     sizes = _kilobytes(meminfo)
     total = sizes.get("MemTotal", 0)
@@ -78,14 +74,10 @@ def reserve(total: int) -> int:
 
 
 def resource_limits(limits: Mapping[str, int], own: OwnUse) -> Iterator[Limit]:
-    """Yield the limits of `ulimit`, each as resident memory.
+    """Yield the limits of `ulimit`, soft ones by name, each as resident memory.
 
     Address space and data count what is mapped, used or not, so what this process has mapped without using it is subtracted.
     Grid Engine (`h_vmem`), PBS (`pvmem`) and LSF (`bsub -M`) set these limits.
-
-    Args:
-        limits: soft limits in bytes by name: RLIMIT_AS, RLIMIT_DATA, RLIMIT_RSS.
-        own: what this process uses.
     """
     unused = {"RLIMIT_AS": own.address_space - own.resident, "RLIMIT_DATA": own.data - own.anonymous}
     options = {"RLIMIT_AS": "-v", "RLIMIT_DATA": "-d", "RLIMIT_RSS": "-m"}
@@ -132,12 +124,6 @@ def control_group_limits(groups: str, mounts: str, own: OwnUse, root: Path = Pat
     """Yield the limits of the control groups that hold this process: its own group, and all above it that can be seen.
 
     What other processes of a group use is not free for this one: limit - usage + own usage. Cached files count as free.
-
-    Args:
-        groups: text of `/proc/self/cgroup`.
-        mounts: text of `/proc/self/mountinfo`.
-        own: what this process uses.
-        root: the folder that mount points are in, "/" but in tests.
     """
     for version, folder in control_groups(groups, mounts):
         limit = _group_limit(version, root / str(folder).lstrip("/"), own)

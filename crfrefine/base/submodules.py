@@ -8,11 +8,7 @@ from types import ModuleType
 
 
 def on_first_use(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
-    """Return the `__getattr__` and the `__dir__` of a package, which imports its modules when they are first used.
-
-    Args:
-        package: its full name.
-    """
+    """Return the `__getattr__` and the `__dir__` of a package, which imports its modules when they are first used."""
 
     def names() -> list[str]:
         from pkgutil import iter_modules

@@ -48,11 +48,7 @@ def shorten_value(value: object, most: int = 60) -> str:
 
 
 def see(page: str) -> str:
-    """Return where a message sends its reader, who has no folder `docs`: by the names that the site of the documentation shows.
-
-    Args:
-        page: of the documentation, by its path from the root of the project, perhaps with an anchor.
-    """
+    """Return where a message sends its reader, who has no folder `docs`: a page, perhaps with an anchor, by the names of the site."""
     path, _, anchor = page.partition("#")
     return f'see "{PAGE_TITLES[path]}"' + (f", {anchor}," if anchor else "") + " in crfrefine's documentation"
 

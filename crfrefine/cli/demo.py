@@ -34,15 +34,8 @@ def demo(
     if record.output is None or record.preview is None:
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
     rows = [
-        (
-            str(found.label),
-            DICE.value_text(found.dice_before),
-            DICE.value_text(found.dice_after),
-            str(found.components_truth),
-            str(found.components_before),
-            str(found.components_after),
-        )
-        for found in compare_with_truth(files, record.output)
+        (str(label), *map(DICE.value_text, dices), *map(str, components))
+        for label, dices, components in compare_with_truth(files, record.output)
     ]
     names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
     print_table(names, rows, numbers=names)

@@ -27,10 +27,7 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 class EvaluationReporter(RunReporter, EvaluationObserver):
     """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE: also what was assumed about each case."""
 
-    def __init__(self, verbosity: int = NORMAL) -> None:
-        super().__init__(verbosity)
-        self._kept = self._num_cases = 0
-        self._warned: set[str] = set()  # A warning about one case of a method probably applies to all.
+    _kept = _num_cases = 0
 
     def _describe_rest(self) -> str:
         done = f"{self._kept} of {self._num_cases} cases are measured; run again with --continue for the rest"
@@ -57,9 +54,9 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
             self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
         for warning in result.warnings:
             method = warning.partition(":")[0]
-            if self._verbosity >= VERBOSE or method not in self._warned:
+            if self._verbosity >= VERBOSE or method not in self._known:
                 self._say(f"note: case {result.case_id!r}: {warning}")
-            self._warned.add(method)
+            self._known.add(method)
         if self._verbosity >= VERBOSE:
             for note in result.notes:
                 self._say(f"    {note}")

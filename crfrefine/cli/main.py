@@ -34,7 +34,7 @@ from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
-from crfrefine.cli.options import HelpOption, PanelCommand
+from crfrefine.cli.options import SHELL, HelpOption, PanelCommand, answering_option
 from crfrefine.cli.progress import print_failure
 from crfrefine.cli.status import status
 from crfrefine.cli.train_crf import train_crf
@@ -48,7 +48,6 @@ _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for i
 _MOST_OF_A_USAGE_ERROR = 500
 _ASKS_FOR_COMPLETION = "_CRFREFINE_COMPLETE"  # Variable of the environment that the scripts of shells set.
 _SHELLS = ("bash", "zsh", "fish")
-_SHELL = "crfrefine.shell"
 
 
 class Terminated(KeyboardInterrupt):
@@ -87,24 +86,6 @@ def _show_usage_error(error: Any) -> None:
         print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
 
 
-def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
-    """Print the version, or print or install a script for a shell, and exit.
-
-    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
-    """
-    if not wanted:
-        return
-    if parameter.name == "version":
-        import crfrefine
-
-        print(f"crfrefine {crfrefine.__version__}")
-        raise typer.Exit
-    from typer.completion import install_callback, show_callback
-
-    answer: Any = install_callback if parameter.name == "install_completion" else show_callback
-    answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True: the shell that starts this.
-
-
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
@@ -114,7 +95,7 @@ class Group(TyperGroup):
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
                 if args[1] not in _SHELLS:
                     raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
-                ctx.meta[_SHELL] = args.pop()
+                ctx.meta[SHELL] = args.pop()
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -141,7 +122,7 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,  # See `_answer`.
+    add_completion=False,  # See `options.answering_option`.
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
@@ -160,15 +141,14 @@ app.command("bids", cls=PanelCommand)(bids)
 app.command("describe")(describe)
 
 
-_switch: Any = partial(typer.Option, callback=_answer, is_eager=True)
-
-
 @app.callback()
 def _options(
-    version: Annotated[bool, _switch("--version", help="Show the version and exit.")] = False,
+    version: Annotated[bool, answering_option("--version", help="Show the version and exit.")] = False,
     wants_help: HelpOption = False,
-    install_completion: Annotated[bool, _switch("--install-completion", help="Let the shell complete commands; or name it: bash.")] = False,
-    show_completion: Annotated[bool, _switch("--show-completion", help="Print the script for that instead.")] = False,
+    install_completion: Annotated[
+        bool, answering_option("--install-completion", help="Let the shell complete commands; or name it: bash.")
+    ] = False,
+    show_completion: Annotated[bool, answering_option("--show-completion", help="Print the script for that instead.")] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -182,7 +162,10 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    spell_what_terminals_lack()
+    codecs.register_error(_HANDLER, _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)  # Neither a file name nor a sign may cause a traceback.
     warnings.showwarning = _show_warning
     sys.meta_path.insert(0, _Hiding())
     from crfrefine.engines.cuda.current_gpu import own_process
@@ -255,11 +238,3 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
         if error.object[error.start] in _SPELLED:
             return _SPELLED[error.object[error.start]], error.end
     return codecs.backslashreplace_errors(error)
-
-
-def spell_what_terminals_lack() -> None:
-    """Let standard output and standard error take any text: neither a file name nor a sign may cause a traceback."""
-    codecs.register_error(_HANDLER, _spell)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_HANDLER)

@@ -79,9 +79,26 @@ def complete_config(incomplete: str) -> list[tuple[str, str]]:
     return [found for found in presets + files if found[0].startswith(incomplete)]
 
 
-def _show_help(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        print(ctx.get_help())
+SHELL = "crfrefine.shell"
+"""Key of the context: the shell that an option for completion names."""
+
+
+def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    """Print the help or the version, or print or install a script for a shell, and exit.
+
+    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
+    """
+    if not wanted:
+        return
+    if parameter.name in ("install_completion", "show_completion"):
+        from typer.completion import install_callback, show_callback
+
+        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
+        answer(ctx, parameter, ctx.meta.get(SHELL, True))  # True: the shell that starts this.
+    else:
+        import crfrefine
+
+        print(f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help())
         raise typer.Exit
 
 
@@ -100,10 +117,11 @@ option: Any = partial(typer.Option, show_default=False)
 path_argument: Any = partial(typer.Argument, parser=parse_path, show_default=False)
 path_option: Any = partial(option, parser=parse_path)
 threads_option: Any = partial(option, metavar="N", min=1, max=MAX_THREADS)
+answering_option: Any = partial(typer.Option, callback=_answer, is_eager=True)
 config_option: Any = partial(typer.Option, "-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config)
 
 # Typer's own --help has no default, so Typer imports pydantic to convert nothing: a fifth of the time of `info`.
-HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this message and exit.", callback=_show_help, is_eager=True)]
+HelpOption = Annotated[bool, answering_option("-h", "--help", help="Show this message and exit.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
 
 ImagesOption = Annotated[

@@ -45,6 +45,7 @@ class RunReporter:
         self._bar: Progress | None = None  # What it shows need not be printed.
         self._task: TaskID | None = None
         self._ended = 0
+        self._known: set[str] = set()  # What was said about one case, and probably applies to all.
         self._causes = Causes()
 
     def __enter__(self) -> Self:

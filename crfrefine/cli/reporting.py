@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, listed, printable
-from crfrefine.cli.progress import NORMAL, VERBOSE, RunReporter
+from crfrefine.cli.progress import VERBOSE, RunReporter
 from crfrefine.runs.infer.records import VANISHED
 from crfrefine.runs.infer.run import InferenceObserver
 
@@ -25,11 +25,8 @@ SILENT_SECONDS = 30.0
 class Reporter(RunReporter, InferenceObserver):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
 
-    def __init__(self, verbosity: int = NORMAL) -> None:
-        super().__init__(verbosity)
-        self._summary: RunSummary | None = None
-        self._notes: set[str] = set()
-        self._case_started = self._told = time.monotonic()
+    _summary: RunSummary | None = None
+    _case_started = _told = 0.0
 
     def _describe_rest(self) -> str:
         if self._summary is None:
@@ -40,6 +37,7 @@ class Reporter(RunReporter, InferenceObserver):
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device."""
         self._summary = summary
+        self._case_started = self._told = time.monotonic()
         threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
         self._say(f"{describe_part(summary)}; device {device}, {threads}")
@@ -69,11 +67,11 @@ class Reporter(RunReporter, InferenceObserver):
         """Print an assumption; one that applies to many cases is printed for the first one, or for each if verbose."""
         # A note begins with the name of a file, and the text after a colon may have the case's numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
-        if self._verbosity >= VERBOSE or gist not in self._notes:
+        if self._verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{case_id}: {text}" if case_id else text)
         elif text.startswith(VANISHED):  # Every case names what it lost.
             self._say(f"{case_id}: {text.partition(';')[0]}")
-        self._notes.add(gist)
+        self._known.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""

@@ -21,10 +21,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class TrainingReporter(RunReporter, TrainingObserver):
     """Shows a run: a live bar on a terminal, else an occasional plain line; VERBOSE: every step."""
 
-    def __init__(self, verbosity: int = NORMAL) -> None:
-        super().__init__(verbosity)
-        self._shown = 0.0
-        self._left: float | None = None
+    _shown = 0.0
+    _left: float | None = None
 
     def __enter__(self) -> Self:
         self._start(1.0, counts=False)

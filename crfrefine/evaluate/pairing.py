@@ -46,8 +46,6 @@ class MethodFiles:
     problem: str | None = None  # Why the method cannot be measured in this case, as far as names tell.
     probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
     is_missing: bool = False  # Whether there is no file at all.
-    # Number of each structure by its name: the label map is a folder of structures, or its labels have these names; empty: neither.
-    structures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -69,7 +67,8 @@ class CasePair:
     methods: Mapping[str, MethodFiles] = field(default_factory=dict)
     images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
     problem: str | None = None  # Why the case cannot be measured at all.
-    structures: Mapping[str, int] = field(default_factory=dict)  # As in `MethodFiles`, of the reference.
+    # Number of each structure by its name: label maps are folders of structures, or their labels have these names; empty: neither.
+    structures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,29 +97,30 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     for name, path in options.probabilities:
         by_method[name] = _with_probabilities(by_method[name], path, notes)
     images = find_images(options.images, list(references), complete, notes)
-    if options.strict:
-        require_all_complete(incomplete_cases(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
+    unscored = {name: [one for one in complete if by_method[name][one].lacks_probabilities] for name, _ in options.probabilities}
+    if options.strict:  # Requested files are needed, too, even if masks can be measured without them.
+        others = [{one: [f"no probabilities in {path}"] for one in unscored[name]} for name, path in options.probabilities]
+        others.append({one: [f"no image in {options.images}"] for one in complete if options.images is not None and one not in images})
+        require_all_complete(incomplete_cases(lacking, *others), num_found)
     left_out = incomplete_cases(lacking)
     if not complete:
-        raise too_few_complete(
-            left_out,
-            num_found,
-            "cases with one name in the labels and in every method",
-            "Name other folders, or leave out a method that has no file yet.",
-        )
-    _check_probabilities(options, complete, by_method, notes)
-    cases = [
-        CasePair(
-            case_id,
-            paths[0],
-            {name: files[case_id] for name, files in by_method.items()},
-            images.get(case_id, ()),
-            _problem_of(paths, options.labels),
-        )
-        for case_id, paths in references.items()
-        if case_id not in lacking
-    ]
-    return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes), left_out)
+        what = "cases with one name in the labels and in every method"
+        raise too_few_complete(left_out, num_found, what, "Name other folders, or leave out a method that has no file yet.")
+    for name, path in options.probabilities:
+        if len(unscored[name]) == len(complete):
+            expected = f"expected names such as {complete[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
+            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
+        if unscored[name]:
+            text = f"{path}: no probabilities of {len(unscored[name])} of {len(complete)} cases, such as {unscored[name][0]}"
+            notes.append(f"{text}; the calibration of {name} covers the others")
+    cases = []
+    for case_id in sorted(complete):
+        paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
+        problem = None if paths[0].exists() else f"{paths[0]}: {_BROKEN}"
+        if len(paths) > 1:
+            problem = f"expected one label map, found {_names(paths)} in {options.labels}"
+        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
+    return Pairing(tuple(cases), tuple(notes), left_out)
 
 
 def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
@@ -130,44 +130,6 @@ def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteC
         for case_id, own in by_case.items():
             together.setdefault(case_id, []).extend(own)
     return tuple(IncompleteCase(case_id, tuple(together[case_id])) for case_id in sorted(together))
-
-
-def _what_else_lacks(
-    options: EvaluationOptions,
-    case_ids: Sequence[str],
-    by_method: Mapping[str, Mapping[str, MethodFiles]],
-    images: Mapping[str, tuple[Path, ...]],
-) -> dict[str, list[str]]:
-    """Return requested files that complete cases lack, but that are not needed to measure masks."""
-    lacking: dict[str, list[str]] = {}
-    for case_id in case_ids:
-        own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_probabilities]
-        if options.images is not None and case_id not in images:
-            own.append(f"no image in {options.images}")
-        if own:
-            lacking[case_id] = own
-    return lacking
-
-
-def _check_probabilities(
-    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
-) -> None:
-    """Note the cases without calibration although probabilities were requested; raise InputError if no case has any."""
-    for name, path in options.probabilities:
-        lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_probabilities]
-        if len(lacking) == len(case_ids):
-            expected = f"expected names such as {case_ids[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
-            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
-        if lacking:
-            text = f"{path}: no probabilities of {len(lacking)} of {len(case_ids)} cases, such as {lacking[0]}"
-            notes.append(f"{text}; the calibration of {name} covers the others")
-
-
-def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
-    """Return why a case has no reference, as far as names and links tell."""
-    if len(references) > 1:
-        return f"expected one label map, found {_names(references)} in {folder}"
-    return None if references[0].exists() else f"{references[0]}: {_BROKEN}"
 
 
 def _same_files(options: EvaluationOptions) -> list[str]:

@@ -23,6 +23,8 @@ from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -47,6 +49,7 @@ class Reference:
     volume: Volume  # As read.
     header: VolumeHeader  # Of the volume.
     settings: Settings  # Of the run.
+    structures: Mapping[str, int]  # As of `CasePair`.
     ignored: NDArray[np.bool_] | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
     notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated, and of DICOM that differs.
     met: list[VolumeHeader] = field(default_factory=list)  # The files of the case so far: the reference need not be DICOM.
@@ -87,7 +90,7 @@ def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Refer
     ignored = volume.data == ignore_label if ignore_label is not None else None
     if ignored is not None and ignored.all():
         raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
-    return Reference(volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None)
+    return Reference(volume, volume.header, settings, pair.structures, ignored if ignored is not None and ignored.any() else None)
 
 
 def read_masks(
@@ -96,8 +99,8 @@ def read_masks(
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
-    if files.label_map is not None and files.structures:
-        found = read_structures(files.label_map, files.structures, told, allow_mismatched_dicom=grid.settings.allow_mismatched_dicom)
+    if files.label_map is not None and grid.structures:
+        found = read_structures(files.label_map, grid.structures, told, allow_mismatched_dicom=grid.settings.allow_mismatched_dicom)
         return _onto(grid, found, "structures"), None
     if files.label_map is not None:
         header = io.read_header(files.label_map)

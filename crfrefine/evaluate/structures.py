@@ -73,19 +73,13 @@ def pair_structures(options: EvaluationOptions) -> Pairing:
         raise too_few_complete(left_out, len(everything), "cases with structures in the labels and in every method", "Name other folders.")
     notes: list[str] = []
     images = find_images(options.images, complete, complete, notes)
-    pairs = tuple(
-        CasePair(
-            case_id,
-            by_case[0][case_id],
-            {name: MethodFiles(cases[case_id], structures=numbers) for name, cases in zip(methods, by_case[1:], strict=True)},
-            images.get(case_id, ()),
-            structures=numbers,
-        )
-        for case_id in complete
-    )
+    pairs = []
+    for case_id in complete:
+        files = {name: MethodFiles(cases[case_id]) for name, cases in zip(methods, by_case[1:], strict=True)}
+        pairs.append(CasePair(case_id, by_case[0][case_id], files, images.get(case_id, ()), structures=numbers))
     about = f"{len(numbers)} structures in {len(complete)} case{'' if len(complete) == 1 else 's'}"
     told = f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
-    return Pairing(pairs, (told, *notes), left_out, numbers)
+    return Pairing(tuple(pairs), (told, *notes), left_out, numbers)
 
 
 def _look_at(path: Path) -> _Place:
@@ -98,16 +92,12 @@ def _look_at(path: Path) -> _Place:
         if not cases:
             raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
         return _Place(path, cases, _structure_names(cases.values()))
-    if (path / "dataset.json").exists() and _named_labels(path):
+    description = read_dataset_description(path) if (path / "dataset.json").exists() else None
+    if description is not None and description.path.parent == path and description.labels:
         stems = {stem_of(file) for file in files}
         beside = set(probabilities_beside(files, stems))
         return _Place(path, {stem_of(file): file for file in files if file not in beside}, frozenset(names_of(path)))
     return _Place(path, {None: path}, _structure_names([path]))
-
-
-def _named_labels(folder: Path) -> bool:
-    description = read_dataset_description(folder)
-    return description is not None and description.path.parent == folder and bool(description.labels)
 
 
 def _structure_names(folders: Iterable[Path]) -> frozenset[str]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
-from crfrefine.io.temporary import is_locked, name_to_set_aside, open_scratch, open_temporary, remove_leftovers
+from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name
 
 _IN_USE = (5, 32)
 """Windows' errors where a file is replaced that another program has open, such as a viewer."""
@@ -41,10 +41,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files that belong together; the last one names the others and is renamed after them.
-
-    Args:
-        paths: the files to write, all in one folder, such as the voxels and then their header.
+    """Open files of one folder that belong together; the last one names the others and is renamed after them.
 
     Raises:
         CrfRefineError: as for `atomic_file`; existing files stay unchanged.
@@ -89,11 +86,7 @@ def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -
 
 
 def write_small_file(path: Path, content: bytes) -> None:
-    """Write a file atomically; write to a character device or a pipe directly.
-
-    Raises:
-        CrfRefineError: it cannot be written.
-    """
+    """Write a file atomically; write to a character device or a pipe directly; raise CrfRefineError if that is not possible."""
     if _kind(path) is not None:
         write_special(path, content)
         return
@@ -113,11 +106,7 @@ def check_small_file(path: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove an existing file, if there is one; anything but a regular file is refused, as for writing.
-
-    Raises:
-        CrfRefineError: it cannot be removed.
-    """
+    """Remove a file, if there is one; raise CrfRefineError for anything but a regular file, as for writing, or if that is not possible."""
     (target,) = _targets((path,))
     try:
         target.unlink(missing_ok=True)
@@ -180,7 +169,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
     try:
         # An old header must not exist beside new voxels, not even for an instant: it is removed first.
         for target in reversed(targets):
-            aside.append((name_to_set_aside(target), target))
+            aside.append((temporary_name(target, may_lock=False), target))
             with suppress(FileNotFoundError):
                 target.replace(aside[-1][0])
         for name, target in zip(temporary, targets, strict=True):
@@ -200,7 +189,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
+    """Create a folder and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
 
     Raises:
         InputError: the folder cannot be created or written to.

@@ -110,14 +110,7 @@ def _in_blocks(parts: Iterable[memoryview]) -> Iterator[memoryview]:
 
 
 def cuts(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
-    """Yield channels and planes of consecutive pieces of about equal size.
-
-    Args:
-        shape: (channels, [z,] y, x).
-        itemsize: bytes of a value.
-        most_bytes: of a piece, unless a single plane has more.
-        by_channel: one channel after the other; else all channels of some planes.
-    """
+    """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
     num_channels, num_planes = shape[:2]
     most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
     num_pieces = -(-num_planes // most_planes)

@@ -74,12 +74,8 @@ class Decoder:
     Values that are NaN or infinite are counted, and reported by `finish`: damage is the likelier reason for them, and the checksum at
     the end of compressed data tells.
 
-    Args:
-        stream: stands at the first value.
-        shape: (channels, [z,] y, x) of the whole volume.
-
     Attributes:
-        shape: as given.
+        shape: (channels, [z,] y, x) of the whole volume.
     """
 
     def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
@@ -101,16 +97,13 @@ class Decoder:
         return self._num_bad > 0
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
-        """Fill an array with the next values of the stream, scaled.
+        """Fill an array with the next values of the stream, scaled; raise UnsupportedFormatError if it ends too early.
 
         Args:
             values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels, whichever
                 come next; of a reversed stream the whole volume, Fortran-contiguous. Float32, or the stream's `kept_type`.
             first_channel: number of the first channel of the array.
             first_plane: number of its first plane.
-
-        Raises:
-            UnsupportedFormatError: the stream ends too early.
         """
         stream = self._stream
         suspicious = False
@@ -128,11 +121,7 @@ class Decoder:
             self._count_bad(values, first_channel, first_plane)
 
     def skip(self, num_planes: int) -> None:
-        """Go past the next planes, of one channel or of all, whichever come next; their values are not checked.
-
-        Raises:
-            UnsupportedFormatError: the stream ends too early.
-        """
+        """Go past the next planes, of one channel or of all, whichever come next; their values are not checked."""
         stream = self._stream
         num_channels = 1 if self.one_channel_after_the_other else self.shape[0]
         missing = num_planes * num_channels * math.prod(self.shape[2:]) * stream.dtype.itemsize
@@ -211,11 +200,7 @@ def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
 
 
 def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32, *, is_reversed: bool = False) -> NDArray[Any]:
-    """Return an uninitialized array for the values of a file, in Fortran order if reversed.
-
-    Raises:
-        CapacityError: the array takes more memory than the system allows; the message names the file.
-    """
+    """Return an uninitialized array for the values of a file, in Fortran order if reversed; raise CapacityError if it does not fit."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:
         require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())

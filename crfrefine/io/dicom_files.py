@@ -50,11 +50,7 @@ def is_image(start: bytes) -> bool:
 
 
 def require_pydicom(path: Path) -> Any:
-    """Return the module pydicom.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module pydicom; raise InputError if it is not installed."""
     try:
         import pydicom
     except ImportError as error:
@@ -64,12 +60,7 @@ def require_pydicom(path: Path) -> Any:
 
 @contextmanager
 def interpreting(path: Path) -> Iterator[None]:
-    """Turn what pydicom and the reading of its values raise into an error about the file; its warnings are about values, and dropped.
-
-    Raises:
-        UnsupportedFormatError: damaged.
-        InputError: the file cannot be opened.
-    """
+    """Turn what pydicom and the reading of its values raise into an error about the file; its warnings are about values, and dropped."""
     try:
         with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -88,13 +79,7 @@ def interpreting(path: Path) -> Iterator[None]:
 
 
 def read_dataset(path: Path, keywords: Sequence[str] | None, *, with_pixels: bool = False) -> Any:
-    """Read elements of a file; to be called, and its values to be read, inside of `interpreting`.
-
-    Args:
-        path: the file.
-        keywords: of the elements; None: all of them.
-        with_pixels: whether to read the pixels too.
-    """
+    """Read elements of a file by their keywords, None: all; to be called, and its values to be read, inside of `interpreting`."""
     pydicom = require_pydicom(path)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     tags = None if keywords is None else [*keywords, *(["PixelData"] if with_pixels else [])]
@@ -102,23 +87,14 @@ def read_dataset(path: Path, keywords: Sequence[str] | None, *, with_pixels: boo
 
 
 def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
-    """Return compressed pixels as they are stored; inside of `interpreting`.
-
-    Raises:
-        UnsupportedFormatError: nothing that is installed can decode them.
-    """
+    """Return compressed pixels as they are stored; inside of `interpreting`."""
     _require_decoder(dataset.file_meta.TransferSyntaxUID, path)
     pixels: NDArray[np.generic] = dataset.pixel_array
     return pixels
 
 
 def iter_frames(path: Path, numbers: Sequence[int], syntax: str) -> Iterator[NDArray[np.generic]]:
-    """Yield frames of a file as they are stored, (rows, columns), one in memory at a time; not inside of `interpreting`.
-
-    Args:
-        path: the file.
-        numbers: of the frames, from 0, in the order to yield them.
-        syntax: the transfer syntax.
+    """Yield frames of a file, numbered from 0, as they are stored, (rows, columns), one in memory at a time; not inside of `interpreting`.
 
     Raises:
         UnsupportedFormatError: damaged, cut off, or nothing that is installed can decode the pixels.

@@ -110,11 +110,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a label map as binary segments that refer to the series they were made on.
-
-    Raises:
-        InputError: the image is no DICOM series, or highdicom is not installed.
-    """
+    """Write a label map as binary segments that refer to the series they were made on."""
     from crfrefine.io.dicom_segmentation_writing import write_segmentation
 
     write_segmentation(content, like.header)

@@ -103,11 +103,7 @@ def _no_series(path: Path, image: str) -> InputError:
 
 
 def require_highdicom(path: Path) -> Any:
-    """Return the module highdicom.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module highdicom; raise InputError if it is not installed."""
     try:
         import highdicom
         import highdicom.color
@@ -210,14 +206,7 @@ def _series_description(source: Mapping[str, Any], ending: str) -> str:
 
 
 def _refer_to(highdicom: Any, new: Any, dataset: Any, source: Mapping[str, Any]) -> None:
-    """Refer to the segmentation that was the source: as a source image, and in the list of all instances that a file refers to.
-
-    Args:
-        highdicom: the module.
-        new: makes a data set.
-        dataset: of the file to write.
-        source: values of the source by keyword.
-    """
+    """Refer to the segmentation that was the source: as a source image, and in the list of all instances that a file refers to."""
     instance, series, study = new(), new(), new()
     instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = source["SOPClassUID"], source["SOPInstanceUID"]
     series.SeriesInstanceUID, series.ReferencedInstanceSequence = source["SeriesInstanceUID"], [copy.deepcopy(instance)]

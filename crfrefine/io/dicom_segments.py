@@ -41,10 +41,6 @@ class StoredItem:
 def read_segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | None]:
     """Return the segments of a file by their numbers, and a note if their labels had to be numbered anew.
 
-    Args:
-        path: for errors.
-        found: its data set, decoded.
-
     Raises:
         UnsupportedFormatError: no segment, or one with a number that cannot be.
     """
@@ -81,15 +77,7 @@ def read_segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | Non
 
 
 def describe(highdicom: Any, number: int, segment: Segment, *, is_refined: bool, version: str) -> Any:
-    """Return the description of a segment to write; that of its file wins, except for the number and the algorithm.
-
-    Args:
-        highdicom: the module.
-        number: of the segment in the file to write.
-        segment: what is known about it.
-        is_refined: whether its voxels were computed here; else they are those of another file.
-        version: of this package.
-    """
+    """Return the description of a segment to write; that of its file wins, except for the number, and for the algorithm if refined."""
     stored = segment.stored.item if isinstance(segment.stored, StoredItem) else None
     item = highdicom.seg.SegmentDescription(
         segment_number=number,

@@ -47,12 +47,7 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
 
 @contextmanager
 def open_inset(header: VolumeHeader, part: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
-    """Open a file that stores a part of its grid; voxels outside of the part are 0.
-
-    Args:
-        header: with an `inset`.
-        part: the voxels of the file itself.
-    """
+    """Open a file that stores a part of its grid, `part`; voxels outside of the part are 0."""
     assert header.inset is not None
     own, offset = header.inset
     with part as stream:

@@ -91,11 +91,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to.
-
-    Raises:
-        UnsupportedFormatError: the format cannot hold the grid or the voxels.
-    """
+    """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to."""
     path = content.path
     with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
         ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
@@ -152,15 +148,7 @@ def _named(path: Path, *temporary: Path) -> Iterator[None]:
 
 
 def _require_whole(path: Path, name: str, header: VolumeHeader, start: bytes, *, compressed: bool) -> None:
-    """Raise UnsupportedFormatError if a file is cut off: ITK puts something in the place of the voxels that are missing.
-
-    Args:
-        path: the file.
-        name: of its format.
-        header: of the MetaImage made of it.
-        start: its first bytes, inflated.
-        compressed: whether it is.
-    """
+    """Raise UnsupportedFormatError if a file, which begins so inflated, is cut off: ITK puts something in the place of missing voxels."""
     values = header.num_channels * math.prod(header.grid_shape)
     needed = values * np.dtype(header.dtype).itemsize
     size = path.stat().st_size

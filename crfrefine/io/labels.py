@@ -78,15 +78,7 @@ def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
 
 
 def read_where(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Return where the values of a file fulfill a condition, ([z,] y, x); beyond the result it takes a few megabytes.
-
-    Args:
-        header: of a file with one value per voxel.
-        condition: of the values of some planes, in the stored type or float32 (see `Piece`).
-
-    Raises:
-        CrfRefineError: as for `read_whole_numbers`.
-    """
+    """Return where the values of a file with one value per voxel fulfill a condition, ([z,] y, x); it takes a few megabytes besides."""
     require_scalar(header, "a mask")
     found: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):

@@ -60,12 +60,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
-        InputError: the file with the voxels is missing, or the geometry is not usable.
-    """
+    """Read only the header."""
     return checked(_parse(path))
 
 
@@ -215,9 +210,6 @@ def write(content: Content, like: Volume, threads: int) -> None:
     """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together.
 
     Of a MetaImage, the lines that place the grid are kept as they are.
-
-    Raises:
-        UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
     path = content.path
     lines = lines_to_write(path, like, NAME, _geometry_lines)

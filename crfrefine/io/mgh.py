@@ -36,12 +36,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; frames are channels.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, or cut off.
-        InputError: the geometry is not usable.
-    """
+    """Read only the header; frames are channels."""
     encoding = "gzip" if read_start(path, START_BYTES).startswith(GZIP_MAGIC) else "raw"
     with open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)

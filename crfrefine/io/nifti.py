@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.nifti_header import LONGEST, data_offset, header_to_write, interpret, parse
+from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, inflated, is_named_gzip, misnamed, open_bytes, read_start
 from crfrefine.io.volume import LARGEST_LABEL, open_voxels
@@ -29,11 +29,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; only the beginning of a compressed file is inflated.
-
-    Raises:
-        UnsupportedFormatError: not a NIfTI file, damaged, or an unsupported kind of voxel or layout.
-    """
+    """Read only the header; only the beginning of a compressed file is inflated."""
     start, named_so = read_start(path, START_BYTES), is_named_gzip(path)
     is_gzip = start.startswith(GZIP_MAGIC) or (named_so and not recognizes(start))
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
@@ -42,7 +38,8 @@ def read_header(path: Path) -> VolumeHeader:
         header = interpret(template, path, path, "gzip" if is_gzip else "raw")
         segments: tuple[Segment, ...] = ()
         if header.num_channels == 1:
-            size, end = len(template.binaryblock), data_offset(template)
+            assert header.source is not None
+            size, end = len(template.binaryblock), header.source.num_bytes_after
             block += reader.read(max(0, min(end, size + MOST_BYTES) - len(block)))
             segments = labels_in(block[size:end], template.endianness)
     return replace(
@@ -70,12 +67,7 @@ MOST_BYTES = 1 << 22
 
 
 def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table, in their order; none if there is no table that can be used: names change no result.
-
-    Args:
-        extensions: what follows the header, from its flag on; it may be cut off.
-        byte_order: "<" or ">".
-    """
+    """Return the labels of the first table behind a header, none if it cannot be used: names change no result. The text may be cut off."""
     place = 4
     while extensions[:1] > b"\0" and place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")

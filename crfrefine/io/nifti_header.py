@@ -32,12 +32,7 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first bytes of a file, checked.
-
-    Args:
-        block: at least LONGEST bytes, if the file has them.
-        path: for errors.
-        is_pair: whether the voxels are in a file of their own; then the header may also be that of Analyze 7.5.
+    """Return nibabel's header of the first LONGEST bytes of a file, checked; that of a pair may also be that of Analyze 7.5.
 
     Raises:
         UnsupportedFormatError: not such a header, damaged, or cut off.
@@ -74,13 +69,7 @@ def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
 
 
 def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHeader:
-    """Return what a header says, after a check that the file with the voxels is long enough.
-
-    Args:
-        header: result of `parse`.
-        path: its file.
-        voxels: the file with the voxels.
-        encoding: of the voxels, "raw" or "gzip".
+    """Return what a parsed header says, after a check that the file with the voxels, "raw" or "gzip", is long enough.
 
     Raises:
         UnsupportedFormatError: an unsupported kind of voxel or layout, or the file is cut off.
@@ -92,6 +81,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     affine, notes = _geometry(header, path) if is_nifti else (np.asarray(header.get_best_affine(), np.float64) + 0.0, (_ANALYZE_NOTE,))
     require_usable(affine, len(grid_shape), path)
     slope, intercept = header.get_slope_inter()
+    is_single = bool(getattr(header, "is_single", False))
     source = VoxelSource(
         header_path=path,
         files=(voxels,),
@@ -100,7 +90,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
         sizes=(*grid_shape, num_channels),
         inner=math.prod(grid_shape),
         offset=0,
-        num_bytes_after=data_offset(header),
+        num_bytes_after=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
         slope=1.0 if slope is None else float(slope),
         intercept=float(intercept or 0.0),
     )
@@ -147,12 +137,6 @@ def _voxel_type(header: Any, path: Path) -> np.dtype[Any]:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UnsupportedFormatError(f"{path}: voxels of type {dtype.name} are not supported; convert them to float32 or integers")
     return dtype
-
-
-def data_offset(header: Any) -> int:
-    """Return where the voxels begin in their file."""
-    is_single = bool(getattr(header, "is_single", False))
-    return int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0)
 
 
 def _geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:

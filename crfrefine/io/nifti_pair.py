@@ -32,12 +32,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported kind of voxel or layout.
-        InputError: the file with the voxels is missing, or the geometry is not usable.
-    """
+    """Read only the header."""
     with open_bytes(path, "raw") as reader:
         header = parse(reader.read(LONGEST), path, is_pair=True)
     voxels = _voxels_of(path)

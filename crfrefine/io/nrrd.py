@@ -76,12 +76,7 @@ def has_segments(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
-        InputError: the file with the voxels is missing, or the geometry is not usable.
-    """
+    """Read only the header."""
     return checked(parse(path)[0])
 
 
@@ -222,9 +217,6 @@ def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
 
     Of an NRRD file, the lines that place the grid are kept as they are; `more_lines` are added to the header.
-
-    Raises:
-        UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
     num_axes = len(like.spacing)
     lines = lines_to_write(content.path, like, NAME, _geometry_lines)

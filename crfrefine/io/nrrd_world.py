@@ -37,17 +37,7 @@ def placement(
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return the affine of the grid to RAS+ mm, and the header's lines that place it, without the entries of a channel axis.
 
-    There are no lines if another file could not use them.
-
-    Args:
-        fields: of the header.
-        num_dims: of the file.
-        axes: those that are not channels.
-        sizes: of all dimensions.
-        num_axes: 2 or 3, of the grid: the first ones of `axes`.
-
-    Raises:
-        UnsupportedFormatError: damaged, or a meaningless combination of fields.
+    There are no lines if another file could not use them. The grid has the first `num_axes` of the axes that are not channels.
     """
     space_dims, signs = _space(fields)
     if space_dims == 0:

@@ -27,16 +27,10 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator, which runs in a thread and is one item ahead.
+    """Yield the items of a generator, which runs in a thread and is one item ahead; whatever it raises is raised at the item where it did.
 
     So at most two items exist, a third one only while the caller still holds the last one and asks for the next. The thread ends, and the
     generator is closed, when the items end, when one raises, and when the returned generator is closed or forgotten.
-
-    Args:
-        items: not started yet.
-
-    Raises:
-        Exception: whatever the generator raises, at the item where it did.
     """
     from concurrent.futures import ThreadPoolExecutor
 

@@ -125,11 +125,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
-    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown.
-
-    Args:
-        path: the file; it is opened only if its name has none of the suffixes.
-        suffixes: of the accepted formats.
+    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown; only then is it opened.
 
     Raises:
         UnsupportedFormatError: neither name nor content matches one of these formats; the message says how to convert the file.

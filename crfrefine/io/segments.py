@@ -99,12 +99,7 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
 
 
 def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Return the known segments, and one for each further label that occurs, sorted by label.
-
-    Args:
-        labels: a label map, not negative.
-        known: segments with names; those that do not occur are kept too.
-    """
+    """Return the known segments, and one for each further label that occurs, sorted by label."""
     by_label = {segment.label: segment for segment in known if segment.label > 0}
     for label in _occurring(labels):
         by_label.setdefault(label, Segment(label, f"Label {label}"))
@@ -138,11 +133,7 @@ def empty_label_map(path: Path, shape: tuple[int, ...], segments: Iterable[Segme
 def put_segment(
     labels: NDArray[np.unsignedinteger[Any]], segment: Segment, inside: NDArray[np.bool_], others: Iterable[Segment], path: Path
 ) -> None:
-    """Write the label of a segment into planes of a label map, where it is; the file's other segments are for the error.
-
-    Raises:
-        InputError: another segment is there already.
-    """
+    """Write a segment into planes of a label map, where it is; raise InputError, with the name, if another one is there already."""
     taken = inside & (labels != 0) & (labels != segment.label)
     if taken.any():
         other = next(one.name for one in others if one.label == labels[taken][0])

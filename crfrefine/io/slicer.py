@@ -47,12 +47,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or layers without segments.
-        InputError: the geometry is not usable.
-    """
+    """Read only the header."""
     header, lines = nrrd.parse(path)
     header = checked(header)
     stored = read_segments(path, lines)
@@ -95,11 +90,7 @@ voxel_files = nrrd.voxel_files
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a label map as one layer, with its segments.
-
-    Raises:
-        UnsupportedFormatError: sheared axes, or a grid that is not of three axes.
-    """
+    """Write a label map as one layer, with its segments."""
     sizes = content.grid_shape[::-1]
     if len(sizes) != 3:
         raise UnsupportedFormatError(f"{content.path}: 3D Slicer knows segmentations of three axes only; this one has {len(sizes)}")

@@ -53,11 +53,7 @@ class _Lines:
 
 
 def read_segments(path: Path, lines: Mapping[str, str]) -> tuple[StoredSegment, ...]:
-    """Return the segments in the order of their numbers.
-
-    Args:
-        path: for errors.
-        lines: all lines of the header whose key begins with `Segment`, by their keys.
+    """Return the segments in the order of their numbers, from the lines of a header whose key begins with `Segment`.
 
     Raises:
         UnsupportedFormatError: a label value or a layer that cannot be.
@@ -86,14 +82,9 @@ def read_segments(path: Path, lines: Mapping[str, str]) -> tuple[StoredSegment, 
 
 
 def lines_to_write(segments: Sequence[Segment], sizes: Sequence[int], offset: str) -> list[str]:
-    """Return the lines of segments that have their labels in one layer.
+    """Return the lines of segments, in the order of their labels, that have their labels in one layer.
 
     Segments of a file of this format keep their order and all their lines, except for those about voxels.
-
-    Args:
-        segments: in the order of their labels.
-        sizes: voxels along x, y, z.
-        offset: of the grid in that of the reference image.
     """
     ordered = sorted(segments, key=lambda segment: segment.stored.place if isinstance(segment.stored, _Lines) else len(segments))
     stored = [segment.stored for segment in ordered if isinstance(segment.stored, _Lines)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream
-from crfrefine.io.encodings import READERS, TEXT_DTYPE
+from crfrefine.io.encodings import BLOCKS, TEXT_DTYPE
 from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
 
@@ -106,11 +106,11 @@ class VoxelSource:
         if self.num_lines:
             with open_bytes(path, "raw", offset) as text:
                 offset = _after_lines(text, offset, self.num_lines, path)
-        rarely = READERS.get(self.encoding)
+        rarely = BLOCKS.get(self.encoding)
         if rarely is None and self.encoding == "raw":
             offset += self.num_bytes_after
         with open_bytes(path, "raw" if rarely is not None else self.encoding, offset) as stored:
-            reader: ByteReader = stored if rarely is None else rarely(stored, path, self.dtype)
+            reader: ByteReader = stored if rarely is None else BlockReader(rarely(stored, path, self.dtype))
             if self.encoding != "raw":
                 # Bytes count after decompression; for voxels as text, they are skipped in the file.
                 skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)

@@ -25,9 +25,7 @@ _MOST_LINKS = 40  # as many as Linux follows
 
 
 def special_kind(path: Path) -> str | None:
-    """Return the kind of a path that is not a regular file, such as "a named pipe"; None for a regular file or a free name.
-
-    Links are followed.
+    """Return the kind of a path, links followed, that is no regular file, such as "a named pipe"; None for a regular file or a free name.
 
     Raises:
         OSError: the system does not tell, as for names that are too long and circular links.
@@ -54,11 +52,7 @@ def check_special(path: Path) -> None:
 
 
 def write_special(path: Path, content: bytes) -> None:
-    """Write to a character device, a pipe with a reader, or a stream of this process, without replacing it.
-
-    Raises:
-        CrfRefineError: it is something else, the pipe has no reader, or writing fails.
-    """
+    """Write to a character device, a pipe with a reader, or a stream of this process, without replacing it."""
     check_special(path)
     try:
         with os.fdopen(_open(path), "wb") as file:

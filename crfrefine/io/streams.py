@@ -28,13 +28,9 @@ class ByteReader(Protocol):
 
 
 class BlockReader:
-    """Blocks of bytes as one stream.
+    """Blocks of bytes as one stream; each is made when it is needed."""
 
-    Args:
-        blocks: in their order; each is made when it is needed.
-    """
-
-    def __init__(self, blocks: Generator[bytes | memoryview, None, None]) -> None:
+    def __init__(self, blocks: Generator[bytes | memoryview, None, None] | Generator[bytes, None, None]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
 
@@ -58,13 +54,7 @@ class BlockReader:
 
 
 class Inflater:
-    """Inflate a file from its current position, checking length and checksum if the container has them.
-
-    Args:
-        file: the open file.
-        path: its name, for errors.
-        container: "gzip" (one or several members), "zlib" or "deflate".
-    """
+    """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on, checking length and checksum."""
 
     def __init__(self, file: BinaryIO, path: Path, container: str) -> None:
         # Imported here because looking at a file's name does not need it.

@@ -30,14 +30,9 @@ GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[fl
 def volume_header(
     format_name: str, grid: tuple[tuple[int, ...], int], affine: NDArray[np.float64], lines: tuple[str, ...], source: VoxelSource
 ) -> VolumeHeader:
-    """Return the contents of a text header, not yet checked (`checked`).
+    """Return the contents of a text header, not yet `checked`, of a grid (shape, channels).
 
-    Args:
-        format_name: "MetaImage" or "NRRD".
-        grid: voxels along x, y(, z), and the number of channels.
-        affine: (4, 4) voxel to world RAS+ mm.
-        lines: that place the grid in the world, as in the file; they become the template, and are empty if another file could not use them.
-        source: the place of the voxels.
+    The lines place it in the world, as in the file; they become the template, and are empty if another file could not use them.
     """
     grid_shape, num_channels = grid
     return VolumeHeader(
@@ -97,11 +92,7 @@ def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: 
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
-    """Return the lines that place a grid: those of the volume's own header if it has the same format, else new ones.
-
-    Raises:
-        UnsupportedFormatError: sheared axes, which these formats cannot hold or ITK rejects, or a number of axes other than two or three.
-    """
+    """Return the lines that place a grid: those of its own header if it has the same format, else new ones, if it can hold the grid."""
     num_axes = len(like.spacing)
     if num_axes not in (2, 3):
         raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")

@@ -81,13 +81,7 @@ def open_header(path: Path) -> Iterator[HeaderLines]:
 
 
 class Fields:
-    """The fields of a header by name, read as text, flags and numbers; errors quote the line.
-
-    Args:
-        path: the file.
-        format_name: "MetaImage" or "NRRD".
-        separator: the text between name and value, for messages.
-    """
+    """The fields of a header by name, read as text, flags and numbers; errors quote the line, whose name a separator ends."""
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
         self.path = path

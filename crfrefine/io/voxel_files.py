@@ -24,13 +24,7 @@ def is_pattern(name: str) -> bool:
 
 
 def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims: bool) -> list[str]:
-    """Return the names that a pattern such as `slice%03d.raw 1 40 1` stands for.
-
-    Args:
-        fields: of the header.
-        key: of the field with the pattern.
-        sizes: of all axes, the fastest first.
-        with_dims: a fourth number may say how many dimensions each file has, as in NRRD.
+    """Return the names that a pattern such as `slice%03d.raw 1 40 1` stands for; a fourth number is how many dimensions each has, in NRRD.
 
     Raises:
         UnsupportedFormatError: anything but one `%d` or `%0Nd`, or a wrong number of files.
@@ -64,11 +58,7 @@ def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int)
 
 
 def voxel_path(header_path: Path, name: str) -> Path:
-    """Return the file that a header names; names are relative to the header's folder, and may point outside it, as in ITK.
-
-    Raises:
-        InputError: the file is outside the folder, and the environment variable CRFREFINE_OUTSIDE_FILES forbids that.
-    """
+    """Return the file that a header names, relative to its folder; InputError if CRFREFINE_OUTSIDE_FILES forbids one that is outside."""
     path = header_path.parent / name
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):

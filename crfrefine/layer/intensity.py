@@ -14,7 +14,6 @@ from torch import Tensor
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.layer import inputs
-from crfrefine.parameters.modalities import intensity_by_modality
 from crfrefine.parameters.sections import IntensityParameters
 
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
@@ -47,7 +46,7 @@ def normalize(
     Raises:
         ConfigError: a list in `parameters` does not have one entry per modality.
     """
-    plans = intensity_by_modality(parameters, image.shape[0])
+    plans = parameters.by_modality(image.shape[0])
     if all(kind == "none" for kind, _, _ in plans):
         return image.to(dtype)
     follows = image.requires_grad and torch.is_grad_enabled()

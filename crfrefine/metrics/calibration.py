@@ -47,14 +47,7 @@ def measure_calibration(
         InputError: the reference does not hold integers.
     """
     channels = {name: [label for label in sorted(set(members)) if label < len(probabilities)] for name, members in regions.items()}
-    members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
-    sums = {name: ReliabilitySums() for name in regions}
-    together = ReliabilitySums()
-    for block, truth in _blocks(probabilities, reference, ignore_label):
-        for name, of_region in sums.items():
-            of_region.add_binary(_region_probability(block, channels[name]), _is_any(truth, members[name]))
-        together.add_labels(block, truth)
-    return {name: _metrics_of(of_region) for name, of_region in (*sums.items(), (ALL_LABELS, together))}
+    return _measure(probabilities, channels, reference, regions, ignore_label, together=True)
 
 
 def measure_channel_calibration(
@@ -71,13 +64,30 @@ def measure_channel_calibration(
     that no channel stands for, and for all labels together, which have no distribution.
     """
     channel_of = {frozenset(labels): number for number, labels in enumerate(channels)}
-    found = {name: channel_of[frozenset(members)] for name, members in regions.items() if frozenset(members) in channel_of}
+    found = {name: [channel_of[frozenset(members)]] for name, members in regions.items() if frozenset(members) in channel_of}
+    return _measure(probabilities, found, reference, regions, ignore_label, together=False)
+
+
+def _measure(
+    probabilities: NDArray[np.floating[Any]],
+    channels: Mapping[str, list[int]],
+    reference: NDArray[Any],
+    regions: Mapping[str, Iterable[int]],
+    ignore_label: int | None,
+    *,
+    together: bool,
+) -> RegionValues:
+    """Measure each region on the sum of its channels, and all labels `together` if the channels are labels."""
     members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
-        for name, channel in found.items():
-            sums[name].add_binary(block[channel], _is_any(truth, members[name]))
-    return {name: _metrics_of(of_region) for name, of_region in sums.items()}
+        for name, own in channels.items():
+            probability = block[own[0]] if len(own) == 1 else np.minimum(block[own].sum(axis=0), 1.0)
+            sums[name].add_binary(probability, _is_any(truth, members[name]))
+        if together:
+            sums[ALL_LABELS].add_labels(block, truth)
+    metrics = CALIBRATION_METRICS.items()
+    return {name: {key: metric.measure(own) if own.count else math.nan for key, metric in metrics} for name, own in sums.items()}
 
 
 def _blocks(
@@ -98,15 +108,6 @@ def _blocks(
             block, truth = block[:, kept], truth[kept]
         if truth.size:
             yield np.clip(block, 0.0, 1.0, dtype=np.float64, casting="unsafe"), truth
-
-
-def _metrics_of(sums: ReliabilitySums) -> dict[str, float]:
-    return {name: metric.measure(sums) if sums.count else math.nan for name, metric in CALIBRATION_METRICS.items()}
-
-
-def _region_probability(block: NDArray[np.float64], channels: list[int]) -> NDArray[np.float64]:
-    probability: NDArray[np.float64] = block[channels[0]] if len(channels) == 1 else np.minimum(block[channels].sum(axis=0), 1.0)
-    return probability
 
 
 def _is_any(truth: NDArray[Any], members: NDArray[Any]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +22,15 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-5
 
 
+@dataclass(eq=False)
 class MaskPair:
     """A predicted mask and its reference, outside of which nothing lies; values shared by several metrics are computed once, if needed."""
 
-    def __init__(
-        self,
-        prediction: NDArray[np.bool_],
-        reference: NDArray[np.bool_],
-        spacing: Sequence[float],
-        voxel_volume: float,
-        tolerance_mm: float,
-    ) -> None:
-        self.prediction = prediction
-        self.reference = reference
-        self.spacing = spacing
-        self.voxel_volume = voxel_volume
-        self.tolerance_mm = tolerance_mm
+    prediction: NDArray[np.bool_]  # (*grid)
+    reference: NDArray[np.bool_]  # (*grid)
+    spacing: Sequence[float]  # mm, one per grid axis.
+    voxel_volume: float  # Cubic mm.
+    tolerance_mm: float  # Of the surface Dice.
 
     @cached_property
     def counts(self) -> OverlapCounts:

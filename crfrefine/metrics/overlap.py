@@ -54,7 +54,6 @@ def measure_case(
         if labels.dtype.kind not in "biu":
             raise InputError(f"the {name} has values of type {labels.dtype}; expected a label map of integers")
     _check(prediction, reference, spacing, tolerance_mm, metrics)
-    spacing = tuple(float(size) for size in spacing)
     occupied = (prediction != 0) | (reference != 0)
     box = bounding_box(occupied) or _ONE_VOXEL
     # On the full grid: its axes of a single voxel are unknown after the crop.
@@ -62,12 +61,15 @@ def measure_case(
     found, wanted = _without_flat_axes(prediction[box], kept), _without_flat_axes(reference[box], kept)
     ignored = wanted == ignore_label if ignore_label is not None else None
     values = {}
+    sides, voxel_volume = tuple(float(spacing[axis]) for axis in kept) or (1.0,), math.prod(map(float, spacing))
     for name, region in regions.items():
         labels_of_region = tuple(region)
         one, other = _select(found, labels_of_region), _select(wanted, labels_of_region)
         if ignored is not None:
             one, other = one & ~ignored, other & ~ignored
-        values[name] = _measure(one, other, _kept_spacing(spacing, kept), math.prod(spacing), tolerance_mm, metrics)
+        around = bounding_box(one | other) or _ONE_VOXEL
+        pair = MaskPair(one[around], other[around], sides, voxel_volume, tolerance_mm)
+        values[name] = {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
     return values
 
 
@@ -87,20 +89,6 @@ def measure_masks(
     return measure_case(prediction, reference, regions, spacing, tolerance_mm=tolerance_mm, metrics=metrics)["mask"]
 
 
-def _measure(
-    prediction: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
-    spacing: Sequence[float],
-    voxel_volume: float,
-    tolerance_mm: float,
-    metrics: Sequence[str],
-) -> dict[str, float]:
-    """Measure two masks that are empty outside the grid; the volume of a voxel is in cubic mm."""
-    box = bounding_box(prediction | reference) or _ONE_VOXEL
-    pair = MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance_mm)
-    return {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
-
-
 def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
     """Return where a label map has one of the wanted labels."""
     mask = np.zeros_like(labels, dtype=bool)
@@ -112,10 +100,6 @@ def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
 def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:
     """Drop the axes along which the grid has a single voxel: along them, every voxel of a slice would be boundary."""
     return labels.reshape([labels.shape[axis] for axis in kept] or [1])
-
-
-def _kept_spacing(spacing: Sequence[float], kept: Sequence[int]) -> tuple[float, ...]:
-    return tuple(spacing[axis] for axis in kept) or (1.0,)
 
 
 def _check(

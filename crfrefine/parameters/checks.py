@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from crfrefine.base.text import MOST_CHARACTERS, shorten, shorten_value
@@ -53,104 +54,114 @@ def check_known(table: Mapping[str, object], known: Collection[str], prefix: str
             raise ConfigError(f"{prefix}{shorten(name)}: unknown key; {suggestion(str(name), known)}")
 
 
-def number(value: Any, key: str) -> float:
-    """A finite number, as float."""
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{key}: expected a number, got {describe(value)}")
-    try:
-        result = float(value)
-    except OverflowError:
-        result = math.inf
-    if not math.isfinite(result):
-        raise ConfigError(f"{key}: expected a finite number, got {describe(value)}")
-    return result
-
-
-def in_range(low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False) -> Check:
+@dataclass(frozen=True)
+class Range:
     """A finite number between two bounds."""
 
-    def check(value: Any, key: str) -> float:
-        result = number(value, key)
-        if result < low or result > high or (low_open and result == low) or (high_open and result == high):
-            left = f"greater than {low:g}" if low_open else f"at least {low:g}"
-            right = "" if high == math.inf else f" and less than {high:g}" if high_open else f" and at most {high:g}"
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __call__(self, value: Any, key: str) -> float:
+        """Return the number as float."""
+        value = plain(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{key}: expected a number, got {describe(value)}")
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
+        if not math.isfinite(result):
+            raise ConfigError(f"{key}: expected a finite number, got {describe(value)}")
+        low, high = self.low, self.high
+        if result < low or result > high or (self.low_open and result == low) or (self.high_open and result == high):
+            left = f"greater than {low:g}" if self.low_open else f"at least {low:g}"
+            right = "" if high == math.inf else f" and less than {high:g}" if self.high_open else f" and at most {high:g}"
             raise ConfigError(f"{key}: must be {left}{right}, got {describe(value)}")
         return result
 
-    return check
 
-
-penalty = in_range(-LARGEST_PENALTY, LARGEST_PENALTY)
+penalty = Range(-LARGEST_PENALTY, LARGEST_PENALTY)
 """A weight or an entry of the compatibility, in the unit of logits."""
 
 
-def whole(low: int, high: int = LARGEST_COUNT) -> Check:
+@dataclass(frozen=True)
+class Whole:
     """A whole number between two bounds."""
 
-    def check(value: Any, key: str) -> int:
+    low: int
+    high: int = LARGEST_COUNT
+
+    def __call__(self, value: Any, key: str) -> int:
+        """Return the number."""
         value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{key}: expected a whole number, got {describe(value)}")
-        if value < low:
-            raise ConfigError(f"{key}: must be at least {low}, got {describe(value)}")
-        if value > high:
-            raise ConfigError(f"{key}: must be at most {high}, got {describe(value)}")
+        if value < self.low:
+            raise ConfigError(f"{key}: must be at least {self.low}, got {describe(value)}")
+        if value > self.high:
+            raise ConfigError(f"{key}: must be at most {self.high}, got {describe(value)}")
         return value
 
-    return check
 
-
-def choice(*names: str) -> Check:
+@dataclass(frozen=True)
+class Choice:
     """One of a few words."""
 
-    def check(value: Any, key: str) -> str:
-        if not isinstance(value, str):
-            raise ConfigError(f"{key}: expected one of {', '.join(names)}; got {describe(value)}")
-        if value not in names:
-            raise ConfigError(f"{key}: expected one of {', '.join(names)}; got {describe(value)}; {suggestion(value, names)}")
-        return value
+    names: tuple[str, ...]
 
-    return check
-
-
-def one_or_many(item: Check) -> Check:
-    """One value, or a list with one for each label, modality or axis."""
-    return one_or_per_label(item, item, item)
+    def __call__(self, value: Any, key: str) -> str:
+        """Return the word."""
+        if isinstance(value, str) and value in self.names:
+            return value
+        advice = f"; {suggestion(value, self.names)}" if isinstance(value, str) else ""
+        raise ConfigError(f"{key}: expected one of {', '.join(self.names)}; got {describe(value)}{advice}")
 
 
-def one_or_per_label(item: Check, together: Check, own: Check) -> Check:
-    """One value, or a list with one per label, whose first entry, the background's, stands for all foreground labels together."""
+@dataclass(frozen=True)
+class OneOrMany:
+    """One value, or a list with one for each label, modality or axis.
 
-    def check(value: Any, key: str) -> Any:
+    Of labels, the first entry, the background's, may stand for all foreground labels together; then entries have checks of their own.
+    """
+
+    one: Check
+    first: Check | None = None
+    others: Check | None = None
+
+    def __call__(self, value: Any, key: str) -> Any:
+        """Return the value, or the list as a tuple."""
         value = plain(value)
         if not isinstance(value, list | tuple):
-            return item(value, key)
+            return self.one(value, key)
         if not value:
             raise ConfigError(f"{key}: the list is empty")
-        return tuple((own if index else together)(entry, f"{key}[{index}]") for index, entry in enumerate(value))
-
-    return check
+        return tuple(((self.others if index else self.first) or self.one)(entry, f"{key}[{index}]") for index, entry in enumerate(value))
 
 
-def interval(low: float = -math.inf, high: float = math.inf) -> Check:
-    """Two increasing numbers [a, b], or a list of such pairs, one for each modality."""
+@dataclass(frozen=True)
+class Interval:
+    """Two increasing numbers [a, b] between two bounds, or a list of such pairs, one for each modality."""
 
-    def pair(value: Any, key: str) -> tuple[float, float]:
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __call__(self, value: Any, key: str) -> Any:
+        """Return the pair or the pairs as tuples."""
+        value = plain(value)
+        if isinstance(value, list | tuple) and value and all(isinstance(entry, list | tuple) for entry in value):
+            return tuple(self._pair(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+        return self._pair(value, key)
+
+    def _pair(self, value: Any, key: str) -> tuple[float, float]:
         if not isinstance(value, list | tuple) or len(value) != 2:
             raise ConfigError(f"{key}: expected two numbers [low, high], got {describe(value)}")
-        first, second = (in_range(low, high)(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+        number = Range(self.low, self.high)
+        first, second = (number(entry, f"{key}[{index}]") for index, entry in enumerate(value))
         if first >= second:
             raise ConfigError(f"{key}: the first number must be smaller than the second, got {describe(value)}")
         return first, second
-
-    def check(value: Any, key: str) -> Any:
-        value = plain(value)
-        if isinstance(value, list | tuple) and value and all(isinstance(entry, list | tuple) for entry in value):
-            return tuple(pair(entry, f"{key}[{index}]") for index, entry in enumerate(value))
-        return pair(value, key)
-
-    return check
 
 
 def penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
@@ -170,8 +181,3 @@ def penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
                 "subtracting a row's diagonal entry from the whole row does not change the model"
             )
     return matrix
-
-
-def optional(check: Check) -> Check:
-    """None, or what `check` accepts."""
-    return lambda value, key: None if value is None else check(value, key)

@@ -1,4 +1,4 @@
-"""Sections of parameters from tables and back, and changed copies of them."""
+"""Sections of parameters from tables, and changed copies of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
-from crfrefine.parameters.sections import SECTIONS, BilateralParameters, Section
+from crfrefine.parameters.sections import SECTIONS, BilateralParameters, Section, checked
 
 _SectionType = TypeVar("_SectionType", bound=Section)
 
@@ -26,41 +26,26 @@ def suggested_key(key: str) -> str:
     return checks.suggestion(key, known)
 
 
-def _section_from(kind: type[_SectionType], table: Any, prefix: str) -> _SectionType:
-    """Build a section from a mapping, naming keys in errors by `prefix`."""
-    if isinstance(table, kind):
-        return table
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{prefix}: expected a table of keys, got {checks.describe(table)}")
-    return edited(kind, table, prefix)
-
-
 def sections_from(name: str, value: Any) -> Any:
     """Return the section of a name from a table, or the appearance kernels from a table or several; errors name the key."""
     kind = SECTIONS[name]
-    if name != "bilateral" or isinstance(value, Mapping | BilateralParameters):
-        section = _section_from(kind, value, name)
-        return (section,) if name == "bilateral" else section
-    if not isinstance(value, list | tuple) or not value:
+    are_several = name == "bilateral" and not isinstance(value, Mapping | BilateralParameters)
+    if are_several and (not isinstance(value, list | tuple) or not value):
         raise ConfigError(
             f"bilateral: expected a table or several, got {checks.describe(value)}; to switch the term off, set its weight to 0"
         )
-    return tuple(_section_from(kind, entry, f"bilateral.{index}") for index, entry in enumerate(value))
+    sections = []
+    for index, table in enumerate(value if are_several else (value,)):
+        prefix = f"bilateral.{index}" if are_several else name
+        if not isinstance(table, Mapping | kind):
+            raise ConfigError(f"{prefix}: expected a table of keys, got {checks.describe(table)}")
+        sections.append(edited(kind, table, prefix) if isinstance(table, Mapping) else table)
+    return tuple(sections) if name == "bilateral" else sections[0]
 
 
 def edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
     """The section `base` (for a class, its defaults) with some values changed; errors name keys by `prefix`."""
     fields = {entry.name: entry for entry in dataclasses.fields(base)}
     checks.check_known(values, fields, f"{prefix}.")
-    checked = {name: fields[name].metadata["check"](value, f"{prefix}.{name}") for name, value in values.items()}
-    return base(**checked) if isinstance(base, type) else dataclasses.replace(base, **checked)
-
-
-def plain_section(section: Section) -> dict[str, Any]:
-    """Return the section's keys with plain Python values; unset keys are left out."""
-
-    def plain(value: Any) -> Any:
-        return [plain(entry) for entry in value] if isinstance(value, tuple) else value
-
-    pairs = ((entry.name, getattr(section, entry.name)) for entry in dataclasses.fields(section))
-    return {name: plain(value) for name, value in pairs if value is not None}
+    changes = {name: checked(fields[name], value, f"{prefix}.{name}") for name, value in values.items()}
+    return base(**changes) if isinstance(base, type) else dataclasses.replace(base, **changes)

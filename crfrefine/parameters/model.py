@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.notebook import html_table
+from crfrefine.base.plain import to_plain
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters import checks
-from crfrefine.parameters.editing import edited, plain_section, sections_from, suggested_key
-from crfrefine.parameters.modalities import per_modality
+from crfrefine.parameters.editing import edited, sections_from, suggested_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
     SECTIONS,
@@ -135,7 +135,11 @@ class CrfParameters:
         result: dict[str, Any] = {"schema": SCHEMA}
         for name in SECTIONS:
             value = getattr(self, name)
-            result[name] = [plain_section(entry) for entry in value] if name == "bilateral" else plain_section(value)
+            sections = [
+                {key: to_plain(entry) for key, entry in vars(section).items() if entry is not None}
+                for section in (value if name == "bilateral" else (value,))
+            ]
+            result[name] = sections if name == "bilateral" else sections[0]
         return result
 
     def to_toml(self, comment: str = "") -> str:
@@ -299,8 +303,7 @@ class CrfParameters:
                 return value
             return (value,) * sizes[what]
 
-        for name in ("normalization", "percentiles", "window"):
-            per_modality(getattr(self.intensity, name), f"intensity.{name}", num_modalities)
+        self.intensity.by_modality(num_modalities)  # checks the lengths
         terms = []
         for index, kernel in enumerate(self.bilateral):
             prefix = self._kernel_key(index)

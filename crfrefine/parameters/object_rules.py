@@ -37,12 +37,8 @@ def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[Ob
     A single `min_component_ml` is for the components that `keep_largest` looks at: those of each label if it is "each" for any label, those
     of all labels together otherwise.
 
-    Args:
-        parameters: what to do.
-        num_labels: L, background included.
-
     Raises:
-        ConfigError: a list does not have L values; the message names the key.
+        ConfigError: a list does not have one value per label, background included; the message names the key.
     """
     parameters.check_lengths(num_labels)
     keeps = _by_label(parameters.keep_largest, num_labels)
@@ -60,11 +56,7 @@ def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[Ob
 
 
 def rules_as_parameters(rules: Sequence[ObjectRule]) -> PostprocessParameters:
-    """Return the parameters that state these rules, the inverse of `object_rules`; with words and numbers in place of lists where they do.
-
-    Args:
-        rules: for all foreground labels together, then for each label from 1 on.
-    """
+    """Return the parameters that state these rules, the inverse of `object_rules`; words and numbers in place of lists where they do."""
     counts = {rule.num_kept for rule in rules if rule.num_kept is not None}
     sizes = tuple(rule.min_ml for rule in rules)
     return PostprocessParameters(

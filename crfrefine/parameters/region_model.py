@@ -19,12 +19,6 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
     Bandwidths, temperature and steps are shared. A weight is one number for all regions, or one per region; it holds for both labels. So is
     a bias; it is added to the region's log-odds.
 
-    Args:
-        parameters: the CRF.
-        num_regions: R, channels of the network's output.
-        num_modalities: M, channels of the image.
-        num_dims: axes of the grid.
-
     Raises:
         ConfigError: a list has the wrong length, or there is a compatibility matrix; the message names the key.
     """

@@ -22,7 +22,7 @@ LARGEST_BIAS = 1e3
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
 """Far beyond any that was learned; refined logits divided by it stay inside float32's range."""
 
-_positive = checks.in_range(0.0, low_open=True)
+_positive = checks.Range(0.0, low_open=True)
 
 
 def _key(default: Any, check: checks.Check, comment: str) -> Any:
@@ -36,16 +36,14 @@ class Section:
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        self._check(self.section)
-
-    def _check(self, prefix: str) -> None:
         for entry in dataclasses.fields(self):
             # The dataclass is frozen for its users; this only converts values to their final type.
-            object.__setattr__(self, entry.name, entry.metadata["check"](getattr(self, entry.name), f"{prefix}.{entry.name}"))
-        self._check_together(prefix)
+            object.__setattr__(self, entry.name, checked(entry, getattr(self, entry.name), f"{self.section}.{entry.name}"))
 
-    def _check_together(self, prefix: str) -> None:
-        """Checks that involve more than one key."""
+
+def checked(entry: dataclasses.Field[Any], value: Any, key: str) -> Any:
+    """Return the value of a field in its final type; None is allowed where it is the default."""
+    return None if value is None and entry.default is None else entry.metadata["check"](value, key)
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,35 @@ class IntensityParameters(Section):
     section: ClassVar[str] = "intensity"
     normalization: str | tuple[str, ...] = _key(
         "percentile",
-        checks.one_or_many(checks.choice("none", "zscore", "percentile", "window")),
+        checks.OneOrMany(checks.Choice(("none", "zscore", "percentile", "window"))),
         "none | zscore | percentile | window; one, or one per modality; taken inside the mask",
     )
     percentiles: tuple[float, float] | tuple[tuple[float, float], ...] = _key(
-        (1.0, 99.0), checks.interval(0.0, 100.0), 'percent; for "percentile": mapped to 0 and 1, not clipped'
+        (1.0, 99.0), checks.Interval(0.0, 100.0), 'percent; for "percentile": mapped to 0 and 1, not clipped'
     )
     window: tuple[float, float] | tuple[tuple[float, float], ...] | None = _key(
         None,
-        checks.optional(checks.interval()),
+        checks.Interval(),
         'intensity [low, high]; for "window": mapped to 0 and 1 and clipped, e.g. Hounsfield units',
     )
-    mask: str = _key("none", checks.choice("none", "nonzero"), "none | nonzero (any modality); used when no mask file is given")
+    mask: str = _key("none", checks.Choice(("none", "nonzero")), "none | nonzero (any modality); used when no mask file is given")
 
-    def _check_together(self, prefix: str) -> None:
+    def by_modality(self, num_modalities: int) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
+        """Return normalization, percentiles and window of each modality; raise ConfigError if a list has the wrong length."""
+        columns = []
+        for name in ("normalization", "percentiles", "window"):
+            value = getattr(self, name)
+            is_list = isinstance(value, tuple) and isinstance(value[0], str | tuple)
+            if is_list:
+                checks.check_length(value, f"{self.section}.{name}", "modality", num_modalities)
+            columns.append(value if is_list else (value,) * num_modalities)
+        return list(zip(*columns, strict=True))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = (self.normalization,) if isinstance(self.normalization, str) else self.normalization
         if "window" in kinds and self.window is None:
-            raise ConfigError(f"{prefix}.window: needed by {prefix}.normalization = 'window'; give [low, high], e.g. [-160.0, 240.0]")
+            raise ConfigError("intensity.window: needed by intensity.normalization = 'window'; give [low, high], e.g. [-160.0, 240.0]")
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,11 @@ class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
     section: ClassVar[str] = "bilateral"
-    weight: float | tuple[float, ...] = _key(4.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
+    weight: float | tuple[float, ...] = _key(4.0, checks.OneOrMany(checks.penalty), "a number, or one per label; 0: no such term")
     theta_alpha: float | tuple[float, ...] = _key(
-        1.5, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
+        1.5, checks.OneOrMany(_positive), "mm (or voxels, see positions); a number, or one per axis"
     )
-    theta_beta: float | tuple[float, ...] = _key(0.05, checks.one_or_many(_positive), "normalized intensity; a number, or one per modality")
+    theta_beta: float | tuple[float, ...] = _key(0.05, checks.OneOrMany(_positive), "normalized intensity; a number, or one per modality")
 
 
 BANDWIDTHS = ("theta_alpha", "theta_beta")
@@ -95,9 +105,9 @@ class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
     section: ClassVar[str] = "spatial"
-    weight: float | tuple[float, ...] = _key(0.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
+    weight: float | tuple[float, ...] = _key(0.0, checks.OneOrMany(checks.penalty), "a number, or one per label; 0: no such term")
     theta_gamma: float | tuple[float, ...] = _key(
-        1.0, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
+        1.0, checks.OneOrMany(_positive), "mm (or voxels, see positions); a number, or one per axis"
     )
 
 
@@ -106,18 +116,19 @@ class CompatibilityParameters(Section):
     """The penalty for neighbors with different labels."""
 
     section: ClassVar[str] = "compatibility"
-    kind: str = _key("potts", checks.choice("potts", "matrix"), "potts (1 for any two different labels) | matrix")
+    kind: str = _key("potts", checks.Choice(("potts", "matrix")), "potts (1 for any two different labels) | matrix")
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
-        checks.optional(checks.penalty_matrix),
+        checks.penalty_matrix,
         'for "matrix": labels x labels, zero diagonal; row: label of the neighbor, column: own label',
     )
 
-    def _check_together(self, prefix: str) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "matrix" and self.matrix is None:
-            raise ConfigError(f"{prefix}.matrix: needed by {prefix}.kind = 'matrix'")
+            raise ConfigError("compatibility.matrix: needed by compatibility.kind = 'matrix'")
         if self.kind == "potts" and self.matrix is not None:
-            raise ConfigError(f"{prefix}.matrix: not used by {prefix}.kind = 'potts'; set {prefix}.kind = 'matrix' too")
+            raise ConfigError("compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too")
 
 
 @dataclass(frozen=True)
@@ -125,10 +136,10 @@ class VolumeParameters(Section):
     """What keeps each label's volume, which the other terms tend to shrink."""
 
     section: ClassVar[str] = "volume"
-    weight: float = _key(0.0, checks.in_range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
+    weight: float = _key(0.0, checks.Range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
     keep: str = _key(
         "expected",
-        checks.choice("expected", "argmax", "largest"),
+        checks.Choice(("expected", "argmax", "largest")),
         "expected (sum of probabilities) | argmax (number of voxels) | largest (those of the largest component): what a label keeps",
     )
 
@@ -150,37 +161,38 @@ class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
     section: ClassVar[str] = "mean_field"
-    num_iterations: int = _key(5, checks.whole(1), "largest number of iterations")
+    num_iterations: int = _key(5, checks.Whole(1), "largest number of iterations")
     tolerance: float = _key(
-        1e-5, checks.in_range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
+        1e-5, checks.Range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
-    temperature: float = _key(1.0, checks.in_range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
+    temperature: float = _key(1.0, checks.Range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
     bias: float | tuple[float, ...] = _key(
         0.0,
-        checks.one_or_many(checks.in_range(-LARGEST_BIAS, LARGEST_BIAS)),
+        checks.OneOrMany(checks.Range(-LARGEST_BIAS, LARGEST_BIAS)),
         "added to the logits inside the mask, before the temperature; a number, or one per label",
     )
     output_temperature: float = _key(
-        1.0, checks.in_range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
+        1.0, checks.Range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
-    normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
-    damping: float = _key(0.0, checks.in_range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
+    normalization: str = _key("symmetric", checks.Choice(("symmetric", "after", "none")), "symmetric | after | none")
+    damping: float = _key(0.0, checks.Range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
     filter: str = _key(
         "auto",
-        checks.choice("auto", "exact", "truncated", "lattice", "grid"),
+        checks.Choice(("auto", "exact", "truncated", "lattice", "grid")),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
-    positions: str = _key("mm", checks.choice("mm", "voxels"), "mm | voxels: unit of theta_alpha and theta_gamma")
-    precision: str = _key("single", checks.choice("single", "half"), "single; half is accepted for older files, and has no effect")
+    positions: str = _key("mm", checks.Choice(("mm", "voxels")), "mm | voxels: unit of theta_alpha and theta_gamma")
+    precision: str = _key("single", checks.Choice(("single", "half")), "single; half is accepted for older files, and has no effect")
     label_threshold: float = _key(
         1e-4,
-        checks.in_range(0.0, 0.01),
+        checks.Range(0.0, 0.01),
         "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
     )
 
-    def _check_together(self, prefix: str) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.precision == "half":
-            notices.warn(f'{prefix}.precision = "half" has no effect: no device computes in it')
+            notices.warn('mean_field.precision = "half" has no effect: no device computes in it')
 
 
 @dataclass(frozen=True)
@@ -190,36 +202,38 @@ class PostprocessParameters(Section):
     section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
         "none",
-        checks.one_or_per_label(
-            checks.choice("none", "foreground", "each"), checks.choice("none", "foreground"), checks.choice("none", "each")
+        checks.OneOrMany(
+            checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
         ),
         "none | foreground (all labels together) | each (label by itself); or one per label",
     )
     min_component_ml: float | tuple[float, ...] = _key(
         0.0,
-        checks.one_or_many(checks.in_range(0.0)),
+        checks.OneOrMany(checks.Range(0.0)),
         "ml; smaller components (found as for keep_largest) become background; or one per label",
     )
     num_components: int | tuple[int, ...] = _key(
-        1, checks.one_or_many(checks.whole(1)), "how many of the largest components keep_largest keeps; or one per label"
+        1, checks.OneOrMany(checks.Whole(1)), "how many of the largest components keep_largest keeps; or one per label"
     )
     fill_holes: str | tuple[str, ...] = _key(
         "none",
-        checks.one_or_per_label(
-            checks.choice("none", "foreground", "each"), checks.choice("none", "foreground"), checks.choice("none", "each")
+        checks.OneOrMany(
+            checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
         ),
         "none | foreground (any hole) | each (holes inside a single label); or one per label",
     )
     decision: str = _key(
         "argmax",
-        checks.choice("argmax", "dice"),
+        checks.Choice(("argmax", "dice")),
         "argmax (the likeliest label) | dice (best expected Dice, for calibrated marginals); before the rules above",
     )
 
-    def _check_together(self, prefix: str) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.keep_largest == "none" and self.num_components != 1:
             raise ConfigError(
-                f"{prefix}.num_components: only used with {prefix}.keep_largest, which is 'none'; set that to 'foreground' or 'each' too"
+                "postprocess.num_components: only used with postprocess.keep_largest, which is 'none'; "
+                "set that to 'foreground' or 'each' too"
             )
 
     def check_lengths(self, num_labels: int) -> None:

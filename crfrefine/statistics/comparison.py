@@ -88,7 +88,9 @@ class ResultTable:
             if key in self._values:
                 raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice")
             self._values[key] = item.value
-        self.methods, self.regions, self.metrics, self.cases = (_distinct(key[part] for key in self._values) for part in range(4))
+        self.methods, self.regions, self.metrics, self.cases = (
+            tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)
+        )
         self._cases_of: dict[str, set[str]] = {method: set() for method in self.methods}
         for method, _, _, case in self._values:
             self._cases_of[method].add(case)
@@ -232,19 +234,16 @@ def summarize(
     """
     chosen = table.regions if regions is None else tuple(regions)
     averaged = chosen if mean_regions is None else tuple(mean_regions)
+    names = (*chosen, MEAN) if len(averaged) > 1 else chosen
     rows = []
     for metric in table.metrics if metrics is None else metrics:
-        is_tested = metric_named(metric).better is not None
-        names = (*chosen, MEAN) if len(averaged) > 1 else chosen
         for method in table.methods:
-            comparisons: list[PairedComparison | None] = [None] * len(names)
-            if is_tested and method != baseline:
-                comparisons = [
-                    table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
-                    for name in names
-                ]
-            for name, comparison in zip(names, comparisons, strict=True):
+            is_tested = metric_named(metric).better is not None and method != baseline
+            for name in names:
                 values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
+                comparison = None
+                if is_tested:
+                    comparison = table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
                 rows.append(_summary_row(method, name, metric, values, comparison))
     return correct(rows, averaged)
 
@@ -347,16 +346,8 @@ def format_p(p_value: float) -> str:
 
 def _summary_row(method: str, region: str, metric: str, values: NDArray[np.float64], comparison: PairedComparison | None) -> SummaryRow:
     defined = values[~np.isnan(values)]
-    return SummaryRow(
-        method=method,
-        region=region,
-        metric=metric,
-        num_values=int(defined.size),
-        num_undefined=int(values.size - defined.size),
-        mean=float(defined.mean()) if defined.size else math.nan,
-        median=float(np.median(defined)) if defined.size else math.nan,
-        comparison=comparison,
-    )
+    mean, median = (float(defined.mean()), float(np.median(defined))) if defined.size else (math.nan, math.nan)
+    return SummaryRow(method, region, metric, defined.size, values.size - defined.size, mean, median, comparison)
 
 
 def _cells(row: SummaryRow) -> list[str]:
@@ -370,7 +361,3 @@ def _cells(row: SummaryRow) -> list[str]:
     effect = "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}"
     worst = f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else ""
     return [*cells, difference, interval, format_p(comparison.p_value), p_adjusted, effect, counts, worst]
-
-
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))

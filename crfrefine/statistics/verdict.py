@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
@@ -90,7 +91,7 @@ class Verdict:
     @property
     def num_rivals(self) -> int:
         """Size of the family of Holm's correction over the rivals: those that have a case in common with the method."""
-        return _family(self.rivals)
+        return sum(rival.comparison.num_pairs > 0 for rival in self.rivals)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number.
@@ -159,7 +160,7 @@ def verdict(
         )
     )
     chosen = table.regions if regions is None else tuple(regions)
-    notes = _notes(table, method, baseline, chosen, primary) + _notes_on_rivals(table, judged, primary.num_pairs)
+    notes = _notes(table, method, baseline, chosen, primary, judged)
     harm = None if summary is None else find_harm(summary, method, titles=titles, alpha=alpha)
     probabilities = None if summary is None else judge_probabilities(summary, method, alpha=alpha)
     outcome, sentence = _decide(subject or method, baseline, primary, alpha)
@@ -200,15 +201,12 @@ def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] 
     return float(gains.mean()) if gains.size else math.nan
 
 
-def _family(rivals: Sequence[Rival]) -> int:
-    return sum(rival.comparison.num_pairs > 0 for rival in rivals)
-
-
 def _decide(subject: str, baseline: str, primary: PairedComparison, alpha: float) -> tuple[Outcome, str]:
     """Return the answer, and sentences of which the first is the answer in words."""
     count = primary.num_pairs
     if count and primary.ties == count:
-        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {_all_cases(count)}: do not use it."
+        everywhere = "the only case" if count == 1 else f"all {count} cases"
+        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {everywhere}: do not use it."
     if smallest_p_value(count) > alpha:
         return Outcome.TOO_FEW, _too_few(primary, alpha)
     direction = _direction(primary, primary.p_value, alpha)
@@ -304,11 +302,9 @@ def _quantity(difference: float, sign: str = "+") -> str:
     return f"{_METRIC.difference_text(difference, sign)} {_METRIC.difference_unit}"
 
 
-def _all_cases(count: int) -> str:
-    return "the only case" if count == 1 else f"all {count} cases"
-
-
-def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str], primary: PairedComparison) -> tuple[str, ...]:
+def _notes(
+    table: ResultTable, method: str, baseline: str, regions: Sequence[str], primary: PairedComparison, rivals: Sequence[Rival]
+) -> tuple[str, ...]:
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
@@ -323,17 +319,11 @@ def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str
             "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
             f"{alarms[method]} by {method}, {alarms[baseline]} by {baseline}."
         )
-    return tuple(notes)
-
-
-def _notes_on_rivals(table: ResultTable, rivals: Sequence[Rival], num_pairs: int) -> tuple[str, ...]:
-    notes = []
     for rival in rivals:
         if rival.name not in table.methods:
             notes.append(f"{rival.name} could not be measured in any case.")
-        elif rival.comparison.num_pairs != num_pairs:
-            count = rival.comparison.num_pairs
-            notes.append(f"The comparison with {rival.name} is over {count} case{'' if count == 1 else 's'}, not {num_pairs}.")
+        elif (count := rival.comparison.num_pairs) != primary.num_pairs:
+            notes.append(f"The comparison with {rival.name} is over {counted(count, 'case')}, not {primary.num_pairs}.")
     return tuple(notes)
 
 

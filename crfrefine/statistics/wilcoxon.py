@@ -25,16 +25,12 @@ class SignedRank:
 
     Attributes:
         num_nonzero: differences that are not zero; only these have ranks.
-        rank_sum_positive: sum of the ranks of the positive differences, W+.
-        rank_sum_negative: W-.
         p_value: two-sided; 1 if all differences are zero, NaN without any.
         effect_size: matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), from -1 to 1; 0 if all differences are zero.
         is_exact: whether the p value comes from the exact distribution.
     """
 
     num_nonzero: int
-    rank_sum_positive: float
-    rank_sum_negative: float
     p_value: float
     effect_size: float
     is_exact: bool
@@ -55,13 +51,13 @@ def signed_rank(differences: NDArray[np.float64]) -> SignedRank:
     """
     nonzero = differences[differences != 0]
     if nonzero.size == 0:
-        return SignedRank(0, 0.0, 0.0, 1.0 if differences.size else math.nan, 0.0, True)
+        return SignedRank(0, 1.0 if differences.size else math.nan, 0.0, True)
     doubled = _doubled_ranks(np.abs(nonzero))
     total, positive = int(doubled.sum()), int(doubled[nonzero > 0].sum())
     smaller = min(positive, total - positive)
     is_exact = nonzero.size <= _MOST_EXACT
     p_value = _exact_p(doubled, smaller) if is_exact else _approximate_p(doubled, smaller)
-    return SignedRank(nonzero.size, positive / 2, (total - positive) / 2, p_value, (2 * positive - total) / total, is_exact)
+    return SignedRank(nonzero.size, p_value, (2 * positive - total) / total, is_exact)
 
 
 def smallest_p_value(num_pairs: int) -> float:

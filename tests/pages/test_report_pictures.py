@@ -42,10 +42,10 @@ def test_sides_are_right_however_the_volume_is_stored(axes, signs):
     assert case.steps == pytest.approx((1.0, 0.7, 2.5))
     size = np.multiply(case.after.shape, case.steps)
     for cut, (across, up) in zip(cuts_of("x", case, "net", "crf"), ((0, 1), (0, 2), (1, 2)), strict=True):
-        path = re.search(r'<path d="([^"]*)" class="change relabeled"', cut.panels[-1].markup)[1]
+        path = re.search(r'<path d="([^"]*)" class="change relabeled"', cut.panels[-1][1])[1]
         left, top, width = np.array(re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)", path), float).T
         x, y = (left + width / 2).mean(), top.mean()
-        places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', cut.panels[0].markup)
+        places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', cut.panels[0][1])
         letters = {letter: (float(x), float(y)) for x, y, letter in places}
         assert (x - size[across] / 2) * (letters["RA"[across]][0] - size[across] / 2) > 0
         assert (y - size[up] / 2) * (letters["RAS"[up]][1] - size[up] / 2) > 0
@@ -104,8 +104,8 @@ def test_planes_lie_through_the_labels_and_a_far_change_has_its_own():
     cuts = cuts_of("x", case, "net", "crf")
     assert [cut.name for cut in cuts] == ["axial", "coronal", "sagittal", "largest change, axial"]
     assert [cut.place for cut in cuts][-1] == "voxel 13 of 16 along the file’s third axis"
-    assert "change lost" in cuts[-1].panels[-1].markup
-    assert len({identity for cut in cuts for identity in re.findall(r'id="([^"]*)"', cut.panels[0].markup)}) == 4
+    assert "change lost" in cuts[-1].panels[-1][1]
+    assert len({identity for cut in cuts for identity in re.findall(r'id="([^"]*)"', cut.panels[0][1])}) == 4
     small = reduce_case(case, 1500)
     assert small.changes[small.change] > 0
 
@@ -117,9 +117,9 @@ def test_the_modality_with_the_clearest_border_is_shown_and_named():
     case = upright_case(images)
     assert case.modality == 1
     panel = cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[0]
-    assert panel.heading == "Image: FLAIR <1>"
-    assert "FLAIR &lt;1&gt;" in panel.markup
-    assert "<title>1 front &lt;part&gt;</title>" in cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[1].markup
+    assert panel[0] == "Image: FLAIR <1>"
+    assert "FLAIR &lt;1&gt;" in panel[1]
+    assert "<title>1 front &lt;part&gt;</title>" in cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[1][1]
     viewer = viewer_case(case, 10**9)
     assert [modality["name"] for modality in viewer.spec()["modalities"]] == ["T2", "FLAIR <1>"]
     assert viewer.spec()["modality"] == 1
@@ -154,16 +154,16 @@ def test_the_montage_has_true_proportions_and_the_patients_sides():
     cuts = cuts_of("x", case, "net", "crf")
     size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
     for cut, (across, up), sides in zip(cuts, ((0, 1), (0, 2), (1, 2)), ("RLPA", "RLIS", "PAIS"), strict=True):
-        assert [panel.heading for panel in cut.panels] == ["Image", "Reference", "net", "crf", "Changed voxels"]
+        assert [heading for heading, _ in cut.panels] == ["Image", "Reference", "net", "crf", "Changed voxels"]
         through = 3 - across - up
-        picture = decoded(re.search(r'href="(data:[^"]+)"', cut.panels[0].markup)[1])[..., 0]
+        picture = decoded(re.search(r'href="(data:[^"]+)"', cut.panels[0][1])[1])[..., 0]
         np.testing.assert_array_equal(picture, np.take(case.gray, case.point[through], axis=through).T[::-1])
         for panel, labels in zip(cut.panels[1:4], (case.reference, case.before, case.after), strict=True):
             mask = np.take(labels, case.point[through], axis=through).T[::-1] == 1
-            assert contour_path(mask, (case.steps[across], case.steps[up])) in panel.markup
+            assert contour_path(mask, (case.steps[across], case.steps[up])) in panel[1]
         for panel in cut.panels:
-            assert f'viewBox="0 0 {size[across]:.6g} {size[up]:.6g}"' in panel.markup
-            assert "".join(re.findall(r'<text x="[\d.]+" y="[\d.]+"[^>]*>([A-Z])<', panel.markup)) == sides
+            assert f'viewBox="0 0 {size[across]:.6g} {size[up]:.6g}"' in panel[1]
+            assert "".join(re.findall(r'<text x="[\d.]+" y="[\d.]+"[^>]*>([A-Z])<', panel[1])) == sides
 
 
 def test_the_montage_paints_each_change_at_its_voxels():
@@ -174,7 +174,7 @@ def test_the_montage_paints_each_change_at_its_voxels():
         after = case.after[:, :, case.point[2]]
         kinds = {"gained": (before == 0) & (after > 0), "lost": (before > 0) & (after == 0), "relabeled": (before > 0) & (after > 0)}
         for name, changed in kinds.items():
-            found = re.search(rf'<path d="([^"]*)" class="change {name}"', axial[-1].markup)
+            found = re.search(rf'<path d="([^"]*)" class="change {name}"', axial[-1][1])
             expected = (changed & (before != after)).sum() * case.steps[0] * case.steps[1]
             # Lengths are written to a hundredth of a mm.
             assert (area_of(found[1]) if found else 0) == pytest.approx(expected, rel=0.01)
@@ -183,7 +183,7 @@ def test_the_montage_paints_each_change_at_its_voxels():
     corner = np.argwhere(case.after == 2)[0]
     assert list(corner) == [np.argwhere(case.reference)[:, 0].min(), *np.argwhere(case.reference)[:, 1:].max(axis=0)]
     case = replace(upright_case(make_images("a")), point=tuple(corner))
-    through = cuts_of("x", case, "net", "crf")[0].panels[3].markup
+    through = cuts_of("x", case, "net", "crf")[0].panels[3][1]
     outline = re.search(rf'<path d="M([\d.]+) ([\d.]+)[^"]*" class="contour" style="stroke:{label_color(2)}"', through)
     rows = case.after.shape[1]
     assert (float(outline[1]), float(outline[2])) == pytest.approx((corner[0] * STEPS[0], (rows - 1 - corner[1]) * STEPS[1]))
@@ -197,4 +197,4 @@ def test_slices_of_a_single_voxel_and_maps_without_labels_can_be_shown():
     nothing = np.zeros((5, 6, 7), np.uint8)
     case = upright_case(CaseImages("empty", (nothing + np.float32(2))[None], nothing, nothing, nothing, np.diag([-1.0, -1.0, 1.0, 1.0])))
     assert case.after.shape == (5, 6, 7), "the whole grid"
-    assert "contour" not in cuts_of("x", case, "a", "b")[0].panels[2].markup
+    assert "contour" not in cuts_of("x", case, "a", "b")[0].panels[2][1]

@@ -23,7 +23,6 @@ class BidsCase:
     """A segmentation with its images."""
 
     name: str  # The entities that it shares with its images, such as "sub-01_ses-2".
-    subject: str  # Such as "sub-01".
     folder: Path  # Where it lies under its dataset, such as "sub-01/ses-2/anat".
     segmentations: tuple[Path, ...]  # One file, or one per label.
     images: tuple[Path, ...] = ()  # One per modality.
@@ -108,7 +107,7 @@ def find_cases(dataset: Path, derivatives: Path, choice: Choice) -> tuple[list[B
             except InputError as error:
                 problems.append(f"{name}: {error}")
                 continue
-            cases.append(BidsCase(name, subject, folder, segmentations, images))
+            cases.append(BidsCase(name, folder, segmentations, images))
     return cases, problems
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from crfrefine.apps.demo.phantom import PhantomFiles
@@ -19,18 +19,6 @@ _PARAMETERS = {
     "bilateral.theta_alpha": 2.5,
     "bilateral.theta_beta": 0.1,
 }
-
-
-@dataclass(frozen=True)
-class LabelAgreement:
-    """Agreement of one label of the phantom with the truth, before and after the refinement."""
-
-    label: int
-    dice_before: float
-    dice_after: float
-    components_truth: int
-    components_before: int
-    components_after: int
 
 
 def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomFiles, InferenceOptions]:
@@ -52,25 +40,16 @@ def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomF
     return files, options
 
 
-def compare_with_truth(files: PhantomFiles, refined: Path) -> list[LabelAgreement]:
-    """Compare the network's labels and the refined ones with the phantom's truth, label by label."""
+def compare_with_truth(files: PhantomFiles, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
+    """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
     from crfrefine.apps.demo.phantom import NUM_LABELS
     from crfrefine.arrays.components import count_components
     from crfrefine.arrays.label_maps import argmax_labels
     from crfrefine.io import read_logits, read_volume
     from crfrefine.metrics.counts import OverlapCounts, dice
 
-    truth = read_volume(files.label_file).data
-    before = argmax_labels(read_logits([files.logits_file]).values)
-    after = read_volume(refined).data
-    return [
-        LabelAgreement(
-            label=label,
-            dice_before=dice(OverlapCounts.of_masks(before == label, truth == label)),
-            dice_after=dice(OverlapCounts.of_masks(after == label, truth == label)),
-            components_truth=count_components(truth == label),
-            components_before=count_components(before == label),
-            components_after=count_components(after == label),
-        )
-        for label in range(1, NUM_LABELS)
-    ]
+    maps = [read_volume(files.label_file).data, argmax_labels(read_logits([files.logits_file]).values), read_volume(refined).data]
+    for label in range(1, NUM_LABELS):
+        truth, *predictions = (labels == label for labels in maps)
+        dices = [dice(OverlapCounts.of_masks(prediction, truth)) for prediction in predictions]
+        yield label, dices, [count_components(mask) for mask in (truth, *predictions)]

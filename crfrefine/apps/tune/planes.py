@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.pages.pictures.planes import PLANES
+from crfrefine.pages.pictures.planes import PLANES, planes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,9 +21,8 @@ UNKNOWN = 0xFFFF
 def shown_planes(case: TuneCase) -> list[dict[str, Any]]:
     """Return number, name, axes, sides and size of each plane of a case that is worth showing."""
     grid, steps, pose = case.upright_grid, case.upright_spacing, case.pose
-    wanted = [number for number, (_, *axes) in enumerate(PLANES) if len(grid) == 3 and not any(grid[axis] == 1 for axis in axes)] or [0]
     planes = []
-    for number in wanted:
+    for number in planes_of(grid):
         name, across, up = PLANES[number]
         planes.append(
             {

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name, axis across the picture and axis up the picture, of an upright volume."""
 
+
+def planes_of(grid: Sequence[int]) -> list[int]:
+    """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or if there is none, the first."""
+    return [number for number, (_, *axes) in enumerate(PLANES) if len(grid) == 3 and not any(grid[axis] == 1 for axis in axes)] or [0]
+
+
 CHANGE_WINDOW_MM = 12.0
 """Edge of the box in which changed voxels are counted."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.pages.pictures import drawing
 from crfrefine.pages.pictures.display import Upright, crop_around
-from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, choose_places
+from crfrefine.pages.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, choose_places, planes_of
 from crfrefine.pages.pictures.windows import choose_modality, choose_window
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ def cut_planes(
             frame=_frame_of(places, (across, up), crop, steps) if is_change else None,
         )
 
-    flat = [size == 1 for size in refined.shape]
-    shown = [plane for plane, (_, *axes) in enumerate(PLANES) if keep == 3 and not any(flat[axis] for axis in axes)] or [0]
-    planes = [cut(plane, places.structure) for plane in shown]
+    planes = [cut(plane, places.structure) for plane in planes_of(refined.shape)]
     if places.change is not None:
         planes.append(cut(places.change_plane, places.change, is_change=True))
     return Cuts(tuple(planes), _describe_image(chosen, len(image), modality_names, str(window), window.name))

@@ -62,17 +62,12 @@ def _viewer() -> tuple[str, str]:
         return "", str(error)
 
 
-def label_titles(report: ReportInput) -> dict[int, str]:
-    """Return the names of the labels: those of the regions with only this label."""
-    return {labels[0]: report.region_titles.get(region, region) for region, labels in report.region_labels.items() if len(labels) == 1}
-
-
 def _view(report: ReportInput, shown: ShownCase, name: str, most_bytes: int) -> CaseView:
     try:
         case = upright_case(report.load_case(shown.case))
     except CrfRefineError as error:
         return CaseView(shown, (), None, str(error))
-    cuts = cuts_of(name, case, report.baseline or "", report.method, label_titles(report))
+    cuts = cuts_of(name, case, report.baseline or "", report.method, report.label_titles)
     viewer = viewer_case(case, most_bytes) if most_bytes else None
     maps = [labels for labels in (case.reference, case.before, case.after) if labels is not None]
     labels = sorted({label for one in maps for label in foreground_labels(one)})

@@ -47,6 +47,11 @@ class ReportInput:
     # The regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
     mean_regions: Sequence[str] | None = None
 
+    @property
+    def label_titles(self) -> dict[int, str]:
+        """The names of the labels: those of the regions with only this label."""
+        return {labels[0]: self.region_title(region) for region, labels in self.region_labels.items() if len(labels) == 1}
+
     def region_title(self, region: str) -> str:
         """Return the displayed name of a region."""
         if region == MEAN:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.pages.pictures.display import SIDES, label_color
-from crfrefine.pages.pictures.planes import PLANES
+from crfrefine.pages.pictures.planes import PLANES, planes_of
 from crfrefine.pages.report.cutting import CHANGE_COLORS, GAINED, LOST, RELABELED, UprightCase
 from crfrefine.pages.report.encoding import gray_png
 from crfrefine.pages.report.svg import element
@@ -26,20 +27,12 @@ CHANGE_KINDS = {GAINED: "gained", LOST: "lost", RELABELED: "relabeled"}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A picture with its caption."""
-
-    heading: str
-    markup: str
-
-
-@dataclass(frozen=True)
 class Cut:
-    """One plane of a case: its name, its position, and its panels."""
+    """One plane of a case: its name, its position, and its panels, each a caption and a picture."""
 
     name: str
     place: str
-    panels: tuple[Panel, ...]
+    panels: tuple[tuple[str, str], ...]
 
 
 def cuts_of(name: str, case: UprightCase, before: str, after: str, titles: Mapping[int, str] | None = None) -> list[Cut]:
@@ -47,27 +40,19 @@ def cuts_of(name: str, case: UprightCase, before: str, after: str, titles: Mappi
 
     Planes that are only a line, as with a single slice, are left out. The name is unique in the page: a prefix of ids.
     """
-    is_flat = [size == 1 for size in case.after.shape]
-    planes = [plane for plane in PLANES if not (is_flat[plane[1]] or is_flat[plane[2]])] or PLANES[:1]
-    methods = (before, after)
-    cuts = [_cut(f"{name}-{plane}", case, plane, (across, up), case.point, methods, titles or {}) for plane, across, up in planes]
+    planes = [PLANES[number] for number in planes_of(case.after.shape)]
+    draw = partial(_cut, case, (before, after), titles or {})
+    cuts = [draw(f"{name}-{plane}", plane, axes, case.point) for plane, *axes in planes]
     if case.change is not None:
-        plane, across, up = PLANES[case.change_plane]
-        cuts.append(_cut(f"{name}-change", case, f"largest change, {plane}", (across, up), case.change, methods, titles or {}))
+        plane, *axes = PLANES[case.change_plane]
+        cuts.append(draw(f"{name}-change", f"largest change, {plane}", axes, case.change))
     return cuts
 
 
 def _cut(
-    name: str,
-    case: UprightCase,
-    plane: str,
-    axes: tuple[int, int],
-    point: tuple[int, int, int],
-    methods: tuple[str, str],
-    titles: Mapping[int, str],
+    case: UprightCase, methods: tuple[str, str], titles: Mapping[int, str], name: str, plane: str, axes: Sequence[int], point: Sequence[int]
 ) -> Cut:
-    across, up = axes
-    before, after = methods
+    (before, after), (across, up) = methods, axes
     through = 3 - across - up
     index: tuple[Any, ...] = tuple(point[axis] if axis == through else slice(None) for axis in range(3))
 
@@ -85,14 +70,8 @@ def _cut(
         window = case.windows[case.modality]
         if len(case.images) > 1:
             heading = f"Image: {case.modality_names[case.modality]}"
-        picture = element(
-            "image",
-            href=gray_png(window.gray(slice_of(case.images[case.modality]))),
-            width=width,
-            height=height,
-            preserveAspectRatio="none",
-            class_="voxels",
-        )
+        gray = gray_png(window.gray(slice_of(case.images[case.modality])))
+        picture = element("image", href=gray, width=width, height=height, preserveAspectRatio="none", class_="voxels")
     changes = slice_of(case.changes)
     filled = _changes(name, changes, steps, max(width, height) / 80)
     reference_line = contour_path(reference > 0, steps)
@@ -109,18 +88,8 @@ def _cut(
     for number, (heading, drawn) in enumerate(contents):
         shared = element("g", picture, id=base) if number == 0 else element("use", href=f"#{base}")
         label = f"{case.case}, {plane} plane: {heading}"
-        panels.append(
-            Panel(
-                heading,
-                element(
-                    "svg",
-                    element("title", escape(label)) + shared + drawn + _letters(SIDES[across] + SIDES[up], width, height),
-                    viewBox=f"0 0 {width:.6g} {height:.6g}",
-                    role="img",
-                    class_="cut",
-                ),
-            )
-        )
+        content = element("title", escape(label)) + shared + drawn + _letters(SIDES[across] + SIDES[up], width, height)
+        panels.append((heading, element("svg", content, viewBox=f"0 0 {width:.6g} {height:.6g}", role="img", class_="cut")))
     return Cut(plane, case.axes[through].place(point[through]), tuple(panels))
 
 

@@ -138,10 +138,9 @@ def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
 
 
 def _label_legend(report: ReportInput, views: Sequence[CaseView]) -> list[tuple[str, str]]:
-    """Return color and name of each label in the pictures; the name is that of the region with only this label."""
-    names = {labels[0]: report.region_title(region) for region, labels in report.region_labels.items() if len(labels) == 1}
+    """Return color and name of each label in the pictures."""
     labels = sorted({label for view in views for label in view.labels})
-    return [(label_color(label), names.get(label, f"label {label}")) for label in labels]
+    return [(label_color(label), report.label_titles.get(label, f"label {label}")) for label in labels]
 
 
 def _json(content: Mapping[str, Any]) -> str:
