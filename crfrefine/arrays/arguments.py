@@ -19,11 +19,7 @@ _NOT_FINITE = "the mask holds values that are not finite (NaN or infinity); expe
 
 
 def given_array(value: Any, name: str) -> NDArray[Any]:
-    """Return a caller's array of real numbers as a numpy array.
-
-    Args:
-        value: anything that numpy can convert: numpy arrays, PyTorch tensors on the CPU, nested lists.
-        name: its name, for errors.
+    """Return a caller's array of real numbers, anything that numpy can convert, as a numpy array; `name` is for errors.
 
     Raises:
         InputError: an image object, a path, or values that are not real numbers.
@@ -108,11 +104,7 @@ def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return where a caller's mask is not zero, (*grid).
-
-    Args:
-        mask: (*grid) of any type of real numbers; it may be empty.
-        grid: the shape that it must have.
+    """Return where a caller's mask is not zero, (*grid) for a grid of that shape; it may be empty.
 
     Raises:
         InputError: another shape, or values that are not finite.
@@ -150,11 +142,7 @@ def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: st
 
 
 def given_label_map(labels: NDArray[Any], image: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
-    """Return a caller's label map in an unsigned type, in its own memory order.
-
-    Args:
-        labels: (*grid) whole numbers from 0 up, of any type.
-        image: (M, *grid) or (*grid).
+    """Return a caller's label map, (*grid) whole numbers from 0 up, in an unsigned type and its own memory order.
 
     Raises:
         InputError: another shape, or values that are not labels.

@@ -101,11 +101,7 @@ def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ..
 def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> NDArray[np.bool_]:
     """Return whether a rule keeps each component; number 0, which is none, is kept.
 
-    Args:
-        components: (*box) number of each voxel's component.
-        sizes: (components + 1,) voxels of each number.
-        rule: what stays.
-        voxel_ml: volume of a voxel in milliliters.
+    (*box) components are the number of each voxel's, and (components + 1,) sizes the voxels of each number.
     """
     # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
     keep: NDArray[np.bool_] = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
@@ -135,15 +131,10 @@ def _remove(part: NDArray[Any], group: NDArray[np.bool_], rule: ObjectRule, voxe
 
 
 def fill_holes(label_map: NDArray[Any], labels: Collection[int], *, any_hole: bool = False) -> int:
-    """Fill holes in place, and return the number of voxels filled.
+    """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes with a single voxel have no border. It
-    is filled with the label that it touches with the most faces, the lowest of equals.
-
-    Args:
-        label_map: (*grid) integers, 0 is background; any number of dimensions.
-        labels: a hole that touches one of these labels and no other is filled.
-        any_hole: fill every hole, also those that touch several labels.
+    is filled with the label that it touches with the most faces, the lowest of equals: any hole, or if it touches one of `labels` alone.
     """
     from scipy import ndimage
 
@@ -180,14 +171,7 @@ def _fillings(
 ) -> NDArray[Any]:
     """Return the label that fills each region, 0: none.
 
-    Args:
-        part: labels, in C order.
-        numbers: the hole of each of the voxels.
-        voxels: their places in C order; none is at the end of an axis.
-        axes: that have neighbors.
-        num_regions: regions of background, number 0 included.
-        labels: see `fill_holes`.
-        any_hole: see `fill_holes`.
+    `voxels` are places in C order of `part`, none at the end of an axis, and `numbers` the hole of each.
     """
     flat, base = part.ravel(), int(part.max()) + 1
     pairs = []

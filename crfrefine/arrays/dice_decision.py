@@ -100,11 +100,6 @@ def dice_region_labels(
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Return the label map of overlapping regions, each of which has the best expected Dice: it may take a voxel from no other.
 
-    Args:
-        probabilities: (R, *grid), one per region.
-        scheme: the regions.
-        mask: as in `dice_labels`.
-
     Source: as for `dice_labels`; overlapping regions are the setting of RankSEG's theorem.
     """
     takes = [_best_alone(_inside(own, mask)) for own in probabilities]

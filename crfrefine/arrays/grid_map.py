@@ -104,14 +104,7 @@ class GridMap:
 
 
 def map_grid(shape: Sequence[int], affine: NDArray[np.float64], source_shape: Sequence[int], source_affine: NDArray[np.float64]) -> GridMap:
-    """Return where the voxels of a grid lie on another one.
-
-    Args:
-        shape: voxels of the grid to fill along x, y(, z).
-        affine: (4, 4) its voxels to world mm.
-        source_shape: voxels of the other grid along x, y(, z).
-        source_affine: (4, 4) its voxels to world mm.
-    """
+    """Return where the voxels of a grid lie on another one; shapes are voxels along x, y(, z), affines lead from voxels to world mm."""
     to_source = np.linalg.solve(_in_space(source_shape, source_affine), _in_space(shape, affine)).astype(np.float64, copy=False)
     return GridMap(_stored(shape), _stored(source_shape), to_source[2::-1, 2::-1].copy(), to_source[2::-1, 3].copy())
 

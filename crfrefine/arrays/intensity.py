@@ -122,13 +122,7 @@ class IntensityMap:
 def fit_intensity(
     image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: NDArray[np.bool_] | None = None
 ) -> tuple[IntensityMap, ...]:
-    """Return the maps that `normalize_intensity` applies, one per modality.
-
-    Args:
-        image: (M, *grid) in storage order, finite.
-        parameters: one normalization for all modalities, or one per modality.
-        mask: (*grid); statistics come from the voxels where it is True; None: everywhere.
-    """
+    """Return the maps that `normalize_intensity` applies, one per modality, for an image in storage order."""
     plans = parameters.by_modality(image.shape[0])
     return tuple(_fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
 
@@ -136,18 +130,14 @@ def fit_intensity(
 def _fit_modality(
     source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
 ) -> IntensityMap:
-    """Return the map of one modality.
-
-    Args:
-        source: (*grid) in storage order, finite.
-        kind: of normalization.
-        percentiles: for `percentile`.
-        window: for `window`.
-        mask: (*grid), where statistics come from; None: everywhere.
-    """
-    offset = _offset_of(source, kind)
-    if (fixed := _fixed_map(kind, window)) is not None:
-        return fixed
+    """Return the map of one modality, (*grid) in storage order, with statistics inside the mask."""
+    if kind == "none":
+        return IntensityMap()
+    if kind == "window" and window is not None:
+        return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
+    # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64; the result does
+    # not depend on it.
+    offset = float(source.flat[0]) if source.dtype.itemsize >= 4 and source.dtype != np.float32 else None
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
@@ -158,32 +148,7 @@ def _fit_modality(
             values = values.astype(np.float64) - offset
         values = values.astype(np.float32, copy=False)
         shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
-    return _measured_map(shift, width, offset)
-
-
-def _offset_of(source: NDArray[Any], kind: str) -> float | None:
-    """Return what is subtracted from a modality before anything else; None: nothing is.
-
-    Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the result does not
-    depend on it.
-    """
-    if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
-        return float(source.flat[0])
-    return None
-
-
-def _fixed_map(kind: str, window: tuple[float, float] | None) -> IntensityMap | None:
-    """Return the map of a normalization that does not depend on the image; None: it does."""
-    if kind == "none":
-        return IntensityMap()
-    if kind == "window" and window is not None:
-        return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
-    return None
-
-
-def _measured_map(shift: float, width: float, offset: float | None) -> IntensityMap:
-    """Return the map of a modality's `shift` to 0 and of `shift + width` to 1; a constant modality becomes 0."""
-    return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)
+    return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
 
 
 def kernel_features(
@@ -196,22 +161,11 @@ def kernel_features(
     *,
     origin: tuple[Sequence[int], Sequence[float]] | None = None,
 ) -> NDArray[np.float64]:
-    """Feature vectors of the masked voxels: intensities over their bandwidths first, positions over theirs last.
+    """Return feature vectors of the masked voxels, (N, D) float64: intensities over their bandwidths first, positions over theirs last.
 
     Kernels depend only on differences, but the origin decides where a lattice's cells are: intensities count from the lowest inside the
-    mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters.
-
-    Args:
-        image: (M, *grid) normalized intensity; unused for a spatial kernel.
-        mask: (*grid), not empty; None: all voxels.
-        spacing: distance between neighboring voxels along each axis, in the unit of `theta_position`.
-        theta_position: bandwidth along each axis.
-        theta_intensity: bandwidth of each modality; None: a spatial kernel.
-        grid_shape: extents of the grid.
-        origin: position and intensities to count from instead (`FeatureOrigin`).
-
-    Returns:
-        (N, D) float64, voxels in C order.
+    mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters; or
+    both from a given origin. Without `theta_intensity` the kernel is spatial. `spacing` has the unit of `theta_position`.
     """
     inside = np.ones(tuple(grid_shape), dtype=bool) if mask is None else mask
     columns = []

@@ -23,11 +23,7 @@ _BLOCK = 1 << 18
 def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
     """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type.
 
-    Args:
-        scores: (L, *grid) logits or probabilities, in any memory layout.
-
-    Returns:
-        (*grid) in the memory layout of the scores: one pass per label, several times faster than numpy's argmax over a strided axis.
+    The memory layout is that of the scores: one pass per label, several times faster than numpy's argmax over a strided axis.
     """
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
@@ -62,11 +58,6 @@ def foreground_labels(labels: NDArray[Any]) -> list[int]:
     return [int(label) for label in np.flatnonzero(occurs) if label]
 
 
-def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
-    """Return the number of voxels whose label differs."""
-    return int(np.count_nonzero(before != after))
-
-
 @dataclass(frozen=True)
 class LabelChanges:
     """What became of a label map.
@@ -84,7 +75,7 @@ class LabelChanges:
 
 def compare_labels(before: NDArray[Any], after: NDArray[Any], num_labels: int) -> LabelChanges:
     """Count what changed from one label map to another."""
-    return LabelChanges(count_changes(before, after), count_labels(before, num_labels), count_labels(after, num_labels))
+    return LabelChanges(int(np.count_nonzero(before != after)), count_labels(before, num_labels), count_labels(after, num_labels))
 
 
 def vanished_labels(changes: LabelChanges) -> dict[int, int]:
@@ -94,12 +85,7 @@ def vanished_labels(changes: LabelChanges) -> dict[int, int]:
 
 
 def widen(mask: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.bool_]:
-    """Return where a True voxel is within reach: in a box around each voxel, as much of it as lies in the grid.
-
-    Args:
-        mask: of any shape; stays as it is.
-        reach: voxels along each axis, to both sides; may be larger than the grid.
-    """
+    """Return where a True voxel is within reach, to both sides of each axis: in a box around each voxel, cut off by the grid."""
     near = mask.copy()
     for axis, most in enumerate(reach):
         lines, done = np.moveaxis(near, axis, 0), 0

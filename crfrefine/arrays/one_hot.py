@@ -35,14 +35,7 @@ MOST_SHOWN = 12
 
 
 def present_labels(label_map: NDArray[Any]) -> tuple[int, ...]:
-    """Return the labels that occur, ascending.
-
-    Args:
-        label_map: whole numbers from 0 up, of any shape and type.
-
-    Raises:
-        InputError: more than MOST_PRESENT labels occur.
-    """
+    """Return the labels that occur among whole numbers from 0 up, ascending; raise InputError if they are more than MOST_PRESENT."""
     counts = np.zeros(0, np.int64)
     flat = label_map.reshape(len(label_map), -1) if label_map.ndim > 1 else label_map.reshape(1, -1)
     for plane in flat:  # Counting widens each voxel to 64 bits.
@@ -65,16 +58,10 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 
 
 def one_hot_logits(label_map: NDArray[Any], channels: Sequence[int], present: Sequence[int] | None = None) -> NDArray[np.float32]:
-    """Return logits of a label map: CONFIDENCE for the label of a voxel, 0 for the other labels.
+    """Return (channels, *grid) logits of a label map: CONFIDENCE for the label of a voxel, 0 for the other labels.
 
-    Args:
-        label_map: (*grid), C-contiguous.
-        channels: the label of each channel.
-        present: labels whose absence elsewhere is an error of the label map; channels of other labels are ABSENT_LOGIT everywhere.
-            None: all.
-
-    Returns:
-        (len(channels), *grid).
+    Channels of labels that are not in `present`, if it is given, are ABSENT_LOGIT everywhere: they are not missing elsewhere by an error of
+    the label map.
     """
     logits = np.empty((len(channels), *label_map.shape), np.float32)
     for number, label in enumerate(channels):
@@ -86,33 +73,18 @@ def one_hot_logits(label_map: NDArray[Any], channels: Sequence[int], present: Se
 
 
 def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
-    """Return whether the labels of a label map take part only within the kernels' reach of where they occur.
-
-    Args:
-        num_channels: labels that get a channel.
-        num_voxels: of the grid.
-    """
+    """Return whether the labels of a label map take part only within the kernels' reach of where they occur."""
     return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > LARGEST_IN_MEMORY
 
 
 def leave_far_out(logits: NDArray[np.float32], reach: Sequence[int]) -> None:
-    """Set the logits of a label to ABSENT_LOGIT where it does not occur within reach: in a box around the voxel.
-
-    Args:
-        logits: (channels, *grid), result of `one_hot_logits`; changed.
-        reach: voxels along each axis, to both sides.
-    """
+    """Set (channels, *grid) logits of a label to ABSENT_LOGIT where it does not occur within reach: in a box around the voxel."""
     for channel in logits:
         np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
 
 
 def channel_numbers(labels: NDArray[np.unsignedinteger[Any]], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the number of the channel of each label, in the smallest unsigned type.
-
-    Args:
-        labels: (*grid); every label is in `channels`.
-        channels: the label of each channel, ascending.
-    """
+    """Return the number of the channel of each label, in the smallest unsigned type; channels ascend, and have every label."""
     dtype = np.min_scalar_type(len(channels) - 1)
     if channels[-1] == len(channels) - 1:
         return labels.astype(dtype, copy=False)
@@ -139,14 +111,7 @@ def _looked_up(table: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any]:
 
 
 def expand_channels(values: NDArray[np.float32], channels: Sequence[int], num_labels: int, absent: float) -> NDArray[np.float32]:
-    """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory.
-
-    Args:
-        values: (len(channels), *grid).
-        channels: the label of each channel.
-        num_labels: L, background included.
-        absent: value of the other labels.
-    """
+    """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory; others are `absent`."""
     order = StorageOrder.of_memory(values[0])
     expanded = order.to_user(np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32))
     for channel, label in zip(values, channels, strict=True):

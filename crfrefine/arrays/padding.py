@@ -43,13 +43,9 @@ def all_equal(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def find_padding(logits: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Find the voxels where all labels have exactly the same value.
+    """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere.
 
-    Args:
-        logits: (L, *grid) logits or probabilities, fastest in C order; only the first two labels are read where these differ.
-
-    Returns:
-        (*grid), True at those voxels; None if there are none.
+    It is fastest in C order; only the first two labels are read where these differ.
     """
     found: NDArray[np.bool_] | None = None
     for planes in plane_blocks(logits):
@@ -62,15 +58,7 @@ def find_padding(logits: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 
 def leave_out(padding: NDArray[np.bool_], mask: NDArray[np.bool_] | None, what: str) -> tuple[NDArray[np.bool_], int]:
-    """Remove padding from a mask.
-
-    Args:
-        padding: (*grid), result of `find_padding`.
-        mask: (*grid), True where the model applies; None: everywhere.
-        what: the name of the logits, for the error.
-
-    Returns:
-        (the mask without the padding, the number of voxels removed from it).
+    """Return a mask, (*grid), without the padding, and the number of voxels removed from it; `what` is for the error.
 
     Raises:
         InputError: almost nothing would be left.

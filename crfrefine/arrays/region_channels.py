@@ -69,11 +69,7 @@ def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None 
 
 
 def take_log_odds(probabilities: NDArray[np.float32]) -> None:
-    """Replace probabilities with log(p / (1 - p)), in place, block by block; p and 1 - p are at least 1e-7.
-
-    Args:
-        probabilities: C-contiguous, of any shape; written to.
-    """
+    """Replace C-contiguous probabilities with log(p / (1 - p)), in place, block by block; p and 1 - p are at least 1e-7."""
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
         block = flat[start : start + BLOCK_VOXELS]
@@ -91,15 +87,10 @@ def sigmoid(log_odds: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def find_undecided(log_odds: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Find the voxels where the log-odds of all regions are exactly 0, such as padding: they say nothing about any region.
+    """Return (*grid), True where the log-odds of all regions are exactly 0, such as padding; None if they are nowhere.
 
-    Any other constant says something, unlike in a softmax: probabilities that are 0 in all channels are certain background.
-
-    Args:
-        log_odds: (R, *grid), fastest in C order.
-
-    Returns:
-        (*grid), True at those voxels; None if there are none.
+    They say nothing about any region. Any other constant says something, unlike in a softmax: probabilities that are 0 in all channels are
+    certain background.
     """
     found: NDArray[np.bool_] | None = None
     for planes in plane_blocks(log_odds):

@@ -31,12 +31,8 @@ _TIE_STEP = np.float32(1e-6)
 def linear_jobs(grid_map: GridMap, source: NDArray[np.float32], target: NDArray[np.float32]) -> list[Callable[[], None]]:
     """Return the jobs that interpolate channels linearly; they may run at the same time, in any order, with the same result.
 
-    Voxels up to half a voxel beyond the outermost samples get the value at the edge, those farther out 0.
-
-    Args:
-        grid_map: from the target to the source.
-        source: (channels, [z,] y, x).
-        target: (channels, [z,] y, x) C-contiguous; written to.
+    The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel beyond the outermost samples get the value
+    at the edge, those farther out 0.
     """
     sources = source.reshape(-1, *grid_map.source_shape)
     targets = target.reshape(-1, *grid_map.shape)
@@ -58,10 +54,6 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 
     Halfway between two samples, the one with the larger index counts. Outside is what lies more than half a voxel beyond the
     outermost samples.
-
-    Args:
-        grid_map: from the target to the source.
-        source: ([z,] y, x).
     """
     stored = source.reshape(grid_map.source_shape)
     target = np.zeros(grid_map.shape, source.dtype)
@@ -84,14 +76,8 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 def resample_logits(grid_map: GridMap, source: NDArray[np.float32], target: NDArray[np.float32], *, threads: int = 1) -> None:
     """Interpolate logits linearly, so that all labels are equal only outside the source and where its padding alone contributes.
 
-    Padding next to scores counts as 0 for all labels, whatever its constant was: the scores fade out over one voxel of the source. If any
-    labels are equal, a further channel is needed for a moment.
-
-    Args:
-        grid_map: from the target to the source.
-        source: (L, [z,] y, x) finite; its padding is set to 0.
-        target: (L, [z,] y, x) C-contiguous; written to.
-        threads: CPU threads.
+    Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
+    one voxel of it. If any labels are equal, a further channel is needed for a moment.
     """
     padding = find_padding(source)
     for channel in source if padding is not None else ():

@@ -39,11 +39,12 @@ class StorageOrder:
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
-        return _turned(array, self.axes)
+        num_leading = array.ndim - len(self.axes)
+        return array.transpose(*range(num_leading), *(axis + num_leading for axis in self.axes))
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
-        return _turned(array, self.inverse)
+        return StorageOrder(self.inverse).to_storage(array)
 
     def axes_to_storage(self, per_axis: Sequence[_T]) -> tuple[_T, ...]:
         """Return values per user's axis, such as a spacing, in storage order."""
@@ -53,8 +54,3 @@ class StorageOrder:
 def file_order(channels: NDArray[Any]) -> StorageOrder:
     """Return the order of files for an array (channels, *grid)."""
     return StorageOrder.of_files(channels.ndim - 1)
-
-
-def _turned(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
-    num_leading = array.ndim - len(order)
-    return array.transpose(*range(num_leading), *(axis + num_leading for axis in order))

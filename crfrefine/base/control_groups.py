@@ -7,7 +7,6 @@ Functions of texts and folders, so that made-up systems can be tested. A text th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 
@@ -17,15 +16,28 @@ def control_groups(groups: str, mounts: str, controller: str = "memory") -> list
     In a container the group's path may lie outside of what is mounted, or hold `..`; then only the mounted folder itself is known.
     """
     found = []
-    for version, group in _paths_of(groups, controller):
-        for mounted_root, mount_point in _mounts_of(version, mounts, controller):
-            folder = mount_point
-            if group.is_relative_to(mounted_root) and ".." not in group.parts:
-                folder = mount_point / group.relative_to(mounted_root)
-            inside = (folder, *folder.parents)
-            found += [(version, part) for part in inside[: len(folder.parts) - len(mount_point.parts) + 1]]
-            break  # The same hierarchy may be mounted twice.
+    for line in groups.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        version = 2 if number == "0" and not controllers else 1
+        if path.startswith("/") and (version == 2 or controller in controllers.split(",")):
+            found += [(version, folder) for folder in _folders_of(PurePosixPath(path), version, mounts, controller)]
     return found
+
+
+def _folders_of(group: PurePosixPath, version: int, mounts: str, controller: str) -> tuple[PurePosixPath, ...]:
+    """Return the folders of a group and of those above it, where its hierarchy is mounted first: that may be at several places."""
+    for line in mounts.splitlines():
+        place, _, kind = line.partition(" - ")
+        words, kinds = place.split(" "), kind.split(" ")
+        if len(words) < 5 or kinds[0] != ("cgroup2" if version == 2 else "cgroup"):
+            continue
+        # Blanks and the like are octal numbers.
+        mounted, point = (PurePosixPath(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)) for word in words[3:5])
+        if point.is_absolute() and ".." not in point.parts and (version == 2 or controller in kinds[-1].split(",")):
+            is_inside = group.is_relative_to(mounted) and ".." not in group.parts
+            folder = point / group.relative_to(mounted) if is_inside else point
+            return (folder, *folder.parents)[: len(folder.parts) - len(point.parts) + 1]
+    return ()
 
 
 def core_quota(groups: str, mounts: str, root: Path = Path("/")) -> float | None:
@@ -58,32 +70,3 @@ def read_text(path: Path) -> str:
             return file.read(1 << 20)
     except (OSError, ValueError):
         return ""
-
-
-def _paths_of(groups: str, controller: str) -> Iterator[tuple[int, PurePosixPath]]:
-    for line in groups.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not path.startswith("/"):
-            continue
-        if number == "0" and not controllers:
-            yield 2, PurePosixPath(path)
-        elif controller in controllers.split(","):
-            yield 1, PurePosixPath(path)
-
-
-def _mounts_of(version: int, mounts: str, controller: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
-    """Yield what is mounted, and where."""
-    for line in mounts.splitlines():
-        place, _, kind = line.partition(" - ")
-        words, kinds = place.split(" "), kind.split(" ")
-        if len(words) < 5 or kinds[0] != ("cgroup2" if version == 2 else "cgroup"):
-            continue
-        mounted_root, mount_point = PurePosixPath(_unescaped(words[3])), PurePosixPath(_unescaped(words[4]))
-        if mount_point.is_absolute() and ".." not in mount_point.parts and (version == 2 or controller in kinds[-1].split(",")):
-            yield mounted_root, mount_point
-
-
-def _unescaped(path: str) -> str:
-    """Return a path of mountinfo, where blanks and the like are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)

@@ -12,8 +12,7 @@ from crfrefine.cli.options import HelpOption, parse_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.status.cases import CaseStatus
-    from crfrefine.runs.status.report import RunStatus
+    from crfrefine.runs.status.report import CaseStatus, RunStatus
 
 _MOST_LISTED = 20
 _MOST_OF_A_REASON = 300
@@ -54,8 +53,8 @@ def _show(run: RunStatus, most: int | None) -> None:
         run: its status.
         most: cases of each kind that are named; None: all.
     """
-    from crfrefine.runs.status.cases import DONE, FAILED, MISSING
-    from crfrefine.runs.status.report import STATES
+    from crfrefine.runs.execution.records import FAILED
+    from crfrefine.runs.status.report import DONE, MISSING, STATES
 
     counts = ", ".join(f"{len(run.of_state(state))} {state}" for state in STATES)
     alone = _RUN.get(run.parts[0].run, "") if len(run.parts) == 1 and not run.is_complete else ""

@@ -22,14 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
-    """Return a callback for a part of the work, which counts the steps of all parts.
-
-    Args:
-        progress: is told of them; None: nobody is.
-        number: of the part, from 0.
-        count: of parts.
-        what: a part is, for the names of its stages; "": they stay as they are.
-    """
+    """Return a callback for a part of the work, which counts the steps of all parts, and names what a part is in its stages."""
     if progress is None:
         return None
     name = f", {what} {number + 1} of {count}" if what else ""
@@ -190,12 +183,7 @@ class RecordingKernels(Protocol):
     """"float32" or "float64": precision of that image and of all arrays."""
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and save what the backward pass needs.
-
-        Args:
-            logits: (L, *grid), higher is better.
-            spec: the run; all steps are taken, and the tolerance is ignored.
-        """
+        """Run the mean field on (L, *grid) logits and save what the backward pass needs; all steps are taken, the tolerance is ignored."""
         ...
 
     def backward(
@@ -225,13 +213,7 @@ class Kernels(RecordingKernels, Protocol):
     """The kernels of a model on one image, built and normalized once, for any number of runs with different weights."""
 
     def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met.
-
-        Args:
-            logits: (L, *grid), higher is better.
-            spec: the run.
-            progress: called before each step.
-        """
+        """Run the mean field on (L, *grid) logits until its stopping rule is met."""
         ...
 
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:

@@ -14,13 +14,7 @@ REACH, SPATIAL_REACH = 3.0, 4.0
 
 
 def reach_of_axes(spec: KernelSetSpec, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther away, however wide a kernel is.
-
-    Args:
-        spec: the kernels.
-        spacing: mm, one per grid axis, in the same order as theirs.
-        shape: voxels along each grid axis; any number of axes.
-    """
+    """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther away, however wide a kernel is."""
     reach = []
     for axis, (step, extent) in enumerate(zip(spec.distances(spacing), shape, strict=True)):
         widths = [(SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step for kernel in spec.kernels]

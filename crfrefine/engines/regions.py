@@ -20,18 +20,11 @@ if TYPE_CHECKING:
 def region_mean_field(
     backend: Backend, log_odds: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec], context: RunContext
 ) -> MeanFieldResult:
-    """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds inside.
+    """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside.
 
-    Args:
-        backend: the engine.
-        log_odds: (R, *grid), above 0 where the region is more likely than not.
-        image: of the case.
-        models: one per region, with the same kernels.
-        context: of the run; the steps of all regions are counted together.
-
-    Returns:
-        (R, *grid) refined log-odds; outside the mask the input divided by the temperature. The report is that of all regions: the most
-        steps of any region, whether all converged, and the sum of their energies, where a region that has stopped keeps its last one.
+    All models have the same kernels. The result has refined log-odds; outside the mask the input divided by the temperature. The report is
+    that of all regions: the most steps of any region, whether all converged, and the sum of their energies, where a region that has stopped
+    keeps its last one.
     """
     kernels = backend.kernels(replace(image, values=image.values.astype(np.float32, copy=False)), models[0].kernels, context)
     del image

@@ -58,10 +58,6 @@ def halo_planes(num_iterations: int, reach: int) -> int:
     """Return the number of planes on each side that the result of a plane can depend on, a multiple of HEIGHT.
 
     In each step messages come from within the reach, and their normalization from within the reach of those who send.
-
-    Args:
-        num_iterations: steps.
-        reach: planes after which every kernel ends.
     """
     return math.ceil((num_iterations + 1) * reach / HEIGHT) * HEIGHT
 
@@ -85,15 +81,8 @@ def run_in_slabs(
 ) -> tuple[MeanFieldResult, str]:
     """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
 
-    Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either.
-
-    Args:
-        run: raises `CapacityError` with a shortage if a slab does not fit.
-        values: as `Run` takes them.
-        image: of the case; without an origin, features count from the default one.
-        models: as `Run` takes them.
-        error: message and shortage of what the whole volume met.
-        progress: called before each slab.
+    Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either. `error` has
+    message and shortage of what the whole volume met, such as `run` raises for a slab that does not fit.
 
     Returns:
         (L, *grid), and a sentence that says what was done.
@@ -168,7 +157,7 @@ def _run(
         found = (_run_fixed(run, *part, models) if is_fixed else None) or run(*part, given)
         out[:, own] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
         report = report or found.report
-        names.add(_filter_names(found.report))
+        names.add(tuple(line.split()[1] for line in found.report.filters if line.startswith("bilateral")))
         for stage, seconds in found.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         models = [_with_filter(model, names) for model in models]
@@ -189,11 +178,6 @@ def _run_fixed(run: Run, values: NDArray[np.float32], image: GridImage, models: 
 
 def _num_voxels(mask: NDArray[np.bool_] | None, slab: Slab) -> int:
     return slab.extent if mask is None else int(np.count_nonzero(mask[slab.first : slab.last]))
-
-
-def _filter_names(report: MeanFieldReport) -> tuple[str, ...]:
-    """Return the filter of each appearance kernel."""
-    return tuple(line.split()[1] for line in report.filters if line.startswith("bilateral"))
 
 
 def _with_filter(model: ModelSpec, names: set[tuple[str, ...]]) -> ModelSpec:

@@ -23,11 +23,6 @@ def volume_part(logits: NDArray[Any], inside: NDArray[np.bool_], spec: MeanField
 
     With "largest" these are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
     Components are connected over faces, edges and corners; of equally large ones the first in C order counts.
-
-    Args:
-        logits: (L, *grid), higher is better; label 0 is background.
-        inside: (*grid), the mask.
-        spec: the run.
     """
     if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
         return None

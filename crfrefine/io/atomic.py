@@ -16,7 +16,7 @@ from typing import BinaryIO
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
-from crfrefine.io.temporary import is_locked, name_to_set_aside, open_scratch, open_temporary, remove_leftovers
+from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name
 
 _IN_USE = (5, 32)
 """Windows' errors where a file is replaced that another program has open, such as a viewer."""
@@ -169,7 +169,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
     try:
         # An old header must not exist beside new voxels, not even for an instant: it is removed first.
         for target in reversed(targets):
-            aside.append((name_to_set_aside(target), target))
+            aside.append((temporary_name(target, may_lock=False), target))
             with suppress(FileNotFoundError):
                 target.replace(aside[-1][0])
         for name, target in zip(temporary, targets, strict=True):

@@ -107,22 +107,24 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
     """
     files = tuple(read_header(path) for path in paths)
     first = files[0]
+    num_labels = first.num_channels if len(files) == 1 else len(files)
+    if num_labels < fewest:
+        raise InputError(
+            f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
+            "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
+            "  --input-type labels. A single foreground channel needs its background beside it: give one file per label,\n"
+            "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
+        )
+    if num_labels > MOST_LABELS:
+        raise CapacityError(f"{first.path}: {num_labels} labels; label maps hold at most {MOST_LABELS}")
     if len(files) == 1:
-        num_labels = first.num_channels
-        if num_labels < fewest:
-            raise InputError(
-                f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
-                "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
-                "  --input-type labels. A single foreground channel needs its background beside it: give one file per label,\n"
-                "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
-            )
-        return LogitsHeader(files, _checked(num_labels, first.path), first.grid_shape, first.affine, first.kind)
+        return LogitsHeader(files, num_labels, first.grid_shape, first.affine, first.kind)
     for file in files:
         if file.num_channels > 1 or file.affine is None:
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
             raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
-    return LogitsHeader(files, _checked(len(files), first.path), first.grid_shape, first.affine, None)
+    return LogitsHeader(files, num_labels, first.grid_shape, first.affine, None)
 
 
 def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2) -> LogitsFile:
@@ -142,9 +144,3 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 
     values = header.allocate()
     run_all(header.reading(values), threads)
     return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)
-
-
-def _checked(num_labels: int, path: Path) -> int:
-    if num_labels > MOST_LABELS:
-        raise CapacityError(f"{path}: {num_labels} labels; label maps hold at most {MOST_LABELS}")
-    return num_labels

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
-from crfrefine.io.nifti_header import LONGEST, data_offset, header_to_write, interpret, parse
+from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, inflated, is_named_gzip, misnamed, open_bytes, read_start
 from crfrefine.io.volume import LARGEST_LABEL, open_voxels
@@ -38,7 +38,8 @@ def read_header(path: Path) -> VolumeHeader:
         header = interpret(template, path, path, "gzip" if is_gzip else "raw")
         segments: tuple[Segment, ...] = ()
         if header.num_channels == 1:
-            size, end = len(template.binaryblock), data_offset(template)
+            assert header.source is not None
+            size, end = len(template.binaryblock), header.source.num_bytes_after
             block += reader.read(max(0, min(end, size + MOST_BYTES) - len(block)))
             segments = labels_in(block[size:end], template.endianness)
     return replace(

@@ -81,6 +81,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     affine, notes = _geometry(header, path) if is_nifti else (np.asarray(header.get_best_affine(), np.float64) + 0.0, (_ANALYZE_NOTE,))
     require_usable(affine, len(grid_shape), path)
     slope, intercept = header.get_slope_inter()
+    is_single = bool(getattr(header, "is_single", False))
     source = VoxelSource(
         header_path=path,
         files=(voxels,),
@@ -89,7 +90,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
         sizes=(*grid_shape, num_channels),
         inner=math.prod(grid_shape),
         offset=0,
-        num_bytes_after=data_offset(header),
+        num_bytes_after=int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0),
         slope=1.0 if slope is None else float(slope),
         intercept=float(intercept or 0.0),
     )
@@ -136,12 +137,6 @@ def _voxel_type(header: Any, path: Path) -> np.dtype[Any]:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UnsupportedFormatError(f"{path}: voxels of type {dtype.name} are not supported; convert them to float32 or integers")
     return dtype
-
-
-def data_offset(header: Any) -> int:
-    """Return where the voxels begin in their file."""
-    is_single = bool(getattr(header, "is_single", False))
-    return int(header["vox_offset"]) or (int(header.single_vox_offset) if is_single else 0)
 
 
 def _geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:

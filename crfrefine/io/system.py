@@ -22,8 +22,6 @@ else:
 _REFUSED_NAME = re.compile(r'.*[<>:"|?*\\\x00-\x1f].*|.*[ .]|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?', re.IGNORECASE)
 """Names that Windows does not take; with a colon, it would write to a hidden part of another file."""
 
-LONGEST_NAME = 255  # bytes, if the system does not tell
-
 
 def open_flags(*names: str) -> int:
     """Return the flags of `os.open` with these names, without those that this system lacks; bytes are written as they are."""
@@ -31,16 +29,6 @@ def open_flags(*names: str) -> int:
     for name in names:
         number |= getattr(os, name, 0)
     return number
-
-
-def knows_unnamed_files() -> bool:
-    """Return whether the system knows files without a name; not all of its disks do."""
-    return hasattr(os, "O_TMPFILE")
-
-
-def removes_when_closed() -> bool:
-    """Return whether the system removes a file opened with `O_TEMPORARY` when it is closed, as it cannot be removed before."""
-    return hasattr(os, "O_TEMPORARY")
 
 
 def lock(descriptor: int) -> bool:
@@ -52,22 +40,9 @@ def lock(descriptor: int) -> bool:
     return True
 
 
-def is_own(status: os.stat_result) -> bool:
-    """Return whether a file is this user's, or the system does not tell whose files are."""
-    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-
-
-def longest_name(folder: Path) -> int:
-    """Return how many bytes the name of a file in a folder may have."""
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # Windows; a missing folder, which is reported when the file is opened.
-        return LONGEST_NAME
-
-
 def is_refused(name: str) -> bool:
     """Return whether this system takes no file of this name, or another one in its place."""
-    return removes_when_closed() and _REFUSED_NAME.fullmatch(name) is not None
+    return hasattr(os, "O_TEMPORARY") and _REFUSED_NAME.fullmatch(name) is not None
 
 
 def ignores_case(folder: Path) -> bool:

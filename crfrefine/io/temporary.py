@@ -18,11 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crfrefine.io.system import HAS_LOCKS, is_own, knows_unnamed_files, lock, longest_name, open_flags, removes_when_closed
+from crfrefine.io.system import HAS_LOCKS, lock, open_flags
 
 # Disks that one machine alone writes to, and whose locks all its processes see, in containers too.
 _LOCAL_DISKS = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"})
 _LOCK = "lock"
+LONGEST_NAME = 255  # bytes, if the system does not tell
 _NAME = re.compile(
     r"\..*\.tmp-(?:(?P<lock>lock)|(?P<system>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20}))-[0-9a-f]{16}", re.DOTALL
 )
@@ -31,14 +32,21 @@ _NEW = ("O_RDWR", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC")
 _cleaned: set[Path] = set()
 
 
-def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside the target to write to: unpredictable, without a known suffix, not too long for the disk."""
-    return _name(path, _LOCK if _is_local(path.parent) else _this_process())
+def temporary_name(path: Path, *, may_lock: bool = True) -> Path:
+    """Return a hidden name beside the target: unpredictable, without a known suffix, not too long for the disk.
 
-
-def name_to_set_aside(path: Path) -> Path:
-    """Return a hidden name for a file that this process is about to replace, and that nobody locks."""
-    return _name(path, _this_process())
+    That of a file to write to says that it is locked, where this can be; that of a file to set aside, which nobody locks, does not.
+    """
+    mark = _LOCK if may_lock and _is_local(path.parent) else _this_process()
+    ending = f".tmp-{mark}{'-' if mark else ''}{os.urandom(8).hex()}"
+    try:
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows; a missing folder, which is reported when the file is opened.
+        longest = LONGEST_NAME
+    name = path.name
+    while len(os.fsencode(f".{name}{ending}")) > longest:
+        name = name[:-1]  # by letters: half a letter is not a legal name everywhere
+    return path.with_name(f".{name}{ending}")
 
 
 def open_temporary(target: Path, names: list[Path]) -> BinaryIO:
@@ -69,10 +77,10 @@ def is_locked(name: Path) -> bool:
 
 def open_scratch(folder: Path) -> BinaryIO:
     """Open a new file without a name, on the disk of a folder, for writing and reading; it is gone when it is closed."""
-    if knows_unnamed_files():
-        with suppress(OSError):  # Not every disk does.
+    if hasattr(os, "O_TMPFILE"):
+        with suppress(OSError):  # Not every disk knows files without a name.
             return os.fdopen(os.open(folder, open_flags("O_RDWR", "O_TMPFILE", "O_CLOEXEC"), 0o600), "w+b")
-    if removes_when_closed():
+    if hasattr(os, "O_TEMPORARY"):  # Windows removes a file when it is closed, and cannot before.
         return os.fdopen(os.open(temporary_name(folder / "scratch"), open_flags(*_NEW, "O_TEMPORARY"), 0o600), "w+b")
     names: list[Path] = []
     try:
@@ -95,11 +103,11 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_if_left(path: Path) -> None:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or not is_own(status):
+    if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
         return
     marks = _marks(path)
     if marks["lock"] is None:
-        if marks["system"] == _this_system() and not _is_alive(int(marks["pid"]), marks["start"]):
+        if marks["system"] == _this_system() and _start_of(int(marks["pid"])) != marks["start"]:
             path.unlink()
     elif _is_local(path.parent):
         descriptor = os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
@@ -114,14 +122,6 @@ def _remove_if_left(path: Path) -> None:
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed; return whether it could be locked and still has a name."""
     return lock(descriptor) and os.fstat(descriptor).st_nlink > 0
-
-
-def _name(path: Path, mark: str) -> Path:
-    ending = f".tmp-{mark}{'-' if mark else ''}{os.urandom(8).hex()}"
-    name = path.name
-    while len(os.fsencode(f".{name}{ending}")) > longest_name(path.parent):
-        name = name[:-1]  # by letters: half a letter is not a legal name everywhere
-    return path.with_name(f".{name}{ending}")
 
 
 def _marks(path: Path) -> dict[str, Any]:
@@ -144,10 +144,6 @@ def _this_system() -> str:
     except OSError:
         return ""
     return hashlib.sha256(start + container).hexdigest()[:12]
-
-
-def _is_alive(pid: int, start: str) -> bool:
-    return _start_of(pid) == start
 
 
 def _start_of(pid: int) -> str | None:

@@ -195,7 +195,7 @@ def is_sheared(affine: NDArray[np.float64]) -> bool:
 
 def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Return whether two grids have as many voxels along each axis; a 2-D grid equals a 3-D one of a single slice."""
-    return _without_trailing_slice(shape) == _without_trailing_slice(other)
+    return (*shape, 1)[:3] == (*other, 1)[:3]
 
 
 def same_grid(
@@ -261,7 +261,3 @@ def describe_difference(
 
 def _rows(affine: NDArray[np.float64]) -> str:
     return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
-
-
-def _without_trailing_slice(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(shape[:2]) if len(shape) == 3 and shape[2] == 1 else tuple(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,18 +96,13 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
     _require_unchanged(header.states)
     try:
-        with _open(header) as stream:
+        known = next(known for known in FORMATS if known.name == header.family)
+        with open_inset(header, open_voxels(header.inset[0])) if header.inset else known.load().open_voxels(header) as stream:
             yield stream
     except CrfRefineError:
         _require_unchanged(header.states)  # That is the reason then.
         raise
     _require_unchanged(header.states)
-
-
-def _open(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    if header.inset is not None:
-        return open_inset(header, open_voxels(header.inset[0]))
-    return next(known for known in FORMATS if known.name == header.family).load().open_voxels(header)
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:

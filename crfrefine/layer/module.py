@@ -56,10 +56,10 @@ class CrfRnn(CrfValues):
         >>> refined.shape
         torch.Size([1, 3, 5, 6, 7])
         >>> refined.sum().backward()
-        >>> layer.log_theta_alpha.grad is not None
+        >>> layer.log_theta_beta.grad is not None
         True
-        >>> layer.to_parameters().bilateral[0].theta_alpha
-        1.5
+        >>> layer.to_parameters().bilateral[0].theta_beta
+        0.05
 
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """

@@ -22,8 +22,7 @@ from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.reach import reach_of_axes
-from crfrefine.errors import ConfigError
-from crfrefine.refinement.checks import LARGEST_LOGIT, check_finite, check_temperature, largest_bias
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles.grid import MOST_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
@@ -37,6 +36,11 @@ if TYPE_CHECKING:
 
 WORTH_IT = 0.9
 """Share of the grid below which the mask's bounding box is refined by itself: what lies outside costs one pass of reading and writing."""
+
+LARGEST_LOGIT = 1e34
+"""Well below float32's 3.4e38: differences and sums over labels must fit too."""
+
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +140,7 @@ def prepare(
 ) -> Prepared:
     """Return a network's output, checked, with a plan of tiles where these save work, or where channels are not in memory.
 
-    Args:
-        network: the output.
-        case: image, in any type, and mask.
-        models: of the labels, or one per region.
-        parameters: of the intensities, and the labels' threshold.
-        backend: the engine.
-        context: of the run.
-
-    Raises:
-        CrfRefineError: as of `crfrefine.refine`.
+    The image of `case` has any type. Errors are those of `crfrefine.refine`.
     """
     if isinstance(network, LabelMapNetwork):
         network = _in_memory(network, case, models[0], parameters, backend) or network
@@ -248,3 +243,33 @@ def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float)
     if largest > LARGEST_LOG_ODDS:
         return np.clip(channels, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), LARGEST_LOG_ODDS
     return channels, largest
+
+
+def largest_bias(model: ModelSpec) -> float:
+    """Return the largest magnitude of a label's bias."""
+    return 0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max())
+
+
+def check_temperature(temperature: float, largest: float) -> None:
+    """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
+    if largest / temperature > LARGEST_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
+            "too large for float32; use a larger temperature"
+        )
+
+
+def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
+    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
+    if channels.dtype.kind != "f":
+        return 0.0
+    largest = 0.0
+    with np.errstate(over="ignore"):
+        ranges = backend.channel_ranges(channels, threads=threads)
+    for number, (lowest, highest) in enumerate(ranges):
+        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
+            with np.errstate(over="ignore"):
+                bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
+            raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
+        largest = max(largest, abs(lowest), abs(highest))
+    return largest

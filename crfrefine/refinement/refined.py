@@ -11,8 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
-from crfrefine.arrays.output_temperature import over_output_temperature
-from crfrefine.arrays.probabilities import add_bias, network_logits
+from crfrefine.arrays.probabilities import add_bias, over_output_temperature, take_logarithms
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.axes import StorageOrder
     from crfrefine.parameters.specs import MeanFieldSpec
-    from crfrefine.refinement.tiles.outside import OutsideLogits
+    from crfrefine.refinement.tiles.label_source import OutsideLogits
     from crfrefine.refinement.tiles.running import RefinedTiles
 
 
@@ -46,7 +45,9 @@ class NetworkLogits:
 
     def channel(self, label: int, planes: slice) -> NDArray[np.float32]:
         """Return planes of a label's logits, with its bias inside the mask, over the temperature."""
-        logits = network_logits(self.values[label, planes], is_probability=self.is_probability)
+        logits = np.array(self.values[label, planes], order="C")
+        if self.is_probability:
+            take_logarithms(logits)
         if self.run.bias is not None:
             ours, of_box = overlap(planes, self.box, logits.shape)
             add_bias(logits[None, *ours], self.run.bias[label : label + 1], None if self.mask is None else self.mask[of_box])
@@ -59,12 +60,7 @@ class Selection:
     """The voxels of a grid where a mask is True, in the C order of the user's axes."""
 
     def __init__(self, where: NDArray[np.bool_], order: StorageOrder) -> None:
-        """Take a mask.
-
-        Args:
-            where: (*grid) in the user's order of axes.
-            order: of the axes of arrays that values are taken from.
-        """
+        """Take a mask, (*grid) in the user's order of axes, and the order of axes of arrays that values are taken from."""
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
         self.count = int(np.count_nonzero(where))
         self.planes = order.axes_to_storage(box)[0]

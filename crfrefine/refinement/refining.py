@@ -23,9 +23,8 @@ from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.engines.slabs import run_in_slabs
-from crfrefine.errors import CapacityError
+from crfrefine.errors import CapacityError, InputError
 from crfrefine.parameters.region_model import resolve_regions
-from crfrefine.refinement.checks import check_outcome
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult, probabilities_of
@@ -173,3 +172,17 @@ def run_everywhere(
         met = str(error), error.shortage
     found, note = run_in_slabs(run, values, prepared.image, models, met, context.progress)
     return found, (note,)
+
+
+def check_outcome(backend: Backend, outcome: RefinedChannels, threads: int | None) -> None:
+    """Raise InputError if the model left the range of float32: such a label map would be noise."""
+    finite = all(math.isfinite(value) for value in outcome.report.energy)
+    if finite:
+        finite = all(
+            math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.computed(), threads=threads)
+        )
+    if not finite:
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's range; expected logits, weights and a "
+            "compatibility of a few orders of magnitude around 1"
+        )

@@ -46,14 +46,7 @@ class RefiningAgain:
         box: Box | None,
         order: StorageOrder,
     ) -> None:
-        """Prepare for showing the steps of the next run.
-
-        Args:
-            decode: turns logits into labels.
-            logits: (L, *grid), the network's, in storage order.
-            box: the part of the grid that is refined; None: all of it.
-            order: of the axes.
-        """
+        """Prepare for showing the steps of the next run: of its network's (L, *grid) logits, refined in a box, in storage order."""
         show = self.show
         if show is None:
             self.engine.look = None

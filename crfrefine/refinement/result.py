@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, compare_labels
-from crfrefine.arrays.output_temperature import over_output_temperature
+from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
@@ -172,13 +172,7 @@ def probabilities_of(
 ) -> NDArray[np.float32]:
     """Return the calibrated probabilities of refined logits: the softmax over labels, or the sigmoid of the log-odds of regions.
 
-    Args:
-        logits: (L, ...) C-contiguous; of regions (R, ...).
-        output_temperature: divides the logits.
-        backend: computes the softmax.
-        regions: of the channels; None: they are labels.
-        threads: CPU threads; None: the cores this process may use.
-        in_place: whether the probabilities may take the place of the logits.
+    They may take the place of the logits, which are C-contiguous.
     """
     if regions is not None:
         return sigmoid(over_output_temperature(logits, output_temperature))

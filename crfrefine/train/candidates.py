@@ -54,12 +54,9 @@ FEWEST_CASES = 3
 
 @dataclass(frozen=True)
 class Rivals:
-    """What is tried beside the recalibrated network and the trained model.
+    """What is tried beside the recalibrated network and the trained model: volume terms, and the untrained preset where it is comparable.
 
-    Attributes:
-        volumes: volume terms, with the trained model.
-        untrained: a gentle model that fits most data a little; None: there is none that is comparable.
-        prefers_first_volume: whether a model with the first of the volume terms is gentler than the one without, and goes before it.
+    `prefers_first_volume` says whether a model with the first volume term is gentler than the one without, and goes before it.
     """
 
     volumes: tuple[VolumeParameters, ...] = ()
@@ -72,14 +69,9 @@ NO_RIVALS = Rivals()
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to refine, and what it does to the cases that decide.
+    """One way to refine, and what it does to the cases that decide: Dice minus the network's, for each that has a Dice.
 
-    Attributes:
-        kind: the same in all trainings of a run.
-        start: name of the start that it was trained from.
-        parameters: as a file holds them.
-        optimizer_step: after which they were the best.
-        gains: Dice minus the network's, per deciding case that has a Dice.
+    Its kind is the same in all trainings of a run.
     """
 
     kind: str

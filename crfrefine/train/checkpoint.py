@@ -29,13 +29,7 @@ SAVE_SECONDS = 10.0
 class Part:
     """Finished work of one part of the run: a fold, or the training on all cases.
 
-    Attributes:
-        halves: the finished trainings in which half of the cases decides about the other half.
-        fit: the trained CRF.
-        scaling: the recalibrated network.
-        measured: values of each case held out.
-        rules: the small-object rules, if they were asked for.
-        decision: the recalibration before the decision for the best expected Dice.
+    `halves` are the finished trainings in which half of the cases decides about the other half; `measured` is of the cases held out.
     """
 
     halves: tuple[FitResult, ...] = ()
@@ -48,13 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Done:
-    """Finished work of a run.
+    """Finished work of a run: of the folds in their order, and of the training on all cases.
 
-    Attributes:
-        parts: the folds in their order, and the training on all cases.
-        screening: mean Dice of each screened case (row) with each start (column), perhaps of the first starts only; None: none was tried.
-        training: `Fit.state` of the training in progress; None: there is none.
-        seconds: duration of the run so far.
+    `screening` is the mean Dice of each screened case (row) with each start (column), perhaps of the first starts only; `training` is
+    `Fit.state` of the training in progress.
     """
 
     parts: tuple[Part, ...]

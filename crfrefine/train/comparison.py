@@ -32,14 +32,7 @@ from crfrefine.train.tuned import Tuned
 
 @dataclass(frozen=True)
 class FoldResult:
-    """A part of the cross-validation.
-
-    Attributes:
-        name: such as "fold 1 of 5".
-        split: its cases.
-        tuned: the trained CRF and its rivals.
-        measured: values of each case held out.
-    """
+    """A part of the cross-validation: its cases, the trained CRF with its rivals, and the values of each case held out."""
 
     name: str
     split: Split
@@ -74,13 +67,7 @@ class Comparison:
 class TrainingResult:
     """All that a run found.
 
-    Attributes:
-        plan: what was asked for, and what was to be done.
-        folds: of the cross-validation that were measured; fewer than planned if the time ran out.
-        final: tuned on all cases, or the best so far if the time ran out.
-        comparison: of the methods, on the cases that the folds held out.
-        seconds: of the run.
-        threads: CPU threads.
+    `folds` are those that were measured, fewer than planned if the time ran out; `final` is tuned on all cases, or the best so far.
     """
 
     plan: Plan

@@ -42,26 +42,25 @@ from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.plan import make_plan
 from crfrefine.train.preparation import Prepared, prepare
-from crfrefine.train.screening import Screened, screened_cases
+from crfrefine.train.screening import starts_for
 from crfrefine.train.session import Session
-from crfrefine.train.starts import Schedule, Start
+from crfrefine.train.starts import Schedule
 from crfrefine.train.tuned import Tuned, tune_rivals
 
 
-def cross_validate(prepared: Prepared, screened: Screened, session: Session) -> tuple[FoldResult, ...]:
+def cross_validate(prepared: Prepared, session: Session) -> tuple[FoldResult, ...]:
     """Return the result of every fold; what the session has is not repeated."""
-    folds = session.plan.folds
-    return tuple(run_fold(number, prepared, screened.starts_for(split), session) for number, split in enumerate(folds))
+    return tuple(run_fold(number, prepared, session) for number in range(len(session.plan.folds)))
 
 
-def run_fold(number: int, prepared: Prepared, starts: Sequence[Start], session: Session) -> FoldResult:
+def run_fold(number: int, prepared: Prepared, session: Session) -> FoldResult:
     """Return the result of a fold; what the session has is not repeated."""
     plan, part = session.plan, session.part(number)
     split, name, fit, measured = plan.folds[number], plan.part_names[number], part.fit, part.measured
     if measured is None:
         session.observer.stage_started(name)
     if fit is None:
-        fit = calibrate_output(_fit(number, prepared, starts, session), split.seen, prepared.material, session.workers)
+        fit = calibrate_output(_fit(number, prepared, session), split.seen, prepared.material, session.workers)
         session.note_part(number, fit=fit)
     else:
         session.training_finished(plan.num_planned(split, len(prepared.starts)))
@@ -75,10 +74,11 @@ def run_fold(number: int, prepared: Prepared, starts: Sequence[Start], session: 
     return FoldResult(name, split, tuned, measured)
 
 
-def _fit(number: int, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
+def _fit(number: int, prepared: Prepared, session: Session) -> FitResult:
     """Train on the cases of a fold; with few cases, each half decides about the training on the other half, and their mean is taken."""
     plan, material = session.plan, prepared.material
     split = plan.folds[number]
+    starts = starts_for(split, prepared, session)
 
     def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
         """Train from all starts, or only what is chosen."""
@@ -201,9 +201,7 @@ def train_fold(task: FoldTask) -> Part:
             raise InputError(f"{options.data.images}: the worker sees other files there; all machines need the same shared folders")
         parts = tuple(task.part if number == task.number else Part() for number in range(len(plan.part_names)))
         session = Session(plan, Done(parts, task.screening), None, Budget(None), workers, TrainingObserver())
-        prepared = prepare(session)
-        screened = Screened(prepared.starts, tuple(screened_cases(plan.num_cases)), task.screening)
-        run_fold(task.number, prepared, screened.starts_for(plan.folds[task.number]), session)
+        run_fold(task.number, prepare(session), session)
         return session.part(task.number)
 
 

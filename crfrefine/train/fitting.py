@@ -37,12 +37,9 @@ MOST_DECIDING = 48
 
 @dataclass(frozen=True)
 class Hooks:
-    """Callbacks of a training while it runs.
+    """Callbacks of a training while it runs: `stepped` gets the trajectory, the loss, and the Dice if it was just measured.
 
-    Attributes:
-        stepped: called with the trajectory, the loss, and the Dice if it was just measured.
-        saved: called with the state after each optimizer step.
-        is_over: whether the time is up.
+    `saved` gets the state after each optimizer step; `is_over` says whether the time is up.
     """
 
     stepped: Callable[[Trajectory, float, float | None], None]

@@ -17,13 +17,9 @@ FEWEST_DECIDING = 12
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of one training, by their numbers.
+    """The cases of one training, by their numbers: those that supply gradients, those that decide, and those for measuring.
 
-    Attributes:
-        training: cases that supply gradients.
-        deciding: cases that determine early stopping and the choice between starts and no CRF. Equal to `training` if there are too few
-            cases to set some aside: then `halves` decide.
-        held_out: cases that are used only when everything is decided.
+    The first two are equal if there are too few cases to set some aside: then `halves` decide.
     """
 
     training: tuple[int, ...]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crfrefine.runs.execution.observer import Observer
-from crfrefine.runs.execution.records import Record
+from crfrefine.runs.execution.records import Observer, Record
 
 
 @dataclass(frozen=True)

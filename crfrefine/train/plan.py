@@ -32,17 +32,7 @@ NUM_TRAININGS_IN_TURNS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run.
-
-    Attributes:
-        options: what was asked for.
-        device: where to compute.
-        cases: the labeled cases.
-        regions: what is measured.
-        folds: of the cross-validation.
-        base: the model that is started from.
-        schedule: of a training in a fold.
-    """
+    """The plan of a run: its cases, regions and folds, the model that is started from, and the schedule of a training in a fold."""
 
     options: TrainingOptions
     device: TrainingDevice

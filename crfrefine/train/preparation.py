@@ -31,16 +31,9 @@ LARGE_CASE_VOXELS = 4_000_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all parts of a run share.
+    """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are.
 
-    Attributes:
-        material: of all trainings.
-        starts: the models that training may start from.
-        smoothing: how good each width of the smoothing Gaussian is, in mm; the first is 0.
-        largest: how good it is to keep the largest component of each kind.
-        guided: how good the guided filter is with each setting.
-        decided: (cases, 1 + temperatures) how good the argmax is, and the decision for the best expected Dice at each temperature.
-        has_large_cases: whether whole cases are to be in memory one at a time.
+    The first width of `smoothing` is 0. `decided` is that of `score_decisions`. With large cases, whole ones are in memory one at a time.
     """
 
     material: Material

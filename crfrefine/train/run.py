@@ -89,10 +89,10 @@ def _run_stages(
     prepared: Prepared | None = None
     try:
         prepared = prepare(session)
-        screened = screen_starts(prepared, session)
+        screen_starts(prepared, session)
         if executor is not None:
             train_folds_elsewhere(digest, session, executor)
-        folds = cross_validate(prepared, screened, session)
+        folds = cross_validate(prepared, session)
         final, is_over = train_on_all_cases(prepared, folds, session), False
     except TimeIsUpError:
         session.save()

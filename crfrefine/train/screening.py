@@ -6,7 +6,7 @@ A forward pass costs a fraction of a gradient, and at a bandwidth ten times too 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,30 +26,21 @@ MOST_SCREENED = 40
 """Cases that the starts are tried on, at most."""
 
 
-@dataclass(frozen=True)
-class Screened:
-    """The starts, and the mean Dice of each screened case (row) with each (column); None: there are too few starts to choose from."""
-
-    starts: tuple[Start, ...]
-    cases: tuple[int, ...]
-    dice: list[list[float]] | None
-
-    def starts_for(self, split: Split) -> list[Start]:
-        """Return the starts that are worth a training on the cases of a split."""
-        if self.dice is None:
-            return list(self.starts)
-        return choose_starts(self.starts, np.array(self.dice, dtype=float), self.cases, split.seen, NUM_TRAINED)
-
-
-def screen_starts(prepared: Prepared, session: Session) -> Screened:
+def screen_starts(prepared: Prepared, session: Session) -> None:
     """Try all starts on some cases, except starts whose results the session has; all folds use the results."""
-    starts, material = prepared.starts, prepared.material
-    cases = tuple(screened_cases(len(material.crops)))
-    dice = session.done.screening
-    if len(starts) > NUM_TRAINED and (dice is None or len(dice[0]) < len(starts)):
+    starts, material, done = prepared.starts, prepared.material, session.done.screening
+    if len(starts) > NUM_TRAINED and (done is None or len(done[0]) < len(starts)):
         session.observer.stage_started(f"trying {len(starts)} starts")
-        dice = screen(material, starts, cases, session.workers, lambda table: session.tried(table, len(starts)), dice)
-    return Screened(starts, cases, dice)
+        cases = screened_cases(len(material.crops))
+        screen(material, starts, cases, session.workers, lambda table: session.tried(table, len(starts)), done)
+
+
+def starts_for(split: Split, prepared: Prepared, session: Session) -> list[Start]:
+    """Return the starts that are worth a training on the cases of a split: all, if they are too few to choose from."""
+    if session.done.screening is None:
+        return list(prepared.starts)
+    cases = screened_cases(session.plan.num_cases)
+    return choose_starts(prepared.starts, np.array(session.done.screening, dtype=float), cases, split.seen, NUM_TRAINED)
 
 
 def screened_cases(num_cases: int) -> list[int]:

@@ -21,14 +21,7 @@ from crfrefine.train.small_objects import ChosenRules, choose_rules_for
 class Tuned:
     """The trained CRF and its rivals.
 
-    Attributes:
-        fit: the trained CRF.
-        scaling: the recalibrated network.
-        sigma_mm: width of the smoothing Gaussian.
-        keep_largest: which largest component is kept, "foreground" or "each".
-        rules: the small-object rules; None: they were not asked for.
-        guidance: the setting of the guided filter; without one, it is the network itself.
-        decision: the recalibration before the decision for the best expected Dice; without one, it is the network itself.
+    `keep_largest` is "foreground" or "each"; without rules, they were not asked for; UNGUIDED and ARGMAX are the network itself.
     """
 
     fit: FitResult

@@ -11,6 +11,7 @@
 #include "cpu/grid_blur.h"
 #include "cpu/grid_rows.h"
 #include "cpu/simd.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -60,20 +61,9 @@ void add_rows(const RowGroup& group, float* to, int64_t stride, int64_t count) {
 }
 
 // Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group.
-void add_group(RowGroup& group, float* to, int64_t stride, int64_t count) {
-    switch (group.count) {
-        case 1:
-            add_rows<1>(group, to, stride, count);
-            break;
-        case 2:
-            add_rows<2>(group, to, stride, count);
-            break;
-        case 3:
-            add_rows<3>(group, to, stride, count);
-            break;
-        case 4:
-            add_rows<4>(group, to, stride, count);
-    }
+void add_group(RowGroup& group, float* to, int64_t stride, int64_t length) {
+    if (group.count > 0)
+        with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride, length); });
     group.count = 0;
 }
 

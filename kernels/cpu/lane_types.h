@@ -22,6 +22,9 @@ constexpr size_t kRegisterBytes = 32;
 constexpr size_t kRegisterBytes = 16;
 #endif
 
+// Whether code for each number of labels or modalities is worth its time to compile: registers that hold few lanes do not hold their loops.
+constexpr bool kHasWideRegisters = kRegisterBytes > 16;
+
 // A number in all lanes.
 template <class V, class T>
 inline V splat(T x) {

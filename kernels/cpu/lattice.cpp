@@ -6,6 +6,7 @@
 #include "cpu/lattice_lists.h"
 #include "cpu/lattice_rows.h"
 #include "cpu/simd.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -37,21 +38,21 @@ class LatticeFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        filter_groups<false>(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {});
     }
 
     bool can_overwrite() const override { return true; }
 
     void overwrite(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                    Workspace& workspace) override {
-        filter_groups<true>(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {.overwrites = true});
     }
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing, so their
     // order is reversed.
     void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                                float* sum, Workspace& workspace) override {
-        filter_groups<false>(values, num_channels, pre, post, channel_weight, sum, workspace, true);
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {.transposed = true});
     }
 
     // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
@@ -97,29 +98,23 @@ class LatticeFilter final : public Filter {
    private:
     static constexpr int64_t kSharedBlock = 4096;
 
-    // kOverwrites: overwrites the sum.
-    template <bool kOverwrites>
+    struct Mode {
+        bool transposed = false, overwrites = false;
+    };
+
     void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                       Workspace& workspace, bool transposed) {
-        for (int c = 0; c < num_channels;) {
-            const int left = num_channels - c;
-            const int group = std::min(left, widest_);
-            const float* from = values + c * num_voxels_;
-            float* to = sum + c * num_voxels_;
-            if (group == 1) {
-                filter<1, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
-            } else if (group == 2) {
-                filter<2, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
-            } else {
-                filter<4, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
-            }
-            c += group;
+                       Workspace& workspace, const Mode& mode) {
+        for (int c = 0; c < num_channels; c += widest_) {
+            const int group = std::min(num_channels - c, widest_);
+            with_constant<1, 2, 4>(group, [&](auto width) {
+                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c, sum + c * num_voxels_, workspace, mode);
+            });
         }
     }
 
-    template <int C, bool kOverwrites>
+    template <int C>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
-                Workspace& workspace, bool transposed) {
+                Workspace& workspace, const Mode& mode) {
         using Row = typename RowOf<C>::type;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.num_slots * C));
         grow_scratch(C);
@@ -127,11 +122,11 @@ class LatticeFilter final : public Filter {
             splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
         sum_shares(rows);
-        blur(rows, transposed);
+        blur(rows, mode.transposed);
         return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            slice_<C, kOverwrites>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()),
-                                   sum);
+            auto* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
+            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum, mode.overwrites);
         });
     }
 
@@ -234,22 +229,7 @@ class LatticeFilter final : public Filter {
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
     template <class Body>
     void for_corners(const Lattice::Tile& tile, Body&& body) const {
-        switch (lattice_.num_features + 1) {
-            case 4:
-                return for_corners<4>(tile, body);
-            case 5:
-                return for_corners<5>(tile, body);
-            case 6:
-                return for_corners<6>(tile, body);
-            case 7:
-                return for_corners<7>(tile, body);
-            case 8:
-                return for_corners<8>(tile, body);
-            case 9:
-                return for_corners<9>(tile, body);
-            default:
-                return for_corners<0>(tile, body);
-        }
+        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, body); });
     }
 
     // kCorners: D + 1, or 0 if known only at run time.
@@ -328,12 +308,12 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    template <int C, bool kOverwrites, class Row>
+    template <int C, class Row>
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
-                float* sum) const {
+                float* sum, bool overwrites) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
         load_vertices(tile, rows, buffer);
-        if (!kOverwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        if (!overwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
         slice_rows(tile, buffer, received);
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
@@ -346,7 +326,7 @@ class LatticeFilter final : public Filter {
                 deinterleave<C>(from, channel);
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
-                    const vfloat before = kOverwrites ? vfloat{} : load_some(to, count);
+                    const vfloat before = overwrites ? vfloat{} : load_some(to, count);
                     store_some(to, before + channel[c] * (scale * channel_weight[c]), count);
                 }
                 from += count * C;

@@ -8,6 +8,8 @@
 //   5. lattice_slots: the place of each tile's share of a vertex.
 #pragma once
 
+#include <utility>
+
 #include "cpu/filter.h"
 #include "cpu/lattice_geometry.h"
 
@@ -75,6 +77,19 @@ struct Lattice {
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
 // lists_if_fine: whether chains are to be of lists where there are many vertices.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool, bool lists_if_fine);
+
+// What the passes found, for tests: a tile's voxels and vertices, and of its voxels' corners the vertices' numbers and the weights; then
+// all vertices, and for each direction the pairs of a vertex and the one after it. Vertices are coordinates.
+struct LatticePasses {
+    using Coordinates = std::vector<int64_t>;
+    int num_features = 0;
+    std::vector<std::vector<int64_t>> tile_voxels;
+    std::vector<std::vector<Coordinates>> tile_vertices;
+    std::vector<uint16_t> local, weight;
+    std::vector<Coordinates> vertices;
+    std::vector<std::vector<std::pair<int64_t, int64_t>>> links;
+};
+LatticePasses lattice_passes(const BilateralInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.
 bool fits_lattice(const BilateralInput& input);

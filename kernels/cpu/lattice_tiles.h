@@ -4,8 +4,13 @@
 // values fit into one small buffer.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
+#include "cpu/errors.h"
+#include "cpu/features.h"
+#include "cpu/key_table.h"
 #include "cpu/lattice_build.h"
 #include "cpu/lattice_keys.h"
 
@@ -25,9 +30,6 @@ struct TileVoxels {
     int64_t num_tiles() const { return static_cast<int64_t>(first_piece.size()) - 1; }
 };
 
-// Cuts the box into bricks of at most this many voxels and assigns the runs to them; bricks without voxels are dropped.
-TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels);
-
 // The members of a Lattice with these names, and the keys of its vertices. A tile's vertices are its *records*: a vertex of
 // several tiles has one in each, and they are numbered tile after tile.
 template <class Key>
@@ -40,13 +42,188 @@ struct LatticeTiles {
     int64_t largest_tile = 0;
 };
 
+// Cuts the box into bricks of at most this many voxels and assigns the runs to them; bricks without voxels are dropped.
+inline TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
+    const int axes = voxels.num_axes;
+    int64_t extent[kMaxAxes], count[kMaxAxes];
+    // As close to a cube as powers of two allow, except for the last axis, which is cut into whole vectors.
+    extent[axes - 1] = axes == 1 ? most_voxels : kLanes;
+    for (int64_t a = axes - 2, left = most_voxels / kLanes; a >= 0; --a) {
+        const double side = std::pow(static_cast<double>(left), 1.0 / static_cast<double>(a + 1));
+        extent[a] = int64_t{1} << static_cast<int>(std::log2(side) + 1e-9);  // an exact power of two may come out slightly too small
+        left /= extent[a];
+    }
+    int64_t num_bricks = 1;
+    for (int a = 0; a < axes; ++a) {
+        count[a] = (voxels.box_shape[a] + extent[a] - 1) / extent[a];
+        num_bricks *= count[a];
+    }
+    auto for_brick_pieces = [&](auto&& body) {
+        for (const Run& run : voxels.runs) {
+            int64_t c[kMaxAxes];
+            voxels.coordinates(run.box, c);
+            int64_t brick_row = 0;
+            for (int a = 0; a < axes - 1; ++a) brick_row = brick_row * count[a] + c[a] / extent[a];
+            for (int64_t done = 0; done < run.length;) {
+                const int64_t x = c[axes - 1] + done, brick = x / extent[axes - 1];
+                const int64_t length = std::min((brick + 1) * extent[axes - 1] - x, run.length - done);
+                TilePiece piece{run.voxel + done, run.grid + done, static_cast<int32_t>(length), {}};
+                for (int a = 0; a < axes; ++a) piece.coordinate[a] = static_cast<int32_t>(a == axes - 1 ? x : c[a]);
+                body(brick_row * count[axes - 1] + brick, piece);
+                done += length;
+            }
+        }
+    };
+    // Count first, then place.
+    std::vector<int64_t> position(num_bricks + 1, 0);
+    for_brick_pieces([&](int64_t brick, const TilePiece&) { ++position[brick + 1]; });
+    TileVoxels tiles;
+    tiles.first_piece.push_back(0);
+    for (int64_t b = 0; b < num_bricks; ++b) {
+        position[b + 1] += position[b];
+        if (position[b + 1] > position[b]) tiles.first_piece.push_back(position[b + 1]);
+    }
+    tiles.pieces.resize(position[num_bricks]);
+    for_brick_pieces([&](int64_t brick, const TilePiece& piece) { tiles.pieces[position[brick]++] = piece; });
+    return tiles;
+}
+
+// Pieces are short and far apart, so the hardware cannot predict them: the intensities of the piece this many places ahead are prefetched.
+constexpr int64_t kPiecesAhead = 12;
+
+// Buffers for one tile's features and for one batch of simplices; each thread reuses them.
+struct EmbeddingScratch {
+    explicit EmbeddingScratch(int64_t count) : features(count) { std::fill(features.get(), features.get() + features.size, 0.0f); }
+    Buffer<float> features;
+    SimplexBatch batch;
+};
+
+template <class Key>
+class TileEmbedding {
+   public:
+    TileEmbedding(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space)
+        : input_(input),
+          geometry_(geometry),
+          space_(space),
+          d_(geometry.num_features),
+          tile_voxels_(Lattice::tile_voxels(geometry.num_features)),
+          voxels_(cut_into_tiles(*input.voxels, tile_voxels_)) {}
+
+    const TileVoxels& voxels() const { return voxels_; }
+    int64_t tile_voxels() const { return tile_voxels_; }
+    EmbeddingScratch make_scratch() const { return EmbeddingScratch(d_ * tile_voxels_); }
+
+    // Fills in one tile's part of Lattice::local and Lattice::weight, and `table` with its keys; returns its number of voxels.
+    int64_t embed(int64_t tile, EmbeddingScratch& scratch, KeyTable<Key>& table, uint16_t* local, uint16_t* weight) const {
+        const int64_t count = load_features(tile, scratch.features.get());
+        SimplexBatch& batch = scratch.batch;
+        for (int64_t first = 0; first < count; first += kLanes) {
+            geometry_.find(scratch.features.get() + first, tile_voxels_, geometry_.scale.data(), batch);
+            const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - first));
+            Key keys[kLanes * (kMaxLatticeFeatures + 1)];
+            space_.corner_keys(batch, keys);
+            table.find_or_add(keys, lanes, d_ + 1, local);
+            for (int lane = 0; lane < lanes; ++lane)
+                for (int k = 0; k <= d_; ++k) weight[lane * (d_ + 1) + k] = static_cast<uint16_t>(batch.weight[k][lane]);
+            local += lanes * (d_ + 1);
+            weight += lanes * (d_ + 1);
+        }
+        return count;
+    }
+
+   private:
+    // Rows of tile_voxels_ floats; those of the lattice's features that the image lacks stay zero.
+    int64_t load_features(int64_t tile, float* features) const {
+        float* const of_image = features + (d_ - num_features(input_)) * tile_voxels_;
+        int64_t count = 0;
+        for (int64_t p = voxels_.first_piece[tile]; p < voxels_.first_piece[tile + 1]; ++p) {
+            const TilePiece& piece = voxels_.pieces[p];
+            if (p + kPiecesAhead < static_cast<int64_t>(voxels_.pieces.size()))
+                for (const float* intensity : input_.intensity) __builtin_prefetch(intensity + voxels_.pieces[p + kPiecesAhead].grid);
+            piece_features(input_, piece.grid, piece.coordinate, piece.length, of_image + count, tile_voxels_);
+            count += piece.length;
+        }
+        return count;
+    }
+
+    const BilateralInput& input_;
+    const LatticeGeometry& geometry_;
+    const KeySpace<Key>& space_;
+    const int d_;
+    const int64_t tile_voxels_;
+    const TileVoxels voxels_;
+};
+
+// The pieces, and for each tile the values that are known before its vertices.
+template <class Key>
+void list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
+    result.tiles.resize(voxels.num_tiles());
+    result.pieces.reserve(voxels.pieces.size());
+    int64_t entry = 0;
+    for (int64_t t = 0; t < voxels.num_tiles(); ++t) {
+        Lattice::Tile& tile = result.tiles[t];
+        tile.first_piece = voxels.first_piece[t];
+        tile.num_pieces = voxels.first_piece[t + 1] - voxels.first_piece[t];
+        tile.first_entry = entry;
+        for (int64_t p = voxels.first_piece[t]; p < voxels.first_piece[t + 1]; ++p) {
+            result.pieces.push_back({voxels.pieces[p].voxel, voxels.pieces[p].length});
+            entry += voxels.pieces[p].length;
+        }
+        tile.num_voxels = entry - tile.first_entry;
+    }
+}
+
+template <class Key>
+void number_records(LatticeTiles<Key>& result) {
+    int64_t record = 0;
+    for (size_t t = 0; t < result.tiles.size(); ++t) {
+        Lattice::Tile& tile = result.tiles[t];
+        tile.first_vertex = record;
+        tile.num_vertices = static_cast<int64_t>(result.keys[t].size());
+        record += tile.num_vertices;
+        result.largest_tile = std::max(result.largest_tile, tile.num_vertices);
+    }
+    if (record > int64_t{0xfffffff0}) throw CapacityError("the lattice would have more than 2^32 vertices");
+    result.num_records = record;
+}
+
 // Throws CapacityError if 32 bits cannot number the records.
 template <class Key>
-LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool);
+LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
+    const TileEmbedding<Key> embedding(input, geometry, space);
+    const int64_t num_tiles = embedding.voxels().num_tiles(), num_corners = geometry.num_features + 1;
+    LatticeTiles<Key> result;
+    list_pieces(embedding.voxels(), result);
+    result.local = Buffer<uint16_t>(input.voxels->num_voxels * num_corners);
+    result.weight = Buffer<uint16_t>(input.voxels->num_voxels * num_corners);
+    result.keys.resize(num_tiles);
+    std::vector<KeyTable<Key>> tables(pool.num_threads());
+    std::vector<EmbeddingScratch> scratch;
+    for (int i = 0; i < pool.num_threads(); ++i) scratch.push_back(embedding.make_scratch());
+    pool.run(num_tiles, [&](int64_t t, int thread) {
+        const int64_t first = result.tiles[t].first_entry * num_corners;
+        embedding.embed(t, scratch[thread], tables[thread], result.local.get() + first, result.weight.get() + first);
+        result.keys[t] = tables[thread].take();
+    });
+    number_records(result);
+    return result;
+}
 
 // Distinct vertices per voxel in about this many tiles, spread over the volume.
 template <class Key>
 double sample_vertices_per_voxel(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space,
-                                 int64_t num_samples);
+                                 int64_t num_samples) {
+    const TileEmbedding<Key> embedding(input, geometry, space);
+    const int64_t num_tiles = embedding.voxels().num_tiles(), step = std::max<int64_t>(1, num_tiles / num_samples);
+    KeyTable<Key> table;
+    EmbeddingScratch scratch = embedding.make_scratch();
+    std::vector<uint16_t> local(embedding.tile_voxels() * (geometry.num_features + 1)), weight(local.size());
+    int64_t num_vertices = 0, num_voxels = 0;
+    for (int64_t t = step / 2; t < num_tiles; t += step) {
+        num_voxels += embedding.embed(t, scratch, table, local.data(), weight.data());
+        num_vertices += static_cast<int64_t>(table.take().size());
+    }
+    return static_cast<double>(num_vertices) / static_cast<double>(num_voxels);
+}
 
 }  // namespace crf

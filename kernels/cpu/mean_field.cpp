@@ -9,6 +9,7 @@
 #include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
 #include "cpu/two_labels.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -20,6 +21,9 @@ template <class T>
 class MeanField {
     using Lanes = typename LanesOf<T>::type;
     using Integers = typename LanesOf<T>::integer;
+
+    // Double precision is for checks, where speed is no concern: it has only the code for any number of labels.
+    static constexpr bool kIsFast = std::is_same_v<T, float>;
 
    public:
     MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const GridView<const T>& logits,
@@ -260,7 +264,8 @@ class MeanField {
     void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
 
     void initialize(int64_t block, T* x) {
-        if (takes_two_labels()) return initialize_two_labels(block);
+        if constexpr (kIsFast)
+            if (takes_two_labels()) return initialize_two_labels(block);
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         const bool counts_labels = !block_counts_.empty() && has_volume(block);
@@ -322,27 +327,19 @@ class MeanField {
     // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
     // messages to zero for the next step.
     void update(int64_t block, T* scratch, const GridView<T>* out) {
-        if (takes_two_labels() && options_.is_potts && step_length_ == T{1}) return update_two_labels(block, out);
+        if constexpr (kIsFast)
+            if (takes_two_labels() && options_.is_potts && step_length_ == T{1}) return update_two_labels(block, out);
         for_label_count([&](auto known) { update_labels<known.value>(block, scratch, out); });
     }
 
-    // Calls `body` with the number of labels as a constant, 0 = any. Double precision is for checks, where speed is no concern: it has only
-    // the code for any number, because four more copies take a quarter of this file's time to compile.
+    // Calls `body` with the number of labels as a constant, 0 = any.
     template <class Body>
     void for_label_count(const Body& body) {
-        if constexpr (std::is_same_v<T, float>) {
-            switch (num_labels_) {
-                case 2:
-                    return body(std::integral_constant<int, 2>());
-                case 3:
-                    return body(std::integral_constant<int, 3>());
-                case 4:
-                    return body(std::integral_constant<int, 4>());
-                case 5:
-                    return body(std::integral_constant<int, 5>());
-            }
+        if constexpr (kIsFast) {
+            with_constant<2, 3, 4, 5, 0>(num_labels_, body);
+        } else {
+            with_constant<0>(num_labels_, body);
         }
-        body(std::integral_constant<int, 0>());
     }
 
     // The energy of the old marginals, in parts.

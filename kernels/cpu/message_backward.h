@@ -1,10 +1,24 @@
 // The backward pass through the messages of the kernels (docs/reference/math.md, section 9).
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/mean_field_backward.h"
 #include "cpu/simd.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
+
+// Sums over voxels are formed in so many parts at most where labels share channels: one part per block would take more memory than the
+// image if there are a hundred labels, and a number that depends on the threads would change the result.
+constexpr int64_t kMostParts = 128;
+
+template <class T>
+double dot(const T* a, const T* b, int64_t count) {
+    typename LanesOf<T>::type total{};
+    for (int64_t i = 0; i < count; i += kLanes) total += load_some(a + i, count - i) * load_some(b + i, count - i);
+    return static_cast<double>(sum_lanes(total));
+}
 
 // One step of the mean field in the backward pass. x: the logits after it.
 template <class T>
@@ -24,28 +38,235 @@ class MessageBackward {
     // gradients: added to; its theta is left multiplied by the bandwidths.
     MessageBackward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels, const std::vector<FeatureColumns<T>>& features,
                     const MeanFieldOptions<T>& options, bool wants_theta, bool wants_image, MeanFieldGradients& gradients, ThreadPool& pool,
-                    Workspace& workspace);
+                    Workspace& workspace)
+        : voxels_(voxels),
+          kernels_(kernels),
+          features_(features),
+          options_(options),
+          gradients_(gradients),
+          pool_(pool),
+          workspace_(workspace),
+          wants_theta_(wants_theta),
+          moments_wanted_(wants_theta || wants_image),
+          num_labels_(options.num_labels),
+          num_sent_(options.num_labels - 1),
+          num_voxels_(voxels.num_voxels),
+          num_blocks_(num_voxel_blocks(voxels.num_voxels)),
+          num_all_labels_(options.num_all_labels()),
+          num_sums_(num_all_labels_ + num_all_labels_ * num_all_labels_),
+          num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_),
+          moments_(num_voxels_, pool, workspace) {
+        for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
+        grad_message_ = Buffer<T>(num_sent_ * num_voxels_);
+        filtered_ = Buffer<T>(num_sent_ * num_voxels_);
+        filtered_back_ = Buffer<T>(num_sent_ * num_voxels_);
+        if (moments_wanted_) {
+            sent_ = Buffer<T>(num_sent_ * num_voxels_);
+            for (size_t m = 0; m < kernels.size(); ++m) {
+                grad_degree_.emplace_back(num_voxels_);
+                grad_ones_.emplace_back(num_voxels_);
+                clear_rows(grad_degree_.back().get(), num_voxels_, 1, pool_);
+                clear_rows(grad_ones_.back().get(), num_voxels_, 1, pool_);
+            }
+        }
+        if (wants_image) {
+            image_ = Buffer<T>(num_modalities_ * num_voxels_);
+            clear_rows(image_.get(), num_voxels_, num_modalities_, pool_);
+        }
+        unit_.assign(num_labels_, T{1});
+        part_sums_.resize(num_parts_ * num_sums_);
+        scratch_.resize(pool.num_threads());
+        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kVoxelBlock);
+    }
 
     // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its
     // bandwidths and image.
-    void pass_step(size_t m, const StepGradients<T>& step);
+    void pass_step(size_t m, const StepGradients<T>& step) {
+        const Kernel<T>& kernel = kernels_[m];
+        const T* const scale = kernel.scale.get();
+        const T* const sent_scale = kernel.scales_sent ? scale : nullptr;
+        for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
+        clear_rows(filtered_.get(), num_voxels_, num_sent_, pool_);
+        clear_rows(filtered_back_.get(), num_voxels_, num_sent_, pool_);
+        kernel.filter->accumulate(step.marginals, num_sent_, sent_scale, nullptr, unit_.data(), filtered_.get(), workspace_);
+        kernel.filter->accumulate_transposed(grad_message_.get(), num_sent_, scale, nullptr, unit_.data(), filtered_back_.get(),
+                                             workspace_);
+        pool_.run(num_parts_, [&](int64_t part, int thread) {
+            double* const sums = part_sums_.data() + part * num_sums_;
+            std::fill(sums, sums + num_sums_, 0.0);
+            for (int64_t block = part * num_blocks_ / num_parts_; block < (part + 1) * num_blocks_ / num_parts_; ++block)
+                take_messages(m, step, block, scratch_[thread].get(), sums);
+        });
+        add_part_sums(m);
+        if (!moments_wanted_) return;
+        for_blocks([&](int64_t block, int) {
+            const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
+            for (int l = 0; l < num_sent_; ++l) {
+                T *u = grad_message_.get() + l * num_voxels_ + begin, *v = sent_.get() + l * num_voxels_ + begin;
+                const T* q = step.marginals + l * num_voxels_ + begin;
+                if (scale)
+                    for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
+                for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (sent_scale ? sent_scale[begin + i] : T{1});
+            }
+        });
+        add_moments_of(m, {grad_message_.get(), sent_.get(), filtered_.get(), filtered_back_.get(), num_sent_});
+    }
 
     // After all steps. The kernel's row sums D normalize its messages, and depend on bandwidths and image as well: with the gradients with
     // respect to the message of all ones and to D, both collected over the steps, two more sums of the kind <u, K v>.
-    void pass_normalization(size_t m);
+    void pass_normalization(size_t m) {
+        const Kernel<T>& kernel = kernels_[m];
+        const T* const scale = kernel.scale.get();
+        T *const u = grad_message_.get(), *const v = sent_.get(), *const kv = filtered_.get(), *const ktu = filtered_back_.get();
+        // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K v.
+        for_blocks([&](int64_t block, int) {
+            for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
+                const T one = kernel.ones ? kernel.ones[n] : T{1};
+                u[n] = grad_ones_[m][n] * (scale ? scale[n] : T{1});
+                v[n] = kernel.scales_sent ? scale[n] : T{1};
+                kv[n] = scale ? one / scale[n] : one;
+            }
+        });
+        clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
+        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
+        add_moments_of(m, {u, v, kv, ktu, 1});
+        if (!scale) return;
+        // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
+        for_blocks([&](int64_t block, int) {
+            for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
+                T total = grad_degree_[m][n] + grad_ones_[m][n] * kv[n];
+                if (kernel.scales_sent) total += ktu[n];
+                const T s = scale[n];
+                u[n] = kernel.scales_sent ? static_cast<T>(-0.5) * s * s * s * total : -s * s * total;
+                v[n] = 1;
+                kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
+            }
+        });
+        clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
+        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
+        add_moments_of(m, {u, v, kv, ktu, 1});
+    }
 
     // (modality, *grid), inside the mask.
-    void store_image(T* grad_image) const;
+    void store_image(T* grad_image) const {
+        for (int m = 0; m < num_modalities_; ++m) {
+            T* to = grad_image + m * voxels_.grid_size;
+            for (const Run& run : voxels_.runs)
+                std::copy(image_.get() + m * num_voxels_ + run.voxel, image_.get() + m * num_voxels_ + run.voxel + run.length,
+                          to + run.grid);
+        }
+    }
 
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
 
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
-    void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch);
-    void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums);
-    void sum_over_block(size_t m, T length, int64_t block, const T* message, const T* y, const T* z, double* sums) const;
-    void add_part_sums(size_t m);
-    void add_moments_of(size_t m, const T* u, const T* v, const T* kv, const T* ktu, int num_channels);
+    // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
+    // number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept
+    // in grad_ones_.
+    void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
+        const std::vector<T>& weight = options_.weight[m];
+        const int rows = num_labels_ * kVoxelBlock;
+        T *z = scratch, *g = scratch + rows, *w = scratch + 2 * rows;
+        load_rows(step.z, num_voxels_, block, num_labels_, z);
+        T last_weight = weight[num_sent_];
+        if (options_.channel_labels) {
+            options_.channel_labels->expand(weight.data(), block, w);
+            for (int i = 0; i < rows; i += kLanes) store(z + i, load(z + i) * load(w + i));
+            last_weight = 1;
+        }
+        const T* const last = z + num_sent_ * kVoxelBlock;
+        for (int l = 0; l < num_sent_; ++l) {
+            const T own_weight = options_.channel_labels ? T{1} : weight[l];
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
+                store(g + l * kVoxelBlock + i, load(last + i) * last_weight - load(z + l * kVoxelBlock + i) * own_weight);
+        }
+        store_rows(g, num_voxels_, block, num_sent_, grad_message_.get());
+        if (!moments_wanted_) return;
+        T* const ones = grad_ones_[m].get() + block * kVoxelBlock;
+        for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
+    }
+
+    // After filtering: sums for the weights and the compatibility, which are added to, and gradients with respect to the marginals and the
+    // normalization.
+    void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums) {
+        const Kernel<T>& kernel = kernels_[m];
+        const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
+        const int rows = num_labels_ * kVoxelBlock;
+        T *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *g = scratch + 4 * rows,
+          *q = scratch + 5 * rows, *scale = scratch + 6 * rows;
+        load_rows(filtered_.get(), num_voxels_, block, num_sent_, message);
+        load_rows(filtered_back_.get(), num_voxels_, block, num_sent_, back);
+        load_rows(step.z, num_voxels_, block, num_labels_, z);
+        load_rows(step.grad_x, num_voxels_, block, num_labels_, y);
+        if (kernel.scale) load_rows(kernel.scale.get(), num_voxels_, block, 1, scale);
+        if (moments_wanted_ && kernel.scale) {
+            // K v and K^T u, before the scale of the receiver is applied.
+            load_rows(grad_message_.get(), num_voxels_, block, num_sent_, g);
+            load_rows(step.marginals, num_voxels_, block, num_sent_, q);
+            T* const degree = grad_degree_[m].get() + begin;
+            for (int l = 0; l < num_sent_; ++l) {
+                const int64_t row = l * kVoxelBlock;
+                for (int64_t i = 0; i < count; ++i) degree[i] += g[row + i] * message[row + i];
+                if (kernel.scales_sent)
+                    for (int64_t i = 0; i < count; ++i) degree[i] += q[row + i] * back[row + i];
+            }
+        }
+        for (int l = 0; l < num_sent_; ++l)
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
+                const int64_t at = l * kVoxelBlock + i;
+                if (kernel.scale) store(message + at, load(message + at) * load(scale + i));
+                if (kernel.scales_sent) store(back + at, load(back + at) * load(scale + i));
+            }
+        T* const last = message + num_sent_ * kVoxelBlock;
+        if (kernel.ones) {
+            load_rows(kernel.ones.get(), num_voxels_, block, 1, last);
+        } else {
+            std::fill(last, last + count, T{1});
+            std::fill(last + count, last + kVoxelBlock, T{0});
+        }
+        for (int l = 0; l < num_sent_; ++l)
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kVoxelBlock + i));
+        sum_over_block(m, step.length, block, message, y, z, sums);
+        for (int l = 0; l < num_sent_; ++l) {
+            T* const to = step.grad_marginals + l * num_voxels_ + begin;
+            for (int64_t i = 0; i < count; ++i) to[i] += back[l * kVoxelBlock + i];
+        }
+    }
+
+    // sums: (label), then (label, label).
+    void sum_over_block(size_t m, T length, int64_t block, const T* message, const T* y, const T* z, double* sums) const {
+        const auto add = [&](int64_t begin, int64_t end, const int32_t* label) {
+            for (int k = 0; k < num_labels_; ++k) {
+                const int own = label ? label[k] : k;
+                const T* const of_k = message + k * kVoxelBlock + begin;
+                sums[own] -= dot(of_k, z + k * kVoxelBlock + begin, end - begin);
+                const double factor = -static_cast<double>(options_.weight[m][own]) * static_cast<double>(length);
+                double* const row = sums + num_all_labels_ + own * num_all_labels_;
+                for (int l = 0; l < num_labels_; ++l)
+                    row[label ? label[l] : l] += factor * dot(of_k, y + l * kVoxelBlock + begin, end - begin);
+            }
+        };
+        if (options_.channel_labels) {
+            options_.channel_labels->for_stretches(block, add);
+        } else {
+            add(0, kVoxelBlock, nullptr);
+        }
+    }
+
+    void add_part_sums(size_t m) {
+        std::vector<double> total(num_sums_, 0.0);
+        for (int64_t part = 0; part < num_parts_; ++part)
+            for (int i = 0; i < num_sums_; ++i) total[i] += part_sums_[part * num_sums_ + i];
+        for (int l = 0; l < num_all_labels_; ++l) gradients_.weight[m][l] += total[l];
+        for (int i = 0; i < num_all_labels_ * num_all_labels_; ++i) gradients_.compatibility[i] += total[num_all_labels_ + i];
+    }
+
+    void add_moments_of(size_t m, const FilteredPair<T>& pair) {
+        if (!wants_theta_ && features_[m].num_modalities() == 0) return;
+        T* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
+        moments_.add(*kernels_[m].filter, features_[m], pair, gradients_.theta[m].data(), image);
+    }
 
     const Voxels& voxels_;
     const std::vector<Kernel<T>>& kernels_;
@@ -65,7 +286,7 @@ class MessageBackward {
     std::vector<Buffer<T>> grad_degree_;         // (kernel, voxel): with respect to the scale, before it is turned into one for D
     std::vector<Buffer<T>> grad_ones_;           // (kernel, voxel): with respect to the message of all ones
     Buffer<T> image_;                            // (modality, voxel)
-    MomentBuffers<T> moment_buffers_;
+    Moments<T> moments_;
     std::vector<T> unit_;
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
     std::vector<Buffer<T>> scratch_;

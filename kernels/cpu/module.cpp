@@ -16,7 +16,6 @@
 #include "cpu/lattice_build.h"
 #include "cpu/module_arguments.h"
 #include "cpu/module_kernels.h"
-#include "cpu/module_lattice.h"
 #include "cpu/module_tiles.h"
 
 namespace nb = nanobind;
@@ -62,6 +61,11 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     return kernel.filter->description();
 }
 
+BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, const std::vector<double>& theta_alpha,
+                               const std::vector<double>& theta_beta, ThreadPool& pool) {
+    return {voxels, on_box_axes(voxels, theta_alpha), theta_beta, channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool};
+}
+
 // For tests and measurements: the estimates that "auto" uses, in seconds.
 nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
                            const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
@@ -71,8 +75,7 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
     require(num_channels >= 1 && num_channels <= kMostLabels && num_filterings >= 0, "expected channels, and 0 filterings or more");
     ThreadPool pool(1);
     const Voxels voxels(grid, spacing, mask_data(mask));
-    const BilateralInput input(voxels, on_box_axes(voxels, theta_alpha), theta_beta,
-                               channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
+    const BilateralInput input = bilateral_input(voxels, image, theta_alpha, theta_beta, pool);
     const FilterCosts costs = estimate_costs(input, num_channels, num_filterings);
     nb::dict seconds;
     seconds["exact"] = 1e-9 * costs.exact;
@@ -80,6 +83,25 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
     seconds["grid"] = 1e-9 * costs.grid;
     seconds["lattice"] = 1e-9 * costs.lattice;
     return seconds;
+}
+
+// For tests.
+nb::dict lattice_passes_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                           const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int threads) {
+    const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
+    require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
+    ThreadPool pool(threads);
+    const Voxels voxels(grid, spacing, mask_data(mask));
+    const LatticePasses found = lattice_passes(bilateral_input(voxels, image, theta_alpha, theta_beta, pool), pool);
+    nb::dict result;
+    result["num_features"] = found.num_features;
+    result["tile_voxels"] = found.tile_voxels;
+    result["tile_vertices"] = found.tile_vertices;
+    result["local"] = found.local;
+    result["weight"] = found.weight;
+    result["vertices"] = found.vertices;
+    result["links"] = found.links;
+    return result;
 }
 
 // The filter that each appearance kernel would get.
@@ -94,8 +116,7 @@ std::vector<std::string> plan_filters(const FloatArray& image, const std::option
     const Voxels voxels(grid, spacing, mask_data(mask));
     std::vector<std::string> planned;
     for (const KernelSpecs::Bilateral& kernel : specs.bilateral) {
-        const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_alpha), kernel.theta_beta,
-                                   channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
+        const BilateralInput input = bilateral_input(voxels, image, kernel.theta_alpha, kernel.theta_beta, pool);
         planned.push_back(choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings, true));
     }
     return planned;
@@ -167,7 +188,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
           "num_channels"_a, "num_filterings"_a);
     m.def("plan_filters", &crf::plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
-    crf::define_lattice_passes(m);
+    m.def("_lattice_passes", &crf::lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
+          "threads"_a);
     crf::define_kernels(m);
     crf::define_tiles(m);
     m.def("label_map", &crf::label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());

@@ -6,6 +6,7 @@
 #include "cpu/simd.h"
 #include "cpu/spatial_taps.h"
 #include "cpu/window.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -106,52 +107,17 @@ class BilateralTileKernel final : public TileKernel {
     }
 
     void sum(int num_labels, const LaneMask* open, TileScratch& scratch) const override {
-        for (int first = 0; first < num_labels; first += kMostTogether) {
-            switch (std::min(kMostTogether, num_labels - first)) {
-                case 1:
-                    sum_labels<1>(first, open, scratch);
-                    break;
-                case 2:
-                    sum_labels<2>(first, open, scratch);
-                    break;
-                case 3:
-                    sum_labels<3>(first, open, scratch);
-                    break;
-                case 4:
-                    sum_labels<4>(first, open, scratch);
-                    break;
-                case 5:
-                    sum_labels<5>(first, open, scratch);
-                    break;
-                case 6:
-                    sum_labels<6>(first, open, scratch);
-                    break;
-                case 7:
-                    sum_labels<7>(first, open, scratch);
-                    break;
-                default:
-                    sum_labels<kMostTogether>(first, open, scratch);
-                    break;
-            }
-        }
+        for (int first = 0; first < num_labels; first += kMostTogether)
+            with_constant<1, 2, 3, 4, 5, 6, 7, kMostTogether>(std::min(kMostTogether, num_labels - first), [&](auto labels) {
+                with_constant<kHasWideRegisters, 2 * kHasWideRegisters, 0>(
+                    num_modalities_, [&](auto modalities) { sum_labels<labels(), modalities()>(first, open, scratch); });
+            });
     }
 
    private:
-    template <int L>
-    void sum_labels(int first, const LaneMask* open, TileScratch& scratch) const {
-        switch (num_modalities_) {
-            case 1:
-                return sum_modalities<L, 1>(first, open, scratch);
-            case 2:
-                return sum_modalities<L, 2>(first, open, scratch);
-            default:
-                return sum_modalities<L, 0>(first, open, scratch);
-        }
-    }
-
     // L: labels; M: modalities, 0 = any.
     template <int L, int M>
-    void sum_modalities(int first, const LaneMask* open, TileScratch& scratch) const {
+    void sum_labels(int first, const LaneMask* open, TileScratch& scratch) const {
         const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1], size = static_cast<int64_t>(offset_rows_.size());
         scratch.senders.resize(size);
         for (int64_t row = 0; row < num_rows; ++row) {

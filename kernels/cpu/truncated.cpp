@@ -9,6 +9,7 @@
 #include "cpu/simd.h"
 #include "cpu/window_moments.h"
 #include "cpu/window_occupancy.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -173,34 +174,11 @@ class TruncatedFilter final : public Filter {
     }
 
     void filter_channels(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
-        switch (channels.count) {
-            case 0:
-                return;
-            case 1:
-                return filter_modalities<1>(begin, end, channels);
-            case 2:
-                return filter_modalities<2>(begin, end, channels);
-            case 3:
-                return filter_modalities<3>(begin, end, channels);
-            default:
-                return filter_modalities<kChannelGroup>(begin, end, channels);
-        }
-    }
-
-    template <int C>
-    void filter_modalities(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
-        switch (num_modalities_) {
-            case 1:
-                return filter_chunks<C, 1>(begin, end, channels);
-            case 2:
-                return filter_chunks<C, 2>(begin, end, channels);
-            case 3:
-                return filter_chunks<C, 3>(begin, end, channels);
-            case 4:
-                return filter_chunks<C, 4>(begin, end, channels);
-            default:
-                return filter_chunks<C, 0>(begin, end, channels);
-        }
+        if (channels.count == 0) return;
+        with_constant<1, 2, 3, kChannelGroup>(channels.count, [&](auto count) {
+            with_constant<kHasWideRegisters, 2 * kHasWideRegisters, 3 * kHasWideRegisters, 4 * kHasWideRegisters, 0>(
+                num_modalities_, [&](auto modalities) { filter_chunks<count(), modalities()>(begin, end, channels); });
+        });
     }
 
     // All pairs of the chunks' voxels. M: number of modalities, 0 = any.

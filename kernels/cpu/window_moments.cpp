@@ -1,6 +1,7 @@
 #include "cpu/window_moments.h"
 
 #include "cpu/simd.h"
+#include "cpu/with_constant.h"
 
 namespace crf {
 
@@ -68,13 +69,6 @@ void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab
     }
 }
 
-template <int C, bool kPulls>
-void add_slab_of(const WindowMoments& moments, const std::vector<WindowChunk>& slab, double* sums) {
-    if (moments.num_modalities == 1) return add_slab<C, 1, kPulls>(moments, slab, sums);
-    if (moments.num_modalities == 2) return add_slab<C, 2, kPulls>(moments, slab, sums);
-    add_slab<C, kMomentModalities, kPulls>(moments, slab, sums);
-}
-
 }  // namespace
 
 void WindowMoments::add(ThreadPool& pool) const {
@@ -86,10 +80,11 @@ void WindowMoments::add(ThreadPool& pool) const {
             const int64_t number = item * num_turns + turn;
             const std::vector<WindowChunk>& slab = plan.slabs[number];
             double* const of_slab = sums + number * num_features;
-            if (pull) return add_slab_of<kMomentChannels, true>(*this, slab, of_slab);
-            if (num_channels == 1) return add_slab_of<1, false>(*this, slab, of_slab);
-            if (num_channels == 2) return add_slab_of<2, false>(*this, slab, of_slab);
-            add_slab_of<kMomentChannels, false>(*this, slab, of_slab);
+            with_constant<1, 2, kMomentModalities>(num_modalities, [&](auto modalities) {
+                if (pull) return add_slab<kMomentChannels, modalities(), true>(*this, slab, of_slab);
+                with_constant<1, 2, kMomentChannels>(
+                    num_channels, [&](auto channels) { add_slab<channels(), modalities(), false>(*this, slab, of_slab); });
+            });
         });
 }
 

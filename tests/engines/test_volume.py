@@ -165,7 +165,7 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
     (expected, expected_grads), (tape, grads) = found
     np.testing.assert_allclose(tape.logits, expected.logits, atol=1e-10)
     np.testing.assert_allclose(tape.volume_biases, expected.volume_biases, atol=1e-10)
-    for name in ("logits", "weights", "temperature", "bias", "theta_alpha", "image", "volume_weight"):
+    for name in ("logits", "weights", "temperature", "bias", "theta_position", "image", "volume_weight"):
         value = np.asarray(getattr(expected_grads, name))
         np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
 

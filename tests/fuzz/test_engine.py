@@ -71,13 +71,13 @@ def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> Non
 
 def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
     """Each voxel is in one tile, in a simplex of the lattice that holds its point."""
-    tiles, size = passes["tiles"], passes["num_features"] + 1
-    assert sorted(voxel for voxels in tiles["voxels"] for voxel in voxels) == list(range(len(features)))
-    local, weight = (np.array(tiles[name]).reshape(-1, size) for name in ("local", "weight"))
+    tiles, size = passes["tile_voxels"], passes["num_features"] + 1
+    assert sorted(voxel for voxels in tiles for voxel in voxels) == list(range(len(features)))
+    local, weight = (np.array(passes[name]).reshape(-1, size) for name in ("local", "weight"))
     vertices = np.concatenate(
-        [np.array(known)[part] for known, part in zip(tiles["vertices"], np.split(local, ends(tiles["voxels"])), strict=True)]
+        [np.array(known)[part] for known, part in zip(passes["tile_vertices"], np.split(local, ends(tiles)), strict=True)]
     )
-    voxel = np.concatenate([np.array(voxels) for voxels in tiles["voxels"]])
+    voxel = np.concatenate([np.array(voxels) for voxels in tiles])
     assert (vertices.sum(axis=2) == 0).all()
     assert (vertices % size == np.arange(size)[None, :, None]).all()
     assert (vertices.max(axis=1) - vertices.min(axis=1) == size - 1).all()
@@ -93,10 +93,10 @@ def ends(voxels: list[list[int]]) -> list[int]:
 
 def check_vertices(passes: dict[str, Any]) -> None:
     """Packed keys confuse no two vertices, and find every neighbor."""
-    coordinates = [tuple(vertex) for vertex in passes["vertices"]["coordinates"]]
+    coordinates = [tuple(vertex) for vertex in passes["vertices"]]
     number = {vertex: n for n, vertex in enumerate(coordinates)}
     assert len(number) == len(coordinates)
-    assert set(number) == {tuple(vertex) for known in passes["tiles"]["vertices"] for vertex in known}
+    assert set(number) == {tuple(vertex) for known in passes["tile_vertices"] for vertex in known}
     size = passes["num_features"] + 1
     for direction, pairs in enumerate(passes["links"]):
         step = [1 - size * (axis == direction) for axis in range(size)]

@@ -18,8 +18,8 @@ from evaluation_helpers import is_running
 
 from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 from crfrefine.runs.execution import factory
+from crfrefine.runs.execution.cluster import connection as cluster_connection
 from crfrefine.runs.execution.cluster import run as cluster_run
-from crfrefine.runs.execution.cluster import worker_checks
 from crfrefine.runs.execution.cluster.on_worker import Description
 from crfrefine.runs.execution.placement import Placement
 
@@ -104,7 +104,7 @@ def test_a_process_has_the_folder_and_its_share_of_the_worker(address, tmp_path,
 def test_a_worker_with_another_version_is_refused_at_the_start_or_when_it_comes(address, monkeypatch):
     message = r"worker tcp://127.0.0.1:\d+ has crfrefine \d.*, this command is crfrefine 9\.8\.7"
     with make(address) as executor:
-        for module in (cluster_run, worker_checks):
+        for module in (cluster_run, cluster_connection):
             monkeypatch.setattr(module, "crfrefine", SimpleNamespace(__version__="9.8.7"))
         with pytest.raises(InputError, match=message):
             list(executor.map(pool_functions.square, [1]))
@@ -114,11 +114,11 @@ def test_a_worker_with_another_version_is_refused_at_the_start_or_when_it_comes(
 
 def test_workers_that_would_share_a_gpu_are_refused():
     a, b = Description("host", "0", 4, 1), Description("host", "1", 4, 1)
-    worker_checks.check_devices({"x": a, "y": b, "z": Description("other", "0", 4, 1)})
+    cluster_connection.check_devices({"x": a, "y": b, "z": Description("other", "0", 4, 1)})
     with pytest.raises(InputError, match=r"workers x and z on host see the same GPUs, CUDA_VISIBLE_DEVICES=0\n"):
-        worker_checks.check_devices({"x": a, "y": b, "z": a})
+        cluster_connection.check_devices({"x": a, "y": b, "z": a})
     with pytest.raises(InputError, match=r"worker x has 2 threads, which would share a GPU; start it with --nthreads 1"):
-        worker_checks.check_devices({"x": Description("host", "0", 4, 2)})
+        cluster_connection.check_devices({"x": Description("host", "0", 4, 2)})
     assert (Description("host", None, 7, 2).share, Description("host", None, 1, 2).share) == (3, 1)
     with pytest.raises(InputError, match="--workers 2 with a GPU: its cases would share the GPU"):
         factory.make_executor("processes", 1, Placement(workers=2, one_per_device=True))

@@ -17,7 +17,7 @@ from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.observer import Observer
+from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.inputs import find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.plan import select_part

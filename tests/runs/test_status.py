@@ -16,7 +16,7 @@ from cli_helpers import Folders, load_nifti, run_here, save_nifti, write_case, w
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.run import run_inference
-from crfrefine.runs.infer.run_record import RECORD_FOLDER
+from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
 from crfrefine.runs.status.finding import find_status
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import run_here
 
 from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.summary_file import summary_file
+from crfrefine.runs.infer.summary_writing import summary_file
 
 TOO_LONG = "x" * 5000
 NOT_ENCODABLE = "\ud800"

@@ -14,9 +14,8 @@ from cli_helpers import Folders, command, files_in, infer, load_nifti, refined, 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.earlier import read_earlier
 from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.run_record import RECORD_FOLDER
-from crfrefine.runs.infer.summary_file import SAVE_SECONDS, SummaryFile
-from crfrefine.runs.infer.summary_reading import read_summary
+from crfrefine.runs.infer.summary_reading import RECORD_FOLDER, read_summary
+from crfrefine.runs.infer.summary_writing import SAVE_SECONDS, SummaryFile
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ from special_file_helpers import Reader, make_pipe
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.run_record import RECORD_FOLDER
-from crfrefine.runs.infer.summary_file import summary_file
-from crfrefine.runs.infer.summary_lines import SummaryLines
-from crfrefine.runs.infer.summary_reading import read_summary
+from crfrefine.runs.infer.summary_reading import RECORD_FOLDER, read_summary
+from crfrefine.runs.infer.summary_writing import SummaryLines, summary_file
 
 
 @pytest.fixture
@@ -119,7 +117,7 @@ def test_what_the_disk_does_not_take_is_written_later(tmp_path, monkeypatch):
         left[0] -= taken
         return taken
 
-    monkeypatch.setattr("crfrefine.runs.infer.summary_lines.os.write", write)
+    monkeypatch.setattr("crfrefine.runs.infer.summary_writing.os.write", write)
     for name in ("a", "b"):
         file.case_ended(CaseRecord(name, "done"))
     left[0] = 10**6

@@ -61,14 +61,7 @@ class Backward:
     ) -> None:
         """Take the model of the forward pass, and allocate what the steps need; see `memory.backward_bytes`.
 
-        Args:
-            voxels: the masked voxels.
-            kernels: the normalized kernels.
-            features: features of each kernel.
-            spec: the run.
-            dtype: float32 or float64, that of the kernels.
-            wants_theta: whether to compute the gradients with respect to the bandwidths.
-            by_image: (modality, *grid) zeros on the device, which become the gradient with respect to the image; None: not asked for.
+        `by_image`, (modality, *grid) zeros on the device, becomes the gradient with respect to the image; None: it is not asked for.
         """
         self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
         self._device, self._dtype = voxels.device, np.dtype(dtype)
@@ -101,12 +94,8 @@ class Backward:
     def run(self, record: Any, steps: Sequence[float], by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
         """Run the steps backward; once per object, whose memory the results take over.
 
-        Args:
-            record: (step, channel, voxel) marginals at the start of each step.
-            steps: their lengths.
-            by_out: (label, *grid) gradient of the loss with respect to the refined logits.
-            logits: (label, *grid) that the run was given.
-            volume: the volume term of the run; None: it has none.
+        From the (step, channel, voxel) record of the marginals at the start of each step, the steps' lengths, the (label, *grid) gradient
+        `by_out` with respect to the refined logits, and the (label, *grid) logits that the run was given.
         """
         voxels, num_labels = self._voxels, self._spec.num_labels
         for of_voxels, of_grid in zip(self._by_x, by_out.reshape(num_labels, -1), strict=True):

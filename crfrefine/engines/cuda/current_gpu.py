@@ -28,10 +28,7 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
     """Set this thread to a GPU; at the end to the one that it was on before, unless the process is our own (`own_process`).
 
     If a GPU refuses to be set back to, its context would be this process's first one there: a warning says that the thread stays.
-
-    Args:
-        runtime: CuPy's `cuda.runtime`.
-        number: of the GPU.
+    `runtime` is CuPy's `cuda.runtime`.
     """
     before = int(runtime.getDevice())
     if before != number:

@@ -19,14 +19,7 @@ class FeatureColumns:
     """
 
     def __init__(self, voxels: Voxels, theta_position: list[float], theta_beta: list[float], image: Any) -> None:
-        """Take the model.
-
-        Args:
-            voxels: the voxels.
-            theta_position: one per box axis.
-            theta_beta: one per modality; empty for a spatial kernel.
-            image: (M, *grid) on the device.
-        """
+        """Take bandwidths per box axis and per modality, none for a spatial kernel, and the image, (M, *grid) on the device."""
         self._voxels, self._image, self._theta_position = voxels, image, theta_position
         self.thetas = [*theta_beta, *theta_position]
         self.num_modalities = len(theta_beta)

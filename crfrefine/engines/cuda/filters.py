@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ _MOST_OFFSETS = 1 << 27
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
-class Filter(Protocol):
+class Filter:
     """A symmetric kernel that can be applied to rows of channels at the voxels."""
 
     description: str
@@ -41,10 +41,15 @@ class Filter(Protocol):
             adds: False: the result takes the place of what is in `total`.
             transposed: apply the transpose of K, which differs from K only for the lattice.
         """
-        ...
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            self._add(group, sent, (received, weight, out, int(adds)), transposed=transposed)
+
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        """Filter a group of channels, (voxel, width); `to` has a kernel's last arguments: received, channel_weight, total, adds."""
+        raise NotImplementedError
 
 
-class ExactFilter:
+class ExactFilter(Filter):
     """All pairs of voxels; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput) -> None:
@@ -53,15 +58,10 @@ class ExactFilter:
         self._features = bilateral.features * math.sqrt(_HALF_LOG2E)
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
-    def accumulate(
-        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
-    ) -> None:
-        """Add a filtering; see `Filter.accumulate`."""
-        num_voxels = values.shape[1]
-        constants = {"CRF_FEATURES": len(self._features), **row_constants(values)}
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            arguments = (self._features, num_voxels, group, sent, received, weight, out, int(adds))
-            self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        num_voxels = len(group)
+        constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
+        self._device.launch("direct", "filter_all_pairs", constants, num_voxels, self._features, num_voxels, group, sent, *to)
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
@@ -85,7 +85,7 @@ def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Se
     return linear[inside], (_HALF_LOG2E * squared[inside]).astype(bilateral.features.dtype)
 
 
-class TruncatedFilter:
+class TruncatedFilter(Filter):
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput) -> None:
@@ -118,16 +118,11 @@ class TruncatedFilter:
         self._neighbors = (self._device.upload(offsets), self._device.upload(distances), len(offsets))
         self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
 
-    def accumulate(
-        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
-    ) -> None:
-        """Add a filtering; see `Filter.accumulate`."""
-        num_voxels = values.shape[1]
-        constants = {"CRF_FEATURES": len(self._features), **row_constants(values)}
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        num_voxels = len(group)
+        constants = {"CRF_FEATURES": len(self._features), **row_constants(group)}
         window = (self._features, num_voxels, self._number, self._index, *self._neighbors)
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            arguments = (*window, group, sent, received, weight, out, int(adds))
-            self._device.launch("direct", "filter_window", constants, num_voxels, *arguments)
+        self._device.launch("direct", "filter_window", constants, num_voxels, *window, group, sent, *to)
 
 
 SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
@@ -137,13 +132,8 @@ SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
 def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
 
-    Within one voxel beyond `radius` the Gaussian fades to zero, so that no weight jumps when another voxel comes within reach
-    (docs/reference/math.md).
-
-    Args:
-        sigma: standard deviation in voxels.
-        extent: voxels of the box along the axis.
-        radius: standard deviations.
+    Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no weight jumps when another voxel comes
+    within reach (docs/reference/math.md). `sigma` is in voxels, of which the axis has `extent`.
     """
     reach = min(radius * sigma, 1e18)
     distance = np.arange(int(min(math.ceil(reach), extent - 1)) + 1)
@@ -154,17 +144,13 @@ def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.f
     return gaussian * fade, gaussian * (squared * fade + 6.0 * x * (1.0 - x) * reach)
 
 
-class SpatialFilter:
+class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
     def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], dtype: Any = np.float32, *, differentiated: int | None = None) -> None:
-        """Compute the taps, in the precision of the values.
+        """Compute the taps, in the precision of the values, for one theta_gamma per box axis.
 
-        Args:
-            voxels: the voxels to filter.
-            theta_gamma: one per box axis.
-            dtype: type of the values.
-            differentiated: the axis whose weights are replaced by their slopes; None: the kernel itself.
+        `differentiated` is the axis whose weights are replaced by their slopes; None: the kernel itself.
         """
         self._voxels, self._device = voxels, voxels.device
         self._theta_gamma, self._dtype = theta_gamma, np.dtype(dtype)
@@ -182,16 +168,12 @@ class SpatialFilter:
         slope._boxes = self._boxes  # only one filter uses them at a time
         return slope
 
-    def accumulate(
-        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
-    ) -> None:
-        """Add a filtering; see `Filter.accumulate`."""
-        voxels, constants, last = self._voxels, row_constants(values), len(self._axes) - 1
-        box, other = self._boxes.array((2, voxels.box_size, values.shape[2]), values.dtype)
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            for place, axis in enumerate(reversed(self._axes)):
-                given = (group, sent, None) if place == 0 else (None, None, box)
-                to = (other, None, None, None, 0) if place < last else (None, received, weight, out, int(adds))
-                arguments = (voxels.number, voxels.box_size, *given, *axis, *to)
-                self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
-                box, other = other, box
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        voxels, constants, last = self._voxels, row_constants(group), len(self._axes) - 1
+        box, other = self._boxes.array((2, voxels.box_size, group.shape[1]), group.dtype)
+        for place, axis in enumerate(reversed(self._axes)):
+            given = (group, sent, None) if place == 0 else (None, None, box)
+            out = (other, None, None, None, 0) if place < last else (None, *to)
+            arguments = (voxels.number, voxels.box_size, *given, *axis, *out)
+            self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
+            box, other = other, box

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import WIDEST_ROW, Room, check_memory, row_constants, row_width
+from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.memory import grid_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
 from crfrefine.errors import CapacityError, InputError
@@ -154,15 +155,11 @@ def list_tiles(voxels: Voxels, rows: int) -> Any:
     return xp.flatnonzero(holds_voxel).astype(np.int64)
 
 
-class GridFilter:
+class GridFilter(Filter):
     """One or two modalities on a dense grid of positions and intensities; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput, num_channels: int = 1) -> None:
-        """Lay out the grid.
-
-        Args:
-            bilateral: the features.
-            num_channels: number of channels to be filtered, for which memory is taken; rows that turn out wider take more.
+        """Lay out the grid, with memory for filtering so many channels; rows that turn out wider take more.
 
         Raises:
             InputError: no modality, or more than two.
@@ -194,18 +191,14 @@ class GridFilter:
         self._arrays(width)
         self.description = f"grid ({size.num_cells} cells)"
 
-    def accumulate(
-        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
-    ) -> None:
-        """Add a filtering; see `Filter.accumulate`."""
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            levels, other = self._arrays(group.shape[1])
-            self._splat(group, sent, levels)
-            grid, num_bins = levels[0], math.prod(self._bins)
-            self._launch("blur_cells", grid, len(grid), self._last.num_cells, num_bins, self._inner_bins, other)
-            # Where the grid is the planes, they are sliced from where it is now.
-            levels[0] = other
-            self._slice(levels, received, weight, out, adds=adds)
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        levels, other = self._arrays(group.shape[1])
+        self._splat(group, sent, levels)
+        grid, num_bins = levels[0], math.prod(self._bins)
+        self._launch("blur_cells", grid, len(grid), self._last.num_cells, num_bins, self._inner_bins, other)
+        # Where the grid is the planes, they are sliced from where it is now.
+        levels[0] = other
+        self._slice(levels, to)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
         """Memory for rows of so many channels: (row, width) of each level, and of the grid once more; what was in it is lost."""
@@ -231,7 +224,7 @@ class GridFilter:
             self._launch("splat_axis", levels[a + 1], len(to), axis.num_places, axis.num_cells, after, *lists, to)
             after *= axis.num_cells
 
-    def _slice(self, levels: list[Any], received: Any, channel_weight: Any, total: Any, *, adds: bool) -> None:
+    def _slice(self, levels: list[Any], target: tuple[Any, ...]) -> None:
         after = len(levels[0])
         for a, axis in enumerate(self._outer):
             after //= axis.num_cells
@@ -241,8 +234,8 @@ class GridFilter:
         geometry = (rows.num_places, last.num_places, rows.first_cell, rows.reach, rows.num_cells)
         along = (last.first_cell, last.weight, last.num_cells, math.prod(self._bins), self._inner_bins)
         voxels = (self._intensity, self._lowest, self._number, self._voxels.num_voxels)
-        arguments = (levels[-1], self._tiles, *voxels, *geometry, *along, received, channel_weight, total, int(adds))
-        self._launch_blocks("slice_tiles", total, int(self._tiles.size), *arguments)
+        arguments = (levels[-1], self._tiles, *voxels, *geometry, *along, *target)
+        self._launch_blocks("slice_tiles", levels[-1], int(self._tiles.size), *arguments)
 
     @property
     def _inner_bins(self) -> int:
@@ -271,12 +264,7 @@ class GridFilter:
 
 
 def filtering_work(size: GridSize, width: int) -> tuple[float, float]:
-    """Return the bytes that one filtering of a group of channels must move, and its arithmetic (docs/decisions/gpu.md).
-
-    Args:
-        size: the grid.
-        width: channels side by side.
-    """
+    """Return the bytes that filtering `width` channels side by side must move, and its arithmetic (docs/decisions/gpu.md)."""
     num_modalities, row = len(size.bins), 4.0 * width
     of_voxels = size.num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
     of_cells = row * (4.0 * size.num_plane_cells + 4.0 * size.num_cells)

@@ -52,14 +52,7 @@ class Kernel:
 
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
-    """Compute the normalization of a kernel.
-
-    Args:
-        plain: the kernel.
-        voxels: the voxels to filter.
-        normalization: "symmetric", "after" or "none".
-        dtype: type of the values to be filtered.
-    """
+    """Compute the normalization of a kernel, "symmetric", "after" or "none", for values of a type."""
     xp = voxels.device.xp
     unit = xp.ones((1, 1), dtype=dtype)
     ones = xp.ones((1, voxels.num_voxels, 1), dtype=dtype)
@@ -119,13 +112,7 @@ def _possible_vertices(bilateral: BilateralInput) -> float | None:
 
 
 def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: int, num_filterings: int) -> Filter:
-    """Build the filter of an appearance kernel.
-
-    Args:
-        requested: "auto", "exact", "truncated", "grid" or "lattice".
-        bilateral: the features.
-        num_channels: number of channels to be filtered.
-        num_filterings: number of filterings.
+    """Build the filter of an appearance kernel: "auto", "exact", "truncated", "grid" or "lattice".
 
     Raises:
         ConfigError: there is no such filter.
@@ -154,12 +141,7 @@ def build_kernels(
 ) -> tuple[list[Kernel], list[str]]:
     """Build and normalize the kernels of a model, the spatial one last, and describe each in one line.
 
-    Args:
-        voxels: the voxels to filter.
-        image: (M, *grid) on the device; all values have its type.
-        spec: the kernels.
-        progress: called with the number of kernels built so far and the number of all kernels.
-        origin: the point that features count from; None: the voxels' own.
+    All values have the type of the image, (M, *grid) on the device. `progress` gets the number of kernels built so far, and of all kernels.
     """
     kernels, descriptions = [], []
     for number, kernel in enumerate(spec.kernels):

@@ -23,7 +23,6 @@ from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.grid_image import checked_origin
-from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -188,10 +187,7 @@ class CudaKernels:
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
         """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
 
-        Args:
-            given: the logits on the device, which are downloaded only where components have to be found.
-            logits: the same as they were passed.
-            spec: the run.
+        `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
         """
         if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
             return None
@@ -202,7 +198,6 @@ class CudaKernels:
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
         check_channel_labels(spec, self._num_labels, self._grid_shape)
-        check_volume(spec)
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(

@@ -45,11 +45,7 @@ def feature_scales(num_features: int) -> list[float]:
 
 
 def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
-    """Choose the fields' widths from the range of every coordinate, by interval arithmetic on the elevation.
-
-    Args:
-        ranges: (smallest, largest) of each of the lattice's features.
-        scale: factors of the features before elevation.
+    """Choose the fields' widths from the (smallest, largest) of every coordinate, by interval arithmetic on the scaled elevation.
 
     Raises:
         CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
@@ -89,10 +85,7 @@ class Simplices:
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Lay out the keys.
-
-        Args:
-            bilateral: the features, float32.
+        """Lay out the keys of float32 features.
 
         Raises:
             CapacityError: too many features, or too fine cells.
@@ -113,8 +106,7 @@ class Simplices:
     def find(self, features: Any) -> tuple[Any, Any, Any]:
         """Return the low words of the vertices' keys and the high ones, or None, (corner * voxel), and weights, (corner, voxel).
 
-        Args:
-            features: (feature, voxel) float32.
+        `features` are (feature, voxel) float32.
         """
         xp, num_voxels = self._device.xp, features.shape[1]
         num_corners = num_voxels * (self.num_features + 1)
@@ -128,14 +120,10 @@ class Simplices:
 
 
 def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float:
-    """Estimate how many vertices the lattice would have, from one percent of the voxels.
+    """Estimate how many vertices the lattice of float32 features would have, from one percent of the voxels.
 
     Vertices that the sample has not met are estimated from those that it met once and twice, as Chao does for species (1984, Nonparametric
     estimation of the number of classes in a population): if some vertices have many more voxels than others, they are more than that.
-
-    Args:
-        bilateral: the features, float32.
-        simplices: how they become vertices.
     """
     voxels, xp = bilateral.voxels, bilateral.voxels.device.xp
     every = max(1, min(_SAMPLED, voxels.num_voxels // _LEAST_SAMPLE))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.engines.cuda.device import Device, Room, check_memory, row_constants
+from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lists import VertexLists
 from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
@@ -32,11 +33,7 @@ class Lattice:
     """
 
     def __init__(self, bilateral: BilateralInput, *, first_table_bits: int | None = None) -> None:
-        """Build the lattice.
-
-        Args:
-            bilateral: the features, float32.
-            first_table_bits: capacity to start from; None: for as many vertices as are estimated.
+        """Build the lattice of float32 features, from a hash table of `first_table_bits`; None: for the estimated vertices.
 
         Raises:
             CapacityError: too many features, cells or vertices, or too little memory.
@@ -60,31 +57,17 @@ class Lattice:
         check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
-        self._launch(
-            "read_vertices", self.num_vertices, key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high
-        )
+        read = (key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high)
+        self._launch("read_vertices", self.num_vertices, *read)
         slot_vertex = self._number(table, slots)
         self.after = xp.empty((dimension + 1, self.num_vertices), dtype=np.int32)
         self.before = xp.full((dimension + 1, self.num_vertices), -1, dtype=np.int32)
-        self._launch(
-            "find_neighbors",
-            self.num_vertices,
-            self.vertex_low,
-            self.vertex_high,
-            self.num_vertices,
-            key_low,
-            key_high,
-            table,
-            self.table_bits,
-            slot_vertex,
-            simplices.shift,
-            self.layout.remainder_bits,
-            self.after,
-            self.before,
-        )
+        own, keys = (self.vertex_low, self.vertex_high, self.num_vertices), (key_low, key_high, table, self.table_bits)
+        layout = (slot_vertex, simplices.shift, self.layout.remainder_bits)
+        self._launch("find_neighbors", self.num_vertices, *own, *keys, *layout, self.after, self.before)
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
-        del table, slots, corner_slot, slot_vertex, key_low, key_high
+        del table, slots, corner_slot, slot_vertex, key_low, key_high, read, keys, layout
         self.lists = self._list_entries()
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
@@ -142,44 +125,29 @@ class Lattice:
         return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
 
 
-class LatticeFilter:
+class LatticeFilter(Filter):
     """Splat, blur, slice; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
-        """Build the lattice.
-
-        Args:
-            bilateral: the features.
-            num_vertices: an estimate; None: to be made.
-        """
+        """Build the lattice, for which `num_vertices` is an estimate; None: to be made."""
         self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
         self._rows = Room(bilateral.voxels.device, "the values at the lattice's vertices")
 
-    def accumulate(
-        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
-    ) -> None:
-        """Add a filtering; see `Filter.accumulate`."""
-        lattice, num_voxels = self.lattice, values.shape[1]
-        device, constants, directions = lattice.device, row_constants(values), range(lattice.num_features + 1)
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            rows, other = self.splat(group, sent)
-            for j in reversed(directions) if transposed else directions:
-                neighbors = (lattice.before[j], lattice.after[j], lattice.num_vertices)
-                device.launch("lattice", "blur", constants, lattice.num_vertices, rows, *neighbors, other)
-                rows, other = other, rows
-            corners = (lattice.corner_vertex, lattice.corner_weight, len(directions), num_voxels)
-            to = (lattice.amplitude(), received, weight, out, int(adds))
-            device.launch("lattice", "slice_values", constants, num_voxels, rows, *corners, *to)
+    def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
+        lattice, num_voxels = self.lattice, len(group)
+        device, constants, directions = lattice.device, row_constants(group), range(lattice.num_features + 1)
+        rows, other = self.splat(group, sent)
+        for j in reversed(directions) if transposed else directions:
+            neighbors = (lattice.before[j], lattice.after[j], lattice.num_vertices)
+            device.launch("lattice", "blur", constants, lattice.num_vertices, rows, *neighbors, other)
+            rows, other = other, rows
+        corners = (lattice.corner_vertex, lattice.corner_weight, len(directions), num_voxels)
+        device.launch("lattice", "slice_values", constants, num_voxels, rows, *corners, lattice.amplitude(), *to)
 
     def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
-        """Add up the values at each vertex; return them, which the next call overwrites, and room for as many.
-
-        Args:
-            group: (voxel, width).
-            sent: (voxel) factors, or None for ones.
-        """
+        """Add up a group of channels, (voxel, width), at each vertex; return the sums, until the next call, and room for as many."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
         constants = row_constants(group)
         both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), group.dtype)

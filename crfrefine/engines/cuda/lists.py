@@ -38,14 +38,7 @@ class VertexLists:
     """
 
     def __init__(self, xp: Any, entry_voxel: Any, entry_weight: Any, begin: Any) -> None:
-        """Cut the lists.
-
-        Args:
-            xp: the device's array module.
-            entry_voxel: see the attributes.
-            entry_weight: see the attributes.
-            begin: (vertex + 1) where the list of each vertex begins; none is empty.
-        """
+        """Cut the lists, which begin at `begin` for each vertex, (vertex + 1) of them; none is empty."""
         self.entry_voxel, self.entry_weight = entry_voxel, entry_weight
         num_vertices = int(begin.size) - 1
         vertices = xp.arange(num_vertices, dtype=np.int64)

@@ -25,15 +25,10 @@ class GpuError(RuntimeError):
 
 
 class LossWatch:
-    """Whether a GPU still works in this process.
+    """Whether a GPU still works in this process: `ask` raises one of `errors`, CUDA's exceptions, if it does not answer.
 
     Most errors of CUDA, such as an address that does not exist or a GPU that has left the bus, are for good: all later calls of the
     process fail.
-
-    Args:
-        name: of the device.
-        errors: CUDA's exceptions.
-        ask: asks the GPU to answer; raises one of `errors` if it does not.
     """
 
     def __init__(self, name: str, errors: tuple[type[Exception], ...], ask: Callable[[], object]) -> None:

@@ -60,17 +60,10 @@ def run_mean_field(
     watches_energy: bool = True,
     records: bool = False,
 ) -> MeanFieldOutcome:
-    """Run the iteration.
+    """Run the iteration on (label, *grid) float32 or float64 logits on the device, in whose precision the weights of the run are.
 
-    Args:
-        voxels: the masked voxels.
-        kernels: the normalized kernels.
-        spec: the run, with weights of the precision of the logits.
-        logits: (label, *grid) float32 or float64, on the device.
-        progress: called before each step with its number and the number of all steps.
-        volume_part: (voxel), where the volume term applies; None: everywhere, or there is no term.
-        watches_energy: whether a rise of the energy halves the steps.
-        records: whether to save what the backward pass needs.
+    `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `watches_energy`, a rise halves
+    the steps; if it `records`, what the backward pass needs is saved.
     """
     run = _Run(voxels, kernels, spec, logits, volume_part=volume_part, watches_energy=watches_energy, records=records)
     may_stop = spec.tolerance > 0.0
@@ -173,28 +166,9 @@ class _Run:
     ) -> None:
         """Compute the marginals; see `update` in kernels/cuda/mean_field.cu."""
         voxels, spec = self._voxels, self._spec
-        self._launch(
-            "update",
-            self._num_threads,
-            logits,
-            bias,
-            voxels.grid_size,
-            voxels.grid_index,
-            voxels.num_voxels,
-            inverse_temperature,
-            old,
-            self._marginals,
-            messages,
-            self._weighted_ones,
-            self._compatibility,
-            int(spec.is_potts),
-            int(wants_divergence),
-            self._state,
-            kept,
-            out,
-            self._num_threads,
-            self._partial,
-        )
+        given = (logits, bias, voxels.grid_size, voxels.grid_index, voxels.num_voxels, inverse_temperature, old, self._marginals)
+        model = (messages, self._weighted_ones, self._compatibility, int(spec.is_potts), int(wants_divergence), self._state)
+        self._launch("update", self._num_threads, *given, *model, kept, out, self._num_threads, self._partial)
 
     def converged(self) -> bool:
         """Wait for the latest step, and return whether no further one is needed."""

@@ -37,16 +37,7 @@ def case_bytes(
     num_bilateral: int,
     filter_name: str,
 ) -> float:
-    """Return the bytes of a float32 run on host arrays: logits in and out, image, voxels, features, kernels, and the steps.
-
-    Args:
-        logits_shape: (L, *grid).
-        num_modalities: modalities of the image.
-        num_voxels: voxels inside the mask.
-        num_channels: filtered channels.
-        num_bilateral: appearance kernels.
-        filter_name: filter of the appearance kernels; "auto" counts as one without memory of its own.
-    """
+    """Return the bytes of a float32 run on host arrays: (L, *grid) logits in and out, image, voxels, features, kernels, and the steps."""
     image_shape = (num_modalities, *logits_shape[1:])
     build = build_bytes(image_shape, num_voxels, num_bilateral=num_bilateral, filter_name=filter_name, dtype="float32")
     return build + 4.0 * math.prod(logits_shape) + run_bytes(logits_shape, num_voxels, num_channels, "float32")
@@ -89,16 +80,9 @@ def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any
 def backward_bytes(
     logits_shape: Sequence[int], num_voxels: int, dtype: Any, features: Sequence[int], *, num_theta: int, num_image: int, num_given: int
 ) -> float:
-    """Return the bytes of the backward pass.
+    """Return the bytes of the backward pass for (L, *grid) logits, with the given numbers of features of each kernel.
 
-    Args:
-        logits_shape: (L, *grid).
-        num_voxels: voxels inside the mask.
-        dtype: type of the values.
-        features: number of features of each kernel; the spatial one, if there is one, is counted as if it were an appearance kernel.
-        num_theta: kernels whose bandwidths or image are differentiated.
-        num_image: modalities for which the gradient of the image is asked for.
-        num_given: bytes of the arrays of the host that are copied to the device: logits, record, and the gradient of the loss.
+    `num_theta` kernels are differentiated, and `num_image` modalities; arrays of the host with `num_given` bytes are copied to the device.
     """
     num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
     size, padded, threads = _itemsize(dtype), padded_channels(num_labels - 1), sum_threads(num_voxels)
@@ -180,12 +164,7 @@ def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_b
 def grid_bytes(num_cells: int, width: int, dtype: Any, *, num_places: int, num_voxels: int) -> float:
     """Return the bytes of a bilateral grid: rows of `width` channels in the cells of all its arrays, and what it takes to lay it out.
 
-    Args:
-        num_cells: of all arrays.
-        width: channels side by side.
-        dtype: type of the values.
-        num_places: of all axes of the box, whose weights are computed in double precision.
-        num_voxels: inside the mask, whose tiles are listed.
+    That are the places of all axes, whose weights are computed in double precision, and the voxels inside the mask, whose tiles are listed.
     """
     return _itemsize(dtype) * width * num_cells + 240.0 * num_places + 33.0 * num_voxels
 

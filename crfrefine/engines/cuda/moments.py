@@ -27,11 +27,8 @@ class Singles:
     def __init__(self, voxels: Voxels, dtype: Any) -> None:
         """Allocate them."""
         xp, shape = voxels.device.xp, (1, voxels.num_voxels, 1)
-        self.unit, self.by_ones, self.filtered_back = (
-            xp.ones(shape, dtype=dtype),
-            xp.empty(shape, dtype=dtype),
-            xp.empty(shape, dtype=dtype),
-        )
+        self.unit = xp.ones(shape, dtype=dtype)
+        self.by_ones, self.filtered_back = (xp.empty(shape, dtype=dtype) for _ in range(2))
 
 
 class Moments:
@@ -55,18 +52,9 @@ class Moments:
         wants_theta: bool,
         by_image: Any,
     ) -> None:
-        """Allocate the sums.
+        """Allocate the sums; `rows` are numbers to compute in, as many as a pair of a step has.
 
-        Args:
-            kernel: K with its normalization.
-            voxels: the voxels.
-            features: features of K.
-            num_channels: channels of the pairs of a step.
-            dtype: type of the values.
-            sums: where totals are kept.
-            rows: numbers to compute in, as many as a pair of a step has.
-            wants_theta: whether to differentiate with respect to the bandwidths.
-            by_image: (modality, voxel) gradient with respect to the image, which is added to; None: not asked for.
+        `by_image`, (modality, voxel), is the gradient with respect to the image, which is added to; None: it is not asked for.
         """
         self._kernel, self._voxels, self._features = kernel, voxels, features
         self._dtype, self._wants_theta = np.dtype(dtype), wants_theta
@@ -113,20 +101,10 @@ class Moments:
             return
         if by_degree is not None:
             self._filter(kernel.filter, by_degree, None, filtered_back, transposed=True)
-        self._launch(
-            "add_squares",
-            len(features) * self._num_threads,
-            squares,
-            None if by_degree is None else filtered_back,
-            self._columns,
-            num_voxels,
-            len(features),
-            self._num_threads,
-            self._partial,
-            features.num_modalities,
-            features.inverse_thetas,
-            self._by_image,
-        )
+        also, num_features = None if by_degree is None else filtered_back, len(features)
+        given = (squares, also, self._columns, num_voxels, num_features, self._num_threads, self._partial)
+        by_image = (features.num_modalities, features.inverse_thetas, self._by_image)
+        self._launch("add_squares", num_features * self._num_threads, *given, *by_image)
 
     def _add_pair(self, values: Any, sent: Any, other: Any, received: Any) -> None:
         """Add the pair v = sent * values, u = received * other, given as rows: one filtering for each feature."""

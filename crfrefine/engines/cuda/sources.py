@@ -104,12 +104,7 @@ def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter,
 
 
 def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
-    """Return the text of kernels/cuda/<name>.cu for the given constants.
-
-    Args:
-        name: file name without suffix.
-        constants: values of the CRF_* constants that the first lines of the file require.
-    """
+    """Return the text of kernels/cuda/<name>.cu for values of the CRF_* constants that its first lines require."""
     return _with_constants(name, tuple(sorted(constants.items())))
 
 

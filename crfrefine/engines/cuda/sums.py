@@ -52,13 +52,9 @@ class Products:
         self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, factor: float = 1.0, part: Any = None) -> None:
-        """Add `factor` times the products.
+        """Add `factor` times the products of (row, voxel) numbers; `others` None is a row of ones.
 
-        Args:
-            rows: (row, voxel).
-            others: likewise; None for a row of ones.
-            factor: number.
-            part: (voxel) uint8, 1 where a voxel counts; None: everywhere.
+        `part`, (voxel) uint8, is 1 where a voxel counts; None: everywhere.
         """
         arguments = (rows, others, part, self._num_voxels, self._num_blocks, factor, self.parts)
         self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)

@@ -26,14 +26,7 @@ class MassSums:
     """Masses and covariances of the marginals of all labels, over the voxels where the term applies."""
 
     def __init__(self, voxels: Voxels, num_labels: int, part: Any, dtype: Any) -> None:
-        """Allocate the sums.
-
-        Args:
-            voxels: the masked voxels.
-            num_labels: L.
-            part: (voxel) uint8 on the device, 1 where the term applies; None: everywhere.
-            dtype: float32 or float64, that of the values.
-        """
+        """Allocate the sums; `part`, (voxel) uint8 on the device, is 1 where the term applies; None: everywhere."""
         self._voxels, self._num_labels, self._part, self._dtype = voxels, num_labels, part, dtype
         self._of_pairs, self._of_labels = Sums(voxels.device), Sums(voxels.device)
         self._pairs = Products(self._of_pairs, num_labels, num_labels, voxels.num_voxels, dtype)
@@ -88,13 +81,9 @@ class VolumeSteps:
     """The volume term of a run: after each `update` of mean_field.cu, the biases that keep the masses."""
 
     def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Any) -> None:
-        """Take the state of a run before its first step.
+        """Take a run's (label, *grid) calibrated logits, which the steps replace by those after each.
 
-        Args:
-            voxels: the masked voxels.
-            spec: the run.
-            out: (label, *grid) calibrated logits, which the steps replace by those after each.
-            part: (voxel) where the term applies, on the host; None: everywhere.
+        `part`, (voxel) on the host, is where the term applies; None: everywhere.
         """
         self._voxels, self._spec, self._out = voxels, spec, out
         self._part = None if part is None else voxels.device.upload(np.asarray(part, dtype=np.uint8))

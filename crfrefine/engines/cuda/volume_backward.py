@@ -31,15 +31,7 @@ class VolumeBackward:
         biases: NDArray[np.float64],
         part: NDArray[np.bool_] | None,
     ) -> None:
-        """Take a run.
-
-        Args:
-            voxels: the masked voxels.
-            spec: the run.
-            record: (step + 1, channel, voxel) marginals at the start of each step and after the last one, on the device.
-            biases: (step, label).
-            part: (voxel) where the term applies, on the host; None: everywhere.
-        """
+        """Take a run's (step + 1, channel, voxel) marginals, on the device, its (step, label) biases, and where the term applies."""
         self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
         self._device = voxels.device
         self._part = None if part is None else self._device.upload(np.asarray(part, dtype=np.uint8))

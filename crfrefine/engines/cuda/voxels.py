@@ -38,14 +38,7 @@ class Voxels:
         mask: NDArray[np.bool_] | None,
         axes: Sequence[int] | None = None,
     ) -> None:
-        """Number the voxels.
-
-        Args:
-            device: device for the indices.
-            grid_shape: extents, the last axis fastest.
-            spacing: distance between neighbors, one per grid axis.
-            mask: (*grid) or None for all.
-            axes: the user's number of each grid axis; None: the axes are in the user's order.
+        """Number the voxels inside the mask, None: all. `axes`: the user's number of each grid axis; None: they are in the user's order.
 
         Raises:
             InputError: the mask is empty.
@@ -131,14 +124,9 @@ class BilateralInput:
         theta_beta: Sequence[float],
         origin: FeatureOrigin | None = None,
     ) -> None:
-        """Compute the features.
+        """Compute the features of an image, (M, *grid) on the device, with a theta_alpha per box axis and a theta_beta per modality.
 
-        Args:
-            voxels: the voxels.
-            image: (M, *grid) float32 or float64, on the device.
-            theta_alpha: one per box axis.
-            theta_beta: one per modality.
-            origin: the point that features count from; None: the box's first voxel and the lowest intensities.
+        They count from `origin`; None: from the box's first voxel and the lowest intensities.
 
         Raises:
             InputError: an intensity is not finite.

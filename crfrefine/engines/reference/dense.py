@@ -13,7 +13,7 @@ from crfrefine.errors import CapacityError
 Float = NDArray[np.float64]
 
 TRUNCATION_RADIUS = 3.0
-"""Radius of the `truncated` filter in theta_alpha."""
+"""Radius of the `truncated` filter, in bandwidths of position."""
 
 MAX_POINTS = 20_000
 """More points would take minutes per filtering."""

@@ -22,7 +22,6 @@ from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
 from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, mean_field
-from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import ConfigError, InputError
 
@@ -199,7 +198,6 @@ class ReferenceKernels:
         )
 
     def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
-        check_volume(spec)
         return mean_field(
             self._compact(logits),
             self._normalized,

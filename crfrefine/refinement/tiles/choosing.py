@@ -58,13 +58,7 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
 
 
 def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> bool | None:
-    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere.
-
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        threads: None: the cores this process may use.
-    """
+    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere."""
     tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
     num_voxels = problem.image.num_voxels
     num_dense = channels * num_voxels

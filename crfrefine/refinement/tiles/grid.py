@@ -60,25 +60,13 @@ class TileGrid:
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
     def voxels(self, tiles: NDArray[Any], start: Extents = (0, 0, 0), stop: Extents | None = None) -> NDArray[Any]:
-        """Spread values per tile (counts) over the voxels of a box.
-
-        Args:
-            tiles: of the shape `counts`.
-            start: first voxel of the box along each axis.
-            stop: end of the box; None: that of the grid.
-        """
+        """Spread values per tile over the voxels of a box; without its end, that of the grid."""
         for axis, (begin, end) in enumerate(zip(start, stop or self.shape, strict=True)):
             tiles = tiles.take(np.arange(begin, end) // TILE[axis], axis=axis)
         return tiles
 
     def spread(self, tiles: NDArray[np.int64], values: NDArray[np.float32], otherwise: np.float32) -> NDArray[np.float32]:
-        """Return an array (*grid) from values tile by tile.
-
-        Args:
-            tiles: (n,) flat numbers of the tiles.
-            values: (n, voxels of a tile).
-            otherwise: value of the voxels of other tiles.
-        """
+        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
         padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
@@ -86,13 +74,7 @@ class TileGrid:
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
 
     def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-        """Return the sum of the voxels of each tile, (*tiles).
-
-        Args:
-            values: (*grid).
-            dtype: of the sums.
-            where: (*grid), True where voxels count; None: everywhere.
-        """
+        """Return the sum of the voxels of each tile, (*tiles), where they count."""
         sums = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
             planes = slice(row * TILE[0], (row + 1) * TILE[0])
@@ -114,13 +96,7 @@ class TileGrid:
 
 
 def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
-    """Return the voxels along each axis after which every kernel ends, or the grid.
-
-    Args:
-        spec: the kernels, in storage order.
-        spacing: mm, one per axis of the original grid in storage order.
-        grid: the tiles.
-    """
+    """Return the voxels along each axis of the tiles' grid after which every kernel ends, or the grid; all in storage order."""
     leading = MOST_DIMS - len(spacing)
     first, second, third = (0,) * leading + reach_of_axes(spec, spacing, grid.shape[leading:])
     return first, second, third

@@ -117,11 +117,7 @@ class LabelSets:
         return self._places[label]
 
     def flagged(self, flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
-        """Return (L, *tiles), the labels and tiles of the entries that are flagged; None: no entry is.
-
-        Args:
-            flags: (entries), not 0 where an entry is flagged.
-        """
+        """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None: no entry is flagged."""
         if not flags.any():
             return None
         found = np.zeros_like(self.domains)

@@ -11,8 +11,8 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
+from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.grid_image import GridImage, default_origin
-from crfrefine.engines.volume import check_tiles
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.refinement.tiles.packing import Packing
 from crfrefine.refinement.tiles.problem import TileProblem
@@ -108,18 +108,10 @@ def saves_work(
 def pack_kernels(
     backend: Backend, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings
 ) -> PackedKernels | None:
-    """Build the kernels for runs on logits, where only labels that are present near a place take part.
+    """Build the kernels for runs on (L, *grid) logits, where only labels that are present near a place take part.
 
-    Args:
-        backend: the engine.
-        logits: (L, *grid).
-        image: normalized; must not change while the kernels are in use.
-        spec: the model.
-        settings: how.
-
-    Returns:
-        Kernels for these logits and this model only; None if labels everywhere are about as fast, or label sets are not possible, as where
-        a logit is not finite.
+    They are for these logits and this model only. None if labels everywhere are about as fast, or label sets are not possible, as where a
+    logit is not finite. The image is normalized, and must not change while the kernels are in use.
     """
     if backend.name != "cpu" or image.values.dtype != np.float32:
         return None

@@ -53,13 +53,7 @@ class Packing:
     """
 
     def __init__(self, problem: TileProblem, sets: LabelSets, *, tells_labels: bool) -> None:
-        """Plan.
-
-        Args:
-            problem: the volume.
-            sets: the labels of its tiles; at least one tile has several.
-            tells_labels: as in `channel_table`.
-        """
+        """Plan for the labels of tiles of which at least one has several; `tells_labels` is as in `channel_table`."""
         self._sets, self._grid, self._mask = sets, problem.grid, problem.mask
         near = widen(sets.active, num_rings(problem.reach))
         table = channel_table(sets, problem.present, problem.reach, near, tells_labels=tells_labels)
@@ -84,23 +78,14 @@ class Packing:
         return self._packed(logits, np.float32(ABSENT_LOGIT), self._grid.voxels)
 
     def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the gradient with respect to refined channels, (C, *grid): 0 where nothing was refined.
-
-        Args:
-            gradient: (L, *grid), with respect to refined labels.
-        """
+        """Return the gradient with respect to refined channels, (C, *grid), from that of labels: 0 where nothing was refined."""
         return self._packed(gradient, np.float32(0.0), self._active_voxels)
 
     def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-        """Return the refined logits of all labels, (L, *grid).
+        """Return the refined logits of all labels, (L, *grid), from those of the channels and the network's.
 
         Where a label took no part among several, its penalty is taken to be the largest of those that did. Elsewhere, the logits are
         divided by the temperature.
-
-        Args:
-            refined: (C, *grid), result of the engine.
-            logits: (L, *grid), the network's.
-            temperature: what divides them.
         """
         out = logits / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(refined)
@@ -113,14 +98,9 @@ class Packing:
         return out
 
     def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-        """Return the gradient with respect to the network's logits, (L, *grid).
+        """Return the gradient with respect to the network's logits, (L, *grid), from those of packed and of refined logits.
 
         A refined logit of a label that took no part counts as that label's logit over the temperature, and a constant.
-
-        Args:
-            by_channels: (C, *grid), with respect to the packed logits.
-            gradient: (L, *grid), with respect to the refined logits.
-            temperature: what divides the logits.
         """
         out = gradient / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(by_channels)

@@ -14,8 +14,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.refinement.tiles.choosing import LARGEST_DIRECT_REACH, choose_tiles, window_voxels
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_reach
-from crfrefine.refinement.tiles.label_source import LabelMapChannels, find_tiles_near_labels
-from crfrefine.refinement.tiles.outside import OutsideLogits
+from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.stored import store_channels
@@ -76,15 +75,7 @@ def plan_array(
 ) -> TilePlan | None:
     """Return the labels that are present in each tile of a case in memory; None: tiles would not save anything.
 
-    Args:
-        values: (L, *grid) logits, or probabilities, C-contiguous.
-        mask: (*grid), True where the model applies; None: everywhere.
-        box: the part of the grid that the image covers; None: all of it.
-        image: of the box, normalized.
-        spec: the model.
-        threshold: `mean_field.label_threshold`.
-        threads: None: the cores this process may use.
-        is_probability: whether `values` are probabilities, of which the logarithm is taken.
+    `values` are (L, *grid), C-contiguous, and the image is normalized, of the box alone if there is one.
     """
     num_dims = values.ndim - 1
     # Volumes are sums over all voxels, also where a label would take no part.
@@ -151,13 +142,6 @@ def is_crowded(
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
     """Return the labels that are present in each tile of channels that do not fit into memory: they stream by twice, tiles are kept.
 
-    Args:
-        network: the network's output.
-        image: in any type.
-        spec: the model.
-        parameters: of the intensities and the labels' threshold.
-        context: of the run.
-
     Raises:
         InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
             are equal for all labels nearly everywhere.
@@ -208,12 +192,7 @@ def plan_label_map(
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
-    Args:
-        numbers: (*grid) channel of each voxel's label, uint8 or uint16, in storage order; at most three axes.
-        image: in any type.
-        spec: the model of the labels that have a channel.
-        parameters: of the intensities and the labels' threshold: marginals that change by far less are not sent again.
-        threads: None: the cores this process may use.
+    The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
     grid, run = TileGrid.of(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)

@@ -82,14 +82,9 @@ class RefinedTiles:
         absent: float,
         convert: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write a label's refined logits into planes of the grid, where the model applies and labels took part.
+        """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
 
-        Args:
-            label: the label.
-            planes: of the slowest axis.
-            piece: (planes, y, x); written to.
-            absent: value where other labels took part.
-            convert: returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
+        `convert` returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
         """
         sets, shape = self.sets, self.sets.grid.shape
         rows = slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
@@ -143,22 +138,14 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direc
 
 
 def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool) -> RefinedTiles:
-    """Run the mean field on label sets of which at least one is active.
-
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        backend: the CPU engine.
-        context: of the run.
-        is_direct: whether to sum directly; else the filters that the model asks for are built.
-    """
+    """Run the mean field on label sets of which at least one is active, by direct sums or by the filters that the model asks for."""
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
-    built, channels, filters = None, Channels(0, _NONE, _NONE), _describe(problem, sets)
+    built, shared, filters = None, (0, _NONE, _NONE), _describe(problem, sets)
     if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
-        channels = share_channels(sets, num_rings(problem.reach))
-        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, channels.count, backend, context)
+        shared = share_channels(sets, num_rings(problem.reach))
+        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, shared[0], backend, context)
         built, filters = kernels.built, kernels.filters
     spec, run = problem.spec.kernels, problem.spec.mean_field
     steps = spec.distances(problem.image.spacing)
@@ -167,9 +154,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
     prepared = time.perf_counter()
     outcome = sets.engine(problem.mask, context.threads).run(
         built,
-        channels.count,
-        channels.of_entry,
-        channels.of_settled,
+        *shared,
         image,
         [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral],
         [] if spec.spatial is None else _sigma(spec.spatial, steps),
@@ -246,30 +231,14 @@ def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
 # Channels that labels share: for filters that take dense channels of a whole volume.
 
 
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """The channel of each label in each tile.
-
-    Attributes:
-        count: number of channels.
-        of_entry: (entries) int32.
-        of_settled: (*tiles) int32, of a settled tile's label; -1: the tile is not settled.
-    """
-
-    count: int
-    of_entry: NDArray[np.int32]
-    of_settled: NDArray[np.int32]
-
-
-def share_channels(sets: LabelSets, rings: Extents) -> Channels:
+def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
-    Parts of a domain that messages can cross between stay together. The parts of all domains, the largest first, each take the first
-    channel in which no other label is within reach.
+    Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
+    first, each take the first channel in which no other label is within reach.
 
-    Args:
-        sets: the labels of each tile.
-        rings: tiles that messages can cross along each axis.
+    Returns:
+        (number of channels, that of each entry, that of the label of each settled tile), the latter (*tiles), -1: the tile is not settled.
     """
     from scipy import ndimage
 
@@ -298,4 +267,4 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
         for label in np.unique(channel[sets.active & (channel >= 0)]):
             tiles, entries = sets.entries_of(int(label))
             of_entry[entries[channel.flat[tiles] == label]] = number
-    return Channels(len(channels), of_entry, of_settled)
+    return len(channels), of_entry, of_settled

@@ -11,8 +11,8 @@ import numpy as np
 
 from crfrefine.base.memory import format_size
 from crfrefine.engines.base import MeanFieldReport, of_part
+from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.slabs import Slab, cuts, halo_planes
-from crfrefine.engines.volume import check_tiles
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.choosing import sums_are_direct
 from crfrefine.refinement.tiles.grid import TILE
@@ -32,15 +32,7 @@ MOST_REPEATS = 3
 def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool | None = None) -> RefinedTiles:
     """Run the mean field on the tiles with several labels, in slabs if it does not fit into memory at once.
 
-    Args:
-        problem: the volume.
-        sets: the labels of its tiles.
-        backend: the engine.
-        context: of the run.
-        is_direct: whether sums are direct, else filters of the whole volume are used; None: what is less work.
-
-    Raises:
-        CapacityError: not even a slab fits.
+    Sums are direct, or filters of the whole volume are used; without a choice, what is less work. CapacityError: not even a slab fits.
     """
     check_tiles(problem.spec.mean_field)
     repeats = 0

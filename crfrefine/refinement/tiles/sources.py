@@ -19,33 +19,15 @@ class ChannelSource(Protocol):
     """Whether the values are probabilities, of which the logarithm is taken."""
 
     def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
-        """Make sure that labels can be had in some tiles, which may take another reading of a file.
-
-        Args:
-            domains: (L, *tiles), where labels will be asked for.
-            threads: None: the cores this process may use.
-        """
+        """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
         ...
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Write a label's logits in some tiles to the entries of an array.
-
-        Args:
-            engine: result of `TileGrid.engine`.
-            label: the label.
-            tiles: flat numbers of the tiles.
-            entries: their rows in `out`.
-            out: (entries, voxels of a tile) float32; written to.
-        """
+        """Write a label's logits in some tiles, named by flat numbers, to entries of `out`, (entries, voxels of a tile) float32."""
         ...
 
     def planes(self, start: int, stop: int) -> ChannelSource:
-        """Return the source of some planes of the slowest axis, which begin and end with a tile (or with the grid).
-
-        Args:
-            start: the first plane.
-            stop: the end of the planes.
-        """
+        """Return the source of some planes of the slowest axis, which begin and end with a tile (or with the grid)."""
         ...
 
 
@@ -53,13 +35,7 @@ class DenseChannels:
     """Channels in an array: a box of its grid."""
 
     def __init__(self, values: NDArray[np.float32], box: tuple[slice, ...], *, is_probability: bool = False) -> None:
-        """Take channels.
-
-        Args:
-            values: (L, *grid) float32; three grid axes.
-            box: the part of the grid that counts.
-            is_probability: whether the values are probabilities.
-        """
+        """Take (L, *grid) float32 channels of three grid axes, of which a box counts."""
         self.values = values
         self.box = box
         self.is_probability = is_probability

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
-from crfrefine.refinement.tiles.bricks import Brick, Piece, cut_bricks
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 from crfrefine.refinement.tiles.label_sets import num_rings
 
@@ -20,6 +20,65 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.survey import Survey
     from crfrefine.refinement.tiles.threshold import Thresholds
 
+
+class Piece(Protocol):
+    """Planes of some channels, as `crfrefine.io` reads them."""
+
+    @property
+    def channels(self) -> slice:
+        """The channels."""
+        ...
+
+    @property
+    def planes(self) -> slice:
+        """The planes of the slowest axis."""
+        ...
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(channels, planes, …)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Brick:
+    """Planes of a channel that begin and end with a tile, or with the grid.
+
+    Attributes:
+        label: the channel.
+        first_plane: number of the first plane.
+        values: (planes, y, x), C-contiguous.
+    """
+
+    label: int
+    first_plane: int
+    values: NDArray[Any]
+
+
+def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
+    """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait.
+
+    Types other than float32 and float16 are converted, exactly.
+    """
+    num_planes, *plane_shape = grid.shape
+    waiting: dict[int, NDArray[Any]] = {}
+    for piece in read():
+        for label, values in zip(range(piece.channels.start, piece.channels.stop), piece.values, strict=True):
+            planes = values.reshape(-1, *plane_shape)
+            first, stop = piece.planes.start, piece.planes.stop
+            if len(planes) != stop - first:  # A grid of two axes: its planes are rows of the only plane.
+                planes, first, stop = values.reshape(1, *plane_shape), 0, 1
+            if label in waiting:
+                held = waiting.pop(label)
+                planes, first = np.concatenate([held, planes]), first - len(held)
+            num_whole = len(planes) if stop == num_planes else len(planes) // TILE[0] * TILE[0]
+            if num_whole < len(planes):
+                waiting[label] = planes[num_whole:].copy()
+            if num_whole:
+                dtype = planes.dtype if planes.dtype in (np.float32, np.float16) else np.float32
+                yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
+
+
 ReadPieces = Callable[[], Iterable[Piece]]
 """Returns the pieces of a network's output, from the beginning at each call."""
 
@@ -28,39 +87,17 @@ class StoredChannels:
     """Some tiles of each label's channel; a `ChannelSource`."""
 
     def __init__(self, grid: TileGrid, num_labels: int, *, is_probability: bool = False, read: ReadPieces | None = None) -> None:
-        """Start with no tile.
-
-        Args:
-            grid: the tiles.
-            num_labels: L.
-            is_probability: whether the values are probabilities.
-            read: returns the pieces, for tiles that are wanted later; None: none will be.
-        """
+        """Start with no tile; `read` returns the pieces, for tiles that are wanted later."""
         self._read = read
         self.grid = grid
         self.num_labels = num_labels
         self.is_probability = is_probability
         self._parts: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in range(num_labels)]
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tiles."""
-        return sum(values.nbytes for parts in self._parts for _, values in parts)
-
     def keep(self, label: int, tiles: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Keep tiles of a label.
-
-        Args:
-            label: the label.
-            tiles: (n,) flat numbers, none of which is kept already.
-            values: (n, voxels of a tile) float32 or float16.
-        """
+        """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, none of which is kept already."""
         if len(tiles):
             self._parts[label].append((tiles, values))
-
-    def tiles_of(self, label: int) -> NDArray[np.int64]:
-        """Return the flat numbers of the tiles that are kept of a label, ascending."""
-        return self._joined(label)[0]
 
     def retain(self, label: int, wanted: NDArray[np.bool_]) -> None:
         """Forget a label's tiles except those that are True in `wanted`, (*tiles)."""
@@ -73,7 +110,7 @@ class StoredChannels:
         """Read tiles that are not kept yet; see `ChannelSource.ensure`."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
-            tiles.reshape(-1)[self.tiles_of(label)] = False
+            tiles.reshape(-1)[self._joined(label)[0]] = False
         if not missing.any():
             return
         assert self._read is not None
@@ -120,24 +157,10 @@ def first_tile(grid: TileGrid, plane: int) -> int:
     return plane // TILE[0] * grid.counts[1] * grid.counts[2]
 
 
-def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
-    """Yield the bricks of a network's output in float32 or float16: other types are converted, exactly."""
-    for brick in cut_bricks(read(), grid.shape[1:], grid.shape[0]):
-        known = brick.values.dtype in (np.float32, np.float16)
-        yield brick if known else Brick(brick.label, brick.first_plane, brick.values.astype(np.float32))
-
-
 def store_channels(
     read: ReadPieces, survey: Survey, thresholds: Thresholds, reach: Extents, threads: int | None
 ) -> tuple[StoredChannels, NDArray[np.bool_], NDArray[np.bool_]]:
     """Read all channels once more, and keep the tiles where labels may take part.
-
-    Args:
-        read: returns the pieces.
-        survey: of all channels.
-        thresholds: of the model.
-        reach: of the kernels.
-        threads: None: the cores this process may use.
 
     Returns:
         (the channels, where labels are present, where they may matter), the latter (L, *tiles).

@@ -11,11 +11,11 @@ import numpy as np
 from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
-    SumsOverLabels,
     check_input_type,
     describe_logits,
     describe_probabilities,
     no_probabilities,
+    require_distribution,
 )
 from crfrefine.base.axes import StorageOrder
 from crfrefine.refinement.tiles.stored import ReadPieces, read_bricks
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import RunContext
     from crfrefine.parameters.specs import MeanFieldSpec
-    from crfrefine.refinement.tiles.bricks import Brick
     from crfrefine.refinement.tiles.grid import TileGrid
+    from crfrefine.refinement.tiles.stored import Brick
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +95,7 @@ class KindFinder:
     """
 
     def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
-        """Start with what is known.
-
-        Args:
-            grid: the tiles.
-            input_type: "auto", "logits" or "probabilities", as the user says.
-            kind: "logits" or "probabilities" if the file says so.
-            path: the file, for messages.
-        """
+        """Start with what the user says, and the file."""
         check_input_type(input_type)
         self._input_type, self._kind, self._path = input_type, kind, path
         said = input_type if input_type != "auto" else kind
@@ -128,10 +121,7 @@ class KindFinder:
         return True
 
     def finish(self, is_equal: NDArray[np.bool_]) -> str:
-        """Return a sentence that says what the channels were taken for, and why.
-
-        Args:
-            is_equal: (*grid), where all labels are exactly equal; such voxels are not checked.
+        """Return a sentence that says what the channels were taken for, and why; voxels where all labels are equal are not checked.
 
         Raises:
             InputError: the values are not what the user or the file calls them, or sigmoid channels.
@@ -140,7 +130,7 @@ class KindFinder:
             tolerance = SUM_TOLERANCE
             if not self.is_probability or self._input_type == "probabilities":
                 tolerance = TOLD_SUM_TOLERANCE
-            SumsOverLabels(self._sums, is_equal).require_distribution(str(self._path), tolerance)
+            require_distribution(self._sums, is_equal, str(self._path), tolerance)
         if not self.is_probability:
             return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
         if self._outside is not None:

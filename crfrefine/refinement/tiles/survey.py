@@ -64,13 +64,7 @@ class Survey:
         self._engine = grid.engine(threads)
 
     def add(self, label: int, values: NDArray[Any], first_plane: int = 0) -> None:
-        """Add planes of a label's channel; each plane of each label exactly once, labels in ascending order.
-
-        Args:
-            label: the channel's number.
-            values: (planes, y, x) float32 or float16, C-contiguous.
-            first_plane: number of the first of them along the slowest axis.
-        """
+        """Add planes of a label's channel, C-contiguous; each plane of each label exactly once, labels in ascending order."""
         self._engine.survey(
             values,
             first_plane,
@@ -101,11 +95,7 @@ class Survey:
     def margins_of(self, label: int, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
         """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
 
-        Args:
-            label: the label.
-            values: the label's channel, (*grid) or (tiles, voxels of a tile).
-            tiles: (n,) flat numbers of the tiles.
-            is_whole_grid: whether `values` is the whole channel.
+        The values are the whole channel, (*grid), or those of the tiles alone, (tiles, voxels of a tile).
         """
         found = np.empty(len(tiles), np.float32)
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
@@ -116,15 +106,7 @@ class Survey:
 def survey_channels(
     grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
 ) -> Survey:
-    """Return what one pass over all channels finds.
-
-    Args:
-        grid: the tiles.
-        source: the channels.
-        run: of all labels.
-        mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
-        threads: None: the cores this process may use.
-    """
+    """Return what one pass over all channels finds; the mask is C-contiguous."""
     options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
     survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
     for label in range(run.num_labels):
@@ -133,13 +115,7 @@ def survey_channels(
 
 
 def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return where labels are present, and where they may matter, (L, *tiles) each.
-
-    Args:
-        survey: of all channels.
-        source: the channels.
-        thresholds: of the model.
-    """
+    """Return where labels are present, and where they may matter, (L, *tiles) each, once all channels were surveyed."""
     present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.

@@ -26,8 +26,6 @@ def make_executor(kind: str, num_workers: int, placement: Placement = HERE, *, w
         CrfRefineError: the cluster cannot be used: no `distributed`, nobody at the address, other versions of this package.
     """
     if placement.is_cluster:
-        from crfrefine.runs.execution.cluster.executor import Cluster
-
         return Cluster(placement)
     if placement.case_timeout is not None:
         return Processes(num_workers, Limits(placement.case_timeout), writes_files=writes_files)
@@ -106,3 +104,40 @@ class Processes(Executor):
         while self._workers:
             worker = self._workers.pop()
             (worker.stop if self._writes_files else worker.kill)()
+
+
+class Cluster(Executor):
+    """One item at a time per thread of the cluster's workers.
+
+    Items may write files: one that is stopped gets time to remove unfinished ones. An item whose worker is lost is tried once more.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        from crfrefine.runs.execution.cluster.connection import connect
+
+        self._placement = placement
+        self._connection = connect(placement)
+        self.threads_per_item = self._connection.threads_per_item
+        self.warnings = self._connection.warnings
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with its outcome, as they complete."""
+        from crfrefine.runs.execution.cluster.run import (
+            ClusterRun,  # It imports `distributed`, of which `connect` says whether it is there.
+        )
+
+        run = ClusterRun(self._connection, self._placement, function, items, started, stops)
+        try:
+            yield from run.outcomes()
+        finally:
+            run.close()
+
+    def close(self) -> None:
+        """Disconnect; a cluster that was started for this run ends."""
+        self._connection.close()

@@ -22,19 +22,12 @@ class _ClosedError(BaseException):
 
 @dataclass
 class _Begun(Generic[Loaded]):
-    """An item that is being read, or waits to be taken.
+    """An item that is being read, or waits to be taken."""
 
-    Attributes:
-        bytes: that it takes; None: it is not known yet.
-        loaded: what was read.
-        error: of reading it.
-        is_done: whether it can be taken.
-    """
-
-    bytes: int | None = None
+    bytes: int | None = None  # that it takes; None: it is not known yet
     loaded: Loaded | None = None
     error: BaseException | None = None
-    is_done: bool = False
+    is_done: bool = False  # whether it can be taken
 
 
 class ReadAhead(Generic[Item, Loaded]):
@@ -71,20 +64,33 @@ class ReadAhead(Generic[Item, Loaded]):
         self._pool = ThreadPoolExecutor(most_readers, "read")
 
     def start(self) -> None:
-        """Begin to read the first item."""
-        self._add_reader()
+        """Begin to read in another thread, unless there are enough of them, or the system has none left for more than one."""
+        if self._num_readers == self._most_readers:
+            return
+        self._num_readers += 1
+        try:
+            self._pool.submit(self._read_items)
+        except RuntimeError:
+            if self._num_readers == 1:
+                raise
+            self._num_readers -= 1
+            self._most_readers = self._num_readers
 
     def take(self, waiting: Callable[[], None]) -> Loaded | None:
         """Return the next item, once it is read; None: there is no other, or the run was stopped.
 
         Raises what reading it raised. `waiting` is called if it is not there yet.
         """
+
+        def can_take() -> bool:
+            return self._begun[min(self._begun)].is_done if self._begun else self._num_ended == self._num_readers
+
         with self._changed:
-            if not self._can_take():
-                if self._num_taken and self._num_readers < self._most_readers:
-                    self._try_to_add_reader()
+            if not can_take():
+                if self._num_taken:
+                    self.start()
                 waiting()
-                self._changed.wait_for(self._can_take)
+                self._changed.wait_for(can_take)
             if not self._begun:
                 return None
             taken = self._begun.pop(min(self._begun))
@@ -92,7 +98,8 @@ class ReadAhead(Generic[Item, Loaded]):
             self._changed.notify_all()
         if taken.error is not None:
             raise taken.error
-        return taken.loaded
+        loaded, taken.loaded = taken.loaded, None  # Its reader still has `taken`.
+        return loaded
 
     def close(self, *, waits: bool) -> None:
         """Begin no other item; those that wait for room are given up.
@@ -104,69 +111,45 @@ class ReadAhead(Generic[Item, Loaded]):
             self._changed.notify_all()
         self._pool.shutdown(wait=waits)
 
-    def _can_take(self) -> bool:
-        if self._begun:
-            return self._begun[min(self._begun)].is_done
-        return self._num_ended == self._num_readers
-
-    def _add_reader(self) -> None:
-        self._num_readers += 1
-        self._pool.submit(self._read_items)
-
-    def _try_to_add_reader(self) -> None:
-        try:
-            self._add_reader()
-        except RuntimeError:  # The system has no thread left: those that there are go on.
-            self._num_readers -= 1
-            self._most_readers = self._num_readers
-
     def _read_items(self) -> None:
         """Read one item after the other, each when the one before has been taken."""
         try:
-            while (next_one := self._begin()) is not None:
-                self._read_item(*next_one)
+            while True:
+                with self._changed:
+                    next_one = None if self._is_closed or self._stop.is_set() else next(self._items, None)
+                    if next_one is None:
+                        return
+                    number, item = next_one
+                    begun = self._begun[number] = _Begun()
+                try:
+                    begun.loaded = self._read(item, partial(self._admit, number))
+                except _ClosedError:
+                    begun.loaded = None
+                except BaseException as error:  # whoever takes the item gets it
+                    begun.error = error
+                with self._changed:
+                    if begun.loaded is None and begun.error is None:
+                        del self._begun[number]
+                    begun.is_done = True
+                    self._changed.notify_all()
+                    while not self._is_closed and number in self._begun:
+                        self._changed.wait()
         finally:
             with self._changed:
                 self._num_ended += 1
                 self._changed.notify_all()
 
-    def _begin(self) -> tuple[int, Item] | None:
-        with self._changed:
-            next_one = None if self._is_closed or self._stop.is_set() else next(self._items, None)
-            if next_one is not None:
-                self._begun[next_one[0]] = _Begun()
-            return next_one
-
-    def _read_item(self, number: int, item: Item) -> None:
-        begun = self._begun[number]
-        try:
-            begun.loaded = self._read(item, partial(self._admit, number))
-        except _ClosedError:
-            begun.loaded = None
-        except BaseException as error:  # whoever takes the item gets it
-            begun.error = error
-        with self._changed:
-            if begun.loaded is None and begun.error is None:
-                del self._begun[number]
-            begun.is_done = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closed or number not in self._begun)
-
     def _admit(self, number: int, size: int) -> None:
-        """Wait until there is room for an item."""
+        """Wait until an item is the next one, or there is room for it: then the sizes of all before it are known."""
+
+        def may_go_on() -> bool:
+            before = [begun for other, begun in self._begun.items() if other < number]
+            are_known = all(begun.bytes is not None for begun in before)
+            has_room = are_known and sum(begun.bytes or 0 for begun in self._begun.values()) + size <= self._most_bytes
+            return self._is_closed or not before or has_room
+
         with self._changed:
-            self._wait(lambda: self._is_next(number) or self._has_room(number, size))
-            self._begun[number].bytes = size
-
-    def _has_room(self, number: int, size: int) -> bool:
-        are_known = all(begun.bytes is not None for other, begun in self._begun.items() if other < number)
-        return are_known and sum(begun.bytes or 0 for begun in self._begun.values()) + size <= self._most_bytes
-
-    def _is_next(self, number: int) -> bool:
-        return number == min(self._begun)
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or condition())
+            self._changed.wait_for(may_go_on)
             if self._is_closed:
                 raise _ClosedError
+            self._begun[number].bytes = size

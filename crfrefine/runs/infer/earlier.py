@@ -1,6 +1,6 @@
 """What the records of earlier runs say of the cases of this one, for `infer --continue`.
 
-`records.py` defines the records; `summary_lines.py` and `summary_file.py` write them.
+`summary_reading.py` reads them.
 """
 
 from __future__ import annotations
@@ -17,39 +17,31 @@ from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.execution.records import FAILED
 from crfrefine.runs.infer.records import CaseRecord, time_of_change
-from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
-from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedRun, as_read, read_summary, refined_with, text, whole
+from crfrefine.runs.infer.summary_reading import (
+    RECORD_FOLDER,
+    NotASummaryError,
+    RecordedCase,
+    as_read,
+    read_summary,
+    records_in,
+    text,
+    whole,
+)
 
 
 @dataclass(frozen=True)
 class EarlierRecords:
-    """The records of earlier runs that this run takes up.
+    """The records of earlier runs that this run takes up."""
 
-    Attributes:
-        of_outputs: by case, the records whose label map is unchanged.
-        of_failures: by case, the records of cases that failed.
-        notes: what the user should know of them.
-        damaged: records in the output folder that cannot be read.
-    """
-
-    of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)
-    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)
+    of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case, those whose label map is unchanged
+    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case
     notes: Sequence[str] = ()
-    damaged: Sequence[Path] = ()
+    damaged: Sequence[Path] = ()  # records in the output folder that cannot be read
 
     def all(self) -> list[CaseRecord]:
         """Return all records in the order of the cases' names."""
         return sorted([*self.of_outputs.values(), *self.of_failures.values()], key=lambda record: record.case_id)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A record of a case, and the run that it is of."""
-
-    record: CaseRecord
-    run: RecordedRun
 
 
 def read_earlier(
@@ -62,34 +54,40 @@ def read_earlier(
     inputs: Sequence[str] = (),
 ) -> EarlierRecords:
     """Read what earlier runs left: the records in the output folder, and a summary."""
-    found, damaged, notes = _read_records(folder)
+    found: list[RecordedCase] = []
+    damaged: list[Path] = []
+    notes: list[str] = []
+    for path in () if folder is None else records_in(folder):
+        try:
+            found += _read(path)
+        except NotASummaryError as error:
+            damaged.append(path)
+            notes.append(f"{error}; continuing without it")
     place = None if folder is None else folder / RECORD_FOLDER
     if summary is not None and special_kind(summary) is None and summary.exists() and summary.stat().st_size > 0:
         of_summary = _read_summary(summary, label_maps, part)
-        if others := [case_id for case_id in dict.fromkeys(one.record.case_id for one in of_summary) if case_id not in label_maps]:
+        if others := [case_id for case_id in dict.fromkeys(one.case_id for one in of_summary) if case_id not in label_maps]:
             notes.append(f"{summary}: the records of cases that are not in this run are left out: {listed(others)}")
         found += of_summary
         place = summary
-    by_case: dict[str, list[_Found]] = {}
+    by_case: dict[str, list[RecordedCase]] = {}
     for one in sorted(found, key=lambda one: str(one.run.head.get("started", ""))):
-        by_case.setdefault(one.record.case_id, []).append(one)
+        by_case.setdefault(one.case_id, []).append(one)
     now = as_read(parameters)
     outputs, failures, without = {}, {}, {}
     from_elsewhere = []
     for case_id, label_map in label_maps.items():
         written, records = time_of_change(label_map), by_case.get(case_id, [])
-        true = _true_records(records, written)
-        if true is not None:
-            last, origin = true
-            then = refined_with(last.run, last.record.other_parameters)
-            tables = {name: then.get(name) for name in {**then, **now} if then.get(name) != now.get(name)}
-            outputs[case_id] = replace(last.record, other_parameters=tables or None)
-            if not tables and origin is not None and list(origin.run.head.get("inputs", inputs)) != list(inputs):
+        if true := [one for one in records if one.describes(written)]:
+            tables = true[-1].other_tables(now)
+            outputs[case_id] = replace(_record(true[-1].values), other_parameters=tables or None)
+            origin = next((one.run for one in reversed(true) if one.values["status"] == "done"), None)
+            if not tables and origin is not None and list(origin.head.get("inputs", inputs)) != list(inputs):
                 from_elsewhere.append(case_id)
-        elif records and records[-1].record.status == FAILED:
-            failures[case_id] = records[-1].record
+        elif records and records[-1].has_failed:
+            failures[case_id] = _record(records[-1].values)
         elif written is not None:
-            without[case_id] = any(_is_about(one.record, label_map) for one in records)
+            without[case_id] = any(_is_about(one.values, label_map) for one in records)
     if place is not None:
         notes += _notes_on_missing(place, without)
     if from_elsewhere:
@@ -106,18 +104,9 @@ def read_earlier(
     return EarlierRecords(outputs, failures, notes, damaged)
 
 
-def _true_records(records: Sequence[_Found], written: str | None) -> tuple[_Found, _Found | None] | None:
-    """Return the last record of a label map, and that of the run which refined it, if it is there.
-
-    None: there is no record, or the label map was changed since.
-    """
-    true = [one for one in records if one.record.status != FAILED and one.record.written == written is not None]
-    return (true[-1], next((one for one in reversed(true) if one.record.status == "done"), None)) if true else None
-
-
-def _is_about(record: CaseRecord, label_map: Path) -> bool:
+def _is_about(values: Mapping[str, Any], label_map: Path) -> bool:
     """Return whether a record is about a label map of this name, not about one in another format."""
-    return record.written is not None and Path(str((record.kept or {}).get("output"))).name == label_map.name
+    return values["written"] is not None and Path(str(values.get("output"))).name == label_map.name
 
 
 def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:
@@ -134,20 +123,7 @@ def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:
     return notes
 
 
-def _read_records(folder: Path | None) -> tuple[list[_Found], list[Path], list[str]]:
-    """Return what the records in an output folder have, those that cannot be read, and notes on these."""
-    found: list[_Found] = []
-    damaged, notes = [], []
-    for path in () if folder is None else records_in(folder):
-        try:
-            found += _read(path)
-        except NotASummaryError as error:
-            damaged.append(path)
-            notes.append(f"{error}; continuing without it")
-    return found, damaged, notes
-
-
-def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, int]) -> list[_Found]:
+def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, int]) -> list[RecordedCase]:
     """Return the records of a summary that this run will replace; raise InputError if it must not."""
     try:
         found = _read(path)
@@ -155,7 +131,7 @@ def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, i
         raise InputError(
             f"{error}\n  --continue takes up the summary of the earlier run and replaces it; name another file, or remove this one."
         ) from None
-    case_ids = dict.fromkeys(one.record.case_id for one in found)
+    case_ids = dict.fromkeys(one.case_id for one in found)
     others = [case_id for case_id in case_ids if case_id not in label_maps]
     if others and ((found[-1].run.num_parts, found[-1].run.part_id) != part or len(others) == len(case_ids)):
         run = found[-1].run
@@ -193,15 +169,13 @@ def _count(items: Sequence[str], noun: str) -> str:
     return f"{len(items)} {noun} was" if len(items) == 1 else f"{len(items)} {noun}s were"
 
 
-def _read(path: Path) -> list[_Found]:
+def _read(path: Path) -> list[RecordedCase]:
     """Return the records of all runs of a summary, the last one of each case last; raise NotASummaryError if it is none."""
-    found = []
+    found = [one for run in read_summary(path) for one in run.all_cases()]
     try:
-        for run in read_summary(path):
-            found += [_Found(_record(values), run) for values in (*run.not_reached, *run.cases)]
+        for one in found:
+            _record(one.values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, NotASummaryError):
-            raise
         raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}") from None
     return found
 
@@ -218,9 +192,7 @@ def _record(values: Mapping[str, Any]) -> CaseRecord:
     if values["voxels_changed"] is not None:
         before, after = (tuple(map(whole, values[name])) for name in ("voxels_before", "voxels_after"))
         changes = LabelChanges(whole(values["voxels_changed"]), before, after)
-    written, parameters = values["written"], values["other_parameters"]
-    if parameters is not None and not isinstance(parameters, dict):
-        raise TypeError("other_parameters: expected a table")
+    written = values["written"]
     return CaseRecord(
         text(values["case_id"]),
         text(values["status"]),
@@ -228,6 +200,6 @@ def _record(values: Mapping[str, Any]) -> CaseRecord:
         written=None if written is None else text(written),
         report=report,
         changes=changes,
-        other_parameters=parameters,
+        other_parameters=values["other_parameters"],
         kept=dict(values),
     )

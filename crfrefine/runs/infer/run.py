@@ -18,8 +18,8 @@ from crfrefine.base.failures import CaseWork, Failure, describe_failure
 from crfrefine.base.memory import memory_limit
 from crfrefine.errors import CrfRefineError, DeviceLostError
 from crfrefine.runs.execution.factory import make_executor
-from crfrefine.runs.execution.observer import Observer
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
+from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import CaseRecord, RunSummary, note_on_num_labels
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from crfrefine.runs.execution.executor import Outcome
-    from crfrefine.runs.infer.summary_file import SummaryFile
-    from crfrefine.runs.infer.summary_lines import SummaryLines
+    from crfrefine.runs.infer.summary_writing import SummaryFile, SummaryLines
 
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
@@ -62,8 +61,7 @@ class _Run:
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.runs.infer.plan import plan_run
-        from crfrefine.runs.infer.summary_file import summary_file
-        from crfrefine.runs.infer.summary_lines import SummaryLines
+        from crfrefine.runs.infer.summary_writing import SummaryLines, summary_file
 
         self.options = options
         self._observer = observer

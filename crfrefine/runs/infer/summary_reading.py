@@ -1,26 +1,34 @@
-"""Read the file of `infer --summary`, for the next run and for `status`: one JSON value, or JSON lines.
+"""Read the records of runs again, for the next run and for `status`: JSON lines in the output folder, or the file of `infer --summary`.
 
-`records.py` defines the records; `summary_file.py` and `summary_lines.py` write them.
+`records.py` defines the records, and `summary_writing.py` writes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import parse_json, read_json, require_usable, without_nonfinite
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.records import FAILED
 from crfrefine.runs.infer.records import SCHEMA
 
+if TYPE_CHECKING:
+    from crfrefine.runs.infer.options import InferenceOptions
+
 LINES_SUFFIX = ".jsonl"
+
+RECORD_FOLDER = ".crfrefine"
+"""In the output folder: the records of runs, a file for each part, since several processes on several machines may write at a time."""
 
 MOST_BYTES = 1 << 30
 """Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
@@ -40,28 +48,69 @@ class _OtherContentError(ValueError):
 
 @dataclass
 class RecordedRun:
-    """A run, as its summary has it.
-
-    Attributes:
-        head: the fields of the run.
-        num_parts: number of processes that shared the cases.
-        part_id: this process among them, from 0.
-        cases: the records in the order of the file; the last one of a case counts.
-        not_reached: records of runs before it, of cases that it did not reach.
-        is_interrupted: whether it was stopped or killed, or goes on.
-    """
+    """A run, as its summary has it."""
 
     head: Mapping[str, Any]
     num_parts: int
-    part_id: int
-    cases: list[Mapping[str, Any]] = field(default_factory=list)
-    not_reached: list[Mapping[str, Any]] = field(default_factory=list)
-    is_interrupted: bool = True
+    part_id: int  # from 0
+    cases: list[Mapping[str, Any]] = field(default_factory=list)  # in the order of the file; the last one of a case counts
+    not_reached: list[Mapping[str, Any]] = field(default_factory=list)  # of runs before it, of cases that it did not reach
+    is_interrupted: bool = True  # it was stopped or killed, or goes on
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """What it refines with, to be compared."""
         return as_read(self.head["parameters"])
+
+    def all_cases(self) -> list[RecordedCase]:
+        """Return its records of all cases, the last one of each case last."""
+        return [RecordedCase(values, self) for values in (*self.not_reached, *self.cases)]
+
+
+@dataclass(frozen=True)
+class RecordedCase:
+    """A record of a case, and the run that has it: whether the case is done, `infer --continue` and `status` ask here."""
+
+    values: Mapping[str, Any]  # the fields as they stand in the file
+    run: RecordedRun
+
+    @property
+    def case_id(self) -> str:
+        """The name of the case."""
+        return str(self.values["case_id"])
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the run could not refine the case."""
+        return bool(self.values["status"] == FAILED)
+
+    def describes(self, changed: str | None) -> bool:
+        """Return whether the record is of the label map that was last changed then, and not of another one of its name."""
+        return not self.has_failed and self.values.get("written") == changed is not None
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What the case was refined with, to be compared."""
+        other = self.values.get("other_parameters")
+        return as_read({**self.run.head["parameters"], **other}) if other else self.run.parameters
+
+    def other_tables(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tables of its parameters, as they are read, that differ from others; none if it was refined with the same."""
+        then = self.parameters
+        return {name: then.get(name) for name in {**then, **parameters} if then.get(name) != parameters.get(name)}
+
+
+def record_file(options: InferenceOptions, inputs: Sequence[str]) -> Path | None:
+    """Return the record of a run; None if the output is a file, which has none. Runs on other inputs, absolute, have other files."""
+    if options.writes_file:
+        return None
+    digest = hashlib.sha256("\0".join(inputs).encode(errors="surrogateescape")).hexdigest()[:8]
+    return options.output / RECORD_FOLDER / f"run-{digest}-part-{options.part_id}-of-{options.num_parts}{LINES_SUFFIX}"
+
+
+def records_in(folder: Path) -> list[Path]:
+    """Return the records in an output folder; none if there are none."""
+    return sorted((folder / RECORD_FOLDER).glob(f"run-*{LINES_SUFFIX}"))
 
 
 def is_lines(path: Path) -> bool:
@@ -82,11 +131,6 @@ def read_summary(path: Path) -> list[RecordedRun]:
         is_damaged = not isinstance(error, _OtherContentError)
         reason = shorten(error, MOST_OF_A_REASON)
         raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {reason}", is_damaged=is_damaged) from None
-
-
-def refined_with(run: RecordedRun, other: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the parameters that a case was refined with, to be compared."""
-    return as_read({**run.head["parameters"], **other}) if other else run.parameters
 
 
 def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`infer/summary_reading.py` reads both, `cases.py` judges a case, and `rest_command.py` writes the commands.
+`infer/summary_reading.py` reads the records, and `rest_command.py` writes the commands.
 """
 
 from __future__ import annotations
@@ -20,14 +20,24 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.io.recognition import identities
-from crfrefine.runs.infer.records import note_on_num_labels
-from crfrefine.runs.infer.run_record import RECORD_FOLDER, records_in
-from crfrefine.runs.infer.summary_reading import LINES_SUFFIX, MOST_BYTES, NotASummaryError, RecordedRun, read_summary, refined_with
-from crfrefine.runs.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
-from crfrefine.runs.status.report import PartStatus, RunStatus, StatusReport
+from crfrefine.runs.execution.records import FAILED
+from crfrefine.runs.infer.records import note_on_num_labels, time_of_change
+from crfrefine.runs.infer.summary_reading import (
+    LINES_SUFFIX,
+    MOST_BYTES,
+    RECORD_FOLDER,
+    NotASummaryError,
+    RecordedCase,
+    RecordedRun,
+    read_summary,
+    records_in,
+)
+from crfrefine.runs.status.report import DONE, MISSING, CaseStatus, PartStatus, RunStatus, StatusReport
 from crfrefine.runs.status.rest_command import go_there, quote, rest_command
 
 SUFFIXES = (".json", LINES_SUFFIX)
+
+_OUTPUTS = ("output", "probabilities", "logits", "preview", "structures")
 
 
 def find_status(paths: Sequence[Path]) -> StatusReport:
@@ -99,15 +109,15 @@ def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] 
 def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
     """Return what is left of a run."""
     last = group[-1]
-    label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
+    label_maps = {str(case_id): _resolve(path, last.run) for case_id, path in last.run.head["all_cases"].items()}
     records = _last_records(group)
     num_parts = last.run.num_parts
     own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
     num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
     starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
-    wanted = [_parameters((own.get(part_id) or last).run, {}) for part_id in range(num_used)]
+    wanted = [(own.get(part_id) or last).run.parameters for part_id in range(num_used)]
     cases = [
-        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts], wanted[number % num_parts])
+        _case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts], wanted[number % num_parts])
         for number, (case_id, path) in enumerate(label_maps.items())
     ]
     parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
@@ -115,9 +125,9 @@ def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
     return RunStatus(output_folder, cases, parts, notes)
 
 
-def _last_records(group: Sequence[FoundRun]) -> dict[str, PlacedRecord]:
+def _last_records(group: Sequence[FoundRun]) -> dict[str, RecordedCase]:
     """Return the last record of each case. A run without --continue does all of its cases again: older records of these are void."""
-    records: dict[str, PlacedRecord] = {}
+    records: dict[str, RecordedCase] = {}
     begun = None
     for found in group:
         run = found.run
@@ -127,9 +137,9 @@ def _last_records(group: Sequence[FoundRun]) -> dict[str, PlacedRecord]:
                 records.pop(case_id, None)
         begun = (found.started, run.num_parts, run.part_id)
         for values in run.not_reached:
-            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(run, values)))
+            records.setdefault(values["case_id"], RecordedCase(values, run))
         for values in run.cases:
-            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(run, values))
+            records[values["case_id"]] = RecordedCase(values, run)
     return records
 
 
@@ -140,9 +150,43 @@ def _with_labels(values: Mapping[str, Any], names: object) -> str:
     return f"{shorten(values['case_id'], 40)} ({listed([str(known.get(str(label), label)) for label in labels])})"
 
 
-def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
-    """Return what a case was refined with, as text to compare."""
-    return json.dumps(refined_with(run, values.get("other_parameters")), sort_keys=True)
+def _case_status(
+    case_id: str, part_id: int, label_map: Path, record: RecordedCase | None, first_start: str, parameters: Mapping[str, Any]
+) -> CaseStatus:
+    """Return what is known of a case. Files are not opened: `infer --continue` reads them to their end.
+
+    Args:
+        case_id: its name.
+        part_id: the part that has it.
+        label_map: where its label map goes.
+        record: its last record, if it has any.
+        first_start: time, UTC, from which on a label map without a record is a result of this run; "": any.
+        parameters: of the last run of its part.
+    """
+    changed = time_of_change(label_map)
+    there = changed is not None
+    if record is None:
+        if changed is not None and (not first_start or datetime.fromisoformat(changed) >= datetime.fromisoformat(first_start)):
+            return CaseStatus(case_id, part_id, DONE, label_map)
+        reason = "not reached; the label map that is there is from before the run" if there else "not reached"
+        return CaseStatus(case_id, part_id, MISSING, label_map, reason, has_old_output=there)
+    values = record.values
+    if record.has_failed:
+        reason = str(values.get("error") or "no reason is recorded")
+        return CaseStatus(case_id, part_id, FAILED, label_map, reason, has_old_output=there)
+    named = [label_map, *(_resolve(values[name], record.run) for name in _OUTPUTS if values.get(name))]
+    gone = next((path for path in named if not is_there(path)), None)
+    if gone is not None:
+        return CaseStatus(case_id, part_id, MISSING, label_map, f"{gone} is gone")
+    if record.other_tables(parameters):
+        return CaseStatus(case_id, part_id, MISSING, label_map, "refined with other parameters than those of the last run")
+    is_changed = values.get("written") is not None and not record.describes(changed)
+    return CaseStatus(case_id, part_id, DONE, label_map, is_changed=is_changed)
+
+
+def _resolve(path: object, run: RecordedRun) -> Path:
+    """Return a path as a run has named it: relative ones begin in its working folder."""
+    return Path(str(run.head["working_folder"])) / str(path)
 
 
 def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
@@ -164,7 +208,7 @@ def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[Ca
     return PartStatus(part_id, counts, state, None if own is None else own.path, command)
 
 
-def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
+def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, RecordedCase]) -> list[str]:
     notes = []
     output_folder = group[-1].key[0]
     if not is_there(Path(output_folder)):
@@ -187,12 +231,15 @@ def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapp
             f"{counted(len(kept), 'case')} not done, with a label map of an earlier run, which --continue keeps: {listed(kept)}; "
             "to refine these cases again, remove these label maps first"
         )
-    done = [records[case.case_id].values for case in cases if case.state == DONE and case.case_id in records]
+    with_record = [records[case.case_id] for case in cases if case.state == DONE and case.case_id in records]
+    done = [record.values for record in with_record]
     if vanished := [_with_labels(values, group[-1].run.head.get("label_names")) for values in done if values.get("vanished_labels")]:
         notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
     if (note := note_on_num_labels(done)) is not None:
         notes.append(note)
-    kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
+    kinds = {
+        json.dumps(records[case.case_id].parameters, sort_keys=True) for case in cases if case.state == DONE and case.case_id in records
+    }
     if len(kinds) > 1:
         notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
     if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
@@ -253,17 +300,11 @@ def _command(settings: Mapping[str, Any]) -> str | None:
 
 @dataclass
 class FoundRun:
-    """A run in a summary.
-
-    Attributes:
-        run: the run.
-        path: the summary.
-        output_folder: where its results are now: a later run into the same folder may have found it under another name.
-    """
+    """A run in a summary."""
 
     run: RecordedRun
     path: Path
-    output_folder: str
+    output_folder: str  # where results are now: a later run may have found it under another name
 
     @property
     def started(self) -> str:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import crfrefine
 from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.runs.execution.cluster.worker_checks import check_devices, check_version
 from crfrefine.runs.execution.placement import Placement
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+    from crfrefine.runs.execution.cluster.on_worker import Description
 
 NEEDS_DISTRIBUTED = "--workers and --dask need Dask's package `distributed`: pip install 'crfrefine[distributed]'"
 
@@ -61,23 +63,14 @@ Receiver = Callable[[int, int, bytes], None]
 
 @dataclass
 class Connection:
-    """A cluster that can be used.
-
-    Attributes:
-        client: of Dask.
-        name: of the cluster, for messages.
-        threads_per_item: CPU threads that each case has; None: not known before there are workers.
-        cluster: the cluster that was started for this run; None: it was there before.
-        warnings: what the user must know of its security, one sentence each.
-        receivers: of the events of runs, by the identity of the run.
-    """
+    """A cluster that can be used."""
 
     client: Client
-    name: str
-    threads_per_item: int | None
-    cluster: LocalCluster | None = None
-    warnings: tuple[str, ...] = ()
-    receivers: dict[str, Receiver] = field(default_factory=dict)
+    name: str  # for messages
+    threads_per_item: int | None  # None: not known before there are workers
+    cluster: LocalCluster | None = None  # that was started for this run
+    warnings: tuple[str, ...] = ()  # what the user must know of its security
+    receivers: dict[str, Receiver] = field(default_factory=dict)  # of the events of runs, by the identity of the run
 
     def __post_init__(self) -> None:
         self.client.subscribe_topic(self.topic, self._receive)
@@ -209,7 +202,7 @@ def _about_certificates(address: str) -> str:
 
 def _check_workers(connection: Connection, placement: Placement) -> None:
     """Refuse workers that cannot do the work of this run. Those that come later say what they are with their first case."""
-    from crfrefine.runs.execution.cluster.on_worker import Description, describe
+    from crfrefine.runs.execution.cluster.on_worker import describe
 
     versions: Mapping[str, object] = connection.client.run(pkgutil.resolve_name, "crfrefine:__version__", on_error="return")
     for worker, version in versions.items():
@@ -225,3 +218,25 @@ def _silence() -> None:
     """Keep Dask's own log off standard error: what matters becomes a message of the run."""
     for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def check_version(worker: str, version: object) -> None:
+    """Raise InputError unless a worker has this version of the package."""
+    if version != crfrefine.__version__:
+        has = f"crfrefine {version}" if isinstance(version, str) else f"no crfrefine ({shorten(version, MOST_OF_A_REASON)})"
+        raise InputError(
+            f"worker {worker} has {has}, this command is crfrefine {crfrefine.__version__}; install the same version on all machines"
+        )
+
+
+def check_devices(described: Mapping[str, Description]) -> None:
+    """Raise InputError unless each worker computes one case at a time on a GPU of its own."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for worker, about in described.items():
+        if about.threads > 1:
+            raise InputError(f"worker {worker} has {about.threads} threads, which would share a GPU; start it with --nthreads 1")
+        if (other := seen.setdefault((about.host, about.devices), worker)) != worker:
+            raise InputError(
+                f"workers {other} and {worker} on {about.host} see the same GPUs, CUDA_VISIBLE_DEVICES={about.devices or ''}\n"
+                f"  Start each with a GPU of its own ({see('docs/guide/clusters.md#gpus')})."
+            )

@@ -1,4 +1,4 @@
-"""The workers of a cluster as a run sees them: which are there, how many items they can take, which have more memory than others."""
+"""The workers of a cluster as a run sees them: who is there, how many items they take, and who has more memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.cluster.worker_checks import check_devices
+from crfrefine.runs.execution.cluster.connection import check_devices
 
 if TYPE_CHECKING:
     from crfrefine.runs.execution.cluster.connection import Connection
