@@ -16,15 +16,10 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class IncompleteCase:
-    """A case that lacks at least one file.
-
-    Attributes:
-        case_id: its name.
-        reasons: what it lacks, such as "no logits in study/logits".
-    """
+    """A case that lacks at least one file."""
 
     case_id: str
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # what it lacks, such as "no logits in study/logits"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of a summary."""

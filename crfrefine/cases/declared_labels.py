@@ -19,17 +19,11 @@ RESERVED_NAMES = ("background", "ignore")
 
 @dataclass(frozen=True)
 class DeclaredLabels:
-    """The labels that label maps may hold.
+    """The labels that label maps may hold."""
 
-    Attributes:
-        numbers: the labels, ascending, background first.
-        source: who says so, for messages: "study/dataset.json".
-        structures: number of each structure by its name, if each has a file of its own.
-    """
-
-    numbers: tuple[int, ...]
-    source: str
-    structures: Mapping[str, int] = field(default_factory=dict)
+    numbers: tuple[int, ...]  # ascending, background first
+    source: str  # who says so, for messages: "study/dataset.json"
+    structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has a file of its own
 
     @property
     def num_labels(self) -> int:

@@ -155,19 +155,12 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
 
 @dataclass
 class Overlap:
-    """What became of structures that share voxels.
+    """What became of structures that share voxels."""
 
-    Attributes:
-        num_structures: structures whose files are not empty.
-        num_voxels: voxels of several structures.
-        example: the names of two such structures.
-        losers: by name, the structures that keep less than half of their voxels: how many are left, of how many.
-    """
-
-    num_structures: int = 0
-    num_voxels: int = 0
-    example: tuple[str, str] = ("", "")
-    losers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    num_structures: int = 0  # that are not empty
+    num_voxels: int = 0  # of several structures
+    example: tuple[str, str] = ("", "")  # the names of two such structures
+    losers: dict[str, tuple[int, int]] = field(default_factory=dict)  # keep less than half of their voxels: how many, of how many
 
     @property
     def notes(self) -> tuple[str, ...]:

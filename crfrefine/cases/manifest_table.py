@@ -24,17 +24,11 @@ MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a manifest.
+    """A row of a manifest."""
 
-    Attributes:
-        place: where it stands, such as "line 3".
-        cells: the parts of each cell that is not empty, by column: text between semicolons, without blanks around it.
-        problem: why it cannot be used; "" if it can.
-    """
-
-    place: str
-    cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    problem: str = ""
+    place: str  # such as "line 3"
+    cells: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by column; the parts of each that is not empty
+    problem: str = ""  # why it cannot be used
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -11,17 +11,11 @@ from crfrefine.cases.dataset_description import description_or_note
 
 @dataclass(frozen=True)
 class Names:
-    """Names of what a picture shows.
+    """Names of what a picture shows."""
 
-    Attributes:
-        labels: name of a label by its number.
-        modalities: names of the modalities, in order; empty if unknown.
-        notes: files that could not be used, one sentence each.
-    """
-
-    labels: Mapping[int, str] = field(default_factory=dict)
-    modalities: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    labels: Mapping[int, str] = field(default_factory=dict)  # by number
+    modalities: tuple[str, ...] = ()  # in order; empty if unknown
+    notes: tuple[str, ...] = ()  # files that could not be used
 
     @property
     def plain_labels(self) -> dict[int, str]:

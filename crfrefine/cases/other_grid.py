@@ -25,15 +25,10 @@ SMALL_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class WorkGrid:
-    """The grid that a case is worked on.
+    """The grid that a case is worked on."""
 
-    Attributes:
-        header: the header of the file that defines it.
-        name: what the file is to the user: "image" or "reference".
-    """
-
-    header: VolumeHeader
-    name: str = "image"
+    header: VolumeHeader  # of the file that defines it
+    name: str = "image"  # what the file is to the user: "image" or "reference"
 
     def linear(
         self, other: VolumeHeader, values: NDArray[np.float32], what: str, notes: list[str], *, outside: str, threads: int = 1

@@ -30,21 +30,13 @@ _WRITTEN_BY_NNUNET = '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [
 
 @dataclass(frozen=True)
 class RegionReading:
-    """Which channels are regions.
+    """Which channels are regions."""
 
-    Attributes:
-        scheme: the regions; None: channels are labels.
-        source: the option or file that declares them.
-        num_labels: channels of a softmax over all labels, which is refined as such although regions are declared; None: unknown.
-        problem: why the declaration cannot be used; files that need it fail with this message.
-        is_given: whether the user named the regions of these very files.
-    """
-
-    scheme: RegionScheme | None = None
-    source: str = ""
-    num_labels: int | None = None
-    problem: str = ""
-    is_given: bool = False
+    scheme: RegionScheme | None = None  # None: channels are labels
+    source: str = ""  # the option or file that declares them
+    num_labels: int | None = None  # channels of a softmax over all labels, which is refined as such all the same
+    problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
+    is_given: bool = False  # whether the user named the regions of these very files
 
     @property
     def fewest_channels(self) -> int:

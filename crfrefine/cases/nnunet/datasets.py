@@ -23,15 +23,10 @@ _IMAGES = "imagesTr"
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of a fold.
+    """The cases of a fold."""
 
-    Attributes:
-        training: names of the cases that its network is trained on.
-        held_out: names of the cases that it validates.
-    """
-
-    training: frozenset[str]
-    held_out: frozenset[str]
+    training: frozenset[str]  # names of the cases that its network is trained on
+    held_out: frozenset[str]  # names of those that it validates
 
 
 def describe_dataset(folder: Path) -> DatasetDescription | None:

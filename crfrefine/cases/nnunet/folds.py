@@ -24,19 +24,11 @@ DEFAULT_NUM_FOLDS = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """A fold of a trained network.
+    """A fold of a trained network."""
 
-    Attributes:
-        name: "0", "1", ...
-        archives: of the validated cases with probabilities, by case.
-        predicted: cases that the validation has a label map of.
-        is_trained: whether the training ended.
-        is_started: whether the training began.
-    """
-
-    name: str
-    archives: dict[str, Path]
-    predicted: frozenset[str]
+    name: str  # "0", "1", ...
+    archives: dict[str, Path]  # of the validated cases with probabilities
+    predicted: frozenset[str]  # cases that the validation has a label map of
     is_trained: bool
     is_started: bool
 
@@ -53,23 +45,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """The folds of a trained network, and which case each has held out.
-
-    Attributes:
-        network: whose folds.
-        folds: those that are there, by name.
-        expected: names of the folds that there should be.
-        fold_of: the fold of each case, as far as it is known.
-        twice: cases that several folds have validated, with the fold that is taken.
-        seen: cases whose only probabilities are of networks that were trained on them.
-    """
+    """The folds of a trained network, and which case each has held out."""
 
     network: TrainedNetwork
     folds: dict[str, Fold]
-    expected: tuple[str, ...]
-    fold_of: dict[str, str]
-    twice: dict[str, str]
-    seen: frozenset[str]
+    expected: tuple[str, ...]  # names of those that there should be
+    fold_of: dict[str, str]  # the fold that held each case out, as far as it is known
+    twice: dict[str, str]  # cases that several folds have validated, with the one that is taken
+    seen: frozenset[str]  # cases whose only probabilities are of networks that were trained on them
 
     def archive(self, case_id: str) -> Path | None:
         """Return the probabilities of a case by the network that has not seen it; None if there are none."""

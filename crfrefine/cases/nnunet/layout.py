@@ -39,23 +39,14 @@ _MOST_CANDIDATES = 8
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The folder of a trained configuration of nnU-Net.
+    """The folder of a trained configuration of nnU-Net."""
 
-    Attributes:
-        folder: absolute.
-        dataset: name, such as "Dataset004_Hippocampus".
-        trainer: name of the trainer class.
-        plans: name of the plans.
-        configuration: such as "3d_fullres".
-        reader: the class with which nnU-Net reads and writes images; None if the plans do not name it.
-    """
-
-    folder: Path
-    dataset: str
-    trainer: str
+    folder: Path  # absolute
+    dataset: str  # such as "Dataset004_Hippocampus"
+    trainer: str  # name of its class
     plans: str
-    configuration: str
-    reader: str | None
+    configuration: str  # such as "3d_fullres"
+    reader: str | None  # the class with which nnU-Net reads and writes images, if the plans name it
 
     @property
     def results(self) -> Path:
@@ -79,15 +70,10 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """A folder that `nnUNetv2_predict` or `nnUNetv2_ensemble` wrote.
+    """A folder that `nnUNetv2_predict` or `nnUNetv2_ensemble` wrote."""
 
-    Attributes:
-        folder: absolute.
-        reader: see `TrainedNetwork`.
-    """
-
-    folder: Path
-    reader: str | None
+    folder: Path  # absolute
+    reader: str | None  # see `TrainedNetwork`
 
 
 def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:

@@ -30,15 +30,10 @@ Label = TypeVar("Label", bound=np.integer[Any])
 
 @dataclass(frozen=True)
 class KeepLargest:
-    """A rule: of the voxels with one of the labels, only the largest component stays.
+    """A rule: of the voxels with one of the labels, only the largest component stays."""
 
-    Attributes:
-        labels: they count together.
-        background: what the other components become.
-    """
-
-    labels: tuple[int, ...]
-    background: int = 0
+    labels: tuple[int, ...]  # they count together
+    background: int = 0  # what the other components become
 
     def apply(self, label_map: NDArray[Label]) -> NDArray[Label]:
         """Return a copy of a label map (*grid) after the rule.
@@ -60,15 +55,10 @@ class KeepLargest:
 
 @dataclass(frozen=True)
 class NnunetPostprocessing:
-    """The postprocessing that nnU-Net has chosen for a trained network.
-
-    Attributes:
-        path: the file.
-        rules: applied one after the other; none: nnU-Net found that none helps.
-    """
+    """The postprocessing that nnU-Net has chosen for a trained network."""
 
     path: Path
-    rules: tuple[KeepLargest, ...]
+    rules: tuple[KeepLargest, ...]  # applied one after the other; none: nnU-Net found that none helps
 
     def apply(self, label_map: NDArray[Label]) -> NDArray[Label]:
         """Return a label map (*grid) after all rules."""

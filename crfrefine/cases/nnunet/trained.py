@@ -16,17 +16,11 @@ from crfrefine.cases.nnunet.orientation import check_orientation
 
 @dataclass(frozen=True)
 class TrainedCases:
-    """The cases of a trained network.
+    """The cases of a trained network."""
 
-    Attributes:
-        cases: all of them; those without probabilities have them in `missing`.
-        description: content of the network's `dataset.json`, if it is there.
-        advice: one sentence per fold that lacks something, with the command that makes it.
-    """
-
-    cases: CaseList
+    cases: CaseList  # all; those without probabilities have them in `missing`
     description: DatasetDescription | None
-    advice: tuple[str, ...]
+    advice: tuple[str, ...]  # one sentence per fold that lacks something, with the command that makes it
 
 
 def find_trained_cases(

@@ -25,42 +25,25 @@ ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 @dataclass(frozen=True)
 class Placed(Generic[ItemT_co]):
-    """What a process is given to do.
-
-    Attributes:
-        device: its device.
-        item: the item to work on; None: only open the device, or raise.
-        ahead: the item that it will probably get next, which it may begin to read.
-    """
+    """What a process is given to do."""
 
     device: str
-    item: ItemT_co | None = None
-    ahead: ItemT_co | None = None
+    item: ItemT_co | None = None  # None: only open the device, or raise
+    ahead: ItemT_co | None = None  # what it will probably get next, which it may begin to read
 
 
 @dataclass
 class _Seat:
-    """A device and its process.
-
-    Attributes:
-        device: name.
-        process: the present one.
-        number: of the item that it works on; None: it is idle, or opens the device.
-        ahead: number of the item that it reads ahead.
-        is_open: whether the process has opened the device.
-        is_new: whether no process has opened it yet.
-        opens_by: when it must be open, by the clock of `time.monotonic`.
-        num_losses: items in a row that it was lost on.
-    """
+    """A device and its process."""
 
     device: str
     process: WorkerProcess
-    number: int | None = None
-    ahead: int | None = None
-    is_open: bool = False
-    is_new: bool = True
+    number: int | None = None  # of the item that it works on; None: it is idle, or opens the device
+    ahead: int | None = None  # number of the item that it reads ahead
+    is_open: bool = False  # whether the process has opened the device
+    is_new: bool = True  # whether no process has opened it yet
     opens_by: float = field(default_factory=lambda: time.monotonic() + START_SECONDS)
-    num_losses: int = 0
+    num_losses: int = 0  # items in a row that it was lost on
 
 
 class DeviceProcesses:

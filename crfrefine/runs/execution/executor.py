@@ -29,17 +29,11 @@ def never(outcome: object) -> bool:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """The outcome of an item.
-
-    Attributes:
-        result: what the function returned.
-        error: what it raised, or the fate of the worker; None: there is a result.
-        is_lost: whether the worker died before it had a result.
-    """
+    """The outcome of an item."""
 
     result: Result | None = None
-    error: Exception | None = None
-    is_lost: bool = False
+    error: Exception | None = None  # what the function raised, or the fate of the worker
+    is_lost: bool = False  # whether the worker died before it had a result
 
     @property
     def failure(self) -> Failure | None:

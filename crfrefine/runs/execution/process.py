@@ -51,17 +51,11 @@ GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What an item may take before its process is ended; None: no limit.
+    """What an item may take before its process is ended; None: no limit."""
 
-    Attributes:
-        seconds: from the start of the item.
-        memory: bytes of the process in physical memory.
-        memory_source: what sets this limit, a phrase for messages.
-    """
-
-    seconds: float | None = None
-    memory: int | None = None
-    memory_source: str = ""
+    seconds: float | None = None  # from the start of the item
+    memory: int | None = None  # bytes of the process in physical memory
+    memory_source: str = ""  # what sets this limit, a phrase for messages
 
     @property
     def are_set(self) -> bool:
@@ -71,15 +65,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a process runs.
+    """Where a process runs."""
 
-    Attributes:
-        folder: its working folder; None: that of this process.
-        environment: variables besides those of this process.
-    """
-
-    folder: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None  # the working folder; None: that of this process
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables besides those of this process
 
 
 class WorkerProcess:

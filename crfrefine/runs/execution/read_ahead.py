@@ -22,19 +22,12 @@ class _ClosedError(BaseException):
 
 @dataclass
 class _Begun(Generic[Loaded]):
-    """An item that is being read, or waits to be taken.
+    """An item that is being read, or waits to be taken."""
 
-    Attributes:
-        bytes: that it takes; None: it is not known yet.
-        loaded: what was read.
-        error: of reading it.
-        is_done: whether it can be taken.
-    """
-
-    bytes: int | None = None
+    bytes: int | None = None  # that it takes; None: it is not known yet
     loaded: Loaded | None = None
     error: BaseException | None = None
-    is_done: bool = False
+    is_done: bool = False  # whether it can be taken
 
 
 class ReadAhead(Generic[Item, Loaded]):

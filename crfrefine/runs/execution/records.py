@@ -14,20 +14,12 @@ FAILED = "failed"
 
 @dataclass
 class Record:
-    """The outcome of a case.
-
-    Attributes:
-        case_id: its name.
-        status: "failed", or another status of the command.
-        times: seconds of each stage; "stage.part" is a part of a stage.
-        notes: assumptions about its files.
-        failures: the errors.
-    """
+    """The outcome of a case."""
 
     case_id: str
-    status: str = FAILED
-    times: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    status: str = FAILED  # "failed", or another one of the command
+    times: dict[str, float] = field(default_factory=dict)  # seconds of each stage; "stage.part" is a part of a stage
+    notes: list[str] = field(default_factory=list)  # assumptions about its files
     failures: list[Failure] = field(default_factory=list)
 
     @property

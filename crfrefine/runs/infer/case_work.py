@@ -33,19 +33,12 @@ MOST_VANISHED = 50
 
 @dataclass(frozen=True)
 class Task:
-    """A case to refine.
+    """A case to refine."""
 
-    Attributes:
-        number: from 1.
-        files: its inputs.
-        outputs: its outputs.
-        recorded: what an earlier summary says of its outputs.
-    """
-
-    number: int
+    number: int  # from 1
     files: CaseFiles
     outputs: OutputFiles
-    recorded: CaseRecord | None = None
+    recorded: CaseRecord | None = None  # what an earlier summary says of its outputs
 
     @property
     def case_id(self) -> str:
@@ -69,38 +62,23 @@ class Task:
 
 @dataclass(frozen=True)
 class CaseSettings:
-    """What the work on each case depends on; it can be sent to other processes.
-
-    Attributes:
-        options: of the run.
-        reading: how files are read.
-        structures: number of each structure by its name.
-        names: of labels and modalities, for previews.
-        device: as `get_backend` takes it.
-    """
+    """What the work on each case depends on; it can be sent to other processes."""
 
     options: InferenceOptions
     reading: ReadingOptions
-    structures: Mapping[str, int]
+    structures: Mapping[str, int]  # number of each structure by its name
     names: Names
-    device: str
+    device: str  # as `get_backend` takes it
 
 
 @dataclass
 class CaseInWork:
-    """A case on its way.
-
-    Attributes:
-        task: the case.
-        record: of it; of an earlier run, if that is to be kept.
-        case: between reading and refining: what was read; None: there is nothing left to do, or it failed.
-        refined: between refining and writing: what is to be written.
-    """
+    """A case on its way."""
 
     task: Task
-    record: CaseRecord = field(init=False)
-    case: Case | None = None
-    refined: RefinedArrays | None = None
+    record: CaseRecord = field(init=False)  # of an earlier run, if that is to be kept
+    case: Case | None = None  # from reading to refining; None: nothing is left to do, or it failed
+    refined: RefinedArrays | None = None  # from refining to writing
 
     def __post_init__(self) -> None:
         self.record = CaseRecord(self.task.case_id)

@@ -32,19 +32,12 @@ from crfrefine.runs.infer.summary_reading import (
 
 @dataclass(frozen=True)
 class EarlierRecords:
-    """The records of earlier runs that this run takes up.
+    """The records of earlier runs that this run takes up."""
 
-    Attributes:
-        of_outputs: by case, the records whose label map is unchanged.
-        of_failures: by case, the records of cases that failed.
-        notes: what the user should know of them.
-        damaged: records in the output folder that cannot be read.
-    """
-
-    of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)
-    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)
+    of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case, those whose label map is unchanged
+    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case
     notes: Sequence[str] = ()
-    damaged: Sequence[Path] = ()
+    damaged: Sequence[Path] = ()  # records in the output folder that cannot be read
 
     def all(self) -> list[CaseRecord]:
         """Return all records in the order of the cases' names."""

@@ -25,21 +25,13 @@ from crfrefine.runs.infer.outputs import label_maps_of
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run reads.
+    """What a run reads."""
 
-    Attributes:
-        cases: all cases, those of other parts too.
-        reading: how their files are read.
-        structures: number of each structure by its name, if each has a file of its own; else empty.
-        names: of labels and modalities, for previews.
-        notes: what was ignored, and why, one sentence each.
-    """
-
-    cases: tuple[CaseFiles, ...]
+    cases: tuple[CaseFiles, ...]  # all, those of other parts too
     reading: ReadingOptions
-    structures: Mapping[str, int]
-    names: Names
-    notes: tuple[str, ...]
+    structures: Mapping[str, int]  # number of each by its name, if each has a file of its own
+    names: Names  # for previews
+    notes: tuple[str, ...]  # what was ignored, and why
 
 
 def find_inputs(options: InferenceOptions) -> RunInputs:

@@ -29,19 +29,14 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The output files of a case; None, or no structures: not requested. Each structure's file has its name.
-
-    Attributes:
-        structures: a file for each that the input has.
-        labels: the files of labels, if the input has no files of structures.
-    """
+    """The output files of a case; None, or no structures: not requested. Each structure's file has its name."""
 
     label_map: Path
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
-    structures: tuple[Path, ...] = ()
-    labels: LabelFiles | None = None
+    structures: tuple[Path, ...] = ()  # a file for each that the input has
+    labels: LabelFiles | None = None  # if the input has no files of structures
 
     @property
     def structures_folder(self) -> Path | None:

@@ -28,27 +28,16 @@ from crfrefine.runs.infer.summary_reading import record_file
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before it begins.
-
-    Attributes:
-        settings: what the work on each case depends on.
-        tasks: the cases, in the order of their names.
-        devices: names; a process for each if there are several.
-        summary: of the run, without its cases.
-        notes: what the user should know.
-        names_file: where the names of structures are written; None: nowhere.
-        record: the record in the output folder; None: there is none.
-        has_record: whether that of earlier runs is there and is kept.
-    """
+    """A run before it begins."""
 
     settings: CaseSettings
     tasks: list[Task]
-    devices: tuple[str, ...]
-    summary: RunSummary
+    devices: tuple[str, ...]  # a process for each if there are several
+    summary: RunSummary  # without its cases
     notes: tuple[str, ...]
-    names_file: Path | None
-    record: Path | None
-    has_record: bool
+    names_file: Path | None  # where the names of structures are written; None: nowhere
+    record: Path | None  # in the output folder; None: there is none
+    has_record: bool  # whether that of earlier runs is there and is kept
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:

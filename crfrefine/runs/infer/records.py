@@ -32,55 +32,30 @@ class CaseRecord(Record):
     """The outcome of one case: `status` is "done", "skipped" (its output existed) or "failed".
 
     Fields that the case did not reach keep their defaults. A skipped case has those of the run that refined it, where its summary is known.
-
-    Attributes:
-        output: the label map.
-        written: time of the label map's last change, UTC: a later change shows that the record is not about that label map.
-        probabilities: the marginals, if requested.
-        logits: the refined logits, if requested.
-        preview: the picture, if requested.
-        structures: the folder of one binary file per structure, if requested.
-        grid_shape: voxels along each axis.
-        spacing: mm, one per grid axis.
-        num_labels: L, background included.
-        num_modalities: channels of the image.
-        num_voxels_in_mask: voxels inside the mask.
-        num_padding_voxels: voxels in the mask that were excluded because all labels had the same logit.
-        voxels_removed: voxels of components that the small-object rules turned into background.
-        voxels_filled: voxels of holes that they filled.
-        input_type: "logits", "probabilities" or "labels": type of the network's output.
-        regions: the regions of the network's sigmoid channels; None: its channels are labels.
-        device: the device that computed it; None: the case did not get that far.
-        report: iterations, convergence, energy and filters of the mean field; None: the case did not get that far.
-        changes: voxels of each label in the network's argmax and after refinement; None: the case did not get that far.
-        vanished_labels: the labels that the network's result has, in its own files too, and the refined label map lacks.
-        other_parameters: the tables of parameters that a skipped case was refined with, those that are not as in this run.
-        kept: the record as the summary of an earlier run has it; its fields stand in the file, but for `status`, `output` and
-            `other_parameters`.
     """
 
-    output: Path | None = None
-    written: str | None = None
+    output: Path | None = None  # the label map
+    written: str | None = None  # time of its last change, UTC: a later change shows that the record is of another one
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
     structures: Path | None = None
-    grid_shape: tuple[int, ...] | None = None
-    spacing: tuple[float, ...] | None = None
-    num_labels: int | None = None
-    num_modalities: int | None = None
+    grid_shape: tuple[int, ...] | None = None  # voxels along each axis
+    spacing: tuple[float, ...] | None = None  # mm, one per grid axis
+    num_labels: int | None = None  # L, background included
+    num_modalities: int | None = None  # channels of the image
     num_voxels_in_mask: int | None = None
-    num_padding_voxels: int | None = None
-    voxels_removed: int | None = None
-    voxels_filled: int | None = None
-    input_type: str | None = None
-    regions: RegionScheme | None = None
+    num_padding_voxels: int | None = None  # in the mask, but left out, as all labels had the same logit
+    voxels_removed: int | None = None  # of components that the small-object rules removed
+    voxels_filled: int | None = None  # of holes that they filled
+    input_type: str | None = None  # "logits", "probabilities" or "labels"
+    regions: RegionScheme | None = None  # of the network's sigmoid channels; None: they are labels
     device: str | None = None
-    report: MeanFieldReport | None = None
-    changes: LabelChanges | None = None
-    vanished_labels: tuple[int, ...] = ()
-    other_parameters: dict[str, Any] | None = None
-    kept: dict[str, Any] | None = None
+    report: MeanFieldReport | None = None  # of the mean field
+    changes: LabelChanges | None = None  # voxels of each label before and after
+    vanished_labels: tuple[int, ...] = ()  # in the network's result, its own files too, and not in the refined label map
+    other_parameters: dict[str, Any] | None = None  # tables that a skipped case was refined with, where they are not as in this run
+    kept: dict[str, Any] | None = None  # the record of an earlier run; its fields stand in the file, but for those of this run
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
@@ -107,53 +82,29 @@ _NOT_REACHED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class RunSummary:
-    """The outcome of a run.
+    """The outcome of a run."""
 
-    Attributes:
-        device: the device that computes it, or several, such as "cuda:0,1".
-        requested_device: the requested device, such as "auto".
-        threads: CPU threads.
-        max_memory: bytes that the run could take at its start; None: no limit is known.
-        max_memory_source: what sets this limit, a phrase.
-        parameters: the CRF's parameters as `CrfParameters.to_dict` returns them.
-        num_parts: number of processes that share the cases.
-        part_id: this process among them, from 0.
-        label_names: name of each label by its number, where each structure has a file of its own; else empty.
-        num_cases: cases of this part.
-        all_cases: the label map of each case of the run by its name, those of the other parts too, in the order of the parts.
-        output_folder: where results go: a folder, or for one case a file.
-        inputs: the folders and files that were named as inputs.
-        working_folder: where relative paths of this run begin.
-        command: the arguments of the command line; empty if it was not started from there.
-        resumed: whether label maps that were there were kept.
-        started: start time, UTC.
-        seconds: wall time.
-        interrupted: whether it was stopped before the end.
-        cases: one record per processed case, in order.
-        earlier: records of an earlier run of the same cases, kept until these are processed.
-    """
-
-    device: str
+    device: str  # or several, such as "cuda:0,1"
     threads: int
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
     requested_device: str = "auto"
-    max_memory: int | None = None
-    max_memory_source: str = ""
+    max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
+    max_memory_source: str = ""  # what sets this limit, a phrase
     num_parts: int = 1
-    part_id: int = 0
-    label_names: dict[int, str] = field(default_factory=dict)
-    num_cases: int = 0
-    all_cases: dict[str, str] = field(default_factory=dict)
-    output_folder: str = ""
+    part_id: int = 0  # from 0
+    label_names: dict[int, str] = field(default_factory=dict)  # by number, where each structure has a file of its own
+    num_cases: int = 0  # of this part
+    all_cases: dict[str, str] = field(default_factory=dict)  # the label map of each case, those of other parts too, in their order
+    output_folder: str = ""  # or for one case a file
     inputs: tuple[str, ...] = ()
-    working_folder: str = ""
-    command: tuple[str, ...] = ()
-    resumed: bool = False
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    seconds: float = 0.0
-    interrupted: bool = False
-    cases: list[CaseRecord] = field(default_factory=list)
-    earlier: list[CaseRecord] = field(default_factory=list)
+    working_folder: str = ""  # where relative paths of this run begin
+    command: tuple[str, ...] = ()  # the arguments of the command line, if it was started from there
+    resumed: bool = False  # whether label maps that were there were kept
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))  # UTC
+    seconds: float = 0.0  # wall time
+    interrupted: bool = False  # whether it was stopped before the end
+    cases: list[CaseRecord] = field(default_factory=list)  # one per processed case, in order
+    earlier: list[CaseRecord] = field(default_factory=list)  # records of an earlier run of the same cases, kept until these are processed
 
     def count(self, status: str) -> int:
         """Return the number of cases that are "done", "skipped" or "failed"."""

@@ -63,17 +63,11 @@ _MOST_OF_A_STEM = 100
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Where the labels of a case go. Which labels there are is known only when the label map is.
+    """Where the labels of a case go. Which labels there are is known only when the label map is."""
 
-    Attributes:
-        folder: gets the files, and holds nothing else.
-        suffix: of the files.
-        names: of labels by their numbers, for labels that no segment describes.
-    """
-
-    folder: Path
+    folder: Path  # holds nothing else
     suffix: str
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)  # of labels that no segment describes
 
     def of(self, labels: NDArray[np.integer[Any]], segments: Sequence[Segment]) -> dict[Path, Segment]:
         """Return the segment of each file: of all labels that occur, and of all that have a name."""

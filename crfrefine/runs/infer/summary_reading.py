@@ -48,23 +48,14 @@ class _OtherContentError(ValueError):
 
 @dataclass
 class RecordedRun:
-    """A run, as its summary has it.
-
-    Attributes:
-        head: the fields of the run.
-        num_parts: number of processes that shared the cases.
-        part_id: this process among them, from 0.
-        cases: the records in the order of the file; the last one of a case counts.
-        not_reached: records of runs before it, of cases that it did not reach.
-        is_interrupted: whether it was stopped or killed, or goes on.
-    """
+    """A run, as its summary has it."""
 
     head: Mapping[str, Any]
     num_parts: int
-    part_id: int
-    cases: list[Mapping[str, Any]] = field(default_factory=list)
-    not_reached: list[Mapping[str, Any]] = field(default_factory=list)
-    is_interrupted: bool = True
+    part_id: int  # from 0
+    cases: list[Mapping[str, Any]] = field(default_factory=list)  # in the order of the file; the last one of a case counts
+    not_reached: list[Mapping[str, Any]] = field(default_factory=list)  # of runs before it, of cases that it did not reach
+    is_interrupted: bool = True  # it was stopped or killed, or goes on
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -78,14 +69,9 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class RecordedCase:
-    """A record of a case, and the run that has it: whether the case is done, `infer --continue` and `status` ask here.
+    """A record of a case, and the run that has it: whether the case is done, `infer --continue` and `status` ask here."""
 
-    Attributes:
-        values: the fields as they stand in the file.
-        run: the run.
-    """
-
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # the fields as they stand in the file
     run: RecordedRun
 
     @property

@@ -45,27 +45,16 @@ Channels: TypeAlias = "NDArray[np.float32] | ChannelPlanes"
 
 @dataclass(frozen=True)
 class RefinedArrays:
-    """The arrays of a refined case to be written; None: not requested.
+    """The arrays of a refined case to be written; None: not requested."""
 
-    Attributes:
-        like: the case's first image: grid, format and header of the outputs.
-        label_map: (*grid) integer.
-        probabilities: the marginals.
-        logits: the refined logits.
-        image: (M, *grid) the image, for the preview.
-        before: (*grid) integer, the network's labels, for the preview.
-        subtitle: second line of the preview.
-        segments: what the label map or the structures that were refined say of the labels, if there are any.
-    """
-
-    like: Volume
-    label_map: NDArray[Any]
-    probabilities: Channels | None
-    logits: Channels | None
-    image: NDArray[Any] | None
-    before: NDArray[Any] | None
-    subtitle: str
-    segments: tuple[Segment, ...]
+    like: Volume  # the case's first image: grid, format and header of the outputs
+    label_map: NDArray[Any]  # (*grid) integer
+    probabilities: Channels | None  # the marginals
+    logits: Channels | None  # the refined ones
+    image: NDArray[Any] | None  # (M, *grid), for the preview
+    before: NDArray[Any] | None  # (*grid) the network's labels, for the preview
+    subtitle: str  # of the preview
+    segments: tuple[Segment, ...]  # what the label map or the structures that were refined say of the labels
 
 
 def write_outcome(

@@ -300,17 +300,11 @@ def _command(settings: Mapping[str, Any]) -> str | None:
 
 @dataclass
 class FoundRun:
-    """A run in a summary.
-
-    Attributes:
-        run: the run.
-        path: the summary.
-        output_folder: where its results are now: a later run into the same folder may have found it under another name.
-    """
+    """A run in a summary."""
 
     run: RecordedRun
     path: Path
-    output_folder: str
+    output_folder: str  # where results are now: a later run may have found it under another name
 
     @property
     def started(self) -> str:

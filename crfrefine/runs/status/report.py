@@ -15,25 +15,15 @@ STATES = (DONE, FAILED, MISSING)
 
 @dataclass(frozen=True)
 class CaseStatus:
-    """What is known of a case.
-
-    Attributes:
-        case_id: its name.
-        part_id: the part that has it.
-        state: "done", "failed" or "missing".
-        output: its label map.
-        reason: the error of a failed case, or what is not there; None if done.
-        has_old_output: whether it is not done, and a label map of an earlier run has its name.
-        is_changed: whether the label map was changed after it was recorded.
-    """
+    """What is known of a case."""
 
     case_id: str
     part_id: int
-    state: str
-    output: Path
-    reason: str | None = None
-    has_old_output: bool = False
-    is_changed: bool = False
+    state: str  # one of STATES
+    output: Path  # its label map
+    reason: str | None = None  # the error of a failed case, or what is not there
+    has_old_output: bool = False  # it is not done, and a label map of an earlier run has its name
+    is_changed: bool = False  # its label map was changed after it was recorded
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of the JSON output."""
@@ -42,21 +32,13 @@ class CaseStatus:
 
 @dataclass(frozen=True)
 class PartStatus:
-    """What is left of a part.
+    """What is left of a part."""
 
-    Attributes:
-        part_id: its number, from 0.
-        counts: number of its cases by state.
-        run: "ended", "interrupted" (or still running), or "not started" where there is no record of it.
-        summary: the summary of its last run.
-        command: does what is left; None if nothing is, or if the run was not started from a command line.
-    """
-
-    part_id: int
-    counts: Mapping[str, int]
-    run: str
-    summary: Path | None
-    command: str | None
+    part_id: int  # from 0
+    counts: Mapping[str, int]  # number of its cases by state
+    run: str  # "ended", "interrupted" (or still running), or "not started" where there is no record of it
+    summary: Path | None  # that of its last run
+    command: str | None  # does what is left
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of the JSON output."""
@@ -67,18 +49,11 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What is left of a folder run, over all its parts and all earlier runs of the same inputs into the same folder.
-
-    Attributes:
-        output_folder: where results go.
-        cases: all cases, in the order of their names.
-        parts: all parts that have cases, those that never started too.
-        notes: what the user should know, one sentence each.
-    """
+    """What is left of a folder run, over all its parts and all earlier runs of the same inputs into the same folder."""
 
     output_folder: str
-    cases: Sequence[CaseStatus]
-    parts: Sequence[PartStatus]
+    cases: Sequence[CaseStatus]  # in the order of their names
+    parts: Sequence[PartStatus]  # all that have cases, those that never started too
     notes: Sequence[str]
 
     @property
@@ -113,15 +88,10 @@ class RunStatus:
 
 @dataclass
 class StatusReport:
-    """The runs of some summaries.
+    """The runs of some summaries."""
 
-    Attributes:
-        runs: by output folder and inputs, in the order of the summaries.
-        notes: files that could not be used, one sentence each.
-    """
-
-    runs: list[RunStatus] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    runs: list[RunStatus] = field(default_factory=list)  # by output folder and inputs, in the order of the summaries
+    notes: list[str] = field(default_factory=list)  # files that could not be used
 
     @property
     def is_complete(self) -> bool:

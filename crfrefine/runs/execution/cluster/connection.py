@@ -63,23 +63,14 @@ Receiver = Callable[[int, int, bytes], None]
 
 @dataclass
 class Connection:
-    """A cluster that can be used.
-
-    Attributes:
-        client: of Dask.
-        name: of the cluster, for messages.
-        threads_per_item: CPU threads that each case has; None: not known before there are workers.
-        cluster: the cluster that was started for this run; None: it was there before.
-        warnings: what the user must know of its security, one sentence each.
-        receivers: of the events of runs, by the identity of the run.
-    """
+    """A cluster that can be used."""
 
     client: Client
-    name: str
-    threads_per_item: int | None
-    cluster: LocalCluster | None = None
-    warnings: tuple[str, ...] = ()
-    receivers: dict[str, Receiver] = field(default_factory=dict)
+    name: str  # for messages
+    threads_per_item: int | None  # None: not known before there are workers
+    cluster: LocalCluster | None = None  # that was started for this run
+    warnings: tuple[str, ...] = ()  # what the user must know of its security
+    receivers: dict[str, Receiver] = field(default_factory=dict)  # of the events of runs, by the identity of the run
 
     def __post_init__(self) -> None:
         self.client.subscribe_topic(self.topic, self._receive)

@@ -99,44 +99,26 @@ MOST_IN_EVENT = 1 << 14
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all tasks of a run have in common.
+    """What all tasks of a run have in common."""
 
-    Attributes:
-        run: identity of the run.
-        topic: of the events that the run receives.
-        version: of this package, where the run was started.
-        function: pickled function of one item.
-        folder: working folder.
-        environment: variables of this package, where the run was started.
-        seconds: time limit of an item; None: no limit.
-        threads: CPU threads per item; None: the cores of the worker's process, divided by its threads.
-    """
-
-    run: str
-    topic: str
-    version: str
-    function: bytes
+    run: str  # its identity
+    topic: str  # of the events that the run receives
+    version: str  # of this package, where the run was started
+    function: bytes  # of one item, pickled
     folder: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    seconds: float | None = None
-    threads: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables of this package, where the run was started
+    seconds: float | None = None  # time limit of an item
+    threads: int | None = None  # per item; None: the cores of the worker's process, divided by its threads
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a worker says of itself.
-
-    Attributes:
-        host: name of its machine.
-        devices: the GPUs it may see, as CUDA's environment variable says; None: not said.
-        cores: that its process may use.
-        threads: items that it computes at a time.
-    """
+    """What a worker says of itself."""
 
     host: str
-    devices: str | None
-    cores: int
-    threads: int
+    devices: str | None  # the GPUs it may see, as CUDA's environment variable says; None: not said
+    cores: int  # that its process may use
+    threads: int  # items that it computes at a time
 
     @property
     def share(self) -> int:
@@ -146,32 +128,20 @@ class Description:
 
 @dataclass(frozen=True)
 class Start:
-    """An item begins.
+    """An item begins."""
 
-    Attributes:
-        worker: address.
-        about: the worker.
-    """
-
-    worker: str
+    worker: str  # address
     about: Description
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes back from a worker.
+    """What comes back from a worker."""
 
-    Attributes:
-        content: pickled outcome of the item; empty if the worker has another version of this package.
-        worker: address.
-        memory: bytes that the item could take; None: no limit.
-        version: of this package on the worker.
-    """
-
-    content: bytes
-    worker: str
-    memory: int | None
-    version: str
+    content: bytes  # pickled outcome; empty if the worker has another version of this package
+    worker: str  # address
+    memory: int | None  # bytes that the item could take; None: no limit
+    version: str  # of this package on the worker
 
 
 def describe(dask_worker: Worker) -> Description:

@@ -257,27 +257,16 @@ MOST_ATTEMPTS = 3
 
 @dataclass
 class SentItem:
-    """An item without an outcome yet.
+    """An item without an outcome yet."""
 
-    Attributes:
-        number: its place among the items.
-        attempt: how often it has been sent.
-        future: of its task in this attempt.
-        begun_on: workers where it has begun in this attempt, the last one at the end.
-        began: when, by this machine's clock.
-        reply: what the worker said of its outcome, before its task was seen to end.
-        lost_with: workers that were lost with it, or lost its process, in all attempts.
-        only_on: the workers with enough memory for it; empty: any.
-    """
-
-    number: int
-    attempt: int = 0
-    future: Future[Reply] | None = None
-    begun_on: list[str] = field(default_factory=list)
-    began: float = 0.0
-    reply: Reply | None = None
-    lost_with: list[str] = field(default_factory=list)
-    only_on: frozenset[str] = frozenset()
+    number: int  # its place among the items
+    attempt: int = 0  # how often it has been sent
+    future: Future[Reply] | None = None  # of its task in this attempt
+    begun_on: list[str] = field(default_factory=list)  # workers where it has begun in this attempt, the last one at the end
+    began: float = 0.0  # by this machine's clock
+    reply: Reply | None = None  # what the worker said of its outcome, before its task was seen to end
+    lost_with: list[str] = field(default_factory=list)  # workers that were lost with it, or lost its process, in all attempts
+    only_on: frozenset[str] = frozenset()  # the workers with enough memory for it; empty: any
 
     def begin_attempt(self) -> None:
         """It is sent once more."""
