@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -113,7 +114,9 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     if outside is None:
         found = _off_sums(values, TOLD_SUM_TOLERANCE)
         if found.num_off or found.num_zero:
-            raise InputError(_sigmoid_message(values, found, "logits") + '\n  If these are logits nevertheless, give input_type="logits".')
+            raise InputError(
+                _sigmoid_message(values.shape[1:], found, "logits") + '\n  If these are logits nevertheless, give input_type="logits".'
+            )
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
@@ -196,21 +199,25 @@ def _first_outside(values: NDArray[Any]) -> str | None:
         outside &= ~all_equal(block)
         if outside.any():
             label, voxel = np.unravel_index(int(outside.argmax()), block.shape)
-            return f"{block[label, voxel]:.4g} for label {label} at {_voxel(values, start + int(voxel))}"
+            return f"{block[label, voxel]:.4g} for label {label} at {_voxel(values.shape[1:], start + int(voxel))}"
     return None
 
 
 def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
     """Count the voxels whose sum over labels is not 1, except padding."""
+    return _count(((start, block.sum(axis=0), partial(all_equal, block)) for start, block in _blocks(values)), tolerance)
+
+
+def _count(blocks: Iterable[tuple[int, NDArray[Any], Callable[[], NDArray[np.bool_]]]], tolerance: float) -> _OffSums:
+    """Count the sums that are not 1, from the place of the first one of each block, its sums, and where they do not count."""
     num_zero = num_off = 0
     first_zero = first_off = -1
     first_sum = 0.0
-    for start, block in _blocks(values):
-        sums = block.sum(axis=0)
+    for start, sums, padding in blocks:
         off = np.abs(sums - 1) > tolerance
         if not off.any():
             continue
-        off &= ~all_equal(block)
+        off &= ~padding()
         zero = off & (sums <= SUM_TOLERANCE)
         off &= ~zero
         num_zero, num_off = num_zero + int(zero.sum()), num_off + int(off.sum())
@@ -222,20 +229,34 @@ def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
     return _OffSums(num_off, first_off, first_sum, num_zero, first_zero)
 
 
+def require_distribution(sums: NDArray[np.float32], is_padding: NDArray[np.bool_], name: str, tolerance: float) -> None:
+    """Raise InputError, as `identify` does, if (*grid) sums over labels, which all lie in [0, 1], are not 1, except padding."""
+    blocks = [(0, sums.reshape(-1), lambda: is_padding.reshape(-1))]
+    _require(partial(_count, blocks), sums.shape, name, tolerance, lambda: "")
+
+
 def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
-    found = _off_sums(values, tolerance)
+    _require(partial(_off_sums, values), values.shape[1:], name, tolerance, partial(_binary_hint, values))
+
+
+def _require(count: Callable[[float], _OffSums], grid: tuple[int, ...], name: str, tolerance: float, hint: Callable[[], str]) -> None:
+    found = count(tolerance)
     if found.num_off:
-        is_rounded = not found.num_zero and _off_sums(values, TOLD_SUM_TOLERANCE).num_off == 0
-        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(values, found, name) + _binary_hint(values))
+        is_rounded = not found.num_zero and count(TOLD_SUM_TOLERANCE).num_off == 0
+        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(grid, found, name) + hint())
     if found.num_zero:
-        raise InputError(_zero_message(values, found, name) + _binary_hint(values))
+        raise InputError(
+            f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(grid)} voxels; "
+            f"the first one is {_voxel(grid, found.first_zero)}\n"
+            "  Outside the network's field of view, background should be 1, or all labels exactly equal." + hint()
+        )
 
 
 def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
     """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
-        raise InputError(_sigmoid_message(values, found, name) + _binary_hint(values))
+        raise InputError(_sigmoid_message(values.shape[1:], found, name) + _binary_hint(values))
 
 
 def _binary_hint(values: NDArray[Any]) -> str:
@@ -244,22 +265,22 @@ def _binary_hint(values: NDArray[Any]) -> str:
     return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if is_binary else ""
 
 
-def _rounded_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
+def _rounded_message(grid: tuple[int, ...], found: _OffSums, name: str) -> str:
     """Return what to do about sums that are near 1 everywhere, but not as near as those of exact probabilities."""
     return (
-        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(values.shape[1:])} voxels; "
-        f"the first one is {_voxel(values, found.first_off)} with a sum of {found.first_sum:.3f}\n"
+        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(grid)} voxels; "
+        f"the first one is {_voxel(grid, found.first_off)} with a sum of {found.first_sum:.3f}\n"
         "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
     )
 
 
-def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
+def _sigmoid_message(grid: tuple[int, ...], found: _OffSums, name: str) -> str:
     # If no sum is too large or small, every channel is almost zero at all these voxels.
     index, total = (found.first_off, found.first_sum) if found.num_off else (found.first_zero, 0.0)
     num_bad = found.num_off + found.num_zero
     return (
-        f"{name}: all values lie in [0, 1] but do not sum to 1 at {num_bad} of {math.prod(values.shape[1:])} voxels; the first one is "
-        f"{_voxel(values, index)} with a sum of {total:.3f}\n"
+        f"{name}: all values lie in [0, 1] but do not sum to 1 at {num_bad} of {math.prod(grid)} voxels; the first one is "
+        f"{_voxel(grid, index)} with a sum of {total:.3f}\n"
         "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
         "  logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels, regions_class_order), or\n"
         "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) "
@@ -267,43 +288,6 @@ def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
     )
 
 
-class SumsOverLabels:
-    """Sums over labels of values that all lie in [0, 1], for channels that are not in memory together."""
-
-    def __init__(self, sums: NDArray[np.float32], is_padding: NDArray[np.bool_]) -> None:
-        """Take (*grid) sums; voxels where `is_padding` is True do not count."""
-        self._sums = sums
-        self._is_padding = is_padding
-
-    def require_distribution(self, name: str, tolerance: float) -> None:
-        """Raise InputError, as `identify` does, if the sums are not 1."""
-        found, told = self._off(tolerance), self._off(TOLD_SUM_TOLERANCE)
-        # Only the shape of the values is needed.
-        shape = np.broadcast_to(np.float32(0.0), (1, *self._sums.shape))
-        if found.num_off:
-            is_rounded = not found.num_zero and told.num_off == 0
-            raise InputError((_rounded_message if is_rounded else _sigmoid_message)(shape, found, name))
-        if found.num_zero:
-            raise InputError(_zero_message(shape, found, name))
-
-    def _off(self, tolerance: float) -> _OffSums:
-        sums = self._sums.reshape(-1)
-        off = (np.abs(sums - 1) > tolerance) & ~self._is_padding.reshape(-1)
-        zero = off & (sums <= SUM_TOLERANCE)
-        off &= ~zero
-        first_off, first_zero = (int(where.argmax()) if where.any() else -1 for where in (off, zero))
-        first_sum = float(sums[first_off]) if first_off >= 0 else 0.0
-        return _OffSums(int(off.sum()), first_off, first_sum, int(zero.sum()), first_zero)
-
-
-def _zero_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
-    return (
-        f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
-        f"the first one is {_voxel(values, found.first_zero)}\n"
-        "  Outside the network's field of view, background should be 1, or all labels exactly equal."
-    )
-
-
-def _voxel(values: NDArray[Any], flat_index: int) -> str:
-    index = np.unravel_index(flat_index, values.shape[1:])
+def _voxel(grid: tuple[int, ...], flat_index: int) -> str:
+    index = np.unravel_index(flat_index, grid)
     return f"voxel ({', '.join(str(int(i)) for i in index[::-1])})"

@@ -157,7 +157,7 @@ def _run(
         found = (_run_fixed(run, *part, models) if is_fixed else None) or run(*part, given)
         out[:, own] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
         report = report or found.report
-        names.add(_filter_names(found.report))
+        names.add(tuple(line.split()[1] for line in found.report.filters if line.startswith("bilateral")))
         for stage, seconds in found.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         models = [_with_filter(model, names) for model in models]
@@ -178,11 +178,6 @@ def _run_fixed(run: Run, values: NDArray[np.float32], image: GridImage, models: 
 
 def _num_voxels(mask: NDArray[np.bool_] | None, slab: Slab) -> int:
     return slab.extent if mask is None else int(np.count_nonzero(mask[slab.first : slab.last]))
-
-
-def _filter_names(report: MeanFieldReport) -> tuple[str, ...]:
-    """Return the filter of each appearance kernel."""
-    return tuple(line.split()[1] for line in report.filters if line.startswith("bilateral"))
 
 
 def _with_filter(model: ModelSpec, names: set[tuple[str, ...]]) -> ModelSpec:

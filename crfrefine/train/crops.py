@@ -86,20 +86,6 @@ class Crop:
         return count_confusion(self.labels[self.mask], found[self.mask], self.num_labels)
 
     @property
-    def parts(self) -> tuple[Crop, ...]:
-        """What is computed to score the crop: all of it (a `Sample` has some tiles)."""
-        return (self,)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Weight of each part in the mean of the losses."""
-        return (1.0,)
-
-    def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Return the (L, L) voxels of the whole case by reference and found label, from those of the parts."""
-        return counts[0] + self.outside
-
-    @property
     def num_labels(self) -> int:
         """L of a label map, background included."""
         return len(self.logits) if self.regions is None else self.regions.num_labels

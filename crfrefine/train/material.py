@@ -58,35 +58,36 @@ class Sample:
     What a model changes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance hardly decides.
 
     Attributes:
-        crop: the whole.
         parts: what is computed; views.
         shares: weight of each part in the mean of the losses; they sum to 1.
         factors: how many times the change in a part counts for the case.
-        network: (L, L) voxels of the whole case, by reference (row) and the network's label (column).
+        before: (L, L) voxels of the whole case, by reference (row) and label (column), before the changes: the network's.
         of_parts: the same of each part.
     """
 
-    crop: Crop
     parts: tuple[Crop, ...]
     shares: tuple[float, ...]
     factors: tuple[float, ...]
-    network: NDArray[np.int64]
+    before: NDArray[np.int64]
     of_parts: tuple[NDArray[np.int64], ...]
+
+    @classmethod
+    def whole(cls, crop: Crop) -> Sample:
+        """Return the one that is all of a crop, and counts exactly."""
+        return cls((crop,), (1.0,), (1.0,), crop.outside, (np.zeros_like(crop.outside),))
 
     def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         """Return the (L, L) voxels of the whole case, estimated from those of the parts; exact where the parts are the crop."""
         change = sum(factor * (found - own) for factor, found, own in zip(self.factors, counts, self.of_parts, strict=True))
-        return np.maximum(self.network + np.rint(change).astype(np.int64), 0)
+        return np.maximum(self.before + np.rint(change).astype(np.int64), 0)
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
     """Return the sample of a crop; the number of the case decides what is drawn."""
+    if len(crop.tiles) <= NUM_SAMPLED:
+        return Sample.whole(crop)
     logits = crop.logits.astype(np.float32)
     found = crop.decode(logits)
-    inside = crop.count(found)
-    network = inside + crop.outside
-    if len(crop.tiles) <= NUM_SAMPLED:
-        return Sample(crop, (crop,), (1.0,), (1.0,), network, (inside,))
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
     weights = _weights(crop, logits)
     ends = np.cumsum(weights)
@@ -95,7 +96,7 @@ def make_sample(crop: Crop, number: int) -> Sample:
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
     factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
     of_parts = tuple(part.count(found[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True))
-    return Sample(crop, parts, shares, factors, network, of_parts)
+    return Sample(parts, shares, factors, crop.count(found) + crop.outside, of_parts)
 
 
 def _weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
+from crfrefine.train.material import Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
     from crfrefine.parameters.sections import MeanFieldParameters
     from crfrefine.train.losses import Loss
-    from crfrefine.train.material import Sample
 
 MOST_CACHED_VOXELS = 2_000_000
 """Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
@@ -195,14 +195,15 @@ def _counted(channels: Tensor, values: CropTensors) -> Tensor:
 
 def _score(crop: Crop | Sample, loss: Loss, refine: Callable[[Crop], tuple[Tensor, Tensor]]) -> CaseScore:
     """Return loss and counts from the refined logits (L, N) and the labels (N,) of each part."""
+    sample = crop if isinstance(crop, Sample) else Sample.whole(crop)
     mean, counts = 0.0, []
     with torch.no_grad():
-        for part, share in zip(crop.parts, crop.shares, strict=True):
+        for part, share in zip(sample.parts, sample.shares, strict=True):
             refined, labels = refine(part)
             mean += share * float(loss(refined, labels))
             pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
             counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-    return CaseScore(mean, crop.count_case(counts))
+    return CaseScore(mean, sample.count_case(counts))
 
 
 def _decode(refined: Tensor, crop: Crop) -> Tensor:

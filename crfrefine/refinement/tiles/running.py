@@ -142,10 +142,10 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
-    built, channels, filters = None, Channels(0, _NONE, _NONE), _describe(problem, sets)
+    built, shared, filters = None, (0, _NONE, _NONE), _describe(problem, sets)
     if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
-        channels = share_channels(sets, num_rings(problem.reach))
-        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, channels.count, backend, context)
+        shared = share_channels(sets, num_rings(problem.reach))
+        kernels = build_kernels(problem, rows_near(problem, sets, is_open), image, shared[0], backend, context)
         built, filters = kernels.built, kernels.filters
     spec, run = problem.spec.kernels, problem.spec.mean_field
     steps = spec.distances(problem.image.spacing)
@@ -154,9 +154,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
     prepared = time.perf_counter()
     outcome = sets.engine(problem.mask, context.threads).run(
         built,
-        channels.count,
-        channels.of_entry,
-        channels.of_settled,
+        *shared,
         image,
         [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral],
         [] if spec.spatial is None else _sigma(spec.spatial, steps),
@@ -233,26 +231,14 @@ def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
 # Channels that labels share: for filters that take dense channels of a whole volume.
 
 
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """The channel of each label in each tile.
-
-    Attributes:
-        count: number of channels.
-        of_entry: (entries) int32.
-        of_settled: (*tiles) int32, of a settled tile's label; -1: the tile is not settled.
-    """
-
-    count: int
-    of_entry: NDArray[np.int32]
-    of_settled: NDArray[np.int32]
-
-
-def share_channels(sets: LabelSets, rings: Extents) -> Channels:
+def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
     Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
     first, each take the first channel in which no other label is within reach.
+
+    Returns:
+        (number of channels, that of each entry, that of the label of each settled tile), the latter (*tiles), -1: the tile is not settled.
     """
     from scipy import ndimage
 
@@ -281,4 +267,4 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
         for label in np.unique(channel[sets.active & (channel >= 0)]):
             tiles, entries = sets.entries_of(int(label))
             of_entry[entries[channel.flat[tiles] == label]] = number
-    return Channels(len(channels), of_entry, of_settled)
+    return len(channels), of_entry, of_settled

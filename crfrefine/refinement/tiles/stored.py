@@ -94,19 +94,10 @@ class StoredChannels:
         self.is_probability = is_probability
         self._parts: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in range(num_labels)]
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tiles."""
-        return sum(values.nbytes for parts in self._parts for _, values in parts)
-
     def keep(self, label: int, tiles: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, none of which is kept already."""
         if len(tiles):
             self._parts[label].append((tiles, values))
-
-    def tiles_of(self, label: int) -> NDArray[np.int64]:
-        """Return the flat numbers of the tiles that are kept of a label, ascending."""
-        return self._joined(label)[0]
 
     def retain(self, label: int, wanted: NDArray[np.bool_]) -> None:
         """Forget a label's tiles except those that are True in `wanted`, (*tiles)."""
@@ -119,7 +110,7 @@ class StoredChannels:
         """Read tiles that are not kept yet; see `ChannelSource.ensure`."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
-            tiles.reshape(-1)[self.tiles_of(label)] = False
+            tiles.reshape(-1)[self._joined(label)[0]] = False
         if not missing.any():
             return
         assert self._read is not None

@@ -11,11 +11,11 @@ import numpy as np
 from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
-    SumsOverLabels,
     check_input_type,
     describe_logits,
     describe_probabilities,
     no_probabilities,
+    require_distribution,
 )
 from crfrefine.base.axes import StorageOrder
 from crfrefine.refinement.tiles.stored import ReadPieces, read_bricks
@@ -130,7 +130,7 @@ class KindFinder:
             tolerance = SUM_TOLERANCE
             if not self.is_probability or self._input_type == "probabilities":
                 tolerance = TOLD_SUM_TOLERANCE
-            SumsOverLabels(self._sums, is_equal).require_distribution(str(self._path), tolerance)
+            require_distribution(self._sums, is_equal, str(self._path), tolerance)
         if not self.is_probability:
             return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
         if self._outside is not None:
