@@ -299,7 +299,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def require_of_one_case(cases: CaseList, paths: Sequence[Path], suffixes: Sequence[str], what: str, advice: str) -> None:
+def require_of_one_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str, advice: str) -> None:
     """Raise InputError unless files that were named themselves are there, can be read by their names, and are of the only case."""
     for path in paths:
         require_file(path)
