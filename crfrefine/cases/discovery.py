@@ -206,16 +206,10 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     if not logits:
         raise InputError("no logits given")
     if not logits[0].is_dir() or len(logits) > 1:
-        for path in logits:
-            require_file(path)
-            format_to_read(path, LOGITS_SUFFIXES)
-        if len(cases) != 1:
-            raise InputError(f"{logits[0]}: a file of logits for {len(cases)} cases; give a folder of logits, or the images of one case")
+        require_of_one_case(cases, logits, LOGITS_SUFFIXES, "logits", "give a folder of logits, or the images of one case")
         return CaseList([replace(cases[0], logits=tuple(logits))], cases.notes)
     folder = logits[0]
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(folder, LOGITS_SUFFIXES):
-        by_stem.setdefault(stem_of(path), []).append(path)
+    by_stem = files_by_stem(folder, LOGITS_SUFFIXES)
     by_label: dict[str, dict[int, list[Path]]] = {}
     for stem, paths in by_stem.items():
         if match := _LABEL_FILE.fullmatch(stem):
@@ -268,14 +262,9 @@ def _with_companions(
     if source is None:
         return cases
     if not source.is_dir():
-        require_file(source)
-        format_to_read(source, VOLUME_SUFFIXES)
-        if len(cases) != 1:
-            raise InputError(f"{source}: a file of {what} for {len(cases)} cases; give a folder")
+        require_of_one_case(cases, [source], VOLUME_SUFFIXES, what, "give a folder")
         return CaseList([attach(cases[0], source)], cases.notes)
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(source, VOLUME_SUFFIXES):
-        by_stem.setdefault(stem_of(path), []).append(path)
+    by_stem = files_by_stem(source, VOLUME_SUFFIXES)
     found = []
     for case in cases:
         telling = [path for suffix in suffixes for path in by_stem.get(case.case_id + suffix, [])]
@@ -308,6 +297,23 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         return sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith(".") and path.is_file())
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+
+
+def require_of_one_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str, advice: str) -> None:
+    """Raise InputError unless files that were named themselves are there, can be read by their names, and are of the only case."""
+    for path in paths:
+        require_file(path)
+        format_to_read(path, suffixes)
+    if len(cases) != 1:
+        raise InputError(f"{paths[0]}: a file of {what} for {len(cases)} cases; {advice}")
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the folder's files of the given formats by their names without suffix."""
+    found: dict[str, list[Path]] = {}
+    for path in list_files(folder, suffixes):
+        found.setdefault(stem_of(path), []).append(path)
+    return found
 
 
 def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:

@@ -9,11 +9,18 @@ from pathlib import Path
 
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, discover_cases, list_files, segmentations_first
+from crfrefine.cases.discovery import (
+    LABEL_SUFFIXES,
+    LOGITS_NAMES,
+    discover_cases,
+    files_by_stem,
+    list_files,
+    require_of_one_case,
+    segmentations_first,
+)
 from crfrefine.cases.structure_folders import structures_folder
-from crfrefine.errors import InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
-from crfrefine.io.recognition import format_to_read, is_series
+from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of
+from crfrefine.io.recognition import is_series
 
 
 def discover_network_cases(
@@ -48,18 +55,12 @@ def discover_network_cases(
     images = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
     if len(paths) == 1 and paths[0].is_dir():
         return _of_folder(cases, paths[0], is_single=not images[0].is_dir() or is_series(images[0]))
-    for path in paths:
-        require_file(path)
-        format_to_read(path, VOLUME_SUFFIXES)
-    if len(cases) != 1:
-        raise InputError(f"{paths[0]}: a file of labels for {len(cases)} cases; give a folder of label maps, or the images of one case")
+    require_of_one_case(cases, paths, VOLUME_SUFFIXES, "labels", "give a folder of label maps, or the images of one case")
     return CaseList([_with_structures(cases[0], paths) if len(paths) > 1 else replace(cases[0], logits=tuple(paths))], cases.notes)
 
 
 def _of_folder(cases: CaseList, folder: Path, *, is_single: bool) -> CaseList:
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(folder, VOLUME_SUFFIXES):
-        by_stem.setdefault(stem_of(path), []).append(path)
+    by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
     found = []
     taken: set[Path] = set()
     for case in cases:

@@ -73,7 +73,7 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     rows = whole_result(session)["labels"]
     assert [row.get("label", row.get("region")) for row in rows] == [1, 2, 3, "whole", "core"]
     truth, refined = load_nifti(labels / "a.nii.gz"), session._news.shown.labels
-    assert rows == score_labels(session.case.network, refined, truth, 4, both).rows
+    assert rows == score_labels(session.case.network, refined, truth, 4, both)[0]
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):
         Session(dataclasses.replace(options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)))
@@ -96,14 +96,14 @@ def test_scores_are_those_of_plain_counts():
     rng = np.random.default_rng(3)
     before, after, truth = (rng.integers(0, 4, (3, 5, 7, 6)) * (rng.random((3, 5, 7, 6)) < 0.3)).astype(np.uint8)
     before = np.asfortranarray(before)
-    found = score_labels(before, after, truth, 6, regions("both=1+5", "absent=4+5+70"))
-    assert found.voxels_changed == np.count_nonzero(before != after)
-    assert [row.get("label", row.get("region")) for row in found.rows] == [1, 2, 3, "both", "absent"]
-    for row, members in zip(found.rows, ([1], [2], [3], [1, 5], [4, 5]), strict=True):
+    rows, num_changed = score_labels(before, after, truth, 6, regions("both=1+5", "absent=4+5+70"))
+    assert num_changed == np.count_nonzero(before != after)
+    assert [row.get("label", row.get("region")) for row in rows] == [1, 2, 3, "both", "absent"]
+    for row, members in zip(rows, ([1], [2], [3], [1, 5], [4, 5]), strict=True):
         is_in = [np.isin(labels, members) for labels in (before, after, truth)]
         assert (row["before"], row["after"]) == (is_in[0].sum(), is_in[1].sum())
         for when, one in zip(("before", "after"), is_in, strict=False):
             total = one.sum() + is_in[2].sum()
             wanted = 2 * (one & is_in[2]).sum() / total if total else None
             assert row[f"dice_{when}"] == (wanted if wanted is None else pytest.approx(wanted))
-    assert all(row["dice_after"] is None for row in score_labels(before, after, None, 6).rows)
+    assert all(row["dice_after"] is None for row in score_labels(before, after, None, 6)[0])

@@ -60,7 +60,7 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
     built, build = [], CpuBackend.kernels
 
     def count(self, image, *arguments, **more):
-        built.append(image.shape[1:])
+        built.append(image.values.shape[1:])
         return build(self, image, *arguments, **more)
 
     monkeypatch.setattr(CpuBackend, "kernels", count)

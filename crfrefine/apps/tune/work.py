@@ -6,10 +6,11 @@ Each has a thread of its own: a whole case that is out of date stops at its next
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,46 +32,22 @@ if TYPE_CHECKING:
     from crfrefine.refinement.result import RefinementResult
 
 
-# A thread that runs the newest of the jobs it is given: while a slider moves, every job but the last is out of date.
-
-IsStale = Callable[[], bool]
-"""Tells a job whether a newer one waits."""
-
-
 class NewestOnly:
-    """Runs jobs one at a time, in a thread of this name; a job that waits is replaced by a newer one."""
+    """Runs jobs one at a time, in a thread of this name; a job that waits is replaced by a newer one: it is out of date."""
 
     def __init__(self, name: str) -> None:
-        self._condition = threading.Condition()
-        self._waiting: Callable[[IsStale], None] | None = None
-        self._has_ended = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1, name)
+        self._newest: Future[None] | None = None
 
-    def submit(self, job: Callable[[IsStale], None]) -> None:
-        """Run a job next; it may ask from time to time whether it is out of date, and must not raise."""
-        with self._condition:
-            self._waiting = job
-            self._condition.notify()
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run a job next, which must not raise."""
+        if self._newest is not None:
+            self._newest.cancel()
+        self._newest = self._pool.submit(job)
 
     def end(self) -> None:
         """Let the running job end, start no other, and wait for the thread."""
-        with self._condition:
-            self._has_ended = True
-            self._condition.notify()
-        self._thread.join()
-
-    def _is_stale(self) -> bool:
-        return self._has_ended or self._waiting is not None
-
-    def _work(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._has_ended or self._waiting is not None)
-                job, self._waiting = self._waiting, None
-            if self._has_ended or job is None:
-                return
-            job(self._is_stale)
+        self._pool.shutdown(cancel_futures=True)
 
 
 STEP_SECONDS = 0.5
@@ -106,16 +83,16 @@ class Work:
         """Compute a request, in place of all earlier ones, first around a voxel of the grid; the number is from `News.begin`."""
         wanted = Request(number, refiner, parameters, regions, box_around(refiner.case, place))
         if wanted.box is None:
-            self._thorough.submit(lambda is_stale: self._refine_whole(wanted))
+            self._thorough.submit(partial(self._refine_whole, wanted))
         else:
-            self._quick.submit(lambda is_stale: self._refine_box(wanted, is_stale))
+            self._quick.submit(partial(self._refine_box, wanted))
 
     def end(self) -> None:
         """Stop; returns when nothing runs any more."""
         self._quick.end()
         self._thorough.end()
 
-    def _refine_box(self, wanted: Request, is_stale: IsStale) -> None:
+    def _refine_box(self, wanted: Request) -> None:
         assert wanted.box is not None
         started = time.perf_counter()
         try:
@@ -129,8 +106,8 @@ class Work:
             facts = self._facts(wanted, result.label_map, wanted.box, started) | _outcome(result)
             self._news.publish(Shown(wanted.number, wanted.box, result.label_map, facts), "whole")
             wanted = replace(wanted, in_box=result.label_map)
-        if not is_stale():
-            self._thorough.submit(lambda is_stale: self._refine_whole(wanted))
+        if wanted.number == self._news.number and not self._news.has_ended:
+            self._thorough.submit(partial(self._refine_whole, wanted))
 
     def _refine_whole(self, wanted: Request) -> None:
         started = last = time.perf_counter()
@@ -166,12 +143,12 @@ class Work:
         """Return what can be said of labels of the whole case, or of a box; `frame` is a box that is drawn all the same."""
         case, part, frame = wanted.refiner.case, box or (), box or frame
         reference = None if case.reference is None else case.reference[part]
-        scores = score_labels(case.network[part], labels, reference, case.num_labels, wanted.regions)
+        rows, num_changed = score_labels(case.network[part], labels, reference, case.num_labels, wanted.regions)
         return {
             "is_whole": box is None,
             "box": None if frame is None else [[axis.start, axis.stop] for axis in upright_box(case, frame)],
-            "voxels_changed": scores.voxels_changed,
-            "labels": scores.rows,
+            "voxels_changed": num_changed,
+            "labels": rows,
             "seconds": time.perf_counter() - started,
             "step": None,
         }
@@ -191,21 +168,16 @@ def _outcome(result: RefinementResult) -> dict[str, Any]:
 
 # Voxels and Dice of each label, and of labels that count together, before and after.
 
-
-@dataclass(frozen=True)
-class Scores:
-    """What a table says of two label maps."""
-
-    # Of each label that occurs, then of each region: label or region, before and after (voxels), dice_before and dice_after (None:
-    # undefined, or there is no reference).
-    rows: list[dict[str, int | float | str | None]]
-    voxels_changed: int  # With another label after than before.
+Row = dict[str, int | float | str | None]
 
 
 def score_labels(
     network: NDArray[Any], refined: NDArray[Any], reference: NDArray[Any] | None, num_labels: int, regions: Sequence[Region] = ()
-) -> Scores:
-    """Count voxels and Dice, background aside; without a reference there are no Dice."""
+) -> tuple[list[Row], int]:
+    """Return a row of each label that occurs, then of each region, background aside; and how many voxels have another label after.
+
+    A row has the label or the region, its voxels before and after, and dice_before and dice_after (None: undefined, or no reference).
+    """
     order = StorageOrder.of_memory(network)
     maps = [order.to_storage(labels) for labels in (network, refined, reference) if labels is not None]
     # Nearly all voxels are background in each map.
@@ -214,7 +186,7 @@ def score_labels(
         somewhere |= labels != 0
     before, after, *truth = (labels[somewhere] for labels in maps)
     counts = [count_labels(labels, num_labels) for labels in (before, after, *truth)]
-    rows: list[dict[str, int | float | str | None]] = []
+    rows: list[Row] = []
     overlaps = [count_labels(labels[labels == truth[0]], num_labels) for labels in (before, after)] if truth else []
     for label in range(1, num_labels):
         if any(of_map[label] for of_map in counts):
@@ -226,9 +198,9 @@ def score_labels(
         old, new, *true = (is_in[labels] for labels in (before, after, *truth))
         triples = [OverlapCounts.of_masks(one, true[0]) for one in (old, new)] if true else []
         rows.append({"region": region.name, **_row(int(old.sum()), int(new.sum()), triples)})
-    return Scores(rows, int(np.count_nonzero(before != after)))
+    return rows, int(np.count_nonzero(before != after))
 
 
-def _row(num_before: int, num_after: int, overlaps: Sequence[OverlapCounts]) -> dict[str, int | float | str | None]:
+def _row(num_before: int, num_after: int, overlaps: Sequence[OverlapCounts]) -> Row:
     values: list[float | None] = [None if math.isnan(value) else value for value in map(dice, overlaps)] or [None, None]
     return {"before": num_before, "after": num_after, "dice_before": values[0], "dice_after": values[1]}

@@ -13,12 +13,15 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table, require_case_name
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_header
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there
 
 _DATASET = "dataset.json"
 _IMAGES = "imagesTr"
+_REORIENTING = "NibabelIOWithReorient"
+"""The one reader of nnU-Net whose probabilities are not on the image's voxel axes."""
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,26 @@ def _places(variable: str, network: TrainedNetwork) -> list[Path]:
     """Return where nnU-Net's folder of a kind of data has the dataset: by the environment, then beside the results."""
     roots = (folder_of_environment(variable), network.results.parent / variable)
     return list(dict.fromkeys(root / network.dataset for root in roots if root is not None))
+
+
+def check_orientation(case: CaseFiles, reader: str | None) -> CaseFiles:
+    """Return the case, with a `problem` if its probabilities have other voxel axes than its image.
+
+    The reader turns images to RAS+; label maps are turned back when they are written, probabilities are not.
+    """
+    if reader != _REORIENTING or case.problem or not case.images:
+        return case
+    try:
+        orientation = read_header(case.images[0]).orientation
+    except CrfRefineError:
+        return case  # reading the case reports it
+    if orientation == "RAS":
+        return case
+    return replace(
+        case,
+        problem=(
+            f"case {case.case_id!r}: {case.logits[0]} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans use "
+            f"{_REORIENTING}, which turns images and does not turn probabilities back\n"
+            "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
+        ),
+    )

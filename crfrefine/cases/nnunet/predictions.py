@@ -11,9 +11,8 @@ from typing import Any
 from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.nnunet.datasets import describe_dataset
+from crfrefine.cases.nnunet.datasets import check_orientation, describe_dataset
 from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder, read_table, require_case_name
-from crfrefine.cases.nnunet.orientation import check_orientation
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of
 

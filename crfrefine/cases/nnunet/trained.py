@@ -8,10 +8,9 @@ from pathlib import Path
 from crfrefine.base.text import listed
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import DatasetDescription
-from crfrefine.cases.nnunet.datasets import describe_dataset, locate_images, locate_labels, splits_of, training_cases
+from crfrefine.cases.nnunet.datasets import check_orientation, describe_dataset, locate_images, locate_labels, splits_of, training_cases
 from crfrefine.cases.nnunet.folds import ALL, find_folds
 from crfrefine.cases.nnunet.layout import TrainedNetwork
-from crfrefine.cases.nnunet.orientation import check_orientation
 
 
 @dataclass(frozen=True)
