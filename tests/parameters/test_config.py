@@ -36,7 +36,7 @@ def _two_kernels() -> CrfParameters:
 
 def test_the_presets_are_there_and_the_first_is_the_default() -> None:
     assert {*PRESETS} >= {"default", "brats", "hippocampus", "liver-ct"}
-    assert PRESETS == ["default", *sorted({*PRESETS} - {"default"})]
+    assert ["default", *sorted({*PRESETS} - {"default"})] == PRESETS
     assert CrfParameters.load("default") == CrfParameters()
     with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, brats, "):
         CrfParameters.load("hipocampus")
