@@ -140,6 +140,9 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
         box = prepared.box
         network = None if box is None else NetworkLogits(prepared.logits, prepared.is_probability, replace(spec, bias=None), box, None)
         return RefinedChannels(found, prepared.logits.shape[1:], len(prepared.logits), network=network), notes
+    if prepared.labels is None:
+        # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
+        context = replace(context, num_bytes=None)
     tiles = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
     settled = -float(plan.best[~tiles.sets.active].sum())
     if prepared.labels is not None:

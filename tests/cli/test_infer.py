@@ -274,6 +274,22 @@ def test_fail_fast_stops_at_the_first_bad_case(folders):
     assert going_on.stderr.splitlines()[-1] == "failed: a"
 
 
+def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
+    """What tiles take beside them is little: a limit that the process itself fills is no reason to fail, nor for slabs."""
+    shape = (56, 56, 56)
+    radius = np.sqrt(((np.indices(shape) - 28.0) ** 2).sum(axis=0))
+    intensities = (radius < 11) * 100.0 + np.random.default_rng(0).normal(0, 10, shape)
+    image = save_nifti(tmp_path / "image.nii.gz", intensities.astype(np.float32))
+    logits = save_nifti(tmp_path / "logits.nii.gz", (2 * np.stack([radius - 11, 11.3 - radius], axis=-1)).astype(np.float32))
+    arguments = ("infer", "-i", image, "-p", logits, "--save-logits", "-v")
+    plain = run_here(*arguments, "-o", tmp_path / "plain.nii.gz")
+    limited = run_here(*arguments, "-o", tmp_path / "limited.nii.gz", "--max-memory", "4M")
+    assert (plain.status, limited.status) == (0, 0), limited.stderr
+    assert " tiles, " in plain.stderr
+    for name in ("", "_logits"):
+        np.testing.assert_array_equal(load_nifti(tmp_path / f"limited{name}.nii.gz"), load_nifti(tmp_path / f"plain{name}.nii.gz"))
+
+
 def test_a_case_that_takes_more_memory_than_allowed_fails_before_it_is_read(folders):
     """Two modalities and the logits in float32: exactly enough, but for the last case, which has one more label."""
     limit = 4 * int(np.prod(GRID_SHAPE)) * (2 + NUM_LABELS)
