@@ -96,7 +96,7 @@ def interpret(header: Any, path: Path, voxels: Path, encoding: str) -> VolumeHea
     )
     source.check()
     version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if header["sizeof_hdr"] == 540 else "NIfTI-1"
-    is_pair = is_nifti and voxels != path
+    is_pair = is_nifti and not is_single
     return VolumeHeader(
         path=path,
         format=version + (" pair" if is_pair else "") + (", gzip" if encoding == "gzip" else ""),

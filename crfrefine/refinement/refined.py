@@ -111,7 +111,12 @@ class RefinedChannels:
         self.tiles = None if isinstance(found, MeanFieldResult) else found
         self._box = None if network is None else network.box
         self._log_sums: dict[float, NDArray[np.float32]] = {}
-        self._own = None if labels is None else self.label_map(labels, settled_only=True).reshape(TileGrid.of(grid_shape).shape)
+        self._own = None
+        if labels is not None:
+            labels.setflags(write=False)  # They are shown to the user, too.
+            is_other = self.tiles is not None and self.tiles.is_biased
+            own = self.label_map(labels, settled_only=True) if is_other else labels
+            self._own = own.reshape(TileGrid.of(grid_shape).shape)
         self.num_channels = num_channels
         report = found.report
         if self.tiles is not None:

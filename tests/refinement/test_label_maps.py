@@ -109,6 +109,19 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
 
+def test_the_networks_labels_that_logits_are_made_of_cannot_be_changed():
+    labels, image = blocks(SHAPE, 40)
+    labels = np.unique(labels, return_inverse=True)[1].reshape(SHAPE)  # Without gaps they are the channels' numbers.
+    given = labels.astype(np.uint8)
+    found = refined(given, image, mask=labels > 3)
+    assert is_on_tiles(found)
+    with pytest.raises(ValueError, match="read-only"):
+        found.network_label_map[...] = 0
+    np.testing.assert_array_equal(found.network_label_map, labels)
+    assert found.label_map.flags.writeable
+    assert given.flags.writeable
+
+
 @pytest.mark.parametrize(("num_labels", "nearby"), [(MANY_LABELS - 1, False), (MANY_LABELS, True)])
 def test_few_labels_take_part_everywhere(num_labels, nearby):
     labels = np.zeros((40, 9, 8), np.uint8)
