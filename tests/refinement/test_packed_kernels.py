@@ -17,10 +17,10 @@ from crfrefine.refinement.tiles import packed_kernels
 from crfrefine.refinement.tiles.packed_kernels import PackSettings, pack_kernels
 
 SHAPE = (9, 42, 130)
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 THRESHOLD = 1e-6
 # Of a float32 lattice, derivatives with respect to bandwidths are differences of large sums; pair by pair they keep their digits.
-LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "theta_alpha": 1e-2, "theta_beta": 1e-3}}
+LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "theta_position": 1e-2, "theta_intensity": 1e-3}}
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def log_odds_of(logits):
 
 def region_case(seed=0):
     case = as_case(phantom(seed, **FINER), f"case{seed}")
-    return dataclasses.replace(case, logits=log_odds_of(case.logits), regions=SCHEME)
+    return dataclasses.replace(case, network=log_odds_of(case.logits), regions=SCHEME)
 
 
 def crop_of(seed=0):
@@ -90,7 +90,7 @@ def test_the_model_labels_as_refine_does(weight, learn):
 def test_gradients_are_those_of_differences():
     """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
     case = as_case(phantom(0, shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1)))
-    crop = make_crop(dataclasses.replace(case, logits=log_odds_of(case.logits), regions=SCHEME), IntensityParameters())
+    crop = make_crop(dataclasses.replace(case, network=log_odds_of(case.logits), regions=SCHEME), IntensityParameters())
     loss = make_region_loss("ce+dice", SCHEME, FREQUENCIES)
     exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4], "bilateral.theta_alpha": 12.0})
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))

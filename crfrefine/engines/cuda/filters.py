@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ _MOST_OFFSETS = 1 << 27
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
-class Filter:
+class Filter(ABC):
     """A symmetric kernel that can be applied to rows of channels at the voxels."""
 
     description: str
@@ -44,9 +45,9 @@ class Filter:
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             self._add(group, sent, (received, weight, out, int(adds)), transposed=transposed)
 
+    @abstractmethod
     def _add(self, group: Any, sent: Any, to: tuple[Any, ...], *, transposed: bool) -> None:
         """Filter a group of channels, (voxel, width); `to` has a kernel's last arguments: received, channel_weight, total, adds."""
-        raise NotImplementedError
 
 
 class ExactFilter(Filter):
