@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -65,14 +65,14 @@ class Selection:
         """Take a mask, (*grid) in the user's order of axes, and the order of axes of arrays that values are taken from."""
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
         self.count = int(np.count_nonzero(where))
-        self.planes = order.axes_to_storage(box)[0]
-        """Planes of the slowest axis in storage that hold all voxels."""
+        self.box = order.axes_to_storage(box)
+        """The part of the grid that holds all voxels, axes in storage order."""
         self._order, self._inside = order, where[box]
-        self._box = tuple(slice(0, axis.stop - axis.start) if number == order.axes[0] else axis for number, axis in enumerate(box))
 
-    def take(self, channel: NDArray[Any]) -> NDArray[Any]:
-        """Return the values of the `planes` of a channel, axes in storage order, at the voxels, (count,)."""
-        return self._order.to_user(channel)[self._box][self._inside]
+    def take(self, part: NDArray[Any], start: Sequence[int]) -> NDArray[Any]:
+        """Return the values of a part of a channel at the voxels, (count,); it begins at voxel `start` of the grid, in storage order."""
+        box = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(self.box, start, strict=True))
+        return self._order.to_user(part[box])[self._inside]
 
 
 class RefinedChannels:
@@ -212,10 +212,17 @@ class RefinedChannels:
         return logits
 
     def at(self, voxels: Selection) -> NDArray[np.float32]:
-        """Return (channels, N) refined logits at some voxels; one label's planes at a time are spread out."""
+        """Return (channels, N) refined logits at some voxels, one label after the other."""
         values = np.empty((self.num_channels, voxels.count), np.float32)
+        box = self._box or tuple(slice(0, extent) for extent in self._shape)
+        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(box, voxels.box, strict=True))
+        if isinstance(self._found, MeanFieldResult) and holds_all:
+            for row, channel in zip(values, self._found.logits, strict=True):
+                row[:] = voxels.take(channel, [axis.start for axis in box])
+            return values
+        planes = voxels.box[0]
         for label, row in enumerate(values):
-            row[:] = voxels.take(self.channel(label, voxels.planes))
+            row[:] = voxels.take(self.channel(label, planes), [planes.start] + [0] * (len(box) - 1))
         return values
 
     @cached_property
