@@ -1,5 +1,6 @@
 """Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or hang, is the error of one file."""
 
+import locale
 import sys
 
 import numpy as np
@@ -14,6 +15,14 @@ from crfrefine.io import itk
 
 SHAPE, SPACING, ORIGIN = (7, 5, 6), (0.75, 1.5, 2.25), (3.0, -4.0, 5.5)
 SUFFIXES = (".gipl", ".gipl.gz", ".vtk", ".mrc")
+
+
+@pytest.fixture(autouse=True)
+def _locale_is_kept():
+    """ITK's VTK files set the C locale, in which Python takes texts for ASCII: that of other tests in this process, too."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
