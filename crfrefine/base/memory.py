@@ -98,7 +98,7 @@ def memory_left(limit: MemoryLimit) -> int | None:
 
 
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:
-    """Raise CapacityError if more memory is needed than allowed; the message begins what is said, such as "a.nii: its voxels take"."""
+    """Raise CapacityError if more memory is needed than allowed; the error starts with `message`, such as "a.nii: its voxels take"."""
     if needed <= limit.bytes:
         return
     first, _, details = message.partition("\n")

@@ -146,7 +146,7 @@ def read_case(
     images, network = headers.images, headers.logits
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
-    require_case_fits(headers, network, kept, options.max_memory, with_labels=with_labels)
+    require_case_fits(headers, kept, options.max_memory, with_labels=with_labels)
     threads = threads or available_threads()
     first = images[0]
     affine, spacing = first.geometry()

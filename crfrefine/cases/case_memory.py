@@ -17,7 +17,6 @@ from crfrefine.io.volume import TIMES, VolumeHeader
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
-    from crfrefine.io.logits import LogitsHeader
 
 LARGEST_IN_MEMORY = 1 << 29
 """Bytes of logits in float32 from which on they are streamed."""
@@ -71,7 +70,7 @@ def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
     return sum(size for _, size in _sizes(headers, kept))
 
 
-def require_case_fits(headers: CaseHeaders, network: LogitsHeader, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
+def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
     """Raise CapacityError if the arrays that a case is read into take more memory than allowed.
 
     What is computed from them is not counted: this refuses only what certainly does not fit. Streamed channels add what is kept of each

@@ -44,7 +44,8 @@ class RunContext:
     Attributes:
         threads: CPU threads; None: the cores this process may use.
         progress: called between stages; may raise to stop.
-        num_bytes: called before a run on tiles: what it may take beyond what is in memory then; None: any amount.
+        num_bytes: called before a run on tiles of logits that are not in memory: what it may take beyond what is there then; None: any
+            amount.
     """
 
     threads: int | None = None
