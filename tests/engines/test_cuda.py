@@ -38,9 +38,7 @@ def _input(case, theta_alpha, theta_beta, device=None):
 
 
 def _refined(engine, case, **changes):
-    return engine.mean_field(
-        case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case, mean_field__filter="lattice", **changes)
-    )
+    return engine.mean_field(case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +155,7 @@ def test_memory_that_a_callback_lacks_is_not_the_gpus():
                 raise MemoryError("no room for the window's picture")
 
         with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(
-                case.logits, GridImage(case.image, case.mask, case.spacing), parameters, RunContext(progress=progress)
-            )
+            watched_backend().mean_field(case.logits, case.grid, parameters, RunContext(progress=progress))
     with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
         raise MemoryError("4 GB")
     with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):

@@ -90,7 +90,7 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, w
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
-    found = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
@@ -115,7 +115,7 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
-    found = backend.mean_field(case.logits, GridImage(case.image, None, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
@@ -171,10 +171,7 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_lab
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
-    expected, found = (
-        backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
-        for backend in (get_backend("reference"), compiled_backend)
-    )
+    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (get_backend("reference"), compiled_backend))
     assert expected.converged
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)
@@ -187,7 +184,7 @@ def test_the_same_bits_on_any_number_of_threads():
     model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
     found = []
     for threads in (1, 3):
-        kernels = get_backend("cpu").kernels(GridImage(case.image, None, case.spacing), model.kernels, RunContext(threads=threads))
+        kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))
         tape = kernels.forward(case.logits, model.mean_field)
         found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
     (one, by_one), (three, by_three) = found

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
+GRADIENTS = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
 
 
@@ -32,6 +34,11 @@ class Case:
     def inside(self) -> NDArray[np.bool_]:
         """The mask, or all voxels."""
         return np.ones(self.logits.shape[1:], dtype=bool) if self.mask is None else self.mask
+
+    @property
+    def grid(self) -> GridImage:
+        """What engines get besides the logits."""
+        return GridImage(self.image, self.mask, self.spacing)
 
 
 def random_case(
