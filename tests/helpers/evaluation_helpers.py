@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, itk_affine, save_itk, save_nifti
+from io_helpers import LPS_RAS, OBLIQUE, affine_of, save_itk, save_nifti
+from scipy import ndimage
 
 SHAPE = (13, 11, 7)  # no two axes alike
 SPACING = (0.8, 1.25, 3.0)  # mm, nor two spacings
@@ -48,11 +47,7 @@ def logits_of(labels: np.ndarray, seed: int, num_labels: int = 3) -> np.ndarray:
 
 def affine() -> np.ndarray:
     """The oblique geometry that `save_map` gives to every format."""
-    image = sitk.GetImageFromArray(np.zeros(SHAPE[::-1], np.uint8))
-    image.SetSpacing(SPACING)
-    image.SetOrigin(ORIGIN)
-    image.SetDirection(OBLIQUE.ravel())
-    return itk_affine(image)
+    return LPS_RAS @ affine_of(SPACING, ORIGIN, OBLIQUE)
 
 
 def save_map(path: Path, values: np.ndarray, *, compress: bool = True) -> Path:
@@ -70,28 +65,12 @@ def save_npz(path: Path, logits: np.ndarray, name: str = "logits") -> Path:
     return path
 
 
-@dataclass(frozen=True)
 class Study:
     """Folders of a reference, a prediction and a baseline, with the maps that are in them."""
 
-    root: Path
-    maps: dict[str, dict[str, np.ndarray]]
-
-    @property
-    def labels(self) -> Path:
-        return self.root / "labels"
-
-    @property
-    def after(self) -> Path:
-        return self.root / "after"
-
-    @property
-    def before(self) -> Path:
-        return self.root / "before"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "report"
+    def __init__(self, root: Path, maps: dict[str, dict[str, np.ndarray]]) -> None:
+        self.root, self.maps = root, maps
+        self.labels, self.after, self.before, self.output = (root / name for name in ("labels", "after", "before", "report"))
 
     @property
     def arguments(self) -> tuple[object, ...]:
@@ -149,7 +128,7 @@ def expected_overlap(found: np.ndarray, wanted: np.ndarray, tolerance_mm: float 
         "precision": _ratio(both, int(found.sum())),
         "volume_ml": found.sum() * volume,
         "volume_difference_ml": (int(found.sum()) - int(wanted.sum())) * volume,
-        "num_components": float(_count_pieces(found)),
+        "num_components": float(ndimage.label(found, np.ones((3, 3, 3)))[1]),
     }
     if not found.any() or not wanted.any():
         surface = math.nan if not either else 0.0
@@ -200,27 +179,7 @@ def _ece(confidence: np.ndarray, hits: np.ndarray) -> float:
 
 def _boundary_mm(mask: np.ndarray) -> np.ndarray:
     """World positions of the voxels that have a face in common with what is outside of the mask."""
-    padded = np.pad(mask, 1)
-    inside = np.ones(mask.shape, bool)
-    for axis in range(3):
-        for step in (-1, 1):
-            inside &= np.roll(padded, step, axis=axis)[1:-1, 1:-1, 1:-1]
-    index = np.argwhere(mask & ~inside)
-    return index @ affine()[:3, :3].T
-
-
-def _count_pieces(mask: np.ndarray) -> int:
-    left = {tuple(index) for index in np.argwhere(mask)}
-    count = 0
-    while left:
-        count += 1
-        front = [left.pop()]
-        while front:
-            x, y, z = front.pop()
-            near = {(x + i, y + j, z + k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)} & left
-            left -= near
-            front += near
-    return count
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask)) @ affine()[:3, :3].T
 
 
 def _ratio(part: int, whole: int) -> float:
