@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from oracles import kernels_of, main_bodies, random_case, resolve, softmax
+from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
@@ -15,12 +15,6 @@ from crfrefine.errors import ConfigError
 
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
-
-
-def scores_of(case, run):
-    """Calibrated logits of the masked voxels."""
-    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
-    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
 
 
 def volumes_of(scores, keep):
@@ -47,7 +41,7 @@ def mean_field_by_multipliers(case, model):
     step, x, energies = 1.0 - run.damping, scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = sum(penalty.T @ (weight[:, None].astype(np.float64) * (marginals @ kernel.T)) for kernel, weight in terms)
+        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
         energies.append(energy + (divergence(marginals[:, part], volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
         x = (1.0 - step) * x + step * (scores - pairwise)
