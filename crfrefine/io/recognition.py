@@ -34,19 +34,12 @@ _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c"
 
 @dataclass(frozen=True)
 class ForeignKind:
-    """A kind of file that is not supported.
+    """A kind of file that is not supported."""
 
-    Attributes:
-        name: with its article, as in "it is a DICOM file".
-        way_out: how to convert it.
-        suffixes: suffixes of such files.
-        recognizes: returns whether a file with this beginning is of this kind.
-    """
-
-    name: str
-    way_out: str
-    suffixes: tuple[str, ...]
-    recognizes: Callable[[bytes], bool]
+    name: str  # with its article, as in "it is a DICOM file"
+    way_out: str  # how to convert it
+    suffixes: tuple[str, ...]  # suffixes of such files
+    recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
 
 
 # The first kind that recognizes a file wins.
