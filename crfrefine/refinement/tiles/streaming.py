@@ -97,7 +97,7 @@ class KindFinder:
     def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
         """Start with what the user says, and the file."""
         check_input_type(input_type)
-        self._input_type, self._kind, self._path = input_type, kind, path
+        self._input_type, self._path = input_type, path
         said = input_type if input_type != "auto" else kind
         self.is_probability: bool | None = None if said is None else said == "probabilities"
         self._is_said = said is not None
