@@ -99,7 +99,7 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [
-        ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic"),
+        ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
         ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma"),
         pytest.param("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic crfrefine.parameters.model", marks=pytest.mark.long),
     ],
