@@ -56,40 +56,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Case:
-    """A case in memory, or as far as it is read. Arrays are views with x fastest in memory, as in the files.
+    """A case in memory, or as far as it is read. Arrays are views with x fastest in memory, as in the files."""
 
-    Attributes:
-        case_id: its name.
-        image: (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
-        network: the network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds. Else a label
-            map, or the headers of files whose channels are streamed when the case is refined.
-        mask: (*grid), True where the model applies; None: everywhere.
-        like: the first modality; its geometry is that of the output.
-        spacing: mm, one per grid axis.
-        num_labels: L of a label map, background included; the logits of a label map have channels only for the labels that occur.
-        input_kind: "logits", "probabilities" or "labels", the type of the network's output.
-        notes: facts that the user should know, one sentence each.
-        labels: (*grid) the reference, if requested.
-        regions: the regions of the channels; None: the channels are labels.
-        channel_labels: the label of each channel; empty: 0, 1, 2 …
-        absent_labels: labels that have a channel although the label map, if it is one, lacks them.
-        times: seconds of parts of reading.
-    """
-
-    case_id: str
+    case_id: str  # its name
+    # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
     image: NDArray[Any]
+    # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds. Else a label map, or the
+    # headers of files whose channels are streamed when the case is refined.
     network: ChannelSource
-    mask: NDArray[np.bool_] | None
-    like: Volume
-    spacing: tuple[float, ...]
-    num_labels: int
-    input_kind: str
-    notes: list[str] = field(default_factory=list)
-    labels: NDArray[np.unsignedinteger[Any]] | None = None
-    regions: RegionScheme | None = None
-    channel_labels: tuple[int, ...] = ()
-    absent_labels: tuple[int, ...] = ()
-    times: dict[str, float] = field(default_factory=dict)
+    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    like: Volume  # the first modality; its geometry is that of the output
+    spacing: tuple[float, ...]  # mm, one per grid axis
+    num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
+    input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
+    notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
+    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
+    regions: RegionScheme | None = None  # the regions of the channels; None: the channels are labels
+    channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
+    absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
+    times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
     @property
     def logits(self) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ from crfrefine.io.paths import (
     format_of,
     header_beside,
     require_file,
+    stem_of,
     suffix_of,
-    written_voxel_file,
 )
 from crfrefine.io.streams import read_start
 
@@ -34,19 +34,12 @@ _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c"
 
 @dataclass(frozen=True)
 class ForeignKind:
-    """A kind of file that is not supported.
+    """A kind of file that is not supported."""
 
-    Attributes:
-        name: with its article, as in "it is a DICOM file".
-        way_out: how to convert it.
-        suffixes: suffixes of such files.
-        recognizes: returns whether a file with this beginning is of this kind.
-    """
-
-    name: str
-    way_out: str
-    suffixes: tuple[str, ...]
-    recognizes: Callable[[bytes], bool]
+    name: str  # with its article, as in "it is a DICOM file"
+    way_out: str  # how to convert it
+    suffixes: tuple[str, ...]  # suffixes of such files
+    recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
 
 
 # The first kind that recognizes a file wins.
@@ -235,8 +228,9 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
-    voxels = written_voxel_file(path)
-    return (path,) if voxels is None else (path, voxels)
+    known = format_of(path)
+    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
+    return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
 
 
 def identities(path: Path) -> set[Path | tuple[int, int]]:

@@ -30,35 +30,20 @@ _MOST_PER_BYTE = {"zlib": LARGEST_RATIO, "gzip": LARGEST_RATIO, "bzip2": 1 << 21
 
 @dataclass(frozen=True)
 class VoxelSource:
-    """Voxels in one file, or in several of equal length that follow each other.
+    """Voxels in one file, or in several of equal length that follow each other."""
 
-    Attributes:
-        header_path: the file with the header, which may hold the voxels, too.
-        files: the files with the voxels.
-        encoding: "raw", "zlib", "gzip", "bzip2", "text" or "hex".
-        dtype: as stored, with its byte order.
-        sizes: of all axes, the fastest first, channels included.
-        inner: values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis.
-        offset: bytes before the voxels in each file; FROM_THE_END if the voxels end the file.
-        num_lines: lines to skip after the offset.
-        num_bytes_after: bytes to skip after the lines; they count after decompression.
-        stored_bytes: size of the compressed voxels, if the header gives it.
-        slope: value = stored * slope + intercept.
-        intercept: see `slope`.
-    """
-
-    header_path: Path
-    files: tuple[Path, ...]
-    encoding: str
-    dtype: np.dtype[Any]
-    sizes: tuple[int, ...]
-    inner: int
-    offset: int
-    num_lines: int = 0
-    num_bytes_after: int = 0
-    stored_bytes: int | None = None
-    slope: float = 1.0
-    intercept: float = 0.0
+    header_path: Path  # the file with the header, which may hold the voxels, too
+    files: tuple[Path, ...]  # the files with the voxels
+    encoding: str  # "raw", "zlib", "gzip", "bzip2", "text" or "hex"
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    sizes: tuple[int, ...]  # of all axes, the fastest first, channels included
+    inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
+    offset: int  # bytes before the voxels in each file; FROM_THE_END if the voxels end the file
+    num_lines: int = 0  # lines to skip after the offset
+    num_bytes_after: int = 0  # bytes to skip after the lines; they count after decompression
+    stored_bytes: int | None = None  # size of the compressed voxels, if the header gives it
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
 
     @property
     def detached(self) -> tuple[Path, ...]:
