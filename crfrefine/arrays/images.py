@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
+from crfrefine.base.geometry import same_grid, spacing_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.volume import same_grid, spacing_of
 
 ArrayOrImage = ArrayLike | Any
 """An array, or an image of nibabel or SimpleITK."""
