@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti
 
 from crfrefine import io
+from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.plain_nifti import read_plain
-from crfrefine.io.volume import Volume, spacing_of
+from crfrefine.io.volume import Volume
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
