@@ -2,7 +2,7 @@
 
 import json
 
-from crfrefine.cases.naming import Names, read_names
+from crfrefine.cases.dataset_description import Names, read_names
 
 DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
 

@@ -154,22 +154,6 @@ def test_what_got_worse_is_said_beside_the_verdict(harmful):
     assert stdout.splitlines()[-2:] == [expected, f"verdict: {told['sentence']}"]
 
 
-def test_formats_may_be_mixed(tmp_path):
-    """The baseline is NIfTI; SimpleITK's axes and world are others than those of nibabel. One has label maps of floats."""
-    suffixes = (".nii", ".nii.gz", ".mhd", ".mha", ".nrrd", ".nhdr")
-    study = write_study(tmp_path, len(suffixes))
-    for number, suffix in enumerate(suffixes):
-        case = f"case{number}"
-        for folder, ending in ((study.after, ""), (study.labels, "_segmentation")):
-            (folder / f"{case}.nii.gz").unlink()
-            values = study.maps[folder.name][case]
-            save_map(folder / f"{case}{ending}{suffix}", values.astype(np.float32) if suffix == ".nii.gz" else values)
-    found = evaluated(study)
-    for case in study.maps["labels"]:
-        for method, folder in (("prediction", "after"), ("before", "before")):
-            assert_equal(found, case, "1", method, study.overlap(case, (1,), folder))
-
-
 def test_single_files_and_names_that_stay_on_one_line(tmp_path):
     study = write_study(tmp_path, 1)
     files = [folder / "case0.nii.gz" for folder in (study.after, study.labels, study.before)]

@@ -117,23 +117,6 @@ def test_a_failed_case_is_tried_again_and_one_that_is_left_out_for_a_while_keeps
     assert go_on(study) == ["measured", "reused"]
 
 
-def test_an_interrupt_keeps_what_is_measured_and_says_how_to_go_on(tmp_path, monkeypatch):
-    study = write_study(tmp_path, 3)
-    measure = crfrefine.evaluate.run.measure_pair
-
-    def interrupted(job):
-        if job.case_id == "case1":
-            raise KeyboardInterrupt
-        return measure(job)
-
-    monkeypatch.setattr("crfrefine.evaluate.run.measure_pair", interrupted)
-    with pytest.raises(crfrefine.cli.main._Stopped, match="interrupted: 1 of 3 cases are measured; run again with --continue"):
-        run_here(*study.arguments)
-    assert files_in(study.output) == ["cases"]
-    monkeypatch.undo()
-    assert go_on(study) == ["reused", "measured", "measured"]
-
-
 @pytest.fixture
 def slow(tmp_path: Path) -> Study:
     """Cases that take a tenth of a second: noise has long boundaries."""

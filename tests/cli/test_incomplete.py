@@ -121,15 +121,3 @@ def test_strict_evaluation_refuses_and_writes_nothing(study):
     assert f"  no image in {images} (1): case0\n  no probabilities in {scores} (1): case4\n" in result.stderr
     assert not study.output.exists()
     assert run_here(*study.arguments, "--strict").status == 0
-
-
-def test_where_no_case_is_complete_the_error_says_what_each_side_lacks(tmp_path):
-    study = write_study(tmp_path, 2)
-    for number in (0, 1):
-        (study.after / f"case{number}.nii.gz").rename(study.after / f"other{number}.nii.gz")
-    result = run_here(*study.arguments)
-    assert result.status == 1
-    assert "crfrefine: error: no case is complete; expected cases with one name in the labels and in every method\n" in result.stderr
-    assert f"  no prediction in {study.after} (2): case0, case1\n" in result.stderr
-    assert f"  no label map in {study.labels} (2): other0, other1\n" in result.stderr
-    assert not study.output.exists()

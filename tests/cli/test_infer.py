@@ -262,18 +262,6 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
     assert seen == [{"done"}, {"done"}, {"skipped"}, set()]
 
 
-def test_fail_fast_stops_at_the_first_bad_case(folders):
-    (folders.logits / "a.nii.gz").write_bytes(b"no gzip")
-    stopped = infer(folders, "--fail-fast")
-    assert stopped.status == 1
-    assert "not started" in stopped.stderr
-    assert files_in(folders.output) == []
-    going_on = infer(folders)
-    assert going_on.status == 1
-    assert files_in(folders.output) == ["b.nii.gz", "c.nii.gz"]
-    assert going_on.stderr.splitlines()[-1] == "failed: a"
-
-
 def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
     """What tiles take beside them is little: a limit that the process itself fills is no reason to fail, nor for slabs."""
     shape = (56, 56, 56)

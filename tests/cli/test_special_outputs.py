@@ -3,7 +3,6 @@
 import json
 import stat
 import subprocess
-from pathlib import Path
 
 import pytest
 from cli_helpers import FAST, files_in, infer, run_here, write_folders
@@ -37,27 +36,6 @@ def test_summary_and_preview_go_through_pipes(folders, tmp_path):
     assert [kind_of(pipe) for pipe in pipes] == [stat.S_IFIFO] * 2
 
 
-def test_the_summary_behind_a_link(folders, tmp_path):
-    link = tmp_path / "summary.json"
-    link.symlink_to("/dev/full")
-    result = infer(folders, "--summary", link)
-    assert result.status == 1
-    assert "summary.json: cannot be written: No space left on device" in result.stderr
-    assert link.readlink() == Path("/dev/full")
-    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
-
-
-def test_a_label_map_is_not_written_into_a_pipe(case, tmp_path):
-    """Nor the voxels beside a header."""
-    for pipe, output in (("refined.nii.gz", "refined.nii.gz"), ("refined.zraw", "refined.mhd")):
-        made = make_pipe(tmp_path / pipe)
-        result = run_here("infer", *case, "-o", tmp_path / output)
-        assert result.status == 1
-        assert f"{made}: cannot be written: it is a named pipe, which is not replaced by a file" in result.stderr
-        assert kind_of(made) == stat.S_IFIFO
-    assert not (tmp_path / "refined.mhd").exists()
-
-
 def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     folders.output.mkdir()
     pipes = [make_pipe(folders.output / name) for name in ("one_probabilities.nii.gz", "two_logits.nii.gz")]
@@ -77,20 +55,6 @@ def test_a_label_map_is_written_through_a_link(case, tmp_path):
     assert (tmp_path / "refined.nii.gz").is_symlink()
     assert files_in(scratch) == ["refined.nii.gz"]
     assert not (scratch / "refined.nii.gz").is_symlink()
-
-
-def test_convert_and_demo_do_not_replace_a_pipe(folders, tmp_path):
-    pipe = make_pipe(tmp_path / "labels.mha")
-    places = ["images/phantom_0000.nii.gz", "labels/phantom.nii.gz", "logits/phantom.nii.gz"]
-    runs = [(pipe, ("convert", folders.logits / "one.nii.gz", pipe, "--to", "labels"))]
-    for number, place in enumerate(places):
-        (tmp_path / str(number) / place).parent.mkdir(parents=True)
-        runs.append((make_pipe(tmp_path / str(number) / place), ("demo", "-o", tmp_path / str(number))))
-    for made, arguments in runs:
-        result = run_here(*arguments)
-        assert result.status == 1
-        assert f"{made}: cannot be written: it is a named pipe" in result.stderr
-        assert kind_of(made) == stat.S_IFIFO
 
 
 def test_tables_and_report_go_through_pipes(tmp_path):

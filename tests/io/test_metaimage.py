@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, nrrd_text, numbers, save_itk
 
 from crfrefine import io
+from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume, spacing_of
+from crfrefine.io.volume import Volume
 
 SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
 # Text headers keep all digits; direction times spacing and back costs two roundings of float64, at positions up to 1000 mm.

@@ -51,11 +51,3 @@ def test_a_file_cut_while_it_is_read_is_not_called_damaged(tmp_path):
     os.truncate(path, 400)
     with pytest.raises(InputError, match=r"a\.nii: was changed"):
         list(pieces)
-
-
-def test_a_file_that_is_gone(tmp_path):
-    path = write(tmp_path / "a.nii.gz")
-    header = io.read_header(path)
-    path.unlink()
-    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read: No such file"):
-        read_into(header, allocate(header))

@@ -192,9 +192,3 @@ def test_modules_are_attributes_and_cost_nothing_until_they_are_used():
         "print('overlap' in dir(crfrefine.metrics), hasattr(crfrefine.metrics, 'nothing'), hasattr(crfrefine, 'nothing'))\n"
     )
     assert run_python(code).splitlines() == ["True []", "measure_case verdict", "SpatialParameters RefiningAgain", "True False False"]
-
-
-def test_the_command_starts_without_heavy_libraries():
-    """Start-up counts in shell loops: these take 0.1 to 0.5 s each."""
-    heavy = "{'SimpleITK', 'matplotlib', 'nibabel', 'scipy', 'torch', 'cupy'}"
-    assert run_python(f"import sys, crfrefine.cli.main\nprint({heavy} & set(sys.modules))") == "set()\n"

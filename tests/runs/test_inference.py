@@ -11,7 +11,6 @@ import pytest
 from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 
 import crfrefine.cases.case
-from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.engines.base import MeanFieldReport
@@ -134,12 +133,6 @@ def test_two_dimensional_images(tmp_path):
     save_nifti(folders.logits / "a.nii.gz", rng.normal(0, 1, (14, 9, 1, 3)).astype(np.float32))
     assert run_inference(options_for(folders, preview=True)).count("done") == 1
     assert load_nifti(folders.output / "a.nii.gz").shape == (14, 9, 1)
-
-
-def test_argmax_takes_the_lowest_label_of_equals():
-    for order in "CF":
-        scores = np.random.default_rng(1).integers(0, 4, (5, 7, 6, 3)).astype(np.float32, order=order)
-        np.testing.assert_array_equal(argmax_labels(scores), scores.argmax(axis=0))
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():

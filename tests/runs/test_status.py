@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,23 +192,6 @@ def test_a_run_from_python_has_no_command(folders):
     (run,) = find_status([Path("out")]).runs
     assert run.commands == []
     assert any("run_inference with resume=True" in note for note in run.notes)
-
-
-def test_names_that_print_badly(tmp_path, monkeypatch):
-    """A shell reads the printed line back."""
-    monkeypatch.chdir(tmp_path)
-    name = "a\tb\n$(touch x)"
-    write_folders(tmp_path / name, "c")
-    typed = ("infer", "-i", f"{name}/images", "-p", f"{name}/logits", "-o", "out", *map(str, QUICK), "--summary", "out/s.jsonl")
-    assert run_here(*typed).status == 0
-    Path("out/c.nii.gz").unlink()
-    (line,) = [line for line in run_here("status", "out").stdout.splitlines() if line.startswith("crfrefine ")]
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
-    words = done.stdout.split("\0")[1:-1]
-    assert sorted(words) == sorted([*typed, "--continue"])
-    assert run_here(*words).status == 0
-    assert run_here("status", "out").status == 0
-    assert not Path("x").exists()
 
 
 # ---- The record in the output folder

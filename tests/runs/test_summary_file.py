@@ -73,19 +73,6 @@ def test_skipped_cases_keep_what_is_known_of_them(folders, summary):
     assert b[2] != ""
 
 
-def test_a_file_that_was_cut_off_and_a_failed_case_are_done_again(folders, summary):
-    logits = folders.logits / "c.nii.gz"
-    whole = logits.read_bytes()
-    logits.write_bytes(b"")
-    run(folders, "--summary", summary, "--save-probabilities", status=1)
-    for path in (folders.output / "a.nii.gz", folders.output / "b_probabilities.nii.gz"):
-        path.write_bytes(path.read_bytes()[:-9])
-    logits.write_bytes(whole)
-    for status in ("done", "skipped"):
-        run(folders, "--summary", summary, "--save-probabilities", "--continue")
-        assert [(case["status"], case["error"]) for case in content(summary)["cases"]] == [(status, None)] * 3
-
-
 def test_without_a_record_skipped_cases_have_no_values(folders, summary):
     """A note tells so: nobody knows how they were refined. An empty file is no summary."""
     run(folders)
