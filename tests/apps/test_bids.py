@@ -23,7 +23,6 @@ VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).pa
 
 
 def run_bids(*arguments: object) -> Result:
-    """Participants with a filter that is fast in small cases."""
     fast = ("--threads", "1", *FAST) if "participant" in arguments else ()
     return run_here(*bids_arguments([str(argument) for argument in (*arguments, *fast)]))
 

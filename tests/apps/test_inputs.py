@@ -25,7 +25,6 @@ def _no_environment(monkeypatch):
 
 @pytest.fixture
 def opened():
-    """Opens pages, and ends them afterwards."""
     with contextlib.ExitStack() as stack:
         yield lambda options: stack.enter_context(open_session(options))
 

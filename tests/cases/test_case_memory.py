@@ -24,7 +24,6 @@ def save_logits(path, shape, affine, num_labels=3):
 
 
 def make_case(folder, kind: str) -> tuple[CaseFiles, dict, int]:
-    """The files of a case, how to read them, and the bytes of their arrays."""
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     mask = save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)

@@ -92,7 +92,6 @@ BAD_IMAGES = {
 
 
 def test_a_bad_case_is_told_and_the_other_one_is_done(tmp_path):
-    """One line for each kind of damage."""
     bad = BAD_LOGITS | BAD_IMAGES
     folders = write_folders(tmp_path, *bad, "good")
     for case_id, (spoil, _) in bad.items():
@@ -185,7 +184,6 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
 
 
 def test_a_file_of_parameters_is_never_replaced(folders):
-    """By an output, whatever its name."""
     folders.output.mkdir()
     for name, options in (("good.nii.gz", ()), ("good_probabilities.nii.gz", ("--save-probabilities",))):
         odd = folders.output / name

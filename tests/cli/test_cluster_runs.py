@@ -31,7 +31,6 @@ def cluster(tmp_path_factory):
 
 
 def test_outputs_and_records_are_those_of_the_plain_run(cluster, tmp_path, monkeypatch):
-    """With relative paths and a bad case; the process of a case has its folder from the run."""
     write_folders(tmp_path, *"abc")
     (tmp_path / "logits" / "b.nii.gz").write_bytes(b"no volume")
     monkeypatch.chdir(tmp_path)
@@ -123,7 +122,6 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
 
 @long
 def test_workers_is_a_cluster_of_the_run(tmp_path, monkeypatch):
-    """It begins and ends with the run; outputs are those of the plain run."""
     monkeypatch.setenv("CRFREFINE_UNENCRYPTED_WORKERS", "allow")  # This environment may have no `cryptography`.
     monkeypatch.setattr("crfrefine.runs.execution.cluster.connection._may_encrypt", lambda: False)
     folders = write_folders(tmp_path, "a", "b")

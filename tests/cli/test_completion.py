@@ -19,7 +19,6 @@ BASH = shutil.which("bash")
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """An environment with an executable `crfrefine` and an empty home."""
     root = tmp_path_factory.mktemp("completion")
     program = root / "bin" / "crfrefine"
     program.parent.mkdir()
@@ -30,7 +29,6 @@ def environment(tmp_path_factory):
 
 @pytest.mark.skipif(BASH is None, reason="needs bash")
 def test_bash_completes(environment):
-    """By the script that the command prints, once; names of files are bash's own."""
     words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
     script = 'eval "$(crfrefine --show-completion bash)"; while read -r line; do COMP_WORDS=($line)\n'
     script += "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n"

@@ -87,7 +87,6 @@ def test_bad_input(files, tmp_path, arguments):
 
 
 def test_an_image_of_whole_numbers_is_called_an_image(files, tmp_path):
-    """And a note is a line of its own."""
     image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
     told = run_here("convert", image, tmp_path / "out.nrrd")
     target = tmp_path / "out.nrrd"

@@ -26,7 +26,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def metadata_lines() -> list[str]:
-    """The requirements as the metadata of a wheel has them."""
     optional = PROJECT["optional-dependencies"].items()
     return PROJECT["dependencies"] + [f'{line}; extra == "{extra}"' for extra, lines in optional for line in lines]
 
@@ -37,7 +36,6 @@ def report():
 
 
 def test_the_facts_are_those_that_runs_see(report):
-    """And without a GPU, it says what `--device cuda` says."""
     assert report.version == crfrefine.__version__
     assert Path(report.package) == Path(crfrefine.__file__).resolve().parent
     assert report.engine == Engine(get_backend("cpu").level, best_level(), processor_level(), built_levels())

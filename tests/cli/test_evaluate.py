@@ -32,14 +32,12 @@ NOTHING = np.zeros(SHAPE, bool)
 
 
 def evaluated(study, *options):
-    """The values of a run."""
     result = run_here(*study.arguments, *options)
     assert result.status == 0, result.stderr
     return read_metrics(study.output)
 
 
 def describe(study, labels, **more):
-    """Write a `dataset.json` beside the folders of a study."""
     path = study.root / "dataset.json"
     path.write_text(json.dumps({"labels": labels, **more}), encoding="utf-8")
     return path
@@ -135,7 +133,6 @@ def harmful(tmp_path_factory):
 
 
 def test_what_got_worse_is_said_beside_the_verdict(harmful):
-    """Dice rises in every case, and sensitivity falls in every case."""
     stdout, summary = harmful
     told = summary["verdict"]
     assert told["outcome"] == "helps"

@@ -77,7 +77,6 @@ BAD = [
 
 
 def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
-    """The first and the last case are whole."""
     study = write_study(tmp_path, len(BAD) + 2)
     whole = ["case0", f"case{len(BAD) + 1}"]
     expected = {(case, name) for case in whole for name in ("prediction", "before")}
@@ -104,7 +103,6 @@ def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
 
 
 def test_images_are_no_label_maps(tmp_path):
-    """Two thousand gray values in 1001 voxels of each map."""
     study = write_study(tmp_path, 1)
     for folder, first in ((study.labels, 1), (study.after, 5000), (study.before, 5000)):
         save_map(folder / "case0.nii.gz", np.arange(first, first + np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE))

@@ -44,7 +44,6 @@ def go_on(study: Study, *options: object, status: int = 0) -> list[str]:
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path):
-    """Undefined values stay undefined."""
     study = write_study(tmp_path)
     save_map(study.after / "case0.nii.gz", np.zeros_like(study.maps["after"]["case0"]))
     assert run_here(*study.arguments).status == 0
@@ -89,7 +88,6 @@ def test_a_file_that_changed_is_measured_again(tmp_path):
 
 
 def test_other_options_are_measured_again(tmp_path):
-    """Another version, too."""
     study = write_study(tmp_path, 2)
     run_here(*study.arguments)
     for options in (("--tolerance", 2), ("-r", "whole=1+2"), ("--ignore-label", 2), ("-b", f"again={study.after}"), ("--resample",), ()):
@@ -164,7 +162,6 @@ def test_ctrl_c_ends_the_run_in_one_line(slow):
 
 @pytest.mark.long
 def test_after_kill_9_no_worker_is_left(slow):
-    """And the values of two processes are those of one."""
     with start(slow) as process:
         wait_for(lambda: kept(slow), process)
         busy = children(process.pid)

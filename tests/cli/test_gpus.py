@@ -51,7 +51,6 @@ def records(path: Path) -> dict[str, dict[str, object]]:
 
 
 def without_times(path: Path) -> dict[str, object]:
-    """A summary without what differs from run to run."""
     found = json.loads(path.read_text())
     for name in ("started", "seconds", "device", "requested_device", "command", "threads", "max_memory", "output_folder", "all_cases"):
         del found[name]
@@ -97,7 +96,6 @@ def test_a_gpu_that_is_lost_costs_its_case_and_the_others_go_on(run: Run, folder
 
 
 def test_auto_goes_on_with_the_cpu_and_says_so(run: Run, folders: Folders, tmp_path: Path) -> None:
-    """One GPU; only the case that lost it fails."""
     result = run(folders, "auto", faults="cuda:0=gone")
     found = records(tmp_path / "s.json")
     assert [case["status"] for case in found.values()] == ["failed", *["done"] * (len(CASES) - 1)]

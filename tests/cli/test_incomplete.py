@@ -13,7 +13,6 @@ from training_helpers import shorten, write_cases
 
 @pytest.fixture
 def half(tmp_path):
-    """Seven cases; the network has seen to two of them."""
     folder = write_cases(tmp_path / "half", 7)
     for case in LACKING:
         (folder / "logits" / f"{case}.nii.gz").unlink()
@@ -40,7 +39,6 @@ def test_training_takes_the_cases_that_are_complete(half, tmp_path, monkeypatch)
 
 
 def test_strict_training_refuses_and_names_every_case(half, tmp_path):
-    """A file that is damaged is an error in any training."""
     result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict")
     assert result.status == 1
     assert "crfrefine: error: 5 of 7 cases are incomplete, which --strict refuses:\n" in result.stderr
@@ -81,7 +79,6 @@ def study(tmp_path):
 
 
 def test_evaluate_is_over_the_cases_that_every_method_has(study):
-    """The page of the report says which are left out; a case that fails is still a failure."""
     reasons = {
         "case1": f"no prediction in {study.after}",
         "case2": f"no prediction in {study.before}",
@@ -104,7 +101,6 @@ def test_evaluate_is_over_the_cases_that_every_method_has(study):
 
 
 def test_strict_evaluation_refuses_and_writes_nothing(study):
-    """It asks for named probabilities and images, too."""
     result = run_here(*study.arguments, "--strict")
     assert result.status == 1
     assert "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr

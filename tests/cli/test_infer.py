@@ -52,7 +52,6 @@ def summary_of(folders: Folders, *options: object) -> dict:
 
 
 def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_output(folders):
-    """With the default parameters, as `refine` has them."""
     plain = run_process("infer", *folders.arguments)
     assert plain.status == 0, plain.stderr
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
@@ -70,7 +69,6 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
 
 
 def test_single_files(folders, tmp_path):
-    """A file for each label to a file in a new folder; or to a folder, named as the case."""
     logits = load_nifti(folders.logits / "a.nii.gz")
     per_label = [o for label in range(NUM_LABELS) for o in ("-p", save_nifti(tmp_path / f"l{label}.nii.gz", logits[..., label]))]
     images = [argument for modality in (0, 1) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]
@@ -101,7 +99,6 @@ def test_outputs_have_the_format_of_the_images(one, tmp_path):
 
 
 def test_summary_has_a_record_of_each_case(folders):
-    """And probabilities are float32, sum to 1 and give the label map; the preview is a picture."""
     (folders.logits / "b.nii.gz").write_bytes(b"")
     path = folders.output.with_name("summary.json")
     assert infer(folders, "--summary", path, "--save-probabilities", "--preview").status == 1
@@ -143,7 +140,6 @@ def test_summary_has_a_record_of_each_case(folders):
 
 
 def test_preview_has_the_names_of_dataset_json(one):
-    """A file that cannot be used is named once, and the run goes on."""
     assert infer(one, "--preview").status == 0
     plain = (one.output / "a_preview.png").read_bytes()
     description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 2}}
@@ -206,7 +202,6 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
 
 
 def test_a_case_that_takes_long_says_how_far_it_is(one, monkeypatch):
-    """Where there is no bar; a short case says nothing of its stages."""
     assert "so far" not in infer(one).stderr
     monkeypatch.setattr("crfrefine.cli.reporting.SILENT_SECONDS", 0.0)
     for options, steps in (((), "01234"), (("-q",), "")):
@@ -295,7 +290,6 @@ def test_a_case_that_takes_more_memory_than_allowed_fails_before_it_is_read(fold
 
 
 def test_small_object_rules_are_applied_and_counted(one):
-    """The same as the rules alone on the label map without them; the summary says what they did."""
     (plain,) = summary_of(one)["cases"]
     assert (plain["voxels_removed"], plain["voxels_filled"]) == (0, 0)
     rules = ('keep_largest=["none", "each", "none", "none"]', "num_components=2", "min_component_ml=[0, 0, 0.05, 0]")

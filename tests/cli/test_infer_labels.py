@@ -32,7 +32,6 @@ def refined(seed, labels):
 
 @pytest.fixture
 def maps(tmp_path):
-    """Two cases with label maps of the labels 0, 10, 20, 30."""
     folders = write_folders(tmp_path, "a", "b")
     for seed, case_id in enumerate("ab"):
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", 10 * network_labels(seed))
@@ -92,7 +91,6 @@ def test_label_maps_are_refined_and_keep_their_numbers(maps):
 
 
 def test_structures_become_a_label_map_with_names(structures):
-    """A second run continues where a structure is missing."""
     summary = structures.output.with_name("summary.json")
     result = infer(structures, *AS_LABELS, "--summary", summary)
     assert result.status == 0, result.stderr
@@ -119,7 +117,6 @@ def test_structures_become_a_label_map_with_names(structures):
 
 
 def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(structures, maps):
-    """A single file as output gets no names beside it."""
     given = ("infer", "-i", structures.images / "a_0000.nii.gz", *AS_LABELS, *FAST, "-p")
     result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz")
     assert result.status == 0

@@ -58,7 +58,6 @@ def test_other_formats(root, tmp_path):
 
 
 def test_json_has_what_is_shown(root):
-    """Of several files, of which two cannot be read."""
     broken, path = root / "broken.nii", root / "images" / "a_0000.nii.gz"
     broken.write_bytes(b"no volume")
     result = run_here("info", "--json", path, broken, root, root / "nowhere.nii")
@@ -145,7 +144,6 @@ def test_logits_on_another_grid_are_no_problem_where_they_are_to_be_interpolated
 
 
 def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
-    """Without it, most cases."""
     for case_id in "ab":
         path = root / "logits" / f"{case_id}.nii.gz"
         save_nifti(path, load_nifti(path)[..., :3])

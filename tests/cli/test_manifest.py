@@ -107,7 +107,6 @@ def test_label_names_are_those_beside_the_manifest(manifest, tmp_path):
 
 
 def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path):
-    """And the summary does not replace the manifest."""
     result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest)
     assert result.status == 1
     assert "the summary would replace a file of this run" in result.stderr

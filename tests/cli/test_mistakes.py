@@ -19,7 +19,6 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def test_logits_that_no_case_has_are_one_error(folders):
-    """With the names that are there."""
     for path in sorted(folders.logits.iterdir()):
         path.rename(path.with_name(f"other{path.name}"))
     result = run_here("infer", *folders.arguments)
@@ -101,7 +100,6 @@ def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
 
 
 def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
-    """s0001/ct.nii.gz with s0001/segmentations/NAME.nii.gz, by infer, evaluate and info."""
     data = tmp_path / "data"
     for seed, case_id in enumerate(("s0001", "s0002")):
         save_nifti(data / case_id / "ct.nii.gz", np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16))

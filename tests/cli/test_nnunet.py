@@ -34,7 +34,6 @@ def _short_trainings():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A network on which train-crf was run."""
     tree = write_tree(tmp_path_factory.mktemp("nnunet"))
     result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
     assert result.status == 0, result.stderr
@@ -101,7 +100,6 @@ def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_pa
 
 
 def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
-    """A case that was not predicted fails alone."""
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree)
     (predictions / "case0.npz").unlink()
@@ -170,7 +168,6 @@ def with_regions(folder, descriptions):
 
 
 def test_regions_of_predictions(tmp_path):
-    """The description is beside the predictions, or only beside the images."""
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree, 1)
     with_regions(predictions, [predictions / "dataset.json"])

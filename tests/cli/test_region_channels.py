@@ -120,7 +120,6 @@ def test_info_names_regions(tmp_path):
 
 
 def test_convert_puts_the_label_map_together(tmp_path):
-    """With the dataset.json beside the channels; log-odds and back are the same values."""
     folders, log_odds = write_regions(tmp_path, "a")
     channels = folders.logits / "a.nii.gz"
     assert run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels").status == 0

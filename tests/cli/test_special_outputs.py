@@ -19,7 +19,6 @@ def folders(tmp_path):
 
 @pytest.fixture
 def case(folders):
-    """Options that name one case."""
     return ("-i", folders.images / "one_0000.nii.gz", "-i", folders.images / "one_0001.nii.gz", "-p", folders.logits / "one.nii.gz", *FAST)
 
 
@@ -82,7 +81,6 @@ def test_the_values_of_a_case_are_not_kept_in_a_pipe(tmp_path):
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
-    """And the old conversion, of two files."""
     summary, converted = small_disk / "summary.json", small_disk / "logits.mhd"
     olds = (summary, converted, converted.with_suffix(".zraw"))
     for path in olds:

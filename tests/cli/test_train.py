@@ -68,12 +68,10 @@ def measurements(output):
 
 
 def rows_of(result):
-    """Of the table on standard output, by region and method."""
     return {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-4])}
 
 
 def head_of(output):
-    """The comment before the parameters, as one line."""
     return " ".join(output.read_text().partition("schema")[0].replace("#", " ").split())
 
 
@@ -164,7 +162,6 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
 @pytest.mark.usefixtures("short_trainings")
 @pytest.mark.parametrize("kind", ["right", "noise"])
 def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_so(tmp_path, kind):
-    """Logits that are right already, and images of noise alone."""
     folder = write_cases(tmp_path / "data", 4, kind)
     result = run_here("train-crf", folder, "-o", tmp_path / "p.toml", *SHORT)
     assert result.status == 0, result.stderr

@@ -16,7 +16,6 @@ from crfrefine.cli.options import PANELS
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
-    """The command alone shows it, too."""
     monkeypatch.setenv("COLUMNS", "80")
     alone = run_here()
     assert alone.status == 2
@@ -130,7 +129,6 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
 
 
 def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
-    """Neither × nor a name in Greek."""
     image = (write_folders(tmp_path, "a").images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
     done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert re.search("[0-9]x[0-9]", done.stdout)

@@ -18,7 +18,6 @@ def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairin
 
 
 def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str | None, str]]:
-    """Label map and scores of each case."""
     found = {}
     for case in pairing.cases:
         files = case.methods[method]

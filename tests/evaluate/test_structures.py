@@ -20,7 +20,6 @@ def write_structures(folder, labels, names=NAMES):
 
 @pytest.fixture
 def study(tmp_path):
-    """Reference and prediction of two cases: a folder of structures each."""
     for seed, case_id in enumerate(("p1", "p2")):
         reference = label_map(seed, (1, 2, 3))
         write_structures(tmp_path / "ref" / case_id, reference)

@@ -55,7 +55,6 @@ def write_pair(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["a.mhd", "a.zraw"])
 def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, tmp_path):
-    """A folder has the name of the header, or of the voxels; what is there stays."""
     (tmp_path / folder).mkdir()
     other = tmp_path / ("a.zraw" if folder == "a.mhd" else "a.mhd")
     other.write_bytes(b"old")

@@ -42,7 +42,6 @@ def series(folder: Path, **values: str | None) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """A series, others of another patient, study, frame of reference, and a segmentation of each."""
     root = tmp_path_factory.mktemp("dicom")
     found = {}
     for name, values in (("own", {}), ("patient", OTHER_PATIENT), ("study", OTHER_STUDY), ("frame", OTHER_FRAME)):

@@ -29,7 +29,6 @@ def series(tmp_path_factory) -> Path:
 
 
 def labels_of(*values: int) -> np.ndarray:
-    """Labels in some of the slices."""
     labels = np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
     labels[:, :, [0, 3, 6]] = 0
     return labels
@@ -122,7 +121,6 @@ TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDa
 
 
 def deidentified(folder: Path, *names: str, **values: object) -> Path:
-    """A series that lacks elements."""
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
     for number, one in enumerate(found):
         for name in names:

@@ -62,7 +62,6 @@ def test_transfer_syntaxes(syntax, tmp_path):
 
 
 def test_slope_and_intercept(tmp_path):
-    """A scaling per slice, as of PET."""
     found = list(slices(STORED, AFFINE, intercept=-1024.0))
     factors = np.arange(1, 8) * 0.25
     for one, factor in zip(found, factors, strict=True):

@@ -26,7 +26,6 @@ AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])
 
 
 def write_as(path: Path, suffix: str, data=None) -> Path:
-    """Write a label map by another library under a name that may have any suffix."""
     data = numbers(SHAPE, dtype=np.int16) if data is None else data
     right = path.with_name(f"right{suffix}")
     if suffix.startswith(".nii"):

@@ -47,7 +47,6 @@ def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def writer(storage: str, *paths: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process in the middle of writing."""
     arguments = [sys.executable, "-c", WRITER, storage, *map(str, paths)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"

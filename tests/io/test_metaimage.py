@@ -46,7 +46,6 @@ def test_simpleitk_reads_the_label_maps_written(shape, affine, suffix, largest):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
-    """As SimpleITK sees it: origin, spacing and direction before and after."""
     image = save_itk(tmp_path / f"image{suffix}", numbers((4, 5, 6)), direction=OBLIQUE, spacing=(0.1, 1 / 3, 2.123456789012345))
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"

@@ -47,7 +47,6 @@ def cropped(path: Path) -> Path:
 
 
 def lines_of(path: Path) -> dict[str, str]:
-    """The lines about segments, as pynrrd reads them."""
     return {key: value for key, value in nrrd.read_header(str(path)).items() if key.startswith("Segment")}
 
 

@@ -41,7 +41,6 @@ def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) ->
 
 
 def test_a_case_is_what_refine_makes_of_it():
-    """In 2-D and 3-D; the logits' gradient is not followed."""
     for last in (slice(None), 3):
         logits, image = (array[..., last] for array in make_case())
         spacing = SPACING[: image.ndim - 1]

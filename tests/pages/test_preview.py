@@ -19,7 +19,6 @@ AFFINE = np.diag([*SPACING, 1.0])
 
 @pytest.fixture
 def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A bright block whose network label lacks a corner and has an island."""
     image = np.random.default_rng(0).normal(100, 5, (1, *GRID_SHAPE)).astype(np.float32)
     image[0, 10:20, 8:20, 3:9] += 100
     after = np.zeros(GRID_SHAPE, np.uint8)

@@ -24,8 +24,6 @@ VOID = {"meta", "input", "img", "br", "link", "hr"}
 
 
 class Page(html.parser.HTMLParser):
-    """The elements of a page, their nesting checked."""
-
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.elements, self.texts = [], [], []

@@ -84,7 +84,6 @@ def find(driver, selector):
 
 
 def column(driver, place):
-    """The texts of a column of the table of cases."""
     return driver.execute_script(
         "return [...document.querySelectorAll('#case-table tbody tr')].map((row) => row.cells[arguments[0]].textContent)", place
     )
@@ -162,7 +161,6 @@ def two_modalities(case):
 
 
 def flat(case):
-    """A single slice of CT."""
     labels = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
     intensities = np.where(labels[None] > 0, 60, -1000).astype(np.float32)
     return CaseImages(case, intensities, labels, labels, np.roll(labels, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))

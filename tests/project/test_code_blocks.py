@@ -201,7 +201,6 @@ def write_nnunet(root: Path) -> None:
 
 
 def write_clusters(root: Path) -> None:
-    """A folder per case."""
     shutil.rmtree(root / "study")
     case, folder = five_labels(0), root / "study" / "case0"
     save_nifti(folder / "t1.nii.gz", case.image[0].astype(np.int16), AFFINE)
@@ -218,13 +217,11 @@ def write_manifest(root: Path) -> None:
 
 
 def write_dataset(root: Path) -> None:
-    """A BIDS dataset, with the reference among its derivatives."""
     write_bids(root, "sub-01", "sub-02")
     shutil.move(root / "manual", root / "dataset" / "derivatives" / "manual")
 
 
 def write_radiology(root: Path) -> None:
-    """A series, a segmentation of it, and logits."""
     pytest.importorskip("highdicom", reason="needs the extra dicom")
     case = five_labels(0)
     save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
@@ -234,14 +231,12 @@ def write_radiology(root: Path) -> None:
 
 
 def write_summaries(root: Path) -> None:
-    """Records of a run, in both forms."""
     write_cases(root)
     for name in ("summary.json", "summary.jsonl"):
         assert run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", name).status == 0
 
 
 def write_new_cases(root: Path) -> None:
-    """New cases of the tutorial's kind."""
     write_phantom(phantom(0), root)
     for name in ("images", "logits"):
         (root / name).rename(root / f"{name}Ts")

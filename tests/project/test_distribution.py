@@ -75,7 +75,6 @@ def test_the_recipe_is_of_this_version_and_has_its_dependencies():
 
 
 def test_containers_copy_what_the_wheel_is_built_of():
-    """The recipe names the same files."""
     docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
     copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE) for name in line.split()}
     apptainer = (PACKAGING / "apptainer" / "crfrefine.def").read_text(encoding="utf-8")

@@ -40,7 +40,6 @@ def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: st
 
 
 def error_line(text: str) -> str:
-    """The only one."""
     (line,) = [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
     return line
 

@@ -76,7 +76,6 @@ def test_a_killed_worker_costs_nothing(address):
 
 
 def test_whoever_stops_early_leaves_nothing_on_the_cluster(address, tmp_path):
-    """Here as Ctrl-C does."""
     mark = tmp_path / "begun"
     begun: list[str] = []
 

@@ -21,7 +21,6 @@ def run(processes: DeviceProcesses, function: Any, items: Any, lost: Any = ()) -
 
 
 def test_a_device_that_is_lost_twice_in_a_row_gets_no_more_items() -> None:
-    """Without another one the rest fails, and says how to go on."""
     notes: list[str] = []
     found, begun = run(DeviceProcesses(("one",), note=notes.append), attrgetter("item"), range(6), lost=(0, 2, 3))
     assert begun == [0, 1, 2, 3]
@@ -44,7 +43,6 @@ def test_a_device_that_cannot_be_opened_ends_the_run_at_the_start() -> None:
 
 
 def test_a_killed_process_costs_its_item_and_one_that_hangs_too() -> None:
-    """The device is opened again, for the other items."""
     processes = DeviceProcesses(("one",), Limits(seconds=1.0))
     found, begun = run(processes, pool_functions.die_or_hang_on_a_device, ["die", "hang", "end"])
     assert begun == ["die", "hang", "end"]

@@ -34,8 +34,6 @@ Make = Callable[..., Executor]
 
 @pytest.fixture
 def make(request) -> Make:
-    """What makes an executor of a kind; one with limits or on a cluster takes a time limit."""
-
     def executor(kind: str, seconds: float | None = None) -> Executor:
         if kind == "cluster":
             return make_executor("processes", 1, Placement(dask=request.getfixturevalue("address"), case_timeout=seconds))
@@ -146,7 +144,6 @@ def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_an_outcome_that_stops_only_what_has_begun_is_finished(make, kind):
-    """Each item that has begun has an outcome, those too that end beside the one that stops."""
     begun: list[int] = []
     with make(kind) as executor:
         outcomes = executor.map(pool_functions.fail_at_two, range(300), begun.append, lambda outcome: outcome.error is not None)
@@ -157,12 +154,11 @@ def test_after_an_outcome_that_stops_only_what_has_begun_is_finished(make, kind)
 
 
 class StopError(Exception):
-    """Somebody who is told of an item wants no more."""
+    pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_stops_early_may_go_on_with_other_items(make, kind):
-    """Whether the iterator is closed, or whoever is told of items raises."""
     begun: list[float] = []
 
     def started(item: float) -> None:

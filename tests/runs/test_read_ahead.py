@@ -39,7 +39,6 @@ class Reading:
             self.may_end[item].set()
 
     def take(self, before: Callable[[], None] = lambda: None) -> int | None:
-        """Take the next item; `before` runs if it is waited for."""
         return self.ahead.take(before)
 
     def take_elsewhere(self) -> threading.Thread:

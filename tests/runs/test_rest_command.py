@@ -10,7 +10,6 @@ TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bila
 
 
 def test_a_whole_run_is_continued(tmp_path, monkeypatch):
-    """The current folder need not be entered; either name of the option is given once."""
     command = rest_command([*TYPED, "--summary", "s.json", "--continue", "-v"], 1, 0, of_part=0, folder="")
     assert shlex.split(command) == ["crfrefine", *TYPED, "-v", "--continue", "--summary", "s.json"]
     monkeypatch.chdir(tmp_path)

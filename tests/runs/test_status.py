@@ -46,7 +46,6 @@ def part(folders: Folders, part_id: int, *options: object, num_parts: int = 3, s
 
 
 def status_of(*paths: object, exit_status: int) -> dict:
-    """Return the run in the JSON output."""
     result = run_here("status", *paths, "--json")
     assert result.status == exit_status, result.stderr
     content = json.loads(result.stdout)
@@ -60,7 +59,6 @@ def states(run: dict) -> dict[str, str]:
 
 
 def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a line as printed, somewhere else, in this process."""
     before = Path.cwd()
     folder, _, rest = line.rpartition(" && ")
     monkeypatch.chdir(shlex.split(folder)[1] if folder else before)
@@ -202,7 +200,6 @@ def records(folder: Path = Path("out")) -> list[Path]:
 
 
 def test_a_run_needs_no_summary(folders, monkeypatch):
-    """The commands for the rest name none either."""
     Path("logits/b.nii.gz").rename("logits/hidden")
     assert infer(folders).status == 1
     run = status_of("out", exit_status=1)
@@ -222,7 +219,6 @@ def test_a_summary_beside_the_record_is_a_copy(folders):
 
 
 def test_parts_keep_records_of_their_own(folders):
-    """They may run at the same time."""
     for part_id in (0, 2):
         assert infer(folders, "--num-parts", 3, "--part-id", part_id).status == 0
     assert len(records()) == 2
@@ -232,7 +228,6 @@ def test_parts_keep_records_of_their_own(folders):
 
 
 def test_a_new_run_makes_the_records_of_the_last_one_void(folders):
-    """Without --continue all cases are done again, with another number of parts, too."""
     assert infer(folders).status == 0
     assert infer(folders, "--num-parts", 2, "--part-id", 0, "--set", "bilateral.weight=9").status == 0
     run = status_of("out", exit_status=1)
@@ -241,7 +236,6 @@ def test_a_new_run_makes_the_records_of_the_last_one_void(folders):
 
 
 def test_cases_with_different_numbers_of_labels_and_labels_that_vanished_are_named(folders):
-    """Logits of another network among the others; kernels that outvote all labels of two cases."""
     few = load_nifti(Path("logits/c.nii.gz"))[..., :3]
     save_nifti(Path("logits/c.nii.gz"), few)
     said = infer(folders, "--set", "postprocess.min_component_ml=1000").stderr

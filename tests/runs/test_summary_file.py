@@ -170,7 +170,6 @@ def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folder
 
 
 def test_records_of_cases_that_the_run_does_not_reach_are_kept(folders, summary):
-    """Those of cases that are gone are left out with a note."""
     run(folders, "--summary", summary)
     first = content(summary)
     (folders.output / "a.nii.gz").unlink()
@@ -203,7 +202,6 @@ def test_the_summary_of_another_part_or_of_other_cases_is_not_replaced(folders, 
 
 
 def spoil(text: str, name: str, value: object) -> str:
-    """Change a value of the first case."""
     summary = json.loads(text)
     return json.dumps(summary | {"cases": [summary["cases"][0] | {name: value}, *summary["cases"][1:]]})
 

@@ -28,7 +28,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("keep", ["argmax", "largest"])
 def test_refine_keeps_volumes_on_the_gpu(gpu: str, keep: str) -> None:
-    """As without the term; float32 on both."""
     case = random_case(3, masked=True)
     parameters = KEEPING.replace(**{"volume.keep": keep})
     settings = {"spacing": case.spacing, "mask": case.mask, "parameters": parameters}
