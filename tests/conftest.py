@@ -61,6 +61,14 @@ def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
+def folders(tmp_path: Path) -> object:
+    """Three small cases, a, b and c, as files."""
+    from cli_helpers import write_folders
+
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+@pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""
     import torch

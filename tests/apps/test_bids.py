@@ -1,7 +1,5 @@
 """The BIDS App: derivatives of a network in, derivatives out, by the names and files that BIDS asks for."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bids_helpers import describe, write_bids
-from cli_helpers import FAST, SPACING, Result, load_nifti, run_here, save_nifti, statuses
+from cli_helpers import FAST, SPACING, load_nifti, run_here, save_nifti, statuses
 
 import crfrefine
 from crfrefine.cli.entries import bids_arguments
@@ -22,12 +20,12 @@ LATTICE = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice"})
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which("bids-validator-deno")
 
 
-def run_bids(*arguments: object) -> Result:
+def run_bids(*arguments):
     fast = ("--threads", "1", *FAST) if "participant" in arguments else ()
     return run_here(*bids_arguments([str(argument) for argument in (*arguments, *fast)]))
 
 
-def refine_as(derivatives: Path, dataset: Path, place: str, name: str, *suffixes: str) -> np.ndarray:
+def refine_as(derivatives, dataset, place, name, *suffixes):
     image = np.stack([load_nifti(dataset / place / f"{name}_{suffix}.nii.gz") for suffix in suffixes])
     scores = np.moveaxis(load_nifti(derivatives / place / f"{name}_probseg.nii.gz"), -1, 0)
     return crfrefine.refine(scores, image, spacing=SPACING, parameters=LATTICE, input_type="probabilities").label_map

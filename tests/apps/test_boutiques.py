@@ -1,7 +1,5 @@
 """The descriptors for Boutiques are valid, and the command lines that `bosh` makes of them run."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
@@ -20,7 +18,7 @@ BOSH = shutil.which("bosh", path=str(Path(sys.executable).parent))
 needs_bosh = pytest.mark.skipif(BOSH is None, reason="boutiques, which has the command bosh, is not installed")
 
 
-def descriptor_file(folder: Path, command: str) -> Path:
+def descriptor_file(folder, command):
     done = run_here("describe", "boutiques", command)
     assert done.status == 0, done.stderr
     file = folder / f"{command}.json"
@@ -28,7 +26,7 @@ def descriptor_file(folder: Path, command: str) -> Path:
     return file
 
 
-def bosh(*arguments: object) -> str:
+def bosh(*arguments):
     done = subprocess.run([BOSH, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

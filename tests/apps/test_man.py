@@ -1,7 +1,5 @@
 """The manual page has every command and option of the help, and groff takes it without a warning."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -28,7 +26,7 @@ def page():
     return done.stdout
 
 
-def shown(page: str) -> str:
+def shown(page):
     """The page as a terminal shows it: one long line per paragraph, without bold."""
     done = subprocess.run(
         [GROFF, "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=2000n"], input=page, capture_output=True, text=True, timeout=60, check=True

@@ -1,7 +1,6 @@
 """Reading a case: all of its files together, checked against each other."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
 
 
-def logits_values(num_labels: int = 3, shape=SHAPE) -> np.ndarray:
+def logits_values(num_labels=3, shape=SHAPE):
     return (numbers((num_labels, *shape)) - 100).astype(np.float32)
 
 
-def make_case(folder: Path, num_modalities: int = 2, num_labels: int = 3) -> CaseFiles:
+def make_case(folder, num_modalities=2, num_labels=3):
     images = [save_nifti(folder / f"a_{m:04d}.nii.gz", numbers(SHAPE, seed=m), AFFINE) for m in range(num_modalities)]
     logits = save_nifti(folder / "a_logits.nii.gz", np.moveaxis(logits_values(num_labels), 0, -1), AFFINE)
     return CaseFiles("a", tuple(images), (logits,))

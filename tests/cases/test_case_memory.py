@@ -23,7 +23,7 @@ def save_logits(path, shape, affine, num_labels=3):
     return save_nifti(path, np.moveaxis(numbers((num_labels, *shape)) - 100.0, 0, -1), affine)
 
 
-def make_case(folder, kind: str) -> tuple[CaseFiles, dict, int]:
+def make_case(folder, kind):
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     mask = save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)

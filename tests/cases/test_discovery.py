@@ -1,7 +1,6 @@
 """Which files belong to which case. Names alone count: the files are empty."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 
 
-def folder(root: Path, name: str, *files: str) -> Path:
+def folder(root, name, *files):
     path = root / name
     path.mkdir(exist_ok=True)
     for file in files:
@@ -18,7 +17,7 @@ def folder(root: Path, name: str, *files: str) -> Path:
     return path
 
 
-def names(paths) -> list[str]:
+def names(paths):
     return [path.name for path in paths]
 
 
@@ -169,7 +168,7 @@ def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
         discover_cases(folder(tmp_path, "images", "a.nii"), [])
 
 
-def write_description(tmp_path: Path, content: object) -> Path:
+def write_description(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder(tmp_path, "images", "a_0000.nii")
 

@@ -16,7 +16,7 @@ HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def archive(tmp_path):
     for name in ("p1/scan.nii.gz", "p1/other scan.nii.gz", "p2/x.nii.gz", "masks/1.nii.gz"):
         save_nifti(tmp_path / "archive" / name, np.ones((6, 5, 4), np.int16))
     for name in ("p1/net.nii.gz", "net_of_p2.nii.gz"):
@@ -25,7 +25,7 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def write(path: Path, *rows: list[str], head: list[str] = HEAD) -> Path:
+def write(path, *rows, head=HEAD):
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *(row + [""] * (len(head) - len(row)) for row in rows)])
     return path
@@ -78,7 +78,7 @@ def test_the_table_is_checked(archive, tmp_path, content, problem):
     assert str(raised.value).startswith(f"{archive}/cases.csv: ")
 
 
-def changed(**cells: str) -> list[str]:
+def changed(**cells):
     return [cells.get(name, cell) for name, cell in zip(HEAD, ONE, strict=True)]
 
 

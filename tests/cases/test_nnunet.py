@@ -5,7 +5,7 @@ import shutil
 
 import nibabel as nib
 import pytest
-from nnunet_helpers import AFFINE, DATASET, NETWORK, Tree, describe, plans, write_fold, write_json, write_predictions, write_tree
+from nnunet_helpers import AFFINE, DATASET, NETWORK, describe, plans, write_fold, write_json, write_predictions, write_tree
 
 from crfrefine.cases.nnunet.finding import find_cases_to_refine
 from crfrefine.cases.nnunet.layout import require_trained
@@ -32,11 +32,11 @@ def tree(tmp_path):
     return write_tree(tmp_path)
 
 
-def trained_cases(tree: Tree, **options):
+def trained_cases(tree, **options):
     return find_trained_cases(require_trained(tree.network), **options)
 
 
-def complaint(path, function=require_trained) -> str:
+def complaint(path, function=require_trained):
     with pytest.raises(InputError) as error:
         function(path)
     return str(error.value)

@@ -11,13 +11,13 @@ from crfrefine.cases.nnunet.postprocessing import KeepLargest, find_postprocessi
 from crfrefine.errors import InputError
 
 
-def drawn(*rows: str) -> np.ndarray:
+def drawn(*rows):
     """Label maps of (3, columns, 2): the picture is the middle slice of each plane, the other plane is empty."""
     values = np.array([[0 if digit == "." else int(digit) for digit in row] for row in rows], dtype=np.uint8)
     return np.stack([values, np.zeros_like(values)], axis=-1)
 
 
-def kept(label_map: np.ndarray, *labels: int, background: int = 0) -> list[str]:
+def kept(label_map, *labels, background=0):
     found = KeepLargest(labels, background).apply(label_map)
     assert found.dtype == label_map.dtype
     assert not found[..., 1].any()

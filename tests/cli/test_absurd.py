@@ -1,14 +1,12 @@
 """Options, parameter files and names that nobody means: one short message, status 1 or 2, no traceback, nothing that steers a terminal."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import Folders, Result, infer, run_here, statuses, write_folders
+from cli_helpers import infer, run_here, statuses, write_folders
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
 DIGITS = "9" * 5000
@@ -18,11 +16,11 @@ SHOWN = r"a\tb\n\x1b[31mc\u202ed"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("absurd"), "a")
 
 
-def require_short(result: Result, status: int) -> None:
+def require_short(result, status):
     assert result.status == status, result.stderr[:500]
     assert "Traceback" not in result.stderr
     lines = (result.stderr + result.stdout).split("\n")

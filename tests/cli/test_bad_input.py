@@ -4,7 +4,6 @@ import gzip
 import pickle
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from cli_helpers import (
     FAST,
     GRID_SHAPE,
     NUM_LABELS,
-    Folders,
     command,
     errors,
     files_in,
@@ -28,12 +26,12 @@ from cli_helpers import (
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "bad", "good")
 
 
-def with_value(value: float) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
+def with_value(value):
+    def change(path):
         values = load_nifti(path).astype(np.float32)
         values[5, 6, 7] = value
         save_nifti(path, values)
@@ -41,20 +39,20 @@ def with_value(value: float) -> Callable[[Path], None]:
     return change
 
 
-def all_zero_probabilities(path: Path) -> None:
+def all_zero_probabilities(path):
     values = np.full((*GRID_SHAPE, NUM_LABELS), 0.25, np.float32)
     values[3, 4, 5] = (0, 1e-5, 0, 0)
     save_nifti(path, values)
 
 
-def other_place(path: Path) -> None:
+def other_place(path):
     affine = AFFINE.copy()
     affine[0, 3] += 3
     save_nifti(path, load_nifti(path), affine)
 
 
-def archive_instead(**arrays: np.ndarray) -> Callable[[Path], None]:
-    def replace(path: Path) -> None:
+def archive_instead(**arrays):
+    def replace(path):
         path.unlink()
         archive = path.with_name(path.name.replace(".nii.gz", ".npz"))
         if arrays:

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 OPENING = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 

@@ -1,7 +1,5 @@
 """Shells complete the names of commands, options and values: the scripts that `--show-completion` prints, in bash itself."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

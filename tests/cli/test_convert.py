@@ -1,7 +1,5 @@
 """`crfrefine convert`: archives, and logits to probabilities to labels; the formats themselves are in tests/io."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.floa
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+def files(tmp_path):
     return {
         "logits": save_nifti(tmp_path / "logits.nii.gz", LOGITS),
         "labels": save_nifti(tmp_path / "labels.nii.gz", LABELS),
@@ -22,7 +20,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def convert(*arguments: object) -> None:
+def convert(*arguments):
     result = run_here("convert", *arguments)
     assert result.status == 0, result.stderr
 

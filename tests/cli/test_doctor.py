@@ -25,7 +25,7 @@ ENGINE = Engine("avx2", "avx2", "avx2", ("baseline", "avx2"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def metadata_lines() -> list[str]:
+def metadata_lines():
     optional = PROJECT["optional-dependencies"].items()
     return PROJECT["dependencies"] + [f'{line}; extra == "{extra}"' for extra, lines in optional for line in lines]
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,12 +30,12 @@ import crfrefine.evaluate.run
 NUM_SLOW = 6
 
 
-def kept(study: Study) -> list[str]:
+def kept(study):
     """The records of measured cases, without the one that is being written."""
     return [name for name in files_in(study.output / "cases") if not name.startswith(".")]
 
 
-def go_on(study: Study, *options: object, status: int = 0) -> list[str]:
+def go_on(study, *options, status=0):
     """Run again with --continue; return what became of the cases."""
     result = run_here(*study.arguments, "--continue", *options)
     assert result.status == status, result.stderr
@@ -116,7 +115,7 @@ def test_a_failed_case_is_tried_again_and_one_that_is_left_out_for_a_while_keeps
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Study:
+def slow(tmp_path):
     """Cases that take a tenth of a second: noise has long boundaries."""
     rng = np.random.default_rng(1)
     for number in range(NUM_SLOW):
@@ -125,7 +124,7 @@ def slow(tmp_path: Path) -> Study:
     return Study(tmp_path, {})
 
 
-def start(study: Study, *options: object) -> subprocess.Popen:
+def start(study, *options):
     return subprocess.Popen(
         command(*study.arguments, "--processes", 2, *options),
         stdout=subprocess.PIPE,
@@ -135,7 +134,7 @@ def start(study: Study, *options: object) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 60) -> None:
+def wait_for(condition, process=None, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, "the run ended before it could be disturbed"

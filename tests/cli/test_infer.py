@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,6 @@ from cli_helpers import (
     GRID_SHAPE,
     NUM_LABELS,
     SPACING,
-    Folders,
     command,
     files_in,
     infer,
@@ -35,16 +33,11 @@ from crfrefine.parameters.sections import PostprocessParameters
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-@pytest.fixture
-def one(tmp_path: Path) -> Folders:
+def one(tmp_path):
     return write_folders(tmp_path, "a")
 
 
-def summary_of(folders: Folders, *options: object) -> dict:
+def summary_of(folders, *options):
     path = folders.output.with_name("summary.json")
     result = infer(folders, "--summary", path, *options)
     assert result.status == 0, result.stderr

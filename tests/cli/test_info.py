@@ -1,7 +1,6 @@
 """`crfrefine info`: what a file is, which cases a folder holds, and what is wrong with them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +9,12 @@ from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, sa
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     write_folders(tmp_path, "a", "b", "c")
     return tmp_path
 
 
-def fields(text: str) -> dict[str, str]:
+def fields(text):
     return {line[2:14].strip(): line[16:] for line in text.splitlines()[1:]}
 
 

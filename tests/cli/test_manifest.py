@@ -2,24 +2,18 @@
 
 import csv
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, FAST, GRID_SHAPE, Folders, files_in, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, FAST, GRID_SHAPE, files_in, infer, load_nifti, run_here, save_nifti
 
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-@pytest.fixture
-def manifest(folders, tmp_path) -> Path:
+def manifest(folders, tmp_path):
     """The cases of the folders under names of their own, beside a manifest that is not in the current folder."""
     rows = [["case", "images", "logits", "output"]]
     for number, name in enumerate("abc"):

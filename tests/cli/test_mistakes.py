@@ -1,20 +1,17 @@
 """Inputs that are not what the user takes them for, and one cause that fails many cases: recognized, and reported once."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, GRID_SHAPE, Folders, errors, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti, write_folders
 from dicom_helpers import save, slices
 
 EXCHANGED = "-i and -p seem to be exchanged"
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "c0", "c1", "c2")
 
 

@@ -27,7 +27,7 @@ NAMES = ("-tr", "nnUNetTrainer", "-p", "nnUNetPlans")
 AS_IT_IS = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0", "-q")
 
 
-def nnunet(root: Path, *arguments: str) -> None:
+def nnunet(root, *arguments):
     """Run a command of nnU-Net; `nnUNetv2_train` is the brief one."""
     command, *rest = arguments
     own = TRAIN if command == "nnUNetv2_train" else [str(Path(sys.executable).with_name(command))]
@@ -35,13 +35,13 @@ def nnunet(root: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def environment(root: Path) -> dict[str, str]:
+def environment(root):
     folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "2"}
     return {**os.environ, **folders, **few}
 
 
-def write_dataset(root: Path) -> None:
+def write_dataset(root):
     raw = root / "nnUNet_raw" / DATASET
     for number in range(NUM_CASES + NUM_TEST_CASES):
         case = make_phantom(number, GRID_SHAPE, SPACING)
@@ -59,7 +59,7 @@ def write_dataset(root: Path) -> None:
     (root / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
 
 
-def shrink_plans(path: Path) -> None:
+def shrink_plans(path):
     plans = json.loads(path.read_text())
     configuration = plans["configurations"]["3d_fullres"]
     configuration["batch_size"] = 2

@@ -16,12 +16,12 @@ from training_helpers import shorten, write_cases
 COARSE = (11, 9, 8)
 
 
-def on_grid(scores: np.ndarray, given: np.ndarray, shape, target: np.ndarray) -> np.ndarray:
+def on_grid(scores, given, shape, target):
     """Logits (L, x, y, z), each channel as SimpleITK resamples it."""
     return np.stack([itk_resampled(np.ascontiguousarray(channel), given, shape, target) for channel in scores])
 
 
-def coarser(fine: np.ndarray, shape=GRID_SHAPE, coarse=COARSE, shift=0.0) -> np.ndarray:
+def coarser(fine, shape=GRID_SHAPE, coarse=COARSE, shift=0.0):
     """An affine around the same center, with fewer and larger voxels; `shift` in fine voxels along their first axis."""
     ratio = np.array(shape) / np.array(coarse)
     found = fine @ np.diag([*ratio, 1.0])
@@ -29,7 +29,7 @@ def coarser(fine: np.ndarray, shape=GRID_SHAPE, coarse=COARSE, shift=0.0) -> np.
     return found
 
 
-def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sitk.sitkLinear) -> np.ndarray:
+def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sitk.sitkLinear):
     """Replace a NIfTI file by itself on a coarser grid, as SimpleITK resamples it; return the affine."""
     image = nib.load(path)
     target = coarser(image.affine, shape, coarse, shift)

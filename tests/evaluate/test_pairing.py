@@ -1,15 +1,13 @@
 """Which files are taken for a case: names alone, so that the files here are empty."""
 
-from pathlib import Path
-
 import pytest
 
 from crfrefine.errors import InputError
 from crfrefine.evaluate import EvaluationOptions
-from crfrefine.evaluate.pairing import Pairing, pair_cases
+from crfrefine.evaluate.pairing import pair_cases
 
 
-def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairing:
+def pair(root, labels, predictions, **options):
     for folder, names in (("labels", labels), ("pred", predictions)):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names.split():
@@ -17,7 +15,7 @@ def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairin
     return pair_cases(EvaluationOptions(root / "pred", root / "labels", root / "out", **options))
 
 
-def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str | None, str]]:
+def taken(pairing, method="prediction"):
     found = {}
     for case in pairing.cases:
         files = case.methods[method]
@@ -60,7 +58,7 @@ def test_images_beside_label_maps_and_a_folder_that_is_given_twice_are_noted(tmp
     assert "2 files beside label maps" in pairing.notes[1]
 
 
-def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
+def left_out(pairing):
     return {case.case_id: case.reasons for case in pairing.left_out}
 
 

@@ -4,25 +4,16 @@ Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/tes
 `tests/io/test_atomic.py`, devices that are always full in `tests/io/test_special_files.py`.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
+from cli_helpers import Folders, command, files_in, load_nifti, run_here
 
 import crfrefine.runs.infer.run as infer_run
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-def before(step: str, monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
+def before(step, monkeypatch, case_id, fault):
     """Let something happen when a case is about to be read (`_read`), or has been read and is about to be refined (`_refine`)."""
     original = getattr(infer_run._Run, step)
 

@@ -1,9 +1,5 @@
 """Wrong calls of the compiled module, and models with odd bandwidths: results or errors of ours, soon and in little memory."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from fuzz_engine import engine_targets
 from fuzz_worker import fuzz
@@ -13,7 +9,7 @@ from crfrefine.errors import BackendUnavailableError
 
 
 @pytest.mark.parametrize(("name", "num_inputs"), [("module", 100), ("models", 10)])
-def test_some_inputs(name: str, num_inputs: int, tmp_path: Path) -> None:
+def test_some_inputs(name, num_inputs, tmp_path):
     try:
         load_engine()
     except BackendUnavailableError as error:

@@ -4,12 +4,9 @@
 labels. The same examples in each run; `make fuzz` takes more, and others each time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +24,7 @@ EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> dict[str, Any]:
+def cases(draw):
     """A grid, its image and mask, and bandwidths from a hundredth of a voxel or of the intensities to far more than all of it."""
     num_axes = draw(st.integers(1, 4))
     shape = tuple(draw(st.integers(*EXTENTS[num_axes])) for _ in range(num_axes))
@@ -59,7 +56,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(cases(), st.sampled_from([1, 3]))
-def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> None:
+def test_any_lattice_is_the_plain_one(case, threads):
     inside = np.ones(case["image"].shape[1:], bool) if case["mask"] is None else case["mask"]
     features = kernel_features(case["image"], inside, case["spacing"], case["theta_alpha"], case["theta_beta"], inside.shape)
     may_be_refused = (ValueError, RuntimeError) if np.abs(features).max() > LARGEST else ()
@@ -69,7 +66,7 @@ def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> Non
         check_vertices(passes)
 
 
-def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
+def check_tiles(passes, features):
     """Each voxel is in one tile, in a simplex of the lattice that holds its point."""
     tiles, size = passes["tile_voxels"], passes["num_features"] + 1
     assert sorted(voxel for voxels in tiles for voxel in voxels) == list(range(len(features)))
@@ -87,11 +84,11 @@ def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
     np.testing.assert_allclose(reproduced, elevated, atol=size**2 / WEIGHT_UNIT + 1e-6 * np.abs(elevated).max())
 
 
-def ends(voxels: list[list[int]]) -> list[int]:
+def ends(voxels):
     return list(itertools.accumulate(map(len, voxels)))[:-1]
 
 
-def check_vertices(passes: dict[str, Any]) -> None:
+def check_vertices(passes):
     """Packed keys confuse no two vertices, and find every neighbor."""
     coordinates = [tuple(vertex) for vertex in passes["vertices"]]
     number = {vertex: n for n, vertex in enumerate(coordinates)}

@@ -1,7 +1,5 @@
 """Names of files made by hypothesis: a result or an error of ours, whatever they hold."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

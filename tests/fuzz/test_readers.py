@@ -1,7 +1,5 @@
 """Damaged inputs of each kind of file: a valid object, or an error of ours with a short message, soon and in little memory."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import random
@@ -9,7 +7,6 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +21,7 @@ from crfrefine.errors import InputError
 TARGETS = [*volume_targets(), *text_targets()]
 
 
-def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
+def test_a_few_inputs_of_each_kind(tmp_path):
     """In this process, without limits: of each kind, some are taken and some refused. An input depends on its number alone."""
     for target in TARGETS:
         folder = tmp_path / target.name
@@ -34,14 +31,14 @@ def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
         assert files == {path.name: path.read_bytes() for path in folder.iterdir()}, target.name
 
 
-def error(kind: type[Exception], text: str) -> Callable[[Path], object]:
-    def fail(path: Path) -> None:
+def error(kind, text):
+    def fail(path):
         raise kind(text.format(path=path))
 
     return fail
 
 
-def hang(path: Path) -> None:
+def hang(path):
     while True:
         try:
             time.process_time()
@@ -51,7 +48,7 @@ def hang(path: Path) -> None:
 
 # What a reader does with one input of thirty, and what the finding says. Only what never ends must wait for the end of its time: a busy
 # machine takes some for much memory.
-FAULTS: dict[str, tuple[Callable[[Path], object], str, float]] = {
+FAULTS = {
     "raises": (error(KeyError, "planted"), "KeyError: 'planted'", 3.0),
     "floods": (error(InputError, "{path}" + 5000 * "x"), "characters: ", 3.0),
     "steers": (error(InputError, "{path}: \x1b[2J"), "not for a terminal", 3.0),
@@ -67,14 +64,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, float]] = {
 }
 
 
-def faulty(name: str) -> Target:
+def faulty(name):
     fault, _, most_seconds = FAULTS[name]
     read = lambda path, rng: path.read_bytes() == b"\7" and fault(path)  # noqa: E731
     return Target(name, lambda rng: {"a": bytes([rng.randrange(30)])}, read, most_seconds=most_seconds)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
+def test_planted_faults_are_found(name, tmp_path):
     """Also behind the first one: the run goes on."""
     target = faulty(name)
     (tmp_path / "folder").mkdir()
@@ -93,14 +90,14 @@ def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
         ("nii", "decode._is_finite", lambda block: True, "AssertionError"),
     ],
 )
-def test_a_check_that_is_missing_is_found(name: str, place: str, substitute: Callable[..., object], what: str, tmp_path: Path) -> None:
+def test_a_check_that_is_missing_is_found(name, place, substitute, what, tmp_path):
     (target,) = (target for target in TARGETS if target.name == name)
     (tmp_path / name).mkdir()
     with mock.patch(f"crfrefine.io.{place}", substitute):
         assert what in fuzz(target, tmp_path / name, inputs=200).findings[0].what
 
 
-def test_a_finding_is_made_again_by_its_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finding_is_made_again_by_its_number(monkeypatch, capsys):
     with importing_from(Path(__file__).parent) as load:
         run = load("run")
         monkeypatch.setattr(run, "text_targets", lambda: [faulty("raises")])
@@ -116,7 +113,7 @@ def test_a_finding_is_made_again_by_its_number(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_many_inputs(target: Target, tmp_path: Path) -> None:
+def test_many_inputs(target, tmp_path):
     (tmp_path / target.name).mkdir()
     found = fuzz(target, tmp_path / target.name, first=40, inputs=400)
     assert not found.findings, found.findings[0]

@@ -1,7 +1,6 @@
 """Files of one case are of one patient, one study and one frame of reference, wherever two DICOM objects meet."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ OTHER_STUDY = {"StudyInstanceUID": "1.2.77"}
 OTHER_FRAME = {"FrameOfReferenceUID": "1.2.78"}
 
 
-def series(folder: Path, **values: str | None) -> Path:
+def series(folder, **values):
     """A series; None takes an element away, as de-identification does."""
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE, series=f"1.2.3.{sum(folder.name.encode())}"))
     for one in found:
@@ -41,7 +40,7 @@ def series(folder: Path, **values: str | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
+def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("dicom")
     found = {}
     for name, values in (("own", {}), ("patient", OTHER_PATIENT), ("study", OTHER_STUDY), ("frame", OTHER_FRAME)):
@@ -51,7 +50,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def run(command: str, made: dict[str, Path], whose: str, out: Path, *more: str):
+def run(command, made, whose, out, *more):
     """Let the series `own` meet the segmentation of another one, or the other series."""
     image, other = made["own"], made[f"seg of {whose}"]
     if command == "infer":

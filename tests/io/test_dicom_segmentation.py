@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -24,17 +23,17 @@ LIVER = Segment(2, "Leber, größte", (0.25, 0.5, 1.0), Code("123037004", "SCT",
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory) -> Path:
+def series(tmp_path_factory):
     return save(tmp_path_factory.mktemp("dicom") / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE))
 
 
-def labels_of(*values: int) -> np.ndarray:
+def labels_of(*values):
     labels = np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
     labels[:, :, [0, 3, 6]] = 0
     return labels
 
 
-def by_highdicom(series: Path, path: Path, pixels: np.ndarray, kind="BINARY", syntax=ExplicitVRLittleEndian, omit=True) -> Path:
+def by_highdicom(series, path, pixels, kind="BINARY", syntax=ExplicitVRLittleEndian, omit=True):
     """A segmentation of (slices, rows, columns[, segments]) by highdicom."""
     sources = [pydicom.dcmread(one.path) for one in io.read_header(series).template.slices]
     count = pixels.shape[3] if pixels.ndim == 4 else int(pixels.max())
@@ -48,7 +47,7 @@ def by_highdicom(series: Path, path: Path, pixels: np.ndarray, kind="BINARY", sy
     return path
 
 
-def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
+def as_here(found):
     """The labels (x, y, z) and the affine to RAS+ as highdicom says; its slices go against the normal."""
     volume = found.get_volume(combine_segments=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
@@ -120,7 +119,7 @@ def test_an_image_of_another_format_is_refused(tmp_path):
 TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
 
 
-def deidentified(folder: Path, *names: str, **values: object) -> Path:
+def deidentified(folder, *names, **values):
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
     for number, one in enumerate(found):
         for name in names:

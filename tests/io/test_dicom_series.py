@@ -1,7 +1,5 @@
 """DICOM series: compared with SimpleITK's GDCM; what is wrong with a folder is told with the names of the files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
@@ -19,7 +17,7 @@ AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(2, 0.3) @ rota
 STORED = numbers(SHAPE, dtype=np.int16) - 100
 
 
-def by_itk(folder: Path) -> sitk.Image:
+def by_itk(folder):
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     return reader.Execute()
@@ -106,7 +104,7 @@ def change(**values):
     return apply
 
 
-def move(number: int, step: float):
+def move(number, step):
     def apply(found):
         normal = np.cross(np.array(found[0].ImageOrientationPatient[:3]), np.array(found[0].ImageOrientationPatient[3:]))
         found[number].ImagePositionPatient = [round(float(v), 8) for v in np.array(found[number].ImagePositionPatient) + normal * step]

@@ -25,7 +25,7 @@ SHAPE = (5, 6, 7)
 AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])
 
 
-def write_as(path: Path, suffix: str, data=None) -> Path:
+def write_as(path, suffix, data=None):
     data = numbers(SHAPE, dtype=np.int16) if data is None else data
     right = path.with_name(f"right{suffix}")
     if suffix.startswith(".nii"):

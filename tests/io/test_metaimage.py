@@ -21,7 +21,7 @@ SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
 FLOAT64_MM = 1e-12
 
 
-def volume(data, affine) -> Volume:
+def volume(data, affine):
     return Volume(data, affine, spacing_of(affine, data.ndim))
 
 

@@ -23,7 +23,7 @@ FLOAT32_MM = 1e-4
 QUATERNION_MM = 1e-3
 
 
-def volume(data, affine) -> Volume:
+def volume(data, affine):
     return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
@@ -232,7 +232,7 @@ def test_every_cut_is_noticed(suffix, tmp_path):
         assert not io.is_whole(cut)
 
 
-def patched(path: Path, offset: int, layout: str, *values: float, dtype=np.float32) -> Path:
+def patched(path, offset, layout, *values, dtype=np.float32):
     """A file with other bytes in its header, as nibabel would not write them."""
     content = bytearray(save_nifti(path, numbers((4, 5, 6), dtype=dtype)).read_bytes())
     struct.pack_into(layout, content, offset, *values)

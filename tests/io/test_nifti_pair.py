@@ -1,7 +1,6 @@
 """Pairs of header and voxels: compared with nibabel and SimpleITK, both ways."""
 
 import gzip
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +18,7 @@ SHAPE = (5, 6, 7)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
 
 
-def save(folder: Path, kind=nib.Nifti1Pair, data=None, affine=AFFINE) -> Path:
+def save(folder, kind=nib.Nifti1Pair, data=None, affine=AFFINE):
     folder.mkdir(exist_ok=True)
     nib.save(kind(numbers(SHAPE, dtype=np.int16) if data is None else data, affine), folder / "a.img")
     return folder / "a.hdr"

@@ -22,7 +22,7 @@ TYPE_NAMES = {
 }
 
 
-def values_of(dtype, shape=SHAPE) -> np.ndarray:
+def values_of(dtype, shape=SHAPE):
     """Different numbers where the type has room for them, negative ones where it has a sign."""
     count = np.arange(np.prod(shape)) % 251
     return (count - (0 if np.dtype(dtype).kind == "u" else 120)).reshape(shape).astype(dtype)
@@ -101,7 +101,7 @@ CASES = [
 ]
 
 
-def put_together(header, **options) -> np.ndarray:
+def put_together(header, **options):
     """The whole from its pieces: every voxel must come once, in the stored type, in contiguous memory."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     seen, whole = np.zeros(shape, int), None
@@ -116,7 +116,7 @@ def put_together(header, **options) -> np.ndarray:
     return whole
 
 
-def dense(header) -> np.ndarray:
+def dense(header):
     values = io.allocate(header)
     io.read_into(header, values)
     return values
@@ -292,7 +292,7 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
 
 
 def test_no_thread_stays_behind(tmp_path):
-    def threads() -> list[str]:
+    def threads():
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("crfrefine-ahead")]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))

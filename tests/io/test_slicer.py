@@ -1,7 +1,6 @@
 """Segmentations of 3D Slicer: written so that other readers of NRRD find the same, and layers as Slicer writes them."""
 
 import json
-from pathlib import Path
 
 import nrrd
 import numpy as np
@@ -21,15 +20,15 @@ LIVER = Segment(2, "Leber, größte", (0.25, 0.5, 1.0), Code("123037004", "SCT",
 TUMOR = Segment(7, r"back\slash | ~ tumor", (1.0, 0.0, 0.0))
 
 
-def labels_of(*values: int) -> np.ndarray:
+def labels_of(*values):
     return np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
 
 
-def image(folder: Path, shape=SHAPE, affine=AFFINE):
+def image(folder, shape=SHAPE, affine=AFFINE):
     return io.read_volume(save_nifti(folder / "like.nii", numbers(shape), affine))
 
 
-def slicer(path: Path, array: np.ndarray, *segments: dict[str, str], affine=AFFINE, **more) -> Path:
+def slicer(path, array, *segments, affine=AFFINE, **more):
     """A file as Slicer writes it, (x, y, z) or (layer, x, y, z), by pynrrd."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
     directions = lps[:3, :3].T
@@ -47,7 +46,7 @@ def slicer(path: Path, array: np.ndarray, *segments: dict[str, str], affine=AFFI
     return path
 
 
-def segment(name: str, value: int, layer: int, **more: str) -> dict[str, str]:
+def segment(name, value, layer, **more):
     return {"ID": f"id {name}", "Name": name, "LabelValue": str(value), "Layer": str(layer), "Color": "1 0.5 0", **more}
 
 

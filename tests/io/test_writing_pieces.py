@@ -15,13 +15,13 @@ NAMES = ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz"]
 BY_CHANNEL = [name for name in NAMES if name.startswith("a.ni") or name == "a.npz"]
 
 
-def like_of(shape: tuple[int, ...]) -> Volume:
+def like_of(shape):
     """A volume on a grid (*shape) that takes no memory."""
     spacing = (1.0, 1.5, 2.25)[: len(shape)]
     return Volume(np.broadcast_to(np.float32(0), shape), affine_of((1.0, 1.5, 2.25)), spacing)
 
 
-def files_in(folder) -> dict[str, bytes]:
+def files_in(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

@@ -1,13 +1,10 @@
 """The documentation agrees with the tree: links, anchors and paths lead somewhere, and options, keys and examples are those of the code."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import typer.main
@@ -35,17 +32,17 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
 
 
-def named(path: Path) -> str:
+def named(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def without_code(text: str) -> str:
+def without_code(text):
     return _FENCE.sub("", text)
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """The anchors that GitHub gives to headings: lower case, without punctuation, hyphens for spaces, numbered when repeated."""
-    found: dict[str, int] = {}
+    found = {}
     for title in re.findall(r"^#+ +(.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE):
         shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
         anchor = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
@@ -53,7 +50,7 @@ def anchors(page: Path) -> set[str]:
     return {f"{anchor}-{number}" if number else anchor for anchor, last in found.items() for number in range(last + 1)}
 
 
-def broken_target(page: Path, target: str) -> str | None:
+def broken_target(page, target):
     """What is wrong with a link, or None."""
     file, _, anchor = target.partition("#")
     aim = (page.parent / file).resolve() if file else page
@@ -64,24 +61,24 @@ def broken_target(page: Path, target: str) -> str | None:
     return None
 
 
-def broken_links(page: Path, text: str) -> list[str]:
+def broken_links(page, text):
     targets = [target for target in _LINK.findall(without_code(text)) if "://" not in target]
     return [problem for problem in (broken_target(page, target) for target in targets) if problem]
 
 
-def broken_documents(text: str) -> list[str]:
+def broken_documents(text):
     """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
     targets = (broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text))
     return [problem for problem in targets if problem]
 
 
-def broken_paths(text: str) -> list[str]:
+def broken_paths(text):
     """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
     paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
     return [path for path in sorted(paths) if not (ROOT / path).exists()] + broken_documents(text)
 
 
-def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -> dict[str, list[str]]:
+def of_each(paths, problems):
     """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
     found = {named(path): problems(path, path.read_text(encoding="utf-8")) for path in paths}
     return {name: wrong for name, wrong in found.items() if wrong}
@@ -103,7 +100,7 @@ def test_every_link_and_path_leads_somewhere():
         assert broken_paths(text)
 
 
-def paths_in_messages(source: str) -> list[str]:
+def paths_in_messages(source):
     """Pages that strings of code name by a path: the user of an installed package has no folder `docs`."""
     tree = ast.parse(source)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "see"]
@@ -140,7 +137,7 @@ COMMANDS = typer.main.get_command(app).commands
 SECTION_OF = {"info": "info, convert, demo", "convert": "info, convert, demo", "demo": "info, convert, demo"}
 
 
-def options_of(command: str) -> set[str]:
+def options_of(command):
     """The options that a command takes, long and short, without help."""
     names = {
         name
@@ -151,7 +148,7 @@ def options_of(command: str) -> set[str]:
     return names - {"--help", "-h"}
 
 
-def section(text: str, title: str) -> str:
+def section(text, title):
     body = text.partition(f"\n## {title}\n")[2]
     assert body, f"no section {title!r}"
     return body.partition("\n## ")[0]
@@ -168,7 +165,7 @@ def test_every_option_is_in_the_reference():
         assert documented == options_of(command), command
 
 
-def shell_lines(text: str) -> Iterator[list[str]]:
+def shell_lines(text):
     """The calls of crfrefine in the shell blocks of a page, as words."""
     for language, block in _FENCE.findall(text):
         if language == "sh":
@@ -176,9 +173,9 @@ def shell_lines(text: str) -> Iterator[list[str]]:
             yield from (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("crfrefine "))
 
 
-def unknown_options(_: Path, text: str) -> list[str]:
+def unknown_options(_, text):
     """Options in the shell blocks of a page that their command does not have."""
-    found: list[str] = []
+    found = []
     for command, *words in shell_lines(text):
         words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]
         used = {word.partition("=")[0] for word in words if _OPTION.fullmatch(word.partition("=")[0])}

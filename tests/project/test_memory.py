@@ -1,6 +1,6 @@
 """How much memory a run may take: sizes as text, and limits on made-up systems."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -97,7 +97,7 @@ def test_a_batch_system_limits_the_job():
         assert list(batch_limits(nothing_usable)) == []
 
 
-def write_group(folder: Path, **files: str) -> None:
+def write_group(folder, **files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")

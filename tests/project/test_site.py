@@ -1,7 +1,5 @@
 """The site of the documentation, without the tools that build it: public names, what it loads. `make docs` checks the rest."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The studies in miniature: what is measured on a case comes from folds that have not seen it, and the tables are those of the files."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """How many cores a run may use: the affinity, a quota of control groups on made-up systems, the share of a cluster's worker."""
 
-from pathlib import Path
-
 import pytest
 
 from crfrefine.base import threads
@@ -12,7 +10,7 @@ V2_MOUNT = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegat
 V1_MOUNT = "34 31 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
 
 
-def write_group(folder: Path, **files: str) -> None:
+def write_group(folder, **files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")

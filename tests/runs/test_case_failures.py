@@ -1,19 +1,17 @@
 """What a bad file may cost: its case, in every command, with a line that asks for a report if nobody foresaw it. Other cases are done."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, files_in, run_here, write_folders
+from cli_helpers import files_in, run_here, write_folders
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
 import crfrefine.cli.main
 import crfrefine.io.nifti
 import crfrefine.refinement.refining
-from crfrefine.base.failures import CaseWork, Failure, describe_failure, reading
+from crfrefine.base.failures import CaseWork, describe_failure, reading
 from crfrefine.errors import CrfRefineError, UnexpectedError
 
 BUG = KeyError("There is no item named 'logits.npy'")
@@ -22,11 +20,11 @@ QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=tru
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "bad", "good")
 
 
-def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str = "bad", function: str = "open_voxels") -> None:
+def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
     """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
     whole = getattr(crfrefine.io.nifti, function)
 
@@ -39,7 +37,7 @@ def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: st
     monkeypatch.setattr(crfrefine.io.nifti, function, broken)
 
 
-def error_line(text: str) -> str:
+def error_line(text):
     (line,) = [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
     return line
 
@@ -150,7 +148,7 @@ def test_the_reason_of_an_error_is_one_short_line_that_names_the_files():
         raise ValueError("x" * 100_000 + "\n\x1b[31m")
     assert len(str(caught.value)) < 400
     assert str(caught.value).isprintable()
-    found: list[Failure] = []
+    found = []
     with CaseWork(found.append, Path("a.nii"), None, Path("b.nii")):
         raise ZeroDivisionError
     assert found[0].message == "a.nii, b.nii: unexpected ZeroDivisionError: a bug, please report it, with what -v shows"

@@ -1,7 +1,5 @@
 """`crfrefine status`: no part, no case is lost, whatever became of the runs, and the commands that it prints do the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -24,7 +22,7 @@ QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=tru
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch) -> Folders:
+def folders(tmp_path, monkeypatch):
     """Cases in a folder whose name a shell would take apart, and which is the current one."""
     root = tmp_path / "arch ive's"
     root.mkdir()
@@ -33,19 +31,19 @@ def folders(tmp_path: Path, monkeypatch) -> Folders:
     return Folders(Path("images"), Path("logits"), Path("out"))
 
 
-def infer(folders: Folders, *options: object):
+def infer(folders, *options):
     return run_here("infer", *folders.arguments, *QUICK, *options)
 
 
-def one_case(name: str) -> tuple[str, ...]:
+def one_case(name):
     return "-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz"
 
 
-def part(folders: Folders, part_id: int, *options: object, num_parts: int = 3, summary: str = LINES):
+def part(folders, part_id, *options, num_parts=3, summary=LINES):
     return infer(folders, "--num-parts", num_parts, "--part-id", part_id, "--summary", summary.format(part_id), *options)
 
 
-def status_of(*paths: object, exit_status: int) -> dict:
+def status_of(*paths, exit_status):
     result = run_here("status", *paths, "--json")
     assert result.status == exit_status, result.stderr
     content = json.loads(result.stdout)
@@ -54,11 +52,11 @@ def status_of(*paths: object, exit_status: int) -> dict:
     return run
 
 
-def states(run: dict) -> dict[str, str]:
+def states(run):
     return {case["case_id"]: case["state"] for case in run["cases"]}
 
 
-def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_line(line, monkeypatch):
     before = Path.cwd()
     folder, _, rest = line.rpartition(" && ")
     monkeypatch.chdir(shlex.split(folder)[1] if folder else before)
@@ -67,7 +65,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(before)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
@@ -195,7 +193,7 @@ def test_a_run_from_python_has_no_command(folders):
 # ---- The record in the output folder
 
 
-def records(folder: Path = Path("out")) -> list[Path]:
+def records(folder=Path("out")):
     return sorted((folder / RECORD_FOLDER).iterdir())
 
 

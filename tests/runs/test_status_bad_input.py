@@ -1,10 +1,6 @@
 """`crfrefine status` of summaries that are none, or hold what `infer` does not write: an error or a missing case, never a bug."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from cli_helpers import run_here
@@ -17,7 +13,7 @@ NOT_ENCODABLE = "\ud800"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     """The summary of a run that reached its only case."""
     run = RunSummary(
         "cpu", 1, {}, all_cases={"a": "a.nii.gz"}, output_folder="/out", inputs=("/in",), working_folder="/", command=("infer",)
@@ -27,7 +23,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s.json"
 
 
-def change(path: Path, **values: Any) -> None:
+def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 

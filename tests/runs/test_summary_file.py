@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import Folders, command, files_in, infer, load_nifti, refined, save_nifti, write_folders
+from cli_helpers import command, files_in, infer, load_nifti, refined, save_nifti, write_folders
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.earlier import read_earlier
@@ -19,32 +18,27 @@ from crfrefine.runs.infer.summary_writing import SAVE_SECONDS, SummaryFile
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-@pytest.fixture
-def summary(tmp_path: Path) -> Path:
+def summary(tmp_path):
     return tmp_path / "summary.json"
 
 
-def run(folders: Folders, *options: object, status: int = 0) -> str:
+def run(folders, *options, status=0):
     """Return standard error."""
     result = infer(folders, *options)
     assert result.status == status, result.stderr
     return result.stderr
 
 
-def forget(folders: Folders) -> None:
+def forget(folders):
     """Leave the output as a run of an earlier version does, which kept no record there."""
     shutil.rmtree(folders.output / RECORD_FOLDER)
 
 
-def content(summary: Path) -> dict:
+def content(summary):
     return json.loads(summary.read_text())
 
 
-def with_record(summary: Path) -> list[tuple[str, bool]]:
+def with_record(summary):
     """What became of each case, and whether anything is known of how it was refined."""
     return [(case["status"], case["voxels_changed"] is not None) for case in content(summary)["cases"]]
 
@@ -128,7 +122,7 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders, summary,
     """So that the folder holds what an undisturbed run gives, whichever of the two files knows it."""
     before = ("--set", "bilateral.weight=2", "--set", "intensity.normalization=zscore")
 
-    def go(*changes: object) -> str:
+    def go(*changes):
         said = run(folders, *(("--summary", summary) if keeps == "summary" else ()), *changes)
         if keeps == "summary":
             forget(folders)
@@ -201,7 +195,7 @@ def test_the_summary_of_another_part_or_of_other_cases_is_not_replaced(folders, 
     assert files_in(other.output) == []
 
 
-def spoil(text: str, name: str, value: object) -> str:
+def spoil(text, name, value):
     summary = json.loads(text)
     return json.dumps(summary | {"cases": [summary["cases"][0] | {name: value}, *summary["cases"][1:]]})
 
