@@ -22,23 +22,14 @@ _SAME_SPACING = 1e-3
 
 @dataclass(frozen=True)
 class _Opened:
-    """An image, opened.
+    """An image, opened."""
 
-    Attributes:
-        name: of the argument.
-        library: "nibabel" or "SimpleITK".
-        values: (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x).
-        affine: (4, 4) from indices (x, y, z) to mm, in the library's own world.
-        shape: voxels along x, y, z.
-        spacing: mm, one per axis of the array's grid.
-    """
-
-    name: str
-    library: str
-    values: NDArray[Any]
-    affine: NDArray[np.float64]
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    name: str  # of the argument
+    library: str  # "nibabel" or "SimpleITK"
+    values: NDArray[Any]  # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x)
+    affine: NDArray[np.float64]  # (4, 4) from indices (x, y, z) to mm, in the library's own world
+    shape: tuple[int, ...]  # voxels along x, y, z
+    spacing: tuple[float, ...]  # mm, one per axis of the array's grid
 
 
 def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:

@@ -20,19 +20,12 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unexpect
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a case failed.
+    """Why a case failed."""
 
-    Attributes:
-        message: what was expected, what was found, in which file; for a bug, what was raised, with the request to report it.
-        kind: class name of the error.
-        traceback: where an unexpected exception was raised.
-        part: the part of the case that failed, such as a method that `evaluate` measures; None for the whole case.
-    """
-
-    message: str
-    kind: str
-    traceback: str | None = None
-    part: str | None = None
+    message: str  # what was expected, what was found, in which file; for a bug, what was raised, with the request to report it
+    kind: str  # class name of the error
+    traceback: str | None = None  # where an unexpected exception was raised
+    part: str | None = None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
 
 
 class Causes:

@@ -33,15 +33,10 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that this process may take, what it has already included.
+    """The memory that this process may take, what it has already included."""
 
-    Attributes:
-        bytes: the limit; `crfrefine.base.memory_sources.LARGEST` if none is known.
-        source: where it comes from, a phrase for messages.
-    """
-
-    bytes: int
-    source: str
+    bytes: int  # the limit; `crfrefine.base.memory_sources.LARGEST` if none is known
+    source: str  # where it comes from, a phrase for messages
 
     @property
     def is_known(self) -> bool:

@@ -18,21 +18,13 @@ from crfrefine.io.volume import TIMES, VolumeHeader, same_shape
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on one grid, unless the options allow to resample.
+    """The headers of a case's files; all on one grid, unless the options allow to resample."""
 
-    Attributes:
-        files: the paths.
-        images: one per file; several channels only in a single file.
-        logits: of all labels; None if no logits were requested.
-        mask: the mask's header, if there is one.
-        labels: the reference's header, if there is one.
-    """
-
-    files: CaseFiles
-    images: tuple[VolumeHeader, ...]
-    logits: io.LogitsHeader | None
-    mask: VolumeHeader | None
-    labels: VolumeHeader | None
+    files: CaseFiles  # the paths
+    images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
+    logits: io.LogitsHeader | None  # of all labels; None if no logits were requested
+    mask: VolumeHeader | None  # the mask's header, if there is one
+    labels: VolumeHeader | None  # the reference's header, if there is one
 
     @property
     def num_modalities(self) -> int:

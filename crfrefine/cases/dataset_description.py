@@ -20,22 +20,14 @@ _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The contents of a `dataset.json` of nnU-Net.
+    """The contents of a `dataset.json` of nnU-Net."""
 
-    Attributes:
-        path: the file.
-        channel_names: names of the modalities, in order.
-        labels: name to number, or to the numbers of a region.
-        file_ending: suffix of the images, if given.
-        ignore_label: the number of the label named "ignore": voxels without a reference.
-        regions_class_order: the label that each region writes into the label map, in the order of the regions, if given.
-    """
-
-    path: Path
-    channel_names: tuple[str, ...] = ()
-    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
-    file_ending: str | None = None
-    ignore_label: int | None = None
+    path: Path  # the file
+    channel_names: tuple[str, ...] = ()  # names of the modalities, in order
+    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)  # name to number, or to the numbers of a region
+    file_ending: str | None = None  # suffix of the images, if given
+    ignore_label: int | None = None  # the number of the label named "ignore": voxels without a reference
+    # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.text import for_terminal, printable
-from crfrefine.cli.options import AllowMismatchedDicomOption, HelpOption, ResampleOption, parse_path
+from crfrefine.cli.options import AllowMismatchedDicomOption, ResampleOption, parse_path
 from crfrefine.cli.progress import print_failure, print_traceback
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
     allow_mismatched_dicom: AllowMismatchedDicomOption = False,
-    wants_help: HelpOption = False,
 ) -> None:
     """Show what a file is, or what is wrong in a folder of cases."""
     paths = [parse_path(text) for text in ctx.args]

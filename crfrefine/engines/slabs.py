@@ -30,19 +30,12 @@ _MOST_SHORTAGE = 2.0
 
 @dataclass(frozen=True)
 class Slab:
-    """Planes of a volume.
+    """Planes of a volume."""
 
-    Attributes:
-        start: the first plane.
-        stop: the end of the planes.
-        first: the first plane that takes part in the computation.
-        last: the end of those.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
+    start: int  # the first plane
+    stop: int  # the end of the planes
+    first: int  # the first plane that takes part in the computation
+    last: int  # the end of those
 
     @property
     def extent(self) -> int:

@@ -27,15 +27,10 @@ CONTENT = ("ContentLabel", "ContentDescription", "ContentCreatorName")
 
 @dataclass(frozen=True)
 class StoredItem:
-    """`Segment.stored` of this format.
+    """`Segment.stored` of this format."""
 
-    Attributes:
-        item: what describes the segment in its file, a data set of pydicom.
-        of_file: values of the file by their keywords: what it is, and what it is called.
-    """
-
-    item: Any = field(repr=False)
-    of_file: Mapping[str, Any] = field(repr=False)
+    item: Any = field(repr=False)  # what describes the segment in its file, a data set of pydicom
+    of_file: Mapping[str, Any] = field(repr=False)  # values of the file by their keywords: what it is, and what it is called
 
 
 def read_segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | None]:

@@ -12,7 +12,7 @@ from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
-from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, inflated, is_named_gzip, misnamed, open_bytes, read_start
+from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
 from crfrefine.io.volume import LARGEST_LABEL, open_voxels
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; only the beginning of a compressed file is inflated."""
-    start, named_so = read_start(path, START_BYTES), is_named_gzip(path)
+    start, named_so = read_start(path), is_named_gzip(path)
     is_gzip = start.startswith(GZIP_MAGIC) or (named_so and not recognizes(start))
     with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
         block = reader.read(LONGEST)

@@ -39,17 +39,11 @@ class StoredSegment:
 
 @dataclass(frozen=True)
 class _Lines:
-    """`Segment.stored` of this format: the lines of a file, without those about voxels.
+    """`Segment.stored` of this format: the lines of a file, without those about voxels."""
 
-    Attributes:
-        place: of the segment among those of its file, the order in which 3D Slicer lists them.
-        of_segment: by what follows `SegmentN_` in the key.
-        of_all: about the whole segmentation, by their keys.
-    """
-
-    place: int
-    of_segment: Mapping[str, str]
-    of_all: Mapping[str, str] = field(repr=False)
+    place: int  # of the segment among those of its file, the order in which 3D Slicer lists them
+    of_segment: Mapping[str, str]  # by what follows `SegmentN_` in the key
+    of_all: Mapping[str, str] = field(repr=False)  # about the whole segmentation, by their keys
 
 
 def read_segments(path: Path, lines: Mapping[str, str]) -> tuple[StoredSegment, ...]:

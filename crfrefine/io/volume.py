@@ -45,48 +45,29 @@ SHEAR_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """The header of a volume: everything but the voxels.
+    """The header of a volume: everything but the voxels."""
 
-    Attributes:
-        path: the file.
-        format: for people, such as "NIfTI-1, gzip".
-        grid_shape: voxels along x, y(, z).
-        num_channels: 1 for a scalar volume.
-        dtype: the type as stored, such as "int16".
-        spacing: mm, one per grid axis; None if the file has no geometry.
-        affine: (4, 4) voxel to world RAS+ mm; None if the file has no geometry.
-        template: format-specific; lets the writer restore what an affine cannot express.
-        notes: facts that users should know, such as two geometries that disagree.
-        family: name of the format in the table of `crfrefine.io.formats`.
-        kind: "logits" or "probabilities" if the file says so.
-        details: further facts to show, as pairs of name and value.
-        misnamed: the format it was read as, if its name says something else.
-        segments: names, colors and codes of the labels, if the file has them.
-        covers_part: the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`.
-        inset: the header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
-        identity: whose a DICOM file is; None for other formats.
-        source: the place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
-        states: of the file and of those with its voxels when the header was read.
-    """
-
-    path: Path
-    format: str
-    grid_shape: tuple[int, ...]
-    num_channels: int
-    dtype: str
-    spacing: tuple[float, ...] | None
-    affine: NDArray[np.float64] | None
-    template: Any = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-    family: str = ""
-    kind: str | None = None
-    details: tuple[tuple[str, str], ...] = ()
-    misnamed: str | None = None
-    segments: tuple[Segment, ...] = ()
-    covers_part: bool = False
+    path: Path  # the file
+    format: str  # for people, such as "NIfTI-1, gzip"
+    grid_shape: tuple[int, ...]  # voxels along x, y(, z)
+    num_channels: int  # 1 for a scalar volume
+    dtype: str  # the type as stored, such as "int16"
+    spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
+    affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
+    template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore what an affine cannot express
+    notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
+    family: str = ""  # name of the format in the table of `crfrefine.io.formats`
+    kind: str | None = None  # "logits" or "probabilities" if the file says so
+    details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
+    misnamed: str | None = None  # the format it was read as, if its name says something else
+    segments: tuple[Segment, ...] = ()  # names, colors and codes of the labels, if the file has them
+    covers_part: bool = False  # the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`
+    # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
-    identity: DicomIdentity | None = None
+    identity: DicomIdentity | None = None  # whose a DICOM file is; None for other formats
+    # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
+    # Of the file and of those with its voxels when the header was read.
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -118,21 +99,13 @@ class VolumeHeader:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels on a grid.
+    """Voxels on a grid."""
 
-    Attributes:
-        data: (*grid), or (channels, *grid).
-        affine: (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick.
-        spacing: mm, one per grid axis.
-        path: the file it came from, if any.
-        header: the header of its file; None for a volume made in memory.
-    """
-
-    data: NDArray[Any]
-    affine: NDArray[np.float64]
-    spacing: tuple[float, ...]
-    path: Path | None = None
-    header: VolumeHeader | None = field(default=None, repr=False)
+    data: NDArray[Any]  # (*grid), or (channels, *grid)
+    affine: NDArray[np.float64]  # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick
+    spacing: tuple[float, ...]  # mm, one per grid axis
+    path: Path | None = None  # the file it came from, if any
+    header: VolumeHeader | None = field(default=None, repr=False)  # the header of its file; None for a volume made in memory
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

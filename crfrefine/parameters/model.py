@@ -17,7 +17,6 @@ from crfrefine.base.plain import to_plain
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters import checks
-from crfrefine.parameters.editing import edited, sections_from, suggested_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
     SECTIONS,
@@ -28,6 +27,9 @@ from crfrefine.parameters.sections import (
     PostprocessParameters,
     SpatialParameters,
     VolumeParameters,
+    edited,
+    sections_from,
+    suggested_key,
 )
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.parameters.toml import toml_comment, toml_entry, toml_problem, toml_value

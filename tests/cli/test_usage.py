@@ -11,8 +11,8 @@ import typer.main
 from cli_helpers import command, files_in, infer, run_here, run_process, statuses, write_folders
 
 import crfrefine
+from crfrefine.cli.commands import COMMANDS, PANELS
 from crfrefine.cli.main import app
-from crfrefine.cli.options import PANELS
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
@@ -95,11 +95,32 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_values_are_converted_as_typer_converts_them(name):
+    """Each option of each command, with what may be given: the same value, or the same words about it."""
+    made = typer.main.get_command(app).commands[name]
+    context = typer.Context(made, info_name=name)
+
+    def outcome(convert, *arguments):
+        try:
+            return convert(*arguments)
+        except (typer.BadParameter, typer.Exit) as error:
+            return type(error), str(error)
+
+    for parameter in made.get_params(context):
+        if parameter.callback is None:
+            for text in (None, "", "0", "3", "+3", "x", "auto", "a.nii", "1e3", "8GiB", parameter.default):
+                value = [text, text] if parameter.multiple or parameter.nargs == -1 else text
+                own = outcome(parameter.process_value, context, value)
+                typers = outcome(type(parameter).process_value, parameter, context, value)
+                assert (own, type(own)) == (typers, type(typers)), (parameter.name, value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
-        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma"),
+        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic"),
         pytest.param("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic crfrefine.parameters.model", marks=pytest.mark.long),
     ],
 )

@@ -1,15 +1,12 @@
 """The GPU engine's direct sums against brute force; the kernels run as C++."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
 from cuda_shim import ShimDevice
-from oracles import Case, brute_force_kernel, random_case
+from oracles import brute_force_kernel, random_case
 
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -20,9 +17,7 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 ROUNDING = {np.float32: 4e-6, np.float64: 1e-13}
 
 
-def _filtered(
-    kind: type[ExactFilter | TruncatedFilter], case: Case, theta_alpha: Any, num_channels: int, dtype: type
-) -> tuple[np.ndarray, np.ndarray]:
+def _filtered(kind, case, theta_alpha, num_channels, dtype):
     """What went in, scaled, and what came out: (voxel, channel), with factors at the senders and the receivers and weights of channels."""
     voxels = Voxels(ShimDevice(is_watched=dtype == np.float32), case.image.shape[1:], case.spacing, case.mask)
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
@@ -36,7 +31,7 @@ def _filtered(
     plain.accumulate(values.astype(dtype), sent.astype(dtype), received.astype(dtype), weight.astype(dtype), total)
     given = values * sent[:, None]
     added = (total.astype(np.float64) - 0.25) / received[:, None] / weight[:, None, :]
-    return tuple(rows.transpose(1, 0, 2).reshape(num_voxels, -1)[:, :num_channels] for rows in (given, added))  # type: ignore[return-value]
+    return tuple(rows.transpose(1, 0, 2).reshape(num_voxels, -1)[:, :num_channels] for rows in (given, added))
 
 
 # grid, theta_alpha, modalities, channels, masked, type: every number of axes; several tiles along y and x, with an overhang or without; one
@@ -52,7 +47,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", [*list(SHAPES)[:3], *(pytest.param(name, marks=pytest.mark.long) for name in list(SHAPES)[3:])])
-def test_sums_match_brute_force(shape: str) -> None:
+def test_sums_match_brute_force(shape):
     """All pairs within three theta_alpha and no others, or all, each once."""
     grid_shape, theta_alpha, num_modalities, num_channels, masked, dtype = SHAPES[shape]
     case = random_case(len(grid_shape), num_modalities, masked=masked, grid_shape=grid_shape)
@@ -62,7 +57,7 @@ def test_sums_match_brute_force(shape: str) -> None:
         np.testing.assert_allclose(found, kernel @ given, rtol=ROUNDING[dtype])
 
 
-def test_a_single_voxel_sends_to_itself() -> None:
+def test_a_single_voxel_sends_to_itself():
     """One in all; and two far from each other."""
     case = random_case(3, 2, grid_shape=(3, 70, 80))
     mask = np.zeros(case.image.shape[1:], dtype=bool)

@@ -1,15 +1,10 @@
 """CRFREFINE_CUDA: the same results without PyTorch's memory, and with a wait that names a kernel's error."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import cuda_shim
 import numpy as np
 import pytest
 import recorded_cupy
-from oracles import Case, random_case
-from recorded_cupy import Machine
+from oracles import random_case
 from strict_device import PARAMETERS
 
 import crfrefine
@@ -21,17 +16,17 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+def machine(monkeypatch):
     with recorded_cupy.for_a_program(1, monkeypatch) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def case() -> Case:
+def case():
     return random_case(3, num_modalities=2, num_labels=4, grid_shape=(5, 7, 6))
 
 
-def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefine.RefinementResult:
+def refined(case, asked, monkeypatch):
     recorded_cupy.forget_engines()
     monkeypatch.setenv(VARIABLE, asked)
     found = refine(case.logits, case.image, spacing=(1.0, 1.5, 2.5), parameters=PARAMETERS, device="cuda")
@@ -39,7 +34,7 @@ def refined(case: Case, asked: str, monkeypatch: pytest.MonkeyPatch) -> crfrefin
     return found
 
 
-def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_modes_have_the_same_bits(machine, case, monkeypatch):
     """The host waits before and after each kernel only where it is asked to."""
     expected = None
     for asked in ("", "plain"):
@@ -54,7 +49,7 @@ def test_all_modes_have_the_same_bits(machine: Machine, case: Case, monkeypatch:
         assert all(waits) if asked else not any(waits)
 
 
-def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_its_kernel(machine, case, monkeypatch):
     """Though CUDA says so only when somebody waits."""
     machine.breaks_in = "update"
     with pytest.raises(DeviceLostError, match=r"in the kernel update of mean_field with .*'CRF_LABELS': 4.*cudaErrorIllegalAddress"):
@@ -63,7 +58,7 @@ def test_an_error_names_its_kernel(machine: Machine, case: Case, monkeypatch: py
 
 
 @pytest.mark.parametrize("asked", ["plain,graphs", "Plain"])
-def test_an_unknown_mode_is_refused(asked: str, machine: Machine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_is_refused(asked, machine, case, monkeypatch):
     """Also where `auto` would take the CPU if the GPU could not be used."""
     monkeypatch.setenv(VARIABLE, asked)
     for device in ("cuda", "auto"):

@@ -1,7 +1,5 @@
 """The volume term in the GPU engine: the CPU's results and gradients, and what comes back to the host."""
 
-from __future__ import annotations
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 
 
 @pytest.mark.parametrize("keep", ["expected", "argmax", "largest"])
-def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
+def test_a_run_and_its_gradients_are_the_cpus(keep):
     """Under a GPU's rules; bodies are found before the first step, and a step brings back a few numbers, however many voxels there are."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True)
     settings = {"volume__weight": 0.9, "volume__keep": keep, "mean_field__filter": "truncated", "mean_field__tolerance": 0.0}
@@ -42,7 +40,7 @@ def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
     assert 0 < downloaded[2] - downloaded[0] < 4 * 1024
 
 
-def test_sums_are_those_of_marginals() -> None:
+def test_sums_are_those_of_marginals():
     """Masses and covariances of logits with a bias where the term applies: a step would come to the same end with others, only later."""
     random, shape, device = np.random.default_rng(4), (7, 9, 13), cuda_shim.ShimDevice(is_watched=True)
     mask, logits = random.random(shape) < 0.8, random.normal(size=(4, 7, 9, 13), scale=3.0).astype(np.float32)

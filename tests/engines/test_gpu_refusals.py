@@ -1,13 +1,10 @@
 """Machines whose GPU cannot be used: without a driver, with one that does not start, with a CuPy for another CUDA, without memory."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib.util
 import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -19,7 +16,7 @@ from crfrefine.errors import BackendUnavailableError
 class CudaRuntimeError(RuntimeError):
     """CuPy's."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status, text):
         super().__init__(text)
         self.status = status
 
@@ -28,10 +25,10 @@ class CompileError(Exception):
     """CuPy's."""
 
 
-def with_cupy(machine: pytest.MonkeyPatch, error: BaseException) -> None:
+def with_cupy(machine, error):
     """A driver with one GPU, and a CuPy that can be imported, whose first computation raises an error."""
 
-    def arange(count: int) -> Any:
+    def arange(count):
         raise error
 
     cuda = SimpleNamespace(
@@ -45,7 +42,7 @@ def with_cupy(machine: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch):
     """A machine that shows one GPU."""
     cupy_device_cache = get_backend.__globals__["_cuda_backend"]
     cupy_device_cache.cache_clear()
@@ -67,7 +64,7 @@ OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
     ],
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
 )
-def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception, message: str, machine: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error, message, machine):
     """By name it is an error; `auto` takes the CPU with a warning."""
     with_cupy(machine, error)
     with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
@@ -76,7 +73,7 @@ def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception
         assert get_backend("auto").name == "cpu"
 
 
-def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytest.MonkeyPatch) -> None:
+def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine):
     """Copies in one thread rely on the order of launches in another: on one default stream for all."""
     with_cupy(machine, ValueError("opened"))
     message = r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it.*--device cpu"
@@ -90,8 +87,8 @@ def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytes
         get_backend("cuda")
 
 
-def driver(status: int | None) -> Any:
-    def load(name: str) -> Any:
+def driver(status):
+    def load(name):
         if status is None:
             raise OSError(name)
         return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
@@ -112,7 +109,7 @@ def driver(status: int | None) -> Any:
         (None, r"install NVIDIA's driver", False),  # no driver
     ],
 )
-def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: bool, machine: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, machine):
     """One that does not start is no machine without a GPU: `auto` warns."""
     machine.setattr(ctypes, "CDLL", driver(status))
     machine.setenv("CUDA_VISIBLE_DEVICES", "7")

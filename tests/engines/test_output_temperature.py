@@ -1,7 +1,5 @@
 """`mean_field.output_temperature`: the probabilities of every path have it, and neither labels nor logits change."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.special
@@ -13,7 +11,7 @@ from crfrefine import ConfigError, CrfParameters
 USUAL = CrfParameters().replace(**{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7})
 
 
-def warmer(parameters: CrfParameters, temperature: float) -> CrfParameters:
+def warmer(parameters, temperature):
     return parameters.replace(**{"mean_field.output_temperature": temperature})
 
 

@@ -1,9 +1,6 @@
 """`crf_loss`: values and gradients against dense matrices and finite differences, on every engine; what must hold for any case."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -12,7 +9,6 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, sof
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor  # noqa: E402
 
 from crfrefine import CrfParameters, crf_loss  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
@@ -26,23 +22,23 @@ RADIUS = {"exact": np.inf, "truncated": 3.0}
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def tensors(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
+def tensors(case, dtype=torch.float32):
     """Logits that want a gradient, image and mask of a case, as a batch of one."""
     logits = torch.tensor(case.logits, dtype=dtype)[None].requires_grad_()
     return logits, torch.tensor(case.image, dtype=dtype)[None], None if case.mask is None else torch.tensor(case.mask)
 
 
-def loss_of(case: Case, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Tensor, Tensor]:
+def loss_of(case, dtype=torch.float32, **changes):
     """The loss of a case, and its gradient with respect to the logits, (L, *grid)."""
     logits, image, mask = tensors(case, dtype)
-    options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": "exact"}
+    options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": "exact"}
     loss = crf_loss(logits, image, case.spacing, mask=mask, **(options | changes))
     loss.backward()
     assert logits.grad is not None
     return loss.detach(), logits.grad[0]
 
 
-def dense(case: Case, theta_alpha: Any = THETA_ALPHA, theta_beta: Any = THETA_BETA, radius: float = np.inf) -> tuple[float, np.ndarray]:
+def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
     """The same from the whole matrix: the definition for the value, and the chain rule through the softmax for the gradient."""
     kernel = normalize_kernel(
         brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta, radius=radius), "symmetric"
@@ -59,7 +55,7 @@ def dense(case: Case, theta_alpha: Any = THETA_ALPHA, theta_beta: Any = THETA_BE
     ("num_dims", "num_labels", "masked", "filter_name"),
     [(2, 2, False, "exact"), (3, 5, True, "truncated")],
 )
-def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_labels: int, masked: bool, filter_name: str) -> None:
+def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims, num_labels, masked, filter_name):
     """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings. Each axis and modality has its own bandwidth."""
     case = random_case(num_dims, 2, num_labels, masked=masked)
     case.logits[1, 2] = -200.0  # as minus infinity, which forbids a label
@@ -75,7 +71,7 @@ def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_lab
         assert not slope[:, torch.tensor(~case.inside)].any()
 
 
-def test_a_batch_counts_each_voxel_once() -> None:
+def test_a_batch_counts_each_voxel_once():
     """Items have masks and spacings of their own."""
     cases = [random_case(3, 2, 3, masked=masked) for masked in (False, True)]
     spacing = np.array([cases[0].spacing, (0.9, 1.4, 2.0)])
@@ -85,14 +81,14 @@ def test_a_batch_counts_each_voxel_once() -> None:
     logits = torch.tensor(np.stack([case.logits for case in cases]), dtype=torch.float64, requires_grad=True)
     image = torch.tensor(np.stack([case.image for case in cases]), dtype=torch.float64)
     mask = torch.tensor(np.stack([case.inside for case in cases]))[:, None]
-    bandwidths: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
+    bandwidths = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
     loss = crf_loss(logits, image, spacing, **bandwidths, mask=mask, intensity="none", filter="exact")
     (slope,) = torch.autograd.grad(3.0 * loss, logits)
     torch.testing.assert_close(loss.detach(), sum(share * value for share, (value, _) in zip(shares, alone, strict=True)))
     torch.testing.assert_close(slope, torch.stack([3.0 * share * expected for share, (_, expected) in zip(shares, alone, strict=True)]))
 
 
-def test_intensities_are_normalized_as_the_layer_does() -> None:
+def test_intensities_are_normalized_as_the_layer_does():
     case = random_case(3, 2, 3, masked=True)
     raw = 100.0 + 40.0 * case.image
     inside = raw[:, case.inside].astype(np.float64)
@@ -109,11 +105,11 @@ def test_intensities_are_normalized_as_the_layer_does() -> None:
         assert float(found) == pytest.approx(value, rel=1e-9)
 
 
-def test_half_precision_is_computed_in_single() -> None:
+def test_half_precision_is_computed_in_single():
     """Integer images and strided tensors are taken, too."""
     case = random_case(3, 2, 3)
     logits, image, _ = tensors(case)
-    options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
+    options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
     halved = logits.detach().half().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = crf_loss(halved, image.half(), case.spacing, **options)
@@ -128,11 +124,11 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporter
-def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export() -> None:
+def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export():
     case = random_case(3, 1, 2)
     logits, image, _ = tensors(case)
 
-    def loss(values: Tensor) -> Tensor:
+    def loss(values):
         return crf_loss(values, image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA)
 
     with torch.no_grad():
@@ -148,7 +144,7 @@ def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export(
     ("device", "filter_name"),
     [("cuda-shim", "truncated"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("exact", "truncated", "lattice"))],
 )
-def test_the_gpu_engine_gives_the_same(device: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_engine_gives_the_same(device, filter_name, monkeypatch):
     """float32: 1e-4 of the largest, as for the layer. Without a GPU the shim stands for one."""
     case = random_case(3, 2, 3, masked=True)
     value, slope = loss_of(case, filter=filter_name)
@@ -157,7 +153,7 @@ def test_the_gpu_engine_gives_the_same(device: str, filter_name: str, monkeypatc
             pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
         logits, image, mask = tensors(case)
         on_gpu = logits.detach().cuda().requires_grad_()
-        options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": filter_name}
+        options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": filter_name}
         found = crf_loss(on_gpu, image.cuda(), case.spacing, mask=mask, **options)
         found.backward()
         assert found.is_cuda

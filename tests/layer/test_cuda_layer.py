@@ -1,9 +1,5 @@
 """The trainable layer on the GPU engine: tensors shared through DLPack, in both passes. Without a GPU the shim stands for one."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from crfrefine.layer import autograd, inputs  # noqa: E402
 NAMES = ("logits", "image")
 
 
-def _layer(filter_name: str, parameter_changes: dict[str, Any] | None = None, **changes: Any) -> CrfRnn:
+def _layer(filter_name, parameter_changes=None, **changes):
     parameters = CrfParameters().replace(
         **{
             "bilateral.weight": 2.0,
@@ -32,7 +28,7 @@ def _layer(filter_name: str, parameter_changes: dict[str, Any] | None = None, **
     return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full", **changes)
 
 
-def _gradients(layer: CrfRnn, device: str, parameters_on: str = "") -> dict[str, np.ndarray]:
+def _gradients(layer, device, parameters_on=""):
     """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
     rng = np.random.default_rng(4)
     shape = (5, 8, 7)
@@ -48,7 +44,7 @@ def _gradients(layer: CrfRnn, device: str, parameters_on: str = "") -> dict[str,
 
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def device(request, monkeypatch):
     """Where tensors are; for the shim they are on the CPU, and go to its device as they would to a GPU."""
     if request.param == "cuda":
         if not is_available() or not torch.cuda.is_available():
@@ -59,7 +55,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return "cpu"
 
 
-def _volume(keep: str) -> dict[str, Any]:
+def _volume(keep):
     return {"volume.weight": 0.7, "volume.keep": keep}
 
 
@@ -72,9 +68,7 @@ def _volume(keep: str) -> dict[str, Any]:
         *(pytest.param(name, "", {}, marks=pytest.mark.long) for name in ("exact", "truncated", "grid", "lattice")),
     ],
 )
-def test_the_layer_learns_the_same_on_a_gpu(
-    device: str, filter_name: str, parameters_on: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_layer_learns_the_same_on_a_gpu(device, filter_name, parameters_on, changes, monkeypatch):
     """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found on the host, wherever the logits are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.

@@ -1,7 +1,5 @@
 """The bias of each label in the trainable layer."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -16,17 +14,17 @@ from crfrefine.parameters.model import CrfParameters
 BIAS = (0.5, -1.25, 0.75)
 
 
-def layer(bias: object = BIAS, **options: object) -> CrfRnn:
+def layer(bias=BIAS, **options):
     parameters = CrfParameters().replace(**{"mean_field.bias": bias, "mean_field.temperature": 1.6, "mean_field.filter": "truncated"})
     return CrfRnn(3, 2, 3, parameters, **options)
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor, dict[str, object]]:
+def inputs():
     case = random_case(3, 2, 3, masked=True)
     return torch.tensor(case.logits)[None], torch.tensor(case.image)[None], {"spacing": case.spacing, "mask": torch.tensor(case.mask)}
 
 
-def test_the_layer_computes_what_infer_does_with_its_parameters() -> None:
+def test_the_layer_computes_what_infer_does_with_its_parameters():
     """Also after a step of training, and outside the mask, where there is no bias. Lists of equal numbers are written as one number."""
     crf = layer()
     logits, image, options = inputs()
@@ -46,7 +44,7 @@ def test_the_layer_computes_what_infer_does_with_its_parameters() -> None:
         assert layer(one).to_parameters().mean_field.bias == one
 
 
-def test_checkpoints_of_layers_without_a_bias_load() -> None:
+def test_checkpoints_of_layers_without_a_bias_load():
     """As those of a layer whose bias is 0, also as a part of another module; nothing else may be missing."""
     old = {f"0.{name}": value for name, value in layer(0.0).state_dict().items() if name != "raw_bias"}
     whole = torch.nn.Sequential(layer())
@@ -57,7 +55,7 @@ def test_checkpoints_of_layers_without_a_bias_load() -> None:
         whole.load_state_dict(old)
 
 
-def test_a_bias_that_does_not_fit_is_refused() -> None:
+def test_a_bias_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match=r"mean_field\.bias: it has 2 values, but the case has 3 labels"):
         layer((0.5, 1.0))
     logits, image, options = inputs()

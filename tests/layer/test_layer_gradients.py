@@ -1,8 +1,5 @@
 """Gradients of the trainable layer: finite differences in float64, autograd over dense matrices, and what must hold for any case."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -35,11 +32,11 @@ class Problem:
     spacing: tuple[float, ...]
     settings: dict[str, Any]
 
-    def _terms(self, values: dict[str, Tensor]) -> tuple[list[Any], tuple[Tensor, Tensor]]:
+    def _terms(self, values):
         bilateral = list(zip(values["weights"], values["theta_alpha"], values["theta_beta"], strict=True))
         return bilateral, (values["spatial_weight"], values["theta_gamma"])
 
-    def refined(self, **changed: Tensor) -> Tensor:
+    def refined(self, **changed):
         """What the layer computes, with some of the tensors changed."""
         values = self.tensors | changed
         bilateral, spatial = self._terms(values)
@@ -47,13 +44,13 @@ class Problem:
         given = values["logits"][None], values["image"][None]
         return mean_field(*given, bilateral=bilateral, spatial=spatial, **run, spacing=self.spacing, mask=self.mask, **self.settings)[0]
 
-    def unrolled(self, **changed: Tensor) -> Tensor:
+    def unrolled(self, **changed):
         """The same, by autograd over dense matrices."""
         values = self.tensors | changed
         terms = oracle.Terms(*self._terms(values), values["compatibility"], values["temperature"], values["bias"])
         return oracle.mean_field(values["logits"], values["image"], terms, spacing=self.spacing, mask=self.mask, **self.settings)
 
-    def with_lattices(self) -> Problem:
+    def with_lattices(self):
         """The same with lattices that are built once: their simplices stay."""
         bilateral, (_, theta_gamma) = self._terms(self.tensors)
         kernels = build_kernels(
@@ -69,12 +66,12 @@ class Problem:
         return replace(self, settings=self.settings | {"kernels": kernels})
 
 
-def problem(num_dims: int = 3, *, masked: bool = False, per_label: bool = False, anisotropic: bool = False, **settings: Any) -> Problem:
+def problem(num_dims=3, *, masked=False, per_label=False, anisotropic=False, **settings):
     """A case of three labels and two modalities in float64; weights and bandwidths one for all, or one per label and axis."""
     case = random_case(num_dims, 2, 3, masked=masked, grid_shape=GRIDS[num_dims])
     labels, axes = (3 if per_label else 1), (num_dims if anisotropic else 1)
 
-    def ramp(low: float, high: float, *shape: int) -> Tensor:
+    def ramp(low, high, *shape):
         return torch.linspace(low, high, int(np.prod(shape)), dtype=torch.float64).reshape(shape)
 
     tensors = {
@@ -93,30 +90,30 @@ def problem(num_dims: int = 3, *, masked: bool = False, per_label: bool = False,
     return Problem(tensors, mask, SPACINGS[num_dims], {"num_iterations": 3, "filter": "exact", "normalization": "symmetric"} | settings)
 
 
-def check(function: Callable[..., Tensor], *tensors: Tensor) -> None:
+def check(function, *tensors):
     """Finite differences in float64 with PyTorch's default tolerances (rtol 1e-3, atol 1e-5 at a step of 1e-6)."""
     assert torch.autograd.gradcheck(function, tuple(tensor.detach().clone().requires_grad_() for tensor in tensors))
 
 
-def gradients(compute: Callable[..., Tensor], tensors: dict[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
+def gradients(compute, tensors, direction):
     """Derivatives of <direction, compute(tensors)> with respect to all tensors."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     found = torch.autograd.grad(compute(**leaves), list(leaves.values()), direction)
     return dict(zip(leaves, found, strict=True))
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def direction_for(case: Problem) -> Tensor:
+def direction_for(case):
     return torch.randn(case.tensors["logits"].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 # Finite differences
 
 
-def test_gradients_of_the_lattice_with_its_simplices_fixed() -> None:
+def test_gradients_of_the_lattice_with_its_simplices_fixed():
     """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3 % off."""
     case = problem(masked=True, damping=0.1, per_label=True).with_lattices()
     names = ("logits", "weights", "spatial_weight", "compatibility", "temperature", "bias")
@@ -124,7 +121,7 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed() -> None:
 
 
 @pytest.mark.parametrize("compatibility", ["symmetric", "asymmetric"])
-def test_gradients_by_everything_that_a_layer_holds(compatibility: str) -> None:
+def test_gradients_by_everything_that_a_layer_holds(compatibility):
     """Through logarithms, softplus and the symmetric matrix, for all parameters at once."""
     case = problem(2)
     changes = {"bilateral.weight": 1.5, "bilateral.theta_beta": (0.2, 0.4), "spatial.weight": 0.7, "mean_field.filter": "exact"}
@@ -134,7 +131,7 @@ def test_gradients_by_everything_that_a_layer_holds(compatibility: str) -> None:
     names = list(dict(layer.named_parameters()))
     logits, image = case.tensors["logits"][None], case.tensors["image"][None]
 
-    def run(*values: Tensor) -> Tensor:
+    def run(*values):
         return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (logits, image, case.spacing))
 
     check(run, *layer.parameters())
@@ -144,7 +141,7 @@ def test_gradients_by_everything_that_a_layer_holds(compatibility: str) -> None:
     ("intensity", "theta_beta", "masked"),
     [("zscore", 1.0, True), ("percentile", 0.3, False), ("window", 0.3, True)],
 )
-def test_gradients_by_the_raw_image_include_its_statistics(intensity: str, theta_beta: float, masked: bool) -> None:
+def test_gradients_by_the_raw_image_include_its_statistics(intensity, theta_beta, masked):
     case = problem(masked=masked)
     raw = 40.0 * case.tensors["image"]  # about 0 to 30
     changes = {"bilateral.theta_beta": theta_beta, "mean_field.filter": "exact", "intensity.normalization": intensity}
@@ -164,7 +161,7 @@ def test_gradients_by_the_raw_image_include_its_statistics(intensity: str, theta
         (4, True, "symmetric", "exact"),
     ],
 )
-def test_gradients_are_those_of_autograd_over_dense_matrices(num_dims: int, masked: bool, normalization: str, filter_: str) -> None:
+def test_gradients_are_those_of_autograd_over_dense_matrices(num_dims, masked, normalization, filter_):
     """Both in float64, five steps: they agree to rounding, 1e-11 of the gradient's norm; in float32 to 1e-4."""
     settings = {"normalization": normalization, "filter": filter_, "num_iterations": 5, "damping": 0.1}
     case = problem(num_dims, masked=masked, per_label=True, anisotropic=True, **settings)
@@ -186,18 +183,18 @@ def test_gradients_are_those_of_autograd_over_dense_matrices(num_dims: int, mask
 # What must hold for any case
 
 
-def small_layer(**changes: Any) -> CrfRnn:
+def small_layer(**changes):
     fixed = {"mean_field.filter": "exact", "bilateral.theta_beta": 0.2, "spatial.weight": 0.5}
     return CrfRnn(3, 2, 3, CrfParameters().replace(**{name.replace("__", "."): value for name, value in (fixed | changes).items()}))
 
 
-def batch(num_items: int = 2, grid: tuple[int, ...] = (4, 6, 5)) -> tuple[Tensor, Tensor]:
+def batch(num_items=2, grid=(4, 6, 5)):
     cases = [random_case(3, 2, 3, grid_shape=(*grid[:2], grid[2] + index)) for index in range(num_items)]
     logits = torch.stack([torch.tensor(case.logits[..., : grid[2]]) for case in cases])
     return logits, torch.stack([torch.tensor(case.image[..., : grid[2]]) for case in cases])
 
 
-def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients() -> None:
+def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients():
     logits, image = (tensor.requires_grad_() for tensor in batch())
     layer = small_layer()
     parameters = list(layer.parameters())
@@ -214,7 +211,7 @@ def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients(
         assert not gradient[1].any()
 
 
-def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it() -> None:
+def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it():
     """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0 says that it should grow."""
     case = random_case(3, 2, 3, grid_shape=(6, 5, 7))
     logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
@@ -231,7 +228,7 @@ def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it() -> None:
     assert layer.bilateral_weight.item() > 0.0
 
 
-def test_a_value_at_the_end_of_its_range_leaves_it_only_inward() -> None:
+def test_a_value_at_the_end_of_its_range_leaves_it_only_inward():
     """Descent along a positive gradient lowers a value: inward from the upper end, outward from the lower one."""
     ends = {
         "theta_alpha": (-9.0, 0.1, 9.0, 1000.0),
@@ -255,7 +252,7 @@ def test_a_value_at_the_end_of_its_range_leaves_it_only_inward() -> None:
         assert inward.all(), name
 
 
-def test_a_constant_modality_has_no_gradient() -> None:
+def test_a_constant_modality_has_no_gradient():
     """Its normalization is 0 everywhere; the derivative of its deviation must not make it NaN."""
     logits, image = batch(1)
     image[:, 1] = 7.0
@@ -268,7 +265,7 @@ def test_a_constant_modality_has_no_gradient() -> None:
         assert grad[:, 0].any()
 
 
-def test_a_change_in_place_and_second_derivatives_are_refused() -> None:
+def test_a_change_in_place_and_second_derivatives_are_refused():
     for changed in range(2):
         given = batch(1)
         out = small_layer(intensity__normalization="none")(*given, SPACING)

@@ -1,30 +1,25 @@
 """Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tile_cases import TileCase, make_case, refine
+from tile_cases import make_case, refine
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.result import RefinementResult
 
 ROUNDING = 3e-5
 """Of marginals in float32 after several steps; sums run in another order."""
 
 
-def matrix(seed: int, num_labels: int) -> dict[str, Any]:
+def matrix(seed, num_labels):
     """A matrix of penalties between 0.5 and 1.5."""
     penalties = np.random.default_rng(seed).uniform(0.5, 1.5, (num_labels, num_labels))
     np.fill_diagonal(penalties, 0.0)
     return {"compatibility.kind": "matrix", "compatibility.matrix": tuple(map(tuple, penalties.tolist()))}
 
 
-def run_both(case: TileCase, parameters: CrfParameters, threshold: float) -> tuple[RefinementResult, RefinementResult]:
+def run_both(case, parameters, threshold):
     """Refine with labels left out, and with all of them by the same sums.
 
     Directly summed windows are those of "truncated"; "auto" may take "exact" where the part that labels share is small.
@@ -36,7 +31,7 @@ def run_both(case: TileCase, parameters: CrfParameters, threshold: float) -> tup
     return tiles, refine(case, parameters, 0.0, threads=1)
 
 
-def assert_agree(tiles: RefinementResult, dense: RefinementResult, threshold: float) -> None:
+def assert_agree(tiles, dense, threshold):
     """Marginals: each left-out label holds up to the threshold, a few steps pass that on three-fold at these weights."""
     bound = 3 * tiles.channels.num_channels * threshold + ROUNDING
     difference = np.abs(tiles.marginals - dense.marginals).sum(axis=0) / 2
@@ -50,7 +45,7 @@ def assert_agree(tiles: RefinementResult, dense: RefinementResult, threshold: fl
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> tuple[int, ...]:
+def shapes(draw):
     num_dims = draw(st.integers(1, 3))
     least, most = {1: (40, 200), 2: (14, 50), 3: (9, 26)}[num_dims]
     return tuple(draw(st.lists(st.integers(least, most), min_size=num_dims, max_size=num_dims)))
@@ -82,9 +77,7 @@ MODELS = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(CASES, MODELS, st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]), st.sampled_from([0.5, 3.0]), st.tuples(*[st.booleans()] * 3))
-def test_random_cases_agree(
-    given: dict[str, Any], model: dict[str, Any], threshold: float, weight: float, more: tuple[bool, bool, bool]
-) -> None:
+def test_random_cases_agree(given, model, threshold, weight, more):
     with_spatial, with_label_weights, with_matrix = more
     case, num_labels = make_case(**given), given["num_labels"]
     weight *= 0.02 if model["mean_field.normalization"] == "none" else 1.0
@@ -98,7 +91,7 @@ def test_random_cases_agree(
 
 
 @pytest.mark.parametrize(("shape", "with_matrix"), [((70,), False), ((11, 34), True), ((9, 10, 17), False)])
-def test_tiles_agree_with_the_reference(shape: tuple[int, ...], with_matrix: bool) -> None:
+def test_tiles_agree_with_the_reference(shape, with_matrix):
     """The reference sums all pairs: 3 % of the kernel's mass lies beyond the window of direct sums, so the lattice-free spatial kernel
     is compared, whose tail is 6e-5."""
     case = make_case(3, shape, 5, with_mask=True)
@@ -110,7 +103,7 @@ def test_tiles_agree_with_the_reference(shape: tuple[int, ...], with_matrix: boo
 
 
 @pytest.mark.parametrize("normalization", ["after", "none"])
-def test_what_is_settled_sends_from_inside_the_mask_alone(normalization: str) -> None:
+def test_what_is_settled_sends_from_inside_the_mask_alone(normalization):
     """Where the senders have no factors that would leave out the others."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
     weight = 3.0 if normalization == "after" else 0.2
@@ -120,7 +113,7 @@ def test_what_is_settled_sends_from_inside_the_mask_alone(normalization: str) ->
 
 
 @pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_any_number_of_threads_gives_the_same_bits(filter_name: str) -> None:
+def test_any_number_of_threads_gives_the_same_bits(filter_name):
     case = make_case(5, (21, 26, 37), 6, with_mask=True)
     parameters = CrfParameters().replace(**{"mean_field.filter": filter_name, "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
     one, three = (refine(case, parameters, 1e-4, threads=threads) for threads in (1, 3))
@@ -128,7 +121,7 @@ def test_any_number_of_threads_gives_the_same_bits(filter_name: str) -> None:
     assert one.energy == three.energy
 
 
-def test_shorter_steps_start_from_the_step_before() -> None:
+def test_shorter_steps_start_from_the_step_before():
     """A plain lattice kernel is not positive semidefinite, so the energy of a Potts model may rise, and steps are halved."""
     case = make_case(297530621, (29, 45), 6, softness=1.0, margin=30.0, num_modalities=3)
     model = {"mean_field.filter": "lattice", "mean_field.normalization": "none", "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}

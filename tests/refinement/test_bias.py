@@ -1,13 +1,10 @@
 """A bias of each label where labels take part per tile: as with shifted logits, to the bit, on every path."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
-from tile_cases import TileCase, make_case, num_active, refine
+from tile_cases import make_case, num_active, refine
 
 from crfrefine.parameters.model import CrfParameters
 
@@ -17,13 +14,13 @@ THRESHOLD = 1e-4
 SHAPE = (19, 26, 75)
 
 
-def model(filter_name: str, **changes: Any) -> CrfParameters:
+def model(filter_name, **changes):
     """Kernels of a few voxels, and a temperature."""
     values = {"mean_field.filter": filter_name, "bilateral.theta_beta": 0.3, "mean_field.temperature": 1.5, **changes}
     return CrfParameters().replace(**values)
 
 
-def shifted(case: TileCase) -> TileCase:
+def shifted(case):
     """The case with the bias in its logits, inside the mask."""
     logits = case.logits + np.array(BIAS, np.float32).reshape(-1, *(1,) * (case.logits.ndim - 1))
     return dataclasses.replace(case, logits=logits if case.mask is None else np.where(case.mask, logits, case.logits))
@@ -33,7 +30,7 @@ def shifted(case: TileCase) -> TileCase:
     ("filter_name", "masked", "changes"),
     [("truncated", True, {"bilateral.weight": [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]}), ("lattice", False, {})],
 )
-def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name: str, masked: bool, changes: dict[str, Any]) -> None:
+def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name, masked, changes):
     case = make_case(3, SHAPE, 6, margin=30.0, with_mask=masked)
     parameters = model(filter_name, **changes)
     found = refine(case, parameters.replace(**{"mean_field.bias": BIAS}), THRESHOLD)

@@ -1,7 +1,5 @@
 """Kernels on channels that labels share, forward and backward, against all labels everywhere."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -29,7 +27,7 @@ def _always(monkeypatch):
     monkeypatch.setattr(packed_kernels, "WORTH_IT", np.inf)
 
 
-def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, names=NAMES, *, rise=3.0, **packed) -> None:
+def compare(blobs, spec, threshold, tolerance, names=NAMES, *, rise=3.0, **packed):
     """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest."""
     kernels = blobs.packed(spec, threshold, **packed)
     found, by_found = blobs.gradients(kernels, spec.mean_field)

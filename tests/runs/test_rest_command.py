@@ -4,7 +4,7 @@ import os
 import shlex
 import subprocess
 
-from crfrefine.runs.status.rest_command import quote, rest_command, summary_of_part
+from crfrefine.runs.status.report import quote, rest_command, summary_of_part
 
 TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bilateral.theta_beta=[0.1, 0.05]"]
 

@@ -1,7 +1,5 @@
 """The output temperature of `train-crf`: the likeliest on the cases of the fit, in the file and in the report."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

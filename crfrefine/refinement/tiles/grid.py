@@ -30,13 +30,9 @@ Extents = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller.
+    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller."""
 
-    Attributes:
-        shape: voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel.
-    """
-
-    shape: Extents
+    shape: Extents  # voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel
 
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:

@@ -37,17 +37,11 @@ NO_LOGITS = DenseChannels(np.zeros((0, 0, 0, 0), np.float32), ())
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How labels are packed.
+    """How labels are packed."""
 
-    Attributes:
-        threshold: `mean_field.label_threshold`.
-        tells_labels: whether gradients with respect to weights or penalties of single labels may be asked for.
-        threads: None: the cores this process may use.
-    """
-
-    threshold: float
-    tells_labels: bool
-    threads: int | None = None
+    threshold: float  # `mean_field.label_threshold`
+    tells_labels: bool  # whether gradients with respect to weights or penalties of single labels may be asked for
+    threads: int | None = None  # None: the cores this process may use
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,14 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChannelPlanes:
-    """Channels that are made when they are written.
+    """Channels that are made when they are written."""
 
-    Attributes:
-        num_channels: of the file.
-        piece: returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
-    """
-
-    num_channels: int
+    num_channels: int  # of the file
+    # Returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
     piece: Callable[[int, slice], NDArray[np.float32]]
 
 
