@@ -68,6 +68,12 @@ def folders(tmp_path: Path) -> object:
     return write_folders(tmp_path, "a", "b", "c")
 
 
+@pytest.fixture(autouse=True)
+def _no_folders_of_nnunet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""

@@ -17,12 +17,6 @@ from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 @pytest.fixture
 def opened():
     with contextlib.ExitStack() as stack:

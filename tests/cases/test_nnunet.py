@@ -18,12 +18,6 @@ TASK = "nnUNet/3d_fullres/Task004_X"
 TRAINED_BY_VERSION_1 = TASK + "/nnUNetTrainerV2__nnUNetPlansv2.1"
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 VALIDATED = tuple(f"validation/{name}" for name in ("summary.json", "case1.nii.gz", "case3.nii.gz"))
 
 

@@ -5,11 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from cli_helpers import command, files_in, run_here, save_nifti
+from cli_helpers import command, files_in, run_here, save_nifti, wait_for
 from evaluation_helpers import (
     Study,
     children,
@@ -132,14 +131,6 @@ def start(study, *options):
         text=True,
         start_new_session=True,  # so that a signal can be sent to all of its processes, as a terminal does
     )
-
-
-def wait_for(condition, process=None, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.long

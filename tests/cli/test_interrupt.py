@@ -3,11 +3,10 @@
 import json
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses
+from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses, wait_for
 
 GRID_SHAPE = (60, 56, 44)
 NUM_LABELS = 8
@@ -39,14 +38,6 @@ def start(folders, *options):
     finally:
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def is_writing(folders):

@@ -18,12 +18,6 @@ STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _short_trainings():
     """Nothing here looks at what the fits of vector scaling, or the choice of a start, decide."""

@@ -7,6 +7,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,15 @@ def run_process(*arguments: object, timeout: float = 120, **options: object) -> 
     """Run the command as users do."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+    """Wait for something that is to come while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def run_here(*arguments: object) -> Result:

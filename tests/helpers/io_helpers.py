@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,16 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import strategies as st
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Run something; return the most bytes that Python and NumPy held meanwhile."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def rotation(axis: int, angle: float) -> np.ndarray:

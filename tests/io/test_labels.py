@@ -1,10 +1,8 @@
 """Label maps and masks: read piece by piece, a byte or two per voxel."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
-from io_helpers import affine_of, save_itk, save_nifti
+from io_helpers import affine_of, peak_memory, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import InputError
@@ -71,13 +69,7 @@ def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
     values = np.zeros(shape, dtype, order="F")
     values[..., 9] = 3
     header = io.read_header(save_nifti(tmp_path / "a.nii", values))
-    tracemalloc.start()
-    try:
-        read(header)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < np.prod(shape) + (8 << 20)
+    assert peak_memory(lambda: read(header)) < np.prod(shape) + (8 << 20)
 
 
 def test_several_values_per_voxel_are_no_labels(tmp_path):

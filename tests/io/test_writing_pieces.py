@@ -1,11 +1,10 @@
 """Writing piece by piece: the bytes of the dense writer, in the order of the format, and nothing half-written."""
 
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, numbers
+from io_helpers import affine_of, numbers, peak_memory
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, GridMismatchError
@@ -93,17 +92,9 @@ def test_a_piece_of_another_shape_is_refused(tmp_path):
 def test_many_channels_take_the_memory_of_three(name, tmp_path):
     shape = (64, 256, 128)
     channel = 4 * 64 * 256 * 128
-    tracemalloc.start()
-    try:
-        io.write_pieces(
-            tmp_path / name,
-            like_of(shape),
-            10,
-            lambda channel, planes: np.full((planes.stop - planes.start, 256, 64), channel, np.float32),
-            most_bytes=channel,
-        )
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 3 * channel
+
+    def piece(number, planes):
+        return np.full((planes.stop - planes.start, 256, 64), number, np.float32)
+
+    assert peak_memory(lambda: io.write_pieces(tmp_path / name, like_of(shape), 10, piece, most_bytes=channel)) < 3 * channel
     assert io.is_whole(tmp_path / name)
