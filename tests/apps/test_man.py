@@ -21,8 +21,7 @@ ODD = r"""'quoted' at the start, C:\fBpath\nc, a - b -- c, "d", ~x^2 `e`, é –
 
 @pytest.fixture(scope="module")
 def page():
-    done = run_here("describe", "man")
-    assert done.status == 0, done.stderr
+    done = run_here("describe", "man", status=0)
     return done.stdout
 
 
@@ -66,6 +65,5 @@ def test_options_and_odd_texts_are_shown_as_they_are(page):
 
 
 def test_the_manual_is_of_no_single_command():
-    done = run_here("describe", "man", "infer")
-    assert done.status == 2
+    done = run_here("describe", "man", "infer", status=2)
     assert "the manual has all commands" in done.stderr

@@ -19,8 +19,7 @@ from crfrefine.parameters.presets import list_presets
 
 
 def described():
-    done = run_here("describe", "slicer")
-    assert done.status == 0, done.stderr
+    done = run_here("describe", "slicer", status=0)
     return done.stdout
 
 
@@ -98,8 +97,7 @@ def test_the_executable_answers_and_refines_as_infer_does(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", *command_line(values | {"overrides": FAST[1]})])
     with contextlib.suppress(SystemExit):
         entries.slicer()
-    plain = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", *FAST, "--resample")
-    assert plain.status == 0, plain.stderr
+    run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", *FAST, "--resample", status=0)
     np.testing.assert_array_equal(load_nifti(tmp_path / "panel.nii.gz"), load_nifti(tmp_path / "infer.nii.gz"))
 
 

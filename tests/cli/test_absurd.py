@@ -120,8 +120,7 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output_of_infer(tmp_path)
     folders = write_folders(tmp_path, "good", HOSTILE, f"{HOSTILE}3")
     (folders.logits / f"{HOSTILE}2.nii.gz").write_bytes(b"x")
     (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
-    result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json")
-    assert result.status == 1
+    result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json", status=1)
     assert {line.count("\t") for line in result.stdout.splitlines()} == {5}
     assert statuses(result) == [(SHOWN, "done"), (SHOWN + "3", "failed"), ("good", "done")]
     assert all(line.isprintable() for line in result.stderr.split("\n"))
@@ -134,8 +133,7 @@ def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
     study = write_study(tmp_path, 2)
     for folder in (study.labels, study.after, study.before):
         save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
-    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1")
-    assert result.status == 0
+    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1", status=0)
     assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
     assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
     assert HOSTILE in {case for case, *_ in read_metrics(study.output)}

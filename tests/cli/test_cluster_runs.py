@@ -98,8 +98,7 @@ def test_contradictory_options_are_wrong_usage(tmp_path):
         ("evaluate", ("--workers", "2", "--processes", "2"), "leave --processes out"),
     ):
         inputs = ("-i", tmp_path, "-p", tmp_path) if name == "infer" else (tmp_path, tmp_path)
-        result = run_here(name, *inputs, "-o", tmp_path / "out", *options)
-        assert result.status == 2
+        result = run_here(name, *inputs, "-o", tmp_path / "out", *options, status=2)
         assert reason in " ".join(result.stderr.split())
 
 
@@ -109,8 +108,7 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
     monkeypatch.setattr("distributed.LocalCluster", lambda *_, **__: pytest.fail("a cluster was started"))
     monkeypatch.delenv("CRFREFINE_UNENCRYPTED_WORKERS", raising=False)
     folders = write_folders(tmp_path, "a")
-    result = run_here("infer", *folders.arguments, "--workers", "1", "-q")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, "--workers", "1", "-q", status=1)
     for words in (
         "other users of this machine could run programs as you",
         "pip install cryptography",

@@ -62,12 +62,10 @@ def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
     ],
 )
 def test_zsh_and_fish_get_the_answers_that_their_scripts_ask_for(shell, variables, found, environment):
-    script = run_here("--show-completion", shell)
-    assert script.status == 0
+    script = run_here("--show-completion", shell, status=0)
     assert "crfrefine" in script.stdout
     assert all(f"{name}=" in script.stdout for name in variables)
-    done = run_process(env={**environment, **variables, "_CRFREFINE_COMPLETE": f"complete_{shell}"})
-    assert done.status == 0, done.stderr
+    done = run_process(env={**environment, **variables, "_CRFREFINE_COMPLETE": f"complete_{shell}"}, status=0)
     assert found in done.stdout
 
 
@@ -78,10 +76,8 @@ def test_completion_is_installed_for_the_shell_that_is_named(monkeypatch, tmp_pa
         ("zsh", ".zfunc/_crfrefine"),
         ("fish", ".config/fish/completions/crfrefine.fish"),
     ):
-        done = run_here("--install-completion", shell)
-        assert done.status == 0, done.stderr
+        done = run_here("--install-completion", shell, status=0)
         assert place in done.stdout
         assert "_CRFREFINE_COMPLETE" in (tmp_path / place).read_text(encoding="utf-8")
-    unknown = run_here("--show-completion", "tcsh")
-    assert unknown.status == 2
+    unknown = run_here("--show-completion", "tcsh", status=2)
     assert "tcsh: expected one of bash, zsh, fish" in unknown.stderr

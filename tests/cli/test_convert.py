@@ -21,16 +21,14 @@ def files(tmp_path):
 
 
 def convert(*arguments):
-    result = run_here("convert", *arguments)
-    assert result.status == 0, result.stderr
+    run_here("convert", *arguments, status=0)
 
 
 def test_npz_is_channel_z_y_x_and_needs_an_image_on_the_way_back(files, tmp_path):
     convert(files["logits"], tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as archive:
         np.testing.assert_array_equal(archive["logits"], LOGITS.transpose(3, 2, 1, 0))
-    alone = run_here("convert", tmp_path / "out.npz", tmp_path / "again.nii.gz")
-    assert alone.status == 1
+    alone = run_here("convert", tmp_path / "out.npz", tmp_path / "again.nii.gz", status=1)
     assert "--like" in alone.stderr
     convert(tmp_path / "out.npz", tmp_path / "again.nii.gz", "--like", files["image"])
     np.testing.assert_array_equal(load_nifti(tmp_path / "again.nii.gz"), LOGITS)

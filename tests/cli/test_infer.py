@@ -39,14 +39,12 @@ def one(tmp_path):
 
 def summary_of(folders, *options):
     path = folders.output.with_name("summary.json")
-    result = infer(folders, "--summary", path, *options)
-    assert result.status == 0, result.stderr
+    infer(folders, "--summary", path, *options, status=0)
     return json.loads(path.read_text())
 
 
 def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_output(folders):
-    plain = run_process("infer", *folders.arguments)
-    assert plain.status == 0, plain.stderr
+    plain = run_process("infer", *folders.arguments, status=0)
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     for case_id in "abc":
         written = nib.load(folders.output / f"{case_id}.nii.gz")
@@ -66,12 +64,10 @@ def test_single_files(folders, tmp_path):
     per_label = [o for label in range(NUM_LABELS) for o in ("-p", save_nifti(tmp_path / f"l{label}.nii.gz", logits[..., label]))]
     images = [argument for modality in (0, 1) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]
     target = tmp_path / "new" / "refined.nii"
-    result = run_here("infer", *images, *per_label, "-o", target, "--save-probabilities", "--preview", *FAST)
-    assert result.status == 0, result.stderr
+    run_here("infer", *images, *per_label, "-o", target, "--save-probabilities", "--preview", *FAST, status=0)
     assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
     np.testing.assert_array_equal(load_nifti(target), refined(folders, "a"))
-    result = run_here("infer", *images[:2], "-p", folders.logits / "a.nii.gz", "-o", tmp_path / "one", *FAST)
-    assert result.status == 0, result.stderr
+    run_here("infer", *images[:2], "-p", folders.logits / "a.nii.gz", "-o", tmp_path / "one", *FAST, status=0)
     assert files_in(tmp_path / "one") == ["a.nii.gz"]
 
 
@@ -83,8 +79,7 @@ def test_outputs_have_the_format_of_the_images(one, tmp_path):
     vectors = sitk.GetImageFromArray(np.ascontiguousarray(load_nifti(one.logits / "a.nii.gz").transpose(2, 1, 0, 3)), isVector=True)
     vectors.CopyInformation(sitk.ReadImage(str(images / "Case01.mhd")))
     sitk.WriteImage(vectors, str(logits / "Case01.mha"))
-    result = run_here("infer", "-i", images, "-p", logits, "-o", tmp_path / "out", "--save-logits", *FAST)
-    assert result.status == 0, result.stderr
+    run_here("infer", "-i", images, "-p", logits, "-o", tmp_path / "out", "--save-logits", *FAST, status=0)
     assert files_in(tmp_path / "out") == ["Case01.mhd", "Case01.zraw", "Case01_logits.nii.gz"]
     image, labels = sitk.ReadImage(str(images / "Case01.mhd")), sitk.ReadImage(str(tmp_path / "out" / "Case01.mhd"))
     for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
@@ -138,8 +133,7 @@ def test_preview_has_the_names_of_dataset_json(one):
     description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 2}}
     for content, is_named in (("{", False), (json.dumps(description), True)):
         (one.logits / "dataset.json").write_text(content, encoding="utf-8")
-        result = infer(one, "--preview")
-        assert result.status == 0
+        result = infer(one, "--preview", status=0)
         assert result.stderr.count("not a dataset.json as nnU-Net writes it") == (not is_named)
         assert ((one.output / "a_preview.png").read_bytes() != plain) == is_named
 
@@ -239,8 +233,7 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
         (8, 9, "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
     ):
         path.unlink(missing_ok=True)
-        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, "--summary", path)
-        assert result.status == 0, result.stderr
+        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, "--summary", path, status=0)
         assert result.stderr.splitlines()[0].startswith(words)
         summary = json.loads(path.read_text())
         assert [case["case_id"] for case in summary["cases"]] == list("abcdefg")[part_id::num_parts]
@@ -272,8 +265,7 @@ def test_a_case_that_takes_more_memory_than_allowed_fails_before_it_is_read(fold
     scores = folders.scores("c")
     save_nifti(folders.logits / "c.nii.gz", np.moveaxis(np.concatenate([scores, scores[:1]]), 0, -1))
     summary = folders.output.with_name("summary.json")
-    result = infer(folders, "--max-memory", limit, "--summary", summary)
-    assert result.status == 1
+    result = infer(folders, "--max-memory", limit, "--summary", summary, status=1)
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz"]
     assert "case 'c': its files, read as float32, take" in result.stderr
     assert "of --max-memory" in result.stderr
@@ -344,8 +336,7 @@ def test_no_result_replaces_an_input_or_goes_among_those_of_a_folder(one):
         ((one.images, one.logits), one.images, "choose another folder"),
         ((one.images, one.logits), one.logits, "would replace an input"),
     ):
-        result = run_here("infer", "-i", inputs[0], "-p", inputs[1], "-o", target)
-        assert result.status == 1
+        result = run_here("infer", "-i", inputs[0], "-p", inputs[1], "-o", target, status=1)
         assert words in result.stderr
         assert {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")} == before
 
@@ -353,8 +344,7 @@ def test_no_result_replaces_an_input_or_goes_among_those_of_a_folder(one):
 def test_names_that_are_no_text_and_look_like_formulas(tmp_path):
     case_id = os.fsdecode(b"caf\xe9 $x_$ \xe6\x97\xa5")  # not UTF-8, a formula, and a letter that few fonts have
     folders = write_folders(tmp_path, case_id)
-    result = run_process("infer", *folders.arguments, *FAST, "--preview", "--summary", tmp_path / "s.json")
-    assert result.status == 0, result.stderr
+    result = run_process("infer", *folders.arguments, *FAST, "--preview", "--summary", tmp_path / "s.json", status=0)
     assert files_in(folders.output) == sorted([f"{case_id}.nii.gz", f"{case_id}_preview.png"])
     assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == case_id
     assert "Warning" not in result.stderr
@@ -365,7 +355,6 @@ def test_more_than_255_labels_are_written_as_uint16(tmp_path):
     labels = np.indices(grid_shape)[0] * 37 % num_labels
     save_nifti(tmp_path / "images" / "a_0000.nii.gz", np.indices(grid_shape)[0].astype(np.int16))
     save_nifti(tmp_path / "logits" / "a.nii.gz", 50 * (labels[..., None] == np.arange(num_labels)).astype(np.float32))
-    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out")
-    assert result.status == 0, result.stderr
+    run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", status=0)
     assert nib.load(tmp_path / "out" / "a.nii.gz").get_data_dtype() == np.uint16
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), labels)

@@ -67,14 +67,13 @@ def save_nifti_with_table(path, labels, names):
     return path
 
 
-def infer(folders, *options):
-    return run_here("infer", *folders.arguments, *STRENGTH, *options)
+def infer(folders, *options, status=None):
+    return run_here("infer", *folders.arguments, *STRENGTH, *options, status=status)
 
 
 def test_label_maps_are_refined_and_keep_their_numbers(maps):
     summary = maps.output.with_name("summary.json")
-    result = infer(maps, "--summary", summary, "--preview")
-    assert result.status == 0
+    result = infer(maps, "--summary", summary, "--preview", status=0)
     assert result.stderr.count("a.nii.gz is taken as a label map") == 1
     content = json.loads(summary.read_text())
     assert content["label_names"] == {}
@@ -92,8 +91,7 @@ def test_label_maps_are_refined_and_keep_their_numbers(maps):
 
 def test_structures_become_a_label_map_with_names(structures):
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, *AS_LABELS, "--summary", summary)
-    assert result.status == 0, result.stderr
+    result = infer(structures, *AS_LABELS, "--summary", summary, status=0)
     numbers = {"aorta": 1, "kidney": 2, "liver": 3, "spleen": 4}
     assert json.loads((structures.output / "dataset.json").read_text()) == {"labels": {"background": 0, **numbers}}
     expected = refined(1, np.array([0, 1, 2, 4])[network_labels(1)]).label_map
@@ -111,20 +109,17 @@ def test_structures_become_a_label_map_with_names(structures):
     assert statuses(infer(structures, *AS_LABELS, "--continue")) == [("a", "skipped"), ("b", "done")]
     assert "kidney.nii.gz" in files_in(structures.output / "b")
     (structures.output / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
-    result = infer(structures, *AS_LABELS)
-    assert result.status == 1
+    result = infer(structures, *AS_LABELS, status=1)
     assert "dataset.json: has other labels than the 4 structures of this run" in result.stderr
 
 
 def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(structures, maps):
     given = ("infer", "-i", structures.images / "a_0000.nii.gz", *AS_LABELS, *FAST, "-p")
-    result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz")
-    assert result.status == 0
+    result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz", status=0)
     assert files_in(structures.output) == ["refined", "refined.nii.gz"]
     assert files_in(structures.output / "refined") == ["aorta.nii.gz", "kidney.nii.gz", "liver.nii.gz"]
     assert f"--save-structures: one file per label goes into the folder {structures.output / 'refined'}" in result.stderr
-    refused = run_here(*given, maps.logits / "a.nii.gz", "-o", maps.logits.with_suffix(".nii.gz"))
-    assert refused.status == 1
+    refused = run_here(*given, maps.logits / "a.nii.gz", "-o", maps.logits.with_suffix(".nii.gz"), status=1)
     assert f"--save-structures writes into the folder {maps.logits}, which holds inputs or other outputs" in refused.stderr
 
 
@@ -163,8 +158,7 @@ def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}
     for options, told in ((AS_LABELS, "would replace an input file"), (AS_LABELS[:2], "choose another folder for the results")):
-        result = infer(replace(structures, output=structures.logits), *options)
-        assert result.status == 1
+        result = infer(replace(structures, output=structures.logits), *options, status=1)
         assert told in result.stderr
         assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
 
@@ -173,8 +167,7 @@ def test_labels_that_vanish_are_told(maps):
     """A kernel that is wider than the structures outvotes all of their voxels at once."""
     summary = maps.output.with_name("summary.json")
     options = ("--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--summary", summary)
-    result = infer(maps, *options)
-    assert result.status == 0
+    result = infer(maps, *options, status=0)
     counts = [", ".join(f"{10 * label} ({(network_labels(seed) == label).sum()} voxels)" for label in (1, 2, 3)) for seed in range(2)]
     note = f"labels that vanished: {counts[0]}; a lower bilateral.weight or mean_field.temperature changes less"
     assert f"a: {note}\n" in result.stderr
@@ -194,8 +187,7 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
     for label, name in enumerate(("edema", "core", "enhancing"), 1):
         np.testing.assert_array_equal(load_nifti(folders.output / f"a/{name}.nii.gz"), whole == label)
     (tmp_path / "dataset.json").unlink()
-    result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary)
-    assert result.status == 0
+    result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary, status=0)
     (record,) = json.loads(summary.read_text())["cases"]
     assert record["vanished_labels"] == [label for label, voxels in enumerate(record["voxels_before"]) if label and voxels] != []
     assert "a: labels that vanished: 1 (" in result.stderr
@@ -207,8 +199,7 @@ def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
     union = np.isin(network_labels(0), (1, 2)).astype(np.uint8)
     save_nifti(structures.logits / "a" / "both.nii.gz", union)
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, *AS_LABELS, "--summary", summary)
-    assert result.status == 0
+    result = infer(structures, *AS_LABELS, "--summary", summary, status=0)
     assert not load_nifti(structures.output / "a" / "both.nii.gz").any()
     assert "a: a is taken as one file per structure: 4 files, 4 not empty\n" in result.stderr
     left_out = "if it is a union of others, leave its file out and unite its refined parts\n"

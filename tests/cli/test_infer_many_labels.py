@@ -40,8 +40,7 @@ def test_every_output_is_that_of_refine(scene, tmp_path, options):
     (folders.logits / "dataset.json").write_text(json.dumps({"labels": names}))
     summary = tmp_path / "summary.json"
     kinds = ("--save-probabilities", "--save-logits", "--preview", "--summary", summary, "-m", tmp_path / "masks")
-    result = run_here("infer", *folders.arguments, *STRENGTH, *options, *kinds)
-    assert result.status == 0, result.stderr
+    run_here("infer", *folders.arguments, *STRENGTH, *options, *kinds, status=0)
     assert files_in(folders.output) == ["a.nii.gz", "a_logits.nii.gz", "a_preview.png", "a_probabilities.nii.gz"]
     settings = {"spacing": SPACING, "parameters": PARAMETERS, "input_type": "labels", "mask": mask.astype(bool)}
     expected = crfrefine.refine(np.asfortranarray(labels), image, **settings)

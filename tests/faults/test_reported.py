@@ -17,8 +17,7 @@ def folders(tmp_path):
 
 
 def test_5_a_weight_that_overflows_writes_nothing(folders):
-    result = run_here("infer", *folders.arguments, "--set", "bilateral.weight=3e38")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, "--set", "bilateral.weight=3e38", status=1)
     assert "bilateral.weight" in result.stderr
     assert files_in(folders.output) == []
 

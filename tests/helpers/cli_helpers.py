@@ -42,9 +42,10 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "crfrefine", *map(str, arguments)]
 
 
-def run_process(*arguments: object, timeout: float = 120, **options: object) -> Result:
-    """Run the command as users do."""
+def run_process(*arguments: object, timeout: float = 120, status: int | None = None, **options: object) -> Result:
+    """Run the command as users do. `status`: how it must end."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    assert status in (None, done.returncode), done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
 
 
@@ -57,18 +58,19 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | N
         time.sleep(0.001)
 
 
-def run_here(*arguments: object) -> Result:
-    """Run the command in this process: no start-up time, and exceptions that are bugs come through."""
+def run_here(*arguments: object, status: int | None = None) -> Result:
+    """Run the command in this process: no start-up time, and exceptions that are bugs come through. `status`: how it must end."""
     from crfrefine.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
-    status = 0
+    found = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             app([str(argument) for argument in arguments], prog_name="crfrefine")
         except SystemExit as leave:
-            status = int(leave.code or 0)
-    return Result(status, out.getvalue(), err.getvalue())
+            found = int(leave.code or 0)
+    assert status in (None, found), err.getvalue()
+    return Result(found, out.getvalue(), err.getvalue())
 
 
 def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
@@ -103,8 +105,8 @@ class Folders:
         return np.moveaxis(load_nifti(self.logits / f"{case_id}.nii.gz"), -1, 0)
 
 
-def infer(folders: Folders, *options: object) -> Result:
-    return run_here("infer", *folders.arguments, *FAST, *options)
+def infer(folders: Folders, *options: object, status: int | None = None) -> Result:
+    return run_here("infer", *folders.arguments, *FAST, *options, status=status)
 
 
 def refined(folders: Folders, case_id: str, spacing: tuple[float, ...] = SPACING, **changes: object) -> np.ndarray:

@@ -93,8 +93,7 @@ def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
     header.write_text(header.read_text().replace("right.raw", "a.zraw"))
     before = (tmp_path / "a.zraw").read_bytes()
-    result = run_here("convert", header, tmp_path / "a.mhd")
-    assert result.status == 1
+    result = run_here("convert", header, tmp_path / "a.mhd", status=1)
     assert "is also the input" in result.stderr
     assert (tmp_path / "a.zraw").read_bytes() == before
 
@@ -176,13 +175,11 @@ def test_evaluate_and_convert_say_so_too(tmp_path):
     labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     reference = save_nifti(tmp_path / "ref.nii.gz", labels, AFFINE).rename(tmp_path / "ref.img")
     prediction = save_nifti(tmp_path / "pred.nii.gz", labels, AFFINE).rename(tmp_path / "pred.nii")
-    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report")
-    assert result.status == 0, result.stderr
+    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report", status=0)
     summary = (tmp_path / "report/summary.json").read_text()
     assert "reference: the file is NIfTI, although its name does not say so" in summary
     assert "pred.nii: the file is compressed, although its name does not say so" in summary
-    result = run_here("convert", reference, tmp_path / "b.nrrd")
-    assert result.status == 0
+    result = run_here("convert", reference, tmp_path / "b.nrrd", status=0)
     assert "although its name does not say so" in result.stdout + result.stderr
     assert "although its name" in run_here("info", reference).stdout
     assert "although its name" not in run_here("info", tmp_path / "b.nrrd").stdout

@@ -88,8 +88,7 @@ def test_pairs_are_cases_and_outputs(tmp_path):
     np.savez(tmp_path / "a.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     assert [case.case_id for case in discover_cases(tmp_path / "images", None)] == ["a"]
     for given in ("a.hdr", "a.img"):
-        result = run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:])
-        assert result.status == 0, result.stderr
+        run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:], status=0)
         assert files_in(tmp_path / given[2:]) == ["a.hdr", "a.img"]
 
 

@@ -31,8 +31,7 @@ def test_a_folder_without_a_usable_summary_is_an_error(tmp_path):
     old = '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}'
     for content, problem in (('{"labels": {}}', "holds no record of `infer`"), (old, "does not say which cases the run has")):
         (tmp_path / "s.json").write_text(content)
-        result = run_here("status", tmp_path)
-        assert result.status == 1
+        result = run_here("status", tmp_path, status=1)
         assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
         assert problem in result.stderr
 
@@ -47,8 +46,7 @@ def test_a_summary_with_other_values_is_an_error_and_no_bug(path):
     ):
         path.write_text(whole)
         change(path, **{name: value})
-        result = run_here("status", path)
-        assert result.status == 1
+        result = run_here("status", path, status=1)
         assert result.stderr.startswith(f"crfrefine: error: {path}: "), (name, value)
 
 
