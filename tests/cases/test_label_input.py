@@ -118,6 +118,7 @@ def test_label_maps_without_images_are_told(folder):
         (LABELS * 0.995, {"input_type": "auto"}, "not a whole number"),
         (LABELS * 0.995, {}, None),
         (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
+        (LABELS * 7000.0, {}, "expected labels from 0 to 65535, found 0 to 70000"),
         (np.stack([LABELS, LABELS], -1) * 1.0, {}, "expected a label map with one value per voxel, this file has 2"),
         (LABELS * 1.0, {"input_type": "logits"}, "logits of one label only.*--input-type labels"),
         (LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),

@@ -24,25 +24,17 @@ def kept(label_map, *labels, background=0):
     return ["".join("." if value == 0 else str(value) for value in row) for row in found[..., 0]]
 
 
-@pytest.mark.parametrize(
-    ("picture", "labels", "background", "expected"),
-    [
-        (("11...1", "1..2.2", "...2.."), (1,), 0, ["11....", "1..2.2", "...2.."]),
-        (("11..12", "....22", "3....."), (1, 2), 0, ["....12", "....22", "3....."]),
-        (("1.....", ".1...1", "..1..1"), (1,), 0, ["1.....", ".1....", "..1..."]),
-        (("11..11", "......", "..1..."), (1,), 0, ["11..11", "......", "......"]),
-        (("11...1", "......", "......"), (1,), 2, ["11...2", "......", "......"]),
-        (("22...2", "......", "......"), (1,), 0, ["22...2", "......", "......"]),
-    ],
-    ids=[
-        "largest",
-        "together",
-        "corners connect",
-        "all of the largest size, as in nnU-Net",
-        "what nnU-Net calls background",
-        "no such label",
-    ],
-)
+COMPONENTS = {
+    "largest": (("11...1", "1..2.2", "...2.."), (1,), 0, ["11....", "1..2.2", "...2.."]),
+    "together": (("11..12", "....22", "3....."), (1, 2), 0, ["....12", "....22", "3....."]),
+    "corners connect": (("1.....", ".1...1", "..1..1"), (1,), 0, ["1.....", ".1....", "..1..."]),
+    "all of the largest size, as in nnU-Net": (("11..11", "......", "..1..."), (1,), 0, ["11..11", "......", "......"]),
+    "what nnU-Net calls background": (("11...1", "......", "......"), (1,), 2, ["11...2", "......", "......"]),
+    "no such label": (("22...2", "......", "......"), (1,), 0, ["22...2", "......", "......"]),
+}
+
+
+@pytest.mark.parametrize(("picture", "labels", "background", "expected"), COMPONENTS.values(), ids=COMPONENTS)
 def test_only_the_largest_component_stays(picture, labels, background, expected):
     assert kept(drawn(*picture), *labels, background=background) == expected
 

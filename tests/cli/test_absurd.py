@@ -1,5 +1,7 @@
 """Options, parameter files and names that nobody means: one short message, status 1 or 2, no traceback, nothing that steers a terminal."""
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -8,6 +10,9 @@ import numpy as np
 import pytest
 from cli_helpers import infer, run_here, statuses, write_folders
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
+
+from crfrefine.evaluate.outputs import metrics_csv
+from crfrefine.statistics.comparison import Measurement, ResultTable
 
 DIGITS = "9" * 5000
 LONG = "x" * 100_000
@@ -105,10 +110,11 @@ def test_options_of_evaluate(tmp_path):
         (("-r", f"{LONG}=1"), 1, "a name of 100000 characters; at most 200"),
         (("-r", LONG), 1, "no such file, and not a region"),
         (("--ignore-label", "9" * 30), 1, "--ignore-label: expected a label from 1 to 65535"),
+        (("--ignore-label", 0), 1, "--ignore-label: expected a label from 1 to 65535"),
         (("--name", LONG), 2, "a name of 100000 characters"),
         (("-b", f"{LONG}=x"), 2, "a name of 100000 characters"),
         (("-b", f"x={LONG}"), 2, "more than a path can have"),
-        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method"),
+        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method; there are prediction, before"),
     ):
         result = run_here(*study.arguments, *options)
         require_short(result, status)
@@ -153,3 +159,15 @@ def test_thousands_of_names_are_cut(tmp_path):
     result = run_here("info", tmp_path / "many.npz")
     require_short(result, 1)
     assert "found a0, a1, a2, a3, a4 and 295 more" in result.stderr
+
+
+def test_no_name_is_a_formula():
+    """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
+    for name in ("=1+1", "+a", "-a", "@a", "\ta", "\ra", '=HYPERLINK("x")'):
+        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("plain", name, "dice", 0.25, name)])
+        rows = list(csv.DictReader(io.StringIO(metrics_csv(table), newline="")))
+        assert [row["case"] for row in rows] == [f"'{name}", "plain"]
+        assert {row["label"] for row in rows} == {row["method"] for row in rows} == {f"'{name}"}
+        assert [float(row["value"]) for row in rows] == [-0.5, 0.25]
+    table = ResultTable([Measurement("a=b, 'c' -1", "1", "dice", 0.5, "crf+x")])
+    assert metrics_csv(table).splitlines()[1] == "\"a=b, 'c' -1\",1,dice,0.5,crf+x"

@@ -137,10 +137,6 @@ def test_what_got_worse_is_said_beside_the_verdict(harmful):
     (decline,) = told["harm"]["significant"]
     assert (decline["metric"], decline["region"], decline["is_overall"]) == ("sensitivity", "1", True)
     assert (decline["comparison"]["losses"], decline["comparison"]["num_pairs"]) == (10, 10)
-    compared = ("sensitivity", "precision", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
-    assert decline["p_holm"] == pytest.approx(len(compared) * 2 / 2**10), "all signs agree, in a family of seven"
-    rows = [row for row in summary["summary"] if (row["metric"], row["region"]) == ("sensitivity", "1")]
-    assert {row["p_adjusted"] for row in rows} == {None, decline["p_holm"]}, "of the baseline, and of the prediction"
     change = 100 * decline["comparison"]["mean_difference"]
     family = "p after Holm over 7 tests of other metrics over the judged regions"
     expected = f"What got worse ({family}): sensitivity in 10 of 10 cases ({change:.2f} points on average, p 0.014)."

@@ -52,16 +52,11 @@ def channels(values):
 
 
 SOFT = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-# What spoils a case, from case1 on; the method that it fails (None: all), and what the message says.
 BAD = [
     (put("after", np.copy, grid=(-1, 1, 1)), "prediction", [ANOTHER, "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1"]),
     (put("after", lambda values: values[1:]), "prediction", [ANOTHER, "13×11×7", "12×11×7"]),
     (put("labels", np.copy, grid=(1, 1, 1.01)), None, [ANOTHER, "3.00 mm", "3.03 mm"]),
-    (
-        put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)),
-        "prediction",
-        ["all labels have the same value at 1001 of"],
-    ),
+    (put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)), "prediction", ["all labels have the same value at 1001 of"]),
     (put("after", lambda _: SOFT), "prediction", ["not a label map", "may be a probability map"]),
     (put("labels", lambda values: values.astype(np.int16) - 1), None, ["expected labels from 0", "found -1"]),
     (put("after", with_nan), "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
@@ -161,7 +156,6 @@ def one(tmp_path_factory):
     [
         (["-b", "before={before}"], "two methods have this name"),
         (["--name", "before"], "two methods have this name"),
-        (["--probabilities", "nobody={before}"], "no such method; there are prediction, before"),
         (["-r", "whole=1+x"], "'x' is not the number of a label"),
         (["-r", "nothing.json"], "no such file, and not a region"),
         (["-r", "{root}/none.json"], "none.json: holds no region; expected names and labels"),
@@ -172,7 +166,6 @@ def one(tmp_path_factory):
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
         (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
         (["--tolerance", "nan"], "--tolerance"),
-        (["--ignore-label", "0"], "--ignore-label: expected a label from 1 to 65535"),
         (["-i", "{root}/none"], "no such file or folder"),
         (["-o", "{after}"], "is an input of this run"),
         (["-o", "{after}/case0.nii.gz"], "is a file; name a folder"),

@@ -348,13 +348,3 @@ def test_names_that_are_no_text_and_look_like_formulas(tmp_path):
     assert files_in(folders.output) == sorted([f"{case_id}.nii.gz", f"{case_id}_preview.png"])
     assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == case_id
     assert "Warning" not in result.stderr
-
-
-def test_more_than_255_labels_are_written_as_uint16(tmp_path):
-    grid_shape, num_labels = (9, 8, 7), 300
-    labels = np.indices(grid_shape)[0] * 37 % num_labels
-    save_nifti(tmp_path / "images" / "a_0000.nii.gz", np.indices(grid_shape)[0].astype(np.int16))
-    save_nifti(tmp_path / "logits" / "a.nii.gz", 50 * (labels[..., None] == np.arange(num_labels)).astype(np.float32))
-    run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", status=0)
-    assert nib.load(tmp_path / "out" / "a.nii.gz").get_data_dtype() == np.uint16
-    np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), labels)

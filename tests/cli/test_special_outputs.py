@@ -94,5 +94,3 @@ def test_a_read_only_disk_is_named(folders, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", small_disk)
     assert (result.status, result.stderr) == (1, f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n")
-    result = run_here("convert", folders.logits / "one.nii.gz", small_disk / "one.mha", status=1)
-    assert f"{small_disk / 'one.mha'}: cannot be written: the folder {small_disk} cannot be written to" in result.stderr

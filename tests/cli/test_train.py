@@ -21,16 +21,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
 from crfrefine.train.device import choose_device
-from crfrefine.train.methods import (
-    ALL_MEASURED,
-    MEASURED,
-    METHODS,
-    NNUNET,
-    RULES,
-    TRAINED,
-    TRAINED_RULES,
-    shown_methods,
-)
+from crfrefine.train.methods import ALL_MEASURED, MEASURED, METHODS, NNUNET, RULES, TRAINED, TRAINED_RULES, shown_methods
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 # For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.

@@ -144,20 +144,12 @@ def test_it_holds_label_maps_of_three_axes_alone(tmp_path):
     assert not (tmp_path / "a.seg.nrrd").exists()
 
 
-def test_names_and_colors_of_the_input_are_those_of_the_output(tmp_path):
+def test_a_segmentation_beside_its_image_is_no_case_and_labels_are_named_as_in_dataset_json(tmp_path):
     """Slicer saves image and segmentation side by side, under one name."""
     save_itk(tmp_path / "case.nrrd", numbers(SHAPE), spacing=(0.7, 1.1, 2.5), origin=(0, 0, 0))
-    like = io.read_volume(tmp_path / "case.nrrd")
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[:, :3], labels[:, 4:] = 2, 7
-    io.write_label_map(tmp_path / "case.seg.nrrd", labels, like, segments=(LIVER, TUMOR))
+    io.write_label_map(tmp_path / "case.seg.nrrd", labels_of(2, 7), io.read_volume(tmp_path / "case.nrrd"))
     cases = discover_cases(tmp_path, None)
     assert [case.images for case in cases] == [(tmp_path / "case.nrrd",)]
-    arguments = ("-i", tmp_path / "case.nrrd", "-p", tmp_path / "case.seg.nrrd", "--input-type", "labels")
-    run_here("infer", *arguments, "-o", tmp_path / "out.seg.nrrd", status=0)
-    written = io.read_header(tmp_path / "out.seg.nrrd")
-    assert written.segments == (LIVER, TUMOR)
-    assert written.on_same_grid(like.header)
     np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 2}}))
     arguments = ("convert", tmp_path / "case.npz", tmp_path / "b.seg.nrrd", "--to", "labels", "--like", tmp_path / "case.nrrd")

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from io_helpers import affine_of, numbers, peak_memory
+from io_helpers import affine_of, peak_memory
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, GridMismatchError
@@ -53,14 +53,6 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
         assert voxels == sorted(voxels)
     elif most_bytes == 1:
         assert voxels == sorted(voxels, key=lambda voxel: (voxel[1], voxel[0]))
-
-
-def test_the_kind_names_the_array_of_an_npz(tmp_path):
-    values = numbers((2, 7, 4, 5)) / 280
-    io.write_pieces(tmp_path / "a.npz", like_of((5, 4, 7)), 2, lambda channel, planes: values[channel, planes], kind="probabilities")
-    with np.load(tmp_path / "a.npz") as archive:
-        assert archive.files == ["probabilities"]
-        np.testing.assert_array_equal(archive["probabilities"], values)
 
 
 @pytest.mark.parametrize(

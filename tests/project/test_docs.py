@@ -2,13 +2,18 @@
 
 import ast
 import dataclasses
+import doctest
+import importlib
 import re
 import shlex
 import tomllib
+import warnings
 from pathlib import Path
 
+import pytest
 import typer.main
 
+import crfrefine
 from crfrefine.base.text import PAGE_TITLES, see
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
@@ -200,3 +205,20 @@ def test_every_key_is_in_the_reference_with_its_default():
     for key, default in defaults.items():
         shown = None if documented[key] == "not set" else tomllib.loads(f"value = {documented[key]}")["value"]
         assert (tuple(shown) if isinstance(shown, list) else shown) == default, key
+
+
+# ---- Examples in docstrings
+
+
+MODULES = {"refinement.case": "refine", "parameters.model": "CrfParameters", "layer.loss": "crf_loss", "layer.module": "CrfRnn"}
+
+
+@pytest.mark.parametrize(("module", "name"), MODULES.items())
+def test_every_public_name_that_does_something_has_an_example_that_runs(module, name):
+    if module.startswith("layer"):
+        pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = doctest.testmod(importlib.import_module(f"crfrefine.{module}"))
+    assert found.attempted > 0 == found.failed
+    assert ">>> " in getattr(crfrefine, name).__doc__

@@ -7,15 +7,7 @@ import pytest
 from crfrefine.base import memory
 from crfrefine.base.control_groups import control_groups
 from crfrefine.base.memory import MemoryLimit, format_size, memory_limit, parse_size, require_memory
-from crfrefine.base.memory_sources import (
-    LARGEST,
-    OwnUse,
-    batch_limits,
-    control_group_limits,
-    machine_limit,
-    own_use,
-    resource_limits,
-)
+from crfrefine.base.memory_sources import LARGEST, OwnUse, batch_limits, control_group_limits, machine_limit, own_use, resource_limits
 from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
