@@ -19,7 +19,7 @@ from crfrefine.base.memory_sources import (
     reserve,
     resource_limits,
 )
-from crfrefine.base.text import shorten_value
+from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, InputError
 
 OPTION = "--max-memory"
@@ -69,7 +69,7 @@ def format_size(size: float) -> str:
         value = size / 1024**power
         if value >= 0.9995:
             return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{int(size)} byte{'' if int(size) == 1 else 's'}"
+    return counted(int(size), "byte")
 
 
 def memory_limit(given: int | None = None) -> MemoryLimit:

@@ -287,7 +287,7 @@ def check_sources(
 def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
     """Return the parameters of a preset or file, with the entries of `--set`."""
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
+    from crfrefine.parameters.toml import parse_override
 
     return CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
 

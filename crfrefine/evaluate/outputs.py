@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import crfrefine
-from crfrefine.cases.naming import Names, read_names
+from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.reading import read_image, read_masks, read_reference

@@ -21,8 +21,8 @@ from crfrefine.io.paths import (
     format_of,
     header_beside,
     require_file,
+    stem_of,
     suffix_of,
-    written_voxel_file,
 )
 from crfrefine.io.streams import read_start
 
@@ -228,8 +228,9 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
-    voxels = written_voxel_file(path)
-    return (path,) if voxels is None else (path, voxels)
+    known = format_of(path)
+    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
+    return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
 
 
 def identities(path: Path) -> set[Path | tuple[int, int]]:

@@ -61,7 +61,7 @@ class VolumeHeader:
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
     segments: tuple[Segment, ...] = ()  # names, colors and codes of the labels, if the file has them
-    covers_part: bool = False  # the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`
+    covers_part: bool = False  # the file may store only the part of its grid that segments reach; see `crfrefine.io.volumes`
     # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
     identity: DicomIdentity | None = None  # whose a DICOM file is; None for other formats

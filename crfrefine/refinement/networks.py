@@ -21,7 +21,6 @@ from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, describe_undecide
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles.grid import MOST_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
@@ -156,7 +155,7 @@ def _in_memory(
     )
     require_memory(4 * len(network.channels) * stored.size, what, memory_limit())
     logits = one_hot_logits(stored, network.channels)
-    leave_far_out(logits, reach_of_axes(model.kernels, case.spacing, stored.shape))
+    leave_far_out(logits, model.kernels.reach(case.spacing, stored.shape))
     return ArrayNetwork(network.order.to_user(logits))
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.dataset_description import Names, read_dataset_description, read_names
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.naming import Names, read_names
 from crfrefine.errors import InputError, UnsupportedFormatError
 
 

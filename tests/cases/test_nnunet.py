@@ -7,9 +7,8 @@ import nibabel as nib
 import pytest
 from nnunet_helpers import AFFINE, DATASET, NETWORK, describe, plans, write_fold, write_json, write_predictions, write_tree
 
-from crfrefine.cases.nnunet.finding import find_cases_to_refine
 from crfrefine.cases.nnunet.layout import require_trained
-from crfrefine.cases.nnunet.trained import find_trained_cases
+from crfrefine.cases.nnunet.trained import find_cases_to_refine, find_trained_cases
 from crfrefine.errors import InputError
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from crfrefine.engines import get_backend
+from crfrefine.engines import devices_of, get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.loss import LossWatch
-from crfrefine.engines.device_lists import devices_of
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 
 EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or cuda:all; found"

@@ -28,7 +28,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
 from crfrefine.metrics.regions import parse_region, read_regions
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.overrides import parse_override
+from crfrefine.parameters.toml import parse_override
 from crfrefine.runs.infer.earlier import read_earlier
 from crfrefine.runs.status.finding import find_status
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.overrides import parse_override
 from crfrefine.parameters.presets import configs_dir, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
@@ -22,6 +21,7 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
 )
 from crfrefine.parameters.specs import KernelSpec
+from crfrefine.parameters.toml import parse_override
 
 MATRIX = "[compatibility]\nkind = 'matrix'\nmatrix = "
 PRESETS = list_presets()

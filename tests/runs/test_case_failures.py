@@ -11,7 +11,7 @@ from training_helpers import write_cases
 import crfrefine.cli.main
 import crfrefine.io.nifti
 import crfrefine.refinement.refining
-from crfrefine.base.failures import CaseWork, describe_failure, reading
+from crfrefine.base.failures import Failure, describe_failure, failing_alone, reading
 from crfrefine.errors import CrfRefineError, UnexpectedError
 
 BUG = KeyError("There is no item named 'logits.npy'")
@@ -140,8 +140,8 @@ def test_the_reason_of_an_error_is_one_short_line_that_names_the_files():
         raise ValueError("x" * 100_000 + "\n\x1b[31m")
     assert len(str(caught.value)) < 400
     assert str(caught.value).isprintable()
-    found = []
-    with CaseWork(found.append, Path("a.nii"), None, Path("b.nii")):
+    found: list[Failure] = []
+    with failing_alone(found.append, Path("a.nii"), None, Path("b.nii")):
         raise ZeroDivisionError
     assert found[0].message == "a.nii, b.nii: unexpected ZeroDivisionError: a bug, please report it, with what -v shows"
     assert describe_failure(CrfRefineError("a.nii: x"), Path("a.nii")).message == "a.nii: x"

@@ -13,8 +13,8 @@ from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
 from crfrefine.base.text import counted
+from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
-from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable

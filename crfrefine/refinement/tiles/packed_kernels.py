@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
-from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.grid_image import GridImage, default_origin
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.refinement.tiles.packing import Packing
@@ -109,7 +108,7 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.values.dtype != np.float32:
         return None
-    check_tiles(spec.mean_field)
+    spec.mean_field.check_tiles()
     planned = plan_packing(logits, image, spec, settings)
     return None if planned is None else PackedKernels(backend, planned, settings)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.cases.naming import Names
+    from crfrefine.cases.dataset_description import Names
     from crfrefine.io.volume import Volume
     from crfrefine.refinement.result import RefinementResult
     from crfrefine.runs.infer.outputs import OutputFiles
