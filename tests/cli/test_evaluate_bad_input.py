@@ -156,10 +156,8 @@ def one(tmp_path_factory):
     [
         (["-b", "before={before}"], "two methods have this name"),
         (["--name", "before"], "two methods have this name"),
-        (["-r", "whole=1+x"], "'x' is not the number of a label"),
         (["-r", "nothing.json"], "no such file, and not a region"),
         (["-r", "{root}/none.json"], "none.json: holds no region; expected names and labels"),
-        (["-r", "mean=1+2"], "mean over regions"),
         (["-r", "all=1+2"], "calibration of all labels together"),
         (["-r", "2=1+3"], "is the name of label 2"),
         (["-r", "a=1", "-r", "a=2"], "appears twice, with different labels"),

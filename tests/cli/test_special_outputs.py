@@ -17,11 +17,6 @@ def folders(tmp_path):
     return write_folders(tmp_path, "one", "two")
 
 
-@pytest.fixture
-def case(folders):
-    return ("-i", folders.images / "one_0000.nii.gz", "-i", folders.images / "one_0001.nii.gz", "-p", folders.logits / "one.nii.gz", *FAST)
-
-
 def test_summary_and_preview_go_through_pipes(folders, tmp_path):
     folders.output.mkdir()
     pipes = [make_pipe(tmp_path / "summary"), make_pipe(folders.output / "one_preview.png")]
@@ -43,10 +38,11 @@ def test_a_bad_place_is_one_case_s_failure_found_before_it_is_computed(folders):
     assert files_in(folders.output) == [pipe.name for pipe in pipes]
 
 
-def test_a_label_map_is_written_through_a_link(case, tmp_path):
+def test_a_label_map_is_written_through_a_link(folders, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (tmp_path / "refined.nii.gz").symlink_to(scratch / "refined.nii.gz")
+    case = ("-i", folders.images / "one_0000.nii.gz", "-p", folders.logits / "one.nii.gz", *FAST)
     run_here("infer", *case, "-o", tmp_path / "refined.nii.gz", status=0)
     assert (tmp_path / "refined.nii.gz").is_symlink()
     assert files_in(scratch) == ["refined.nii.gz"]
