@@ -55,7 +55,6 @@ def number(driver):
 
 
 def picture(driver):
-    """The pixels of the axial plane, as a hash of its canvas."""
     return driver.execute_script("return document.querySelector('.plane canvas').toDataURL()")
 
 

@@ -23,7 +23,6 @@ MASKS["tumor"][4:6, 2:4, 1:4] = 1
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images; their label maps; the structures of the first."""
     for case_id in "ab":
         save_nifti(tmp_path / "images" / f"{case_id}_0000.nii.gz", numbers(SHAPE, seed=1), AFFINE)
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", LABELS.astype(np.uint8), AFFINE)

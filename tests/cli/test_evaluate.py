@@ -300,7 +300,6 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
 
 
 def test_regions_may_be_empty_or_long_and_the_mean_is_over_those_that_were_asked_for(tmp_path):
-    """A label that occurs nowhere, a label by its number, and more labels than a file name has letters."""
     study = write_study(tmp_path, 2)
     bones = "bones=" + "+".join(map(str, range(1, 120)))
     assert len(bones) > 255
@@ -341,10 +340,7 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
 
 
 def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
-    """Of case0 one file with three modalities, of case1 three files, the first on another grid, and none of case2.
-
-    The second modality alone shows the labels, so it is the first to be seen; the names are those of `dataset.json`.
-    """
+    """The second modality alone shows the labels, so it is the first to be seen; the names are those of `dataset.json`."""
     study = write_study(tmp_path)
     images = tmp_path / "images"
     for seed, (case, reference) in enumerate(study.maps["labels"].items()):

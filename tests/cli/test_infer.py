@@ -139,7 +139,6 @@ def test_preview_has_the_names_of_dataset_json(one):
 
 
 def test_masks(one, tmp_path):
-    """Outside of a mask file is the plain argmax; `nonzero` is where any modality is not zero."""
     mask = np.zeros(GRID_SHAPE, np.uint8)
     mask[4:12, 3:11, 2:9] = 1
     save_nifti(tmp_path / "masks" / "a.nii.gz", mask)
@@ -197,7 +196,6 @@ def test_a_case_that_takes_long_says_how_far_it_is(one, monkeypatch):
 
 
 def test_continue_does_what_is_missing_or_broken(tmp_path):
-    """Cut off, gone, of another shape or elsewhere; what was not asked for before; and previews that are cut off."""
     folders = write_folders(tmp_path, *"abcde")
     assert infer(folders).status == 0
     kept, cut, missing, smaller, moved = paths = [folders.output / f"{case_id}.nii.gz" for case_id in "abcde"]
@@ -327,7 +325,6 @@ def test_verbose_tells_the_filter_and_the_times_and_quiet_nothing_but_errors(one
 
 
 def test_no_result_replaces_an_input_or_goes_among_those_of_a_folder(one):
-    """Nor does the next run find results where it looks for images."""
     image, logits = one.images / "a_0000.nii.gz", one.logits / "a.nii.gz"
     before = {path: path.read_bytes() for path in one.output.parent.rglob("*.nii.gz")}
     for inputs, target, words in (

@@ -178,7 +178,6 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
 
 
 def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
-    """Its parts are smaller and keep all of its voxels."""
     union = np.isin(network_labels(0), (1, 2)).astype(np.uint8)
     save_nifti(structures.logits / "a" / "both.nii.gz", union)
     summary = structures.output.with_name("summary.json")

@@ -106,7 +106,6 @@ def test_a_folder_of_archives(tmp_path):
 
 
 def test_one_file_per_structure_is_described_as_such(tmp_path):
-    """Not as a hundred cases; folders of such folders have a line per case."""
     for case_id in ("s1", "s2"):
         for number, name in enumerate(("aorta", "liver", "spleen")):
             mask = np.zeros(GRID_SHAPE, np.uint8)

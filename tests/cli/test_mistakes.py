@@ -81,7 +81,6 @@ def test_exchanged_inputs_are_named(folders, tmp_path):
 
 
 def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
-    """Whole numbers with noise, of 8 bits and few values, are an image."""
     labels = np.zeros(GRID_SHAPE, np.uint8)
     labels[2:12, 3:10, 2:8] = 1
     labels[5:9, 5:9, 3:7] = 117

@@ -102,7 +102,6 @@ def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
 
 
 def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, monkeypatch):
-    """It works as it stands, but for the folder of the results, which may not be one of the inputs."""
     tree = write_tree(tmp_path)
     write_predictions(tree)
     for output in (tree.predictions, tree.raw / "imagesTs"):

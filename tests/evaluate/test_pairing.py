@@ -77,19 +77,6 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     assert "1 files without a reference, such as a_0000.nii" in with_image.notes[0]
 
 
-def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
-    (tmp_path / "other").mkdir()
-    for name in ("a.nii", "c.nii", "z.nii"):
-        (tmp_path / "other" / name).touch()
-    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii b.nii", baselines=(("other", tmp_path / "other"),))
-    assert left_out(pairing) == {
-        "b": (f"no prediction in {tmp_path / 'other'}",),
-        "c": (f"no prediction in {tmp_path / 'pred'}",),
-        "z": (f"no label map in {tmp_path / 'labels'}",),
-    }
-    assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
-
-
 def test_what_is_twice_is_a_problem_of_the_method(tmp_path):
     cases = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a.mha b_seg.nii b_dseg.nii c.nii c_logits.nii c_logits.npz").cases
     assert {case.problem for case in cases} == {None}
@@ -112,15 +99,6 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         path.unlink()
     with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
         pair(tmp_path, "", "", probabilities=(("prediction", tmp_path / "scores"),))
-
-
-def test_all_modalities_of_a_case_are_shown(tmp_path):
-    (tmp_path / "images").mkdir()
-    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz"):
-        (tmp_path / "images" / name).touch()
-    pairing = pair(tmp_path, "a.nii b.nii", "a.nii b.nii", images=tmp_path / "images")
-    assert [[path.name for path in case.images] for case in pairing.cases] == [["a_0000.nii.gz", "a_0001.nii.gz"], []]
-    assert "no image of 1 of 2 cases, such as b" in pairing.notes[0]
 
 
 @pytest.mark.parametrize(

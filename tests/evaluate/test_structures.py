@@ -68,7 +68,6 @@ def test_two_flat_folders_are_one_case_unless_each_file_is_to_be_one(study):
 
 
 def test_a_label_map_with_names_is_compared_by_name(study):
-    """Other numbers, another order, in the folder that `infer` writes."""
     numbers = {"kidney_right": 1, "aorta": 2, "nothing": 3, "kidney_left": 7}
     for case_id in ("p1", "p2"):
         labels = np.zeros(SHAPE, np.uint8)
@@ -142,7 +141,6 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
 
 
 def test_of_many_structures_the_terminal_shows_means(tmp_path):
-    """The files have them all; -v prints them."""
     labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 25
     names = {f"organ_{chr(97 + number)}": number for number in range(1, 25)}
     for what, found in (("pred", np.roll(labels, 1, axis=1)), ("ref", labels)):

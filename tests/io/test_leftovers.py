@@ -65,7 +65,6 @@ def names(folder):
 
 
 def test_the_next_process_removes_what_a_killed_one_left(storage, tmp_path):
-    """When it writes, through a link too, and when it looks whether it may write."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     leave(storage, scratch / "a.zraw", scratch / "a.mhd")

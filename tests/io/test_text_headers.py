@@ -129,7 +129,6 @@ def test_metaimage_voxels_as_text(tmp_path):
 
 
 def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
-    """As in ITK, also where the header itself is in it."""
     path = mha(tmp_path, "HeaderSize = 300", data=b"")
     path.write_bytes(path.read_bytes().ljust(300, b"x") + VOXELS)
     assert_data(path)

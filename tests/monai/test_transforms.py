@@ -78,7 +78,6 @@ def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
 
 
 def test_metadata_and_applied_operations_stay_and_inputs_too():
-    """The result has the type of the logits."""
     logits, image = make_case(10)
     for dtype in (torch.bfloat16, torch.float64):
         data = {"pred": placed(logits).to(dtype), "image": placed(image), "name": "case7"}

@@ -280,8 +280,6 @@ def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
 
 
 def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
-    """A case that cannot be read, cases without images, and names of files that are no text."""
-
     def load(case):
         if case == NASTY:
             raise InputError(f"images/{case}.nii.gz: cut off")

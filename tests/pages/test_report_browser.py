@@ -132,7 +132,6 @@ def toggle(page, name):
 
 
 def move_to(page, plane, place):
-    """Move a plane's slider to a voxel, counted from 0."""
     select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
 
 
@@ -144,7 +143,6 @@ def bare(page):
 
 
 def values_of(page, *names):
-    """The values of sliders and choices of the first viewer."""
     return [float(page.execute_script("return document.querySelector(`#case-0 [name=${arguments[0]}]`).value", name)) for name in names]
 
 
@@ -167,13 +165,11 @@ def flat(case):
 
 
 def place_of(page, *planes):
-    """The voxels that the sliders of planes are at, counted from 0."""
     slider = "#case-0 .plane[data-plane={}] input"
     return [int(find(page, slider.format(plane)).get_attribute("value")) - 1 for plane in planes]
 
 
 def box_of(page, selector):
-    """Where a part of the axial plane lies on the screen."""
     return page.execute_script(
         f"return document.querySelector('#case-0 .plane[data-plane=axial] {selector}').getBoundingClientRect().toJSON()"
     )

@@ -130,7 +130,6 @@ def write_channels(path, values, affine=AFFINE):
 
 
 def write_cases(root):
-    """Folders with a file per case."""
     for seed, case_id in enumerate(CASES):
         case = five_labels(seed)
         network = case.logits.argmax(axis=0).astype(np.uint8)
@@ -155,7 +154,6 @@ def write_cases(root):
 
 
 def write_refined(root):
-    """Label maps as `infer` leaves them, with the names of their labels."""
     for seed, case_id in enumerate(CASES):
         save_nifti(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels, AFFINE)
     write_json(
@@ -164,7 +162,6 @@ def write_refined(root):
 
 
 def write_single_files(root):
-    """Files of one case, in the formats that the pages show."""
     case = five_labels(3)
     probabilities = softmax(case.logits)
     for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
@@ -188,7 +185,6 @@ def write_single_files(root):
 
 
 def write_nnunet(root):
-    """A trained network of each name in the pages, and predictions."""
     tree = write_tree(root, count=4)
     write_predictions(tree)
     for folder in (tree.raw, tree.preprocessed, tree.network.parent):

@@ -91,7 +91,6 @@ def of_each(paths, problems):
 
 
 def test_every_link_and_path_leads_somewhere():
-    """Of pages; and every page that code and messages name."""
     assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
     others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
     assert of_each(others, lambda _, text: broken_documents(text)) == {}
@@ -144,7 +143,6 @@ SECTION_OF = {"info": "info, convert, demo", "convert": "info, convert, demo", "
 
 
 def options_of(command):
-    """The options that a command takes, long and short, without help."""
     names = {
         name
         for parameter in COMMANDS[command].params
@@ -180,7 +178,6 @@ def shell_lines(text):
 
 
 def unknown_options(_, text):
-    """Options in the shell blocks of a page that their command does not have."""
     found = []
     for command, *words in shell_lines(text):
         words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]

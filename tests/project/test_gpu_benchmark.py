@@ -46,7 +46,6 @@ def test_each_step_finds_what_it_is_for(load, tmp_path, monkeypatch):
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(load, tmp_path):
-    """The steps beside and after it run, and each has a line."""
     steps = load("gpu_first_run")
     hangs = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
     python = [sys.executable, "-S", "-c"]
@@ -61,7 +60,6 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load, tmp_path):
 
 
 def _cases(device):
-    """Filterings with direct sums and with a spatial kernel."""
     rng = np.random.default_rng(3)
     mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
     for filter_name, theta_beta in (("exact", (0.4,)), ("auto", None)):

@@ -10,7 +10,6 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def rows(text):
-    """The rows of all tables, without their heads."""
     return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
 
 

@@ -49,7 +49,6 @@ def test_the_demo_writes_the_same_bytes(system, demo_here, tmp_path):
 
 @pytest.mark.long
 def test_files_that_are_there_are_replaced_where_open_ones_cannot_be(demo_here, tmp_path):
-    """Of one file, and of a header with its voxels; a summary whose lines are added one by one; the report."""
     given = f"-i {demo_here}/images -p {demo_here}/logits --threads 1"
     done = run_there(
         "windows",

@@ -44,7 +44,6 @@ def make(request):
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_every_item_has_its_result(make, kind):
-    """Once each, also equal ones; from this process or from at most two others, which are gone in the end."""
     begun = []
     with make(kind) as executor:
         found = []

@@ -83,11 +83,7 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
 
 
 def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
-    """Counted on the arrays themselves: the inputs of two are in memory at most; the one being written needs none.
-
-    Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain. Headers are
-    read once.
-    """
+    """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
     folders = write_folders(tmp_path, *"abcdef")
     alive = []
     most_alive, started, ahead, headers, computing = 0, [], [], [], threading.Event()

@@ -170,7 +170,6 @@ def test_cases_that_appear_between_two_parts_are_not_lost(folders, monkeypatch):
 
 
 def test_runs_with_other_inputs_are_told_apart(folders):
-    """A loop over cases, each with a summary of its own."""
     for name in "ab":
         assert run_here("infer", *one_case(name), "-o", "out", *QUICK, "--summary", f"out/{name}.json").status == 0
     Path("out/b.nii.gz").unlink()
