@@ -1,4 +1,4 @@
-"""The C++ engine's lattice on grids, features and masks made by hypothesis: keys, tiles, vertices and neighbors are the plain lattice's.
+"""The C++ engine on made-up grids, features and masks, whose lattice is the plain one; and on wrong calls, which are errors of ours.
 
 `tests/engines/test_engine_filters.py` compares their messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
 labels. The same examples in each run; `make fuzz` takes more, and others each time.
@@ -10,12 +10,15 @@ import os
 
 import numpy as np
 import pytest
+from fuzz_engine import engine_targets
+from fuzz_worker import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.reference import lattice as reference
+from crfrefine.errors import BackendUnavailableError
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 WEIGHT_UNIT = 65535
@@ -99,3 +102,21 @@ def check_vertices(passes):
         step = [1 - size * (axis == direction) for axis in range(size)]
         after = ((n, number.get(tuple(a + b for a, b in zip(vertex, step, strict=True)))) for vertex, n in number.items())
         assert dict(pairs) == {n: other for n, other in after if other is not None}
+
+
+# ---- Wrong calls
+
+
+@pytest.mark.parametrize(("name", "num_inputs"), [("module", 100), ("models", 10)])
+def test_some_inputs(name, num_inputs, tmp_path):
+    try:
+        load_engine()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    (target,) = (target for target in engine_targets() if target.name == name)
+    (tmp_path / name).mkdir()
+    found = fuzz(target, tmp_path / name, inputs=num_inputs)
+    assert not found.findings, found.findings[0]
+    assert found.inputs == num_inputs
+    assert found.taken >= num_inputs // 5, "too few inputs come as far as the work itself"
+    assert found.refused >= num_inputs // 5, "too little is damaged"

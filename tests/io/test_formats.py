@@ -11,7 +11,6 @@ from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import numbers, save_itk, save_nifti
 
-import crfrefine
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -19,7 +18,6 @@ from crfrefine.io.formats import FORMATS
 from crfrefine.io.paths import format_of, stem_of
 from crfrefine.io.recognition import files_read, recognize
 
-PACKAGE = Path(crfrefine.__file__).parent
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])

@@ -15,9 +15,6 @@ from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, InputError
 
 VOXELS = np.arange(24, dtype="<i2").tobytes()
-HUGE = "99999999999999999999"
-
-
 META_HEADERS = {
     "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "one running number such as %03d"),
     "pattern that stands still": (meta_text(ElementDataFile="a%d.raw 1 4 0"), "expected 4 files"),
