@@ -67,7 +67,6 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("case 'a': its files, read as float32, take ")
     assert first.endswith("of --max-memory")
-
     assert any(str(files.logits[0]) in line for line in lines)
     if kind == "modalities and logits":
         assert str(files.logits[0]) in lines[0], "the largest file comes first"

@@ -81,8 +81,7 @@ def test_a_gpu_that_is_lost_costs_its_case_and_the_others_go_on(run, folders, tm
     assert files_in(folders.output) == sorted(f"{name}{end}.nii.gz" for name in found if name != failed for end in ("", "_logits"))
     assert len(processes_of(tmp_path / "state", "cuda:1", "opened")) == 2
     again = run(folders, "cuda:all", "--continue", state="repaired")
-    assert dict(statuses(again)) == {name: "done" if name == failed else "skipped" for name in CASES}
-    assert again.status == 0
+    assert (again.status, dict(statuses(again))) == (0, {name: "done" if name == failed else "skipped" for name in CASES})
 
 
 def test_auto_goes_on_with_the_cpu_and_says_so(run, folders, tmp_path):

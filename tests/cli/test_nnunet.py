@@ -118,13 +118,6 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, m
     assert files_in(tmp_path / "OUTPUT") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
 
 
-def test_validated_cases_are_refined_in_parts(tmp_path):
-    tree = write_tree(tmp_path)
-    for part in (0, 1):
-        run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", "--num-parts", 2, "--part-id", part, *FAST, status=0)
-        assert len(files_in(tmp_path / "out")) == 2 * (part + 1)
-
-
 def test_what_excludes_or_needs_each_other_is_wrong_usage():
     for arguments, words in (
         ("infer -o out", "expected --images and --logits, or a folder of nnU-Net with --nnunet"),

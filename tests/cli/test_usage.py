@@ -17,8 +17,7 @@ from crfrefine.cli.main import app
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    alone = run_here()
-    assert alone.status == 2
+    alone = run_here(status=2)
     assert "\\n" not in alone.stderr
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
     assert alone.stderr.partition("\nCommands:\n")[2].splitlines() == lines

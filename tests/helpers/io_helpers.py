@@ -12,6 +12,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import strategies as st
 
+from crfrefine.io.volume import Volume, spacing_of
+
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -39,6 +41,10 @@ def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -
     affine[:3, :3] = (np.eye(3) if direction is None else direction) * np.array(spacing)
     affine[:3, 3] = origin
     return affine
+
+
+def volume(data: np.ndarray, affine: np.ndarray) -> Volume:
+    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 OBLIQUE = rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, 1.0, 1.0])

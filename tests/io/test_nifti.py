@@ -11,20 +11,15 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti, volume
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume, spacing_of
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
 # ITK goes through the quaternion of the qform, which costs a few more roundings of float32.
 QUATERNION_MM = 1e-3
-
-
-def volume(data, affine):
-    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 @settings(deadline=None, max_examples=25)
