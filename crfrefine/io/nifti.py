@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: headers through nibabel, voxels decoded here (nibabel would go through float64)."""
+"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: voxels decoded here (nibabel would go through float64)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
@@ -81,6 +80,8 @@ def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
 
 
 def _table(content: bytes) -> tuple[Segment, ...]:
+    from xml.etree import ElementTree
+
     found: dict[int, Segment] = {}
     try:
         for entry in ElementTree.fromstring(content).iter("Label"):
