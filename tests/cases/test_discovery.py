@@ -197,7 +197,6 @@ def test_an_older_description(tmp_path):
 
 # ---- Names of labels and modalities
 
-
 DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
 
 

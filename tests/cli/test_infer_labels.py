@@ -194,7 +194,6 @@ def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
 
 # ---- Many labels
 
-
 SHAPE = (35, 26, 19)
 NUMBERS = np.array([0, *range(2, 42, 2)])
 MISSING = [label for label in range(45) if label not in NUMBERS]

@@ -130,7 +130,6 @@ def test_many_inputs(target, tmp_path):
 
 # ---- Names of files
 
-
 ENDINGS = ("", ".nii.gz", ".nii", "_0000.nii.gz", "_0001.NII", ".mha", ".seg.nrrd", ".npz", "_seg.nii", "_label0.nii", ".json", ".")
 NAMES = st.builds(
     lambda stem, ending: stem[:200] + os.fsencode(ending),

@@ -207,7 +207,6 @@ def test_every_key_is_in_the_reference_with_its_default():
 
 # ---- Examples in docstrings
 
-
 MODULES = {"refinement.case": "refine", "parameters.model": "CrfParameters", "layer.loss": "crf_loss", "layer.module": "CrfRnn"}
 
 
@@ -223,7 +222,6 @@ def test_every_public_name_that_does_something_has_an_example_that_runs(module, 
 
 
 # ---- The site
-
 
 DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))

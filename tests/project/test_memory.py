@@ -185,7 +185,6 @@ def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
 
 # ---- How many cores
 
-
 CPU_MOUNT = "34 31 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
 
 

@@ -260,7 +260,6 @@ def test_wrong_usage_and_what_leaves_no_record(folders):
 
 # ---- The command that does the rest
 
-
 TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bilateral.theta_beta=[0.1, 0.05]"]
 
 
@@ -301,7 +300,6 @@ def test_a_shell_reads_back_every_word():
 
 
 # ---- Summaries that hold what infer does not write
-
 
 TOO_LONG = "x" * 5000
 NOT_ENCODABLE = "\ud800"
