@@ -89,7 +89,7 @@ def test_outputs_have_the_format_of_the_images(one, tmp_path):
 def test_summary_has_a_record_of_each_case(folders):
     (folders.logits / "b.nii.gz").write_bytes(b"")
     path = folders.output.with_name("summary.json")
-    assert infer(folders, "--summary", path, "--save-probabilities", "--preview", "--max-memory", "1GiB").status == 1
+    assert infer(folders, "--summary", path, "--save-probabilities", "--preview", "--max-memory", "256MiB").status == 1
     summary = json.loads(path.read_text())
     assert set(summary) == {
         *("schema", "version", "device", "requested_device", "threads", "parameters", "num_parts", "part_id", "num_cases"),
@@ -98,7 +98,7 @@ def test_summary_has_a_record_of_each_case(folders):
     }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
     assert not summary["interrupted"]
-    assert (summary["max_memory"], summary["max_memory_source"]) == (1 << 30, "--max-memory")
+    assert (summary["max_memory"], summary["max_memory_source"]) == (1 << 28, "--max-memory")
     done, failed, _ = summary["cases"]
     assert set(done) == set(failed)
     argmax, found = folders.scores("a").argmax(axis=0), load_nifti(folders.output / "a.nii.gz")
