@@ -60,7 +60,7 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(backend, grid_shap
     inner = np.zeros_like(left.inside)
     np.moveaxis(inner, axis, 0)[reach:-reach] = np.moveaxis(left.inside, axis, 0)[reach:-reach]
     assert inner.any()
-    origin = default_origin(GridImage(case.image, case.mask, case.spacing))
+    origin = default_origin(case.grid)
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
     for name in _filters(backend, num_modalities):
         spec = _spec(case, name)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from cli_helpers import GRID_SHAPE, SPACING, save_nifti
+from oracles import softmax
 
-from crfrefine.apps.demo.phantom import Phantom, make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 
 
 def describe(folder: Path, *, derivative: bool = False) -> None:
@@ -20,11 +21,6 @@ def describe(folder: Path, *, derivative: bool = False) -> None:
     (folder / "README").write_text(
         "Generated volumes of two modalities, to try programs on. They show nothing of anybody.\n" * 3, encoding="utf-8"
     )
-
-
-def probabilities(phantom: Phantom) -> np.ndarray:
-    shifted = np.exp(phantom.logits - phantom.logits.max(axis=0))
-    return np.moveaxis(shifted / shifted.sum(axis=0), 0, -1).astype(np.float32)
 
 
 def write_bids(root: Path, *names: str, modalities: tuple[str, ...] = ("T1w",)) -> tuple[Path, Path, Path]:
@@ -39,6 +35,6 @@ def write_bids(root: Path, *names: str, modalities: tuple[str, ...] = ("T1w",)) 
         for suffix, values in zip(modalities, phantom.image, strict=False):
             file = save_nifti(dataset / place / f"{name}_{suffix}.nii.gz", values.astype(np.int16))
             (file.parent / f"{name}_{suffix}.json").write_text("{}", encoding="utf-8")
-        save_nifti(derivatives / place / f"{name}_probseg.nii.gz", probabilities(phantom))
+        save_nifti(derivatives / place / f"{name}_probseg.nii.gz", np.moveaxis(softmax(phantom.logits), 0, -1).astype(np.float32))
         save_nifti(reference / place / f"{name}_desc-manual_dseg.nii.gz", phantom.labels.astype(np.uint8))
     return dataset, derivatives, reference

@@ -65,22 +65,8 @@ class Daemons:
 def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ...] = (), **environment: str) -> Iterator[Daemons]:
     """Start a scheduler and a worker with Dask's own commands; the scheduler file is `scheduler.json` in the folder."""
     file = folder / "scheduler.json"
-    scheduler = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "dask",
-            "scheduler",
-            "--host=127.0.0.1",
-            "--port=0",
-            "--dashboard-address=127.0.0.1:0",
-            f"--scheduler-file={file}",
-            *scheduler_options,
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-    )
+    options = (f"--scheduler-file={file}", "--port=0", "--dashboard-address=127.0.0.1:0", *scheduler_options)
+    scheduler = _start("scheduler", *options, folder=folder)
     try:
         with worker_process(file, *worker_options, **environment) as worker:
             wait_until(file.exists)
@@ -92,17 +78,17 @@ def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ..
 @contextlib.contextmanager
 def worker_process(file: Path, *worker_options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker with Dask's own command; `file` is the scheduler file, which may come later."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "dask", "worker", f"--scheduler-file={file}", "--nthreads=1", "--host=127.0.0.1", *worker_options],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=file.parent,
-    )
+    worker = _start("worker", f"--scheduler-file={file}", "--nthreads=1", *worker_options, folder=file.parent, **environment)
     try:
         yield worker
     finally:
         _end(worker)
+
+
+def _start(what: str, *options: str, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dask", what, "--host=127.0.0.1", *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder, **quiet)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -6,13 +6,11 @@ import csv
 import itertools
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, itk_affine, save_itk, save_nifti
+from io_helpers import LPS_RAS, OBLIQUE, affine_of, save_itk, save_nifti
 
 SHAPE = (13, 11, 7)  # no two axes alike
 SPACING = (0.8, 1.25, 3.0)  # mm, nor two spacings
@@ -49,11 +47,7 @@ def logits_of(labels: np.ndarray, seed: int, num_labels: int = 3) -> np.ndarray:
 
 def affine() -> np.ndarray:
     """The oblique geometry that `save_map` gives to every format."""
-    image = sitk.GetImageFromArray(np.zeros(SHAPE[::-1], np.uint8))
-    image.SetSpacing(SPACING)
-    image.SetOrigin(ORIGIN)
-    image.SetDirection(OBLIQUE.ravel())
-    return itk_affine(image)
+    return LPS_RAS @ affine_of(SPACING, ORIGIN, OBLIQUE)
 
 
 def save_map(path: Path, values: np.ndarray, *, compress: bool = True) -> Path:
@@ -71,28 +65,12 @@ def save_npz(path: Path, logits: np.ndarray, name: str = "logits") -> Path:
     return path
 
 
-@dataclass(frozen=True)
 class Study:
     """Folders of a reference, a prediction and a baseline, with the maps that are in them."""
 
-    root: Path
-    maps: dict[str, dict[str, np.ndarray]]
-
-    @property
-    def labels(self) -> Path:
-        return self.root / "labels"
-
-    @property
-    def after(self) -> Path:
-        return self.root / "after"
-
-    @property
-    def before(self) -> Path:
-        return self.root / "before"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "report"
+    def __init__(self, root: Path, maps: dict[str, dict[str, np.ndarray]]) -> None:
+        self.root, self.maps = root, maps
+        self.labels, self.after, self.before, self.output = (root / name for name in ("labels", "after", "before", "report"))
 
     @property
     def arguments(self) -> tuple[object, ...]:

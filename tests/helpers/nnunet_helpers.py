@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cli_helpers import save_nifti
+from oracles import softmax
 from training_helpers import phantom
 
 from crfrefine.apps.demo.phantom import Phantom
@@ -31,32 +31,13 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@dataclass(frozen=True)
 class Tree:
-    """The folders of nnU-Net below one root, with one dataset and one trained network."""
+    """The folders of nnU-Net below one root, with one dataset and one trained network; `trap` is there once a pickle was read."""
 
-    root: Path
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "nnUNet_raw" / DATASET
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed" / DATASET
-
-    @property
-    def network(self) -> Path:
-        return self.root / "nnUNet_results" / DATASET / NETWORK
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    @property
-    def trap(self) -> Path:
-        """It is there once a pickle was read."""
-        return self.root / "unpickled"
+    def __init__(self, root: Path) -> None:
+        self.root, self.predictions, self.trap = root, root / "predictions", root / "unpickled"
+        self.raw, self.preprocessed = root / "nnUNet_raw" / DATASET, root / "nnUNet_preprocessed" / DATASET
+        self.network = root / "nnUNet_results" / DATASET / NETWORK
 
     def validation(self, fold: int | str) -> Path:
         return self.network / f"fold_{fold}" / "validation"
@@ -74,10 +55,9 @@ def write_json(path: Path, content: Any) -> Path:
 def write_output(folder: Path, case_id: str, case: Phantom, trap: Path, *, npz: bool = True) -> None:
     """Write what nnU-Net writes for a case: the label map; with probabilities, the .npz in (label, z, y, x) and a .pkl."""
     folder.mkdir(parents=True, exist_ok=True)
-    scores = np.exp(case.logits - case.logits.max(axis=0))
-    save_nifti(folder / f"{case_id}.nii.gz", scores.argmax(axis=0).astype(np.uint8), AFFINE)
+    save_nifti(folder / f"{case_id}.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
     if npz:
-        np.savez_compressed(folder / f"{case_id}.npz", probabilities=(scores / scores.sum(axis=0)).transpose(0, 3, 2, 1))
+        np.savez_compressed(folder / f"{case_id}.npz", probabilities=softmax(case.logits).astype(np.float32).transpose(0, 3, 2, 1))
         (folder / f"{case_id}.pkl").write_bytes(pickle.dumps(Trap(trap)))
 
 

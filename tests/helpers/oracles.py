@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
+GRADIENTS = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
 
 
@@ -32,6 +34,11 @@ class Case:
     def inside(self) -> NDArray[np.bool_]:
         """The mask, or all voxels."""
         return np.ones(self.logits.shape[1:], dtype=bool) if self.mask is None else self.mask
+
+    @property
+    def grid(self) -> GridImage:
+        """What engines get besides the logits."""
+        return GridImage(self.image, self.mask, self.spacing)
 
 
 def random_case(
@@ -125,24 +132,23 @@ def kernels_of(case: Case, model: ModelSpec) -> list[tuple[NDArray[np.float64], 
     return terms
 
 
+def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
+    """Calibrated logits of the masked voxels."""
+    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
+    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
+
+
 def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
     """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
 
     With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
     """
     run = model.mean_field
-    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
-    scores = (case.logits[:, case.inside].astype(np.float64) + bias[:, None]) / run.temperature
-    terms = kernels_of(case, model)
-    penalty = run.compatibility.astype(np.float64)
-    x = scores
-    step = 1.0 - run.damping
-    energies: list[float] = []
+    scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
+    x, step, energies = scores, 1.0 - run.damping, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = np.zeros_like(scores)
-        for kernel, weight in terms:
-            pairwise += penalty.T @ (weight[:, None] * (marginals @ kernel.T))
+        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
         x = (1.0 - step) * x + step * (scores - pairwise)
@@ -156,11 +162,11 @@ def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True
 
 def main_bodies(case: Case, run: MeanFieldSpec) -> NDArray[np.bool_]:
     """The voxels of the largest component of each foreground label where it is at least 0.3 probable, (*grid)."""
-    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
-    scores = case.logits.astype(np.float64) + bias.reshape(-1, *(1,) * case.inside.ndim)
     found = np.zeros(case.inside.shape, dtype=bool)
-    for probability in softmax(scores / run.temperature)[1:]:
-        numbered, count = ndimage.label((probability > 0.3) & case.inside, np.ones((3,) * found.ndim))
+    for own in softmax(scores_of(case, run))[1:]:
+        probability = np.zeros(found.shape)
+        probability[case.inside] = own
+        numbered, count = ndimage.label(probability > 0.3, np.ones((3,) * found.ndim))
         found |= (numbered == 1 + np.bincount(numbered.ravel())[1:].argmax()) if count else False
     return found
 

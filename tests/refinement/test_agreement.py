@@ -1,10 +1,12 @@
 """Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tile_cases import make_case, refine
+from tile_cases import make_case, num_active, refine
 
 from crfrefine.parameters.model import CrfParameters
 
@@ -128,3 +130,22 @@ def test_shorter_steps_start_from_the_step_before():
     for weight in (0.06, 1.0, 3.0):
         parameters = CrfParameters().replace(**model, **{"bilateral.weight": weight, "bilateral.theta_alpha": 0.8})
         assert_agree(*run_both(case, parameters, 1e-6), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("filter_name", "masked", "weight"), [("truncated", True, [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]), ("lattice", False, 4.0)]
+)
+def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name, masked, weight):
+    """To the bit; some differences are above those of the logits, so that whole regions change their label before any message."""
+    case, bias = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=masked), (0.375, -32.5, 0.0, 31.75, -0.5, 1.5)
+    shifted = case.logits + np.array(bias, np.float32)[:, None, None, None]
+    shifted = replace(case, logits=np.where(case.mask, shifted, case.logits) if masked else shifted)
+    model = {"mean_field.filter": filter_name, "bilateral.theta_beta": 0.3, "mean_field.temperature": 1.5, "bilateral.weight": weight}
+    parameters = CrfParameters().replace(**model)
+    found, expected = refine(case, parameters.replace(**{"mean_field.bias": bias}), 1e-4), refine(shifted, parameters, 1e-4)
+    assert 0 < num_active(found) < found.channels.tiles.sets.grid.num_tiles
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
+    assert (found.energy, found.num_iterations) == (expected.energy, expected.num_iterations)
+    assert (found.network_label_map != expected.network_label_map).mean() > 0.1
+    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))

@@ -7,6 +7,7 @@ import pytest
 from blobs import Blobs, make_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import GRADIENTS
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.grid_image import GridImage
@@ -15,7 +16,6 @@ from crfrefine.refinement.tiles import packed_kernels
 from crfrefine.refinement.tiles.packed_kernels import PackSettings, pack_kernels
 
 SHAPE = (9, 42, 130)
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 THRESHOLD = 1e-6
 # Of a float32 lattice, derivatives with respect to bandwidths are differences of large sums; pair by pair they keep their digits.
 LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "theta_position": 1e-2, "theta_intensity": 1e-3}}
@@ -27,7 +27,7 @@ def _always(monkeypatch):
     monkeypatch.setattr(packed_kernels, "WORTH_IT", np.inf)
 
 
-def compare(blobs, spec, threshold, tolerance, names=NAMES, *, rise=3.0, **packed):
+def compare(blobs, spec, threshold, tolerance, names=GRADIENTS, *, rise=3.0, **packed):
     """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest."""
     kernels = blobs.packed(spec, threshold, **packed)
     found, by_found = blobs.gradients(kernels, spec.mean_field)
