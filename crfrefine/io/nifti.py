@@ -7,12 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import LARGEST_LABEL, open_voxels
+from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.plain_nifti import LARGEST_SIDE, PlainHeader, read_plain
 from crfrefine.io.source import VoxelSource
-from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

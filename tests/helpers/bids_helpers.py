@@ -1,7 +1,5 @@
 """Small BIDS datasets: generated images, a network's probabilities in derivatives, and reference label maps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from oracles import softmax
 from crfrefine.apps.demo.phantom import make_phantom
 
 
-def describe(folder: Path, *, derivative: bool = False) -> None:
+def describe(folder, *, derivative=False):
     folder.mkdir(parents=True, exist_ok=True)
     content = {"Name": f"Phantoms in {folder.name}", "BIDSVersion": "1.9.0", "License": "CC0"}
     if derivative:
@@ -23,7 +21,7 @@ def describe(folder: Path, *, derivative: bool = False) -> None:
     )
 
 
-def write_bids(root: Path, *names: str, modalities: tuple[str, ...] = ("T1w",)) -> tuple[Path, Path, Path]:
+def write_bids(root, *names, modalities=("T1w",)):
     """Write cases such as "sub-01" or "sub-02_ses-1", and return the dataset, the derivatives and the reference."""
     dataset = root / "dataset"
     derivatives, reference = dataset / "derivatives" / "network", root / "manual"

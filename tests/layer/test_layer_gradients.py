@@ -103,10 +103,9 @@ def small_layer(**changes):
     return CrfRnn(3, 2, 3, CrfParameters().replace(**{name.replace("__", "."): value for name, value in (fixed | changes).items()}))
 
 
-def batch(num_items=2, grid=(4, 6, 5)):
-    cases = [random_case(3, 2, 3, grid_shape=(*grid[:2], grid[2] + index)) for index in range(num_items)]
-    logits = torch.stack([torch.tensor(case.logits[..., : grid[2]]) for case in cases])
-    return logits, torch.stack([torch.tensor(case.image[..., : grid[2]]) for case in cases])
+def batch(num_items=2):
+    cases = [random_case(3, 2, 3, masked=bool(index), grid_shape=(4, 6, 5)) for index in range(num_items)]
+    return [torch.tensor(np.stack([getattr(case, name) for case in cases])) for name in ("logits", "image")]
 
 
 def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients():
