@@ -56,6 +56,20 @@ def compiled_backend(request, monkeypatch):
 
 
 @pytest.fixture
+def folders(tmp_path):
+    """Three small cases, a, b and c, as files."""
+    from cli_helpers import write_folders
+
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def _no_folders_of_nnunet(monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
 def one_torch_thread():
     """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""
     import torch

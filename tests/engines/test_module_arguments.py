@@ -1,6 +1,6 @@
 """The compiled module refuses arguments that do not fit each other, by a ValueError, before it reads what is not there.
 
-`tests/fuzz/test_calls.py` makes up many more such calls.
+`tests/fuzz/test_engine.py` makes up many more such calls.
 """
 
 import math

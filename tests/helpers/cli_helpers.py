@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,24 +39,35 @@ def command(*arguments):
     return [sys.executable, "-m", "crfrefine", *map(str, arguments)]
 
 
-def run_process(*arguments, timeout=120, **options):
-    """Run the command as users do."""
+def run_process(*arguments, timeout=120, status=None, **options):
+    """Run the command as users do. `status`: how it must end."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    assert status in (None, done.returncode), done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(*arguments):
-    """Run the command in this process: no start-up time, and exceptions that are bugs come through."""
+def wait_for(condition, process=None, seconds=60):
+    """Wait for something that is to come while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def run_here(*arguments, status=None):
+    """Run the command in this process: no start-up time, and exceptions that are bugs come through. `status`: how it must end."""
     from crfrefine.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
-    status = 0
+    found = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             app([str(argument) for argument in arguments], prog_name="crfrefine")
         except SystemExit as leave:
-            status = int(leave.code or 0)
-    return Result(status, out.getvalue(), err.getvalue())
+            found = int(leave.code or 0)
+    assert status in (None, found), err.getvalue()
+    return Result(found, out.getvalue(), err.getvalue())
 
 
 def save_nifti(path, values, affine=AFFINE):
@@ -90,8 +102,8 @@ class Folders:
         return np.moveaxis(load_nifti(self.logits / f"{case_id}.nii.gz"), -1, 0)
 
 
-def infer(folders, *options):
-    return run_here("infer", *folders.arguments, *FAST, *options)
+def infer(folders, *options, status=None):
+    return run_here("infer", *folders.arguments, *FAST, *options, status=status)
 
 
 def refined(folders, case_id, spacing=SPACING, **changes):

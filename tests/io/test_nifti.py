@@ -12,22 +12,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti, volume
 
 from crfrefine import io
-from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.plain_nifti import read_plain
-from crfrefine.io.volume import Volume
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
 # ITK goes through the quaternion of the qform, which costs a few more roundings of float32.
 QUATERNION_MM = 1e-3
-
-
-def volume(data, affine) -> Volume:
-    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 @settings(deadline=None, max_examples=25)
@@ -282,7 +276,7 @@ def test_every_cut_is_noticed(suffix, tmp_path):
         assert not io.is_whole(cut)
 
 
-def patched(path: Path, offset: int, layout: str, *values: float, dtype=np.float32) -> Path:
+def patched(path, offset, layout, *values, dtype=np.float32):
     """A file with other bytes in its header, as nibabel would not write them."""
     content = bytearray(save_nifti(path, numbers((4, 5, 6), dtype=dtype)).read_bytes())
     struct.pack_into(layout, content, offset, *values)
