@@ -99,7 +99,7 @@ class GridFilter final : public Filter {
         num_cells_ = bins_;
         for (int a = 0; a < axes; ++a) num_cells_ *= size.cells[a];
         const int64_t row_length = voxels_.box_shape[axes - 1], row_cells = size.cells[axes - 1];
-        is_narrow_ = kHasLaneTables && num_modalities_ == 1 && bins_ <= kLanes && row_length * row_cells <= NarrowRows::kMostWeights &&
+        is_narrow_ = kPlacesLanes && num_modalities_ == 1 && bins_ <= kLanes && row_length * row_cells <= NarrowRows::kMostWeights &&
                      num_cells_ / bins_ * kLanes <= voxels_.num_voxels;
         if (is_narrow_) {
             bins_ = size_.bins[0] = kLanes;  // more than are needed: cells that no voxel reaches change nothing
@@ -485,7 +485,7 @@ class GridFilter final : public Filter {
                 sum[voxel] += channel_weight * (post ? post[voxel] : 1.0f) * ((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
             }
         };
-        if (is_narrow_) {
+        if (kLooksUpLanes && is_narrow_) {
             return for_batches<1>(row, [&](const Batch& batch) {
                 if (!receives(batch)) return;
                 vfloat total = narrow_.slice(from, batch.x, batch.count, batch.bin, batch.last_fraction) * channel_weight;

@@ -8,8 +8,9 @@
 
 namespace crf {
 
+// Whether one vector's lanes can be placed in another's, and looked up in it.
 #if defined(__AVX512F__)
-constexpr bool kHasLaneTables = true;
+constexpr bool kPlacesLanes = true, kLooksUpLanes = true;
 
 // Lane i of the result is lane index[i] of `table`, modulo the number of lanes.
 inline vfloat look_up(vfloat table, vint index) { return (vfloat)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table); }
@@ -22,7 +23,7 @@ inline vfloat place_four(const float* four, int32_t first) {
     return (vfloat)_mm512_maskz_permutexvar_ps(inside, index, _mm512_castps128_ps512(_mm_loadu_ps(four)));
 }
 #else
-constexpr bool kHasLaneTables = false;
+constexpr bool kLooksUpLanes = false;
 
 inline vfloat look_up(vfloat table, vint index) {
     float from[kLanes], found[kLanes];
@@ -30,11 +31,29 @@ inline vfloat look_up(vfloat table, vint index) {
     for (int i = 0; i < kLanes; ++i) found[i] = from[index[i] % kLanes];
     return load(found);
 }
+#if defined(__AVX2__)
+constexpr bool kPlacesLanes = true;
+
+inline vfloat place_four(const float* four, int32_t first) {
+    static constexpr int32_t kInside[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    const __m256i lane = _mm256_sub_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+    const __m256 turned = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(four)), lane);
+    float placed[kLanes];
+    for (int i = 0; i < kLanes; i += 8) {
+        const __m256i inside = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kInside + 12 - first + i));
+        _mm256_storeu_ps(placed + i, _mm256_and_ps(turned, _mm256_castsi256_ps(inside)));
+    }
+    return load(placed);
+}
+#else
+constexpr bool kPlacesLanes = false;
+
 inline vfloat place_four(const float* four, int32_t first) {
     float placed[kLanes]{};
     for (int32_t k = 0; k < 4; ++k) placed[first + k] = four[k];
     return load(placed);
 }
+#endif
 #endif
 
 // The weights of the four cells around points at fraction f of their cells.
@@ -78,15 +97,32 @@ class NarrowRows {
         interleave<4>(weight, four);
         for (int j = 0; j < 4; ++j) store(scaled[j], load(weight_[j].data() + x) * value);
         std::memcpy(first_bin, &bin, sizeof first_bin);
+        // In registers; the array's elements would stay in memory.
+        vfloat a = window.cell[0], b = window.cell[1], c = window.cell[2], d = window.cell[3];
         for (int i = 0; i < count; ++i) {
-            if (cell_[x + i] != window.first) advance(window, cell_[x + i], to);
+            for (; window.first < cell_[x + i]; ++window.first) {
+                store(to + window.first * kLanes, a);
+                a = b;
+                b = c;
+                c = d;
+                d = vfloat{};
+            }
             const vfloat placed = place_four(four + 4 * i, first_bin[i]);
-            for (int j = 0; j < 4; ++j) window.cell[j] += placed * scaled[j][i];
+            a += placed * scaled[0][i];
+            b += placed * scaled[1][i];
+            c += placed * scaled[2][i];
+            d += placed * scaled[3][i];
         }
+        window.cell[0] = a;
+        window.cell[1] = b;
+        window.cell[2] = c;
+        window.cell[3] = d;
     }
 
     // To be called when the row ends.
-    void finish(Window& window, float* to) const { advance(window, window.first + 4, to); }
+    void finish(const Window& window, float* to) const {
+        for (int j = 0; j < 4; ++j) store(to + (window.first + j) * kLanes, window.cell[j]);
+    }
 
     // The blended cells at `count` voxels, the first of them at x.
     vfloat slice(const float* from, int64_t x, int count, vint bin, vfloat f) const {
@@ -101,14 +137,6 @@ class NarrowRows {
     }
 
    private:
-    void advance(Window& window, int64_t cell, float* to) const {
-        for (; window.first < cell; ++window.first) {
-            store(to + window.first * kLanes, window.cell[0]);
-            for (int j = 0; j < 3; ++j) window.cell[j] = window.cell[j + 1];
-            window.cell[3] = vfloat{};
-        }
-    }
-
     int64_t stride_ = 0;
     std::vector<int32_t> cell_;
     std::vector<float> weight_[4], dense_;  // of each of a voxel's four cells; (cell, voxel)

@@ -12,14 +12,19 @@
 
 namespace crf {
 
+#if defined(__AVX512F__)
+constexpr size_t kProcessorBytes = 64;
+#elif defined(__AVX2__)
+constexpr size_t kProcessorBytes = 32;
+#else
+constexpr size_t kProcessorBytes = 16;
+#endif
+
+// The widest vector that is left to the compiler.
 #if defined(__clang__)
 constexpr size_t kRegisterBytes = 128;  // the widest that simd.h uses
-#elif defined(__AVX512F__)
-constexpr size_t kRegisterBytes = 64;
-#elif defined(__AVX2__)
-constexpr size_t kRegisterBytes = 32;
 #else
-constexpr size_t kRegisterBytes = 16;
+constexpr size_t kRegisterBytes = kProcessorBytes;
 #endif
 
 // Whether code for each number of labels or modalities is worth its time to compile: registers that hold few lanes do not hold their loops.
@@ -31,7 +36,7 @@ inline V splat(T x) {
     if constexpr (std::is_class_v<V>) {
         return V(x);
     } else {
-        return V{} + x;
+        return x - V{};  // V{} + x would be an addition, because of -0
     }
 }
 

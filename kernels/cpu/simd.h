@@ -20,6 +20,7 @@ namespace crf {
 constexpr int kLanes = 16;
 
 typedef LanesOfSize<float, 4 * kLanes> vfloat;
+typedef LanesOfSize<float, kProcessorBytes> vregister;  // the lanes that one register holds, for loops that need many
 typedef LanesOfSize<int32_t, 4 * kLanes> vint;
 typedef LanesOfSize<double, 8 * kLanes> vdouble;
 typedef LanesOfSize<int64_t, 8 * kLanes> vlong;
@@ -55,11 +56,32 @@ inline vint splat_lanes(int32_t x) { return splat<vint>(x); }
 inline vdouble splat_lanes(double x) { return splat<vdouble>(x); }
 inline vlong splat_lanes(int64_t x) { return splat<vlong>(x); }
 
-inline vfloat vmax(vfloat a, vfloat b) { return select(a > b, a, b); }
-inline vfloat vmin(vfloat a, vfloat b) { return select(a < b, a, b); }
-inline vdouble vmax(vdouble a, vdouble b) { return select(a > b, a, b); }
-inline vint larger(vint a, vint b) { return select(a > b, a, b); }
-inline vint smaller(vint a, vint b) { return select(a < b, a, b); }
+// One instruction, which gcc does not find behind `select`, and of floats not beside a constant.
+template <class V>
+inline V vmax(V a, V b) {
+    if constexpr (std::is_class_v<V>) {
+        return {vmax(a.low, b.low), vmax(a.high, b.high)};
+#if defined(__AVX512F__)
+    } else if constexpr (std::is_same_v<V, vfloat>) {
+        return (V)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    } else if constexpr (std::is_same_v<V, vregister>) {
+        return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+    } else {
+        return a > b ? a : b;
+    }
+}
+template <class V>
+inline V vmin(V a, V b) {
+    if constexpr (std::is_class_v<V>) {
+        return {vmin(a.low, b.low), vmin(a.high, b.high)};
+    } else {
+        return a < b ? a : b;
+    }
+}
+inline vint larger(vint a, vint b) { return vmax(a, b); }
+inline vint smaller(vint a, vint b) { return vmin(a, b); }
 
 // Lanes of ones where it is true, of zeros elsewhere.
 inline vint is_greater(vfloat a, vfloat b) { return a > b; }
@@ -136,7 +158,8 @@ inline typename LanesOf<T>::integer first_lanes_of(int count) {
 
 // 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
 // Round-to-nearest split and a polynomial fitted to 2^f on [-1/2, 1/2] (least maximum relative error).
-inline vfloat exp2_nonpositive(vfloat t) {
+template <class V>
+inline V exp2_nonpositive(V t) {
     constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f, c5 = 0.00133952777f;
 #if defined(__AVX512F__)
     constexpr __mmask16 kAll = 0xffff;  // the masked forms, because GCC 12 warns of the others' undefined pass-through operand
@@ -146,12 +169,13 @@ inline vfloat exp2_nonpositive(vfloat t) {
     const vfloat p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
     return (vfloat)_mm512_maskz_scalef_ps(kAll, (__m512)p, whole);
 #else
-    t = vmax(t, splat_lanes(-126.0f));
+    typedef decltype(t > t) Integers;
+    t = vmax(t, splat<V>(-126.0f));
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
-    const vfloat shifted = t + magic;
-    const vfloat f = t - (shifted - magic);
-    const vfloat p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
-    return (vfloat)((vint)p + ((vint)shifted << 23));
+    const V shifted = t + magic;
+    const V f = t - (shifted - magic);
+    const V p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
+    return (V)((Integers)p + ((Integers)shifted << 23));
 #endif
 }
 
@@ -187,11 +211,22 @@ inline vdouble log_positive(vdouble x) {
     return load(l);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// The first `count` of eight lanes are ones. gcc makes `rep movs` of loops over them, which took a tenth of splatting a lattice.
+inline __m256i first_eight(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // `count` floats, the other lanes zero; the array is not read beyond them.
 inline vfloat load_some(const float* from, int64_t count) {
     if (count >= kLanes) return load(from);
 #if defined(__AVX512F__)
     return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#elif defined(__AVX2__)
+    float some[kLanes];
+    for (int i = 0; i < kLanes; i += 8) _mm256_storeu_ps(some + i, _mm256_maskload_ps(from + i, first_eight(count - i)));
+    return load(some);
 #else
     float some[kLanes]{};
     for (int64_t i = 0; i < count; ++i) some[i] = from[i];
@@ -211,6 +246,10 @@ inline void store_some(float* to, vfloat v, int64_t count) {
     if (count >= kLanes) return store(to, v);
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__)
+    float some[kLanes];
+    store(some, v);
+    for (int i = 0; i < kLanes; i += 8) _mm256_maskstore_ps(to + i, first_eight(count - i), _mm256_loadu_ps(some + i));
 #else
     float some[kLanes];
     store(some, v);

@@ -189,53 +189,79 @@ class TruncatedFilter final : public Filter {
         });
     }
 
+    // A register of voxels in each of kRows rows: more would not stay in registers while their pairs are visited.
+    template <int C, int M>
+    struct Own {
+        vregister intensity[kRows][M > 0 ? M : 1], sent[kRows][C], received[kRows][C];
+    };
+    static vregister load_register(const float* from) { return load_lanes<vregister>(from); }
+
     // All pairs of the chunks' voxels. M: number of modalities, 0 = any.
     template <int C, int M>
     void filter_chunks(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
-        constexpr int kHeld = M > 0 ? M : 1;
+        constexpr int64_t kPart = sizeof(vregister) / sizeof(float);
         const int64_t modality_stride = plan_.total_size, channel_stride = channels.step * plan_.total_size, row_stride = plan_.row_stride;
+        const int64_t row_length = voxels_.box_shape[voxels_.num_axes - 1];
         const PlannedOffset* const last = plan_.offsets.data() + plan_.offsets.size();
         for (const WindowChunk* chunk = begin; chunk < end; ++chunk) {
-            const float* intensity = intensity_.get() + chunk->place;
-            const float* sent = sent_ + channels.first * plan_.total_size + chunk->place;
-            float* received = received_ + channels.first * plan_.total_size + chunk->place;
-            vfloat own_intensity[kRows][kHeld], own_sent[kRows][C], own_received[kRows][C];
-            for (int r = 0; r < kRows; ++r) {
-                if constexpr (M > 0)
-                    for (int m = 0; m < M; ++m) own_intensity[r][m] = load(intensity + m * modality_stride + r * row_stride);
-                for (int c = 0; c < C; ++c) {
-                    own_sent[r][c] = load(sent + c * channel_stride + r * row_stride);
-                    own_received[r][c] = vfloat{};
-                }
-            }
-            for (const PlannedOffset* offset = plan_.offsets.data(); offset < last; ++offset) {
-                const int64_t linear = offset->linear;
-                vfloat weight[kRows];
-                for (int r = 0; r < kRows; ++r) weight[r] = splat_lanes(offset->exponent[r]);
-                for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
-                    const vfloat other = load(intensity + m * modality_stride + linear);
-                    for (int r = 0; r < kRows; ++r) {
-                        const vfloat own = M > 0 ? own_intensity[r][M > 0 ? m : 0] : load(intensity + m * modality_stride + r * row_stride);
-                        const vfloat difference = own - other;
-                        weight[r] -= difference * difference;
+            const int64_t row_end = chunk->place + std::min<int64_t>(kLanes, row_length - chunk->place % row_stride);
+            for (int64_t place = chunk->place; place < row_end; place += kPart) {
+                const float* intensity = intensity_.get() + place;
+                const float* sent = sent_ + channels.first * plan_.total_size + place;
+                float* received = received_ + channels.first * plan_.total_size + place;
+                Own<C, M> own;
+                for (int r = 0; r < kRows; ++r) {
+                    if constexpr (M > 0)
+                        for (int m = 0; m < M; ++m) own.intensity[r][m] = load_register(intensity + m * modality_stride + r * row_stride);
+                    for (int c = 0; c < C; ++c) {
+                        own.sent[r][c] = load_register(sent + c * channel_stride + r * row_stride);
+                        own.received[r][c] = vregister{};
                     }
                 }
-                for (int r = 0; r < kRows; ++r) weight[r] = exp2_nonpositive(weight[r]);
-                for (int c = 0; c < C; ++c) {
-                    const vfloat other_sent = load(sent + c * channel_stride + linear);
-                    vfloat other_received = load(received + c * channel_stride + linear);
-                    for (int r = 0; r < kRows; ++r) {
-                        own_received[r][c] += weight[r] * other_sent;
-                        other_received += weight[r] * own_sent[r][c];
+                for (const PlannedOffset* offset = plan_.offsets.data(); offset < last; ++offset) {
+                    // At the window's ends only one of the rows has a pair: a sixth of the work, if theta_alpha is 1.5 voxels.
+                    if (offset->exponent[1] == kNoPair) {
+                        add_pairs<0, 1>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
+                    } else if (offset->exponent[0] == kNoPair) {
+                        add_pairs<1, 2>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
+                    } else {
+                        add_pairs<0, 2>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
                     }
-                    store(received + c * channel_stride + linear, other_received);
                 }
+                for (int r = 0; r < kRows; ++r)
+                    for (int c = 0; c < C; ++c) {
+                        float* to = received + c * channel_stride + r * row_stride;
+                        store_lanes(to, load_register(to) + own.received[r][c]);
+                    }
             }
-            for (int r = 0; r < kRows; ++r)
-                for (int c = 0; c < C; ++c) {
-                    float* own = received + c * channel_stride + r * row_stride;
-                    store(own, load(own) + own_received[r][c]);
-                }
+        }
+    }
+
+    // The pairs of rows First to End - 1 at one offset.
+    template <int First, int End, int C, int M>
+    [[gnu::always_inline]] inline void add_pairs(const PlannedOffset& offset, int64_t modality_stride, int64_t channel_stride,
+                                                 const float* intensity, const float* sent, float* received, Own<C, M>& own) const {
+        const int64_t linear = offset.linear;
+        vregister weight[kRows];
+        for (int r = First; r < End; ++r) weight[r] = splat<vregister>(offset.exponent[r]);
+        for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
+            const vregister other = load_register(intensity + m * modality_stride + linear);
+            for (int r = First; r < End; ++r) {
+                const vregister difference =
+                    (M > 0 ? own.intensity[r][M > 0 ? m : 0] : load_register(intensity + m * modality_stride + r * plan_.row_stride)) -
+                    other;
+                weight[r] -= difference * difference;
+            }
+        }
+        for (int r = First; r < End; ++r) weight[r] = exp2_nonpositive(weight[r]);
+        for (int c = 0; c < C; ++c) {
+            const vregister other_sent = load_register(sent + c * channel_stride + linear);
+            vregister other_received = load_register(received + c * channel_stride + linear);
+            for (int r = First; r < End; ++r) {
+                own.received[r][c] += weight[r] * other_sent;
+                other_received += weight[r] * own.sent[r][c];
+            }
+            store_lanes(received + c * channel_stride + linear, other_received);
         }
     }
 

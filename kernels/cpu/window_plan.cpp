@@ -6,9 +6,6 @@ namespace crf {
 
 namespace {
 
-// Far below the smallest exponent: a weight of 0.
-constexpr float kNoPair = -1e4f;
-
 constexpr int64_t kRowsInterleaved = 8;  // see list_offsets
 
 // Rows of a block along every axis but the last: whole groups of rows, and few, because zeros are skipped by whole blocks.

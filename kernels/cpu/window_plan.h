@@ -12,6 +12,9 @@ namespace crf {
 // Rows of voxels that are processed together: each loaded neighbor serves all of them.
 constexpr int kRows = 2;
 
+// The exponent where a row has no pair, far below all others: a weight of 0.
+constexpr float kNoPair = -1e4f;
+
 struct PlannedOffset {
     int64_t linear;         // distance in the padded box from the voxel of the first row, positive
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
