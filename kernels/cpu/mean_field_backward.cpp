@@ -77,7 +77,7 @@ class Backward {
         return gradients;
     }
 
-    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // The marginals of all labels; the last one follows from the others if it is not recorded.
     void load_marginals(const T* record, int64_t block, T* rows) const {

@@ -160,7 +160,7 @@ class MessageBackward {
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
 
-    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
     // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
     // number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept
     // in grad_ones_.

@@ -1,4 +1,4 @@
-// The Python module: arrays in, arrays out, no rules of the model.
+// What the Python module holds: arrays in, arrays out, no rules of the model.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -175,25 +175,25 @@ void define_errors(nb::module_& m) {
 }
 
 }  // namespace
-}  // namespace crf
 
-NB_MODULE(CRFREFINE_MODULE, m) {
+void define_module(nb::module_& m) {
     // Objects may outlive the interpreter, for example if a script ends with a graph in a global variable; no warning is needed.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
-    crf::define_errors(m);
-    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
+    define_errors(m);
+    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
-          "num_channels"_a, "num_filterings"_a);
-    m.def("plan_filters", &crf::plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
+    m.def("_estimate_costs", &estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "num_channels"_a,
+          "num_filterings"_a);
+    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
-    m.def("_lattice_passes", &crf::lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
-          "threads"_a);
-    crf::define_kernels(m);
-    crf::define_tiles(m);
-    m.def("label_map", &crf::label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("softmax", &crf::softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("channel_ranges", &crf::channel_ranges_of, "channels"_a, "threads"_a);
-    m.def("cpu_level", &crf::cpu_level);
+    m.def("_lattice_passes", &lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "threads"_a);
+    define_kernels(m);
+    define_tiles(m);
+    m.def("label_map", &label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("softmax", &softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
+    m.def("cpu_level", &cpu_level);
 }
+
+}  // namespace crf

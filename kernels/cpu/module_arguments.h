@@ -5,7 +5,6 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -93,7 +92,11 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
 void check_signals();
 
 // Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.
-// `progress` outlives it.
-std::function<void(int, int)> reporter(const nanobind::object& progress, const char* stage);
+struct Reporter {
+    const nanobind::object& progress;
+    const char* stage;
+
+    void operator()(int step, int num_steps) const;
+};
 
 }  // namespace crf

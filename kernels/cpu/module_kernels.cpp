@@ -54,7 +54,7 @@ class Kernels {
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                              workspace, reporter(progress, "build"));
+                                              workspace, Reporter{progress, "build"});
         descriptions_ = set_->descriptions;
     }
 
@@ -98,7 +98,7 @@ class Kernels {
             is_spent_ = is_last_run && !descriptions_.empty();
             if (is_spent_ && !set_->keeps_image()) release_image();
             outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, workspace,
-                                     reporter(progress, "mean field"));
+                                     Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result;

@@ -237,7 +237,6 @@ class LabelSets {
         // Where labels take part only where they occur (no `may_matter`), the energy lacks pairs of voxels in different tiles; with one
         // weight for all labels of a Potts model, steps do not raise it anyway (docs/reference/math.md).
         options.watch_energy = energy_is_lowered(kind) && (may_matter || !(options.is_potts && options.last_is_implied()));
-        const std::function<void(int, int)> report_build = reporter(progress, "build"), report_step = reporter(progress, "mean field");
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool([&](ThreadPool& pool) {
@@ -253,7 +252,7 @@ class LabelSets {
                 kernels.clear();
             }
             for (const DirectKernel& kernel : kernels) {
-                if (report_build) report_build(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
+                Reporter{progress, "build"}(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
                 filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
             }
             std::optional<Borders> borders;
@@ -261,7 +260,7 @@ class LabelSets {
             if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
             const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold), exceeds.data()};
             outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
-                                          out.data(), borders ? &check : nullptr, pool, report_step);
+                                          out.data(), borders ? &check : nullptr, pool, Reporter{progress, "mean field"});
         });
         nb::dict result;
         result["num_iterations"] = outcome.num_iterations;
