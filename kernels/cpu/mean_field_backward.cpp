@@ -213,7 +213,7 @@ class Backward {
     void finish(T* grad_logits) {
         const T inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const T* from = input_.gradient + label * voxels_.grid_size;
+            const T* from = input_.gradient.data + label * voxels_.grid_size;
             T* to = grad_logits + label * voxels_.grid_size;
             for (int64_t i = 0; i < voxels_.grid_size; ++i) to[i] = from[i] * inverse;
         });

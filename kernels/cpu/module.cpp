@@ -131,13 +131,13 @@ void label_map_of(const FloatArray& logits, int threads, const nb::ndarray<nb::c
     const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
     const bool is_byte = out.dtype() == nb::dtype<uint8_t>();
     if (!is_byte && out.dtype() != nb::dtype<uint16_t>()) throw InputError("label maps are uint8 or uint16");
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    if (is_byte) {
-        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
-    } else {
-        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
-    }
+    run_pool(threads, [&](ThreadPool& pool) {
+        if (is_byte) {
+            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
+        } else {
+            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
+        }
+    });
 }
 
 void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
@@ -145,17 +145,16 @@ void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
             "expected logits (label, *grid), one label or more");
     require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
     const int num_labels = static_cast<int>(logits.shape(0));
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+    run_pool(threads, [&](ThreadPool& pool) {
+        softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+    });
 }
 
 std::vector<float> channel_ranges_of(const FloatArray& channels, int threads) {
     require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
     const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    return channel_ranges(channels.data(), num_channels, num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0, pool);
+    const int64_t size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
+    return run_pool(threads, [&](ThreadPool& pool) { return channel_ranges(channels.data(), num_channels, size, pool); });
 }
 
 // The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
