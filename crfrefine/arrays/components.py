@@ -21,17 +21,11 @@ Label = TypeVar("Label", bound=np.integer[Any])
 
 @dataclass(frozen=True)
 class Cleaned(Generic[Label]):
-    """A label map after the small-object rules.
+    """A label map after the small-object rules."""
 
-    Attributes:
-        label_map: (*grid), of the type and memory order of the one passed in.
-        voxels_removed: voxels of components that became background.
-        voxels_filled: voxels of holes that got a label, among them such as had just been removed.
-    """
-
-    label_map: NDArray[Label]
-    voxels_removed: int = 0
-    voxels_filled: int = 0
+    label_map: NDArray[Label]  # (*grid), of the type and memory order of the one passed in
+    voxels_removed: int = 0  # voxels of components that became background
+    voxels_filled: int = 0  # voxels of holes that got a label, among them such as had just been removed
 
 
 def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:

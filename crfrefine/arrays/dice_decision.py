@@ -27,17 +27,11 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class _Take:
-    """What a label has of a label map, or would have.
+    """What a label has of a label map, or would have."""
 
-    Attributes:
-        mass: the label's probability summed over all voxels: the size that the structure is expected to have.
-        overlap: the same over the label's own voxels: the expected overlap.
-        size: number of the label's voxels.
-    """
-
-    mass: float
-    overlap: float
-    size: int
+    mass: float  # the label's probability summed over all voxels: the size that the structure is expected to have
+    overlap: float  # the same over the label's own voxels: the expected overlap
+    size: int  # number of the label's voxels
 
     @property
     def worth(self) -> float:

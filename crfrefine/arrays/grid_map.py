@@ -22,15 +22,10 @@ TILT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Where the indices of one axis lie on the parallel axis of the other grid.
+    """Where the indices of one axis lie on the parallel axis of the other grid."""
 
-    Attributes:
-        positions: (n,) float64 index on the other grid, not limited to its samples.
-        size: samples of the other grid along the axis.
-    """
-
-    positions: NDArray[np.float64]
-    size: int
+    positions: NDArray[np.float64]  # (n,) float64 index on the other grid, not limited to its samples
+    size: int  # samples of the other grid along the axis
 
     @property
     def inside(self) -> NDArray[np.bool_]:
@@ -50,19 +45,12 @@ class AxisMap:
 
 @dataclass(frozen=True, eq=False)
 class GridMap:
-    """Where the voxels of a grid lie on another one, the source. Axes are in storage order, (z, y, x); planes have one slice.
+    """Where the voxels of a grid lie on another one, the source. Axes are in storage order, (z, y, x); planes have one slice."""
 
-    Attributes:
-        shape: voxels of the grid to fill, (z, y, x).
-        source_shape: voxels of the source, (z, y, x).
-        matrix: (3, 3) index on the source = matrix @ index + offset.
-        offset: (3,) see `matrix`.
-    """
-
-    shape: tuple[int, int, int]
-    source_shape: tuple[int, int, int]
-    matrix: NDArray[np.float64]
-    offset: NDArray[np.float64]
+    shape: tuple[int, int, int]  # voxels of the grid to fill, (z, y, x)
+    source_shape: tuple[int, int, int]  # voxels of the source, (z, y, x)
+    matrix: NDArray[np.float64]  # (3, 3) index on the source = matrix @ index + offset
+    offset: NDArray[np.float64]  # (3,) see `matrix`
 
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
+from crfrefine.base.geometry import same_grid, spacing_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.nifti_header import mm_per_unit
-from crfrefine.io.volume import same_grid, spacing_of
 
 ArrayOrImage = ArrayLike | Any
 """An array, or an image of nibabel or SimpleITK."""
@@ -22,23 +21,14 @@ _SAME_SPACING = 1e-3
 
 @dataclass(frozen=True)
 class _Opened:
-    """An image, opened.
+    """An image, opened."""
 
-    Attributes:
-        name: of the argument.
-        library: "nibabel" or "SimpleITK".
-        values: (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x).
-        affine: (4, 4) from indices (x, y, z) to mm, in the library's own world.
-        shape: voxels along x, y, z.
-        spacing: mm, one per axis of the array's grid.
-    """
-
-    name: str
-    library: str
-    values: NDArray[Any]
-    affine: NDArray[np.float64]
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    name: str  # of the argument
+    library: str  # "nibabel" or "SimpleITK"
+    values: NDArray[Any]  # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x)
+    affine: NDArray[np.float64]  # (4, 4) from indices (x, y, z) to mm, in the library's own world
+    shape: tuple[int, ...]  # voxels along x, y, z
+    spacing: tuple[float, ...]  # mm, one per axis of the array's grid
 
 
 def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:
@@ -96,6 +86,8 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         )
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
+        from crfrefine.io.nifti_header import mm_per_unit
+
         affine[:3] *= mm_per_unit(image.header)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]

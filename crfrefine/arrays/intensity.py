@@ -89,19 +89,12 @@ def normalize_intensity(
 
 @dataclass(frozen=True)
 class IntensityMap:
-    """The map of a modality's intensities: (value - offset - shift) * scale.
+    """The map of a modality's intensities: (value - offset - shift) * scale."""
 
-    Attributes:
-        shift: subtracted in float32.
-        scale: multiplied; 0 for a constant modality.
-        clip: whether the result is clipped to [0, 1].
-        offset: subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is.
-    """
-
-    shift: float = 0.0
-    scale: float = 1.0
-    clip: bool = False
-    offset: float | None = None
+    shift: float = 0.0  # subtracted in float32
+    scale: float = 1.0  # multiplied; 0 for a constant modality
+    clip: bool = False  # whether the result is clipped to [0, 1]
+    offset: float | None = None  # subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is
 
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
         """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""

@@ -73,11 +73,6 @@ class LabelChanges:
     voxels_after: tuple[int, ...]
 
 
-def compare_labels(before: NDArray[Any], after: NDArray[Any], num_labels: int) -> LabelChanges:
-    """Count what changed from one label map to another."""
-    return LabelChanges(int(np.count_nonzero(before != after)), count_labels(before, num_labels), count_labels(after, num_labels))
-
-
 def vanished_labels(changes: LabelChanges) -> dict[int, int]:
     """Return the labels that a label map had before and has no longer, ascending, with their voxels before."""
     pairs = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))

@@ -13,18 +13,9 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.arrays.region_scheme import RegionScheme
 
 LARGEST_LOG_ODDS = 1e4
 """Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
-
-
-def check_channels(shape: tuple[int, ...], scheme: RegionScheme) -> None:
-    """Raise InputError unless there is one channel per region."""
-    if len(shape) < 2 or shape[0] != scheme.num_regions:
-        raise InputError(
-            f"the log-odds have shape {shape}; expected ({scheme.num_regions}, *grid), one channel per region: {scheme.describe()}"
-        )
 
 
 def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:

@@ -14,13 +14,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """The order in which the user's axes are stored. Arrays are transposed as views; nothing is copied.
+    """The order in which the user's axes are stored. Arrays are transposed as views; nothing is copied."""
 
-    Attributes:
-        axes: for each axis in storage, slowest first, the user's number of it.
-    """
-
-    axes: tuple[int, ...]
+    axes: tuple[int, ...]  # for each axis in storage, slowest first, the user's number of it
 
     @classmethod
     def of_files(cls, num_axes: int) -> StorageOrder:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from crfrefine.base.text import MOST_LISTED, MOST_OF_A_REASON, counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
@@ -20,19 +19,12 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unexpect
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a case failed.
+    """Why a case failed."""
 
-    Attributes:
-        message: what was expected, what was found, in which file; for a bug, what was raised, with the request to report it.
-        kind: class name of the error.
-        traceback: where an unexpected exception was raised.
-        part: the part of the case that failed, such as a method that `evaluate` measures; None for the whole case.
-    """
-
-    message: str
-    kind: str
-    traceback: str | None = None
-    part: str | None = None
+    message: str  # what was expected, what was found, in which file; for a bug, what was raised, with the request to report it
+    kind: str  # class name of the error
+    traceback: str | None = None  # where an unexpected exception was raised
+    part: str | None = None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
 
 
 class Causes:
@@ -75,21 +67,13 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
 
 
-class CaseWork:
-    """Context manager around the processing of a case: passes every exception to `fail`; only interrupts propagate."""
-
-    def __init__(self, fail: Callable[[Failure], object], *paths: Path | None) -> None:
-        self._fail, self._paths = fail, paths
-
-    def __enter__(self) -> None:
-        """Begin processing."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        """End processing; return whether an error was handled, that is, fails only this case."""
-        if not isinstance(error, Exception):
-            return False
-        self._fail(describe_failure(error, *self._paths))
-        return True
+@contextmanager
+def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Generator[None]:
+    """Surround the processing of a case: every exception is passed to `fail`, and fails only this case; interrupts propagate."""
+    try:
+        yield
+    except Exception as error:
+        fail(describe_failure(error, *paths))
 
 
 def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:

@@ -19,7 +19,7 @@ from crfrefine.base.memory_sources import (
     reserve,
     resource_limits,
 )
-from crfrefine.base.text import shorten_value
+from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, InputError
 
 OPTION = "--max-memory"
@@ -33,15 +33,10 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that this process may take, what it has already included.
+    """The memory that this process may take, what it has already included."""
 
-    Attributes:
-        bytes: the limit; `crfrefine.base.memory_sources.LARGEST` if none is known.
-        source: where it comes from, a phrase for messages.
-    """
-
-    bytes: int
-    source: str
+    bytes: int  # the limit; `crfrefine.base.memory_sources.LARGEST` if none is known
+    source: str  # where it comes from, a phrase for messages
 
     @property
     def is_known(self) -> bool:
@@ -74,7 +69,7 @@ def format_size(size: float) -> str:
         value = size / 1024**power
         if value >= 0.9995:
             return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{int(size)} byte{'' if int(size) == 1 else 's'}"
+    return counted(int(size), "byte")
 
 
 def memory_limit(given: int | None = None) -> MemoryLimit:

@@ -33,19 +33,12 @@ MOST_RESERVED = 1 << 30
 
 @dataclass(frozen=True)
 class OwnUse:
-    """The memory that this process uses, in bytes.
+    """The memory that this process uses, in bytes."""
 
-    Attributes:
-        resident: in physical memory.
-        anonymous: of it, what is not the content of a file.
-        address_space: mapped, used or not.
-        data: of it, private and writable.
-    """
-
-    resident: int = 0
-    anonymous: int = 0
-    address_space: int = 0
-    data: int = 0
+    resident: int = 0  # in physical memory
+    anonymous: int = 0  # of it, what is not the content of a file
+    address_space: int = 0  # mapped, used or not
+    data: int = 0  # of it, private and writable
 
 
 def own_use(status: str) -> OwnUse:

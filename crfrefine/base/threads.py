@@ -17,15 +17,10 @@ SHARE = "CRFREFINE_WORKER_THREADS"
 
 @dataclass(frozen=True)
 class ThreadLimit:
-    """The cores that this process may use.
+    """The cores that this process may use."""
 
-    Attributes:
-        number: of cores, or of threads that get the time of so many.
-        source: where the limit comes from, a phrase for messages.
-    """
-
-    number: int
-    source: str
+    number: int  # of cores, or of threads that get the time of so many
+    source: str  # where the limit comes from, a phrase for messages
 
 
 def thread_limit() -> ThreadLimit:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.one_hot import one_hot_logits
 from crfrefine.arrays.padding import find_padding
-from crfrefine.arrays.region_channels import find_undecided
+from crfrefine.arrays.probabilities import identify, take_logarithms
+from crfrefine.arrays.region_channels import find_undecided, take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.case_memory import Kept, require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND, LabelMap, read_label_map
+from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, refuse_structures
 from crfrefine.cases.mistakes import label_maps_among, naming_exchanged_files
-from crfrefine.cases.network_output import ChannelSource, channels_of_labels, channels_of_scores, streamed_channels
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.labels import is_nonzero, read_where
-from crfrefine.io.parallel import run_all
+from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -54,40 +56,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Case:
-    """A case in memory, or as far as it is read. Arrays are views with x fastest in memory, as in the files.
+    """A case in memory, or as far as it is read. Arrays are views with x fastest in memory, as in the files."""
 
-    Attributes:
-        case_id: its name.
-        image: (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
-        network: the network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds. Else a label
-            map, or the headers of files whose channels are streamed when the case is refined.
-        mask: (*grid), True where the model applies; None: everywhere.
-        like: the first modality; its geometry is that of the output.
-        spacing: mm, one per grid axis.
-        num_labels: L of a label map, background included; the logits of a label map have channels only for the labels that occur.
-        input_kind: "logits", "probabilities" or "labels", the type of the network's output.
-        notes: facts that the user should know, one sentence each.
-        labels: (*grid) the reference, if requested.
-        regions: the regions of the channels; None: the channels are labels.
-        channel_labels: the label of each channel; empty: 0, 1, 2 …
-        absent_labels: labels that have a channel although the label map, if it is one, lacks them.
-        times: seconds of parts of reading.
-    """
-
-    case_id: str
+    case_id: str  # its name
+    # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
     image: NDArray[Any]
+    # The network's output. In memory: (L, *grid) float32 logits, higher is better; of regions (R, *grid) log-odds. Else a label map, or the
+    # headers of files whose channels are streamed when the case is refined.
     network: ChannelSource
-    mask: NDArray[np.bool_] | None
-    like: Volume
-    spacing: tuple[float, ...]
-    num_labels: int
-    input_kind: str
-    notes: list[str] = field(default_factory=list)
-    labels: NDArray[np.unsignedinteger[Any]] | None = None
-    regions: RegionScheme | None = None
-    channel_labels: tuple[int, ...] = ()
-    absent_labels: tuple[int, ...] = ()
-    times: dict[str, float] = field(default_factory=dict)
+    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    like: Volume  # the first modality; its geometry is that of the output
+    spacing: tuple[float, ...]  # mm, one per grid axis
+    num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
+    input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
+    notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
+    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the reference, if requested
+    regions: RegionScheme | None = None  # the regions of the channels; None: the channels are labels
+    channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
+    absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
+    times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -259,3 +246,71 @@ def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsign
     grid = WorkGrid(headers.images[0])
     stored = grid.nearest(headers.labels, order.to_storage(values), "labels", notes, outside="are background")
     return StorageOrder.of_files(stored.ndim).to_user(stored)
+
+
+# What a network left behind for a case, on the image's grid: as logits, as a label map, or in its files.
+
+ChannelSource: TypeAlias = "NDArray[np.float32] | LabelMap | LogitsHeader"
+"""The channels of a case: an array, a label map, or files from which they are streamed."""
+
+
+@dataclass(frozen=True)
+class NetworkChannels:
+    """The network's output of a case, and what it is; the attributes are those of `Case`."""
+
+    network: ChannelSource
+    kind: str
+    num_labels: int
+    notes: tuple[str, ...] = ()
+    regions: RegionScheme | None = None
+    channel_labels: tuple[int, ...] = ()
+    absent_labels: tuple[int, ...] = ()
+
+
+def channels_of_scores(
+    header: LogitsHeader, values: NDArray[np.float32], like: VolumeHeader, options: ReadingOptions, threads: int, times: dict[str, float]
+) -> NetworkChannels:
+    """Return the logits of labels or the log-odds of regions, on the grid of the image `like`.
+
+    `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
+    """
+    regions = options.regions
+    scheme = regions.scheme_of(values, header.path)
+    if scheme is None and options.input_type == "auto" and len(header.files) > 1:
+        refuse_structures(values, header.path)
+    decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
+    kind, note = decide(values, options.input_type, header.kind, header.path)
+    if kind == "probabilities":
+        run_all([partial(convert, channel) for channel in values], threads)
+    notes = [note]
+    if not like.on_same_grid(header.files[0]):
+        # The logarithms, not the probabilities, so that it does not matter which of the two a network left behind.
+        started = time.perf_counter()
+        grid, outside = WorkGrid(like), "become background"
+        if scheme is None:
+            values = grid.logits(header.files[0], values, notes, outside=outside, threads=threads)
+        else:  # Outside their grid, regions are undecided: log-odds of 0.
+            values = grid.linear(header.files[0], values, "logits", notes, outside=outside, threads=threads)
+        times["resample"] = time.perf_counter() - started
+    values = values.reshape(len(values), *like.grid_shape[::-1])
+    num_labels = len(values) if scheme is None else scheme.num_labels
+    return NetworkChannels(file_order(values).to_user(values), kind, num_labels, tuple(notes), scheme)
+
+
+def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: bool) -> NetworkChannels:
+    """Return a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
+    order = StorageOrder.of_files(found.labels.ndim)
+    present = found.channel_labels
+    if not as_logits:
+        kept = replace(found, labels=order.to_user(found.labels))
+        return NetworkChannels(kept, KIND, found.num_labels, found.notes, channel_labels=present)
+    channels = tuple(range(found.num_labels)) if options.all_labels else present
+    values = one_hot_logits(found.labels, channels, present)
+    absent = tuple(label for label in channels if label not in present)
+    return NetworkChannels(file_order(values).to_user(values), KIND, found.num_labels, found.notes, None, channels, absent)
+
+
+def streamed_channels(header: LogitsHeader, input_type: str) -> NetworkChannels:
+    """Return files whose channels are streamed; their type is "logits" until they are, unless the user or the file says more."""
+    said = header.kind if input_type == "auto" else input_type
+    return NetworkChannels(header, said or "logits", header.num_labels)

@@ -9,31 +9,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of a case.
+    """The files of a case."""
 
-    Attributes:
-        case_id: its name.
-        images: one per modality, in order, or a single file with all of them.
-        logits: one with all labels, or one per label in order; empty if no logits were requested.
-        mask: where the model applies, if given.
-        labels: the reference, if given.
-        problem: the error of the case as far as names tell; reading the case raises it.
-        missing: the missing files of the case, such as "no logits in study/logits".
-        are_structures: whether the logits are binary masks, one file per structure, which has the name of its file.
-        output: where the label map goes, in the output folder or absolute; None: by the name of the case.
-        spacing: mm, one per grid axis, in place of the image's; None: the image's.
-    """
-
-    case_id: str
-    images: tuple[Path, ...]
-    logits: tuple[Path, ...] = ()
-    mask: Path | None = None
-    labels: Path | None = None
-    problem: str | None = None
-    missing: tuple[str, ...] = ()
-    are_structures: bool = False
-    output: Path | None = None
-    spacing: tuple[float, ...] | None = None
+    case_id: str  # its name
+    images: tuple[Path, ...]  # one per modality, in order, or a single file with all of them
+    logits: tuple[Path, ...] = ()  # one with all labels, or one per label in order; empty if no logits were requested
+    mask: Path | None = None  # where the model applies, if given
+    labels: Path | None = None  # the reference, if given
+    problem: str | None = None  # the error of the case as far as names tell; reading the case raises it
+    missing: tuple[str, ...] = ()  # the missing files of the case, such as "no logits in study/logits"
+    are_structures: bool = False  # whether the logits are binary masks, one file per structure, which has the name of its file
+    output: Path | None = None  # where the label map goes, in the output folder or absolute; None: by the name of the case
+    spacing: tuple[float, ...] | None = None  # mm, one per grid axis, in place of the image's; None: the image's
 
 
 class CaseList(list[CaseFiles]):

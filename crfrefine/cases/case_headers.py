@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crfrefine import io
+from crfrefine.base.geometry import TIMES, same_shape
 from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import KIND, read_label_header
@@ -13,26 +14,18 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.dicom_identity import require_same_identity
-from crfrefine.io.volume import TIMES, VolumeHeader, same_shape
+from crfrefine.io.volume import VolumeHeader
 
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on one grid, unless the options allow to resample.
+    """The headers of a case's files; all on one grid, unless the options allow to resample."""
 
-    Attributes:
-        files: the paths.
-        images: one per file; several channels only in a single file.
-        logits: of all labels; None if no logits were requested.
-        mask: the mask's header, if there is one.
-        labels: the reference's header, if there is one.
-    """
-
-    files: CaseFiles
-    images: tuple[VolumeHeader, ...]
-    logits: io.LogitsHeader | None
-    mask: VolumeHeader | None
-    labels: VolumeHeader | None
+    files: CaseFiles  # the paths
+    images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
+    logits: io.LogitsHeader | None  # of all labels; None if no logits were requested
+    mask: VolumeHeader | None  # the mask's header, if there is one
+    labels: VolumeHeader | None  # the reference's header, if there is one
 
     @property
     def num_modalities(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 
 _MOST_NAMED = 3
@@ -31,7 +32,7 @@ def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> s
     count = len(incomplete)
     verb = "is" if count == 1 else "are"
     groups = [f"{reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
-    return f"{count} of {_cases(num_found)} {verb} left out: {'; '.join(groups)}"
+    return f"{count} of {counted(num_found, 'case')} {verb} left out: {'; '.join(groups)}"
 
 
 def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
@@ -41,7 +42,7 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, a
     verb = "is" if len(incomplete) == 1 else "are"
     groups = [f"  {reason} ({len(names)}): {', '.join(names)}" for reason, names in _by_reason(incomplete).items()]
     raise InputError(
-        f"{len(incomplete)} of {_cases(num_found)} {verb} incomplete, which --strict refuses:\n"
+        f"{len(incomplete)} of {counted(num_found, 'case')} {verb} incomplete, which --strict refuses:\n"
         + "\n".join(groups)
         + "".join(f"\n  {sentence}" for sentence in advice)
         + "\n  Add the missing files, or run without --strict to continue with the other cases."
@@ -51,7 +52,7 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, a
 def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
     """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
     num_complete = num_found - len(incomplete)
-    found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {_cases(num_found)} is complete"
+    found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
     groups = [f"  {reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
     return InputError("\n".join([f"{found}; expected {expected}", *groups, f"  {what_to_do}"]))
 
@@ -67,7 +68,3 @@ def _by_reason(incomplete: Sequence[IncompleteCase]) -> dict[str, list[str]]:
 def _shortened(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _cases(count: int) -> str:
-    return f"{count} case{'' if count == 1 else 's'}"

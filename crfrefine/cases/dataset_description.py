@@ -1,17 +1,17 @@
-"""The contents of nnU-Net's `dataset.json`."""
+"""The contents of nnU-Net's `dataset.json`, and the names that it gives to labels and modalities."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.volume import LARGEST_LABEL
 
 _MOST_CHANNELS = 10_000
 _MOST_DIGITS = 9  # Most digits of a channel or label number.
@@ -20,22 +20,14 @@ _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The contents of a `dataset.json` of nnU-Net.
+    """The contents of a `dataset.json` of nnU-Net."""
 
-    Attributes:
-        path: the file.
-        channel_names: names of the modalities, in order.
-        labels: name to number, or to the numbers of a region.
-        file_ending: suffix of the images, if given.
-        ignore_label: the number of the label named "ignore": voxels without a reference.
-        regions_class_order: the label that each region writes into the label map, in the order of the regions, if given.
-    """
-
-    path: Path
-    channel_names: tuple[str, ...] = ()
-    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
-    file_ending: str | None = None
-    ignore_label: int | None = None
+    path: Path  # the file
+    channel_names: tuple[str, ...] = ()  # names of the modalities, in order
+    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)  # name to number, or to the numbers of a region
+    file_ending: str | None = None  # suffix of the images, if given
+    ignore_label: int | None = None  # the number of the label named "ignore": voxels without a reference
+    # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
 
     @property
@@ -161,3 +153,34 @@ def _label_number(value: Any, key: str) -> int:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+
+
+# Names of labels and modalities for pictures, as `dataset.json` beside the files of a run has them.
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of what a picture shows."""
+
+    labels: Mapping[int, str] = field(default_factory=dict)  # by number
+    modalities: tuple[str, ...] = ()  # in order; empty if unknown
+    notes: tuple[str, ...] = ()  # files that could not be used
+
+    @property
+    def plain_labels(self) -> dict[int, str]:
+        """Names of the labels without the number that titles begin with."""
+        return {label: title.removeprefix(f"{label} ") for label, title in self.labels.items()}
+
+
+def read_names(places: Sequence[Path]) -> Names:
+    """Read the first `dataset.json` in these folders, or in their parent folders.
+
+    Returns:
+        The names; none if there is no such file. A file that cannot be used is named in `notes`: names change no result.
+    """
+    notes: list[str] = []
+    for path in dict.fromkeys(places):
+        found = description_or_note(path if path.is_dir() else path.parent, notes)
+        if found is not None:
+            return Names(found.label_titles, found.channel_names, tuple(dict.fromkeys(notes)))
+    return Names(notes=tuple(dict.fromkeys(notes)))

@@ -41,23 +41,15 @@ _MOST_GRAY_VALUES = 256
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map on the image's grid.
+    """A label map on the image's grid."""
 
-    Attributes:
-        labels: ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16.
-        channel_labels: the labels that occur, background, and at least two; ascending.
-        num_labels: L, background included.
-        notes: what the user should know, one sentence each.
-        lost: voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
-        segments: what its file, or those of structures, say of the labels.
-    """
-
-    labels: NDArray[np.unsignedinteger[Any]]
-    channel_labels: tuple[int, ...]
-    num_labels: int
-    notes: tuple[str, ...]
+    labels: NDArray[np.unsignedinteger[Any]]  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
+    channel_labels: tuple[int, ...]  # the labels that occur, background, and at least two; ascending
+    num_labels: int  # L, background included
+    notes: tuple[str, ...]  # what the user should know, one sentence each
+    # Voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[Segment, ...] = ()  # what its file, or those of structures, say of the labels
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:

@@ -13,27 +13,18 @@ MASK_MODES = ("none", "nonzero")
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How the files of a case are read.
+    """How the files of a case are read."""
 
-    Attributes:
-        input_type: "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its choice in the notes.
-        mask_mode: "none" or "nonzero" (any modality is not 0), if there is no mask file.
-        resample: whether logits, masks and labels on another grid are interpolated onto the image's; otherwise they are an error.
-        regions: which channels are regions, and not labels.
-        declared: the labels that label maps may hold; None: any.
-        all_labels: whether label maps get a channel for each declared label, not only for those that occur.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        max_memory: bytes that the arrays of a case may take; None, or more than the system allows: what the system allows.
-    """
-
+    # "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its choice in the notes.
     input_type: str = "auto"
-    mask_mode: str = "none"
+    mask_mode: str = "none"  # "none" or "nonzero" (any modality is not 0), if there is no mask file
+    # Whether logits, masks and labels on another grid are interpolated onto the image's; otherwise they are an error.
     resample: bool = False
-    regions: RegionReading = NO_REGIONS
-    declared: DeclaredLabels | None = None
-    all_labels: bool = False
-    max_memory: int | None = None
-    allow_mismatched_dicom: bool = False
+    regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
+    declared: DeclaredLabels | None = None  # the labels that label maps may hold; None: any
+    all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
+    max_memory: int | None = None  # bytes that the arrays of a case may take; None, or more than the system allows: what the system allows
+    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an unknown mask mode."""

@@ -113,16 +113,13 @@ def find_regions(given: RegionScheme | None, folders: Sequence[Path], notes: lis
         if notes is not None:
             notes += [note for note in told if note not in notes]
         if description is not None:
-            return reading_of(description)
+            scheme, problem = None, ""
+            try:
+                scheme = scheme_of(description)
+            except InputError as error:
+                problem = str(error)
+            return RegionReading(scheme, str(description.path), description.num_labels, problem)
     return NO_REGIONS
-
-
-def reading_of(description: DatasetDescription) -> RegionReading:
-    """Return which channels are regions according to a `dataset.json`; a contradiction in it becomes the `problem`."""
-    try:
-        return RegionReading(scheme_of(description), str(description.path), description.num_labels)
-    except InputError as error:
-        return RegionReading(source=str(description.path), num_labels=description.num_labels, problem=str(error))
 
 
 def scheme_of(description: DatasetDescription) -> RegionScheme | None:

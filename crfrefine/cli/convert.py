@@ -36,10 +36,10 @@ def convert(
 ) -> None:
     """Convert logits and label maps between formats. Logits can become probabilities or labels."""
     from crfrefine.apps.tools.convert import convert_file
-    from crfrefine.base.failures import CaseWork
+    from crfrefine.base.failures import failing_alone
 
     note = ""
-    with CaseWork(partial(print_failure, verbose=verbose), source):
+    with failing_alone(partial(print_failure, verbose=verbose), source):
         note = convert_file(
             source, target, to=to.value if to is not None else None, like=like, allow_mismatched_dicom=allow_mismatched_dicom
         )

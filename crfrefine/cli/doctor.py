@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crfrefine.base.text import for_terminal, printable
-from crfrefine.cli.options import HelpOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs and for reports of faults.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show where an unexpected error was raised.")] = False,
-    wants_help: HelpOption = False,
 ) -> None:
     """Show what this machine offers, and what is missing for what."""
     from crfrefine.apps.tools.doctor import examine

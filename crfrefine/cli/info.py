@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crfrefine.base.text import for_terminal, printable
-from crfrefine.cli.options import AllowMismatchedDicomOption, HelpOption, ResampleOption, parse_path
+from crfrefine.base.text import counted, for_terminal, printable
+from crfrefine.cli.options import AllowMismatchedDicomOption, ResampleOption, parse_path
 from crfrefine.cli.progress import print_failure, print_traceback
 
 if TYPE_CHECKING:
@@ -21,14 +21,13 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
     allow_mismatched_dicom: AllowMismatchedDicomOption = False,
-    wants_help: HelpOption = False,
 ) -> None:
     """Show what a file is, or what is wrong in a folder of cases."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.apps.tools.info import describe_header, inspect_folder
-    from crfrefine.base.failures import CaseWork, Failure
+    from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import VolumeHeader, read_header
     from crfrefine.io.dicom_identity import describe_mismatch
     from crfrefine.io.recognition import is_series
@@ -50,7 +49,7 @@ def info(
                 _show_folder(report, verbose)
             continue
         lines: list[tuple[str, str]] = []
-        with CaseWork(fail, path):
+        with failing_alone(fail, path):
             headers.append(read_header(path))
             lines = describe_header(headers[-1], values=verbose)
             notes = [value for name, value in lines if name == "note"]
@@ -79,8 +78,7 @@ def _show_file(path: Path, lines: list[tuple[str, str]]) -> None:
 
 
 def _show_folder(report: FolderReport, verbose: bool) -> None:
-    cases, problems = len(report.cases), len(report.problems)
-    counts = f"{cases} case{'' if cases == 1 else 's'} in order, {problems} problem{'' if problems == 1 else 's'}"
+    counts = f"{counted(len(report.cases), 'case')} in order, {counted(len(report.problems), 'problem')}"
     print(f"{printable(str(report.path))}: {counts}")
     shown = {printable(case_id): line for case_id, line in report.cases.items()}
     width = max(map(len, shown), default=0)

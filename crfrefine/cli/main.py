@@ -26,19 +26,9 @@ from typer.core import TyperGroup
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.text import for_terminal, shorten
-from crfrefine.cli.bids import bids
-from crfrefine.cli.convert import convert
-from crfrefine.cli.demo import demo
-from crfrefine.cli.describe import describe
-from crfrefine.cli.doctor import doctor
-from crfrefine.cli.evaluate import evaluate
-from crfrefine.cli.infer import infer
-from crfrefine.cli.info import info
-from crfrefine.cli.options import SHELL, HelpOption, PanelCommand, answering_option
+from crfrefine.cli.commands import LOOK, Commands
+from crfrefine.cli.options import SHELL, answering_option
 from crfrefine.cli.progress import print_failure
-from crfrefine.cli.status import status
-from crfrefine.cli.train_crf import train_crf
-from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
 
 EXIT_FAILURE = 1
@@ -89,6 +79,10 @@ def _show_usage_error(error: Any) -> None:
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = Commands()
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
         with _usage_errors():
@@ -122,29 +116,16 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,  # See `options.answering_option`.
-    pretty_exceptions_enable=False,
-    # Plain help text: Rich alone would double the time that --help takes.
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    **LOOK,  # Without Typer's options for completion: see `options.answering_option`.
 )
-app.command("infer", cls=PanelCommand)(infer)
-app.command("train-crf", cls=PanelCommand)(train_crf)
-app.command("evaluate", cls=PanelCommand)(evaluate)
-app.command("convert")(convert)
-app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
-app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
-app.command("tune", cls=PanelCommand)(tune)
-app.command("demo")(demo)
-app.command("doctor")(doctor)
-app.command("bids", cls=PanelCommand)(bids)
-app.command("describe")(describe)
 
 
 @app.callback()
 def _options(
     version: Annotated[bool, answering_option("--version", help="Show the version and exit.")] = False,
-    wants_help: HelpOption = False,
+    # Typer's own --help has no default, so Typer would import pydantic to convert nothing.
+    wants_help: Annotated[bool, answering_option("-h", "--help", help="Show this message and exit.")] = False,
     install_completion: Annotated[
         bool, answering_option("--install-completion", help="Let the shell complete commands; or name it: bash.")
     ] = False,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -120,8 +119,6 @@ threads_option: Any = partial(option, metavar="N", min=1, max=MAX_THREADS)
 answering_option: Any = partial(typer.Option, callback=_answer, is_eager=True)
 config_option: Any = partial(typer.Option, "-c", "--config", metavar="NAME|FILE", parser=path_text, autocompletion=complete_config)
 
-# Typer's own --help has no default, so Typer imports pydantic to convert nothing: a fifth of the time of `info`.
-HelpOption = Annotated[bool, answering_option("-h", "--help", help="Show this message and exit.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
 
 ImagesOption = Annotated[
@@ -290,7 +287,7 @@ def check_sources(
 def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
     """Return the parameters of a preset or file, with the entries of `--set`."""
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.overrides import parse_override
+    from crfrefine.parameters.toml import parse_override
 
     return CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
 
@@ -327,42 +324,3 @@ def parse_class_order(text: str) -> tuple[int, ...]:
 
 
 # The help of commands with many options, in panels: input first, then output, and options that hardly anybody needs last.
-# Typer's own panels need Rich, which would double the time that `--help` takes, and keep the order of the function's parameters.
-
-_MORE = "More options"
-PANELS = {
-    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --regions --probabilities "
-    "--resample --case --participant-label --session-label --modality --label",
-    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
-    "--name --no-report",
-    "Model": "--config --set --learn --folds --loss",
-    "Resources": "--device --threads --processes --max-memory --max-minutes",
-    "Cluster": "--workers --dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
-    "--strict --num-iterations --seed --port --browser --allow-mismatched-dicom",
-    _MORE: "",
-    "Messages": "--verbose --quiet --help",
-}
-"""Options of all such commands, by panel, in the order of the help; an option that is named nowhere here is among "More options"."""
-
-
-class PanelCommand(TyperCommand):
-    """A command whose help has panels."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options panel by panel."""
-        arguments = []
-        by_flag: dict[str, tuple[str, str]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and parameter.param_type_name == "argument":
-                arguments.append(record)
-            elif record is not None:
-                named = {flag for flags in PANELS.values() for flag in flags.split()}.intersection(parameter.opts)
-                by_flag[next(iter(named), parameter.opts[0])] = record
-        panels = {title: [by_flag.pop(flag) for flag in flags.split() if flag in by_flag] for title, flags in PANELS.items()}
-        panels[_MORE] = list(by_flag.values())
-        for title, records in {"Arguments": arguments, **panels}.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)

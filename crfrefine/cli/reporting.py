@@ -38,9 +38,8 @@ class Reporter(RunReporter, InferenceObserver):
         """Print the amount of work, and the device."""
         self._summary = summary
         self._case_started = self._told = time.monotonic()
-        threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._say(f"{describe_part(summary)}; device {device}, {threads}")
+        self._say(f"{describe_part(summary)}; device {device}, {counted(summary.threads, 'thread')}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
 
@@ -173,7 +172,7 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
 def describe_steps(record: CaseRecord) -> str:
     """Return how many steps were taken, and whether that was enough."""
     count = record.report.num_iterations if record.report else 0
-    return f"{count} step{'' if count == 1 else 's'}{' (converged)' if record.report and record.report.converged else ''}"
+    return counted(count, "step") + (" (converged)" if record.report and record.report.converged else "")
 
 
 def num_changed(record: CaseRecord) -> int:

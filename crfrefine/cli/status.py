@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crfrefine.base.text import counted, for_terminal, listed, printable, shorten
-from crfrefine.cli.options import HelpOption, parse_path
+from crfrefine.cli.options import parse_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ def status(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Name all cases, not the first 20 of each kind.")] = False,
-    wants_help: HelpOption = False,
 ) -> None:
     """Show what is left of folder runs, and the commands for it."""
     paths = [parse_path(text) for text in ctx.args]

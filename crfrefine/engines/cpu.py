@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
-from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.volume_part import volume_part
@@ -231,7 +230,7 @@ class CpuKernels:
 
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
-        check_channel_labels(spec, self._num_labels, self.image_shape[1:])
+        spec.check_channels(self._num_labels, self.image_shape[1:])
         return spec.rounded(np.dtype(self.dtype))
 
     def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.bool_] | None:

@@ -27,34 +27,25 @@ class FeatureOrigin:
 
     Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
     that share an origin share these points, so their messages agree wherever the cut is out of reach.
-
-    Attributes:
-        position: a voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
-        intensity: one normalized intensity per modality.
     """
 
+    # A voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
     position: tuple[int, ...]
-    intensity: tuple[float, ...]
+    intensity: tuple[float, ...]  # one normalized intensity per modality
 
 
 @dataclass(frozen=True, eq=False)
 class GridImage:
-    """The image of a case, or a part of one, and where the model applies; axes in storage order.
+    """The image of a case, or a part of one, and where the model applies; axes in storage order."""
 
-    Attributes:
-        values: (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
-        mask: (*grid), True where the model applies; None: everywhere.
-        spacing: mm, one per grid axis.
-        axes: the user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the
-            order of its features, and must not depend on the memory order. None: the axes are in the user's order.
-        origin: the point that features count from; None: `default_origin`. Axes along which the mask is one voxel long have no feature.
-            With `filter = "auto"` parts of a volume may get different filters.
-    """
-
-    values: NDArray[Any]
-    mask: NDArray[np.bool_] | None
-    spacing: Sequence[float]
+    values: NDArray[Any]  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
+    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    spacing: Sequence[float]  # mm, one per grid axis
+    # The user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the order
+    # of its features, and must not depend on the memory order. None: the axes are in the user's order.
     axes: Sequence[int] | None = None
+    # The point that features count from; None: `default_origin`. Axes along which the mask is one voxel long have no feature. With `filter
+    # = "auto"` parts of a volume may get different filters.
     origin: FeatureOrigin | None = None
 
     @property

@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.engines.grid_image import default_origin
-from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -30,19 +29,12 @@ _MOST_SHORTAGE = 2.0
 
 @dataclass(frozen=True)
 class Slab:
-    """Planes of a volume.
+    """Planes of a volume."""
 
-    Attributes:
-        start: the first plane.
-        stop: the end of the planes.
-        first: the first plane that takes part in the computation.
-        last: the end of those.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
+    start: int  # the first plane
+    stop: int  # the end of the planes
+    first: int  # the first plane that takes part in the computation
+    last: int  # the end of those
 
     @property
     def extent(self) -> int:
@@ -95,7 +87,7 @@ def run_in_slabs(
         raise CapacityError(f"volume.weight above 0 needs the whole volume at once, and {message}")
     num_planes = values.shape[1]
     num_iterations = max(model.mean_field.num_iterations for model in models)
-    reach = reach_of_axes(models[0].kernels, image.spacing, values.shape[1:])[0]
+    reach = models[0].kernels.reach(image.spacing, values.shape[1:])[0]
     halo = halo_planes(num_iterations, reach)
     models = [replace(model, mean_field=replace(model.mean_field, tolerance=0.0)) for model in models]
     image = replace(image, origin=image.origin or default_origin(image))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.failures import CaseWork, Failure
+from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.cases.region_reading import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import MethodFiles
@@ -33,7 +33,7 @@ def measure_pair(job: Job) -> CaseResult:
     """Measure every method in a case; a method that cannot be measured is recorded, and the others continue."""
     started = time.perf_counter()
     result = CaseResult(job.case_id)
-    with CaseWork(result.fail, job.pair.reference):
+    with failing_alone(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
         told: list[str] = []
@@ -41,7 +41,7 @@ def measure_pair(job: Job) -> CaseResult:
         result.warnings += [f"reference: {text}" for text in told]
         result.notes += [f"reference: {note}" for note in reference.header.remarks]
         for name, files in job.pair.methods.items():
-            with CaseWork(partial(_fail_method, result, name), *files.paths):
+            with failing_alone(partial(_fail_method, result, name), *files.paths):
                 _measure_method(name, files, replace(reference, notes=[]), result)
     result.times["measure"] = time.perf_counter() - started
     return result
@@ -66,7 +66,7 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
         else:
             result.warnings.append(f"{name}: no calibration: {failure.message}")
 
-    with CaseWork(fail, *files.probabilities):
+    with failing_alone(fail, *files.probabilities):
         if files.probabilities_problem:
             raise InputError(files.probabilities_problem)
         if soft is None and files.probabilities:

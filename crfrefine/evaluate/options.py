@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.runs.execution.placement import HERE, Placement
 
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
@@ -20,51 +20,30 @@ DEFAULT_NAME = "prediction"
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Options of an evaluation: what to measure, against what, and where to write the results.
+    """Options of an evaluation: what to measure, against what, and where to write the results."""
 
-    Attributes:
-        predictions: a folder or a file: label maps, or logits or probabilities of all labels. This is the judged method.
-        labels: a folder or a file: the reference.
-        output: folder for the results.
-        name: name of the judged method.
-        baselines: name and folder of other methods; the judged method is compared with the first one, the others are its rivals.
-        probabilities: name of a method and the folder of its logits or probabilities, if they are not beside its label maps.
-        images: a folder or a file; shown in the report.
-        regions: each "NAME=1+3+4", or the name of a JSON file.
-        tolerance_mm: tolerance of the surface Dice.
-        ignore_label: voxels where the reference has this value are ignored; None: as in `dataset.json`.
-        processes: number of cases measured at a time; None: the cores this process may use.
-        placement: whether cases are measured on a cluster, and how long each may take.
-        structures: whether folders hold one binary file per structure of a case; None: where it is clear.
-        resample: whether predictions and images on another grid are interpolated onto that of the reference.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        resume: reuse earlier results if files and options are the same.
-        report: also write `report.html`.
-        fail_fast: stop at the first bad case.
-        strict: refuse incomplete cases instead of leaving them out.
-        command_line: as typed, for the report.
-    """
-
-    predictions: Path
-    labels: Path
-    output: Path
-    name: str = DEFAULT_NAME
+    predictions: Path  # a folder or a file: label maps, or logits or probabilities of all labels. This is the judged method.
+    labels: Path  # a folder or a file: the reference
+    output: Path  # folder for the results
+    name: str = DEFAULT_NAME  # name of the judged method
+    # Name and folder of other methods; the judged method is compared with the first one, the others are its rivals.
     baselines: tuple[tuple[str, Path], ...] = ()
+    # Name of a method and the folder of its logits or probabilities, if they are not beside its label maps.
     probabilities: tuple[tuple[str, Path], ...] = ()
-    images: Path | None = None
-    regions: tuple[str, ...] = ()
-    tolerance_mm: float = 1.0
-    ignore_label: int | None = None
-    processes: int | None = None
-    placement: Placement = HERE
-    structures: bool | None = None
-    resample: bool = False
-    allow_mismatched_dicom: bool = False
-    resume: bool = False
-    report: bool = True
-    fail_fast: bool = False
-    strict: bool = False
-    command_line: str = ""
+    images: Path | None = None  # a folder or a file; shown in the report
+    regions: tuple[str, ...] = ()  # each "NAME=1+3+4", or the name of a JSON file
+    tolerance_mm: float = 1.0  # tolerance of the surface Dice
+    ignore_label: int | None = None  # voxels where the reference has this value are ignored; None: as in `dataset.json`
+    processes: int | None = None  # number of cases measured at a time; None: the cores this process may use
+    placement: Placement = HERE  # whether cases are measured on a cluster, and how long each may take
+    structures: bool | None = None  # whether folders hold one binary file per structure of a case; None: where it is clear
+    resample: bool = False  # whether predictions and images on another grid are interpolated onto that of the reference
+    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
+    resume: bool = False  # reuse earlier results if files and options are the same
+    report: bool = True  # also write `report.html`
+    fail_fast: bool = False  # stop at the first bad case
+    strict: bool = False  # refuse incomplete cases instead of leaving them out
+    command_line: str = ""  # as typed, for the report
 
     @property
     def methods(self) -> dict[str, Path]:

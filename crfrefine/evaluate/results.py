@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import counted
 from crfrefine.cases.completeness import describe_left_out
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.records import CaseResult, Settings
@@ -149,7 +150,7 @@ class Evaluation:
         if judged is None or not judged.comparison.num_pairs:
             return None
         comparison, count = judged.comparison, judged.comparison.num_pairs
-        cases = f"{count} case{'' if count == 1 else 's'}"
+        cases = counted(count, "case")
         if smallest_p_value(count) > judged.alpha:
             return f"with {cases} no difference, however large, could have been significant"
         seen = comparison.detectable_difference

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.completeness import require_all_complete, too_few_complete
 from crfrefine.cases.dataset_description import read_dataset_description
@@ -77,7 +78,7 @@ def pair_structures(options: EvaluationOptions) -> Pairing:
     for case_id in complete:
         files = {name: MethodFiles(cases[case_id]) for name, cases in zip(methods, by_case[1:], strict=True)}
         pairs.append(CasePair(case_id, by_case[0][case_id], files, images.get(case_id, ()), structures=numbers))
-    about = f"{len(numbers)} structures in {len(complete)} case{'' if len(complete) == 1 else 's'}"
+    about = f"{len(numbers)} structures in {counted(len(complete), 'case')}"
     told = f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
     return Pairing(tuple(pairs), (told, *notes), left_out, numbers)
 

@@ -29,31 +29,18 @@ ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
 
 @dataclass(frozen=True)
 class Content:
-    """Voxels to write.
+    """Voxels to write."""
 
-    Attributes:
-        path: the file.
-        kind: "labels", "logits" or "probabilities".
-        num_channels: of a label map: None.
-        grid_shape: ([z,] y, x).
-        dtype: of the voxels in the file: uint8, uint16 or float32.
-        piece: called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`.
-        most_bytes: asked for at once, unless a plane has more.
-        voxel_files: the file beside the header that gets the voxels; none if they are in the same file.
-        segments: of a label map, sorted by label; empty if the format holds none.
-        is_refined: whether the labels were computed here; else they are those of another file.
-    """
-
-    path: Path
-    kind: str
-    num_channels: int | None
-    grid_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    piece: ChannelPiece
-    most_bytes: int = MOST_BYTES
-    voxel_files: tuple[Path, ...] = ()
-    segments: tuple[Segment, ...] = ()
-    is_refined: bool = True
+    path: Path  # the file
+    kind: str  # "labels", "logits" or "probabilities"
+    num_channels: int | None  # of a label map: None
+    grid_shape: tuple[int, ...]  # ([z,] y, x)
+    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16 or float32
+    piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
+    most_bytes: int = MOST_BYTES  # asked for at once, unless a plane has more
+    voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
+    segments: tuple[Segment, ...] = ()  # of a label map, sorted by label; empty if the format holds none
+    is_refined: bool = True  # whether the labels were computed here; else they are those of another file
 
     @property
     def shape(self) -> tuple[int, ...]:

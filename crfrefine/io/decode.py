@@ -31,30 +31,19 @@ _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16",
 
 @dataclass(frozen=True)
 class VoxelStream:
-    """The voxels of an open file.
+    """The voxels of an open file."""
 
-    Attributes:
-        reader: stands at the first value.
-        dtype: of the values in the stream, with its byte order.
-        path: for errors.
-        finish: reads the rest of the file and compares its checksum, if it has one.
-        declared: type of the voxels, if the stream has another one; by default `dtype`.
-        slope: value = stored * slope + intercept.
-        intercept: see `slope`.
-        inner: number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels
-            of a voxel are together; None if one channel follows the other.
-        is_reversed: the order of all axes is reversed: channels are the fastest axis, x is the slowest.
-    """
-
-    reader: ByteReader
-    dtype: np.dtype[Any]
-    path: Path
-    finish: Callable[[], None]
-    declared: np.dtype[Any] | None = None
-    slope: float = 1.0
-    intercept: float = 0.0
+    reader: ByteReader  # stands at the first value
+    dtype: np.dtype[Any]  # of the values in the stream, with its byte order
+    path: Path  # for errors
+    finish: Callable[[], None]  # reads the rest of the file and compares its checksum, if it has one
+    declared: np.dtype[Any] | None = None  # type of the voxels, if the stream has another one; by default `dtype`
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
+    # Number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels of a voxel are
+    # together; None if one channel follows the other.
     inner: int | None = None
-    is_reversed: bool = False
+    is_reversed: bool = False  # the order of all axes is reversed: channels are the fastest axis, x is the slowest
 
     @property
     def is_scaled(self) -> bool:

@@ -20,17 +20,11 @@ _NAMES = ("patients", "studies", "frames of reference")
 
 @dataclass(frozen=True)
 class DicomIdentity:
-    """Patient, study and frame of reference of a file; "" where it does not name them, as after de-identification.
+    """Patient, study and frame of reference of a file; "" where it does not name them, as after de-identification."""
 
-    Attributes:
-        patient: PatientID.
-        study: StudyInstanceUID.
-        frame: FrameOfReferenceUID.
-    """
-
-    patient: str = ""
-    study: str = ""
-    frame: str = ""
+    patient: str = ""  # PatientID
+    study: str = ""  # StudyInstanceUID
+    frame: str = ""  # FrameOfReferenceUID
 
     @property
     def values(self) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import require_usable, spacing_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import array_stream
@@ -18,8 +19,8 @@ from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_
 from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.dicom_segments import read_segments
 from crfrefine.io.segments import empty_label_map, put_segment
-from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, require_usable, spacing_of
+from crfrefine.io.streams import LARGEST_RATIO, cut_off, read_start
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not such a file, damaged, cut off, or with fractions.
         InputError: frames that are not parallel planes, evenly spaced.
     """
-    if not is_segmentation(read_start(path, START_BYTES)):
+    if not is_segmentation(read_start(path)):
         raise UnsupportedFormatError(f"{path}: not a DICOM segmentation")
     with interpreting(path):
         found = read_dataset(path, None)

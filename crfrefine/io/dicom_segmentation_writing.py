@@ -19,7 +19,7 @@ from crfrefine.io.dicom_identity import KEYWORDS
 from crfrefine.io.dicom_segments import CONTENT, describe, sources_of
 from crfrefine.io.dicom_slices import Series, Slice
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
-from crfrefine.io.streams import START_BYTES, read_start
+from crfrefine.io.streams import read_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def require_source(path: Path, image: VolumeHeader | None) -> Series:
 def check_image(path: Path, image: Path | VolumeHeader) -> None:
     """Raise InputError, before anything is computed, if a segmentation of an image cannot be written; a header tells more than a path."""
     if isinstance(image, Path):
-        if not image.is_dir() and not has_frames(read_start(image, START_BYTES)):
+        if not image.is_dir() and not has_frames(read_start(image)):
             raise _no_series(path, str(image))
         require_highdicom(path)
     else:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment, with_unique_labels
-from crfrefine.io.volume import LARGEST_LABEL
 
 # Numbers of segments have no gaps; where labels have, the end of a segment's description says `label value 52`.
 _LABEL_IN_DESCRIPTION = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
@@ -27,15 +27,10 @@ CONTENT = ("ContentLabel", "ContentDescription", "ContentCreatorName")
 
 @dataclass(frozen=True)
 class StoredItem:
-    """`Segment.stored` of this format.
+    """`Segment.stored` of this format."""
 
-    Attributes:
-        item: what describes the segment in its file, a data set of pydicom.
-        of_file: values of the file by their keywords: what it is, and what it is called.
-    """
-
-    item: Any = field(repr=False)
-    of_file: Mapping[str, Any] = field(repr=False)
+    item: Any = field(repr=False)  # what describes the segment in its file, a data set of pydicom
+    of_file: Mapping[str, Any] = field(repr=False)  # values of the file by their keywords: what it is, and what it is called
 
 
 def read_segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | None]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream, as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
 from crfrefine.io.dicom_slices import Slice, arrange, read_slices
-from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
+from crfrefine.io.streams import BlockReader, cannot_read, cut_off, read_start
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def read_header(path: Path) -> VolumeHeader:
     slices: list[Slice] = []
     others = []
     for file in _files(path):
-        start = read_start(file, START_BYTES)
+        start = read_start(file)
         if not is_dicom(start) and file.suffix.lower().endswith(_NAMED):
             raise UnsupportedFormatError(f"{file}: not a DICOM file, although its name says so: it begins with {start[:12]!r}")
         found = read_slices(file) if is_image(start) else []

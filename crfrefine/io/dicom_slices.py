@@ -50,51 +50,28 @@ _MOST_SLICES = 1 << 16
 
 @dataclass(frozen=True)
 class Slice:
-    """A file of a series, or a frame of one.
+    """A file of a series, or a frame of one."""
 
-    Attributes:
-        path: the file.
-        frame: its number in a file of several, from 0; None: the file has one slice.
-        instance: UID of the file.
-        series: UID of its series.
-        title: description of the series.
-        identity: patient, study and frame of reference.
-        shape: (rows, columns).
-        position: (3,) center of the first voxel in LPS, mm.
-        orientation: (2, 3) directions along a row and along a column in LPS, of length 1.
-        spacing: mm between rows, between columns.
-        thickness: mm from slice to slice, if the file says so.
-        stored: type of the stored numbers.
-        bits: number of bits that count, and the number of the highest one.
-        slope: value = stored * slope + intercept.
-        intercept: see `slope`.
-        syntax: UID of the transfer syntax.
-        is_compressed: whether it compresses the pixels.
-        number: of the instance in the series, if given.
-        promised: number of instances of the series, if given.
-        in_acquisition: number of images of the acquisition, if given.
-    """
-
-    path: Path
-    frame: int | None
-    instance: str
-    series: str
-    title: str
-    identity: DicomIdentity
-    shape: tuple[int, int]
-    position: NDArray[np.float64]
-    orientation: NDArray[np.float64]
-    spacing: tuple[float, float]
-    thickness: float | None
-    stored: np.dtype[Any]
-    bits: tuple[int, int]
-    slope: float
-    intercept: float
-    syntax: str
-    is_compressed: bool
-    number: int | None
-    promised: int | None
-    in_acquisition: int | None
+    path: Path  # the file
+    frame: int | None  # its number in a file of several, from 0; None: the file has one slice
+    instance: str  # UID of the file
+    series: str  # UID of its series
+    title: str  # description of the series
+    identity: DicomIdentity  # patient, study and frame of reference
+    shape: tuple[int, int]  # (rows, columns)
+    position: NDArray[np.float64]  # (3,) center of the first voxel in LPS, mm
+    orientation: NDArray[np.float64]  # (2, 3) directions along a row and along a column in LPS, of length 1
+    spacing: tuple[float, float]  # mm between rows, between columns
+    thickness: float | None  # mm from slice to slice, if the file says so
+    stored: np.dtype[Any]  # type of the stored numbers
+    bits: tuple[int, int]  # number of bits that count, and the number of the highest one
+    slope: float  # value = stored * slope + intercept
+    intercept: float  # see `slope`
+    syntax: str  # UID of the transfer syntax
+    is_compressed: bool  # whether it compresses the pixels
+    number: int | None  # of the instance in the series, if given
+    promised: int | None  # number of instances of the series, if given
+    in_acquisition: int | None  # number of images of the acquisition, if given
 
     @property
     def name(self) -> str:
@@ -110,19 +87,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices in the order of their places along the normal.
+    """Slices in the order of their places along the normal."""
 
-    Attributes:
-        slices: at least one.
-        affine: (4, 4) voxel (column, row, slice) to world RAS+ mm.
-        identity: patient, study and frame of reference, as far as any slice says.
-        notes: facts that users should know.
-    """
-
-    slices: tuple[Slice, ...]
-    affine: NDArray[np.float64]
-    identity: DicomIdentity
-    notes: tuple[str, ...]
+    slices: tuple[Slice, ...]  # at least one
+    affine: NDArray[np.float64]  # (4, 4) voxel (column, row, slice) to world RAS+ mm
+    identity: DicomIdentity  # patient, study and frame of reference, as far as any slice says
+    notes: tuple[str, ...]  # facts that users should know
 
 
 def read_slices(path: Path) -> list[Slice]:

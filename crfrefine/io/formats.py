@@ -50,29 +50,19 @@ class FormatCode(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """A file format.
+    """A file format."""
 
-    Attributes:
-        name: for people, and in `VolumeHeader.family`.
-        suffixes: the default for writing first; longer ones before those that they end in.
-        module: its name in this package.
-        voxel_endings: for each suffix of a header, the ending of the file with voxels that is written beside it.
-        holds_scores_alone: the format has no geometry: it holds logits and probabilities, but no images, masks or label maps.
-        is_folder: a folder of files is one volume.
-        refers_to_series: a label map refers to the DICOM series that it was made on, and can be written for such an image alone.
-        written_as: the suffix of label maps of images in this format; by default the first one.
-        holds_labels_alone: the format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    module: str
+    name: str  # for people, and in `VolumeHeader.family`
+    suffixes: tuple[str, ...]  # the default for writing first; longer ones before those that they end in
+    module: str  # its name in this package
+    # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
-    holds_scores_alone: bool = False
+    holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
+    # The format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
     holds_labels_alone: bool = False
-    is_folder: bool = False
-    refers_to_series: bool = False
-    written_as: str = ""
+    is_folder: bool = False  # a folder of files is one volume
+    refers_to_series: bool = False  # a label map refers to the DICOM series that it was made on, and can be written for such an image alone
+    written_as: str = ""  # the suffix of label maps of images in this format; by default the first one
 
     def load(self) -> FormatCode:
         """Return the module."""

@@ -40,13 +40,9 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for a value that JSON does not allow or that has no meaning.
+    """Stands for a value that JSON does not allow or that has no meaning."""
 
-    Attributes:
-        reason: what is wrong with it.
-    """
-
-    reason: str
+    reason: str  # what is wrong with it
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:

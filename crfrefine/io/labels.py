@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces
-from crfrefine.io.volume import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,19 +28,13 @@ _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value t
 
 @dataclass(frozen=True)
 class WholeNumbers:
-    """The values of a file, rounded, and whether they can be labels.
+    """The values of a file, rounded, and whether they can be labels."""
 
-    Attributes:
-        labels: ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
-        off: largest distance of a value from a whole number.
-        low: smallest value, rounded.
-        high: largest value, rounded.
-    """
-
+    # ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
     labels: NDArray[np.unsignedinteger[Any]]
-    off: float
-    low: float
-    high: float
+    off: float  # largest distance of a value from a whole number
+    low: float  # smallest value, rounded
+    high: float  # largest value, rounded
 
     def require_range(self, path: Path) -> None:
         """Raise InputError if a value cannot be a label."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.axes import file_order
+from crfrefine.base.parallel import run_ahead, run_all
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.decode import allocate_array
-from crfrefine.io.parallel import run_ahead, run_all
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import read_header, read_into
@@ -28,20 +28,13 @@ MOST_LABELS = 65536
 
 @dataclass(frozen=True)
 class LogitsHeader:
-    """The headers of a case's logits.
+    """The headers of a case's logits."""
 
-    Attributes:
-        files: one with all labels, or one per label.
-        num_labels: L, background included.
-        grid_shape: voxels along x, y(, z).
-        affine: voxel to world RAS+ mm; None for .npz.
-        kind: "logits" or "probabilities" if the file says so, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
-    """
-
-    files: tuple[VolumeHeader, ...]
-    num_labels: int
-    grid_shape: tuple[int, ...]
-    affine: NDArray[np.float64] | None
+    files: tuple[VolumeHeader, ...]  # one with all labels, or one per label
+    num_labels: int  # L, background included
+    grid_shape: tuple[int, ...]  # voxels along x, y(, z)
+    affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
+    # "logits" or "probabilities" if the file says so, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
     kind: str | None
 
     @property
@@ -78,19 +71,12 @@ class LogitsHeader:
 
 @dataclass(frozen=True)
 class LogitsFile:
-    """The network's output for a case.
+    """The network's output for a case."""
 
-    Attributes:
-        values: (L, *grid) float32, logits or probabilities as they are in the file.
-        affine: voxel to world RAS+ mm; None for .npz.
-        kind: "logits" or "probabilities" if the file says so, else None.
-        header: the headers of the files.
-    """
-
-    values: NDArray[np.float32]
-    affine: NDArray[np.float64] | None
-    kind: str | None
-    header: LogitsHeader
+    values: NDArray[np.float32]  # (L, *grid) float32, logits or probabilities as they are in the file
+    affine: NDArray[np.float64] | None  # voxel to world RAS+ mm; None for .npz
+    kind: str | None  # "logits" or "probabilities" if the file says so, else None
+    header: LogitsHeader  # the headers of the files
 
 
 def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> LogitsHeader:

@@ -32,13 +32,6 @@ def format_of(path: Path) -> Format | None:
     return next((known for known in FORMATS if suffix in known.suffixes), None)
 
 
-def written_voxel_file(path: Path) -> Path | None:
-    """Return the file beside a text header that its voxels are written to; None for single-file formats."""
-    known = format_of(path)
-    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
-    return None if ending is None else path.with_name(stem_of(path) + ending)
-
-
 def header_beside(path: Path) -> Path | None:
     """Return the header beside a file with voxels, where the file is named so and there is one: `NAME.hdr` for `NAME.img`."""
     for known in FORMATS:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.failures import reading
+from crfrefine.base.parallel import run_ahead
 from crfrefine.io.content import MOST_BYTES, cuts
 from crfrefine.io.decode import Decoder, allocate_array
-from crfrefine.io.parallel import run_ahead
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
@@ -23,18 +23,12 @@ ALL_PLANES = slice(None)
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive planes of one channel, or of all channels.
+    """Consecutive planes of one channel, or of all channels."""
 
-    Attributes:
-        channels: the channels, counted from 0.
-        planes: the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid.
-        values: (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8,
-            int16, uint16, in the machine's byte order) if the file has no scaling; else scaled float32. All pieces of a file have the
-            same type.
-    """
-
-    channels: slice
-    planes: slice
+    channels: slice  # the channels, counted from 0
+    planes: slice  # the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid
+    # (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8, int16, uint16,
+    # in the machine's byte order) if the file has no scaling; else scaled float32. All pieces of a file have the same type.
     values: NDArray[Any]
 
 

@@ -21,10 +21,10 @@ from crfrefine.io.paths import (
     format_of,
     header_beside,
     require_file,
+    stem_of,
     suffix_of,
-    written_voxel_file,
 )
-from crfrefine.io.streams import START_BYTES, read_start
+from crfrefine.io.streams import read_start
 
 # Unsupported kinds of files: how to recognize them by content or name, and which program converts them.
 
@@ -34,19 +34,12 @@ _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c"
 
 @dataclass(frozen=True)
 class ForeignKind:
-    """A kind of file that is not supported.
+    """A kind of file that is not supported."""
 
-    Attributes:
-        name: with its article, as in "it is a DICOM file".
-        way_out: how to convert it.
-        suffixes: suffixes of such files.
-        recognizes: returns whether a file with this beginning is of this kind.
-    """
-
-    name: str
-    way_out: str
-    suffixes: tuple[str, ...]
-    recognizes: Callable[[bytes], bool]
+    name: str  # with its article, as in "it is a DICOM file"
+    way_out: str  # how to convert it
+    suffixes: tuple[str, ...]  # suffixes of such files
+    recognizes: Callable[[bytes], bool]  # returns whether a file with this beginning is of this kind
 
 
 # The first kind that recognizes a file wins.
@@ -113,7 +106,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     """
     if path.is_dir():
         return next((known for known in FORMATS if known.is_folder), None) if is_series(path) else None
-    start = read_start(path, START_BYTES)
+    start = read_start(path)
     if not start:
         return None
     named = format_of(path)
@@ -209,7 +202,7 @@ def is_series(path: Path) -> bool:
         return False
     if any(suffix_of(Path(name)) in set(LOGITS_SUFFIXES) - set(LABELS_SUFFIXES) for name in names):
         return False
-    return any(is_image(read_start(path / name, START_BYTES)) for name in names[:_MOST_LOOKED_AT])
+    return any(is_image(read_start(path / name)) for name in names[:_MOST_LOOKED_AT])
 
 
 def list_series(folder: Path) -> list[Path]:
@@ -235,8 +228,9 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
-    voxels = written_voxel_file(path)
-    return (path,) if voxels is None else (path, voxels)
+    known = format_of(path)
+    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
+    return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
 
 
 def identities(path: Path) -> set[Path | tuple[int, int]]:

@@ -48,28 +48,17 @@ TISSUE = Code("85756007", "SCT", "Tissue")
 
 @dataclass(frozen=True)
 class Segment:
-    """A label of a label map.
+    """A label of a label map."""
 
-    Attributes:
-        label: its number in the label map, from 1.
-        name: for people.
-        color: (red, green, blue) from 0 to 1; None: one of a palette.
-        category: what kind of thing it is, such as an anatomical structure.
-        type: what it is.
-        type_modifier: narrows the type, such as Left.
-        region: where in the body it is.
-        region_modifier: narrows the region.
-        stored: all that its file says about it, for the module of that format, which writes it back.
-    """
-
-    label: int
-    name: str
-    color: tuple[float, float, float] | None = None
-    category: Code = TISSUE
-    type: Code = TISSUE
-    type_modifier: Code | None = None
-    region: Code | None = None
-    region_modifier: Code | None = None
+    label: int  # its number in the label map, from 1
+    name: str  # for people
+    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None: one of a palette
+    category: Code = TISSUE  # what kind of thing it is, such as an anatomical structure
+    type: Code = TISSUE  # what it is
+    type_modifier: Code | None = None  # narrows the type, such as Left
+    region: Code | None = None  # where in the body it is
+    region_modifier: Code | None = None  # narrows the region
+    # All that its file says about it, for the module of that format, which writes it back.
     stored: object = field(default=None, repr=False, compare=False)
 
     @property

@@ -26,19 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Template:
-    """What is needed to read the label map, and to write another one on its grid.
+    """What is needed to read the label map, and to write another one on its grid."""
 
-    Attributes:
-        lines: that place the grid, as in an NRRD file.
-        num_layers: of the file.
-        stored: the segments of its layers; none if there is one layer, which is the label map.
-        offset: of the grid in that of the reference image, as the file says it.
-    """
-
-    lines: tuple[str, ...]
-    num_layers: int
-    stored: tuple[StoredSegment, ...]
-    offset: str
+    lines: tuple[str, ...]  # that place the grid, as in an NRRD file
+    num_layers: int  # of the file
+    stored: tuple[StoredSegment, ...]  # the segments of its layers; none if there is one layer, which is the label map
+    offset: str  # of the grid in that of the reference image, as the file says it
 
 
 def recognizes(start: bytes) -> bool:

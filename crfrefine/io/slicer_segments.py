@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
 from crfrefine.io.text_header import finite_number, whole_number
-from crfrefine.io.volume import LARGEST_LABEL
 
 OFFSET_KEY = "Segmentation_ReferenceImageExtentOffset"
 """The place of the first voxel in the reference image: 3D Slicer stores only the part that segments reach."""
@@ -39,17 +39,11 @@ class StoredSegment:
 
 @dataclass(frozen=True)
 class _Lines:
-    """`Segment.stored` of this format: the lines of a file, without those about voxels.
+    """`Segment.stored` of this format: the lines of a file, without those about voxels."""
 
-    Attributes:
-        place: of the segment among those of its file, the order in which 3D Slicer lists them.
-        of_segment: by what follows `SegmentN_` in the key.
-        of_all: about the whole segmentation, by their keys.
-    """
-
-    place: int
-    of_segment: Mapping[str, str]
-    of_all: Mapping[str, str] = field(repr=False)
+    place: int  # of the segment among those of its file, the order in which 3D Slicer lists them
+    of_segment: Mapping[str, str]  # by what follows `SegmentN_` in the key
+    of_all: Mapping[str, str] = field(repr=False)  # about the whole segmentation, by their keys
 
 
 def read_segments(path: Path, lines: Mapping[str, str]) -> tuple[StoredSegment, ...]:

@@ -1,23 +1,26 @@
-"""Locate and read voxels that are stored as they are, perhaps compressed: those of most formats."""
+"""Locate and read voxels that are stored as they are, perhaps compressed or as text: those of most formats."""
 
 from __future__ import annotations
 
+import bz2
 import math
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream
-from crfrefine.io.encodings import BLOCKS, TEXT_DTYPE
 from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 FROM_THE_END = -1
 
@@ -27,35 +30,20 @@ _MOST_PER_BYTE = {"zlib": LARGEST_RATIO, "gzip": LARGEST_RATIO, "bzip2": 1 << 21
 
 @dataclass(frozen=True)
 class VoxelSource:
-    """Voxels in one file, or in several of equal length that follow each other.
+    """Voxels in one file, or in several of equal length that follow each other."""
 
-    Attributes:
-        header_path: the file with the header, which may hold the voxels, too.
-        files: the files with the voxels.
-        encoding: "raw", "zlib", "gzip", "bzip2", "text" or "hex".
-        dtype: as stored, with its byte order.
-        sizes: of all axes, the fastest first, channels included.
-        inner: values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis.
-        offset: bytes before the voxels in each file; FROM_THE_END if the voxels end the file.
-        num_lines: lines to skip after the offset.
-        num_bytes_after: bytes to skip after the lines; they count after decompression.
-        stored_bytes: size of the compressed voxels, if the header gives it.
-        slope: value = stored * slope + intercept.
-        intercept: see `slope`.
-    """
-
-    header_path: Path
-    files: tuple[Path, ...]
-    encoding: str
-    dtype: np.dtype[Any]
-    sizes: tuple[int, ...]
-    inner: int
-    offset: int
-    num_lines: int = 0
-    num_bytes_after: int = 0
-    stored_bytes: int | None = None
-    slope: float = 1.0
-    intercept: float = 0.0
+    header_path: Path  # the file with the header, which may hold the voxels, too
+    files: tuple[Path, ...]  # the files with the voxels
+    encoding: str  # "raw", "zlib", "gzip", "bzip2", "text" or "hex"
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    sizes: tuple[int, ...]  # of all axes, the fastest first, channels included
+    inner: int  # values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis
+    offset: int  # bytes before the voxels in each file; FROM_THE_END if the voxels end the file
+    num_lines: int = 0  # lines to skip after the offset
+    num_bytes_after: int = 0  # bytes to skip after the lines; they count after decompression
+    stored_bytes: int | None = None  # size of the compressed voxels, if the header gives it
+    slope: float = 1.0  # value = stored * slope + intercept
+    intercept: float = 0.0  # see `slope`
 
     @property
     def detached(self) -> tuple[Path, ...]:
@@ -143,3 +131,77 @@ def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> i
         num_lines -= breaks
         offset += len(block)
     raise UnsupportedFormatError(f"{path}: the file is cut off: its header skips more lines than there are; copy or export it again")
+
+
+# Rare encodings of voxels: numbers as text, hexadecimal digits, bzip2. Each is read in blocks, in bounded memory.
+
+TEXT_DTYPE = np.dtype(np.float64)
+"""The type of numbers that were text, whatever the type of the voxels."""
+
+_LONGEST_WORD = 64
+_TO_SPACE = bytes.maketrans(b"\t\r\n\v\f", b"     ")
+_NUMBERS = re.compile(rb"[-+0-9.eEnaifNAIF ]*")
+
+_Blocks = Generator[bytes, None, None]
+
+
+def _text_blocks(reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> _Blocks:
+    """Yield numbers as text, separated by white space or by commas and white space, as the bytes of TEXT_DTYPE."""
+    rest, block = b"", b" "
+    while block:
+        block = reader.read(INPUT_BYTES)
+        text = rest + block.translate(_TO_SPACE)
+        # The number after the last space may continue in the next block.
+        cut = text.rfind(b" ") + 1 if block else len(text)
+        text, rest = text[:cut].replace(b", ", b" "), text[cut:]
+        yield _numbers(text, rest, path, dtype).tobytes()
+
+
+def _numbers(text: bytes, rest: bytes, path: Path, dtype: np.dtype[Any]) -> NDArray[np.float64]:
+    words, wrong, values = text.split(), "something that is not a number", np.empty(0, TEXT_DTYPE)
+    is_sane = max(map(len, words), default=0) <= _LONGEST_WORD and len(rest) <= _LONGEST_WORD and _NUMBERS.fullmatch(text) is not None
+    if is_sane and words:
+        try:
+            values = np.array(words).astype(TEXT_DTYPE)
+        except ValueError:
+            is_sane = False
+    if is_sane and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        wrong = f"numbers that do not fit {dtype.name}"
+        is_sane = bool(((values >= limits.min) & (values <= limits.max) & (values == np.rint(values))).all())
+    if not is_sane:
+        raise UnsupportedFormatError(f"{path}: damaged: its voxels are numbers as text, and there is {wrong} among them")
+    return values
+
+
+def _hex_blocks(reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> _Blocks:
+    """Yield bytes that are hexadecimal digits; white space is ignored."""
+    rest = b""
+    while block := reader.read(INPUT_BYTES):
+        digits = rest + block.translate(None, b" \t\r\n\v\f")
+        cut = len(digits) // 2 * 2
+        rest = digits[cut:]
+        try:
+            found = bytes.fromhex(digits[:cut].decode("ascii"))
+        except ValueError:
+            raise UnsupportedFormatError(f"{path}: damaged: its voxels are hexadecimal digits, and others are among them") from None
+        yield found
+
+
+def _bzip2_blocks(reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> _Blocks:
+    """Yield what one or several bzip2 streams hold, one after the other."""
+    stored: Any = reader
+    file = bz2.BZ2File(stored)
+    try:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+    except EOFError:
+        raise UnsupportedFormatError(f"{path}: the compressed data end too early; the file is cut off, copy or export it again") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UnsupportedFormatError(f"{path}: damaged compressed data ({error}); copy or export the file again") from None
+
+
+BLOCKS: dict[str, Callable[[ByteReader, Path, np.dtype[Any]], _Blocks]] = {"text": _text_blocks, "hex": _hex_blocks, "bzip2": _bzip2_blocks}
+"""From the name of an encoding to what decodes the stream at its first voxel; the type is that of the voxels."""

@@ -103,20 +103,18 @@ class Inflater:
 
 
 @contextmanager
-def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Iterator[ByteReader]:
+def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteReader]:
     """Open a file for reading.
 
     Args:
         path: the file.
-        container: "raw", "gzip", "zlib" (gzip is accepted), "deflate", or "by name": gzip if the name ends in .gz.
+        container: "raw", "gzip", "zlib" (gzip is accepted) or "deflate".
         offset: bytes to skip in the file, before the container begins.
 
     Raises:
         UnsupportedFormatError: empty, or not compressed although it should be.
         InputError: the file cannot be opened or read.
     """
-    if container == "by name":
-        container = "gzip" if is_named_gzip(path) else "raw"
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -152,21 +150,21 @@ def misnamed(*, compressed: bool, named_so: bool) -> str | None:
     return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
 
 
-def read_start(path: Path, size: int) -> bytes:
+def read_start(path: Path) -> bytes:
     """Return the first bytes of a regular file, b"" for anything else: bytes taken from a pipe would be missing later."""
     try:
         if not path.is_file():
             return b""
         with path.open("rb", buffering=0) as file:
-            return file.read(size)
+            return file.read(START_BYTES)
     except (OSError, ValueError):  # Opening it for reading reports the error.
         return b""
 
 
-def inflated(start: bytes, size: int = START_BYTES) -> bytes:
+def inflated(start: bytes) -> bytes:
     """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
     try:
-        return zlib.decompressobj(31).decompress(start, size) if start.startswith(GZIP_MAGIC) else b""
+        return zlib.decompressobj(31).decompress(start, START_BYTES) if start.startswith(GZIP_MAGIC) else b""
     except zlib.error:
         return b""
 
@@ -188,7 +186,7 @@ def skip(reader: ByteReader, num_bytes: int) -> None:
         num_bytes -= len(block)
 
 
-def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int = 1) -> None:
+def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
     """Write the parts as one gzip member without time or name: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 

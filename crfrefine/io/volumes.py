@@ -1,9 +1,10 @@
-"""Read a file of any supported format: first the header, then the voxels into an array of the caller."""
+"""Read a file of any supported format: first the header, then the voxels into an array of the caller; perhaps on a larger grid."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.failures import reading
+from crfrefine.base.geometry import same_grid
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import Decoder, VoxelStream, allocate_array
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream
 from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.insets import open_inset
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io import dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
     from crfrefine.io.formats import FormatCode
-    from crfrefine.io.volume import FileState, VolumeHeader
+    from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
     _CODE: tuple[FormatCode, ...] = (dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
@@ -134,3 +136,57 @@ def _require_unchanged(states: Sequence[FileState]) -> None:
         status = path.stat()
         if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
             raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
+
+
+# Files that store a part of a grid: 3D Slicer and DICOM leave out what no segment reaches.
+
+
+def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of a file that stores a part of a grid, extended to that grid; any other header unchanged.
+
+    Voxels that the file does not store read as 0.
+
+    Args:
+        header: of a label map or mask.
+        grid: header of the image it belongs to.
+    """
+    if not header.covers_part or header.inset is not None or header.affine is None or grid.affine is None or grid.spacing is None:
+        return header
+    if len(header.grid_shape) != len(grid.grid_shape) or header.num_channels > 1 or header.on_same_grid(grid):
+        return header
+    num_axes = len(grid.grid_shape)
+    exact = np.linalg.solve(grid.affine, header.affine[:, 3])[:num_axes]
+    if np.abs(exact).max() > 1 << 30:
+        return header
+    offset = np.rint(exact).astype(int)
+    is_inside = bool((offset >= 0).all()) and bool((offset + header.grid_shape <= np.array(grid.grid_shape)).all())
+    expected = grid.affine.copy()
+    expected[:3, 3] += grid.affine[:3, :num_axes] @ offset
+    if not is_inside or not same_grid(header.grid_shape, header.affine, header.grid_shape, expected):
+        return header
+    return replace(
+        header,
+        grid_shape=grid.grid_shape,
+        affine=grid.affine,
+        spacing=grid.spacing,
+        inset=(header, tuple(int(start) for start in offset)),
+    )
+
+
+@contextmanager
+def open_inset(header: VolumeHeader, part: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
+    """Open a file that stores a part of its grid, `part`; voxels outside of the part are 0."""
+    assert header.inset is not None
+    own, offset = header.inset
+    with part as stream:
+        whole = allocate_array(header.grid_shape[::-1], header.path, stream.kept_type)
+        whole.fill(0)
+        shape = own.grid_shape[::-1]
+        inside = allocate_array((1, *shape), header.path, stream.kept_type)
+        decoder = Decoder(stream, inside.shape)
+        decoder.fill(inside)
+        decoder.finish()
+        place = tuple(slice(start, start + size) for start, size in zip(offset[::-1], shape, strict=True))
+        assert math.prod(whole[place].shape) == inside.size
+        whole[place] = inside[0]
+    yield array_stream(whole, header.path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from crfrefine.base.plain import to_plain
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters import checks
-from crfrefine.parameters.editing import edited, sections_from, suggested_key
 from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
     SECTIONS,
@@ -26,11 +25,15 @@ from crfrefine.parameters.sections import (
     IntensityParameters,
     MeanFieldParameters,
     PostprocessParameters,
+    Section,
     SpatialParameters,
     VolumeParameters,
+    edited,
+    sections_from,
+    suggested_key,
 )
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.parameters.toml import toml_comment, toml_entry, toml_problem, toml_value
+from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
 
 SCHEMA = 1
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
@@ -132,41 +135,32 @@ class CrfParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
-        result: dict[str, Any] = {"schema": SCHEMA}
-        for name in SECTIONS:
-            value = getattr(self, name)
-            sections = [
-                {key: to_plain(entry) for key, entry in vars(section).items() if entry is not None}
-                for section in (value if name == "bilateral" else (value,))
-            ]
-            result[name] = sections if name == "bilateral" else sections[0]
-        return result
+        tables: dict[str, list[dict[str, Any]]] = {}
+        for name, _, section in self._tables():
+            tables.setdefault(name, []).append({key: to_plain(entry) for key, entry in vars(section).items() if entry is not None})
+        return {"schema": SCHEMA} | {name: found if name == "bilateral" else found[0] for name, found in tables.items()}
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
-        text = toml_comment(comment) + "\n" if comment else ""
+        text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + ("\n" if comment else "")
         text += f"schema = {SCHEMA}\n"
-        for name, kind in SECTIONS.items():
-            value = getattr(self, name)
-            header = f"[[{name}]]" if name == "bilateral" and len(value) > 1 else f"[{name}]"
-            for index, entry in enumerate(value if name == "bilateral" else (value,)):
-                about = (kind.__doc__ or "").splitlines()[0]
-                text += f"\n# {about}\n" if index == 0 else "\n"
-                text += header + "\n"
-                text += "".join(toml_entry(key.name, getattr(entry, key.name), key.metadata["comment"]) for key in dataclasses.fields(kind))
+        for name, index, section in self._tables():
+            about = (section.__doc__ or "").splitlines()[0]
+            text += f"\n# {about}\n" if index == 0 else "\n"
+            text += f"[[{name}]]\n" if name == "bilateral" and len(self.bilateral) > 1 else f"[{name}]\n"
+            for key in dataclasses.fields(section):
+                text += toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
         return text
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: every key with its value and its meaning."""
         rows = []
-        for name in SECTIONS:
-            value = getattr(self, name)
-            for index, section in enumerate(value if name == "bilateral" else (value,)):
-                prefix = self._kernel_key(index) if name == "bilateral" else name
-                for key in dataclasses.fields(section):
-                    entry = getattr(section, key.name)
-                    text = "not set" if entry is None else shorten(" ".join(toml_value(entry).split()), _MOST_OF_A_CELL)
-                    rows.append((f"{prefix}.{key.name}", text, key.metadata["comment"]))
+        for name, index, section in self._tables():
+            prefix = self._kernel_key(index) if name == "bilateral" else name
+            for key in dataclasses.fields(section):
+                entry = getattr(section, key.name)
+                text = "not set" if entry is None else shorten(" ".join(toml_value(entry).split()), _MOST_OF_A_CELL)
+                rows.append((f"{prefix}.{key.name}", text, key.metadata["comment"]))
         return html_table("CrfParameters", ("key", "value", "meaning"), rows)
 
     def save(self, path: str | Path, comment: str = "") -> None:
@@ -213,6 +207,13 @@ class CrfParameters:
                 values.setdefault("matrix", None)
             sections[name] = edited(getattr(base, name), values, name)
         return dataclasses.replace(base, bilateral=tuple(kernels), **sections)
+
+    def _tables(self) -> Iterator[tuple[str, int, Section]]:
+        """Yield the tables of the file in their order: name, number among those of the name, content."""
+        for name in SECTIONS:
+            value = getattr(self, name)
+            for index, section in enumerate(value if name == "bilateral" else (value,)):
+                yield name, index, section
 
     def _kernel_key(self, index: int) -> str:
         """Prefix of the keys of an appearance kernel: numbered if there are several."""

@@ -13,17 +13,11 @@ from crfrefine.parameters.sections import PostprocessParameters
 
 @dataclass(frozen=True)
 class ObjectRule:
-    """What happens to the components and holes of a label, or of all foreground labels together.
+    """What happens to the components and holes of a label, or of all foreground labels together."""
 
-    Attributes:
-        num_kept: number of the largest components that stay; None: all.
-        min_ml: milliliters; smaller components are removed.
-        fills_holes: whether its holes are filled.
-    """
-
-    num_kept: int | None = None
-    min_ml: float = 0.0
-    fills_holes: bool = False
+    num_kept: int | None = None  # number of the largest components that stay; None: all
+    min_ml: float = 0.0  # milliliters; smaller components are removed
+    fills_holes: bool = False  # whether its holes are filled
 
     @property
     def removes(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from crfrefine.base.text import counted
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.parameters.specs import ModelSpec
@@ -36,8 +37,8 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
     for key, values in (*kernels, ("spatial.weight", parameters.spatial.weight), ("mean_field.bias", parameters.mean_field.bias)):
         if isinstance(values, tuple) and len(values) != num_regions:
             raise ConfigError(
-                f"{key}: it has {len(values)} value{'' if len(values) == 1 else 's'}, but the case has {num_regions} "
-                f"region{'' if num_regions == 1 else 's'}; give one number for all, or one per region"
+                f"{key}: it has {counted(len(values), 'value')}, but the case has {counted(num_regions, 'region')}; "
+                "give one number for all, or one per region"
             )
     # The small-object rules are about the labels of the map, not about regions.
     without_rules = dataclasses.replace(parameters, postprocess=PostprocessParameters())

@@ -1,8 +1,8 @@
 """The model in the form that engines take: the kernels that are built for an image, and the mean field that runs on them.
 
 `CrfParameters.resolve` creates it for a case, and the trainable layer creates it from its tensors; every engine takes it, and the structs
-in kernels/cpu/kernel_set.h and mean_field.h mirror it. This module is below all of them, so none of them has to import another. Nothing is
-checked here.
+in kernels/cpu/kernel_set.h and mean_field.h mirror it. This module is below all of them, so none of them has to import another. Values are
+checked before; an engine asks for what only it knows to be checked.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.errors import ConfigError, InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from crfrefine.base.axes import StorageOrder
+
+REACH, SPATIAL_REACH = 3.0, 4.0
+"""Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
 
 VOLUME_STRENGTH = 10.0
 """Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to biases."""
@@ -26,14 +31,10 @@ VOLUME_STRENGTH = 10.0
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A Gaussian kernel of position, or of position and intensity.
+    """A Gaussian kernel of position, or of position and intensity."""
 
-    Attributes:
-        theta_position: bandwidth along each grid axis, of an appearance kernel or of the spatial one.
-        theta_intensity: bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
-    """
-
-    theta_position: tuple[float, ...]
+    theta_position: tuple[float, ...]  # bandwidth along each grid axis, of an appearance kernel or of the spatial one
+    # Bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
     theta_intensity: tuple[float, ...] | None = None
 
     @property
@@ -44,24 +45,16 @@ class KernelSpec:
 
 @dataclass(frozen=True)
 class KernelSetSpec:
-    """The kernels of a model, to be built and normalized for one image.
+    """The kernels of a model, to be built and normalized for one image."""
 
-    Attributes:
-        kernels: the appearance kernels, then the spatial one if there is one.
-        normalization: "symmetric", "after" or "none".
-        filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two
-            modalities; on the CPU float32 only).
-        num_labels: L, channels of the logits; fewer where labels share channels (`ChannelLabels`).
-        num_iterations: number of steps that "auto" chooses a filter for.
-        positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.
-    """
-
-    kernels: tuple[KernelSpec, ...]
-    normalization: str
+    kernels: tuple[KernelSpec, ...]  # the appearance kernels, then the spatial one if there is one
+    normalization: str  # "symmetric", "after" or "none"
+    # How messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU
+    # float32 only).
     filter: str
-    num_labels: int
-    num_iterations: int
-    positions: str = "mm"
+    num_labels: int  # L, channels of the logits; fewer where labels share channels (`ChannelLabels`)
+    num_iterations: int  # number of steps that "auto" chooses a filter for
+    positions: str = "mm"  # "mm", or "voxels": bandwidths count voxels, and the spacing is not used
 
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:
@@ -82,6 +75,14 @@ class KernelSetSpec:
         """Return the distance between neighboring voxels along each axis in the unit of the bandwidths: the spacing in mm, or 1."""
         return tuple(float(step) for step in spacing) if self.positions == "mm" else (1.0,) * len(spacing)
 
+    def reach(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is."""
+        reach = []
+        for axis, (step, extent) in enumerate(zip(self.distances(spacing), shape, strict=True)):
+            widths = [(SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step for kernel in self.kernels]
+            reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
+        return tuple(reach)
+
     def in_storage(self, order: StorageOrder) -> KernelSetSpec:
         """Return the kernels for a grid whose axes are in storage order."""
         kernels = (dataclasses.replace(kernel, theta_position=order.axes_to_storage(kernel.theta_position)) for kernel in self.kernels)
@@ -93,14 +94,12 @@ class ChannelLabels:
     """The label of each channel from place to place, where labels that never meet share a channel.
 
     Wherever a label's marginals or its messages are not negligible, its channel must hold this label, and no other channel may.
-
-    Attributes:
-        tile: voxels of a tile along each grid axis, in the grid's order of the arrays that an engine is given; tiles begin at index 0.
-        labels: (C, *tile grid) int32, the label that channel c holds in a tile. -1: none, so the channel's logits are -1e4 in the whole
-            tile; it counts as label 0.
     """
 
+    # Voxels of a tile along each grid axis, in the grid's order of the arrays that an engine is given; tiles begin at index 0.
     tile: tuple[int, ...]
+    # (C, *tile grid) int32, the label that channel c holds in a tile. -1: none, so the channel's logits are -1e4 in the whole tile; it
+    # counts as label 0.
     labels: NDArray[np.int32]
 
     @property
@@ -108,34 +107,32 @@ class ChannelLabels:
         """C."""
         return len(self.labels)
 
+    def of_voxels(self, grid_shape: Sequence[int]) -> NDArray[np.int32]:
+        """Return the label of each channel at each voxel, (C, *grid); 0 where a channel holds none."""
+        import numpy as np
+
+        labels = np.maximum(self.labels, 0)
+        for axis, (extent, tile) in enumerate(zip(grid_shape, self.tile, strict=True), start=1):
+            labels = np.take(labels, np.arange(extent) // tile, axis=axis)
+        return labels
+
 
 @dataclass(frozen=True, eq=False)
 class MeanFieldSpec:
-    """A run of the mean field on built kernels.
+    """A run of the mean field on built kernels."""
 
-    Attributes:
-        weights: (kernels, L) in the order of the kernels.
-        compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal.
-        num_iterations: maximum number of steps.
-        temperature: divides the logits.
-        tolerance: mean KL in nats per voxel below which the run has converged; 0: all steps are taken.
-        damping: share of the old log-marginals in a step.
-        channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
-        bias: (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
-        volume_weight: from 0, no volume term, to 1, every step keeps the mass of each label.
-        volume_keep: the masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature); "argmax", numbers
-            of voxels where a label is the most probable; or "largest", "argmax" in the main bodies of the labels, and there only.
-    """
-
-    weights: NDArray[np.floating[Any]]
-    compatibility: NDArray[np.floating[Any]]
-    num_iterations: int
-    temperature: float = 1.0
-    tolerance: float = 0.0
-    damping: float = 0.0
-    channel_labels: ChannelLabels | None = None
+    weights: NDArray[np.floating[Any]]  # (kernels, L) in the order of the kernels
+    compatibility: NDArray[np.floating[Any]]  # (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal
+    num_iterations: int  # maximum number of steps
+    temperature: float = 1.0  # divides the logits
+    tolerance: float = 0.0  # mean KL in nats per voxel below which the run has converged; 0: all steps are taken
+    damping: float = 0.0  # share of the old log-marginals in a step
+    channel_labels: ChannelLabels | None = None  # which labels the C channels of the logits hold; None: channel l holds label l everywhere
+    # (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
     bias: NDArray[np.floating[Any]] | None = None
-    volume_weight: float = 0.0
+    volume_weight: float = 0.0  # from 0, no volume term, to 1, every step keeps the mass of each label
+    # The masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature); "argmax", numbers of voxels where a
+    # label is the most probable; or "largest", "argmax" in the main bodies of the labels, and there only.
     volume_keep: str = "expected"
 
     @property
@@ -177,6 +174,35 @@ class MeanFieldSpec:
         """
         num_rows = self.num_labels if self.channel_labels is None else self.channel_labels.num_channels
         return num_rows - 1 if self.has_one_weight else num_rows
+
+    def check_channels(self, num_channels: int, grid_shape: Sequence[int]) -> None:
+        """Raise InputError unless `channel_labels`, if there are any, are labels of the model for channels on this grid.
+
+        ConfigError: there are, and volumes are to be kept.
+        """
+        shared = self.channel_labels
+        if shared is None:
+            return
+        self.check_tiles()
+        if len(shared.tile) != len(grid_shape) or min(shared.tile) < 1:
+            raise InputError(f"channel_labels.tile must be {len(grid_shape)} numbers above 0, one per axis of the grid; got {shared.tile}")
+        expected = (num_channels, *(-(-extent // tile) for extent, tile in zip(grid_shape, shared.tile, strict=True)))
+        if shared.labels.shape != expected:
+            raise InputError(
+                f"channel_labels.labels has shape {shared.labels.shape}; these channels in tiles of {shared.tile} need {expected}"
+            )
+        lowest, highest = int(shared.labels.min()), int(shared.labels.max())
+        if lowest < -1 or highest >= self.num_labels:
+            raise InputError(
+                f"channel_labels.labels must be from -1 to {self.num_labels - 1}, the labels of the model; got {lowest} to {highest}"
+            )
+
+    def check_tiles(self) -> None:
+        """Raise ConfigError if a run on tiles has a volume term: volumes are sums over all voxels, also where a label would be left out."""
+        if self.volume_weight > 0.0:
+            raise ConfigError(
+                "volume.weight: volumes are not kept where labels are left out; set it to 0, or mean_field.label_threshold to 0"
+            )
 
     def as_plain(self) -> MeanFieldSpec:
         """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all, no bias."""

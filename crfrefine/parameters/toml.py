@@ -1,12 +1,16 @@
-"""Text of a parameter file: TOML with a comment for each key; the standard library's `tomllib` reads it."""
+"""Text of a parameter file, TOML with a comment for each key, and `KEY=VALUE` of `--set`; the standard library's `tomllib` reads them."""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
+from typing import Any
 
 from crfrefine.base.text import MOST_OF_A_REASON, shorten
+from crfrefine.errors import ConfigError
+from crfrefine.parameters import checks
 
 
 def toml_value(value: object) -> str:
@@ -33,11 +37,6 @@ def toml_entry(name: str, value: object, comment: str) -> str:
     return f"{text:<31} # {comment}\n"
 
 
-def toml_comment(text: str) -> str:
-    """Each line of a text as a TOML comment."""
-    return "".join(f"# {line}".rstrip() + "\n" for line in text.splitlines())
-
-
 def toml_problem(error: ValueError | RecursionError) -> str:
     """Return what is wrong with a text that `tomllib` could not read, for messages."""
     if isinstance(error, RecursionError):
@@ -45,3 +44,35 @@ def toml_problem(error: ValueError | RecursionError) -> str:
     # Python reads integers of at most 4300 digits; its message about that is not for users.
     is_known = isinstance(error, tomllib.TOMLDecodeError)
     return shorten(error, MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
+
+
+# `KEY=VALUE`, as `--set` takes it.
+
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
+
+    Args:
+        text: the value in TOML's syntax; a single word needs no quotes.
+
+    Raises:
+        ConfigError: there is no `=`, or the value cannot be read.
+    """
+    key, sign, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not sign or not key or not raw:
+        raise ConfigError(f"{checks.describe(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if _BARE_WORD.fullmatch(raw):
+            return key, raw
+        raise ConfigError(
+            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {toml_problem(error)}; "
+            'numbers, [lists], and in lists words in "quotes"'
+        ) from error
+    if set(parsed) != {"value"}:
+        raise ConfigError(f"{shorten(key)}: expected one value, got {checks.describe(raw)}")
+    return key, parsed["value"]

@@ -21,7 +21,6 @@ from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, describe_undecide
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
-from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles.grid import MOST_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
@@ -45,17 +44,11 @@ _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class ArrayNetwork:
-    """A network's output in memory.
+    """A network's output in memory."""
 
-    Attributes:
-        values: (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions.
-        input_type: "auto", "logits" or "probabilities".
-        regions: of the channels; None: they are labels.
-    """
-
-    values: NDArray[np.floating[Any]]
-    input_type: str = "logits"
-    regions: RegionScheme | None = None
+    values: NDArray[np.floating[Any]]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
+    input_type: str = "logits"  # "auto", "logits" or "probabilities"
+    regions: RegionScheme | None = None  # of the channels; None: they are labels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,17 +67,11 @@ class ArrayNetwork:
 
 @dataclass(frozen=True, eq=False)
 class LabelMapNetwork:
-    """A label map in place of a network's output: only labels that occur take part, and if there are many, only near where they occur.
+    """A label map in place of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
 
-    Attributes:
-        labels: (*grid), in an unsigned type.
-        channels: the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`).
-        num_labels: L, background included, as values per label in the parameters have it.
-    """
-
-    labels: NDArray[np.unsignedinteger[Any]]
-    channels: Sequence[int]
-    num_labels: int
+    labels: NDArray[np.unsignedinteger[Any]]  # (*grid), in an unsigned type
+    channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`)
+    num_labels: int  # L, background included, as values per label in the parameters have it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,33 +93,19 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a case is refined with, in storage order.
+    """What a case is refined with, in storage order."""
 
-    Attributes:
-        logits: (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory.
-        mask: (*grid), True inside the mask and outside the padding; None: everywhere.
-        box: the part of the grid that is refined without tiles; None: all of it.
-        image: of the box, normalized; with `labels` that of the tiles counts.
-        plan: the labels of the tiles; None: all labels take part everywhere.
-        labels: (*grid) the network's label map, if its logits are not in memory.
-        num_padding: voxels in the mask that are padding.
-        notes: what the user should know, one sentence each.
-        is_probability: whether `logits` are probabilities of labels, whose logarithm is still to be taken.
-        are_regions: whether the channels are regions.
-        timings: seconds of each stage.
-    """
-
-    logits: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None
-    box: Box | None
-    image: GridImage
-    plan: TilePlan | None
-    labels: NDArray[np.unsignedinteger[Any]] | None = None
-    num_padding: int = 0
-    notes: tuple[str, ...] = ()
-    is_probability: bool = False
-    are_regions: bool = False
-    timings: dict[str, float] = field(default_factory=dict)
+    logits: NDArray[np.float32]  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
+    mask: NDArray[np.bool_] | None  # (*grid), True inside the mask and outside the padding; None: everywhere
+    box: Box | None  # the part of the grid that is refined without tiles; None: all of it
+    image: GridImage  # of the box, normalized; with `labels` that of the tiles counts
+    plan: TilePlan | None  # the labels of the tiles; None: all labels take part everywhere
+    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the network's label map, if its logits are not in memory
+    num_padding: int = 0  # voxels in the mask that are padding
+    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
+    is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
+    are_regions: bool = False  # whether the channels are regions
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
 
 def prepare(
@@ -182,7 +155,7 @@ def _in_memory(
     )
     require_memory(4 * len(network.channels) * stored.size, what, memory_limit())
     logits = one_hot_logits(stored, network.channels)
-    leave_far_out(logits, reach_of_axes(model.kernels, case.spacing, stored.shape))
+    leave_far_out(logits, model.kernels.reach(case.spacing, stored.shape))
     return ArrayNetwork(network.order.to_user(logits))
 
 

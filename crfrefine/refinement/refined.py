@@ -27,21 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NetworkLogits:
-    """A network's logits in memory, from which those of voxels that took no part follow.
+    """A network's logits in memory, from which those of voxels that took no part follow."""
 
-    Attributes:
-        values: (L, *grid) logits, or probabilities; they must not change.
-        is_probability: whether they are probabilities.
-        run: with the temperature that divides logits, and the bias that is added to them.
-        box: where labels took part; None: everywhere.
-        mask: (*box), True where the model applies; None: everywhere.
-    """
-
-    values: NDArray[np.float32]
-    is_probability: bool
-    run: MeanFieldSpec
-    box: Box | None
-    mask: NDArray[np.bool_] | None
+    values: NDArray[np.float32]  # (L, *grid) logits, or probabilities; they must not change
+    is_probability: bool  # whether they are probabilities
+    run: MeanFieldSpec  # with the temperature that divides logits, and the bias that is added to them
+    box: Box | None  # where labels took part; None: everywhere
+    mask: NDArray[np.bool_] | None  # (*box), True where the model applies; None: everywhere
 
     def channel(self, label: int, planes: slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array or in `out`."""

@@ -17,7 +17,6 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.arrays.probabilities import take_logarithms
-from crfrefine.arrays.region_channels import check_channels
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
@@ -116,7 +115,10 @@ def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: 
     """Return the model of the labels, or one per region, for channels of a shape."""
     if regions is None:
         return [parameters.resolve(shape[0], num_modalities, len(shape) - 1)]
-    check_channels(shape, regions)
+    if len(shape) < 2 or shape[0] != regions.num_regions:
+        raise InputError(
+            f"the log-odds have shape {shape}; expected ({regions.num_regions}, *grid), one channel per region: {regions.describe()}"
+        )
     parameters.postprocess.check_lengths(regions.num_labels)
     return resolve_regions(parameters, shape[0], num_modalities, len(shape) - 1)
 

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_voxels
-from crfrefine.arrays.label_maps import LabelChanges, compare_labels
+from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.notebook import html_table
+from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels, Selection
@@ -92,7 +93,7 @@ class RefinementResult(Reported):
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
-        steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
+        steps = f"{counted(self.num_iterations, 'step')}{', converged' if self.converged else ''}"
         energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
@@ -158,7 +159,9 @@ class RefinementResult(Reported):
     @cached_property
     def changes(self) -> LabelChanges:
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
-        return compare_labels(self.network_label_map, self.label_map, self.num_labels)
+        before, after = self.network_label_map, self.label_map
+        changed = int(np.count_nonzero(before != after))
+        return LabelChanges(changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels))
 
 
 def probabilities_of(

@@ -133,10 +133,8 @@ def compare_pairs(
     )
 
 
-def bootstrap_interval(
-    differences: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float, float]:
-    """Return a bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), reproducible with the same seed.
+def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
+    """Return a 95 % bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), reproducible with the same seed.
 
     With few cases it is too narrow: resamples contain only observed values. With fewer than two differences it is NaN.
 
@@ -154,7 +152,7 @@ def bootstrap_interval(
         np.mean,
         n_resamples=num_resamples,
         batch=max(1, 2_000_000 // len(differences)),
-        confidence_level=confidence,
+        confidence_level=0.95,
         method="BCa",
         random_state=np.random.default_rng(seed),
     )

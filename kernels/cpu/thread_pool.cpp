@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/subnormals.h"
+
 namespace crf {
 
 namespace {
@@ -64,7 +66,7 @@ void ThreadPool::take_items(int thread) {
     Workers& own = *workers_;
     try {
         for (int64_t item; (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;) {
-            own.body(item, thread);
+            take_item(own.body, item, thread);
             if (thread == 0) poll_if_due();
         }
     } catch (...) {
@@ -72,6 +74,12 @@ void ThreadPool::take_items(int thread) {
         if (!own.error) own.error = std::current_exception();
         own.next.store(own.num_items, std::memory_order_relaxed);
     }
+}
+
+// Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
+void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const {
+    const SubnormalsAsZeros mode(subnormals_are_zeros);
+    body(item, thread);
 }
 
 void ThreadPool::poll_if_due() {
@@ -106,7 +114,7 @@ void ThreadPool::run(int64_t num_items, FunctionRef<int64_t, int> body) {
     if (num_threads_ > 1 && num_items > 1) start_workers();
     if (own.threads.empty() || num_items == 1) {
         for (int64_t item = 0; item < num_items; ++item) {
-            body(item, 0);
+            take_item(body, item, 0);
             poll_if_due();
         }
         return;

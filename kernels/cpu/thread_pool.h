@@ -46,12 +46,16 @@ class ThreadPool {
 
     void (*poll)() = nullptr;
 
+    // Whether bodies compute with subnormal numbers as zeros (subnormals.h): in every thread, so that results do not depend on it.
+    bool subnormals_are_zeros = false;
+
    private:
     struct Workers;  // whose headers the files of the filters need not read
 
     void start_workers();
     void work(int thread, uint64_t seen);
     void take_items(int thread);
+    void take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const;
     void poll_if_due();
 
     const int num_threads_;

@@ -1,7 +1,5 @@
 """Holes of label maps: on drawn examples, and against a flood fill in loops."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 
@@ -11,7 +9,7 @@ import pytest
 from crfrefine.arrays.components import fill_holes
 
 
-def test_a_tunnel_to_the_border_is_no_hole() -> None:
+def test_a_tunnel_to_the_border_is_no_hole():
     """In 3-D, what a slice encloses can be open to the next; two-dimensional grids have only their own plane."""
     volume = np.ones((4, 5, 6), dtype=np.uint16)
     volume[1:3, 2, 3] = 0
@@ -21,7 +19,7 @@ def test_a_tunnel_to_the_border_is_no_hole() -> None:
     assert fill_holes(volume[1], (1,)) == 1
 
 
-def _filled_by_loops(label_map: np.ndarray, labels: tuple[int, ...], any_hole: bool) -> np.ndarray:
+def _filled_by_loops(label_map, labels, any_hole):
     result, seen = label_map.copy(), np.zeros(label_map.shape, dtype=bool)
     for start in itertools.product(*map(range, label_map.shape)):
         if label_map[start] or seen[start]:
@@ -49,7 +47,7 @@ def _filled_by_loops(label_map: np.ndarray, labels: tuple[int, ...], any_hole: b
 
 @pytest.mark.parametrize("shape", [(31,), (17, 23), (9, 11, 7), (5, 6, 4, 7)], ids=str)
 @pytest.mark.parametrize("any_hole", [False, True], ids=["each", "foreground"])
-def test_holes_are_those_of_a_flood_fill(shape: tuple[int, ...], any_hole: bool) -> None:
+def test_holes_are_those_of_a_flood_fill(shape, any_hole):
     """In any number of dimensions, in both memory orders; the labels need not begin at 1."""
     random = np.random.default_rng(len(shape))
     num_filled = 0

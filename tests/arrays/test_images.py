@@ -16,7 +16,7 @@ EXPECTED = refine(CASE.logits, CASE.image, spacing=SPACING)
 MASK = CASE.image[0] > np.median(CASE.image[0])
 
 
-def nibabel_image(values: np.ndarray, spacing=SPACING, origin=(3.0, -2.0, 5.0)) -> nib.Nifti1Image:
+def nibabel_image(values, spacing=SPACING, origin=(3.0, -2.0, 5.0)):
     """Of (x, y, z) or (channel, x, y, z), turned by 30 degrees about z."""
     turn = np.array([[0.75**0.5, -0.5, 0.0], [0.5, 0.75**0.5, 0.0], [0.0, 0.0, 1.0]])
     affine = np.eye(4)
@@ -24,7 +24,7 @@ def nibabel_image(values: np.ndarray, spacing=SPACING, origin=(3.0, -2.0, 5.0)) 
     return nib.Nifti1Image(np.moveaxis(values, 0, -1) if values.ndim == 4 else values, affine)
 
 
-def itk_image(values: np.ndarray, spacing=SPACING) -> sitk.Image:
+def itk_image(values, spacing=SPACING):
     """Of (x, y, z) or (channel, x, y, z), a vector image."""
     image = sitk.GetImageFromArray(values.T, isVector=values.ndim == 4)
     image.SetSpacing(spacing)

@@ -14,7 +14,7 @@ from crfrefine import ConfigError, CrfParameters, InputError, refine
 STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})
 
 
-def padded_case(constant: float = 0.0):
+def padded_case(constant=0.0):
     """A case whose logits are padded on four of six sides, and at one voxel inside."""
     case = random_case(grid_shape=(11, 9, 7))
     padding = np.zeros(case.logits.shape[1:], bool)

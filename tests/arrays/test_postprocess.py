@@ -1,10 +1,7 @@
 """Cleaning of label maps, on drawn examples, with voxels of 0.002 ml."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-from drawings import drawing
 
 from crfrefine.arrays.components import clean, postprocess
 from crfrefine.errors import ConfigError
@@ -53,8 +50,13 @@ CASES = {
 }
 
 
+def drawing(*rows):
+    """A label map from rows of digits; `.` is background."""
+    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_labels_are_cleaned(name: str) -> None:
+def test_labels_are_cleaned(name):
     given, parameters, expected = CASES[name]
     label_map = drawing(*given)
     cleaned = clean(label_map, PostprocessParameters(**parameters), 0.002)
@@ -67,14 +69,14 @@ def test_labels_are_cleaned(name: str) -> None:
         assert (cleaned.voxels_removed, cleaned.voxels_filled) == ((0, changed) if "hole" in name else (changed, 0))
 
 
-def test_sizes_do_not_suffer_from_rounding() -> None:
+def test_sizes_do_not_suffer_from_rounding():
     """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
     result = postprocess(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1)
     np.testing.assert_array_equal(result, drawing("111..."))
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims: int) -> None:
+def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
     """Two voxels that touch in a corner alone are one component; one apart they are two."""
     label_map = np.zeros((5, 6, 4, 7)[:num_dims], dtype=np.int16, order="F")
     label_map[(0,) * num_dims] = label_map[(1,) * num_dims] = 300
@@ -86,13 +88,13 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims: int)
     assert result.flags.f_contiguous
 
 
-def test_where_there_is_nothing_to_do() -> None:
+def test_where_there_is_nothing_to_do():
     label_map = drawing(*ISLANDS)
     assert postprocess(label_map, PostprocessParameters(), 0.002) is label_map, "no copy for nothing"
     assert not postprocess(np.zeros((3, 4, 5), np.uint8), PostprocessParameters("each", 0.01), 0.001).any()
 
 
-def test_lists_must_fit_the_label_map() -> None:
+def test_lists_must_fit_the_label_map():
     """A label without a rule would silently stay as it is."""
     for name, values in (("min_component_ml", (0.0, 1.0, 1.0)), ("fill_holes", ("none",) * 3), ("keep_largest", ("none",) * 3)):
         with pytest.raises(ConfigError, match=rf"^postprocess\.{name}: it has 3 values, but the case has 4 labels"):

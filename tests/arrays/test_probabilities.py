@@ -11,7 +11,7 @@ from crfrefine.errors import ConfigError, InputError
 PATH = Path("logits/case.npz")
 
 
-def softmax(shape=(3, 6, 5, 4), dtype=np.float32) -> np.ndarray:
+def softmax(shape=(3, 6, 5, 4), dtype=np.float32):
     """(L, z, y, x), confident here and there."""
     logits = 4 * np.random.default_rng(1).standard_normal(shape)
     exponentials = np.exp(logits - logits.max(axis=0))

@@ -12,13 +12,13 @@ from resampling_helpers import itk_resampled, world_of
 
 from crfrefine.arrays.grid_map import boxes_overlap, map_grid, world_box
 from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
-from crfrefine.io.parallel import run_all
+from crfrefine.base.parallel import run_all
 
 SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
 PERMUTED = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 
 
-def linear(grid_map, channels, shape, threads=1) -> np.ndarray:
+def linear(grid_map, channels, shape, threads=1):
     """Interpolate (channels, x, y, z), and return the same order of axes."""
     stored = np.ascontiguousarray(channels.transpose(0, *range(channels.ndim - 1, 0, -1)))
     target = np.full((len(stored), *shape[::-1]), np.nan, np.float32)
@@ -26,13 +26,13 @@ def linear(grid_map, channels, shape, threads=1) -> np.ndarray:
     return target.transpose(0, *range(target.ndim - 1, 0, -1))
 
 
-def positions_of(grid_map) -> np.ndarray:
+def positions_of(grid_map):
     """Index on the source of every voxel, (x, y, z, 3) in the order x, y, z."""
     indices = np.stack(np.meshgrid(*(np.arange(size) for size in grid_map.shape), indexing="ij"), axis=-1)
     return (indices @ grid_map.matrix.T + grid_map.offset).transpose(2, 1, 0, 3)[..., ::-1]
 
 
-def distance_to(values, where) -> np.ndarray:
+def distance_to(values, where):
     """Distance of positions to the next number of the form whole + `where`."""
     return np.abs((values - where) - np.rint(values - where))
 
@@ -64,7 +64,7 @@ def pairs_of_grids(draw):
     return tuple(found)
 
 
-def compare_with_itk(grids) -> None:
+def compare_with_itk(grids):
     shape, affine, source_shape, source_affine = grids
     grid_map = map_grid(shape, affine, source_shape, source_affine)
     source = numbers(source_shape)

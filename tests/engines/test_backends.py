@@ -1,10 +1,7 @@
 """Which engine runs a device: the table of backends."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +13,7 @@ from crfrefine.errors import BackendUnavailableError, ConfigError
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99"])
-def test_a_gpu_that_is_not_there_is_refused_and_never_replaced_silently(device: str) -> None:
+def test_a_gpu_that_is_not_there_is_refused_and_never_replaced_silently(device):
     """The message says what to do instead."""
     if device == "cuda" and num_driver_devices() > 0:
         pytest.skip("there is a GPU")
@@ -25,7 +22,7 @@ def test_a_gpu_that_is_not_there_is_refused_and_never_replaced_silently(device: 
 
 
 @pytest.fixture
-def broken_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def broken_cupy(tmp_path, monkeypatch):
     """A machine with a driver and a GPU, and a CuPy that cannot be imported."""
     (tmp_path / "cupy.py").write_text("raise ImportError('no such library')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -35,7 +32,7 @@ def broken_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken_cupy")
-def test_a_gpu_without_cupy_is_refused_with_what_to_install_and_auto_says_why() -> None:
+def test_a_gpu_without_cupy_is_refused_with_what_to_install_and_auto_says_why():
     """As where only the extra is missing, or CuPy is for another version of CUDA: one that cannot be imported stands for none."""
     with pytest.raises(BackendUnavailableError, match=r"needs CuPy.*no such library.*install crfrefine\[cuda12\]"):
         cupy_device.CupyDevice()
@@ -44,10 +41,10 @@ def test_a_gpu_without_cupy_is_refused_with_what_to_install_and_auto_says_why() 
 
 
 @pytest.mark.usefixtures("broken_cupy")
-def test_auto_says_that_a_forked_process_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_that_a_forked_process_has_no_gpu(monkeypatch):
     """Its parent has used the driver: the CPU computes, and not without a word."""
 
-    def used_before() -> int:
+    def used_before():
         raise cupy_device.ForkedError
 
     monkeypatch.setattr(cupy_device, "num_driver_devices", used_before)
@@ -58,10 +55,10 @@ def test_auto_says_that_a_forked_process_has_no_gpu(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("missing", ["GPU", "CuPy"])
-def test_auto_leaves_the_driver_alone_where_something_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkeypatch):
     """The driver once asked, no process that is forked later can use a GPU."""
 
-    def asked() -> int:
+    def asked():
         raise AssertionError("the driver was asked")
 
     monkeypatch.setattr(cupy_device, "num_driver_devices", asked)
@@ -71,7 +68,7 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing: str, m
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)])
-def test_gpus_that_the_environment_hides_are_not_there(visible: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
     """As CUDA does: an empty list, or one that begins with a number below 0."""
     monkeypatch.setattr(cupy_device, "_GPU_FILES", ("null",))  # there is such a file on every machine
     if visible is None:
@@ -82,17 +79,17 @@ def test_gpus_that_the_environment_hides_are_not_there(visible: str | None, expe
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", ""])
-def test_an_unknown_device_is_refused_with_the_known_ones(device: str) -> None:
+def test_an_unknown_device_is_refused_with_the_known_ones(device):
     """A device is not guessed."""
     with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
         get_backend(device)
 
 
-def test_a_gpu_is_one_backend_under_all_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_one_backend_under_all_its_names(monkeypatch):
     """Two would have two locks, and let two cases into the memory of one GPU."""
 
     class Device:
-        def __init__(self, index: int) -> None:
+        def __init__(self, index):
             self.name = f"fake {index}"
 
     monkeypatch.setattr(cupy_device, "CupyDevice", Device)

@@ -1,26 +1,21 @@
 """Labels that share channels: every engine means the same by a table of them. `test_packed_kernels.py` compares with a channel for each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
 from cuda_shim import shim_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from oracles import kernel_set
+from oracles import GRADIENTS, kernel_set
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldGradients, RunContext, Tape
+from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACING = (2.0, 1.5, 1.2)
 MODELS = ("potts", "weights", "matrix", "matrix and weights", "potts and bias", "matrix, weights and bias")
 NORMALIZATIONS = ("symmetric", "after", "none")
@@ -39,7 +34,7 @@ class Shared:
     normalization: str = "symmetric"
     filter_name: str = "exact"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         rng, tiles = self.rng, tuple(-(-extent // step) for extent, step in zip(self.shape, self.tile, strict=True))
         numbers = np.broadcast_to(np.arange(self.num_labels)[:, None], (self.num_labels, int(np.prod(tiles))))
         labels = rng.permuted(numbers, axis=0)[: self.num_channels]
@@ -64,20 +59,20 @@ class Shared:
         self.logits = np.where(self.held, rng.normal(size=self.held.shape), ABSENT_LOGIT)
         self.image, self.by_refined = rng.normal(size=(1, *self.shape)), rng.normal(size=self.held.shape)
 
-    def kernels(self, backend: Backend, dtype: Any = np.float64, **options: int) -> Any:
+    def kernels(self, backend, dtype=np.float64, **options):
         thetas = ([1.5, 1.0, 2.0][: len(self.shape)], [0.9])
         settings = {"normalization": self.normalization, "filter": self.filter_name}
         spec = kernel_set([thetas], [0.5] * len(self.shape), num_labels=self.num_channels, **settings)
         return backend.kernels(GridImage(self.image.astype(dtype), self.mask, SPACING[: len(self.shape)]), spec, RunContext(**options))
 
-    def gradients(self, name: str, dtype: Any = np.float64, **options: int) -> tuple[Tape, MeanFieldGradients]:
+    def gradients(self, name, dtype=np.float64, **options):
         kernels, logits = self.kernels(get_backend(name), dtype, **options), self.logits.astype(dtype)
         tape = kernels.forward(logits, self.spec)
         return tape, kernels.backward(tape, logits, self.by_refined.astype(dtype), self.spec, wants_theta=True, wants_image=True)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Shared:
+def cases(draw):
     """One to three axes, any tiles; labels may change within a kernel's reach."""
     num_dims, num_labels = draw(st.integers(1, 3)), draw(st.integers(2, 6))
     shape, tile = (tuple(draw(st.lists(st.integers(*of), min_size=num_dims, max_size=num_dims))) for of in ((2, 9), (1, 6)))
@@ -87,17 +82,17 @@ def cases(draw: st.DrawFn) -> Shared:
 
 @given(cases())
 @settings(max_examples=60, deadline=None)
-def test_any_table_means_the_same_to_the_engine_and_the_plain_one_in_float64(case: Shared) -> None:
+def test_any_table_means_the_same_to_the_engine_and_the_plain_one_in_float64(case):
     """The label of the receiver's channel counts. Rounding of float64."""
     (expected_tape, expected), (tape, found) = (case.gradients(name) for name in ("reference", "cpu"))
     np.testing.assert_allclose(tape.logits, expected_tape.logits, atol=1e-9)
     assert tape.steps == expected_tape.steps
-    for name in NAMES:
+    for name in GRADIENTS:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-8, rtol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("model", ["potts", "matrix and weights"])
-def test_a_run_stops_with_the_energy_of_the_plain_one(model: str) -> None:
+def test_a_run_stops_with_the_energy_of_the_plain_one(model):
     case = Shared(np.random.default_rng(3), model=model, filter_name="truncated")
     spec = replace(case.spec, num_iterations=60, tolerance=1e-7)
     expected, found = (case.kernels(get_backend(name)).run(case.logits, spec) for name in ("reference", "cpu"))
@@ -107,7 +102,7 @@ def test_a_run_stops_with_the_energy_of_the_plain_one(model: str) -> None:
     np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-10)
 
 
-def test_an_absent_last_label_is_not_in_the_energy(backend: Backend) -> None:
+def test_an_absent_last_label_is_not_in_the_energy(backend):
     """Its marginal is what rounding leaves of 1 minus the others, which a logit of -1e4 would blow up: sums of float32 agree to 1e-5."""
     case = Shared(np.random.default_rng(5), num_labels=3, model="potts")
     logits = np.random.default_rng(0).normal(size=case.logits.shape).astype(np.float32)
@@ -117,12 +112,12 @@ def test_an_absent_last_label_is_not_in_the_energy(backend: Backend) -> None:
     np.testing.assert_allclose(last.energy, middle.energy, rtol=1e-5)
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+def test_any_number_of_threads_gives_the_same_bits():
     """On some six blocks of voxels."""
     case = Shared(np.random.default_rng(5), (14, 31, 19), filter_name="lattice")
     (tape, one), (other_tape, three) = (case.gradients("cpu", np.float32, threads=n) for n in (1, 3))
     np.testing.assert_array_equal(tape.logits, other_tape.logits)
-    for name in NAMES:
+    for name in GRADIENTS:
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
 
 
@@ -134,14 +129,14 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         ((3, 2, 5), np.full((3, 3, 4, 3), 7), "from -1 to 4.*got 7 to 7"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(backend: Backend, tile: tuple[int, ...], labels: NDArray[Any], message: str) -> None:
+def test_a_table_that_does_not_fit_is_refused(backend, tile, labels, message):
     case = Shared(np.random.default_rng(1), model="potts")
     kernels, table = case.kernels(backend, np.float32), ChannelLabels(tile, labels.astype(np.int32))
     with pytest.raises(InputError, match=message):
         kernels.run(case.logits.astype(np.float32), replace(case.spec, channel_labels=table))
 
 
-def test_the_gpu_takes_shared_channels_where_it_need_not_tell_labels_apart() -> None:
+def test_the_gpu_takes_shared_channels_where_it_need_not_tell_labels_apart():
     """Potts with one weight runs, as on the CPU to the rounding of float32; anything else is refused with what to do."""
     case = Shared(np.random.default_rng(2), model="potts")
     logits = case.logits.astype(np.float32)

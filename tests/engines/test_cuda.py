@@ -3,12 +3,6 @@
 That its answers are right is also the business of test_filters.py and test_mean_field.py, which it passes as one of the backends.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -17,58 +11,50 @@ from oracles import Case, one_kernel, random_case, resolve
 from strict_device import use
 
 from crfrefine import refine
-from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
-from crfrefine.engines.base import MeanFieldResult, RunContext
+from crfrefine.engines.base import RunContext
 from crfrefine.engines.cuda import lattice, lists
 from crfrefine.engines.cuda.device import capacity
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-long = pytest.mark.long
 
-
-def _input(case: Case, theta_alpha: float | Sequence[float], theta_beta: float, device: ShimDevice | None = None) -> BilateralInput:
+def _input(case, theta_alpha, theta_beta, device=None):
     voxels = Voxels(device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask)
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
     return BilateralInput(voxels, case.image, alphas, [theta_beta] * len(case.image))
 
 
-def _refined(engine: Any, case: Case, **changes: Any) -> MeanFieldResult:
-    return engine.mean_field(
-        case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case, mean_field__filter="lattice", **changes)
-    )
+def _refined(engine, case, **changes):
+    return engine.mean_field(case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes))
 
 
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "theta_alpha", "theta_beta"),
     [
-        (3, 2, 1.37, 0.19),
         (3, 2, 300.0, 300.0),  # lists of all voxels, which are cut into pieces
         (3, 4, 0.02, 0.001),  # keys of more than 64 bits
-        pytest.param(1, 1, 1.37, 0.19, marks=long),
-        pytest.param(4, 8, 0.8, 0.01, marks=long),
+        pytest.param(4, 8, 0.8, 0.01, marks=pytest.mark.long),
     ],
 )
-def test_the_lattice_is_the_cpus(num_dims: int, num_modalities: int, theta_alpha: float, theta_beta: float) -> None:
+def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_beta):
     """As many vertices, and the same messages up to the order of sums."""
     case = random_case(num_dims, num_modalities, num_labels=4, masked=theta_alpha < 300.0)
     changes = {"bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": theta_beta, "spatial__weight": 0.0}
     found, expected = (_refined(engine, case, **changes) for engine in (watched_backend(), get_backend("cpu")))
     assert found.filters == expected.filters
     assert "vertices" in found.filters[0]
+    assert list(found.timings) == ["upload", "build", "steps", "download"]
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
 @pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lists, "MOST_TOGETHER", 3)], ids=["table", "lists"])
-def test_tables_that_are_full_grow_and_long_lists_are_trees(setting: tuple[Any, str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
     """From sixteen slots the table is found full and made larger: the same bits. Sums of sums are rounded otherwise."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
     changes = {"bilateral__theta_alpha": 4.0, "bilateral__theta_beta": 0.7}
@@ -79,7 +65,7 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting: tuple[Any, 
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[0] is lists else 0.0)
 
 
-def test_no_thread_adds_up_more_than_a_few() -> None:
+def test_no_thread_adds_up_more_than_a_few():
     """With positions and intensities out of play all voxels hang on a few vertices: their lists are trees."""
     found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
     assert len(found.levels) == 2
@@ -87,7 +73,7 @@ def test_no_thread_adds_up_more_than_a_few() -> None:
     assert max(longest) == lists.MOST_TOGETHER
 
 
-def test_a_full_table_is_noticed() -> None:
+def test_a_full_table_is_noticed():
     """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
     keys, constants = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64), {"CRF_FEATURES": 5, "CRF_WIDE_KEYS": 0}
     for table_bits in (4, 7):
@@ -99,28 +85,7 @@ def test_a_full_table_is_noticed() -> None:
     np.testing.assert_array_equal(table[slots], keys)
 
 
-def test_the_order_of_axes_in_memory_does_not_move_the_lattice() -> None:
-    """Positions go by the user's axes: a transposed view has the same vertices. Sums in another order differ by rounding."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
-    changes = {"bilateral__theta_alpha": [2.0, 3.0, 4.0], "bilateral__theta_beta": 0.3}
-    engine, order = watched_backend(), (2, 0, 1)
-    straight, parameters = _refined(engine, case, **changes), resolve(case, mean_field__filter="lattice", **changes)
-    turned = engine.mean_field(
-        np.ascontiguousarray(case.logits.transpose(0, 3, 1, 2)),
-        GridImage(
-            np.ascontiguousarray(case.image.transpose(0, 3, 1, 2)),
-            np.ascontiguousarray(case.inside.transpose(order)),
-            [case.spacing[axis] for axis in order],
-            order,
-        ),
-        ModelSpec(parameters.kernels.in_storage(StorageOrder(order)), parameters.mean_field),
-    )
-    assert turned.filters == straight.filters
-    np.testing.assert_allclose(turned.logits.transpose(0, 2, 3, 1), straight.logits, atol=1e-4)
-    assert list(turned.timings) == ["upload", "build", "steps", "download"]
-
-
-def test_bandwidths_beyond_any_integer_average_everything() -> None:
+def test_bandwidths_beyond_any_integer_average_everything():
     """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
     rng = np.random.default_rng(5)
     image, values = np.zeros((2, 4, 5, 7), np.float32), rng.random((4, 4, 5, 7), np.float32)
@@ -130,7 +95,7 @@ def test_bandwidths_beyond_any_integer_average_everything() -> None:
         np.testing.assert_allclose(result, np.broadcast_to(values.sum((1, 2, 3), keepdims=True), values.shape), rtol=1e-5)
 
 
-def test_what_cannot_be_computed_is_refused() -> None:
+def test_what_cannot_be_computed_is_refused():
     """Bandwidths below a millionth of the extent or of the range, keys or features beyond the lattice, an image that is not finite."""
     case = random_case(3, num_modalities=2, masked=True)
     with pytest.raises(CapacityError, match="theta_alpha"):
@@ -150,32 +115,30 @@ def test_what_cannot_be_computed_is_refused() -> None:
         cuda_shim.shim_backend().message(case.logits, case.image, None, case.spacing, spec)
 
 
-def test_memory_that_a_callback_lacks_is_not_the_gpus() -> None:
+def test_memory_that_a_callback_lacks_is_not_the_gpus():
     """Its error arrives as it is, with no advice to use a mask; memory that the engine lacks is a CapacityError, with the numbers."""
     case = random_case(3, num_labels=4, masked=True)
     parameters = resolve(case, mean_field__filter="truncated", spatial__weight=0.0)
     for stage in ("build", "mean field"):
 
-        def progress(current: str, _: int, __: int, stage: str = stage) -> None:
+        def progress(current, _, __, stage=stage):
             if current == stage:
                 raise MemoryError("no room for the window's picture")
 
         with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(
-                case.logits, GridImage(case.image, case.mask, case.spacing), parameters, RunContext(progress=progress)
-            )
+            watched_backend().mean_field(case.logits, case.grid, parameters, RunContext(progress=progress))
     with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
         raise MemoryError("4 GB")
     with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):
         _refined(cuda_shim.shim_backend(free_bytes=10_000), case)
 
 
-def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch):
     """In a checkout that is not built: the same ranges, label maps, and refined logits."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(7, 6, 9))
     use(watched_backend(), monkeypatch)
 
-    def not_built() -> Any:
+    def not_built():
         raise BackendUnavailableError("the compiled engine is missing")
 
     found = []
@@ -191,7 +154,7 @@ def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch: pytest.Monk
         refine(bad, case.image, mask=case.mask, spacing=case.spacing, device="cuda")
 
 
-def test_the_automatic_choice_follows_the_work() -> None:
+def test_the_automatic_choice_follows_the_work():
     """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be."""
     assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
     one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
@@ -202,7 +165,7 @@ def test_the_automatic_choice_follows_the_work() -> None:
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
 
 
-def test_where_no_lattice_is_possible_another_filter_is_chosen() -> None:
+def test_where_no_lattice_is_possible_another_filter_is_chosen():
     """Too many features for it, or cells too fine to be numbered: a window is left."""
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
     many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
@@ -211,7 +174,7 @@ def test_where_no_lattice_is_possible_another_filter_is_chosen() -> None:
         assert choose_filter(bilateral, 2, 5) == ("truncated", None)
 
 
-def test_vertices_are_estimated_from_few_voxels() -> None:
+def test_vertices_are_estimated_from_few_voxels():
     """All are counted where they are few; else between a third and twice of what there are, and the first table is large enough."""
     for grid_shape, spread in (((11, 8, 14), (2.0, 0.2)), ((30, 66, 28), (3.0, 0.2))):
         bilateral = _input(random_case(3, num_modalities=2, masked=True, grid_shape=grid_shape), *spread, ShimDevice())
@@ -219,7 +182,7 @@ def test_vertices_are_estimated_from_few_voxels() -> None:
         assert number == estimate if grid_shape[0] == 11 else number / 3.0 < estimate < 2.0 * number
 
 
-def test_arguments_that_do_not_fit_a_kernel_are_refused() -> None:
+def test_arguments_that_do_not_fit_a_kernel_are_refused():
     """On a device a wrong type would be garbage, not an error."""
     source, constants = kernel_source("lattice", {"CRF_WIDTH": 2}), {"CRF_WIDTH": 2}
     rows, places = np.ones((3, 2), dtype=np.float32), np.arange(3, dtype=np.uint32)
@@ -232,24 +195,3 @@ def test_arguments_that_do_not_fit_a_kernel_are_refused() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             pack_arguments(source, "sum_pieces", constants, arguments)
-
-
-@pytest.mark.parametrize(("kind", "num_labels"), [("matrix", 4), pytest.param("potts", 33, marks=long)])
-def test_any_number_of_labels_is_refined_as_on_the_cpu(kind: str, num_labels: int) -> None:
-    """With the last label implied, or with a matrix and a weight for each; -inf forbids a label, as a logit of -200 all but does."""
-    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(7, 5, 9))
-    rng = np.random.default_rng(num_labels)
-    forbidden, unlikely = (replace(case, logits=case.logits.copy()) for _ in range(2))
-    forbidden.logits[2, :, :3], unlikely.logits[2, :, :3] = -np.inf, -200.0
-    matrix = rng.uniform(0.2, 2.0, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
-    of_matrix = {"compatibility__matrix": matrix.tolist(), "bilateral__weight": rng.uniform(1.0, 4.0, size=num_labels).tolist()}
-    settings: dict[str, Any] = {"compatibility__kind": kind, "mean_field__damping": 0.3, **(of_matrix if kind == "matrix" else {})}
-    found, expected, finite = (
-        _refined(engine, given, **settings, spatial__weight=0.5, mean_field__num_iterations=5)
-        for engine, given in ((watched_backend(), forbidden), (get_backend("cpu"), forbidden), (watched_backend(), unlikely))
-    )
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=2e-5, atol=2e-4)
-    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-5)
-    np.testing.assert_allclose(finite.energy, found.energy, rtol=1e-6)
-    others = np.arange(num_labels) != 2
-    np.testing.assert_allclose(finite.logits[others], found.logits[others], atol=1e-4)

@@ -3,8 +3,6 @@
 A kernel of the inner loop must keep its voxel's numbers in registers: what spills goes to memory and back in each step.
 """
 
-from __future__ import annotations
-
 import re
 
 import nvrtc
@@ -39,7 +37,7 @@ HOT = {
 needs_compiler = pytest.mark.skipif(nvrtc.nvrtc_library() is None, reason="NVRTC (nvidia-cuda-nvrtc-cu12) is not installed")
 
 
-def test_every_source_is_listed() -> None:
+def test_every_source_is_listed():
     """A new file must not go uncompiled."""
     assert sorted(HOT) == source_names()
 
@@ -52,7 +50,7 @@ def test_every_source_is_listed() -> None:
         *(pytest.param(name, "sm_90", marks=pytest.mark.long) for name in sorted(HOT)),
     ],
 )
-def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
+def test_hot_kernels_spill_nothing(name, architecture):
     """Neither spills nor a stack frame, and at most 128 registers: half of a multiprocessor's threads or more are resident."""
     for constants in HOT[name][:1] if architecture == "sm_80" else HOT[name]:
         source = kernel_source(name, constants)
@@ -71,7 +69,7 @@ NUMBERED = sorted(HOT.keys() - {"grid_voxels", "products", "sums"})
 
 @needs_compiler
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "spatial" else pytest.mark.long) for name in NUMBERED])
-def test_threads_are_numbered_in_64_bits(name: str) -> None:
+def test_threads_are_numbered_in_64_bits(name):
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
         block = re.search(r"mov\.u32\s+(%r\d+), %ctaid\.x;", code)
@@ -82,7 +80,7 @@ def test_threads_are_numbered_in_64_bits(name: str) -> None:
 
 
 @needs_compiler
-def test_instructions_are_those_that_were_meant() -> None:
+def test_instructions_are_those_that_were_meant():
     """Rows are loaded whole. What integers follow from is not contracted: rounded once, there would be other vertices than the CPU's.
 
     Powers of two go without the detour for numbers below the normal ones, which would cost as much again.
@@ -108,7 +106,7 @@ def test_instructions_are_those_that_were_meant() -> None:
         ("mean_field", {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1}),
     ],
 )
-def test_large_problems_compile(name: str, constants: dict[str, int]) -> None:
+def test_large_problems_compile(name, constants):
     """Dimensions and labels have no limit of their own; a thousand labels cannot stay in registers."""
     source = kernel_source(name, constants)
     usage = nvrtc.compile_for("sm_80", source)
@@ -116,7 +114,7 @@ def test_large_problems_compile(name: str, constants: dict[str, int]) -> None:
     assert name != "mean_field" or usage["update"].stack_bytes > 0
 
 
-def test_every_kernel_is_understood() -> None:
+def test_every_kernel_is_understood():
     """The list of parameters that arguments are checked against is read from the sources: none may be overlooked."""
     for name in source_names():
         text = (kernels_dir() / "cuda" / f"{name}.cu").read_text(encoding="utf-8")

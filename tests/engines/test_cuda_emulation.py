@@ -1,10 +1,6 @@
 """What the watched emulation of a GPU (tests/helpers/cuda_shim.py) notices, each fault planted; and every kernel of the engine, watched."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import cuda_shim
 import numpy as np
@@ -68,7 +64,7 @@ BLOCKS = {
 }
 
 
-def _planted() -> KernelSource:
+def _planted():
     """All of them in one source, as kernels of their own."""
     bodies = [f"CRF_KERNEL(thread_{i}, {_SIGNATURE}) {{ {_EACH} {body} }}" for i, (body, _) in enumerate(THREADS.values())]
     bodies += [f"CRF_BLOCK_KERNEL(block_{i}, {_SIGNATURE}) {{ {_SHARE} {body} }}" for i, (body, _) in enumerate(BLOCKS.values())]
@@ -81,7 +77,7 @@ def _planted() -> KernelSource:
     ("kernel", "body"),
     [*((f"thread_{i}", body) for i, body in enumerate(THREADS)), *((f"block_{i}", body) for i, body in enumerate(BLOCKS))],
 )
-def test_a_planted_fault_is_noticed(kernel: str, body: str) -> None:
+def test_a_planted_fault_is_noticed(kernel, body):
     """In any order of threads, before it does harm; the message names kernel, constants and array. Nothing else is called a fault."""
     is_block = kernel.startswith("block")
     fault = (BLOCKS if is_block else THREADS)[body][1]
@@ -90,7 +86,7 @@ def test_a_planted_fault_is_noticed(kernel: str, body: str) -> None:
         given, out, cell = ShimDevice(is_watched=True).xp.empty(64, np.float32), np.full(64, np.nan, np.float32), np.zeros(1, np.uint64)
         given[:63] = 1.0
 
-        def run(arguments: tuple[object, ...] = (given, out, cell, 64), seed: int = seed) -> None:
+        def run(arguments=(given, out, cell, 64), seed=seed):
             cuda_shim.run_kernel(_planted(), kernel, CONSTANTS, num_items, arguments, order=seed, is_watched=True)
 
         if fault is None:
@@ -101,7 +97,7 @@ def test_a_planted_fault_is_noticed(kernel: str, body: str) -> None:
                 run()
 
 
-def test_arithmetic_is_a_gpus() -> None:
+def test_arithmetic_is_a_gpus():
     """Fused unless an option forbids it, up to two units in the last place off, zero below the normal numbers; plain it is the host's."""
     body = "to[i] = from[0] * from[0] + from[1]; to[i + 1] = exp(from[2] + float(i)); to[i + 2] = from[3] * 0.5f;"
     kernel = f"namespace crf {{ CRF_KERNEL(own, {_SIGNATURE}) {{ {_EACH} {body} }} }}\n"
@@ -109,7 +105,7 @@ def test_arithmetic_is_a_gpus() -> None:
     x, num = np.float32(1.0 + 2.0**-12), 40
     given = np.array([x, -1.0, 0.3, np.finfo(np.float32).tiny], np.float32)
 
-    def run(options: tuple[str, ...] = (), *, is_watched: bool) -> np.ndarray:
+    def run(options=(), *, is_watched):
         found = np.zeros((num, 3), np.float32)
         source = KernelSource("own", text, {"own": _PARAMETERS}, options)
         for i in range(num):
@@ -131,20 +127,20 @@ def test_arithmetic_is_a_gpus() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[ModuleType]:
+def runs():
     """Runs of the engine that have every kernel in them."""
     with importing_from(BENCHMARKS) as load:
         yield load("gpu_every_kernel")
 
 
-def test_every_kernel_keeps_to_the_rules(runs: ModuleType) -> None:
+def test_every_kernel_keeps_to_the_rules(runs):
     """One that the runs leave out is named."""
     launched = runs.run_each(ShimDevice(is_watched=True))
     assert not runs.not_run(launched)
     assert runs.not_run({key for key in launched if key[1] != "blur"}) == ["lattice.blur"]
 
 
-def _options() -> set[tuple[str, str, str, int]]:
+def _options():
     """Source, kernel, constant and value: what the engine can ask for, whatever the number of labels and features."""
     found = set()
     for source in source_names():
@@ -161,7 +157,7 @@ def _options() -> set[tuple[str, str, str, int]]:
 
 
 @pytest.mark.skipif(not cuda_shim.all_are_watched(), reason="compiles each kernel several times: make test-gpu-emulated")
-def test_every_option_of_a_kernel_keeps_to_the_rules(runs: ModuleType) -> None:
+def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     """Forward and backward with rows of each width, both precisions, one modality and two, keys of more than 64 bits, and volumes."""
     watched, rng, shape = runs.Watched(ShimDevice(is_watched=True)), np.random.default_rng(5), (3, 4, 9)
     engine, mask = CudaBackend(watched), rng.random(shape) < 0.6
@@ -193,17 +189,14 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs: ModuleType) -> None:
         pytest.param("lattice", 1, 2, False, marks=pytest.mark.long),
     ],
 )
-def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name: str, num_dims: int, num_labels: int, masked: bool) -> None:
+def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_labels, masked):
     """The CPU's choices, and its logits to rounding; the same bits whoever comes first, and whatever new memory holds."""
     case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
     weights = np.linspace(3.0, 4.0, num_labels).tolist()
     settings = {"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__filter": filter_name, "mean_field__damping": 0.1}
     parameters = resolve(case, **settings, mean_field__num_iterations=6)
     strict = (CudaBackend(StrictDevice(is_watched=True, order=seed)) for seed in (1, 5))
-    found, other, expected = (
-        engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
-        for engine in (*strict, get_backend("cpu"))
-    )
+    found, other, expected = (engine.mean_field(case.logits, case.grid, parameters) for engine in (*strict, get_backend("cpu")))
     np.testing.assert_array_equal(other.logits, found.logits)
     assert other.energy == found.energy
     assert found.filters == expected.filters

@@ -1,12 +1,9 @@
 """What only a real GPU can show: PyTorch's streams and memory, other GPUs than the first. Skipped where there is none."""
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import threading
 import warnings
-from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -18,21 +15,20 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import is_available, num_driver_devices
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
 
 
 @pytest.fixture
-def engine() -> CudaBackend:
+def engine():
     backend = get_backend("cuda")
     assert isinstance(backend, CudaBackend)
     return backend
 
 
 @pytest.fixture
-def torch() -> Any:
+def torch():
     found = pytest.importorskip("torch")
     if not found.cuda.is_available():
         pytest.skip("needs a PyTorch for GPUs")
@@ -40,17 +36,17 @@ def torch() -> Any:
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
-def test_each_run_has_the_same_bits(engine: CudaBackend, filter_name: str) -> None:
+def test_each_run_has_the_same_bits(engine, filter_name):
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(21, 18, 24))
     parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=9)
-    first, again = (engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters) for _ in range(2))
+    first, again = (engine.mean_field(case.logits, case.grid, parameters) for _ in range(2))
     np.testing.assert_array_equal(again.logits, first.logits)
     assert again.energy == first.energy
 
 
 @pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 @pytest.mark.parametrize(("num_modalities", "theta_beta"), [(1, 0.19), (4, 0.001)])
-def test_the_lattice_is_that_of_the_same_source_as_cpp(engine: CudaBackend, num_modalities: int, theta_beta: float) -> None:
+def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, theta_beta):
     """Keys, vertices, weights, neighbors and lists, bit by bit."""
     case = random_case(3, num_modalities=num_modalities, masked=True, grid_shape=(31, 28, 34))
     lattices = []
@@ -68,7 +64,7 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine: CudaBackend, num_
         np.testing.assert_array_equal(lattices[0][name], expected, err_msg=name)
 
 
-def _layer_run(torch: Any, device: str, *, on_side_stream: bool = False, keeps: list[Any] | None = None) -> list[np.ndarray]:
+def _layer_run(torch, device, *, on_side_stream=False, keeps=None):
     from crfrefine import CrfParameters, CrfRnn
 
     parameters = CrfParameters().replace(**{"bilateral.theta_alpha": 1.7, "bilateral.theta_beta": 0.3, "mean_field.filter": "lattice"})
@@ -89,13 +85,13 @@ def _layer_run(torch: Any, device: str, *, on_side_stream: bool = False, keeps: 
     return [refined.detach().cpu().numpy(), logits.grad.cpu().numpy()]
 
 
-def test_pytorchs_stream_is_followed(torch: Any) -> None:
+def test_pytorchs_stream_is_followed(torch):
     """The same bits on a stream of one's own, with work before the engine's and after it."""
     for found, expected in zip(_layer_run(torch, "cuda:0", on_side_stream=True), _layer_run(torch, "cuda:0"), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch: Any) -> None:
+def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch):
     """A hundred runs on side streams, whose records and kernels are dropped by another thread, or by the collector of cycles."""
     cupy = pytest.importorskip("cupy")
     expected = _layer_run(torch, "cuda:0")
@@ -104,7 +100,7 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch: Any) -> None:
     torch.cuda.reset_peak_memory_stats(0)
     stop, dropped = threading.Event(), 0
 
-    def collect() -> None:
+    def collect():
         nonlocal dropped
         while not stop.wait(0.002):
             dropped += gc.collect()
@@ -113,7 +109,7 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch: Any) -> None:
     collector.start()
     try:
         for number in range(100):
-            kept: list[Any] = [None]
+            kept = [None]
             stream = torch.cuda.Stream(0)
             with torch.cuda.stream(stream):
                 found = _layer_run(torch, "cuda:0", on_side_stream=number % 2 == 0, keeps=kept)
@@ -134,7 +130,7 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch: Any) -> None:
     assert cupy.get_default_memory_pool().used_bytes() == pooled
 
 
-def _ask_for_engines(results: Any) -> None:
+def _ask_for_engines(results):
     """What each device is in this process, or the error, and the warnings."""
     for device in ("cuda", "auto"):
         with warnings.catch_warnings(record=True) as warned:
@@ -148,7 +144,7 @@ def _ask_for_engines(results: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("first", ["cuda", "auto"])
-def test_a_forked_process_is_told(first: str) -> None:
+def test_a_forked_process_is_told(first):
     """By name: an error that says 'spawn'. By `auto`: the CPU, with a warning, never without a word; the parent goes on."""
     assert get_backend(first).name == "cuda"
     context = multiprocessing.get_context("fork")
@@ -162,11 +158,11 @@ def test_a_forked_process_is_told(first: str) -> None:
     assert name == "cpu"
     assert "forked" in warned[0]
     case = random_case(3, masked=True)
-    get_backend("cuda").mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case))
+    get_backend("cuda").mean_field(case.logits, case.grid, resolve(case))
 
 
 @pytest.mark.skipif(num_driver_devices() < 2, reason="needs two GPUs")
-def test_the_second_gpu_is_as_good(torch: Any) -> None:
+def test_the_second_gpu_is_as_good(torch):
     """Tensors stay on theirs, whichever is current."""
     for found, expected in zip(_layer_run(torch, "cuda:1"), _layer_run(torch, "cuda:0"), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)  # of another kind, perhaps

@@ -1,9 +1,6 @@
 """Cases refined on the GPU: the CPU's label maps, whatever is prepared before and asked afterwards; what is copied there and back."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -11,7 +8,7 @@ import pytest
 from oracles import Case, random_case
 from strict_device import PARAMETERS, StrictDevice, use
 
-from crfrefine import InputError, RefinementResult, refine
+from crfrefine import InputError, refine
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 
@@ -19,7 +16,7 @@ BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
 
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def gpu_engine(request: pytest.FixtureRequest) -> CudaBackend:
+def gpu_engine(request):
     """The GPU engine under a GPU's rules (strict_device.py), and on a GPU."""
     if request.param == "cuda-shim":
         if cuda_shim.compiler() is None:
@@ -30,12 +27,12 @@ def gpu_engine(request: pytest.FixtureRequest) -> CudaBackend:
     return CudaBackend(CupyDevice())
 
 
-def refined(case: Case, device: str, *, changes: dict[str, Any] | None = None, **options: Any) -> RefinementResult:
+def refined(case, device, *, changes=None, **options):
     given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {})), "device": device}
     return refine(case.logits, case.image, **(given | options))
 
 
-def case_of(kind: str) -> Case:
+def case_of(kind):
     """A case that differs from the usual in one respect."""
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(9, 11, 8))
     mask = None
@@ -63,7 +60,7 @@ def case_of(kind: str) -> Case:
 KINDS = ("plain", "padding in a box", "scattered mask, two labels", "slice", "axes in another order, huge padding")
 
 
-def check_as_on_the_cpu(found: RefinementResult, expected: RefinementResult) -> None:
+def check_as_on_the_cpu(found, expected):
     for name in ("label_map", "network_label_map"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     assert found.label_map.dtype == expected.label_map.dtype
@@ -73,7 +70,7 @@ def check_as_on_the_cpu(found: RefinementResult, expected: RefinementResult) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine: CudaBackend, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, kind, monkeypatch):
     use(gpu_engine, monkeypatch)
     case = case_of(kind)
     found = refined(case, "cuda")
@@ -88,7 +85,7 @@ def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine: CudaBackend, ki
         {"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0},
     ],
 )
-def test_what_is_done_with_the_marginals_is_done(gpu_engine: CudaBackend, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_with_the_marginals_is_done(gpu_engine, changes, monkeypatch):
     use(gpu_engine, monkeypatch)
     case = case_of("box")
     given = "logits"
@@ -100,9 +97,7 @@ def test_what_is_done_with_the_marginals_is_done(gpu_engine: CudaBackend, change
 
 
 @pytest.mark.parametrize(("normalization", "dtype"), [("zscore", "int32"), ("percentile", "float64")])
-def test_an_image_of_any_type_is_normalized(
-    gpu_engine: CudaBackend, normalization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_of_any_type_is_normalized(gpu_engine, normalization, dtype, monkeypatch):
     use(gpu_engine, monkeypatch)
     case = case_of("box")
     image = ((100 * (case.image - case.image.min())).clip(0, 250) + {"int32": 1 << 28, "float64": 1e9}[dtype]).astype(dtype)
@@ -113,7 +108,7 @@ def test_an_image_of_any_type_is_normalized(
     check_as_on_the_cpu(found, expected)
 
 
-def test_values_that_are_not_finite_are_refused(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_finite_are_refused(gpu_engine, monkeypatch):
     """Outside of the mask, too."""
     use(gpu_engine, monkeypatch)
     case = case_of("box")
@@ -125,7 +120,7 @@ def test_values_that_are_not_finite_are_refused(gpu_engine: CudaBackend, monkeyp
             refined(Case(given["logits"], given["image"], case.mask, case.spacing), "cuda")
 
 
-def test_only_the_masks_box_goes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_masks_box_goes_up(monkeypatch):
     """Image, mask and logits once, as far as the box goes, and small tables; the refined logits of the box come back once."""
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")

@@ -1,24 +1,18 @@
 """Cases that a GPU's memory does not hold at once: they are refined in slabs, with the results of one piece, or refused with the sizes."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
 from cli_helpers import Folders, files_in, save_nifti
-from oracles import Case, random_case
+from oracles import random_case
 from strict_device import StrictDevice, use
 
-from crfrefine import CapacityError, CrfParameters, RefinementResult, RegionScheme, refine
+from crfrefine import CapacityError, CrfParameters, RegionScheme, refine
 from crfrefine.engines import slabs
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.slabs import Slab
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.run import run_inference
 
@@ -36,13 +30,13 @@ SETTINGS = {
 }
 
 
-def run(device: StrictDevice, monkeypatch: pytest.MonkeyPatch, case: Case, changes: dict[str, Any], **options: Any) -> RefinementResult:
+def run(device, monkeypatch, case, changes, **options):
     use(CudaBackend(device), monkeypatch)
     given = {"mask": case.mask, "spacing": case.spacing, "parameters": CrfParameters().replace(**(SETTINGS | changes)), "device": "cuda"}
     return refine(case.logits, case.image, **(given | options))
 
 
-def case_of(kind: str = "plain") -> Case:
+def case_of(kind="plain"):
     case = replace(random_case(3, num_modalities=1, num_labels=4, grid_shape=SHAPE), spacing=SPACING)
     if kind == "box":
         mask = np.zeros(SHAPE, bool)
@@ -56,12 +50,12 @@ def case_of(kind: str = "plain") -> Case:
     return case
 
 
-def cuts(monkeypatch: pytest.MonkeyPatch) -> list[list[Slab]]:
+def cuts(monkeypatch):
     """All cuts that are tried from now on."""
-    tried: list[list[Slab]] = []
+    tried = []
     inner = slabs._run
 
-    def noted(run: Any, values: Any, image: Any, models: Any, cut: Sequence[Slab], progress: Any) -> Any:
+    def noted(run, values, image, models, cut, progress):
         tried.append(list(cut))
         return inner(run, values, image, models, cut, progress)
 
@@ -75,9 +69,7 @@ REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest":
 @pytest.mark.parametrize(
     ("kind", "filter_name", "regions"), [("plain", "lattice", None), ("box", "truncated", REGIONS), ("empty planes", "truncated", None)]
 )
-def test_a_case_beyond_the_memory_has_the_result_of_one_piece(
-    kind: str, filter_name: str, regions: RegionScheme | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_case_beyond_the_memory_has_the_result_of_one_piece(kind, filter_name, regions, monkeypatch):
     """The same bits with direct sums; never more memory than there is; a note; what needs all voxels together is left out."""
     case, large = case_of(kind), StrictDevice()
     changes = {"mean_field.filter": filter_name}
@@ -103,7 +95,7 @@ def test_a_case_beyond_the_memory_has_the_result_of_one_piece(
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_slabs_get_smaller_until_they_fit(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_get_smaller_until_they_fit(is_told, monkeypatch):
     """Also where the device does not tell what is free, so that allocations fail in the middle: nothing of them stays."""
     case, large = case_of(), StrictDevice()
     changes = {"mean_field.num_iterations": 1, "mean_field.filter": "lattice"}
@@ -118,14 +110,14 @@ def test_slabs_get_smaller_until_they_fit(is_told: bool, monkeypatch: pytest.Mon
     assert len(found.notes) == 1
 
 
-def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch):
     """Messages of different filters differ by percents: borders of slabs would show."""
     case, large = case_of("empty planes"), StrictDevice()
     run(large, monkeypatch, case, {})
-    asked: list[tuple[str, int]] = []
+    asked = []
     inner = CudaBackend.mean_field
 
-    def noted(self: CudaBackend, logits: Any, image: Any, spec: Any, *options: Any) -> Any:
+    def noted(self, logits, image, spec, *options):
         asked.append((spec.kernels.filter, image.num_voxels))
         return inner(self, logits, image, spec, *options)
 
@@ -149,15 +141,13 @@ def test_all_slabs_have_the_filter_that_the_fullest_chooses(monkeypatch: pytest.
         ({"volume.weight": 0.5, "volume.keep": "argmax"}, r"volume.weight above 0 needs the whole volume at once, and .* needs about 0\.0"),
     ],
 )
-def test_what_does_not_fit_in_slabs_is_refused_with_the_sizes(
-    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_in_slabs_is_refused_with_the_sizes(changes, message, monkeypatch):
     with pytest.raises(CapacityError, match=message):
         run(StrictDevice(20_000), monkeypatch, case_of(), changes)
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_a_folder_run_says_so(fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_run_says_so(fits, tmp_path, monkeypatch):
     """In the summary; what does not fit in slabs either is not written, and no part of it."""
     case, large = case_of(), StrictDevice()
     run(large, monkeypatch, case, {})

@@ -1,29 +1,23 @@
 """The GPU engine's memory, on a stand-in that counts it (strict_device.py): what is refused, estimated, shared, and taken from PyTorch."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, kernel_set, random_case, resolve
+from oracles import kernel_set, random_case, resolve
 from strict_device import StrictDevice, StrictError
 
-from crfrefine.engines.base import Kernels
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -31,28 +25,28 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 MOST_ESTIMATED = 2.0
 
 
-def _model(case: Case, filter_name: str, **changes: Any) -> ModelSpec:
+def _model(case, filter_name, **changes):
     theta_alpha, theta_beta = (3.0, 0.4) if filter_name == "grid" else (1.4, 0.2)  # a grid of few cells
     settings = {"bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": theta_beta, "mean_field__filter": filter_name}
     weights = np.linspace(1.0, 2.0, len(case.logits)).tolist()
     return resolve(case, **{"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__num_iterations": 3} | settings | changes)
 
 
-def _built(engine: CudaBackend, case: Case, model: ModelSpec) -> Kernels:
-    return engine.kernels(GridImage(case.image, case.mask, case.spacing), model.kernels)
+def _built(engine, case, model):
+    return engine.kernels(case.grid, model.kernels)
 
 
-def _train(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
+def _train(engine, case, model):
     kernels, run = _built(engine, case, model), replace(model.mean_field, tolerance=0.0)
     wants = {"wants_image": not run.volume_weight, "wants_theta": not run.volume_weight}
     kernels.backward(kernels.forward(case.logits, run), case.logits, case.logits, run, **wants)
 
 
-def _refine(engine: CudaBackend, case: Case, model: ModelSpec) -> None:
-    engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+def _refine(engine, case, model):
+    engine.mean_field(case.logits, case.grid, model)
 
 
-def test_memory_that_no_kernel_may_have_is_seen() -> None:
+def test_memory_that_no_kernel_may_have_is_seen():
     """The host's, rows at an odd place, and the host's among the device's in arithmetic; new memory holds no numbers."""
     device = StrictDevice(is_watched=True)
     xp = device.xp
@@ -69,7 +63,7 @@ def test_memory_that_no_kernel_may_have_is_seen() -> None:
     assert np.isnan(device.download(xp.empty(3, dtype=np.float64)).view(np.float32)).all()
 
 
-def test_a_single_voxel_keeps_to_the_rules() -> None:
+def test_a_single_voxel_keeps_to_the_rules():
     """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
     case = random_case(3, num_modalities=2)
     mask = np.zeros(case.inside.shape, dtype=bool)
@@ -88,14 +82,12 @@ def test_a_single_voxel_keeps_to_the_rules() -> None:
         pytest.param(_refine, "lattice", 9, (9, 8, 7, 31), True, {"bilateral__theta_alpha": 8.0}, marks=pytest.mark.long),  # few vertices
     ],
 )
-def test_memory_is_estimated_before_it_is_taken(
-    run: Any, filter_name: str, num_labels: int, grid_shape: tuple[int, ...], masked: bool, changes: dict[str, Any]
-) -> None:
+def test_memory_is_estimated_before_it_is_taken(run, filter_name, num_labels, grid_shape, masked, changes):
     """With too little, an error with the numbers, and never more taken than there is; with MOST_ESTIMATED times what it takes, none."""
     case = random_case(len(grid_shape), 2, num_labels, masked=masked, grid_shape=grid_shape)
     model = _model(case, filter_name, **changes)
 
-    def taken(limit: int) -> int:
+    def taken(limit):
         device = StrictDevice(limit, is_watched=True)
         run(CudaBackend(device), case, model)
         return device.most
@@ -107,13 +99,13 @@ def test_memory_is_estimated_before_it_is_taken(
             taken(int(part * most))
 
 
-def test_the_backward_pass_takes_what_is_estimated() -> None:
+def test_the_backward_pass_takes_what_is_estimated():
     """To a tenth, where the filter has no memory of its own: nothing is kept for longer than it is needed."""
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=(7, 11, 9))
     run = MeanFieldSpec(np.linspace(1.0, 2.0, 4)[None], 1.0 - np.eye(4), 3, temperature=0.8)
     model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=4, num_iterations=3)
     device = StrictDevice(is_watched=True)
-    kernels = CudaBackend(device).kernels(GridImage(case.image, None, case.spacing), model)
+    kernels = CudaBackend(device).kernels(case.grid, model)
     tape = kernels.forward(case.logits, run)
     num_given = 2 * case.logits.nbytes + tape.record.nbytes
     expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)
@@ -123,19 +115,19 @@ def test_the_backward_pass_takes_what_is_estimated() -> None:
     assert 0.9 * expected < device.most - before < expected + 4096
 
 
-def test_building_and_going_back_are_done_when_they_return() -> None:
+def test_building_and_going_back_are_done_when_they_return():
     """The next call may be on another stream."""
-    notes: list[str] = []
+    notes = []
 
     class Noting(cuda_shim.ShimDevice):
-        def launch(self, *arguments: Any) -> None:
+        def launch(self, *arguments):
             notes.append("launch")
             super().launch(*arguments)
 
-        def synchronize(self) -> None:
+        def synchronize(self):
             notes.append("wait")
 
-        def download(self, array: Any) -> np.ndarray:
+        def download(self, array):
             notes.append("wait")
             return super().download(array)
 
@@ -157,23 +149,23 @@ class _OutOfMemoryError(RuntimeError):
 
 
 @pytest.fixture
-def borrowed(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Any]:
+def borrowed(monkeypatch):
     """What is asked of CuPy and PyTorch, in order, and that CuPy; PyTorch frees only what lies at 64."""
-    notes: list[Any] = []
+    notes = []
 
     @contextmanager
-    def noted(what: Any) -> Iterator[None]:
+    def noted(what):
         notes.append(what)
         yield
         notes.append(("no", what))
 
-    def allocate(size: int, device: int, stream: int) -> int:
+    def allocate(size, device, stream):
         if size > 1000:
             raise _OutOfMemoryError("too much")
         notes.append((size, device, stream))
         return 64
 
-    def free(pointer: int) -> None:
+    def free(pointer):
         if pointer != 64:
             raise RuntimeError(f"invalid device pointer: {pointer}")
         notes.append(("freed", pointer))
@@ -200,7 +192,7 @@ def borrowed(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Any]:
     return notes, cupy
 
 
-def test_work_for_a_tensor_is_pytorchs(borrowed: tuple[list[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_for_a_tensor_is_pytorchs(borrowed, monkeypatch):
     """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards. Plain: the stream alone."""
     notes, cupy = borrowed
     with following(cupy, _Tensor()):
@@ -221,11 +213,11 @@ def test_work_for_a_tensor_is_pytorchs(borrowed: tuple[list[Any], Any], monkeypa
         assert cached_bytes() is None
 
 
-def test_memory_that_cannot_be_given_back_is_an_error_of_the_run(borrowed: tuple[list[Any], Any]) -> None:
+def test_memory_that_cannot_be_given_back_is_an_error_of_the_run(borrowed):
     """Of the one that gives it back, or of the next; CuPy's own call drops the exception."""
     notes, cupy = borrowed
 
-    def give_back() -> None:
+    def give_back():
         with pytest.raises(RuntimeError, match="invalid device pointer: 77"):
             notes[3][1](77, 1)
 

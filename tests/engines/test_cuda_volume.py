@@ -1,7 +1,5 @@
 """The volume term in the GPU engine: the CPU's results and gradients, and what comes back to the host."""
 
-from __future__ import annotations
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -12,14 +10,13 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.reference.volume import sums_of
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
 
 @pytest.mark.parametrize("keep", ["expected", "argmax", "largest"])
-def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
+def test_a_run_and_its_gradients_are_the_cpus(keep):
     """Under a GPU's rules; bodies are found before the first step, and a step brings back a few numbers, however many voxels there are."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True)
     settings = {"volume__weight": 0.9, "volume__keep": keep, "mean_field__filter": "truncated", "mean_field__tolerance": 0.0}
@@ -28,9 +25,9 @@ def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
     for num_iterations in (3, 6):
         model, found, device = resolve(case, **settings, mean_field__num_iterations=num_iterations), [], StrictDevice(is_watched=True)
         for engine in (CudaBackend(device), get_backend("cpu")):
-            result = engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+            result = engine.mean_field(case.logits, case.grid, model)
             downloaded.append(device.downloaded_bytes)
-            kernels = engine.kernels(GridImage(case.image, case.mask, case.spacing), model.kernels)
+            kernels = engine.kernels(case.grid, model.kernels)
             tape = kernels.forward(case.logits, model.mean_field)
             found.append((result, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
         (ours, our_gradients), (theirs, their_gradients) = found
@@ -42,7 +39,7 @@ def test_a_run_and_its_gradients_are_the_cpus(keep: str) -> None:
     assert 0 < downloaded[2] - downloaded[0] < 4 * 1024
 
 
-def test_sums_are_those_of_marginals() -> None:
+def test_sums_are_those_of_marginals():
     """Masses and covariances of logits with a bias where the term applies: a step would come to the same end with others, only later."""
     random, shape, device = np.random.default_rng(4), (7, 9, 13), cuda_shim.ShimDevice(is_watched=True)
     mask, logits = random.random(shape) < 0.8, random.normal(size=(4, 7, 9, 13), scale=3.0).astype(np.float32)

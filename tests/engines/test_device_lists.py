@@ -1,16 +1,14 @@
 """Requests for several GPUs, on pretended machines; and what CUDA's errors mean for a case."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
+from pretended_gpus import CudaError
 
-from crfrefine.engines import get_backend
+from crfrefine.engines import devices_of, get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.loss import LossWatch
-from crfrefine.engines.device_lists import devices_of
-from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, CrfRefineError, DeviceLostError
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 
 EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or cuda:all; found"
 
@@ -23,7 +21,7 @@ EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or c
         *((one, (one,)) for one in ("auto", "cuda:7", "nonsense")),
     ],
 )
-def test_a_list_names_its_gpus_in_its_order(device: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_names_its_gpus_in_its_order(device, expected, monkeypatch):
     """Anything else is left to `get_backend`."""
     monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 3)
     assert devices_of(device) == expected
@@ -45,15 +43,13 @@ def test_a_list_names_its_gpus_in_its_order(device: str, expected: tuple[str, ..
         ("cuda:all", 0, BackendUnavailableError, "--device cuda:all: no NVIDIA GPU was found; install NVIDIA's driver for it"),
     ],
 )
-def test_bad_lists_say_what_was_expected(
-    device: str, gpus: int, kind: type[CrfRefineError], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_lists_say_what_was_expected(device, gpus, kind, message, monkeypatch):
     monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: gpus)
     with pytest.raises(kind, match=re.escape(message)):
         devices_of(device)
 
 
-def test_one_engine_is_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_engine_is_on_one_device(monkeypatch):
     """`refine`, and all commands but `infer`."""
     with pytest.raises(ConfigError, match=r"--device cuda:all: expected one device, found several; use auto, cpu, cuda or cuda:N"):
         get_backend("cuda:all")
@@ -62,36 +58,28 @@ def test_one_engine_is_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
         cupy_device.CupyDevice(7)
 
 
-class CudaError(RuntimeError):
-    """CuPy's, with the driver's number."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"error {status}")
-        self.status = status
-
-
-def watch(*, answers: bool) -> LossWatch:
-    def ask() -> None:
+def watch(*, answers):
+    def ask():
         if not answers:
-            raise CudaError(719)
+            raise CudaError(719, "error 719")
 
     return LossWatch("cuda:1", (CudaError,), ask)
 
 
-def test_a_gpu_that_does_not_answer_is_lost_for_good() -> None:
+def test_a_gpu_that_does_not_answer_is_lost_for_good():
     """The first error says why, the others that it is so; later work does not touch the GPU."""
     watched = watch(answers=False)
     message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
     with pytest.raises(DeviceLostError, match=message), watched.watching():
-        raise CudaError(700)
+        raise CudaError(700, "error 700")
     with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
         raise AssertionError("nothing may run")
 
 
-def test_a_gpu_that_answers_is_not_lost() -> None:
+def test_a_gpu_that_answers_is_not_lost():
     """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
     watched = watch(answers=True)
-    for error in (CudaError(1), RuntimeError("of a callback"), KeyboardInterrupt()):
+    for error in (CudaError(1, "error 1"), RuntimeError("of a callback"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, watched.watching():
             raise error
         assert caught.value is error
@@ -99,10 +87,10 @@ def test_a_gpu_that_answers_is_not_lost() -> None:
         pass
 
 
-def test_a_driver_without_memory_is_too_large_a_case() -> None:
+def test_a_driver_without_memory_is_too_large_a_case():
     """Not a lost GPU: the next case may be smaller."""
     watched, message = watch(answers=False), r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
     with pytest.raises(CapacityError, match=message), watched.watching():
-        raise CudaError(2)
+        raise CudaError(2, "error 2")
     with watched.watching():
         pass

@@ -1,39 +1,33 @@
 """The feature origin: parts of a volume that share it filter on the same lattice points and grid cells as the whole."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from oracles import Case, random_case, resolve
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
 from crfrefine.engines.grid_image import FeatureOrigin, GridImage, default_origin
 from crfrefine.errors import InputError
-from crfrefine.parameters.specs import ModelSpec
 
 ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
 # Messages in float32: sums of some hundred terms in another order.
 ROUNDING = 2e-6
 
 
-def _filters(backend: Backend, num_modalities: int) -> list[str]:
+def _filters(backend, num_modalities):
     has_grid = backend.name != "reference" and num_modalities <= 2
     return ["exact", "truncated", "lattice", *(["grid"] if has_grid else [])]
 
 
-def _case(grid_shape: Sequence[int], num_modalities: int, *, masked: bool = True) -> Case:
-    case = random_case(len(grid_shape), num_modalities, masked=masked, grid_shape=grid_shape)
+def _case(grid_shape, num_modalities):
+    case = random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape)
     return replace(case, spacing=SPACING[: len(grid_shape)])
 
 
-def _spec(case: Case, filter_name: str, **changes: object) -> ModelSpec:
+def _spec(case, filter_name):
     """One step with plain kernels: what it changes are the messages, times a weight."""
-    fixed: dict[str, object] = {
+    fixed = {
         "bilateral__theta_alpha": ALPHA[: len(case.spacing)],
         "bilateral__theta_beta": BETA[: len(case.image)],
         "bilateral__weight": 0.5,
@@ -41,22 +35,20 @@ def _spec(case: Case, filter_name: str, **changes: object) -> ModelSpec:
         "mean_field__num_iterations": 1,
         "mean_field__filter": filter_name,
     }
-    return resolve(case, **(fixed | changes))
+    return resolve(case, **fixed)
 
 
-def _pairwise(backend: Backend, case: Case, spec: ModelSpec, origin: FeatureOrigin | None) -> NDArray[np.float64]:
+def _pairwise(backend, case, spec, origin):
     result = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing, origin=origin), spec)
     return case.logits.astype(np.float64) - result.logits
 
 
-def _assert_near(found: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> None:
+def _assert_near(found, expected, tolerance):
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=tolerance * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize(("grid_shape", "axis", "num_modalities"), [((40, 5, 3), 0, 2), ((3, 4, 20), 2, 3), ((6, 25), 1, 1)])
-def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
-    backend: Backend, grid_shape: tuple[int, ...], axis: int, num_modalities: int
-) -> None:
+def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(backend, grid_shape, axis, num_modalities):
     """To rounding, five theta_alpha from the cut (math.md, section 5.5).
 
     Without the origin, messages of the lattice and of the grid are off by 0.1 to 20 % of the largest there.
@@ -68,7 +60,7 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
     inner = np.zeros_like(left.inside)
     np.moveaxis(inner, axis, 0)[reach:-reach] = np.moveaxis(left.inside, axis, 0)[reach:-reach]
     assert inner.any()
-    origin = default_origin(GridImage(case.image, case.mask, case.spacing))
+    origin = default_origin(case.grid)
     moved = replace(origin, position=tuple(at - begin * (number == axis) for number, at in enumerate(origin.position)))
     for name in _filters(backend, num_modalities):
         spec = _spec(case, name)
@@ -80,7 +72,7 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
             assert np.abs(plain - expected).max() > 1e-3 * np.abs(expected).max(), name
 
 
-def test_lattices_around_any_origin_are_those_of_the_reference(compiled_backend: Backend) -> None:
+def test_lattices_around_any_origin_are_those_of_the_reference(compiled_backend):
     """Features on both sides of zero, against the reference in float64: weights have 16 bits, and few voxels are near another simplex."""
     case = _case((5, 8, 7), 2)
     spec, origin = _spec(case, "lattice"), FeatureOrigin((3, -2, 5), (0.4, -0.3))
@@ -89,7 +81,7 @@ def test_lattices_around_any_origin_are_those_of_the_reference(compiled_backend:
     assert np.abs(_pairwise(compiled_backend, case, spec, None) - expected).max() > 1e-2 * np.abs(expected).max()
 
 
-def test_the_origin_has_the_order_of_the_grids_axes(backend: Backend) -> None:
+def test_the_origin_has_the_order_of_the_grids_axes(backend):
     """Transposed arrays with a transposed origin, told the user's axes: the same messages."""
     case, order = _case((5, 8, 7), 2), (2, 0, 1)
     spec, origin = _spec(case, "lattice"), FeatureOrigin((3, -2, 5), (0.4, -0.3))
@@ -120,7 +112,7 @@ def test_the_origin_has_the_order_of_the_grids_axes(backend: Backend) -> None:
         (FeatureOrigin((0, 2**40, 0), (0.0, 0.0)), "must be a voxel"),
     ],
 )
-def test_an_origin_of_another_image_is_refused(backend: Backend, origin: FeatureOrigin, message: str) -> None:
+def test_an_origin_of_another_image_is_refused(backend, origin, message):
     """Before anything is built."""
     case = _case((5, 8, 7), 2)
     with pytest.raises(InputError, match=message):

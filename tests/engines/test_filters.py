@@ -3,9 +3,8 @@
 Values are float32: one rounding is 6e-8 relative, and sums of up to a thousand terms stay within 1e-5 unless a test says otherwise.
 """
 
-from __future__ import annotations
-
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,19 +12,18 @@ from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel,
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
 
 FLOAT32 = 1e-5
 NORMALIZATIONS = ("symmetric", "after", "none")
 
 
-def _values(case: Case, num_channels: int = 3) -> np.ndarray:
+def _values(case, num_channels=3):
     rng = np.random.default_rng(11)
     return rng.random((num_channels, *case.logits.shape[1:])).astype(np.float32)
 
 
-def _message(backend: Backend, case: Case, values: np.ndarray, theta_alpha: object, theta_beta: object, **settings: str) -> np.ndarray:
+def _message(backend, case, values, theta_alpha, theta_beta, **settings):
     """Of one kernel, exact and not normalized unless told else; one number stands for all axes or modalities."""
     alpha = np.broadcast_to(theta_alpha, len(case.spacing)).tolist()
     beta = None if theta_beta is None else np.broadcast_to(theta_beta, len(case.image)).tolist()
@@ -34,7 +32,7 @@ def _message(backend: Backend, case: Case, values: np.ndarray, theta_alpha: obje
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated"])
-def test_two_voxels_follow_the_formula(backend: Backend, filter_name: str) -> None:
+def test_two_voxels_follow_the_formula(backend, filter_name):
     """Distance 1.2 mm at theta_alpha 0.8, intensities 0.1 apart at theta_beta 0.2: k = exp(-1.125 - 0.125)."""
     case = Case(np.zeros((2, 1, 2)), np.array([[[0.4, 0.5]]], dtype=np.float32), None, (5.0, 1.2))
     values = np.array([[[1.0, 3.0]]])
@@ -48,7 +46,7 @@ def test_two_voxels_follow_the_formula(backend: Backend, filter_name: str) -> No
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("filter_name", ["exact", "truncated"])
-def test_bandwidths_may_vanish_or_be_endless(backend: Backend, filter_name: str, normalization: str) -> None:
+def test_bandwidths_may_vanish_or_be_endless(backend, filter_name, normalization):
     """At a tenth of the smallest spacing the nearest neighbor weighs exp(-50); at 1e4 all pairs weigh 1 - 1e-6."""
     case = random_case(2, masked=True)
     values, inside = _values(case), case.inside
@@ -61,7 +59,7 @@ def test_bandwidths_may_vanish_or_be_endless(backend: Backend, filter_name: str,
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
-def test_voxels_outside_the_mask_neither_send_nor_receive(backend: Backend, filter_name: str) -> None:
+def test_voxels_outside_the_mask_neither_send_nor_receive(backend, filter_name):
     """Whatever stands outside, the result inside is the same to the last bit, and 0 outside."""
     case = random_case(3, masked=True)
     values, outside = _values(case), ~case.inside
@@ -73,7 +71,7 @@ def test_voxels_outside_the_mask_neither_send_nor_receive(backend: Backend, filt
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize(("num_dims", "num_modalities"), [(1, 4), (1, 1), (2, 2), (2, 8), (3, 1), (3, 3), (3, 8), (4, 2), (4, 4)])
-def test_exact_messages_match_brute_force(backend: Backend, num_dims: int, num_modalities: int, masked: bool) -> None:
+def test_exact_messages_match_brute_force(backend, num_dims, num_modalities, masked):
     """The exact filter is exact: RMS below 1e-5 of the messages' size."""
     case = random_case(num_dims, num_modalities, masked=masked)
     values = _values(case)
@@ -88,7 +86,7 @@ def test_exact_messages_match_brute_force(backend: Backend, num_dims: int, num_m
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
-def test_truncated_messages_match_brute_force_within_the_ball(backend: Backend, num_dims: int, masked: bool) -> None:
+def test_truncated_messages_match_brute_force_within_the_ball(backend, num_dims, masked):
     """Pairs up to three theta_alpha apart count, at exactly three too; no others. Normalization sees the truncated kernel."""
     case = random_case(num_dims, num_modalities=2, masked=masked, grid_shape=(11, *GRIDS[num_dims][1:]))
     values = _values(case)
@@ -101,8 +99,35 @@ def test_truncated_messages_match_brute_force_within_the_ball(backend: Backend, 
         assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
 
 
+@pytest.mark.parametrize(
+    ("grid_shape", "theta_alpha", "num_modalities", "num_channels"),
+    [((3, 9, 35), 0.9, 2, 4), ((3, 5, 4), 50.0, 2, 1), ((21, 64), (3.0, 1.5), 4, 11), ((2, 3, 6, 7), 1.5, 9, 5)],
+)
+def test_direct_sums_match_brute_force_on_any_grid(backend, grid_shape, theta_alpha, num_modalities, num_channels):
+    """Several tiles along two axes, with an overhang; a radius beyond the box; more channels than a row; modalities that fill no load."""
+    case = random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape)
+    values = _values(case, num_channels)
+    for filter_name, radius in (("truncated", 3.0), ("exact", np.inf)):
+        kernel = brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, 0.25, radius=radius)
+        expected = values[:, case.inside].astype(np.float64) @ kernel
+        result = _message(backend, case, values, theta_alpha, 0.25, filter=filter_name)
+        assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated"])
+def test_voxels_far_from_each_other_send_to_themselves(backend, filter_name):
+    """One in all, and two, in tiles that hold nothing else."""
+    case = random_case(3, grid_shape=(3, 70, 80))
+    mask = np.zeros(case.image.shape[1:], bool)
+    for voxel in ((0, 0, 0), (-1, -1, -1)):
+        mask[voxel] = True
+        values = _values(case)
+        found = _message(backend, replace(case, mask=mask), values, 0.9, 0.25, filter=filter_name)
+        np.testing.assert_allclose(found, np.where(mask, values, 0.0), rtol=FLOAT32)
+
+
 @functools.cache
-def _noisy(num_modalities: int) -> tuple[Case, np.ndarray]:
+def _noisy(num_modalities):
     """What the accuracy figures of the lattice were measured on: two regions, smooth noise of two scales and white noise.
 
     And the probability of the brighter region, (1, *grid), from logits that follow it with noise.
@@ -122,14 +147,14 @@ def _noisy(num_modalities: int) -> tuple[Case, np.ndarray]:
 
 
 @functools.cache
-def _noisy_kernel(num_modalities: int, theta_alpha: float, theta_beta: float) -> np.ndarray:
+def _noisy_kernel(num_modalities, theta_alpha, theta_beta):
     case, _ = _noisy(num_modalities)
     return brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta)
 
 
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("num_modalities", "bound"), [(1, 0.0117), (2, 0.0133), (4, 0.0146)], ids=["D=4", "D=5", "D=7"])
-def test_lattice_messages_are_as_accurate_as_documented(backend: Backend, num_modalities: int, bound: float, normalization: str) -> None:
+def test_lattice_messages_are_as_accurate_as_documented(backend, num_modalities, bound, normalization):
     """RMSE against the exact Gaussian within the table of docs/reference/math.md, for marginals of noisy logits, as in a mean field.
 
     Symmetric normalization sees how far the lattice's row sums are off from place to place, most where its vertices end; in a volume of
@@ -145,7 +170,7 @@ def test_lattice_messages_are_as_accurate_as_documented(backend: Backend, num_mo
 
 
 @pytest.mark.parametrize("num_modalities", [1, 2])
-def test_lattice_sums_have_the_size_of_exact_ones(backend: Backend, num_modalities: int) -> None:
+def test_lattice_sums_have_the_size_of_exact_ones(backend, num_modalities):
     """Without normalization the lattice's amplitude shows: the mass of the Gaussian, less what is lost beyond the outermost vertices.
 
     That loss grows with the dimension: 9 to 20 % at D = 4 and 5 where this was measured (docs/reference/math.md), hence 30 %.
@@ -155,7 +180,7 @@ def test_lattice_sums_have_the_size_of_exact_ones(backend: Backend, num_modaliti
     assert 0.7 < (result.ravel() / _noisy_kernel(num_modalities, 4.0, 0.1).sum(axis=1)).mean() < 1.0
 
 
-def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend: Backend) -> None:
+def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend):
     """From fine to coarse, `auto` stays within the lattice's table and the truncation's tail, whatever it takes."""
     case, values = _noisy(2)
     for theta_alpha, theta_beta in ((0.7, 0.1), (1.5, 0.05), (4.0, 0.1), (12.0, 0.2)):
@@ -164,7 +189,7 @@ def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend: Bac
         assert rms(result.ravel() - expected) < 0.0133
 
 
-def test_the_reference_has_no_grid_filter() -> None:
+def test_the_reference_has_no_grid_filter():
     case = Case(np.zeros((3, *GRIDS[3])), np.zeros((2, *GRIDS[3]), np.float32), None, SPACINGS[3])
     with pytest.raises(ConfigError, match=r"mean_field\.filter.*grid.*--device cpu"):
         _message(get_backend("reference"), case, _values(case), 1.0, 0.1, filter="grid")

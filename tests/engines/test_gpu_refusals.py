@@ -1,43 +1,33 @@
 """Machines whose GPU cannot be used: without a driver, with one that does not start, with a CuPy for another CUDA, without memory."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib.util
 import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from pretended_gpus import CudaError
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.errors import BackendUnavailableError
 
 
-class CudaRuntimeError(RuntimeError):
-    """CuPy's."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class CompileError(Exception):
     """CuPy's."""
 
 
-def with_cupy(machine: pytest.MonkeyPatch, error: BaseException) -> None:
+def with_cupy(machine, error):
     """A driver with one GPU, and a CuPy that can be imported, whose first computation raises an error."""
 
-    def arange(count: int) -> Any:
+    def arange(count):
         raise error
 
     cuda = SimpleNamespace(
         compiler=SimpleNamespace(CompileException=CompileError),
-        runtime=SimpleNamespace(CUDARuntimeError=CudaRuntimeError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
-        driver=SimpleNamespace(CUDADriverError=CudaRuntimeError),
+        runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
+        driver=SimpleNamespace(CUDADriverError=CudaError),
     )
     machine.setattr(cupy_device, "num_driver_devices", lambda: 1)
     machine.setattr(importlib.util, "find_spec", lambda name: object())
@@ -45,7 +35,7 @@ def with_cupy(machine: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch):
     """A machine that shows one GPU."""
     cupy_device_cache = get_backend.__globals__["_cuda_backend"]
     cupy_device_cache.cache_clear()
@@ -59,15 +49,15 @@ OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (CudaRuntimeError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
+        (CudaError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
         (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
         (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
-        (CudaRuntimeError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
+        (CudaError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
         (MemoryError("Out of memory"), r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them"),
     ],
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
 )
-def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception, message: str, machine: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error, message, machine):
     """By name it is an error; `auto` takes the CPU with a warning."""
     with_cupy(machine, error)
     with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
@@ -76,7 +66,7 @@ def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception
         assert get_backend("auto").name == "cpu"
 
 
-def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytest.MonkeyPatch) -> None:
+def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine):
     """Copies in one thread rely on the order of launches in another: on one default stream for all."""
     with_cupy(machine, ValueError("opened"))
     message = r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it.*--device cpu"
@@ -90,8 +80,8 @@ def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytes
         get_backend("cuda")
 
 
-def driver(status: int | None) -> Any:
-    def load(name: str) -> Any:
+def driver(status):
+    def load(name):
         if status is None:
             raise OSError(name)
         return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
@@ -112,7 +102,7 @@ def driver(status: int | None) -> Any:
         (None, r"install NVIDIA's driver", False),  # no driver
     ],
 )
-def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: bool, machine: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, machine):
     """One that does not start is no machine without a GPU: `auto` warns."""
     machine.setattr(ctypes, "CDLL", driver(status))
     machine.setenv("CUDA_VISIBLE_DEVICES", "7")

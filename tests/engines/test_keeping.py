@@ -1,9 +1,5 @@
 """Kernels that are kept between calls of `refine`: the same bits, and nothing is built that is there."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -11,7 +7,6 @@ from crfrefine import CrfParameters, refine
 from crfrefine.apps.demo.phantom import make_phantom
 from crfrefine.engines.keeping import KeepingBackend
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.result import RefinementResult
 from crfrefine.refining_again import RefiningAgain
 
 SPACING = (0.9, 0.7, 1.8)
@@ -26,16 +21,16 @@ MASK[5, 6, 7] = False
 class Counting:
     """Counts what is built."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.builds = 0
 
-    def __call__(self, stage: str, step: int, num_steps: int) -> None:
+    def __call__(self, stage, step, num_steps):
         self.builds += stage == "build"
 
 
-def run(parameters: CrfParameters, again: RefiningAgain | None, **more: Any) -> tuple[RefinementResult, int]:
+def run(parameters, again, **more):
     counting = Counting()
-    given: dict[str, Any] = {"image": PHANTOM.image, "spacing": SPACING, "threads": 1, "progress": counting, **more}
+    given = {"image": PHANTOM.image, "spacing": SPACING, "threads": 1, "progress": counting, **more}
     logits = given.pop("logits", PHANTOM.logits)
     return refine(logits, given.pop("image"), parameters=parameters, again=again, **given), counting.builds
 
@@ -47,7 +42,7 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
     again = RefiningAgain()
     start = DENSE.replace(**{"mean_field.filter": filter_name})
     arrays = {"logits": np.asarray(PHANTOM.logits, order=order), "image": np.asarray(PHANTOM.image, order=order)}
-    changes: list[tuple[dict[str, Any], int]] = [
+    changes = [
         ({}, 1),
         ({"bilateral.weight": 3.0}, 0),
         ({"mean_field.temperature": 0.5, "mean_field.num_iterations": 8}, 0),
@@ -86,7 +81,7 @@ def test_more_steps_may_get_another_filter(monkeypatch):
     assert run(DENSE.replace(**{"mean_field.num_iterations": 6}), again)[1] == 0
     plan = KeepingBackend.plan_filters
 
-    def plan_another(self: KeepingBackend, image: Any, spec: Any, *more: Any) -> Any:
+    def plan_another(self, image, spec, *more):
         found = plan(self, image, spec, *more)
         return found if spec.num_iterations < 9 else ("lattice",) * len(found)
 
@@ -96,7 +91,7 @@ def test_more_steps_may_get_another_filter(monkeypatch):
 
 @pytest.mark.parametrize(("mask", "kind"), [(None, "labels"), (MASK, "logits")], ids=["labels", "logits"])
 def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind, monkeypatch):
-    def used_before(*given: Any, empty: Any = np.empty, **named: Any) -> Any:
+    def used_before(*given, empty=np.empty, **named):
         """An array of anything, as it may be: of the last label."""
         array = empty(*given, **named)
         if array.dtype.kind == "f":
@@ -104,9 +99,9 @@ def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind, monkeyp
         return array
 
     monkeypatch.setattr(np, "empty", used_before)
-    shown: list[tuple[int, int, Any]] = []
+    shown = []
     parameters = DENSE.replace(**{"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4})
-    more: dict[str, Any] = {"mask": mask}
+    more = {"mask": mask}
     if kind == "labels":
         labels = np.array([0, 2, 4, 7], np.uint8)[PHANTOM.logits[:4].argmax(axis=0)]
         more |= {"logits": labels, "input_type": "labels"}
@@ -121,7 +116,7 @@ def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind, monkeyp
 def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
     again = RefiningAgain()
 
-    def stop(stage: str, step: int, num_steps: int) -> None:
+    def stop(stage, step, num_steps):
         if (stage, step) == ("mean field", 2):
             raise KeyboardInterrupt
 
@@ -136,7 +131,7 @@ def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
     again = RefiningAgain()
     run(DENSE, again)
 
-    def refuse(*arguments: Any, **more: Any) -> None:
+    def refuse(*arguments, **more):
         raise CapacityError("not enough memory")
 
     with monkeypatch.context() as patch:

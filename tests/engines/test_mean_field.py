@@ -3,8 +3,6 @@
 Marginals are compared, not logits: a constant added to all labels of a voxel is no difference.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -12,24 +10,22 @@ import pytest
 from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
 
 import crfrefine
-from crfrefine.engines.base import Backend, MeanFieldResult, RunContext
-from crfrefine.engines.grid_image import GridImage
+from crfrefine.engines.base import RunContext
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.specs import ModelSpec
 
 # The accuracy that is promised for the exact filter in float32.
 EXACT_RMS = 1e-5
 
 
-def _run(backend: Backend, case: Case, parameters: ModelSpec) -> MeanFieldResult:
-    return backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
+def _run(backend, case, parameters):
+    return backend.mean_field(case.logits, case.grid, parameters)
 
 
-def _marginals(result: MeanFieldResult, case: Case) -> np.ndarray:
+def _marginals(result, case):
     return softmax(result.logits)[:, case.inside]
 
 
-def test_two_voxels_by_hand(backend: Backend) -> None:
+def test_two_voxels_by_hand(backend):
     """One step from logits (1, -2), distance 2 mm at theta_alpha 2: k = e^-1/2, each row sums to 1 + k.
 
     With Potts and weight 3 the margin of voxel i moves by 3 (m_0 - m_1) = 3 (2 m_0 - 1), where m_0 is the weighted mean of q_0.
@@ -50,7 +46,7 @@ def test_two_voxels_by_hand(backend: Backend) -> None:
     assert [line.split(":")[0] for line in result.filters] == ["bilateral.0"]
 
 
-def test_outside_the_mask_the_logits_pass_through(backend: Backend) -> None:
+def test_outside_the_mask_the_logits_pass_through(backend):
     """Divided by the temperature, to the last bits; and nothing inside depends on what stands outside."""
     case = random_case(3, masked=True)
     parameters = resolve(case, mean_field__temperature=2.0, mean_field__bias=[0.4, -1.2, 0.7], spatial__weight=1.0)
@@ -63,7 +59,7 @@ def test_outside_the_mask_the_logits_pass_through(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("filter_name", "masked"), [("exact", True), ("truncated", False), ("lattice", True)])
-def test_a_bias_is_that_of_the_logits(backend: Backend, filter_name: str, masked: bool) -> None:
+def test_a_bias_is_that_of_the_logits(backend, filter_name, masked):
     """To the bit inside the mask, energy and all."""
     case = random_case(3, masked=masked)
     changes = {"mean_field__temperature": 1.7, "mean_field__filter": filter_name, "mean_field__tolerance": 1e-4}
@@ -87,9 +83,7 @@ def test_a_bias_is_that_of_the_logits(backend: Backend, filter_name: str, masked
         (4, 2, True, "symmetric", "exact", 0.1),
     ],
 )
-def test_marginals_match_brute_force(
-    backend: Backend, num_dims: int, num_modalities: int, masked: bool, normalization: str, filter_name: str, damping: float
-) -> None:
+def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, normalization, filter_name, damping):
     """Five steps with two appearance kernels and a spatial one against float64 brute force: RMS below 1e-5."""
     case = random_case(num_dims, num_modalities, masked=masked)
     weight = 0.2 if normalization == "none" else 2.0
@@ -110,7 +104,7 @@ def test_marginals_match_brute_force(
 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
-def test_any_number_of_labels(backend: Backend, num_labels: int) -> None:
+def test_any_number_of_labels(backend, num_labels):
     """From two to sixty-four labels, with a weight for each and an asymmetric matrix: RMS below 1e-5."""
     rng = np.random.default_rng(num_labels)
     case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True)
@@ -127,7 +121,7 @@ def test_any_number_of_labels(backend: Backend, num_labels: int) -> None:
     assert rms(_marginals(_run(backend, case, parameters), case) - expected) < EXACT_RMS
 
 
-def _repulsive_case() -> tuple[Case, dict[str, object]]:
+def _repulsive_case():
     """Neighbors that must differ: parallel steps flip all labels at once, back and forth, unless they are shortened."""
     case = random_case(2, num_modalities=1, num_labels=2)
     case = Case(case.logits * np.float32(0.05), np.zeros_like(case.image), None, case.spacing)
@@ -136,7 +130,7 @@ def _repulsive_case() -> tuple[Case, dict[str, object]]:
 
 
 @pytest.mark.parametrize("normalization", ["symmetric", "none", "after"])
-def test_shortened_steps_are_those_of_brute_force(backend: Backend, normalization: str) -> None:
+def test_shortened_steps_are_those_of_brute_force(backend, normalization):
     """Each rise of the energy halves the step; never for "after", where D^-1 K is not symmetric and a rise is no sign of overshooting.
 
     Few steps, as flipping marginals of near 0 and 1 magnify rounding; RMS below 1e-5. In the middle of a flip the energy is what is left of
@@ -157,7 +151,7 @@ def test_shortened_steps_are_those_of_brute_force(backend: Backend, normalizatio
     np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=lost)
 
 
-def test_the_divergence_decides_when_to_stop(backend: Backend) -> None:
+def test_the_divergence_decides_when_to_stop(backend):
     """The first step without flips whose mean KL, new against old marginals (brute force), is below the tolerance: no earlier or later."""
     case = random_case(3, masked=True)
     history = [softmax(case.logits[:, case.inside])]
@@ -177,7 +171,7 @@ def test_the_divergence_decides_when_to_stop(backend: Backend) -> None:
     assert len(stops) >= 5
 
 
-def test_convergence_needs_labels_at_rest(backend: Backend) -> None:
+def test_convergence_needs_labels_at_rest(backend):
     """A voxel of 117 that flips is more than 1e-4 of them: not converged, however small the change that made it flip."""
     case = random_case(3, num_modalities=1, num_labels=2)
     logits = np.zeros_like(case.logits)
@@ -192,22 +186,20 @@ def test_convergence_needs_labels_at_rest(backend: Backend) -> None:
     assert result.converged
 
 
-def test_progress_is_reported_in_order(backend: Backend) -> None:
+def test_progress_is_reported_in_order(backend):
     case = random_case(2)
-    seen: list[tuple[str, int, int]] = []
-    backend.mean_field(
-        case.logits, GridImage(case.image, None, case.spacing), resolve(case), RunContext(progress=lambda *entry: seen.append(entry))
-    )
+    seen = []
+    backend.mean_field(case.logits, case.grid, resolve(case), RunContext(progress=lambda *entry: seen.append(entry)))
     steps = [step for stage, step, num_steps in seen if (stage, num_steps) == ("mean field", 5)]
     assert steps == list(range(steps[0], steps[0] + 5))
 
 
 @pytest.mark.parametrize(("kind", "stage"), [(ValueError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")])
-def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, kind: type[BaseException], stage: str) -> None:
+def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage):
     """It is not taken for bad input, nor for the engine's own lack of memory."""
     case, raised = random_case(3), kind("capacity: the user's own")
 
-    def fail(at: str, step: int, num_steps: int) -> None:
+    def fail(at, step, num_steps):
         if at == stage:
             raise raised
 
@@ -217,7 +209,7 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, ki
 
 
 # Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight, theta_gamma) of the other.
-PRESETS: dict[str, tuple[int, int, str, tuple[float, float, float], tuple[float, float]]] = {
+PRESETS = {
     "monai": (3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
     "krahenbuhl": (2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
     "crfrnn": (2, 10, "after", (5.0, 160.0, 3.0), (3.0, 3.0)),
@@ -225,7 +217,7 @@ PRESETS: dict[str, tuple[int, int, str, tuple[float, float, float], tuple[float,
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_their_formulas(backend: Backend, preset: str) -> None:
+def test_presets_are_their_formulas(backend, preset):
     """a + w_b bilateral + w_s spatial, as the codes that they are named after compute it: positions in voxels; 8-bit intensities in 2-D.
 
     Logits are compared, less their mean over labels: with such weights the marginals are nearly 0 and 1. The spatial filter's tails beyond

@@ -12,7 +12,7 @@ SHAPE = (24, 30, 37)
 SPACING = (2.0, 1.0, 1.5)
 
 
-def noisy_halves(num_modalities: int = 1) -> np.ndarray:
+def noisy_halves(num_modalities=1):
     image = np.random.default_rng(0).normal(0.0, 0.05, (num_modalities, *SHAPE)).astype(np.float32)
     image[:, :, 15:] += 1.0
     return image
@@ -50,7 +50,7 @@ def test_a_lattice_has_at_most_the_estimated_vertices():
     _, built = planned_and_built(image, mask, **{"mean_field.filter": "lattice", "bilateral.theta_alpha": 3.0, "bilateral.theta_beta": 0.5})
     vertices = int(built[0].partition("(")[2].partition(" ")[0])
 
-    def cost(theta_alpha: float, theta_beta: float) -> float:
+    def cost(theta_alpha, theta_beta):
         bandwidths = [theta_alpha] * 3, [theta_beta] * 2
         return CpuBackend()._engine._estimate_costs(image, mask, list(SPACING), *bandwidths, 2, 5)["lattice"]
 

@@ -1,7 +1,5 @@
 """What the engines look for in whole arrays: the first of the largest logits, ranges, and values that are not finite."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from oracles import one_kernel
@@ -16,7 +14,7 @@ PLACES = (0, 7, 15, 16, 1023, 1024, 1259)
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 @pytest.mark.parametrize("num_labels", [3, 300])
-def test_the_first_of_equal_labels_is_taken(name: str, num_labels: int) -> None:
+def test_the_first_of_equal_labels_is_taken(name, num_labels):
     logits = np.zeros((num_labels, *SHAPE), np.float32)
     logits[1:, :, :9] = 2.0
     logits[2, 1] = 3.0
@@ -26,7 +24,7 @@ def test_the_first_of_equal_labels_is_taken(name: str, num_labels: int) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_ranges_tell_of_any_value_that_is_not_finite(value: float) -> None:
+def test_ranges_tell_of_any_value_that_is_not_finite(value):
     cpu, channels = get_backend("cpu"), np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     for place in PLACES:
         spoiled = channels.copy()
@@ -39,7 +37,7 @@ def test_ranges_tell_of_any_value_that_is_not_finite(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_an_image_that_is_not_finite_is_refused_wherever_it_is_so(value: float) -> None:
+def test_an_image_that_is_not_finite_is_refused_wherever_it_is_so(value):
     image, values = np.ones((2, *SHAPE), np.float32), np.ones((1, *SHAPE), np.float32)
     for place in PLACES:
         image[1].flat[place] = value

@@ -4,21 +4,17 @@ Grids are not cubic and spacings not equal. Four theta_gamma are 8 voxels of the
 end before one voxel and, a rounding error later, after it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from oracles import kernel_set, one_kernel, softmax
 
-from crfrefine.engines.base import Backend
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
 
 
-def _faded_gaussian(distance: NDArray[np.floating], sigma: float, radius: float = 4.0) -> NDArray[np.float64]:
+def _faded_gaussian(distance, sigma, radius=4.0):
     """The formula of docs/reference/math.md, section 5; distance and sigma in voxels."""
     x = np.clip(radius * sigma + 1.0 - np.abs(distance), 0.0, 1.0)
     return np.exp(-0.5 * (distance / sigma) ** 2) * x**2 * (3.0 - 2.0 * x)
@@ -26,7 +22,7 @@ def _faded_gaussian(distance: NDArray[np.floating], sigma: float, radius: float 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sigma", [0.3, 0.74, 2.5])
-def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend: Backend, sigma: float, masked: bool) -> None:
+def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma, masked):
     """A single voxel comes out as the product of its axes' weights: in full up to four sigmas, nothing a voxel beyond."""
     values = np.zeros((1, *GRID), np.float32)
     values[0, 5, 1, 7] = 1.0
@@ -44,7 +40,7 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend: Backen
 
 
 @pytest.mark.parametrize(("dtype", "radius", "bound"), [(np.float32, 4.0, 1e-4), (np.float64, 8.0, 1e-8)])
-def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, dtype: type, radius: float, bound: float) -> None:
+def test_the_derivative_is_that_of_what_is_computed(compiled_backend, dtype, radius, bound):
     """While voxels fade in: against differences of the formula, of a linear loss of the messages of one step."""
     rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7]) * 4.0 / radius
     logits, direction = rng.normal(size=(2, 2, *GRID)).astype(dtype)
@@ -53,7 +49,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend: Backend, d
     kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), dtype), None, SPACING), spec)
     found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
 
-    def loss(theta: NDArray[np.float64]) -> float:
+    def loss(theta):
         matrices = []
         for n, step, own in zip(GRID, SPACING, theta, strict=True):
             matrices.append(_faded_gaussian(np.subtract.outer(np.arange(n), np.arange(n)), own / step, radius))

@@ -78,7 +78,7 @@ KINDS = {
 ORDERED = [pytest.param(make, "CF"[number % 2], id=make.__name__) for number, make in enumerate(KINDS)]
 
 
-def masks() -> list[np.ndarray]:
+def masks():
     """The box that was refined, parts of the rest, a single voxel, and none."""
     first = np.arange(19 * 22 * 17).reshape(SHAPE) == 0
     some = np.random.default_rng(1).random(SHAPE) < 0.1

@@ -1,47 +1,37 @@
 """The volume term: a bias per label in each step that keeps the masses of the labels."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from oracles import Case, kernels_of, main_bodies, random_case, resolve, softmax
+from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, RunContext
+from crfrefine.engines.base import RunContext
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
 
 
-def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
-    """Calibrated logits of the masked voxels."""
-    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
-    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
-
-
-def volumes_of(scores: NDArray[np.float64], keep: str) -> NDArray[np.float64]:
+def volumes_of(scores, keep):
     """What is to be kept, of the voxels where the term applies."""
     if keep == "expected":
         return softmax(scores).sum(axis=1)
     return np.bincount(scores.argmax(axis=0), minlength=len(scores)).astype(np.float64)
 
 
-def divergence(marginals: NDArray[np.float64], volumes: NDArray[np.float64], weight: float) -> float:
+def divergence(marginals, volumes, weight):
     """The term's energy."""
     masses, volumes = marginals.sum(axis=1) + 1.0, volumes + 1.0
     total = float(np.sum(masses * np.log(masses / volumes) - masses + volumes))
     return STRENGTH * weight / (1.0 - weight) * total
 
 
-def mean_field_by_multipliers(case: Case, model: ModelSpec) -> tuple[NDArray[np.float64], list[float]]:
+def mean_field_by_multipliers(case, model):
     """Marginals (L, N) and energies, with a general root finder for the biases of each step; never halves a step."""
     run = model.mean_field
     scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
@@ -51,12 +41,12 @@ def mean_field_by_multipliers(case: Case, model: ModelSpec) -> tuple[NDArray[np.
     step, x, energies = 1.0 - run.damping, scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = sum(penalty.T @ (weight[:, None].astype(np.float64) * (marginals @ kernel.T)) for kernel, weight in terms)
+        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
         energies.append(energy + (divergence(marginals[:, part], volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
         x = (1.0 - step) * x + step * (scores - pairwise)
 
-        def violation(bias: NDArray[np.float64], x: NDArray[np.float64] = x[:, part]) -> NDArray[np.float64]:
+        def violation(bias, x=x[:, part]):
             masses = softmax(x + step * bias[:, None]).sum(axis=1)
             if run.volume_weight < 1.0:
                 strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight)
@@ -80,9 +70,7 @@ def mean_field_by_multipliers(case: Case, model: ModelSpec) -> tuple[NDArray[np.
         ("largest", 1.0, True, 0.3, "symmetric"),
     ],
 )
-def test_marginals_and_energy_match_a_solver_of_the_multipliers(
-    backend: Backend, keep: str, weight: float, masked: bool, damping: float, normalization: str
-) -> None:
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, weight, masked, damping, normalization):
     """Float32 logits of size 5; the energy is a sum over 300 voxels."""
     case = random_case(3, masked=masked)
     model = resolve(
@@ -96,13 +84,13 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
-    found = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
 
 
-def test_the_gradient_of_the_weight_goes_on_to_one(backend: Backend) -> None:
+def test_the_gradient_of_the_weight_goes_on_to_one(backend):
     """A difference to one side, over 1e-4, has an error of some 1e-4 of the slope."""
     case, by_out = random_case(2), np.random.default_rng(1).normal(size=random_case(2).logits.shape)
     model = resolve(case, volume__weight=1.0, volume__keep="argmax")
@@ -115,13 +103,13 @@ def test_the_gradient_of_the_weight_goes_on_to_one(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) -> None:
+def test_labels_that_occur_nowhere_stay_away(backend, weight):
     """Neither a label without mass nor one that no voxel has as its most probable label makes the equations singular."""
     case = random_case(2, num_labels=5)
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
-    found = backend.mean_field(case.logits, GridImage(case.image, None, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
@@ -129,11 +117,11 @@ def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) ->
         np.testing.assert_allclose(masses, volumes_of(case.logits.reshape(5, -1), "argmax"), rtol=1e-5, atol=1e-3)
 
 
-def _parameters(weight: float) -> CrfParameters:
+def _parameters(weight):
     return CrfParameters().replace(**{"volume.weight": weight})
 
 
-def test_label_maps_with_many_labels_keep_volumes() -> None:
+def test_label_maps_with_many_labels_keep_volumes():
     """Where logits of all labels would not be stored without the term."""
     labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
     image = np.random.default_rng(0).normal(size=labels.shape)
@@ -142,7 +130,7 @@ def test_label_maps_with_many_labels_keep_volumes() -> None:
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
 
 
-def test_label_maps_have_no_expected_volumes() -> None:
+def test_label_maps_have_no_expected_volumes():
     """Their doubt is a convention, of every voxel alike: in a large background it would make a small label several times as large."""
     labels = np.zeros((9, 11, 13), np.uint8)
     labels[4, 5:7, 6:9] = 1
@@ -152,7 +140,7 @@ def test_label_maps_have_no_expected_volumes() -> None:
 
 
 @pytest.mark.parametrize(("num_labels", "keep"), [(2, "largest"), (5, "expected"), (19, "argmax")])
-def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels: int, keep: str) -> None:
+def test_float64_agrees_with_the_reference(compiled_backend, num_labels, keep):
     """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
     case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
     settings = {"mean_field__damping": 0.1, "mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
@@ -171,29 +159,26 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
 
 
 @pytest.mark.parametrize(("keep", "num_labels"), [("expected", 3), ("argmax", 11)])
-def test_the_rule_for_stopping_counts_the_biases(compiled_backend: Backend, keep: str, num_labels: int) -> None:
+def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_labels):
     """Strong weights per label, with which the energy of some rises and halves the steps, until the tolerance is met."""
     case = random_case(3, num_labels=num_labels, masked=True)
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
-    expected, found = (
-        backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
-        for backend in (get_backend("reference"), compiled_backend)
-    )
+    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (get_backend("reference"), compiled_backend))
     assert expected.converged
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)
     np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-4)
 
 
-def test_the_same_bits_on_any_number_of_threads() -> None:
+def test_the_same_bits_on_any_number_of_threads():
     """On a grid of several blocks, forward and backward."""
     case = random_case(3, grid_shape=(17, 19, 31))
     model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
     found = []
     for threads in (1, 3):
-        kernels = get_backend("cpu").kernels(GridImage(case.image, None, case.spacing), model.kernels, RunContext(threads=threads))
+        kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))
         tape = kernels.forward(case.logits, model.mean_field)
         found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
     (one, by_one), (three, by_three) = found

@@ -1,7 +1,5 @@
 """The volume of main bodies: `volume.keep = "largest"`."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from oracles import Case, main_bodies, random_case, resolve, softmax
@@ -16,7 +14,7 @@ KEEPING = CrfParameters().replace(**{"volume.weight": 1.0, "volume.keep": "large
 
 
 @pytest.mark.parametrize(("num_dims", "masked"), [(1, False), (3, True), (4, True)])
-def test_bodies_are_those_of_a_plain_search(num_dims: int, masked: bool) -> None:
+def test_bodies_are_those_of_a_plain_search(num_dims, masked):
     """Touching corners connect, the mask cuts, bias and temperature count."""
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
@@ -30,7 +28,7 @@ def test_bodies_are_those_of_a_plain_search(num_dims: int, masked: bool) -> None
     np.testing.assert_array_equal(found, expected[case.inside])
 
 
-def scene() -> tuple[np.ndarray, np.ndarray]:
+def scene():
     """Logits of a body that is doubtful at its surface, and of two islands that nothing in the image supports; the image."""
     shape = (12, 17, 15)
     grid = np.stack(np.meshgrid(*(np.arange(extent) * step for extent, step in zip(shape, SPACING, strict=True)), indexing="ij"))
@@ -40,7 +38,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.zeros(shape), score]).astype(np.float32), np.where(distance < 4.5, 100.0, 0.0)
 
 
-def test_islands_go_and_the_body_stays() -> None:
+def test_islands_go_and_the_body_stays():
     """The body keeps its voxels, which it does not with those of all components together; without the term, it shrinks."""
     logits, image = scene()
     flat = np.zeros_like(image)  # nothing but neighbors: the model that shrinks
@@ -58,7 +56,7 @@ def test_islands_go_and_the_body_stays() -> None:
     assert found["largest"] == pytest.approx(size, abs=0.05)
 
 
-def test_refine_finds_bodies_in_the_box_of_the_mask() -> None:
+def test_refine_finds_bodies_in_the_box_of_the_mask():
     """And not in the voxels around it; the order of axes in memory does not matter."""
     logits, image = scene()
     mask = np.zeros(image.shape, bool)
@@ -71,7 +69,7 @@ def test_refine_finds_bodies_in_the_box_of_the_mask() -> None:
     assert found.marginals[1][bodies].sum() == pytest.approx((logits[1] > 0)[bodies].sum(), abs=0.05)
 
 
-def test_a_body_in_a_corner_keeps_its_volume() -> None:
+def test_a_body_in_a_corner_keeps_its_volume():
     """To rounding, as in the plain model in float64; doubts elsewhere, in most of the blocks, are refined without the term."""
     shape, labels = (9, 13, 29), 6  # 3.3 blocks of 1024 voxels
     rng = np.random.default_rng([labels, True])

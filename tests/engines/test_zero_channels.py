@@ -1,16 +1,11 @@
 """Where labels share channels, most of a channel is zero: filters skip what follows from zeros alone, without a trace in the result."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from oracles import SPACINGS, one_kernel
 
 from crfrefine.engines import get_backend
-from crfrefine.parameters.specs import KernelSetSpec
 
 Float32 = NDArray[np.float32]
 
@@ -20,7 +15,7 @@ TINY = np.float32(1e-34)
 NEGLIGIBLE = 1e-20
 
 
-def _sparse_channels(grid_shape: Sequence[int], num_channels: int, rng: np.random.Generator) -> Float32:
+def _sparse_channels(grid_shape, num_channels, rng):
     """Boxes of random values and size in a background of zeros, at the border too; every fourth channel is zero, the next one full."""
     values = np.zeros((num_channels, *grid_shape), dtype=np.float32)
     for number, channel in enumerate(values):
@@ -33,11 +28,11 @@ def _sparse_channels(grid_shape: Sequence[int], num_channels: int, rng: np.rando
     return values
 
 
-def _without_negligible(values: Float32) -> Float32:
+def _without_negligible(values):
     return np.where(np.abs(values) < NEGLIGIBLE, np.float32(0.0), values)
 
 
-def _kernel(filter_name: str, num_dims: int, num_modalities: int) -> KernelSetSpec:
+def _kernel(filter_name, num_dims, num_modalities):
     theta = [0.9, 1.1, 0.8, 1.2][:num_dims]
     if filter_name == "spatial":
         return one_kernel(theta, None)
@@ -57,7 +52,7 @@ def _kernel(filter_name: str, num_dims: int, num_modalities: int) -> KernelSetSp
         ("spatial", 3, 3, True),
     ],
 )
-def test_skipping_zeros_changes_no_bit(filter_name: str, num_dims: int, num_channels: int, masked: bool) -> None:
+def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, masked):
     """Compared with channels where tiny numbers stand for the zeros, so that nothing is skipped; at any number of threads.
 
     Weights of the lattice and of the grid have few bits, so some products lie halfway between two floats, and a tiny number decides how
@@ -78,7 +73,7 @@ def test_skipping_zeros_changes_no_bit(filter_name: str, num_dims: int, num_chan
         np.testing.assert_array_equal(cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=3), found)
 
 
-def test_the_end_of_a_run_receives() -> None:
+def test_the_end_of_a_run_receives():
     """Of runs that begin anywhere in a vector, from a voxel beyond a gap, which is in the next vector but one."""
     shape, spec = (3, 4, 70), _kernel("truncated", 3, 1)
     image = np.random.default_rng(0).random((1, *shape)).astype(np.float32)

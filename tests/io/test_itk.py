@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import run_here
 from io_helpers import numbers
 
 from crfrefine import io
@@ -26,7 +25,6 @@ def _locale_is_kept():
 
 
 def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
-    """Write (x, y, z) by SimpleITK."""
     image = sitk.GetImageFromArray((numbers(SHAPE) if values is None else values).T)
     image.SetSpacing(SPACING)
     image.SetOrigin(ORIGIN)
@@ -62,28 +60,6 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case.VTK", "case.nrrd"]
     io.write_channels(tmp_path / "logits.vtk", channels, straight)
     np.testing.assert_array_equal(io.read_logits([tmp_path / "logits.vtk"]).values, channels)
-
-
-def test_infer_writes_the_format_of_the_image_and_names_a_damaged_file(tmp_path):
-    """As a command: labels beside a GIPL image are GIPL; a file that is cut off costs its case alone."""
-    scores = np.stack([numbers(SHAPE) % 5, numbers(SHAPE) % 7])
-    for case in ("a", "b"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "logits").mkdir(exist_ok=True)
-        write(tmp_path / f"images/{case}.gipl")
-        scored = sitk.GetImageFromArray(scores.T, isVector=True)
-        scored.CopyInformation(sitk.ReadImage(str(tmp_path / f"images/{case}.gipl")))
-        sitk.WriteImage(scored, str(tmp_path / f"logits/{case}.mha"))
-    bad = tmp_path / "images/b.gipl"
-    bad.write_bytes(bad.read_bytes()[:-3])
-    result = run_here(
-        "infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.filter=lattice"
-    )
-    assert result.status == 1
-    assert "b.gipl: the file is cut off: its header promises 1096 bytes, it holds 1093" in result.stderr.replace("\n", " ")
-    written = sitk.ReadImage(str(tmp_path / "out/a.gipl"))
-    assert (written.GetSize(), written.GetSpacing(), written.GetOrigin()) == (SHAPE, SPACING, ORIGIN)
-    assert not (tmp_path / "out/b.gipl").exists()
 
 
 @pytest.mark.parametrize(

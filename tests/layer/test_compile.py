@@ -1,25 +1,20 @@
 """`torch.compile(fullgraph=True)` of networks that end in the layer or the loss: the same bits as without, and nothing is left behind."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import warnings
-from collections.abc import Callable
-from typing import Any
 
-import cuda_shim
 import pytest
 from oracles import SPACINGS
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
+from torch_gpu import gpu_tensors  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn, crf_loss  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import InputError  # noqa: E402
-from crfrefine.layer import autograd, inputs, loss, operators  # noqa: E402
+from crfrefine.layer import loss, operators  # noqa: E402
 
 GRID = (6, 5, 7)
 SPACING = SPACINGS[3]
@@ -32,7 +27,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def nothing_compiled_before() -> None:
+def nothing_compiled_before():
     torch._dynamo.reset()
     operators._told.cache_clear()
 
@@ -40,34 +35,34 @@ def nothing_compiled_before() -> None:
 class Segmenter(nn.Module):
     """A network of one convolution before the layer, and some arithmetic after it."""
 
-    def __init__(self, changes: dict[str, Any], **options: Any) -> None:
+    def __init__(self, changes, **options):
         super().__init__()
         torch.manual_seed(3)
         fixed = {"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.3, "spatial.weight": 0.6, "mean_field.filter": "truncated"}
         self.network = nn.Conv3d(2, 3, 1)
         self.crf = CrfRnn(3, 2, 3, CrfParameters().replace(**(fixed | changes)), **options)
 
-    def forward(self, image: Tensor, mask: Tensor | None = None, spacing: Any = SPACING) -> Tensor:
+    def forward(self, image, mask=None, spacing=SPACING):
         return 2.0 * self.crf(torch.tanh(3.0 * self.network(image)), image, spacing, mask)
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-def random_logits(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(1), dtype=dtype)
+def random_logits():
+    return torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(1))
 
 
-def random_images(dtype: torch.dtype = torch.float32) -> Tensor:
+def random_images(dtype=torch.float32):
     return torch.rand(2, 2, *GRID, generator=torch.Generator().manual_seed(5), dtype=dtype)
 
 
-def masks(*shape: int) -> Tensor:
+def masks(*shape):
     return torch.rand(*shape, *GRID, generator=torch.Generator().manual_seed(6)) > 0.2
 
 
-def results(model: Callable[..., Tensor], module: nn.Module, image: Tensor, *arguments: Any) -> list[Tensor]:
+def results(model, module, image, *arguments):
     """What a model says, and every gradient of a loss on it."""
     given = image.detach().clone().requires_grad_(image.requires_grad)
     found = model(given, *arguments)
@@ -77,7 +72,7 @@ def results(model: Callable[..., Tensor], module: nn.Module, image: Tensor, *arg
 
 
 # Changes of the parameters, options of the layer, and what it is given.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[], tuple[Any, ...]]]] = {
+CASES = {
     "plain, a mask each": ({}, {}, lambda: (random_images(), masks(2, 1))),
     "lattice in float64, spacings each": (
         {"mean_field.filter": "lattice"},
@@ -93,7 +88,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[], tuple[Any, .
 
 
 @pytest.mark.parametrize("which", [next(iter(CASES)), *(pytest.param(which, marks=pytest.mark.long) for which in list(CASES)[1:])])
-def test_one_graph_gives_the_same_bits(which: str) -> None:
+def test_one_graph_gives_the_same_bits(which):
     changes, options, given = CASES[which]
     image, *rest = given()
     plain = Segmenter(changes, **options).to(image.dtype)
@@ -106,7 +101,7 @@ def test_one_graph_gives_the_same_bits(which: str) -> None:
 
 
 @pytest.mark.long
-def test_the_operators_keep_pytorch_s_rules() -> None:
+def test_the_operators_keep_pytorch_s_rules():
     """Schema, shapes without numbers, registered gradients, and both passes in a graph with any sizes.
 
     The operator of the backward pass has no check of its own: it takes no copies of a token.
@@ -123,7 +118,7 @@ def test_the_operators_keep_pytorch_s_rules() -> None:
 
 
 @pytest.mark.long
-def test_errors_and_warnings_come_out_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_and_warnings_come_out_of_a_graph(monkeypatch):
     """No kernels wait for a backward pass that cannot come."""
     monkeypatch.setattr(loss, "_TOLD", set())
     graph = compiled(Segmenter({}))
@@ -139,7 +134,7 @@ def test_errors_and_warnings_come_out_of_a_graph(monkeypatch: pytest.MonkeyPatch
         graph(random_images(), torch.zeros(GRID, dtype=torch.bool))
     layer = Segmenter({}).crf
 
-    def step(logits: Tensor, image: Tensor) -> Tensor:
+    def step(logits, image):
         given = logits.softmax(1)
         return layer(given, image, SPACING).square().mean() + crf_loss(given, image, SPACING, theta_alpha=2.0, theta_beta=0.3)
 
@@ -155,26 +150,16 @@ def test_errors_and_warnings_come_out_of_a_graph(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(found, step(logits, random_images()), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda-shim", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_gpu_engine_is_in_the_graph_too(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", [pytest.param("cuda-shim", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_gpu_engine_is_in_the_graph_too(engine, monkeypatch):
     """The operators take the engine of the tensors' device, on PyTorch's stream. Without a GPU the shim stands for one."""
-    if device == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-    elif cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    else:
-        backend, asked = cuda_shim.shim_backend(), []
-        monkeypatch.setattr(inputs, "engine_for", lambda device: asked.append(device) or backend)
-        monkeypatch.setattr(autograd, "to_array", lambda tensor: tensor.detach().contiguous())
-    where = "cuda" if device == "cuda" else "cpu"
+    where, shared = gpu_tensors(engine, monkeypatch)
     plain = Segmenter({}).to(where)
     module = copy.deepcopy(plain)
     given = random_images().to(where), masks().to(where)
     expected = results(plain, plain, *given)
-    if device == "cuda-shim":
-        asked.clear()
+    shared.clear()
     found = results(compiled(module), module, *given)
-    assert device == "cuda" or asked
+    assert engine == "cuda" or shared
     # A GPU's convolution may add up in another order on every run.
-    torch.testing.assert_close(found, expected, **({} if device == "cuda" else {"rtol": 0.0, "atol": 0.0}))
+    torch.testing.assert_close(found, expected, **({} if engine == "cuda" else {"rtol": 0.0, "atol": 0.0}))

@@ -1,23 +1,18 @@
 """`crf_loss`: values and gradients against dense matrices and finite differences, on every engine; what must hold for any case."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
-import cuda_shim
 import numpy as np
 import pytest
 from oracles import Case, brute_force_kernel, normalize_kernel, random_case, softmax
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor  # noqa: E402
+
+from torch_gpu import gpu_tensors  # noqa: E402
 
 from crfrefine import CrfParameters, crf_loss  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import ExportError  # noqa: E402
-from crfrefine.layer import autograd, inputs  # noqa: E402
 from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
 THETA_ALPHA, THETA_BETA = 2.1, 0.2
@@ -26,23 +21,23 @@ RADIUS = {"exact": np.inf, "truncated": 3.0}
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def tensors(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
+def tensors(case, dtype=torch.float32, device="cpu"):
     """Logits that want a gradient, image and mask of a case, as a batch of one."""
-    logits = torch.tensor(case.logits, dtype=dtype)[None].requires_grad_()
-    return logits, torch.tensor(case.image, dtype=dtype)[None], None if case.mask is None else torch.tensor(case.mask)
+    logits, image = (torch.tensor(values, dtype=dtype, device=device)[None] for values in (case.logits, case.image))
+    return logits.requires_grad_(), image, None if case.mask is None else torch.tensor(case.mask)
 
 
-def loss_of(case: Case, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Tensor, Tensor]:
+def loss_of(case, dtype=torch.float32, device="cpu", **changes):
     """The loss of a case, and its gradient with respect to the logits, (L, *grid)."""
-    logits, image, mask = tensors(case, dtype)
-    options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": "exact"}
+    logits, image, mask = tensors(case, dtype, device)
+    options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": "exact"}
     loss = crf_loss(logits, image, case.spacing, mask=mask, **(options | changes))
+    assert loss.device == logits.device
     loss.backward()
-    assert logits.grad is not None
-    return loss.detach(), logits.grad[0]
+    return loss.detach().cpu(), logits.grad[0].cpu()
 
 
-def dense(case: Case, theta_alpha: Any = THETA_ALPHA, theta_beta: Any = THETA_BETA, radius: float = np.inf) -> tuple[float, np.ndarray]:
+def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
     """The same from the whole matrix: the definition for the value, and the chain rule through the softmax for the gradient."""
     kernel = normalize_kernel(
         brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta, radius=radius), "symmetric"
@@ -59,7 +54,7 @@ def dense(case: Case, theta_alpha: Any = THETA_ALPHA, theta_beta: Any = THETA_BE
     ("num_dims", "num_labels", "masked", "filter_name"),
     [(2, 2, False, "exact"), (3, 5, True, "truncated")],
 )
-def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_labels: int, masked: bool, filter_name: str) -> None:
+def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims, num_labels, masked, filter_name):
     """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings. Each axis and modality has its own bandwidth."""
     case = random_case(num_dims, 2, num_labels, masked=masked)
     case.logits[1, 2] = -200.0  # as minus infinity, which forbids a label
@@ -75,7 +70,7 @@ def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims: int, num_lab
         assert not slope[:, torch.tensor(~case.inside)].any()
 
 
-def test_a_batch_counts_each_voxel_once() -> None:
+def test_a_batch_counts_each_voxel_once():
     """Items have masks and spacings of their own."""
     cases = [random_case(3, 2, 3, masked=masked) for masked in (False, True)]
     spacing = np.array([cases[0].spacing, (0.9, 1.4, 2.0)])
@@ -85,14 +80,14 @@ def test_a_batch_counts_each_voxel_once() -> None:
     logits = torch.tensor(np.stack([case.logits for case in cases]), dtype=torch.float64, requires_grad=True)
     image = torch.tensor(np.stack([case.image for case in cases]), dtype=torch.float64)
     mask = torch.tensor(np.stack([case.inside for case in cases]))[:, None]
-    bandwidths: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
+    bandwidths = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
     loss = crf_loss(logits, image, spacing, **bandwidths, mask=mask, intensity="none", filter="exact")
     (slope,) = torch.autograd.grad(3.0 * loss, logits)
     torch.testing.assert_close(loss.detach(), sum(share * value for share, (value, _) in zip(shares, alone, strict=True)))
     torch.testing.assert_close(slope, torch.stack([3.0 * share * expected for share, (_, expected) in zip(shares, alone, strict=True)]))
 
 
-def test_intensities_are_normalized_as_the_layer_does() -> None:
+def test_intensities_are_normalized_as_the_layer_does():
     case = random_case(3, 2, 3, masked=True)
     raw = 100.0 + 40.0 * case.image
     inside = raw[:, case.inside].astype(np.float64)
@@ -109,11 +104,11 @@ def test_intensities_are_normalized_as_the_layer_does() -> None:
         assert float(found) == pytest.approx(value, rel=1e-9)
 
 
-def test_half_precision_is_computed_in_single() -> None:
+def test_half_precision_is_computed_in_single():
     """Integer images and strided tensors are taken, too."""
     case = random_case(3, 2, 3)
     logits, image, _ = tensors(case)
-    options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
+    options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
     halved = logits.detach().half().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = crf_loss(halved, image.half(), case.spacing, **options)
@@ -128,11 +123,11 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporter
-def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export() -> None:
+def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export():
     case = random_case(3, 1, 2)
     logits, image, _ = tensors(case)
 
-    def loss(values: Tensor) -> Tensor:
+    def loss(values):
         return crf_loss(values, image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA)
 
     with torch.no_grad():
@@ -145,32 +140,15 @@ def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export(
 
 
 @pytest.mark.parametrize(
-    ("device", "filter_name"),
+    ("engine", "filter_name"),
     [("cuda-shim", "truncated"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("exact", "truncated", "lattice"))],
 )
-def test_the_gpu_engine_gives_the_same(device: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_engine_gives_the_same(engine, filter_name, monkeypatch):
     """float32: 1e-4 of the largest, as for the layer. Without a GPU the shim stands for one."""
     case = random_case(3, 2, 3, masked=True)
     value, slope = loss_of(case, filter=filter_name)
-    if device == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        logits, image, mask = tensors(case)
-        on_gpu = logits.detach().cuda().requires_grad_()
-        options: dict[str, Any] = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": filter_name}
-        found = crf_loss(on_gpu, image.cuda(), case.spacing, mask=mask, **options)
-        found.backward()
-        assert found.is_cuda
-        assert on_gpu.grad is not None
-        found, found_slope = found.detach().cpu(), on_gpu.grad[0].cpu()
-    else:
-        if cuda_shim.compiler() is None:
-            pytest.skip("no C++ compiler to compile the GPU's kernels with")
-        backend = cuda_shim.shim_backend()
-        shared = []
-        monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
-        monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
-        found, found_slope = loss_of(case, filter=filter_name)
-        assert len(shared) == 1  # the logits; nothing is filtered a second time
+    where, shared = gpu_tensors(engine, monkeypatch)
+    found, found_slope = loss_of(case, device=where, filter=filter_name)
+    assert engine == "cuda" or len(shared) == 1  # the logits; nothing is filtered a second time
     torch.testing.assert_close(found, value, rtol=1e-4, atol=0)
     torch.testing.assert_close(found_slope, slope, rtol=0, atol=1e-4 * float(slope.abs().max()))

@@ -1,30 +1,24 @@
 """The layer with labels that take part where they are present: as with all labels everywhere, and only where it saves work."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from blobs import SPACING, Blobs, make_blobs
-from torch import Tensor
+from blobs import SPACING, make_blobs
 
 import crfrefine
 from crfrefine import CrfParameters, CrfRnn
 from crfrefine.layer import label_sets
-from crfrefine.refinement.tiles.packed_kernels import PackedKernels
 
 SHAPE, NUM_LABELS = (9, 42, 130), 9
 
 
 @pytest.fixture(name="made")
-def _made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def _made(monkeypatch):
     """What was built for each batch item; None: kernels for all labels."""
-    made: list[Any] = []
+    made = []
     original = label_sets.pack_kernels
 
-    def recorded(*args: Any) -> PackedKernels | None:
+    def recorded(*args):
         made.append(original(*args))
         return made[-1]
 
@@ -33,21 +27,21 @@ def _made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture(name="blobs", scope="module")
-def _blobs() -> Blobs:
+def _blobs():
     """Nine labels, of which few are near any place."""
     return make_blobs(SHAPE, NUM_LABELS, 8, softness=0.15)
 
 
-def layer_of(threshold: float | None, **settings: Any) -> CrfRnn:
+def layer_of(threshold, **settings):
     parameters = CrfParameters().replace(**{"intensity.normalization": "none", "bilateral.theta_beta": 0.2, "spatial.weight": 0.5})
     return CrfRnn(NUM_LABELS, 1, 3, parameters, label_threshold=threshold, **settings)
 
 
-def tensors(blobs: Blobs, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return torch.tensor(blobs.logits)[None].to(dtype), torch.tensor(blobs.image)[None].to(dtype)
+def tensors(blobs):
+    return torch.tensor(blobs.logits)[None], torch.tensor(blobs.image)[None]
 
 
-def trained(layer: CrfRnn, logits: Tensor, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+def trained(layer, logits, image, mask=None):
     """Marginals, and the gradients of a loss on them."""
     logits = logits.clone().requires_grad_()
     marginals = torch.softmax(layer(logits, image, SPACING, mask), dim=1)
@@ -60,7 +54,7 @@ def trained(layer: CrfRnn, logits: Tensor, image: Tensor, mask: Tensor | None = 
     return {"marginals": marginals.detach(), "logits": logits.grad, **grads}
 
 
-def test_training_steps_are_those_of_all_labels(blobs: Blobs, made: list[Any]) -> None:
+def test_training_steps_are_those_of_all_labels(blobs, made):
     logits, image = tensors(blobs)
     settings = {"per_label_weights": True, "anisotropic": True}
     found, expected = (trained(layer_of(threshold, **settings), logits, image) for threshold in (1e-5, 0.0))
@@ -79,7 +73,7 @@ def test_training_steps_are_those_of_all_labels(blobs: Blobs, made: list[Any]) -
     torch.testing.assert_close(torch.softmax(half.detach().float(), 1), expected["marginals"], rtol=0, atol=2e-2)
 
 
-def test_each_batch_item_has_its_own_labels_and_mask(blobs: Blobs, made: list[Any]) -> None:
+def test_each_batch_item_has_its_own_labels_and_mask(blobs, made):
     """The second item has all labels in the same place, so labels cannot share channels there."""
     other = make_blobs(SHAPE, NUM_LABELS, 9)
     (first, image), (_, second_image) = tensors(blobs), tensors(other)
@@ -98,7 +92,7 @@ def test_each_batch_item_has_its_own_labels_and_mask(blobs: Blobs, made: list[An
     np.testing.assert_allclose(both["logits"][0][outside], expected["logits"][0][outside], rtol=1e-4, atol=1e-9)
 
 
-def test_nothing_changes_where_nothing_is_saved(blobs: Blobs, made: list[Any]) -> None:
+def test_nothing_changes_where_nothing_is_saved(blobs, made):
     """All labels everywhere, a small patch."""
     logits, image = tensors(blobs)
     random = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
@@ -109,7 +103,7 @@ def test_nothing_changes_where_nothing_is_saved(blobs: Blobs, made: list[Any]) -
         assert set(made) <= {None}
 
 
-def test_the_threshold_comes_from_the_parameters_and_goes_back() -> None:
+def test_the_threshold_comes_from_the_parameters_and_goes_back():
     parameters = CrfParameters().replace(**{"mean_field.label_threshold": 3e-4})
     assert CrfRnn(3, 1, 3, parameters).label_threshold == 3e-4
     layer = CrfRnn(3, 1, 3, parameters, label_threshold=0.0)

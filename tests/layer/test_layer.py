@@ -3,20 +3,15 @@
 Gradients have a file of their own, test_layer_gradients.py.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import SPACINGS, Case, random_case
-from torch import Tensor, nn
+from oracles import SPACINGS, random_case
+from torch import nn
 
 from crfrefine import CrfParameters, CrfRnn, refine
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
@@ -32,9 +27,9 @@ GRID = (6, 5, 7)
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def parameters_with(**changes: Any) -> CrfParameters:
+def parameters_with(**changes):
     """Two appearance kernels and a spatial one; dots in keys are written as `__`."""
-    fixed: dict[str, Any] = {
+    fixed = {
         "bilateral": [{"weight": 2.0, "theta_alpha": 1.5, "theta_beta": [0.2, 0.3]}, {"weight": 0.7, "theta_alpha": 4.0}],
         "spatial.weight": 0.6,
         "mean_field.filter": "exact",
@@ -42,23 +37,23 @@ def parameters_with(**changes: Any) -> CrfParameters:
     return CrfParameters().replace(**(fixed | {name.replace("__", "."): value for name, value in changes.items()}))
 
 
-def small_layer(**changes: Any) -> CrfRnn:
+def small_layer(**changes):
     return CrfRnn(3, 2, 3, parameters_with(**changes))
 
 
-def tensors(case: Case) -> tuple[Tensor, Tensor]:
+def tensors(case):
     """Logits (1, L, *grid), and an image (1, M, *grid) with another unit in each modality."""
     scale = np.array([700.0, 3.0]).reshape(-1, *[1] * len(case.spacing))
     return torch.tensor(case.logits)[None], torch.tensor((case.image * scale).astype(np.float32))[None]
 
 
-def batch(num_items: int = 2) -> tuple[Tensor, Tensor]:
+def batch(num_items=2):
     cases = [random_case(3, 2, 3, masked=bool(index % 2), grid_shape=GRID) for index in range(num_items)]
     logits, image = zip(*(tensors(case) for case in cases), strict=True)
     return torch.cat(logits), torch.cat(image)
 
 
-def refined_by_numpy(case: Case, parameters: CrfParameters) -> np.ndarray:
+def refined_by_numpy(case, parameters):
     logits, image = tensors(case)
     outcome = refine(logits[0].numpy(), image[0].numpy(), spacing=case.spacing, parameters=parameters, mask=case.mask, threads=1)
     return np.asarray(outcome.logits)
@@ -67,35 +62,35 @@ def refined_by_numpy(case: Case, parameters: CrfParameters) -> np.ndarray:
 VALUES = ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature", "bias")
 
 
-def perturb(layer: CrfRnn, seed: int = 0) -> None:
+def perturb(layer):
     """Move every parameter, as training does."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-# The same as `refine`
-
-
 @pytest.mark.parametrize(
-    ("num_dims", "masked", "filter_"),
-    [(2, True, "truncated"), (3, True, "grid"), (3, False, "lattice")],
+    ("num_dims", "masked", "filter_", "kept"),
+    [(2, True, "truncated", None), (3, True, "grid", "expected"), (3, False, "lattice", "largest")],
 )
-def test_the_layer_computes_what_refine_does(num_dims: int, masked: bool, filter_: str) -> None:
+def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
     case = random_case(num_dims, 2, 3, masked=masked)
     changes = {"mean_field__damping": 0.1, "compatibility__kind": "matrix", "compatibility__matrix": ASYMMETRIC}
+    changes |= {"volume__weight": 0.6, "volume__keep": kept} if kept else {}
     parameters = parameters_with(**changes, mean_field__filter=filter_, mean_field__num_iterations=9)
     layer = CrfRnn(3, 2, num_dims, parameters, per_label_weights=True, anisotropic=True, num_iterations=4)
     perturb(layer)
     found = layer(*tensors(case), case.spacing, None if case.mask is None else torch.tensor(case.mask))[0]
-    assert layer.to_parameters().mean_field.num_iterations == 4
-    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
+    written = CrfParameters.from_toml(layer.to_parameters().to_toml())
+    assert (written.mean_field.num_iterations, written.volume.keep) == (4, kept or "expected")
+    assert len({0.0, *written.mean_field.bias}) == 4
+    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, written), rtol=0.0, atol=2e-5)
 
 
 @pytest.mark.parametrize("preset", list_presets())
-def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset: str, tmp_path: Path) -> None:
+def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset, tmp_path):
     """By name or path. 1e-6 of the largest logit: 16 roundings."""
     case = random_case(3, 2, 3, masked=True)
     parameters = CrfParameters.load(preset)
@@ -111,7 +106,7 @@ def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset: str
 
 
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "window"])
-def test_both_ways_to_normalize_intensities_agree(intensity: str) -> None:
+def test_both_ways_to_normalize_intensities_agree(intensity):
     """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to a rounding of either."""
     logits, image = batch(1)
     image[:, 1] += 5000.0
@@ -123,7 +118,7 @@ def test_both_ways_to_normalize_intensities_agree(intensity: str) -> None:
     torch.testing.assert_close(followed, plain, rtol=0.0, atol=1e-3)
 
 
-def test_prebuilt_kernels_give_the_same_and_are_not_built_again() -> None:
+def test_prebuilt_kernels_give_the_same_and_are_not_built_again():
     """Nor is what is written over their image later seen: the backward pass reads the intensities again."""
     logits, image = batch()
     layer = small_layer()
@@ -142,7 +137,7 @@ def test_prebuilt_kernels_give_the_same_and_are_not_built_again() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.0, atol=0.0)
 
 
-def test_the_function_takes_numbers_and_defaults_to_potts() -> None:
+def test_the_function_takes_numbers_and_defaults_to_potts():
     case = random_case(3, 2, 3, masked=True)
     logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
     found = mean_field(logits, image, bilateral=[(2.0, 1.5, [0.2, 0.3])], spacing=case.spacing, mask=torch.tensor(case.mask))
@@ -151,7 +146,7 @@ def test_the_function_takes_numbers_and_defaults_to_potts() -> None:
     np.testing.assert_allclose(found[0].numpy(), outcome.logits, rtol=0.0, atol=2e-5)
 
 
-def test_positions_in_voxels_do_not_look_at_the_spacing() -> None:
+def test_positions_in_voxels_do_not_look_at_the_spacing():
     logits, image = batch(1)
     layer = small_layer(mean_field__positions="voxels")
     torch.testing.assert_close(layer(logits, image, SPACING), layer(logits, image, 1.0), rtol=0.0, atol=0.0)
@@ -159,10 +154,7 @@ def test_positions_in_voxels_do_not_look_at_the_spacing() -> None:
     assert not torch.allclose(in_mm(logits, image, SPACING), in_mm(logits, image, 1.0))
 
 
-# Parameters, there and back
-
-
-def test_a_model_without_kernels_only_divides_by_the_temperature() -> None:
+def test_a_model_without_kernels_only_divides_by_the_temperature():
     logits, image = batch()
     torch.testing.assert_close(mean_field(logits, image, bilateral=[], temperature=1.7), logits / 1.7)
     image.requires_grad_()
@@ -170,7 +162,7 @@ def test_a_model_without_kernels_only_divides_by_the_temperature() -> None:
     assert not image.grad.any()
 
 
-def test_lists_and_matrices_come_back_as_they_went_in(tmp_path: Path) -> None:
+def test_lists_and_matrices_come_back_as_they_went_in(tmp_path):
     kernels = [
         {"weight": [1.0, 2.5, 0.0], "theta_alpha": [1.0, 2.0, 3.3], "theta_beta": [0.05, 0.7]},
         {"weight": [0.1, 0.2, 0.3], "theta_alpha": [9.0, 8.0, 7.0], "theta_beta": 0.11},
@@ -182,6 +174,7 @@ def test_lists_and_matrices_come_back_as_they_went_in(tmp_path: Path) -> None:
         compatibility={"kind": "matrix", "matrix": ASYMMETRIC},
         intensity__normalization=("zscore", "none"),
         mean_field__temperature=1.37,
+        mean_field__bias=2.0,
         mean_field__tolerance=0.0,
         mean_field__num_iterations=3,
         mean_field__normalization="after",
@@ -195,7 +188,7 @@ def test_lists_and_matrices_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert CrfParameters.load(tmp_path / "trained.toml") == parameters
 
 
-def test_learned_values_come_back_to_the_precision_of_the_tensors() -> None:
+def test_learned_values_come_back_to_the_precision_of_the_tensors():
     """A few roundings of float32; penalties keep a zero diagonal and their symmetry."""
     layers = small_layer(), CrfRnn(3, 2, 3, parameters_with(), symmetric_compatibility=False)
     for layer, is_symmetric in zip(layers, (True, False), strict=True):
@@ -212,7 +205,18 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors() -> None:
     assert fixed.to_parameters().compatibility.kind == "potts"
 
 
-def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for() -> None:
+def test_checkpoints_of_layers_without_a_bias_load():
+    """As those of a layer whose bias is 0, also as a part of another module; nothing else may be missing."""
+    old = {f"0.{name}": value for name, value in small_layer().state_dict().items() if name != "raw_bias"}
+    whole = nn.Sequential(small_layer(mean_field__bias=(0.5, -1.25, 0.75)))
+    whole.load_state_dict(old)
+    assert not whole[0].raw_bias.any()
+    del old["0.log_temperature"]
+    with pytest.raises(RuntimeError, match="log_temperature"):
+        whole.load_state_dict(old)
+
+
+def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for():
     assert CrfRnn(3, 2).spatial_weight is CrfRnn(3, 2).theta_gamma is None
     asked = CrfRnn(3, 2, spatial=True)
     assert asked.spatial_weight.item() == 0.0
@@ -221,7 +225,7 @@ def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for() -> None:
     assert CrfRnn(3, 2, 3, parameters_with(), spatial=False).to_parameters().spatial.weight == 0.0
 
 
-def test_learned_groups_can_be_chosen() -> None:
+def test_learned_groups_can_be_chosen():
     layer = CrfRnn(3, 2, learn=("weights", "temperature"))
     assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["raw_bilateral_weight", "log_temperature"]
     assert all(parameter.requires_grad for parameter in layer.unfreeze().parameters())
@@ -240,6 +244,7 @@ def test_learned_groups_can_be_chosen() -> None:
         ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
         ({"bilateral.theta_beta": (1.0, 2.0, 3.0)}, {}, r"bilateral\.theta_beta.* 2 modalities"),
         ({"bilateral.theta_alpha": (1.0, 2.0)}, {}, r"bilateral\.theta_alpha.* 3 axes"),
+        ({"mean_field.bias": (0.5, 1.0)}, {}, r"mean_field\.bias: it has 2 values, but the case has 3 labels"),
         ({"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, {}, r"compatibility\.matrix.* 3 labels"),
         ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"symmetric_compatibility": True}, "not symmetric"),
@@ -253,16 +258,13 @@ def test_learned_groups_can_be_chosen() -> None:
         ({}, {"threads": 0}, "threads: expected a whole number of at least 1"),
     ],
 )
-def test_parameters_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], arguments: dict[str, Any], text: str) -> None:
+def test_parameters_that_do_not_fit_are_refused_by_name(changes, arguments, text):
     given = {"num_labels": 3, "num_modalities": 2, "spatial_dims": 3, "parameters": CrfParameters().replace(**changes)} | arguments
     with pytest.raises(ConfigError, match=text):
         CrfRnn(**given)
 
 
-# Manners of a module
-
-
-def test_kernels_and_record_are_let_go_with_the_graph() -> None:
+def test_kernels_and_record_are_let_go_with_the_graph():
     """Where no gradient is wanted there is no graph."""
     logits, image = batch(1)
     layer = small_layer()
@@ -280,7 +282,7 @@ def test_kernels_and_record_are_let_go_with_the_graph() -> None:
     assert alive() is None
 
 
-def test_half_precision_is_computed_in_float32() -> None:
+def test_half_precision_is_computed_in_float32():
     """Given, or handed over by a network under autocast, of which the layer's own arithmetic must not be a part."""
     dtype = torch.bfloat16
     logits, image = batch(1)
@@ -300,7 +302,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     torch.testing.assert_close(refined, layer(handed.float(), image, SPACING), rtol=0.0, atol=0.0)
 
 
-def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
+def test_memory_formats_and_masks_in_all_forms_give_the_same():
     logits, image = batch()
     layer = small_layer()
     mask = image[:, 0] > 250.0
@@ -315,9 +317,7 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
     assert torch.equal(layer(logits, image, list(SPACING), mask[0])[0], expected[0])
 
 
-# Bad input
-
-GOOD: dict[str, Any] = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
+GOOD = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ GOOD: dict[str, Any] = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
         (GOOD["logits"], GOOD["image"], {"kernels": []}, "the batch has 2"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(logits: Sequence[int], image: Sequence[int], arguments: dict[str, Any], text: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(logits, image, arguments, text):
     with pytest.raises(InputError, match=text):
         small_layer()(torch.rand(*logits), torch.rand(*image), **arguments)
 
 
-def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item() -> None:
+def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
     """It is refused inside the mask, with kernels or without; outside of it, it stays where it is."""
     logits, image = batch()
     broken = image.clone()
@@ -361,7 +361,7 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item() -> None:
         torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
 
 
-def test_kernels_for_another_model_are_refused() -> None:
+def test_kernels_for_another_model_are_refused():
     logits, image = batch(1)
     with pytest.raises(InputError, match="built for 1 terms, the model has 3"):
         small_layer()(logits, image, kernels=CrfRnn(3, 2).build_kernels(image, SPACING))
@@ -375,7 +375,7 @@ def test_kernels_for_another_model_are_refused() -> None:
         small_layer()(logits, image.to(torch.complex64))
 
 
-def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite() -> None:
+def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite():
     """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that with respect to the temperature too.
 
     What rounding leaves of the gradient there, 1e-9 of 200 voxels, is all that may differ.
@@ -397,7 +397,7 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
+def test_parameters_of_the_function_that_do_not_fit_are_named():
     logits, image = batch(1)
     for name, changes in (
         ("bilateral.0.weight", {"bilateral": [((1.0, 2.0), 1.0, 0.1)]}),
@@ -407,6 +407,8 @@ def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
         ("weight holds values that are not finite", {"bilateral": [(torch.tensor(torch.nan), 1.0, 0.1)]}),
         ("bilateral.0.theta_alpha", {"bilateral": [(1.0, 0.0, 0.1)]}),
         ("temperature", {"bilateral": [], "temperature": 0.0}),
+        ("bias has shape", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0]}),
+        ("bias holds values that are not finite", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0, torch.nan]}),
     ):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
             mean_field(logits, image, **changes)
@@ -417,7 +419,7 @@ def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
         build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, threads=0)
 
 
-def test_a_device_without_an_engine_is_named() -> None:
+def test_a_device_without_an_engine_is_named():
     logits, image = (tensor.to("meta") for tensor in batch(1))
     with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta; move the layer"):
         small_layer()(logits, image, SPACING)
@@ -425,7 +427,7 @@ def test_a_device_without_an_engine_is_named() -> None:
         engine_for(torch.device("cuda:1"))
 
 
-def test_without_pytorch_the_error_says_what_to_install() -> None:
+def test_without_pytorch_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import crfrefine\n"

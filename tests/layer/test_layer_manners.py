@@ -1,17 +1,14 @@
 """What the layer says: to exporters, which it refuses in plain words, and to callers that give no spacing."""
 
-from __future__ import annotations
-
 import copy
 import io
 import re
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
 from oracles import SPACINGS
-from torch import Tensor, nn
+from torch import nn
 
 import crfrefine
 from crfrefine.layer import inputs
@@ -29,23 +26,22 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Segmenter(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.network = nn.Conv3d(2, 3, 1)
         self.crf = crfrefine.CrfRnn(3, 2)
 
-    def forward(self, image: Tensor) -> Tensor:
-        refined: Tensor = self.crf(self.network(image), image, SPACING)
-        return refined
+    def forward(self, image):
+        return self.crf(self.network(image), image, SPACING)
 
 
 @pytest.fixture
-def given() -> tuple[Tensor, Tensor]:
+def given():
     torch.manual_seed(3)
     return torch.rand(1, 3, *GRID), torch.rand(1, 2, *GRID)
 
 
-EXPORTERS: dict[str, Callable[..., object]] = {
+EXPORTERS = {
     "torch.jit.script": lambda model, given: torch.jit.script(model),
     "torch.jit.trace": lambda model, given: torch.jit.trace(model, given),
     "torch.export.export": lambda model, given: torch.export.export(model, given),
@@ -55,7 +51,7 @@ EXPORTERS: dict[str, Callable[..., object]] = {
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporters
-def test_exporters_are_refused_with_what_to_do_instead(exporter: str, given: tuple[Tensor, Tensor]) -> None:
+def test_exporters_are_refused_with_what_to_do_instead(exporter, given):
     logits, image = given
     sequence = nn.Sequential(nn.Conv3d(2, 3, 1), crfrefine.CrfRnn(3, 2))
     for model, tensors in (
@@ -69,14 +65,14 @@ def test_exporters_are_refused_with_what_to_do_instead(exporter: str, given: tup
             assert copy.deepcopy(model)(*tensors).shape == (1, 3, *GRID)
 
 
-def shout_of(call: Callable[[], object]) -> list[warnings.WarningMessage]:
+def shout_of(call):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         call()
     return seen
 
 
-def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given: tuple[Tensor, Tensor]) -> None:
+def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given):
     """Not by its replicas and copies, and not again after it was saved."""
     logits, image = given
     for _ in range(2):
@@ -100,7 +96,7 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
         torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
 
 
-def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given: tuple[Tensor, Tensor]) -> None:
+def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given):
     logits, image = given
     layer = crfrefine.CrfRnn(3, 2)
     for call in (
@@ -116,7 +112,7 @@ def test_every_function_with_an_optional_spacing_says_that_it_takes_1_mm(given: 
         assert shout_of(lambda call=call: call(spacing=1.0)) == []
 
 
-def test_nothing_is_said_where_spacing_does_not_matter(given: tuple[Tensor, Tensor]) -> None:
+def test_nothing_is_said_where_spacing_does_not_matter(given):
     logits, image = given
     layer = crfrefine.CrfRnn(3, 2)
     kernels = layer.build_kernels(image, SPACING)
@@ -134,7 +130,7 @@ def test_nothing_is_said_where_spacing_does_not_matter(given: tuple[Tensor, Tens
     assert len(shout_of(lambda: crfrefine.refine(*arrays, input_type="logits", parameters=in_ml))) == 1
 
 
-def probabilities(dtype: torch.dtype = torch.float32) -> Tensor:
+def probabilities(dtype=torch.float32):
     """Of three labels, with padding of zeros beside them, as of a crop."""
     generator = torch.Generator().manual_seed(4)
     found = (2.0 * torch.randn(2, 3, *GRID, generator=generator, dtype=torch.float64)).softmax(1)
@@ -142,7 +138,7 @@ def probabilities(dtype: torch.dtype = torch.float32) -> Tensor:
     return found.to(dtype)
 
 
-def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line() -> None:
+def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line():
     image = torch.rand(2, 2, *GRID)
     for dtype in (torch.float64, torch.bfloat16):
         layer, given = crfrefine.CrfRnn(3, 2), probabilities(dtype)
@@ -155,7 +151,7 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line() -> No
         assert not inputs.look_like_probabilities(logits)
 
 
-def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given: tuple[Tensor, Tensor]) -> None:
+def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
     """Its logits are those before that temperature, so that a loss is not scaled; the file that `infer` reads has it."""
     warm = crfrefine.CrfParameters().replace(**{"mean_field.output_temperature": 2.5})
     layer, plain = crfrefine.CrfRnn(3, 2, parameters=warm), crfrefine.CrfRnn(3, 2)

@@ -1,7 +1,5 @@
 """The layer and training on logits that are padded: what has equal logits for all labels takes no part."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import warnings
@@ -27,7 +25,7 @@ GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch():
     """Two items, of which the second is padded; logits, image, padding (*grid) of the second."""
     cases = [random_case(grid_shape=GRID), random_case(grid_shape=GRID, masked=True)]
     logits, image = (torch.from_numpy(np.stack([getattr(case, name) for case in cases])) for name in ("logits", "image"))
@@ -37,7 +35,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, image, padding
 
 
-def layer(**changes: object) -> CrfRnn:
+def layer(**changes):
     keys = {name.replace("__", "."): value for name, value in changes.items()}
     start = CrfParameters().replace(**{"bilateral.weight": 6.0, "bilateral.theta_alpha": 3.0, "intensity.normalization": "none", **keys})
     return CrfRnn(3, 2, parameters=start, threads=1)

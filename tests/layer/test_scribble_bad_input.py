@@ -1,16 +1,12 @@
 """What `crf_loss` and `partial_cross_entropy` say to input that does not fit, and the loss where nothing is labeled."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from oracles import SPACINGS
 
 from crfrefine import CrfParameters, crf_loss
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import partial_cross_entropy
 
 GRID = (4, 3, 5)
@@ -19,7 +15,7 @@ NONE = 7
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def with_value(value: float, *where: int | slice) -> torch.Tensor:
+def with_value(value, *where):
     """Logits of a batch of two with one unusual value."""
     logits = torch.zeros(2, 3, *GRID)
     logits[where] = value
@@ -27,7 +23,7 @@ def with_value(value: float, *where: int | slice) -> torch.Tensor:
 
 
 EVERYWHERE = slice(None)
-BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
+BAD = {
     "NaN": ({"logits": with_value(float("nan"), 1, 2, 0, 1, 1)}, InputError, r"batch item 1 .* at 1 voxels \(NaN"),
     "no label possible": ({"logits": with_value(-float("inf"), 0, EVERYWHERE, 3)}, InputError, "batch item 0 .* at 15 voxels"),
     "another grid": ({"image": torch.zeros(2, 1, 4, 5, 3)}, InputError, "the batch and the grid of the logits"),
@@ -47,8 +43,8 @@ BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "kind", "message"), BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[CrfRefineError], message: str) -> None:
-    given: dict[str, Any] = {
+def test_what_does_not_fit_is_refused(changes, kind, message):
+    given = {
         "logits": torch.zeros(2, 3, *GRID, requires_grad=True),
         "image": torch.zeros(2, 1, *GRID),
         "spacing": SPACINGS[3],
@@ -62,7 +58,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[CrfRef
 # ---- Partial cross-entropy
 
 
-def test_the_labeled_voxels_count_as_in_pytorch() -> None:
+def test_the_labeled_voxels_count_as_in_pytorch():
     """In types that cannot hold the number of labels, too; without any scribble, PyTorch's mean over no voxel would be NaN."""
     torch.manual_seed(1)
     logits = torch.randn(2, 200, *GRID, requires_grad=True)
@@ -77,14 +73,14 @@ def test_the_labeled_voxels_count_as_in_pytorch() -> None:
     assert not logits.grad.any()
 
 
-def test_a_sum_over_many_voxels_may_be_more_than_half_precision_holds() -> None:
+def test_a_sum_over_many_voxels_may_be_more_than_half_precision_holds():
     half = torch.zeros(1, 3, 290, 310, dtype=torch.float16)
     found = partial_cross_entropy(half, torch.ones(1, 290, 310, dtype=torch.uint16), ignore_index=NONE)
     assert found.dtype == torch.float16
     assert float(found) == pytest.approx(np.log(3.0), rel=1e-3)  # 11 bits
 
 
-def test_under_autocast_the_loss_takes_the_gradient_of_a_scaler() -> None:
+def test_under_autocast_the_loss_takes_the_gradient_of_a_scaler():
     """65536, with which a GradScaler starts, is infinite in float16; PyTorch's cross-entropy returns float32 there, too."""
     logits = torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4)).half().requires_grad_()
     scribbles = torch.randint(0, 3, (2, *GRID), generator=torch.Generator().manual_seed(5))
@@ -97,7 +93,7 @@ def test_under_autocast_the_loss_takes_the_gradient_of_a_scaler() -> None:
     torch.testing.assert_close(logits.grad.float() / 65536.0, expected[0], rtol=1e-3, atol=0.0)  # 11 bits
 
 
-BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
+BAD_SCRIBBLES = {
     "a label axis": (torch.zeros(2, 3, *GRID), torch.zeros(2, 1, *GRID).long(), NONE, r"need \(2, 4, 3, 5\): no label axis"),
     "another grid": (torch.zeros(2, 3, *GRID), torch.zeros(2, 4, 3, 6).long(), NONE, r"scribbles have shape \(2, 4, 3, 6\)"),
     "another value": (torch.zeros(2, 3, *GRID), torch.full((2, *GRID), 3), NONE, "hold the value 3; expected 0 to 2, or 7"),
@@ -112,6 +108,6 @@ BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
 
 
 @pytest.mark.parametrize(("logits", "scribbles", "ignore_index", "message"), BAD_SCRIBBLES.values(), ids=BAD_SCRIBBLES)
-def test_scribbles_that_do_not_fit_are_refused(logits: Any, scribbles: Any, ignore_index: int, message: str) -> None:
+def test_scribbles_that_do_not_fit_are_refused(logits, scribbles, ignore_index, message):
     with pytest.raises(InputError, match=message):
         partial_cross_entropy(logits, scribbles, ignore_index=ignore_index)

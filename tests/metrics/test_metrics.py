@@ -1,13 +1,12 @@
 """Metrics against an independent brute force on random anisotropic masks, drawn cases with known answers, and SimpleITK."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
 import numpy as np
 import pytest
 import SimpleITK
+from evaluation_helpers import expected_overlap
 from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
@@ -21,66 +20,6 @@ ROUNDING = 1e-12
 
 GRIDS = {1: (23,), 2: (11, 7), 3: (6, 4, 7)}
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 2.5)}
-
-
-def _neighbors(index, reach):
-    """All neighbors of a voxel: over faces with reach 1, over faces, edges and corners with reach None."""
-    for step in itertools.product((-1, 0, 1), repeat=len(index)):
-        if any(step) and (reach is None or sum(map(abs, step)) <= reach):
-            yield tuple(i + s for i, s in zip(index, step, strict=True))
-
-
-def _brute_force(prediction, reference, spacing, tolerance_mm):
-    """Sets of index tuples and loops, straight from the definitions of docs/reference/metrics.md."""
-    found, wanted = (set(map(tuple, np.argwhere(mask).tolist())) for mask in (prediction, reference))
-    voxel_ml = math.prod(spacing) / 1000
-    both, either = len(found & wanted), len(found | wanted)
-
-    def ratio(part, whole):
-        return part / whole if whole else math.nan
-
-    def edge_of(voxels):
-        return [voxel for voxel in voxels if any(other not in voxels for other in _neighbors(voxel, 1))]
-
-    def to_nearest(edge, other):
-        return [min(math.sqrt(sum(((a - b) * s) ** 2 for a, b, s in zip(one, two, spacing, strict=True))) for two in other) for one in edge]
-
-    def percentile(values, rank):
-        ordered = sorted(values)
-        place = rank / 100 * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    pieces, left = 0, set(found)
-    while left:
-        pieces, front = pieces + 1, [left.pop()]
-        while front:
-            front += [other for other in _neighbors(front.pop(), None) if other in left and not left.discard(other)]
-    expected = {
-        "dice": ratio(2 * both, len(found) + len(wanted)),
-        "iou": ratio(both, either),
-        "sensitivity": ratio(both, len(wanted)),
-        "precision": ratio(both, len(found)),
-        "volume_ml": len(found) * voxel_ml,
-        "volume_difference_ml": (len(found) - len(wanted)) * voxel_ml,
-        "surface_dice": 0.0 if either else math.nan,
-        "hd_mm": math.nan,
-        "hd95_mm": math.nan,
-        "assd_mm": math.nan,
-        "num_components": pieces,
-    }
-    if found and wanted:
-        edges = edge_of(found), edge_of(wanted)
-        one_way, other_way = to_nearest(*edges), to_nearest(*reversed(edges))
-        everything = one_way + other_way
-        expected |= {
-            "surface_dice": sum(distance <= tolerance_mm for distance in everything) / len(everything),
-            "hd_mm": max(everything),
-            "hd95_mm": max(percentile(one_way, 95), percentile(other_way, 95)),
-            "assd_mm": math.fsum(everything) / len(everything),
-        }
-    return expected
 
 
 def _masks(kind, grid_shape, rng):
@@ -111,7 +50,7 @@ def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
         # No distance between voxels of these grids is 1.25 mm, so rounding cannot decide what is within it.
         measured = measure_masks(prediction, reference, spacing, tolerance_mm=1.25)
         assert tuple(measured) == tuple(MASK_METRICS)
-        expected = _brute_force(prediction, reference, spacing, 1.25)
+        expected = expected_overlap(prediction, reference, 1.25, spacing)
         assert measured == pytest.approx(expected, abs=ROUNDING, rel=ROUNDING, nan_ok=True), (one, other)
 
 

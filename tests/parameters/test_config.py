@@ -1,11 +1,8 @@
 """Parameters: defaults and presets, files that round trip, dotted keys, and errors that name the key."""
 
-from __future__ import annotations
-
 import re
 import stat
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.overrides import parse_override
 from crfrefine.parameters.presets import configs_dir, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
@@ -25,16 +21,17 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
 )
 from crfrefine.parameters.specs import KernelSpec
+from crfrefine.parameters.toml import parse_override
 
 MATRIX = "[compatibility]\nkind = 'matrix'\nmatrix = "
 PRESETS = list_presets()
 
 
-def _two_kernels() -> CrfParameters:
+def _two_kernels():
     return CrfParameters(bilateral=(BilateralParameters(), BilateralParameters(weight=1.0, theta_alpha=6.0)))
 
 
-def test_the_presets_are_there_and_the_first_is_the_default() -> None:
+def test_the_presets_are_there_and_the_first_is_the_default():
     assert {*PRESETS} >= {"default", "brats", "hippocampus", "liver-ct"}
     assert ["default", *sorted({*PRESETS} - {"default"})] == PRESETS
     assert CrfParameters.load("default") == CrfParameters()
@@ -43,7 +40,7 @@ def test_the_presets_are_there_and_the_first_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_says_what_it_is_for(name: str) -> None:
+def test_a_preset_says_what_it_is_for(name):
     """It loads, begins with a comment, has every table, and its values are honest about where they are from."""
     parameters = CrfParameters.load(name)
     text = (configs_dir() / f"{name}.toml").read_text(encoding="utf-8")
@@ -56,7 +53,7 @@ def test_a_preset_says_what_it_is_for(name: str) -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=4), st.floats(1e-6, 1e6))
 @settings(deadline=None, max_examples=25)
-def test_what_is_written_reads_back_equal(numbers: list[float], positive: float) -> None:
+def test_what_is_written_reads_back_equal(numbers, positive):
     """To the last bit of every number, in every form that a file can have."""
     first, pair = numbers[0], (min(abs(numbers[0]), 40.0), 60.0)
     matrix = [[0.0 if row == column else value for column, value in enumerate(numbers)] for row in range(len(numbers))]
@@ -80,7 +77,7 @@ def test_what_is_written_reads_back_equal(numbers: list[float], positive: float)
         assert CrfParameters.from_dict(parameters.to_dict()) == parameters
 
 
-def test_save_and_load_round_trip(tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tmp_path):
     path = tmp_path / "params.toml"
     CrfParameters().save(path)
     parameters = _two_kernels()
@@ -95,7 +92,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"missing/params\.toml: cannot be written: there is no folder .*missing"):
         CrfParameters().save(tmp_path / "missing" / "params.toml")
     with pytest.raises(ConfigError, match="is a folder"):
@@ -142,6 +139,8 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
+        ("[mean_field]\noutput_temperature = 0.009", r"mean_field\.output_temperature: "),
+        ("[mean_field]\noutput_temperature = 101.0", r"mean_field\.output_temperature: "),
         ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
         ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
@@ -155,24 +154,24 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_its_key(text: str, message: str) -> None:
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(text, message):
     with pytest.raises(ConfigError, match="^" + message):
         CrfParameters.from_toml(text)
 
 
-def test_values_are_checked_from_python_too() -> None:
+def test_values_are_checked_from_python_too():
     with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0"):
         BilateralParameters(theta_alpha=0.0)
     with pytest.raises(ConfigError, match="bilateral: expected one kernel or several"):
         CrfParameters(bilateral=())
     with pytest.raises(ConfigError, match="spatial: expected SpatialParameters"):
-        CrfParameters(spatial=BilateralParameters())  # type: ignore[arg-type]
-    assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)  # type: ignore[arg-type]
+        CrfParameters(spatial=BilateralParameters())
+    assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)
     matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
     assert matrix == ((0.0, -1.0), (2.0, 0.0)), "training may find asymmetric and negative ones"
 
 
-def test_half_precision_is_read_from_older_files_and_has_no_effect() -> None:
+def test_half_precision_is_read_from_older_files_and_has_no_effect():
     with pytest.warns(UserWarning, match=r'^mean_field\.precision = "half" has no effect: '):
         found = CrfParameters.from_toml('[mean_field]\nprecision = "half"\nfilter = "grid"\n')
     plain = CrfParameters().replace(**{"mean_field.filter": "grid"})
@@ -181,7 +180,7 @@ def test_half_precision_is_read_from_older_files_and_has_no_effect() -> None:
     assert 'precision = "half"' in found.to_toml()
 
 
-def test_numpy_values_are_plain_numbers_afterwards() -> None:
+def test_numpy_values_are_plain_numbers_afterwards():
     changes = {"bilateral.weight": np.array([1.0, 2.5], dtype=np.float32), "mean_field.num_iterations": np.int64(7)}
     parameters = CrfParameters().replace(**changes)
     assert parameters.bilateral[0].weight == (1.0, 2.5)
@@ -189,7 +188,7 @@ def test_numpy_values_are_plain_numbers_afterwards() -> None:
     assert CrfParameters.from_toml(parameters.to_toml()) == parameters
 
 
-def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several_kernels() -> None:
+def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several_kernels():
     before, two = CrfParameters(), _two_kernels()
     after = before.replace(spatial=SpatialParameters(weight=2.0), **{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
     assert (after.bilateral[0], after.mean_field.damping, after.spatial.weight) == (BilateralParameters(theta_alpha=2.0), 0.5, 2.0)
@@ -219,12 +218,12 @@ def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several
         ("", r": unknown key"),
     ],
 )
-def test_replace_refuses_unknown_keys(key: str, message: str) -> None:
+def test_replace_refuses_unknown_keys(key, message):
     with pytest.raises(ConfigError, match=message):
         CrfParameters().replace(**{key: 1.0})
 
 
-def test_going_back_to_potts_drops_the_matrix() -> None:
+def test_going_back_to_potts_drops_the_matrix():
     """`--set compatibility.kind=potts` on a trained file needs no second option; a matrix alone is not silently ignored."""
     trained = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (2.0, 0.0))))
     assert trained.replace(**{"compatibility.kind": "potts"}).compatibility == CompatibilityParameters()
@@ -241,7 +240,7 @@ def test_going_back_to_potts_drops_the_matrix() -> None:
         ('mean_field.filter="lattice"', ("mean_field.filter", "lattice")),
     ],
 )
-def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, object]) -> None:
+def test_overrides_are_toml_with_bare_words(text, expected):
     assert parse_override(text) == expected
 
 
@@ -255,12 +254,12 @@ def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, obje
         ("bilateral.weight=1\nother = 2", r"bilateral\.weight: expected one value"),
     ],
 )
-def test_overrides_that_cannot_be_read_say_why(text: str, message: str) -> None:
+def test_overrides_that_cannot_be_read_say_why(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_override(text)
 
 
-def test_resolve_spreads_single_numbers_and_recognizes_potts() -> None:
+def test_resolve_spreads_single_numbers_and_recognizes_potts():
     resolved = CrfParameters().resolve(num_labels=3, num_modalities=2, num_dims=4)
     run = resolved.mean_field
     assert resolved.kernels.kernels == (KernelSpec((1.5,) * 4, (0.05,) * 2),)
@@ -275,7 +274,7 @@ def test_resolve_spreads_single_numbers_and_recognizes_potts() -> None:
     np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
 
 
-def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight() -> None:
+def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight():
     changes = {
         "bilateral": [{"weight": [0.0, 0.0, 0.0]}, {"weight": [1, 2, 3], "theta_alpha": [1, 2], "theta_beta": [0.1]}],
         "spatial.weight": [0.0, 0.0, 1.0],
@@ -310,13 +309,13 @@ def test_resolve_keeps_lists_in_their_order_and_drops_terms_without_weight() -> 
         ("compatibility.matrix", [[0.0, 1.0], [1.0, 0.0]], "it is 2 x 2, but the case has 3 labels"),
     ],
 )
-def test_resolve_refuses_lists_of_the_wrong_length(key: str, value: object, message: str) -> None:
+def test_resolve_refuses_lists_of_the_wrong_length(key, value, message):
     needed = {"compatibility.matrix": {"compatibility.kind": "matrix"}, "postprocess.num_components": {"postprocess.keep_largest": "each"}}
     with pytest.raises(ConfigError, match=f"^{re.escape(key)}: {message}"):
         CrfParameters().replace(**needed.get(key, {}), **{key: value}).resolve(num_labels=3, num_modalities=2, num_dims=3)
 
 
-def test_positions_decide_the_distance_between_voxels() -> None:
+def test_positions_decide_the_distance_between_voxels():
     parameters = CrfParameters()
     assert parameters.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
     voxels = parameters.replace(**{"mean_field.positions": "voxels"})

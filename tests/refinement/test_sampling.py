@@ -1,7 +1,5 @@
 """A sample of the tiles decides that label sets save nothing, and only then."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from crfrefine.refinement.tiles.threshold import find_thresholds
 SHAPE = (109, 12, 33)
 
 
-def crowded(logits: np.ndarray) -> bool:
+def crowded(logits):
     spec = CrfParameters().resolve(len(logits), 1, 3)
     thresholds = find_thresholds(1e-3, spec)
     assert thresholds is not None
@@ -23,7 +21,7 @@ def crowded(logits: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("num_labels", [2, 4])
-def test_noise_is_crowded_and_a_certain_network_is_not(num_labels: int) -> None:
+def test_noise_is_crowded_and_a_certain_network_is_not(num_labels):
     """Every label is likely somewhere in every tile; or each label has a stretch of its own, and is known with certainty."""
     logits = np.random.default_rng(1).standard_normal((num_labels, *SHAPE), dtype=np.float32)
     assert crowded(logits)

@@ -1,16 +1,12 @@
 """Cases whose channels are streamed from the file: as in memory, whatever the file, and the same errors."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, Folders, Result, files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import GRID_SHAPE, Folders, files_in, load_nifti, run_here, save_nifti, write_folders
 from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
@@ -18,8 +14,7 @@ from crfrefine.engines.base import RunContext
 from crfrefine.io.pieces import Piece
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.planning import TilePlan, plan_stream
+from crfrefine.refinement.tiles.planning import plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
@@ -27,18 +22,18 @@ NUM_LABELS = 4
 THRESHOLD = 1e-4
 
 
-def logits_of(folders: Folders) -> np.ndarray:
+def logits_of(folders):
     """(L, x, y, z) logits of the case, sharp enough that most labels are left out somewhere."""
     return np.moveaxis(2 * load_nifti(folders.logits / "a.nii.gz").astype(np.float32), -1, 0)
 
 
-def replace(folders: Folders, name: str) -> Path:
+def replace(folders, name):
     (folders.logits / "a.nii.gz").unlink()
     return folders.logits / name
 
 
-def npz(kind: str, dtype: type) -> Callable[[Folders], None]:
-    def write(folders: Folders) -> None:
+def npz(kind, dtype):
+    def write(folders):
         channels = logits_of(folders)
         channels = softmax(channels) if kind == "probabilities" else channels
         np.savez_compressed(replace(folders, "a.npz"), **{kind: channels.transpose(0, 3, 2, 1).astype(dtype)})
@@ -46,11 +41,11 @@ def npz(kind: str, dtype: type) -> Callable[[Folders], None]:
     return write
 
 
-def nifti(folders: Folders) -> None:
+def nifti(folders):
     save_nifti(folders.logits / "a.nii.gz", np.moveaxis(logits_of(folders), 0, -1))
 
 
-def with_mask(folders: Folders) -> None:
+def with_mask(folders):
     nifti(folders)
     mask = np.zeros(GRID_SHAPE, np.uint8)
     mask[3:15, 2:, 1:9] = 1
@@ -65,11 +60,11 @@ FORMATS = [
 ]
 
 
-def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, streams: bool) -> Result:
+def run(folders, monkeypatch, *options, streams):
     """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in `seen`."""
-    seen: list[str] = []
+    seen = []
 
-    def count(*arguments: Any) -> TilePlan:
+    def count(*arguments):
         seen.append("streamed")
         return plan_stream(*arguments)
 
@@ -84,7 +79,7 @@ def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, str
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_streamed_cases_are_as_in_memory(write: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_cases_are_as_in_memory(write, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")
     write(folders)
     outputs = []
@@ -109,20 +104,20 @@ def test_streamed_cases_are_as_in_memory(write: Callable[[Folders], None], tmp_p
     assert memory["voxels_changed"] == stream["voxels_changed"]
 
 
-def with_nan(folders: Folders) -> None:
+def with_nan(folders):
     channels = logits_of(folders)
     channels[2, 4, 5, 6] = np.nan
     np.savez(replace(folders, "a.npz"), logits=channels.transpose(0, 3, 2, 1))
 
 
-def cut_off(folders: Folders) -> None:
+def cut_off(folders):
     npz("logits", np.float32)(folders)
     path = folders.logits / "a.npz"
     path.write_bytes(path.read_bytes()[:-5000])
 
 
 @pytest.mark.parametrize("spoil", [with_nan, cut_off])
-def test_bad_files_fail_as_in_memory(spoil: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_files_fail_as_in_memory(spoil, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")
     spoil(folders)
     for streams in (False, True):
@@ -136,17 +131,17 @@ def test_bad_files_fail_as_in_memory(spoil: Callable[[Folders], None], tmp_path:
 class Pieces:
     """Channels of a case, as pieces of some planes."""
 
-    def __init__(self, case: TileCase, num_planes: int) -> None:
+    def __init__(self, case, num_planes):
         self.case, self.num_planes, self.num_readings = case, num_planes, 0
 
-    def __call__(self) -> Iterator[Piece]:
+    def __call__(self):
         self.num_readings += 1
         for label, channel in enumerate(self.case.logits):
             for start in range(0, len(channel), self.num_planes):
                 planes = slice(start, min(start + self.num_planes, len(channel)))
                 yield Piece(slice(label, label + 1), planes, channel[None, planes].copy())
 
-    def refined(self, parameters: CrfParameters) -> RefinementResult:
+    def refined(self, parameters):
         """Refine the case, whose last axis is the slowest one to the user."""
         shape, case = self.case.logits.shape, self.case
         network = StreamedNetwork(self, shape[0], shape[1:], "logits", None, Path("a.npz"))
@@ -156,7 +151,7 @@ class Pieces:
 
 
 @pytest.mark.parametrize("num_planes", [3, 50])
-def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
+def test_tiles_are_read_again_where_domains_grow(num_planes):
     """Label 1 spreads along the last axis, far beyond the tiles that were kept of it."""
     probabilities = np.full((2, 9, 8, 120), 0.009)
     probabilities[1, :, :, :20] = 1 - 1e-6
@@ -171,7 +166,7 @@ def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
 
 
 @pytest.mark.parametrize("bias", [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["some", "all settled"])
-def test_channels_with_a_bias_are_streams_of_shifted_logits(bias: tuple[float, ...]) -> None:
+def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
     """To the bit; outside the mask the labels stay the network's."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
     parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.temperature": 1.5, "bilateral.theta_beta": 0.3})

@@ -1,7 +1,5 @@
 """The network recalibrated: a start of the training, and what a CRF must be better than."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -17,7 +15,6 @@ from crfrefine.train.baselines import fit_scaling
 from crfrefine.train.calibration import calibrate, with_calibrated
 from crfrefine.train.candidates import CALIBRATION as CALIBRATED
 from crfrefine.train.candidates import CRF, FitResult
-from crfrefine.train.crops import Crop
 from crfrefine.train.folds import Split
 from crfrefine.train.model import Model, calibrated_score
 from crfrefine.train.options import TrainingOptions, locate_folders
@@ -31,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def shifted() -> list[Crop]:
+def shifted():
     """Cases whose logits are right but for a bias of label 2."""
     cases = crops(3, "right")
     for crop in cases:

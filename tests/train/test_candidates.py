@@ -1,10 +1,7 @@
 """The choice among what was trained: a gain beyond chance, little harm, the simpler model where chance does not tell them apart."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +10,7 @@ from training_helpers import shorten, start, write_cases
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train.between import mean_of, part_way
-from crfrefine.train.candidates import (
-    CALIBRATION,
-    CRF,
-    ONE_WEIGHT,
-    UNTRAINED,
-    VOLUMES,
-    Candidate,
-    FitResult,
-    Rivals,
-    choose,
-    pooled,
-    variants,
-)
+from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.fitting import train
 from crfrefine.train.options import TrainingOptions, locate_folders
@@ -38,11 +23,11 @@ CPU_DEVICE = TrainingDevice()
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def candidate(kind: str, *gains: float) -> Candidate:
+def candidate(kind, *gains):
     return Candidate(kind, "theta_alpha 4", start(4.0).parameters, 3, gains)
 
 
-def chosen_kind(*found: Candidate) -> str | None:
+def chosen_kind(*found):
     best = choose(found)
     return None if best is None else best.kind
 
@@ -75,11 +60,11 @@ EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5 largest"
         ([(ONE, -GAINS[:7]), (CRF, GAINS[:7])], CRF),
     ],
 )
-def test_the_choice_among_gains(found: list[tuple[str, np.ndarray]], expected: str | None) -> None:
+def test_the_choice_among_gains(found, expected):
     assert chosen_kind(*(candidate(kind, *gains) for kind, gains in found)) == expected
 
 
-def test_trainings_on_other_cases_add_their_cases() -> None:
+def test_trainings_on_other_cases_add_their_cases():
     """Alone, each would take something else; what only one of them tried is no candidate of both."""
     first = [candidate(CALIBRATION, 0.010, 0.011), candidate(CRF, 0.004, 0.005), candidate("only here", 0.5, 0.5)]
     second = [candidate(CALIBRATION, -0.010, 0.002), replace(candidate(CRF, 0.024, 0.025), start="theta_alpha 8")]
@@ -92,7 +77,7 @@ def test_trainings_on_other_cases_add_their_cases() -> None:
     assert pooled([]) == []
 
 
-def test_models_between_the_preset_and_the_trained_one_come_before_it() -> None:
+def test_models_between_the_preset_and_the_trained_one_come_before_it():
     """By the logarithms of bandwidths and temperature, by weights and biases themselves."""
     untrained = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.weight": 4.0, "mean_field.temperature": 1.0})
     trained = start(8.0).parameters.replace(
@@ -119,12 +104,12 @@ def test_models_between_the_preset_and_the_trained_one_come_before_it() -> None:
     assert part_way(untrained, trained, 0.75).mean_field.temperature == pytest.approx(0.25**0.75, rel=1e-5)
 
 
-def options(root: Path, **changes: object) -> TrainingOptions:
+def options(root, **changes):
     settings = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2, **changes}
-    return TrainingOptions(locate_folders(root / "data"), root / "params.toml", **settings)  # type: ignore[arg-type]
+    return TrainingOptions(locate_folders(root / "data"), root / "params.toml", **settings)
 
 
-def test_volume_terms_are_tried_on_every_device(tmp_path: Path) -> None:
+def test_volume_terms_are_tried_on_every_device(tmp_path):
     """By default; a model's own volume term is learned instead."""
     write_cases(tmp_path / "data", 2)
     for device in (CPU_DEVICE, TrainingDevice("cuda:0")):
@@ -137,26 +122,26 @@ def test_volume_terms_are_tried_on_every_device(tmp_path: Path) -> None:
     assert "volume" in own.learn
 
 
-def test_the_mean_of_two_models() -> None:
+def test_the_mean_of_two_models():
     """Is half of the way between them; models that differ in anything else than what is learned have none."""
     changes = {"bilateral.weight": (2.0, 4.0), "bilateral.theta_alpha": 3.0, "mean_field.bias": (0.25, -0.25)}
     first = start(4.0).parameters.replace(**changes)
     last = first.replace(**{"bilateral.weight": (4.0, 5.0), "bilateral.theta_alpha": 12.0, "mean_field.temperature": 2.0})
     assert mean_of(first, last) == part_way(first, last, 0.5)
-    assert mean_of(first, last).bilateral[0].theta_alpha == pytest.approx(6.0)  # type: ignore[union-attr]
+    assert mean_of(first, last).bilateral[0].theta_alpha == pytest.approx(6.0)
     for change in ({"spatial.weight": 2.0}, {"volume.weight": 0.5}, {"mean_field.num_iterations": 3}):
         assert mean_of(first, last.replace(**change)) is None
     assert mean_of(first, last.replace(bilateral=last.bilateral * 2)) is None
 
 
-def test_a_run_takes_the_mean_of_two_halves_of_the_kind_that_all_cases_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_takes_the_mean_of_two_halves_of_the_kind_that_all_cases_choose(tmp_path, monkeypatch):
     """Each was measured on cases that it had not seen; a training on both would be measured on none.
 
     A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured.
     """
     shorten(monkeypatch)
     write_cases(tmp_path / "data", 6)
-    halves: list[FitResult] = []
+    halves = []
     kind = f"{ONE_WEIGHT}, volume 0.75 largest"
     for module in ("fitting", "cross_validation", "run"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda found: next(one for one in found if one.kind == kind))

@@ -1,7 +1,5 @@
 """What the verdict is on, and the simpler methods that the CRF must beat: those with the same postprocessing as it."""
 
-from collections.abc import Mapping, Sequence
-
 from training_helpers import table_of_gains
 
 from crfrefine.statistics.verdict import Outcome
@@ -12,7 +10,7 @@ WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 WITH_RULES = {methods.with_rules(name) for name in methods.RIVALS}
 
 
-def check(measured: Sequence[str], gains: Mapping[str, float], method: str, baseline: str, rivals: set[str], unbeaten: set[str]) -> str:
+def check(measured, gains, method, baseline, rivals, unbeaten):
     """Judge methods of which some gain something; return how the sentence begins."""
     read, alone = judge(table_of_gains(dict.fromkeys(measured, 0.0) | gains))
     assert (read.method, read.baseline, alone.method) == (method, baseline, methods.TRAINED)
@@ -22,7 +20,7 @@ def check(measured: Sequence[str], gains: Mapping[str, float], method: str, base
     return read.sentence[:50]
 
 
-def test_the_crf_with_the_largest_component_has_rivals_with_it() -> None:
+def test_the_crf_with_the_largest_component_has_rivals_with_it():
     """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
     told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
@@ -31,12 +29,12 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it() -> None:
     check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST, methods.NNUNET}, set())
 
 
-def test_the_postprocessing_of_nnunet_is_a_rival() -> None:
+def test_the_postprocessing_of_nnunet_is_a_rival():
     gains = {methods.TRAINED: 0.05, methods.NNUNET: 0.09}
     check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED, methods.NETWORK, set(), {methods.NNUNET})
 
 
-def test_rivals_of_a_crf_with_rules_have_rules_too() -> None:
+def test_rivals_of_a_crf_with_rules_have_rules_too():
     """Here the recalibration with rules is as good as the CRF with them."""
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05}
     gains |= {methods.RULES: 0.01, methods.TRAINED_RULES: 0.06, methods.with_rules(methods.SCALING): 0.06}

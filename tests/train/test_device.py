@@ -3,8 +3,6 @@
 Without a GPU the engine's shim stands for one, and tensors stay on the CPU.
 """
 
-from __future__ import annotations
-
 import time
 
 import cuda_shim
@@ -14,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'crfrefine[train]'")
 pytest.importorskip("nibabel", reason="training reads cases: needs nibabel")  # which a machine for the GPU's tests may lack
 
+from torch_gpu import gpu_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
@@ -34,20 +33,13 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TrainingDevice:
+def device(request, monkeypatch):
     """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as those of a GPU would."""
-    if request.param == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        return choose_device("cuda")
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    backend = cuda_shim.shim_backend()
-    monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
-    return TrainingDevice("cuda-shim", cached_bytes=1e9)
+    where, _ = gpu_tensors(request.param, monkeypatch)
+    return choose_device("cuda") if where == "cuda" else TrainingDevice("cuda-shim", cached_bytes=1e9)
 
 
-def test_a_gpu_computes_what_the_cpu_computes(device: TrainingDevice) -> None:
+def test_a_gpu_computes_what_the_cpu_computes(device):
     """Losses, gradients and labels of a case; with fixed bandwidths from kernels that are kept, so twice.
 
     float32 sums in another order: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
@@ -74,7 +66,7 @@ def test_a_gpu_computes_what_the_cpu_computes(device: TrainingDevice) -> None:
         np.testing.assert_array_equal(found_network.confusion, network_score(crop, shared.loss).confusion)
 
 
-def test_crops_move_once_and_kept_kernels_are_those_of_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_move_once_and_kept_kernels_are_those_of_the_tile(monkeypatch):
     """As long as there is room for crops; a tile is not taken for the crop that it begins."""
     monkeypatch.setattr(cropping, "TILE_VOXELS", 400)
     (crop,) = crops(1)
@@ -92,11 +84,11 @@ def test_crops_move_once_and_kept_kernels_are_those_of_the_tile(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("one_by_one", "most", "threads"), [(True, 1, 3), (False, 3, 1)])
-def test_one_case_at_a_time_on_a_gpu(one_by_one: bool, most: int, threads: int) -> None:
+def test_one_case_at_a_time_on_a_gpu(one_by_one, most, threads):
     """However many threads there are; elsewhere they run side by side."""
-    running: list[int] = []
+    running = []
 
-    def work(item: int, threads: int) -> tuple[int, int, int]:
+    def work(item, threads):
         running.append(item)
         time.sleep(0.02)
         most = len(running)
@@ -111,14 +103,14 @@ def test_one_case_at_a_time_on_a_gpu(one_by_one: bool, most: int, threads: int) 
 
 @needs_compiler
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this PyTorch has a GPU")
-def test_a_pytorch_without_gpus_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_without_gpus_is_said(monkeypatch):
     """Asked for by name: an error with what to do. By `auto`: the CPU, and why; without a word where there is no GPU, and by name."""
     for requested in ("cpu", "auto"):
         if requested == "cpu" or not is_available():
             found = choose_device(requested)
             assert (found.name, found.tensors.type, found.note, found.kind) == ("cpu", "cpu", "", "cpu")
 
-    def load(_: str) -> CudaBackend:
+    def load(_):
         shim = cuda_shim.ShimDevice()
         shim.name = "cuda:1"
         return CudaBackend(shim)

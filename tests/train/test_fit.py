@@ -165,7 +165,7 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     assert moved[1] < 0.5 * moved[0]
 
 
-def test_the_volume_term_is_learned_where_asked() -> None:
+def test_the_volume_term_is_learned_where_asked():
     """From the start's weight; the network's own labels have no such term, nor a bias or postprocessing."""
     begin = start(4.0)
     begin = Start(begin.name, begin.parameters.replace(**{"volume.weight": 0.5}))

@@ -1,9 +1,5 @@
 """Training on many labels, of which few are near any place: the same values as with all labels everywhere."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from blobs import SPACING, make_blobs
@@ -18,7 +14,7 @@ SHAPE = (8, 38, 120)
 
 
 @pytest.fixture(name="crop", scope="module")
-def _crop() -> Crop:
+def _crop():
     """Twelve labels; the reference is what the logits are without a part of their noise."""
     blobs, truth = make_blobs(SHAPE, NUM_LABELS, 8, softness=0.15), make_blobs(SHAPE, NUM_LABELS, 8, softness=0.15)
     labels = truth.logits.argmax(axis=0).astype(np.uint8)
@@ -29,9 +25,9 @@ def _crop() -> Crop:
     return Crop("case", blobs.image, logits, labels, np.ones(SHAPE, np.bool_), SPACING, outside, (box,), (1.0,))
 
 
-def built(crop: Crop, learn: tuple[str, ...], threshold: float, monkeypatch: pytest.MonkeyPatch) -> tuple[int, float]:
+def built(crop, learn, threshold, monkeypatch):
     """How many kernels a step builds for all labels, and its loss."""
-    made: list[Any] = []
+    made = []
     original = Model._fixed_kernels
     parameters = CrfParameters().replace(
         **{"bilateral.theta_beta": 0.2, "bilateral.weight": 2.0, "spatial.weight": 0.5, "mean_field.label_threshold": threshold}
@@ -43,7 +39,7 @@ def built(crop: Crop, learn: tuple[str, ...], threshold: float, monkeypatch: pyt
     return len(made), found.loss
 
 
-def test_kernels_are_built_once_only_where_labels_share_nothing(crop: Crop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_built_once_only_where_labels_share_nothing(crop, monkeypatch):
     """Volumes are sums over all labels everywhere."""
     losses = []
     for learn, threshold, expected in ((("weights",), 1e-4, 0), (("weights",), 0.0, 1), (("weights", "volume"), 1e-4, 1)):

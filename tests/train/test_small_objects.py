@@ -17,7 +17,7 @@ from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
 from crfrefine.train.candidates import FitResult, no_crf
-from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.crops import make_crop
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.model import Model
 from crfrefine.train.small_objects import ChosenRules, _best, _effects, _without, choose_rules, choose_rules_for
@@ -26,7 +26,7 @@ from crfrefine.train.tuned import Tuned
 SHAPE, SPACING = (24, 19, 13), (4.0, 5.0, 6.0)  # 0.12 ml per voxel
 
 
-def _case(seed: int, num_true_islands: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _case(seed, num_true_islands=0):
     """Reference and label map: label 1 has two true parts of 11.5 ml and false islands of up to 0.48 ml, label 2 one part with a hole.
 
     Label 2 may have true islands of 0.48 ml, too.
@@ -44,7 +44,7 @@ def _case(seed: int, num_true_islands: int = 0) -> tuple[np.ndarray, np.ndarray]
     return truth, found
 
 
-def _crop(truth: np.ndarray, found: np.ndarray) -> Crop:
+def _crop(truth, found):
     logits = 4 * np.eye(3, dtype=np.float32)[found].transpose(3, 0, 1, 2)
     crop = make_crop(as_case(phantom(0)), IntensityParameters())
     return replace(
@@ -60,17 +60,17 @@ def _crop(truth: np.ndarray, found: np.ndarray) -> Crop:
     )
 
 
-def _with_an_island(crop: Crop) -> Crop:
+def _with_an_island(crop):
     """The crop of a phantom with an island of label 1 of which the network is not sure."""
     logits, mask = crop.logits.copy(), np.ones_like(crop.mask)
     logits[:, 1:3, 1:4, 1:5] = np.array([1.0, 1.5, 0.0, 0.0]).reshape(-1, 1, 1, 1)
     return replace(crop, logits=logits, mask=mask)
 
 
-def _chosen(pairs, regions=((1,), (2,))) -> PostprocessParameters:
+def _chosen(pairs):
     cases = [_crop(*pair) for pair in pairs]
     with Workers(2) as workers:
-        return choose_rules(cases, [network_labels(crop) for crop in cases], regions, workers)
+        return choose_rules(cases, [network_labels(crop) for crop in cases], ((1,), (2,)), workers)
 
 
 def test_with_many_cases_each_label_gets_its_rule():

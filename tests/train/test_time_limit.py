@@ -1,7 +1,5 @@
 """The time limit: who gets how much of it, and what a run leaves behind whose time is over."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine import io
-from crfrefine.base.failures import CaseWork, Causes, Failure
-from crfrefine.base.text import listed
+from crfrefine.base.failures import Causes, Failure, failing_alone
+from crfrefine.base.geometry import TIMES, describe_grid
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions
@@ -17,7 +18,7 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import SCORES_SUFFIXES
-from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,12 +86,12 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
     num_labels: dict[int, list[str]] = {}
     told: dict[str, list[str]] = {}
     for path in archives:
-        with CaseWork(report.fail, path):
+        with failing_alone(report.fail, path):
             header = io.read_header(path)
             report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
-        with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
+        with failing_alone(partial(_fail_case, report, files), *files.images, *files.logits):
             reading = ReadingOptions(regions=regions, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
             headers = read_case_headers(files, reading)
             image = headers.images[0]
@@ -124,7 +125,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
 
 def _channels(number: int, regions: RegionReading) -> str:
     is_regions = regions.declares(number) and number != regions.num_labels
-    return f"{number} {'region' if is_regions else 'label'}{'' if number == 1 else 's'}"
+    return counted(number, "region" if is_regions else "label")
 
 
 def _structures(folder: Path) -> dict[str, Path]:
@@ -142,7 +143,7 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
     report = FolderReport(folder, notes=notes)
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
-        with CaseWork(report.fail, *files):
+        with failing_alone(report.fail, *files):
             header = io.read_header(files[0])
             report.cases[case_id] = f"{len(files)} structures, {describe_grid(header.grid_shape, header.affine)}"
     return report

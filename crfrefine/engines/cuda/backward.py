@@ -26,23 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Gradients:
-    """Gradients of a loss; arrays on the device, sums on the host in float64.
+    """Gradients of a loss; arrays on the device, sums on the host in float64."""
 
-    Attributes:
-        logits: (label, *grid).
-        weights: (kernel, label).
-        compatibility: (label, label), including the diagonal.
-        temperature: number.
-        bias: (label).
-        theta: (feature) per kernel, intensities first, box axes last; zeros unless asked for.
-    """
-
-    logits: Any
-    weights: NDArray[np.float64]
-    compatibility: NDArray[np.float64]
-    temperature: float
-    bias: NDArray[np.float64]
-    theta: list[NDArray[np.float64]]
+    logits: Any  # (label, *grid)
+    weights: NDArray[np.float64]  # (kernel, label)
+    compatibility: NDArray[np.float64]  # (label, label), including the diagonal
+    temperature: float  # number
+    bias: NDArray[np.float64]  # (label)
+    theta: list[NDArray[np.float64]]  # (feature) per kernel, intensities first, box axes last; zeros unless asked for
 
 
 class Backward:

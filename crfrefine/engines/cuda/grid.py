@@ -32,25 +32,15 @@ _GENEROUS_GRID, _GENEROUS_PER_VOXEL, _LARGEST_GRID = 1e7, 200.0, 2e9
 
 @dataclass(frozen=True)
 class GridSize:
-    """The grid's extent, known before it is built.
+    """The grid's extent, known before it is built."""
 
-    Attributes:
-        cells: along each axis of the box.
-        lowest: the whole number at or below the lowest intensity of each modality, in bandwidths.
-        bins: intensity cells of each modality.
-        num_planes: planes of the box's last two axes.
-        num_voxels: inside the mask.
-        tile_cells: the most cells under the voxels of a tile, of one intensity cell.
-        itemsize: bytes of a value.
-    """
-
-    cells: tuple[int, ...]
-    lowest: tuple[int, ...]
-    bins: tuple[int, ...]
-    num_planes: int
-    num_voxels: int
-    tile_cells: int
-    itemsize: int
+    cells: tuple[int, ...]  # along each axis of the box
+    lowest: tuple[int, ...]  # the whole number at or below the lowest intensity of each modality, in bandwidths
+    bins: tuple[int, ...]  # intensity cells of each modality
+    num_planes: int  # planes of the box's last two axes
+    num_voxels: int  # inside the mask
+    tile_cells: int  # the most cells under the voxels of a tile, of one intensity cell
+    itemsize: int  # bytes of a value
 
     @staticmethod
     def of(bilateral: BilateralInput) -> GridSize:

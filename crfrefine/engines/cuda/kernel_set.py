@@ -31,19 +31,12 @@ _UNNOTICED = 1e10
 
 @dataclass
 class Kernel:
-    """A filter with its normalization.
+    """A filter with its normalization."""
 
-    Attributes:
-        filter: the plain kernel.
-        scale: (voxel) factor of the normalization, or None for ones.
-        scales_sent: whether the factor is applied to sent values too, not only to received ones.
-        ones: (voxel) normalized message of all ones.
-    """
-
-    filter: Filter
-    scale: Any
-    scales_sent: bool
-    ones: Any
+    filter: Filter  # the plain kernel
+    scale: Any  # (voxel) factor of the normalization, or None for ones
+    scales_sent: bool  # whether the factor is applied to sent values too, not only to received ones
+    ones: Any  # (voxel) normalized message of all ones
 
     def accumulate(self, values: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True) -> None:
         """Add channel_weight times the normalized message to `total`; see `Filter.accumulate`."""

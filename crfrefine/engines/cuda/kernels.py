@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
-from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
@@ -197,7 +196,7 @@ class CudaKernels:
 
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
-        check_channel_labels(spec, self._num_labels, self._grid_shape)
+        spec.check_channels(self._num_labels, self._grid_shape)
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(

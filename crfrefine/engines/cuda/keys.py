@@ -22,21 +22,13 @@ _LEAST_SAMPLE = 4096
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest).
+    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest)."""
 
-    Attributes:
-        lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
-        shift: (D + 1) lowest bit of each field.
-        remainder_bits: width of the lowest field.
-        total_bits: width of all fields.
-        bias: minus the smallest values, in their fields: it shifts them to zero, modulo 2^128.
-    """
-
-    lowest: tuple[int, ...]
-    shift: tuple[int, ...]
-    remainder_bits: int
-    total_bits: int
-    bias: int
+    lowest: tuple[int, ...]  # (D + 1) smallest value of each q, which its field counts from; q_0 has no field
+    shift: tuple[int, ...]  # (D + 1) lowest bit of each field
+    remainder_bits: int  # width of the lowest field
+    total_bits: int  # width of all fields
+    bias: int  # minus the smallest values, in their fields: it shifts them to zero, modulo 2^128
 
 
 def feature_scales(num_features: int) -> list[float]:

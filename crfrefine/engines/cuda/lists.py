@@ -13,15 +13,10 @@ MOST_TOGETHER = 32
 
 @dataclass(frozen=True)
 class Pieces:
-    """Neighbors in a list that are added up.
+    """Neighbors in a list that are added up."""
 
-    Attributes:
-        begin: (piece + 1) where each begins, among the entries or rows.
-        row: (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a row of its own.
-    """
-
-    begin: Any
-    row: Any
+    begin: Any  # (piece + 1) where each begins, among the entries or rows
+    row: Any  # (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a row of its own
 
     def __len__(self) -> int:
         return int(self.row.size)

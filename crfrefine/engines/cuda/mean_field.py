@@ -27,26 +27,17 @@ _STEP, _NUM_STEPS, _CONVERGED, _NUM_STATES = 0, 4, 5, 6
 
 @dataclass(frozen=True)
 class MeanFieldOutcome:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-        logits: (label, *grid) on the device.
-        num_iterations: steps taken.
-        converged: whether the stopping rule was met.
-        energy: free energy of the marginals at the start of each step.
-        steps: length of each step.
-        record: (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step,
-            too; None unless asked for.
-        volume_biases: (steps, label), those of the volume term; None without it.
-    """
-
-    logits: Any
-    num_iterations: int
-    converged: bool
-    energy: tuple[float, ...]
-    steps: tuple[float, ...]
+    logits: Any  # (label, *grid) on the device
+    num_iterations: int  # steps taken
+    converged: bool  # whether the stopping rule was met
+    energy: tuple[float, ...]  # free energy of the marginals at the start of each step
+    steps: tuple[float, ...]  # length of each step
+    # (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step, too; None
+    # unless asked for.
     record: Any = None
-    volume_biases: NDArray[np.float64] | None = None
+    volume_biases: NDArray[np.float64] | None = None  # (steps, label), those of the volume term; None without it
 
 
 def run_mean_field(

@@ -44,19 +44,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A source file ready for a compiler.
+    """A source file ready for a compiler."""
 
-    Attributes:
-        name: file name without suffix.
-        text: source with headers and constants.
-        kernels: the parameters of each kernel.
-        options: options for NVRTC.
-    """
-
-    name: str
-    text: str
-    kernels: dict[str, tuple[Parameter, ...]]
-    options: tuple[str, ...]
+    name: str  # file name without suffix
+    text: str  # source with headers and constants
+    kernels: dict[str, tuple[Parameter, ...]]  # the parameters of each kernel
+    options: tuple[str, ...]  # options for NVRTC
 
 
 def kernels_dir() -> Path:

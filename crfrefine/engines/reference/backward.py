@@ -32,25 +32,15 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of a loss.
+    """Gradients of a loss."""
 
-    Attributes:
-        logits: (N, L).
-        weights: (kernels, L).
-        compatibility: (L, L), including the diagonal.
-        temperature: number.
-        bias: (L,).
-        volume_slack: number; 0 without a volume term.
-        features: (N, D) per kernel, with respect to its features.
-    """
-
-    logits: Float
-    weights: Float
-    compatibility: Float
-    temperature: float
-    bias: Float
-    volume_slack: float
-    features: tuple[Float, ...]
+    logits: Float  # (N, L)
+    weights: Float  # (kernels, L)
+    compatibility: Float  # (L, L), including the diagonal
+    temperature: float  # number
+    bias: Float  # (L,)
+    volume_slack: float  # number; 0 without a volume term
+    features: tuple[Float, ...]  # (N, D) per kernel, with respect to its features
 
 
 def mean_field_backward(

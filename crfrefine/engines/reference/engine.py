@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
-from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
 from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
@@ -212,8 +211,8 @@ class ReferenceKernels:
         """(N, channels), the label of each channel inside the mask; None where channel l holds label l."""
         if spec.channel_labels is None:
             return None
-        check_channel_labels(spec, self._spec.num_labels, self._inside.shape)
-        return labels_of_voxels(spec.channel_labels, self._inside.shape)[:, self._inside].T
+        spec.check_channels(self._spec.num_labels, self._inside.shape)
+        return spec.channel_labels.of_voxels(self._inside.shape)[:, self._inside].T
 
     def _on_grid(self, trace: MeanFieldTrace, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
         """(L, *grid) logits of the last step; outside the mask the input divided by the temperature."""

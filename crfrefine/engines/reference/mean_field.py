@@ -58,27 +58,16 @@ class NormalizedKernel:
 
 @dataclass(frozen=True)
 class MeanFieldTrace:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-        logits: x of the last step, (N, L).
-        num_iterations: steps taken.
-        converged: whether the stopping rule was met.
-        energy: free energy of the marginals at the start of each step.
-        marginals: those marginals, (N, L) each; with a volume term those after the last step, too.
-        steps: length of each step.
-        volume_biases: (L,) each, the bias per label of each step; none without a volume term.
-        volume_part: (N,), where the volume term applies; None: everywhere, or there is no term.
-    """
-
-    logits: Float
-    num_iterations: int
-    converged: bool
-    energy: tuple[float, ...]
-    marginals: tuple[Float, ...]
-    steps: tuple[float, ...]
-    volume_biases: tuple[Float, ...] = ()
-    volume_part: NDArray[np.bool_] | None = None
+    logits: Float  # x of the last step, (N, L)
+    num_iterations: int  # steps taken
+    converged: bool  # whether the stopping rule was met
+    energy: tuple[float, ...]  # free energy of the marginals at the start of each step
+    marginals: tuple[Float, ...]  # those marginals, (N, L) each; with a volume term those after the last step, too
+    steps: tuple[float, ...]  # length of each step
+    volume_biases: tuple[Float, ...] = ()  # (L,) each, the bias per label of each step; none without a volume term
+    volume_part: NDArray[np.bool_] | None = None  # (N,), where the volume term applies; None: everywhere, or there is no term
 
 
 def log_softmax(logits: Float) -> Float:

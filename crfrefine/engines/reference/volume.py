@@ -28,15 +28,10 @@ RIDGE = 1e-9
 
 @dataclass(frozen=True)
 class VolumeTerm:
-    """The masses to keep, and how closely.
+    """The masses to keep, and how closely."""
 
-    Attributes:
-        target: (L,), V, sums to the number of voxels.
-        slack: inverse of the term's strength; 0: masses are kept exactly.
-    """
-
-    target: Float
-    slack: float
+    target: Float  # (L,), V, sums to the number of voxels
+    slack: float  # inverse of the term's strength; 0: masses are kept exactly
 
     @classmethod
     def of_network(cls, marginals: Float, slack: float, *, counts: bool) -> VolumeTerm:

@@ -62,13 +62,13 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def scale_over(values: Sequence[float], start: float, end: float, *, margin: float = 0.05) -> Scale:
+def scale_over(values: Sequence[float], start: float, end: float) -> Scale:
     """Return a scale that shows all values with a margin; for a single value, its surroundings."""
     low, high = min(values), max(values)
     if high - low <= max(_ROUNDING * max(abs(low), abs(high)), _NOTHING):  # one value, up to rounding
         room = abs(high) * 0.05 if abs(high) > _NOTHING else 1.0
     else:
-        room = (high - low) * margin
+        room = (high - low) * 0.05
     return Scale(low - room, high + room, start, end)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.reach import REACH
+from crfrefine.parameters.specs import REACH
 from crfrefine.refinement.tiles.grid import TILE
 from crfrefine.refinement.tiles.label_sets import num_rings
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.compiled import load_engine
-from crfrefine.engines.reach import reach_of_axes
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -30,13 +29,9 @@ Extents = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller.
+    """A grid of three axes in storage order, cut into tiles of TILE voxels; those at its end may be smaller."""
 
-    Attributes:
-        shape: voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel.
-    """
-
-    shape: Extents
+    shape: Extents  # voxels along each axis, slowest first; grids of fewer axes have leading axes of one voxel
 
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:
@@ -98,5 +93,5 @@ class TileGrid:
 def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
     """Return the voxels along each axis of the tiles' grid after which every kernel ends, or the grid; all in storage order."""
     leading = MOST_DIMS - len(spacing)
-    first, second, third = (0,) * leading + reach_of_axes(spec, spacing, grid.shape[leading:])
+    first, second, third = (0,) * leading + spec.reach(spacing, grid.shape[leading:])
     return first, second, third

@@ -47,14 +47,10 @@ class LabelSets:
 
     An *active* tile has two labels or more; each pair of an active tile and a label in it is an entry. A tile with one label is settled:
     that label's marginal is 1.
-
-    Attributes:
-        grid: the tiles.
-        domains: (L, *tiles), result of `find_domains`.
     """
 
-    grid: TileGrid
-    domains: NDArray[np.bool_]
+    grid: TileGrid  # the tiles
+    domains: NDArray[np.bool_]  # (L, *tiles), result of `find_domains`
 
     @cached_property
     def num_labels_of(self) -> NDArray[np.int64]:

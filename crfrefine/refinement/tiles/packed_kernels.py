@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
-from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.grid_image import GridImage, default_origin
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.refinement.tiles.packing import Packing
@@ -37,17 +36,11 @@ NO_LOGITS = DenseChannels(np.zeros((0, 0, 0, 0), np.float32), ())
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How labels are packed.
+    """How labels are packed."""
 
-    Attributes:
-        threshold: `mean_field.label_threshold`.
-        tells_labels: whether gradients with respect to weights or penalties of single labels may be asked for.
-        threads: None: the cores this process may use.
-    """
-
-    threshold: float
-    tells_labels: bool
-    threads: int | None = None
+    threshold: float  # `mean_field.label_threshold`
+    tells_labels: bool  # whether gradients with respect to weights or penalties of single labels may be asked for
+    threads: int | None = None  # None: the cores this process may use
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +108,7 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.values.dtype != np.float32:
         return None
-    check_tiles(spec.mean_field)
+    spec.mean_field.check_tiles()
     planned = plan_packing(logits, image, spec, settings)
     return None if planned is None else PackedKernels(backend, planned, settings)
 

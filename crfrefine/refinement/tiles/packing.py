@@ -27,21 +27,13 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """The tiles where a channel holds a label that takes part.
+    """The tiles where a channel holds a label that takes part."""
 
-    Attributes:
-        label: the label.
-        channel: its channel.
-        start: first voxel of the box around them.
-        stop: end of the box.
-        tiles: (*tiles of the grid), True where the label takes part.
-    """
-
-    label: int
-    channel: int
-    start: Extents
-    stop: Extents
-    tiles: NDArray[np.bool_]
+    label: int  # the label
+    channel: int  # its channel
+    start: Extents  # first voxel of the box around them
+    stop: Extents  # end of the box
+    tiles: NDArray[np.bool_]  # (*tiles of the grid), True where the label takes part
 
 
 class Packing:

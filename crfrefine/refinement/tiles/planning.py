@@ -37,29 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TilePlan:
-    """What a case on tiles is run with.
+    """What a case on tiles is run with."""
 
-    Attributes:
-        problem: the volume.
-        sets: the labels of its tiles.
-        best: (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature.
-        is_direct: whether sums are direct; None: what is less work.
-        box: the part of the grid that tiles cover; None: all of it.
-        labels: (*grid), the network's label map, if its logits are not in memory; else None.
-        outside: the logits outside the mask, if they are neither in memory nor forgotten.
-        notes: what the user should know, one sentence each.
-        num_padding: voxels in the mask where all logits were equal.
-    """
-
-    problem: TileProblem
-    sets: LabelSets
-    best: NDArray[np.float64]
-    is_direct: bool | None
-    box: Box | None = None
-    labels: NDArray[np.unsignedinteger[Any]] | None = None
-    outside: OutsideLogits | None = None
-    notes: tuple[str, ...] = ()
-    num_padding: int = 0
+    problem: TileProblem  # the volume
+    sets: LabelSets  # the labels of its tiles
+    best: NDArray[np.float64]  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
+    is_direct: bool | None  # whether sums are direct; None: what is less work
+    box: Box | None = None  # the part of the grid that tiles cover; None: all of it
+    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
+    outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
+    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
+    num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
 def plan_array(

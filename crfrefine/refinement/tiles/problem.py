@@ -27,32 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TileProblem:
-    """A volume, or a slab of one.
+    """A volume, or a slab of one."""
 
-    Attributes:
-        grid: the tiles.
-        source: the network's logits.
-        present: (L, *tiles), where labels are present.
-        may_matter: (L, *tiles), where they may become so; a superset.
-        image: the image; the mask is C-contiguous.
-        spec: the model of all labels.
-        threshold: largest probability that counts as nothing, for the check at the borders of domains; None: no check.
-        maps: of the intensities of each modality, for an image that is not normalized.
-        settled: logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity:
-            nowhere.
-        precision: `mean_field.label_threshold`, by which `running.UNSENT` is measured.
-    """
-
-    grid: TileGrid
-    source: ChannelSource
-    present: NDArray[np.bool_]
-    may_matter: NDArray[np.bool_]
-    image: GridImage
-    spec: ModelSpec
-    threshold: float | None
-    maps: Sequence[IntensityMap] | None = None
+    grid: TileGrid  # the tiles
+    source: ChannelSource  # the network's logits
+    present: NDArray[np.bool_]  # (L, *tiles), where labels are present
+    may_matter: NDArray[np.bool_]  # (L, *tiles), where they may become so; a superset
+    image: GridImage  # the image; the mask is C-contiguous
+    spec: ModelSpec  # the model of all labels
+    threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None: no check
+    maps: Sequence[IntensityMap] | None = None  # of the intensities of each modality, for an image that is not normalized
+    # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
     settled: float = -math.inf
-    precision: float = 0.0
+    precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
 
     @property
     def num_dims(self) -> int:

@@ -36,26 +36,17 @@ _NONE = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, eq=False)
 class RefinedTiles:
-    """Refined logits of label sets.
+    """Refined logits of label sets."""
 
-    Attributes:
-        sets: the labels of each tile.
-        values: (entries, voxels of a tile) float32.
-        exceeds: (entries), 1 where the label's marginal was above the threshold near the border of its domain after any step: a label that
-            passes the border may be gone there at the end.
-        mask: (*grid), True where the model applies; None: everywhere.
-        report: steps, energy and filters.
-        timings: seconds of each stage.
-        is_biased: whether labels have a bias, which may have chosen others than the network's in settled tiles.
-    """
-
-    sets: LabelSets
-    values: NDArray[np.float32]
+    sets: LabelSets  # the labels of each tile
+    values: NDArray[np.float32]  # (entries, voxels of a tile) float32
+    # (entries), 1 where the label's marginal was above the threshold near the border of its domain after any step: a label that passes the
+    # border may be gone there at the end.
     exceeds: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None
-    report: MeanFieldReport
-    timings: dict[str, float]
-    is_biased: bool
+    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    report: MeanFieldReport  # steps, energy and filters
+    timings: dict[str, float]  # seconds of each stage
+    is_biased: bool  # whether labels have a bias, which may have chosen others than the network's in settled tiles
 
     def decode(self, labels: NDArray[np.unsignedinteger[Any]], threads: int | None) -> None:
         """Write the label of the largest logit at the voxels of active tiles into a label map (*grid), uint8 or uint16."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.base.memory import format_size
 from crfrefine.engines.base import MeanFieldReport, of_part
-from crfrefine.engines.channel_labels import check_tiles
 from crfrefine.engines.slabs import Slab, cuts, halo_planes
 from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.choosing import sums_are_direct
@@ -34,7 +33,7 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
 
     Sums are direct, or filters of the whole volume are used; without a choice, what is less work. CapacityError: not even a slab fits.
     """
-    check_tiles(problem.spec.mean_field)
+    problem.spec.mean_field.check_tiles()
     repeats = 0
     while True:
         if not sets.active.any():

@@ -42,17 +42,11 @@ class Piece(Protocol):
 
 @dataclass(frozen=True)
 class Brick:
-    """Planes of a channel that begin and end with a tile, or with the grid.
+    """Planes of a channel that begin and end with a tile, or with the grid."""
 
-    Attributes:
-        label: the channel.
-        first_plane: number of the first plane.
-        values: (planes, y, x), C-contiguous.
-    """
-
-    label: int
-    first_plane: int
-    values: NDArray[Any]
+    label: int  # the channel
+    first_plane: int  # number of the first plane
+    values: NDArray[Any]  # (planes, y, x), C-contiguous
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:

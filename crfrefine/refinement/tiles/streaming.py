@@ -32,23 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StreamedNetwork:
-    """A network's output in files.
+    """A network's output in files."""
 
-    Attributes:
-        read: returns the pieces, from the beginning at each call.
-        num_labels: L.
-        grid_shape: in storage order.
-        input_type: "auto", "logits" or "probabilities".
-        kind: the same if the file says so.
-        path: the file, for messages.
-    """
-
-    read: ReadPieces
-    num_labels: int
-    grid_shape: tuple[int, ...]
-    input_type: str
-    kind: str | None
-    path: Path
+    read: ReadPieces  # returns the pieces, from the beginning at each call
+    num_labels: int  # L
+    grid_shape: tuple[int, ...]  # in storage order
+    input_type: str  # "auto", "logits" or "probabilities"
+    kind: str | None  # the same if the file says so
+    path: Path  # the file, for messages
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +88,7 @@ class KindFinder:
     def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
         """Start with what the user says, and the file."""
         check_input_type(input_type)
-        self._input_type, self._kind, self._path = input_type, kind, path
+        self._input_type, self._path = input_type, path
         said = input_type if input_type != "auto" else kind
         self.is_probability: bool | None = None if said is None else said == "probabilities"
         self._is_said = said is not None

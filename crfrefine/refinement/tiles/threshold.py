@@ -18,15 +18,11 @@ SHARE_OF_UNIFORM = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """When a label is present in a tile, and when it may matter there; logarithms of probabilities.
+    """When a label is present in a tile, and when it may matter there; logarithms of probabilities."""
 
-    Attributes:
-        present: (L,), a label above it is present.
-        may_matter: (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; minus infinity
-            where that has no bound.
-    """
-
-    present: NDArray[np.float64]
+    present: NDArray[np.float64]  # (L,), a label above it is present
+    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; minus infinity where that has
+    # no bound.
     may_matter: NDArray[np.float64]
 
 

@@ -18,8 +18,8 @@ Started: TypeAlias = Callable[[Item], object]
 """Called with an item when work on it begins."""
 
 
-def ignore(item: object) -> None:
-    """Nothing is to be told about the item."""
+def ignore(*arguments: object) -> None:
+    """Nobody is told."""
 
 
 def never(outcome: object) -> bool:

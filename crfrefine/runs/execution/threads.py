@@ -14,10 +14,6 @@ from typing import Self
 from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore, never
 
 
-def _go_on() -> None:
-    """Nothing stops the work."""
-
-
 class Threads(Executor):
     """Several items at a time; closing drops pending items and waits for the others."""
 
@@ -67,7 +63,7 @@ class Workers:
         check: called before each item, perhaps in another thread; what it raises ends the work.
     """
 
-    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = _go_on) -> None:
+    def __init__(self, threads: int, *, one_by_one: bool = False, check: Callable[[], None] = ignore) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
         self._check = check

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.base.failures import CaseWork
+from crfrefine.base.failures import failing_alone
 from crfrefine.base.text import counted, listed
 from crfrefine.base.threads import available_threads
+from crfrefine.runs.execution.executor import ignore
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import VANISHED, CaseRecord, time_of_change
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.cases.naming import Names
+    from crfrefine.cases.dataset_description import Names
     from crfrefine.cases.reading_options import ReadingOptions
     from crfrefine.engines.base import Progress
     from crfrefine.refinement.result import RefinementResult
@@ -84,14 +85,10 @@ class CaseInWork:
         self.record = CaseRecord(self.task.case_id)
 
 
-def _ignore(*arguments: object) -> None:
-    """Nobody is told."""
-
-
 def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
     """Return the record of a case after all its work, or of the earlier run that did it; errors are in the record."""
     work = CaseInWork(task)
-    with CaseWork(work.record.fail, *task.paths):
+    with failing_alone(work.record.fail, *task.paths):
         read_case(settings, work)
         if work.case is not None:
             refine_case(settings, work)
@@ -99,7 +96,7 @@ def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
     return work.record
 
 
-def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], None] = _ignore) -> None:
+def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], None] = ignore) -> None:
     """Read a case, unless the record of an earlier run is to be kept, and record what its files are.
 
     `admit` is told how many bytes its arrays take before they are read.
@@ -133,7 +130,7 @@ def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], N
     record.notes = list(case.notes)
 
 
-def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress = _ignore, note: Callable[[str], object] = _ignore) -> None:
+def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress = ignore, note: Callable[[str], object] = ignore) -> None:
     """Run the CRF on a case that was read, and record what it did; its input is free afterwards, but for what a preview shows."""
     import numpy as np
 

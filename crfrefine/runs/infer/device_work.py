@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crfrefine.base.failures import CaseWork
+from crfrefine.base.failures import failing_alone
 from crfrefine.base.memory import memory_limit
 from crfrefine.base.memory_sources import SHARED_MEMORY
 from crfrefine.base.threads import SHARE, available_threads
@@ -53,7 +53,7 @@ class DeviceWork:
         del reading
         if placed.ahead is not None:
             self._ahead = {placed.ahead.number: self._reader.submit(_read, settings, placed.ahead)}
-        with CaseWork(work.record.fail, *task.paths):
+        with failing_alone(work.record.fail, *task.paths):
             if work.case is not None:
                 refine_case(settings, work)
                 work.record.device = placed.device  # by the name in the request: a list has cuda:0 where one GPU is "cuda"
@@ -63,7 +63,7 @@ class DeviceWork:
 
 def _read(settings: CaseSettings, task: Task) -> CaseInWork:
     work = CaseInWork(task)
-    with CaseWork(work.record.fail, *task.paths):
+    with failing_alone(work.record.fail, *task.paths):
         read_case(settings, work)
     return work
 

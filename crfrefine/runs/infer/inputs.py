@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.cases.declared_labels import declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.mistakes import naming_exchanged, require_any_output
-from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
@@ -52,9 +52,10 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
     if options.save_structures and options.writes_file:
         told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
+    mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if options.masks == "nonzero" else "none"
     reading = ReadingOptions(
         options.input_type,
-        _mask_mode(options),
+        mask_mode,
         options.resample,
         regions,
         declared,
@@ -81,16 +82,9 @@ def _find_cases(options: InferenceOptions) -> CaseList:
             cases = discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
             require_any_output(cases, options.logits[0])
             return cases
-    from crfrefine.cases.nnunet.finding import find_cases_to_refine
+    from crfrefine.cases.nnunet.trained import find_cases_to_refine
 
     return find_cases_to_refine(options.nnunet, options.images, masks)
-
-
-def _mask_mode(options: InferenceOptions) -> str:
-    """Return how a mask is made from the image where no mask is given."""
-    if options.masks is None:
-        return options.parameters.intensity.mask
-    return "nonzero" if options.masks == "nonzero" else "none"
 
 
 def _folders(options: InferenceOptions, cases: Sequence[CaseFiles]) -> tuple[Path, ...]:

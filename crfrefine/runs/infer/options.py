@@ -14,67 +14,38 @@ from crfrefine.runs.execution.placement import HERE, Placement
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Options of `crfrefine infer`: what to refine, how, and where to write.
+    """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
-    Attributes:
-        images: a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing.
-        logits: a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`.
-        output: a folder, or for one case a file.
-        output_format: suffix of the label maps in a folder; None: each as its image.
-        masks: a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says.
-        parameters: the CRF.
-        input_type: "auto", "logits", "probabilities" or "labels".
-        regions: the regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
-        resample: whether logits and masks on another grid are interpolated onto the image's.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        device: "auto", "cpu", "cuda", "cuda:N", or several GPUs that share out the cases: "cuda:N,M", "cuda:all".
-        threads: CPU threads; None: the cores this process may use.
-        max_memory: bytes that the run may take; None, or more than the system allows: what the system allows.
-        save_probabilities: also write the marginals.
-        save_logits: also write the refined logits.
-        save_structures: also write one binary file per structure, where the input was such files.
-        preview: also write a picture.
-        resume: skip cases whose output exists and is complete.
-        num_parts: number of processes that share the cases.
-        part_id: number of this process, from 0.
-        fail_fast: stop at the first bad case.
-        summary: JSON file to write; JSON lines if its name ends in `.jsonl`.
-        record: whether a folder of results gets a record of the run, which `status` and `resume` read.
-        config: the file of the parameters, so that no output overwrites it.
-        nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
-        manifest: a table that names the files of each case, in place of `images`, `logits` and files of masks.
-        command: the arguments of the command line, for the summary.
-        placement: whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
-    """
-
-    images: tuple[Path, ...]
-    logits: tuple[Path, ...]
-    output: Path
-    masks: Path | str | None = None
-    parameters: CrfParameters = field(default_factory=CrfParameters)
-    input_type: str = "auto"
+    images: tuple[Path, ...]  # a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing
+    logits: tuple[Path, ...]  # a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`
+    output: Path  # a folder, or for one case a file
+    masks: Path | str | None = None  # a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says
+    parameters: CrfParameters = field(default_factory=CrfParameters)  # the CRF
+    input_type: str = "auto"  # "auto", "logits", "probabilities" or "labels"
+    # The regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
     regions: RegionScheme | None = None
-    resample: bool = False
-    device: str = "auto"
-    threads: int | None = None
-    max_memory: int | None = None
-    save_probabilities: bool = False
-    save_logits: bool = False
-    save_structures: bool = False
-    preview: bool = False
-    resume: bool = False
-    num_parts: int = 1
-    part_id: int = 0
-    fail_fast: bool = False
-    summary: Path | None = None
-    record: bool = True
-    config: Path | None = None
-    nnunet: Path | None = None
-    manifest: Path | None = None
-    command: tuple[str, ...] = ()
+    resample: bool = False  # whether logits and masks on another grid are interpolated onto the image's
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:N", or several GPUs that share out the cases: "cuda:N,M", "cuda:all"
+    threads: int | None = None  # CPU threads; None: the cores this process may use
+    max_memory: int | None = None  # bytes that the run may take; None, or more than the system allows: what the system allows
+    save_probabilities: bool = False  # also write the marginals
+    save_logits: bool = False  # also write the refined logits
+    save_structures: bool = False  # also write one binary file per structure, where the input was such files
+    preview: bool = False  # also write a picture
+    resume: bool = False  # skip cases whose output exists and is complete
+    num_parts: int = 1  # number of processes that share the cases
+    part_id: int = 0  # number of this process, from 0
+    fail_fast: bool = False  # stop at the first bad case
+    summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
+    record: bool = True  # whether a folder of results gets a record of the run, which `status` and `resume` read
+    config: Path | None = None  # the file of the parameters, so that no output overwrites it
+    nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
+    manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks
+    command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
+    # Whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
     placement: Placement = HERE
-    output_format: str | None = None
-    allow_mismatched_dicom: bool = False
+    output_format: str | None = None  # suffix of the label maps in a folder; None: each as its image
+    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
 
     @property
     def is_folder_run(self) -> bool:

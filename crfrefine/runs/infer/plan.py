@@ -11,8 +11,7 @@ from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import see
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles
-from crfrefine.engines import get_backend
-from crfrefine.engines.device_lists import FORMS, devices_of, is_list
+from crfrefine.engines import FORMS, devices_of, get_backend, is_list
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from crfrefine.base.failures import CaseWork, Failure, describe_failure
+from crfrefine.base.failures import Failure, describe_failure, failing_alone
 from crfrefine.base.memory import memory_limit
 from crfrefine.errors import CrfRefineError, DeviceLostError
 from crfrefine.runs.execution.factory import make_executor
@@ -200,7 +200,7 @@ class _Run:
     def _case_started(self, task: Task) -> None:
         self._tell(self._observer.case_started, task.case_id, task.number)
 
-    def _work_on(self, work: CaseInWork) -> CaseWork:
+    def _work_on(self, work: CaseInWork) -> AbstractContextManager[None]:
         """Return the context for every part of the processing of a case: an error in it fails only this case."""
 
         def fail(failure: Failure) -> None:
@@ -213,7 +213,7 @@ class _Run:
             if self.options.fail_fast:
                 self._stop.set()
 
-        return CaseWork(fail, *(work.task.paths if work.refined is None else ()))
+        return failing_alone(fail, *(work.task.paths if work.refined is None else ()))
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)

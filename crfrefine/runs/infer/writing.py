@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from crfrefine.base.parallel import run_all
 from crfrefine.base.text import printable
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import stem_of
 from crfrefine.io.segments import Segment, named_segments
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.cases.naming import Names
+    from crfrefine.cases.dataset_description import Names
     from crfrefine.io.volume import Volume
     from crfrefine.refinement.result import RefinementResult
     from crfrefine.runs.infer.outputs import OutputFiles
@@ -28,14 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChannelPlanes:
-    """Channels that are made when they are written.
+    """Channels that are made when they are written."""
 
-    Attributes:
-        num_channels: of the file.
-        piece: returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
-    """
-
-    num_channels: int
+    num_channels: int  # of the file
+    # Returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
     piece: Callable[[int, slice], NDArray[np.float32]]
 
 

@@ -1,6 +1,6 @@
 """What is left of folder runs, as their records tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`infer/summary_reading.py` reads the records, and `rest_command.py` writes the commands.
+`infer/summary_reading.py` reads the records, and `report.py` has what is found.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from crfrefine.runs.infer.summary_reading import (
     read_summary,
     records_in,
 )
-from crfrefine.runs.status.report import DONE, MISSING, CaseStatus, PartStatus, RunStatus, StatusReport
-from crfrefine.runs.status.rest_command import go_there, quote, rest_command
+from crfrefine.runs.status.report import DONE, MISSING, CaseStatus, PartStatus, RunStatus, StatusReport, go_there, quote, rest_command
 
 SUFFIXES = (".json", LINES_SUFFIX)
 

@@ -11,7 +11,8 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,9 +23,8 @@ from distributed import KilledWorker
 import crfrefine
 from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.errors import CapacityError, InputError
-from crfrefine.runs.execution.cluster.connection import Connection, check_version
+from crfrefine.runs.execution.cluster.connection import Connection, check_devices, check_version
 from crfrefine.runs.execution.cluster.on_worker import Reply, Start, TaskSettings, end_run, work
-from crfrefine.runs.execution.cluster.workers import LOOK_SECONDS, ClusterWorkers
 from crfrefine.runs.execution.executor import Item, Outcome, Result, Started
 from crfrefine.runs.execution.placement import Placement
 from crfrefine.runs.execution.process import GRACE_SECONDS
@@ -33,6 +33,8 @@ from crfrefine.runs.execution.records import Record
 if TYPE_CHECKING:
     from distributed import Future
 
+    from crfrefine.runs.execution.cluster.connection import Connection
+    from crfrefine.runs.execution.cluster.on_worker import Description, Reply
 
 HUNG_SECONDS = 10.0
 """A worker that has not given up an item this long after its time limit hangs itself."""
@@ -296,3 +298,67 @@ class SentItem:
     def lost_process(self, error: Exception | None) -> Outcome[Any]:
         """Return the outcome of an item whose process died too often; the error says how, the last time."""
         return Outcome(error=InputError(f"{error}; tried {MOST_LOSSES} times, on {self.where_lost}"), is_lost=True)
+
+
+# The workers of a cluster as a run sees them: who is there, how many items they take, and who has more memory.
+
+LOOK_SECONDS = 1.0
+"""Time between two looks at the cluster."""
+
+NO_WORKER_SECONDS = 120.0
+"""A cluster that was started for the run has lost its workers for good if there are none for this long."""
+
+
+class ClusterWorkers:
+    """The workers of a cluster."""
+
+    def __init__(self, connection: Connection, *, one_per_device: bool) -> None:
+        self._connection = connection
+        self._one_per_device = one_per_device
+        self._threads: Mapping[str, int] = {}
+        self._described: dict[str, Description] = {}
+        self._looked = float("-inf")
+        self._last_seen = time.monotonic()
+        self._is_waiting = False
+
+    def look(self) -> bool:
+        """Ask the scheduler, if the last time was a while ago; return whether it was asked."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._threads = self._connection.num_threads()
+        self._looked = time.monotonic()
+        if self._threads:
+            self._last_seen, self._is_waiting = self._looked, False
+        elif self._connection.cluster is None and not self._is_waiting:
+            self._is_waiting = True
+            warnings.warn(f"{self._connection.name} has no workers: waiting for them", RuntimeWarning, stacklevel=2)
+        elif self._connection.cluster is not None and self._looked - self._last_seen > NO_WORKER_SECONDS:
+            raise InputError("all processes of --workers were lost, and none could be started again")
+        return True
+
+    def capacity(self, only_on: Collection[str] = ()) -> int:
+        """Return how many items workers can take: one per thread, and one more per worker, to begin without delay."""
+        threads = [number for name, number in self._threads.items() if name in only_on or not only_on]
+        return max(1, sum(threads) + len(threads))
+
+    def are_gone(self, workers: Collection[str]) -> bool:
+        """Return whether none of the workers is there any more."""
+        return not set(workers) & set(self._threads)
+
+    def check(self, worker: str, about: Description) -> None:
+        """Refuse a worker that begins an item and must not: one that came later than the check of all others."""
+        if not self._one_per_device or worker in self._described:
+            return
+        present = self._connection.num_threads()  # One that was restarted has another address, and its old one is gone.
+        self._described = {name: known for name, known in self._described.items() if name in present} | {worker: about}
+        check_devices(self._described)
+
+    def larger_than(self, reply: Reply) -> frozenset[str]:
+        """Return the workers with more memory per item than the one that replied."""
+        if reply.memory is None:
+            return frozenset()
+        workers = self._connection.client.scheduler_info(n_workers=-1)["workers"]
+        # A worker without a limit says 0.
+        shares = {name: (about["memory_limit"] or float("inf")) / max(1, about["nthreads"]) for name, about in workers.items()}
+        least = shares.get(reply.worker, reply.memory)
+        return frozenset(name for name, share in shares.items() if share > least)

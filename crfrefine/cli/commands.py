@@ -1,0 +1,164 @@
+"""The commands by name: each is built when it is asked for, and its values are converted without pydantic.
+
+Both are for shell loops: to build all commands takes a tenth of the time of a small case, and Typer converts values with pydantic, whose
+import takes a fifth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from enum import Enum
+from functools import partial
+from importlib import import_module
+from typing import Any, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+
+class NotPlainError(Exception):
+    """Typer must convert the value, or say what is wrong with it."""
+
+
+class Command(TyperCommand):
+    """A command whose values are converted without pydantic, if they are right and of common types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, that of --help with them."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            if "process_value" not in vars(parameter):
+                parameter.process_value = partial(_process_value, parameter, parameter.process_value)
+        return parameters
+
+
+def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
+    """Return what `process`, the parameter's own `process_value`, returns."""
+    try:
+        converted = _converted(value, parameter)
+    except Exception:  # Whatever it is, Typer meets it again and has the words for it.
+        return process(context, value)
+    return converted if parameter.callback is None else parameter.callback(context, parameter, converted)
+
+
+def _converted(value: Any, parameter: Any) -> Any:
+    """Return the value of a parameter that may be given several times, or once; raise an exception if it is not plain."""
+    if parameter.required and not value:
+        raise NotPlainError
+    descriptor = parameter.type_descriptor
+    is_list = parameter.multiple or parameter.nargs == -1
+    if value is None:
+        return () if is_list else None
+    if not is_list:
+        return _plain(value, descriptor.annotation, descriptor.parameter_info)
+    (annotation,) = get_args(descriptor.annotation)
+    return [_plain(item, annotation, descriptor.parameter_info) for item in value]
+
+
+def _plain(value: Any, annotation: Any, option: Any) -> Any:
+    """Return a value of a common type; raise an exception if it is none, or may be wrong."""
+    if option.parser is not None:
+        return option.parser(value)
+    if get_origin(annotation) is not None:
+        raise NotPlainError
+    if issubclass(annotation, Enum):
+        return annotation(value)
+    if annotation is int and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    is_in_range = annotation is not int or ((option.min is None or option.min <= value) and (option.max is None or value <= option.max))
+    if annotation in (bool, int, str) and type(value) is annotation and is_in_range:
+        return value
+    raise NotPlainError
+
+
+# Typer's own panels need Rich, which would double the time that `--help` takes, and keep the order of the function's parameters.
+
+_MORE = "More options"
+PANELS = {
+    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --regions --probabilities "
+    "--resample --case --participant-label --session-label --modality --label",
+    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
+    "--name --no-report",
+    "Model": "--config --set --learn --folds --loss",
+    "Resources": "--device --threads --processes --max-memory --max-minutes",
+    "Cluster": "--workers --dask",
+    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
+    "--strict --num-iterations --seed --port --browser --allow-mismatched-dicom",
+    _MORE: "",
+    "Messages": "--verbose --quiet --help",
+}
+"""Options of all such commands, by panel, in the order of the help; an option that is named nowhere here is among "More options"."""
+
+
+class PanelCommand(Command):
+    """A command whose help has panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options panel by panel."""
+        arguments = []
+        by_flag: dict[str, tuple[str, str]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.param_type_name == "argument":
+                arguments.append(record)
+            elif record is not None:
+                named = {flag for flags in PANELS.values() for flag in flags.split()}.intersection(parameter.opts)
+                by_flag[next(iter(named), parameter.opts[0])] = record
+        panels = {title: [by_flag.pop(flag) for flag in flags.split() if flag in by_flag] for title, flags in PANELS.items()}
+        panels[_MORE] = list(by_flag.values())
+        for title, records in {"Arguments": arguments, **panels}.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+_PANELS: dict[str, Any] = {"cls": PanelCommand}
+_FILES: dict[str, Any] = {"context_settings": {"allow_extra_args": True}}
+COMMANDS: dict[str, dict[str, Any]] = {
+    "infer": _PANELS,
+    "train-crf": _PANELS,
+    "evaluate": _PANELS,
+    "convert": {},
+    "info": {"options_metavar": "[OPTIONS] FILE...", **_FILES},
+    "status": {"options_metavar": "[OPTIONS] PATH...", **_FILES},
+    "tune": _PANELS,
+    "demo": {},
+    "doctor": {},
+    "bids": _PANELS,
+    "describe": {},
+}
+"""Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
+
+# Typer's look is ours: plain help text, because Rich alone would double the time that --help takes.
+LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+
+class Commands(MutableMapping[str, Any]):
+    """The commands of a group, each built when it is asked for."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            self._built[name] = _build(name, COMMANDS[name])
+        return self._built[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _build(name: str, settings: dict[str, Any]) -> Any:
+    function = name.replace("-", "_")
+    app = typer.Typer(**LOOK)
+    app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+    return typer.main.get_command(app)
