@@ -66,23 +66,14 @@ BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, co
     return {voxels, on_box_axes(voxels, theta_alpha), theta_beta, channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool};
 }
 
-// For tests and measurements: the estimates that "auto" uses, in seconds.
-nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                           const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
-                           int num_filterings) {
+// For tests: what "auto" reckons with.
+double vertices_per_voxel_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                             const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta) {
     const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
     require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
-    require(num_channels >= 1 && num_channels <= kMostLabels && num_filterings >= 0, "expected channels, and 0 filterings or more");
     ThreadPool pool(1);
     const Voxels voxels(grid, spacing, mask_data(mask));
-    const BilateralInput input = bilateral_input(voxels, image, theta_alpha, theta_beta, pool);
-    const FilterCosts costs = estimate_costs(input, num_channels, num_filterings);
-    nb::dict seconds;
-    seconds["exact"] = 1e-9 * costs.exact;
-    seconds["truncated"] = 1e-9 * costs.truncated;
-    seconds["grid"] = 1e-9 * costs.grid;
-    seconds["lattice"] = 1e-9 * costs.lattice;
-    return seconds;
+    return estimate_vertices_per_voxel(bilateral_input(voxels, image, theta_alpha, theta_beta, pool));
 }
 
 // For tests.
@@ -182,8 +173,7 @@ void define_module(nb::module_& m) {
     define_errors(m);
     m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("_estimate_costs", &estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "num_channels"_a,
-          "num_filterings"_a);
+    m.def("_vertices_per_voxel", &vertices_per_voxel_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a);
     m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
     m.def("_lattice_passes", &lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "threads"_a);
