@@ -13,7 +13,7 @@ from scipy import ndimage
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
 @dataclass(frozen=True)
