@@ -131,11 +131,14 @@ def _case(figures: dict[str, Any]) -> str:
 
 
 def _startup(figures: dict[str, Any]) -> str:
+    yardstick, *_ = figures  # It is the first.
+    least = min(figures[yardstick]["processor"])
     rows = [
-        [f"`crfrefine {name}`", f"{t['best']:.3f} s", f"{t['median']:.3f} s", _verdict(t["best"], 0.4, 0.25, smaller_is_better=True)]
-        for name, t in figures.items()
+        [f"`{name}`", f"{min(of['wall']):.3f} s", f"{min(of['processor']):.3f} s", f"{min(of['processor']) / least:.2f}×"]
+        for name, of in figures.items()
     ]
-    return "### Start-up (must ≤ 0.4 s, aim ≤ 0.25 s)\n\n" + markdown_table(["command", "best", "median", ""], rows)
+    header = ["", "wall time", "processor time", f"relative to `{yardstick}`"]
+    return "### Start-up, and a case of 35×51×35 voxels with 3 labels\n\n" + markdown_table(header, rows)
 
 
 _SECTIONS = {

@@ -23,10 +23,11 @@ from study_unet import Schedule, SliceUNet, Stack, predict, train
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.base.geometry import describe_difference, same_grid
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import GridMismatchError
-from crfrefine.io.volume import Volume, describe_difference, same_grid
+from crfrefine.io.volume import Volume
 from crfrefine.train.folds import choose_num_folds, make_folds
 
 SEED = 0

@@ -1,11 +1,7 @@
 """Fixtures shared by all tests."""
 
-from __future__ import annotations
-
 import re
 import subprocess
-from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import gpu_tests
 import pytest
@@ -13,13 +9,12 @@ from cuda_shim import shim_backend
 
 import crfrefine.engines
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend
 from crfrefine.errors import BackendUnavailableError
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Refuse a test for a GPU that `benchmarks/gpu_first_run.py` would not run."""
     unknown = {item.path for item in items if item.get_closest_marker("gpu")}.difference(gpu_tests.files())
     if unknown:
@@ -27,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item):
     """Refuse a test that is skipped for want of a GPU and has no marker: with a GPU, nobody would run it."""
     report = yield
     if report.skipped and re.search(r"needs a .*GPU", str(report.longrepr)) and not item.get_closest_marker("gpu"):
@@ -36,7 +31,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def _load(name, monkeypatch):
     table = (*crfrefine.engines._TABLE, ("cuda-shim", lambda _: shim_backend()))
     monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
     try:
@@ -46,7 +41,7 @@ def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
 
 
 @pytest.fixture(params=["reference", "cpu", "cuda-shim", ON_GPU])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def backend(request, monkeypatch):
     """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
 
     `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU.
@@ -55,13 +50,27 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(params=["cpu", "cuda-shim", ON_GPU])
-def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def compiled_backend(request, monkeypatch):
     """Those to be compared with the reference."""
     return _load(request.param, monkeypatch)
 
 
 @pytest.fixture
-def one_torch_thread() -> Iterator[None]:
+def folders(tmp_path):
+    """Three small cases, a, b and c, as files."""
+    from cli_helpers import write_folders
+
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def _no_folders_of_nnunet(monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def one_torch_thread():
     """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""
     import torch
 
@@ -72,7 +81,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A disk of 64 KiB: enough for label maps, not for probabilities."""
     mounted = tmp_path / "disk"
     mounted.mkdir()

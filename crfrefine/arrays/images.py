@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
+from crfrefine.base.geometry import same_grid, spacing_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.nifti_header import mm_per_unit
-from crfrefine.io.volume import same_grid, spacing_of
 
 ArrayOrImage = ArrayLike | Any
 """An array, or an image of nibabel or SimpleITK."""
@@ -87,6 +86,8 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         )
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
+        from crfrefine.io.nifti_header import mm_per_unit
+
         affine[:3] *= mm_per_unit(image.header)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]

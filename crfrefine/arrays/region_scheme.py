@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.io.volume import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, AxisMap, GridMap
 from crfrefine.arrays.padding import find_padding
-from crfrefine.io.parallel import run_all
+from crfrefine.base.parallel import run_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,1 +1,1 @@
-"""What every room stands on, and what knows nothing of images: texts, notices, failures, threads, memory, the order of axes."""
+"""What every room stands on: texts, notices, failures, threads, memory, the order of axes, the geometry of grids."""

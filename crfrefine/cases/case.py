@@ -17,6 +17,7 @@ from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import identify, take_logarithms
 from crfrefine.arrays.region_channels import take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
@@ -31,7 +32,6 @@ from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.logits import LogitsHeader
-from crfrefine.io.parallel import run_all
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
 

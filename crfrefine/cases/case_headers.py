@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crfrefine import io
+from crfrefine.base.geometry import TIMES, same_shape
 from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import KIND, read_label_header
@@ -14,7 +15,7 @@ from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.labels import require_scalar
-from crfrefine.io.volume import TIMES, VolumeHeader, same_shape
+from crfrefine.io.volume import VolumeHeader
 
 
 @dataclass(frozen=True)

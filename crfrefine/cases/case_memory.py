@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.geometry import TIMES
 from crfrefine.base.memory import format_size, memory_limit, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.content import MOST_BYTES
-from crfrefine.io.volume import TIMES, VolumeHeader
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders

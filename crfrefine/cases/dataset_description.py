@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.volume import LARGEST_LABEL
 
 _MOST_CHANNELS = 10_000
 _MOST_DIGITS = 9  # Most digits of a channel or label number.

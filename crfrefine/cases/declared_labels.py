@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import description_or_note
 from crfrefine.errors import InputError
 from crfrefine.io.paths import stem_of
-from crfrefine.io.volume import LARGEST_LABEL
 
 RESERVED_NAMES = ("background", "ignore")
 """Names with a meaning in `dataset.json`: no structure may have them."""

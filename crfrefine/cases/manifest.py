@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crfrefine.base.geometry import is_plausible
 from crfrefine.base.text import counted, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
@@ -18,7 +19,6 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of, suffix_of
 from crfrefine.io.recognition import require_volume, suffix_to_write
 from crfrefine.io.system import ignores_case, is_refused
-from crfrefine.io.volume import is_plausible
 
 _MOST_NAMED = 20
 _MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.

@@ -9,10 +9,11 @@ import numpy as np
 
 from crfrefine.arrays.grid_map import GridMap, boxes_overlap, map_grid, world_box
 from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
+from crfrefine.base.geometry import describe_grid
+from crfrefine.base.parallel import run_all
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.decode import allocate_array
-from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import VolumeHeader, describe_grid
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.axes import StorageOrder, file_order
+from crfrefine.base.geometry import same_shape
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import MOST_BYTES, Content
 from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
@@ -20,7 +21,7 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix,
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
 from crfrefine.io.recognition import files_written
 from crfrefine.io.segments import Segment, segments_of
-from crfrefine.io.volume import Volume, VolumeHeader, same_shape
+from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.io.volumes import allocate, placed_on, read_header, read_into
 
 if TYPE_CHECKING:

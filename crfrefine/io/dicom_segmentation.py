@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import require_usable, spacing_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import array_stream
@@ -19,7 +20,7 @@ from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.dicom_segments import read_segments
 from crfrefine.io.segments import empty_label_map, put_segment
 from crfrefine.io.streams import LARGEST_RATIO, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

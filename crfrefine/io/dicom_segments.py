@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment, with_unique_labels
-from crfrefine.io.volume import LARGEST_LABEL
 
 # Numbers of segments have no gaps; where labels have, the end of a segment's description says `label value 52`.
 _LABEL_IN_DESCRIPTION = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream, as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
 from crfrefine.io.dicom_slices import Slice, arrange, read_slices
 from crfrefine.io.streams import BlockReader, cannot_read, cut_off, read_start
-from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

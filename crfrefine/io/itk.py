@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.geometry import same_grid
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, same_grid
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

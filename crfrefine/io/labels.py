@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces
-from crfrefine.io.volume import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

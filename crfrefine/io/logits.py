@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.axes import file_order
+from crfrefine.base.parallel import run_ahead, run_all
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.decode import allocate_array
-from crfrefine.io.parallel import run_ahead, run_all
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import read_header, read_into

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import require_usable, spacing_of
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.source import VoxelSource
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import VolumeHeader, open_voxels, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader, open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: headers through nibabel, voxels decoded here (nibabel would go through float64)."""
+"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`: voxels decoded here (nibabel would go through float64)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
 from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
-from crfrefine.io.volume import LARGEST_LABEL, open_voxels
+from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
@@ -81,6 +81,8 @@ def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
 
 
 def _table(content: bytes) -> tuple[Segment, ...]:
+    from xml.etree import ElementTree
+
     found: dict[int, Segment] = {}
     try:
         for entry in ElementTree.fromstring(content).iter("Label"):

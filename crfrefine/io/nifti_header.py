@@ -1,4 +1,4 @@
-"""Headers of NIfTI and Analyze, through nibabel: what they say of the grid and the voxels, and new ones to write."""
+"""Headers of NIfTI and Analyze: what they say of the grid and the voxels, and new ones to write; through nibabel, but for plain ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.plain_nifti import LARGEST_SIDE, PlainHeader, read_plain
 from crfrefine.io.source import VoxelSource
-from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,11 +34,13 @@ _quiet.propagate = False
 
 
 def parse(block: bytes, path: Path, *, is_pair: bool = False) -> Any:
-    """Return nibabel's header of the first LONGEST bytes of a file, checked; that of a pair may also be that of Analyze 7.5.
+    """Return the header, a plain one or nibabel's, of the first LONGEST bytes of a file, checked; that of a pair may be Analyze's.
 
     Raises:
         UnsupportedFormatError: not such a header, damaged, or cut off.
     """
+    if not is_pair and (plain := read_plain(block)) is not None:
+        return plain
     import nibabel
 
     if not block:
@@ -161,23 +165,14 @@ def mm_per_unit(header: Any) -> float:
 
 def header_to_write(content: Content, like: Volume, *, is_pair: bool) -> Any:
     """Return a header of voxels with the geometry of another volume: bit for bit that of its own file, if it is NIfTI."""
-    import nibabel
-
-    nifti1: Any = nibabel.Nifti1Header
-    header: Any = like.header.template if like.header is not None else None
-    if isinstance(header, nifti1):
-        # Always little-endian: the same values, and every reader accepts them.
-        header = header.as_byteswapped("<")
-    else:
-        header = nifti1()
-        # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-        if not is_sheared(like.affine):
-            header.set_qform(like.affine, code=1)
-        header.set_sform(like.affine, code=1)
-        header.set_xyzt_units("mm")
     shape = content.shape[::-1]
     if content.num_channels is not None:
         shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
+    template: Any = like.header.template if like.header is not None else None
+    if isinstance(template, PlainHeader) and max(shape) <= LARGEST_SIDE:
+        header: Any = template.copy()
+    else:
+        header = _header_of_nibabel(template, like)
     header.set_data_shape(shape)
     header.set_data_dtype(content.dtype)
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
@@ -187,4 +182,22 @@ def header_to_write(content: Content, like: Volume, *, is_pair: bool) -> Any:
     header["descrip"], header["aux_file"] = b"crfrefine", b""
     header["magic"] = header.pair_magic if is_pair else header.single_magic
     header["vox_offset"] = 0 if is_pair else header.single_vox_offset
+    return header
+
+
+def _header_of_nibabel(template: Any, like: Volume) -> Any:
+    import nibabel
+
+    nifti1: Any = nibabel.Nifti1Header
+    if isinstance(template, PlainHeader):
+        return nifti1(template.binaryblock)
+    if isinstance(template, nifti1):
+        # Always little-endian: the same values, and every reader accepts them.
+        return template.as_byteswapped("<")
+    header = nifti1()
+    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+    if not is_sheared(like.affine):
+        header.set_qform(like.affine, code=1)
+    header.set_sform(like.affine, code=1)
+    header.set_xyzt_units("mm")
     return header

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.failures import reading
+from crfrefine.base.parallel import run_ahead
 from crfrefine.io.content import MOST_BYTES, cuts
 from crfrefine.io.decode import Decoder, allocate_array, read_whole
-from crfrefine.io.parallel import run_ahead
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:

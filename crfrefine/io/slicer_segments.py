@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
 from crfrefine.io.text_header import finite_number, whole_number
-from crfrefine.io.volume import LARGEST_LABEL
 
 OFFSET_KEY = "Segmentation_ReferenceImageExtentOffset"
 """The place of the first voxel in the reference image: 3D Slicer stores only the part that segments reach."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io.volume import VolumeHeader, is_sheared, require_usable, spacing_of
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

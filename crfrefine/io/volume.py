@@ -1,18 +1,14 @@
-"""Volumes and the geometry of their grids, as pure functions of a shape and an affine; reading and writing files is in `crfrefine.io`.
-
-A grid is a shape and an affine; the affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
-"""
+"""Volumes and their headers; the geometry of their grids is in `crfrefine.base.geometry`, reading and writing files in `crfrefine.io`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from crfrefine.base.geometry import describe_difference, orientation_codes, same_grid, same_shape
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,20 +23,6 @@ if TYPE_CHECKING:
 
 FileState: TypeAlias = tuple[Path, int, int, int]
 """A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
-
-TIMES = "\u00d7"
-
-SPACING_RANGE = (1e-6, 1e9)
-"""mm between neighboring voxels: from an electron microscope's to the limit of positions in float32. Bodies have 1e-4 to 1e3."""
-
-LARGEST_LABEL = 65535
-"""Largest label of a label map: they are read and written as 16-bit integers at most."""
-
-GRID_TOLERANCE = 0.01
-"""Largest distance, in voxels, between corners of two grids that count as equal: headers keep float32 or six printed digits."""
-
-SHEAR_TOLERANCE = 1e-4
-"""Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a hundred times below it."""
 
 
 @dataclass(frozen=True)
@@ -122,115 +104,3 @@ def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
     """Open the file with the voxels at the first one: of formats that store them as they are, perhaps compressed."""
     assert header.source is not None
     return header.source.stream()
-
-
-def is_plausible(spacing: Iterable[float]) -> bool:
-    """Return whether all distances between voxels are within SPACING_RANGE; False for NaN."""
-    low, high = SPACING_RANGE
-    return all(low <= step <= high for step in spacing)
-
-
-def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
-    """Return the voxel size in mm along each axis: the column norms of the affine."""
-    return tuple(float(norm) for norm in np.sqrt((np.asarray(affine, np.float64)[:3, :num_axes] ** 2).sum(axis=0)))
-
-
-def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
-    """Raise InputError if an affine is singular, or places voxels absurdly near to each other or far away."""
-    is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
-    spacing = spacing_of(affine, num_axes) if is_sane else ()
-    if spacing and is_plausible(spacing):
-        # The smallest singular value of the axes' directions: 1 at right angles, 0 where one lies in the plane of the others.
-        directions = affine[:3, :num_axes] / np.array(spacing)
-        if np.linalg.svd(directions, compute_uv=False).min() > 1e-6:
-            return
-    if min(spacing, default=0.0) > 0.0 and not is_plausible(spacing):
-        size = TIMES.join(f"{step:g}" for step in spacing)
-        problem = f"its voxels measure {size} mm; expected {SPACING_RANGE[0]:g} mm or more. Its lengths may be in another unit"
-    else:
-        problem = "its affine is [" + "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3]) + "]"
-    raise InputError(f"{path}: the geometry in the header is not usable: {problem}; repair the header")
-
-
-def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
-    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter per axis, each world axis used once."""
-    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
-    best = max(permutations(range(3)), key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)))
-    letters = ("LR", "PA", "IS")
-    return "".join(letters[world][int(rotation[world, axis] > 0)] for axis, world in enumerate(best[:num_axes]))
-
-
-def is_sheared(affine: NDArray[np.float64]) -> bool:
-    """Return whether the voxel axes of the affine are not at right angles, which only the sform of NIfTI and NRRD can express."""
-    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
-    return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
-
-
-def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two grids have as many voxels along each axis; a 2-D grid equals a 3-D one of a single slice."""
-    return (*shape, 1)[:3] == (*other, 1)[:3]
-
-
-def same_grid(
-    shape: Sequence[int],
-    affine: NDArray[np.float64],
-    other_shape: Sequence[int],
-    other_affine: NDArray[np.float64],
-    tolerance: float = GRID_TOLERANCE,
-) -> bool:
-    """Return whether two grids put the same voxels at the same places.
-
-    Args:
-        shape: voxels along each axis, at most three.
-        affine: (4, 4) voxel to world mm.
-        other_shape: of the other grid.
-        other_affine: of the other grid.
-        tolerance: largest distance between corners, in units of the smallest voxel spacing.
-    """
-    if not same_shape(shape, other_shape):
-        return False
-    # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
-    last = [size - 1 for size in shape] + [0] * (3 - len(shape))
-    corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
-    difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
-    farthest = np.sqrt(((corners @ difference.T)[:, :3] ** 2).sum(axis=1)).max()
-    return bool(farthest <= tolerance * min(spacing_of(affine, len(shape))))
-
-
-def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:
-    """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
-    text = TIMES.join(str(size) for size in shape)
-    if affine is None:
-        return text
-    text += ", " + TIMES.join(map(_millimeters, spacing_of(affine, len(shape)))) + " mm"
-    if placed:
-        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(map(_millimeters, affine[:3, 3]))})"
-    return text
-
-
-def _millimeters(length: float) -> str:
-    """Return a length with two decimals, or with as many digits as it has, up to six: "1.00", "0.625"."""
-    short, exact = f"{length:.2f}", f"{length:.6g}"
-    return short if float(short) == float(exact) else exact
-
-
-def describe_difference(
-    name: str | Path,
-    shape: Sequence[int],
-    affine: NDArray[np.float64] | None,
-    other_name: str | Path,
-    other_shape: Sequence[int],
-    other_affine: NDArray[np.float64] | None,
-) -> str:
-    """Describe two different grids, one line each, in enough detail to show the difference."""
-    grid, other = describe_grid(shape, affine), describe_grid(other_shape, other_affine)
-    if grid == other:
-        grid, other = describe_grid(shape, affine, placed=True), describe_grid(other_shape, other_affine, placed=True)
-    if grid == other and affine is not None and other_affine is not None:
-        grid, other = f"{grid}\n    {_rows(affine)}", f"{other}\n    {_rows(other_affine)}"
-    width = max(len(str(name)), len(str(other_name)))
-    return f"  {name!s:<{width}}  {grid}\n  {other_name!s:<{width}}  {other}"
-
-
-def _rows(affine: NDArray[np.float64]) -> str:
-    return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3])

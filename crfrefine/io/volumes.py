@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.failures import reading
+from crfrefine.base.geometry import same_grid
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream, read_whole
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
-from crfrefine.io.volume import VolumeHeader, same_grid
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

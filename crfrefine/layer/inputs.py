@@ -17,9 +17,9 @@ from torch import Tensor
 from crfrefine.arrays.arguments import BOUNDS, given_array
 from crfrefine.arrays.padding import check_share
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.base.geometry import is_plausible
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.io.volume import is_plausible
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend

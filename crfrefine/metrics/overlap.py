@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.geometry import TIMES
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.io.volume import TIMES
 from crfrefine.metrics.masks import MaskPair
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.volume import LARGEST_LABEL
 
 RESERVED = "mean"
 """Reserved name: reports use it for the mean over regions."""

@@ -10,9 +10,9 @@ import torch
 from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
 
+from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
 from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.volume import describe_difference, same_grid, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

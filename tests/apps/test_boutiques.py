@@ -1,7 +1,5 @@
 """The descriptors for Boutiques are valid, and the command lines that `bosh` makes of them run."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
@@ -20,15 +18,14 @@ BOSH = shutil.which("bosh", path=str(Path(sys.executable).parent))
 needs_bosh = pytest.mark.skipif(BOSH is None, reason="boutiques, which has the command bosh, is not installed")
 
 
-def descriptor_file(folder: Path, command: str) -> Path:
-    done = run_here("describe", "boutiques", command)
-    assert done.status == 0, done.stderr
+def descriptor_file(folder, command):
+    done = run_here("describe", "boutiques", command, status=0)
     file = folder / f"{command}.json"
     file.write_text(done.stdout, encoding="utf-8")
     return file
 
 
-def bosh(*arguments: object) -> str:
+def bosh(*arguments):
     done = subprocess.run([BOSH, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -53,8 +50,7 @@ def test_the_descriptors_are_valid_and_a_command_line_of_bosh_refines(tmp_path):
     invocation.write_text(json.dumps(values), encoding="utf-8")
     shown = bosh("exec", "simulate", "-i", invocation, tmp_path / "infer.json")
     line = next(line for line in shown.splitlines() if "crfrefine infer" in line)
-    done = run_here(*shlex.split(line[line.index("crfrefine infer") :])[1:])
-    assert done.status == 0, done.stderr
+    run_here(*shlex.split(line[line.index("crfrefine infer") :])[1:], status=0)
     assert (tmp_path / "out_preview.png").is_file()
     wanted = refined(folders, "a case", **{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2})
     np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), wanted)

@@ -17,15 +17,8 @@ from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 @pytest.fixture
 def opened():
-    """Opens pages, and ends them afterwards."""
     with contextlib.ExitStack() as stack:
         yield lambda options: stack.enter_context(open_session(options))
 

@@ -1,7 +1,5 @@
 """The manual page has every command and option of the help, and groff takes it without a warning."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -23,12 +21,11 @@ ODD = r"""'quoted' at the start, C:\fBpath\nc, a - b -- c, "d", ~x^2 `e`, é –
 
 @pytest.fixture(scope="module")
 def page():
-    done = run_here("describe", "man")
-    assert done.status == 0, done.stderr
+    done = run_here("describe", "man", status=0)
     return done.stdout
 
 
-def shown(page: str) -> str:
+def shown(page):
     """The page as a terminal shows it: one long line per paragraph, without bold."""
     done = subprocess.run(
         [GROFF, "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=2000n"], input=page, capture_output=True, text=True, timeout=60, check=True
@@ -68,6 +65,5 @@ def test_options_and_odd_texts_are_shown_as_they_are(page):
 
 
 def test_the_manual_is_of_no_single_command():
-    done = run_here("describe", "man", "infer")
-    assert done.status == 2
+    done = run_here("describe", "man", "infer", status=2)
     assert "the manual has all commands" in done.stderr

@@ -15,7 +15,6 @@ def phantom():
 
 
 def test_arrays_have_the_promised_shapes_and_types(phantom):
-    """And the affine centers the grid."""
     assert phantom.image.shape == (2, 96, 84, 40)
     assert phantom.labels.shape == (96, 84, 40)
     assert phantom.logits.shape == (NUM_LABELS, 96, 84, 40)

@@ -34,17 +34,11 @@ def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folder
     assert (tmp_path / "saved.toml").read_text() == shown["toml"]
     parameters = CrfParameters.load(tmp_path / "saved.toml")
     assert (parameters.bilateral[0].theta_alpha, parameters.bilateral[0].weight, parameters.mean_field.num_iterations) == (3.25, 6.5, 7)
-    cases, labels = folders
-    done = run_here("infer", "-i", cases.images, "-p", cases.logits, "-o", tmp_path / "out", "-c", tmp_path / "saved.toml", "--threads", 1)
-    assert done.status == 0, done.stderr
+    inputs = ("-i", folders[0].images, "-p", folders[0].logits, "-c", tmp_path / "saved.toml")
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     written = read_volume(tmp_path / "out" / "first.nii.gz").data
     np.testing.assert_array_equal(session._news.shown.labels, written)
-    truth = read_volume(labels / "first.nii.gz").data
-    for row in result["labels"]:
-        found, wanted = written == row["label"], truth == row["label"]
-        assert row["after"] == np.count_nonzero(found)
-        assert row["dice_after"] == pytest.approx(2 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()))
-    assert [row["label"] for row in result["labels"]] == list(range(1, NUM_LABELS))
+    assert [row["after"] for row in result["labels"]] == [np.count_nonzero(written == label) for label in range(1, NUM_LABELS)]
 
 
 def test_a_change_that_is_not_allowed_changes_nothing(session):

@@ -1,13 +1,10 @@
 """The description for 3D Slicer and MITK is valid, and the executable takes what a viewer makes of it."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import subprocess
 import sys
 from email.message import Message
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,18 +18,17 @@ from crfrefine.cli.describe import command_of
 from crfrefine.parameters.presets import list_presets
 
 
-def described() -> str:
-    done = run_here("describe", "slicer")
-    assert done.status == 0, done.stderr
+def described():
+    done = run_here("describe", "slicer", status=0)
     return done.stdout
 
 
-def slicer(*arguments: object) -> subprocess.CompletedProcess[str]:
+def slicer(*arguments):
     code = "from crfrefine.cli.entries import slicer; slicer()"
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
-def command_line(values: dict[str, str]) -> list[str]:
+def command_line(values):
     """What a viewer makes of a panel: every option with its value, texts that are empty, switches only where they are on."""
     words = []
     for parameter in ElementTree.fromstring(described().encode()).iterfind("parameters/*[longflag]"):
@@ -92,7 +88,7 @@ def test_numbers_keep_their_limits_and_choices_their_values():
     assert root.findtext("parameters/string-enumeration/default") == "b"
 
 
-def test_the_executable_answers_and_refines_as_infer_does(tmp_path: Path, monkeypatch):
+def test_the_executable_answers_and_refines_as_infer_does(tmp_path, monkeypatch):
     answer = slicer("--xml")
     assert (answer.returncode, answer.stdout) == (0, described())
     folders = write_folders(tmp_path, "a")
@@ -101,8 +97,7 @@ def test_the_executable_answers_and_refines_as_infer_does(tmp_path: Path, monkey
     monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", *command_line(values | {"overrides": FAST[1]})])
     with contextlib.suppress(SystemExit):
         entries.slicer()
-    plain = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", *FAST, "--resample")
-    assert plain.status == 0, plain.stderr
+    run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", *FAST, "--resample", status=0)
     np.testing.assert_array_equal(load_nifti(tmp_path / "panel.nii.gz"), load_nifti(tmp_path / "infer.nii.gz"))
 
 

@@ -10,7 +10,6 @@ from crfrefine.apps.tune.session import BehindError
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two cases on different grids."""
     root = tmp_path_factory.mktemp("cases")
     folders, labels = write_labeled(root, "first", "second")
     for path in root.rglob("second*"):

@@ -55,7 +55,6 @@ def number(driver):
 
 
 def picture(driver):
-    """The pixels of the axial plane, as a hash of its canvas."""
     return driver.execute_script("return document.querySelector('.plane canvas').toDataURL()")
 
 
@@ -64,7 +63,6 @@ def dice(driver):
 
 
 def slide(driver, name, share):
-    """Move a slider as a hand would: its value, and the event."""
     driver.execute_script(
         "const node = document.querySelector(`[name='${arguments[0]}']`); node.value = Number(node.max) * arguments[1];"
         "node.dispatchEvent(new Event('input', { bubbles: true }))",
@@ -74,7 +72,6 @@ def slide(driver, name, share):
 
 
 def type_in(driver, name, value):
-    """Type into the field beside a slider."""
     driver.execute_script(
         "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
         "field.value = arguments[1]; field.dispatchEvent(new Event('change'))",

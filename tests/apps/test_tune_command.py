@@ -27,8 +27,7 @@ def arguments(folders):
 
 def test_without_the_extra_the_error_names_it(monkeypatch, folders):
     monkeypatch.setattr(server, "_LIBRARIES", ("a_server_that_is_not_there",))
-    done = run_here("tune", *arguments(folders))
-    assert done.status == 1
+    done = run_here("tune", *arguments(folders), status=1)
     assert done.stderr.splitlines() == [
         "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install 'crfrefine[tune]'"
     ]

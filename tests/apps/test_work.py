@@ -17,7 +17,6 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Everything that is published: result and what follows."""
     published = []
     publish = work.News.publish
 

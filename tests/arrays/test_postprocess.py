@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from drawings import drawing
 
 from crfrefine.arrays.components import clean, postprocess
 from crfrefine.errors import ConfigError
@@ -49,6 +48,11 @@ CASES = {
         ("11111..", "11111..", "1111122", "11111..", "11111.."),
     ),
 }
+
+
+def drawing(*rows):
+    """A label map from rows of digits; `.` is background."""
+    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", CASES)

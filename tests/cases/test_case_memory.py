@@ -23,8 +23,7 @@ def save_logits(path, shape, affine, num_labels=3):
     return save_nifti(path, np.moveaxis(numbers((num_labels, *shape)) - 100.0, 0, -1), affine)
 
 
-def make_case(folder, kind: str) -> tuple[CaseFiles, dict, int]:
-    """The files of a case, how to read them, and the bytes of their arrays."""
+def make_case(folder, kind):
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     mask = save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
@@ -68,7 +67,6 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("case 'a': its files, read as float32, take ")
     assert first.endswith("of --max-memory")
-
     assert any(str(files.logits[0]) in line for line in lines)
     if kind == "modalities and logits":
         assert str(files.logits[0]) in lines[0], "the largest file comes first"

@@ -1,16 +1,15 @@
 """Which files belong to which case. Names alone count: the files are empty."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.dataset_description import Names, read_dataset_description, read_names
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 
 
-def folder(root: Path, name: str, *files: str) -> Path:
+def folder(root, name, *files):
     path = root / name
     path.mkdir(exist_ok=True)
     for file in files:
@@ -18,7 +17,7 @@ def folder(root: Path, name: str, *files: str) -> Path:
     return path
 
 
-def names(paths) -> list[str]:
+def names(paths):
     return [path.name for path in paths]
 
 
@@ -169,7 +168,7 @@ def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
         discover_cases(folder(tmp_path, "images", "a.nii"), [])
 
 
-def write_description(tmp_path: Path, content: object) -> Path:
+def write_description(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder(tmp_path, "images", "a_0000.nii")
 
@@ -194,3 +193,35 @@ def test_an_older_description(tmp_path):
     assert found is not None
     assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": 0, "Anterior": 1})
     assert (found.ignore_label, found.has_regions) == (None, False)
+
+
+# ---- Names of labels and modalities
+
+DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
+
+
+def write(folder, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def test_names_are_those_of_the_first_description(tmp_path):
+    for name in ("images", "logits"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "a.nii").touch()
+    places = [tmp_path / "images" / "a.nii", tmp_path / "logits"]
+    assert read_names(places) == Names()
+    write(tmp_path / "logits", {"labels": {"left": 1}})
+    assert read_names(places) == Names({1: "1 left"})
+    write(tmp_path, DESCRIPTION)
+    assert read_names(places) == Names({0: "0 background", 3: "3 tumor core", 2: "2 edema"}, ("T1", "FLAIR"))
+
+
+def test_a_description_that_cannot_be_used_is_named_and_the_next_one_is_read(tmp_path):
+    write(tmp_path / "images", "{")
+    write(tmp_path / "logits", DESCRIPTION)
+    found = read_names([tmp_path / "images", tmp_path / "images", tmp_path / "logits"])
+    assert found.labels[3] == "3 tumor core"
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
+    assert note.endswith("; continuing without it")

@@ -23,7 +23,6 @@ MASKS["tumor"][4:6, 2:4, 1:4] = 1
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images; their label maps; the structures of the first."""
     for case_id in "ab":
         save_nifti(tmp_path / "images" / f"{case_id}_0000.nii.gz", numbers(SHAPE, seed=1), AFFINE)
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", LABELS.astype(np.uint8), AFFINE)
@@ -34,7 +33,6 @@ def folder(tmp_path):
 
 
 def read(folder, logits, images="images", **options):
-    """The first case, as `infer` reads it."""
     reading = ReadingOptions(**{"input_type": "labels", **options})
     cases = discover_network_cases(folder / images, folder / logits, input_type=reading.input_type)
     return load_case(cases[0], reading)
@@ -55,7 +53,6 @@ def test_a_label_map_is_read_as_one_hot_logits(folder, input_type, dtype):
 
 
 def test_with_all_labels_those_that_do_not_occur_are_far_below(folder):
-    """As training has them: every case with the same channels."""
     case = read(folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True)
     assert case.logits.shape == (12, *SHAPE)
     np.testing.assert_array_equal(case.logits[[0, 5, 10]], one_hot(LABELS, (0, 5, 10)))
@@ -120,6 +117,7 @@ def test_label_maps_without_images_are_told(folder):
         (LABELS * 0.995, {"input_type": "auto"}, "not a whole number"),
         (LABELS * 0.995, {}, None),
         (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
+        (LABELS * 7000.0, {}, "expected labels from 0 to 65535, found 0 to 70000"),
         (np.stack([LABELS, LABELS], -1) * 1.0, {}, "expected a label map with one value per voxel, this file has 2"),
         (LABELS * 1.0, {"input_type": "logits"}, "logits of one label only.*--input-type labels"),
         (LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),
@@ -179,7 +177,6 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
 
 @pytest.mark.parametrize("as_files", [False, True])
 def test_the_structures_of_one_case(folder, as_files):
-    """A folder, or one -p per file, in any order."""
     own = folder / "structures" / "a"
     logits = sorted(own.iterdir(), reverse=True) if as_files else own
     (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", logits, input_type="labels")

@@ -16,8 +16,7 @@ HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    """Files whose names follow no rule."""
+def archive(tmp_path):
     for name in ("p1/scan.nii.gz", "p1/other scan.nii.gz", "p2/x.nii.gz", "masks/1.nii.gz"):
         save_nifti(tmp_path / "archive" / name, np.ones((6, 5, 4), np.int16))
     for name in ("p1/net.nii.gz", "net_of_p2.nii.gz"):
@@ -26,7 +25,7 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def write(path: Path, *rows: list[str], head: list[str] = HEAD) -> Path:
+def write(path, *rows, head=HEAD):
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *(row + [""] * (len(head) - len(row)) for row in rows)])
     return path
@@ -79,7 +78,7 @@ def test_the_table_is_checked(archive, tmp_path, content, problem):
     assert str(raised.value).startswith(f"{archive}/cases.csv: ")
 
 
-def changed(**cells: str) -> list[str]:
+def changed(**cells):
     return [cells.get(name, cell) for name, cell in zip(HEAD, ONE, strict=True)]
 
 
@@ -194,7 +193,6 @@ def test_structures_are_files_or_a_folder(archive, tmp_path):
 
 
 def test_parquet_gives_the_same_cases(archive, tmp_path):
-    """With lists in place of semicolons too, and numbers as names."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     as_csv = read_manifest(write(archive / "cases.csv", ["1", *ONE[1:]], ["2", *TWO[1:]]), tmp_path / "out")

@@ -5,7 +5,7 @@ import shutil
 
 import nibabel as nib
 import pytest
-from nnunet_helpers import AFFINE, DATASET, NETWORK, Tree, describe, plans, write_fold, write_json, write_predictions, write_tree
+from nnunet_helpers import AFFINE, DATASET, NETWORK, describe, plans, write_fold, write_json, write_predictions, write_tree
 
 from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.cases.nnunet.trained import find_cases_to_refine, find_trained_cases
@@ -17,12 +17,6 @@ TASK = "nnUNet/3d_fullres/Task004_X"
 TRAINED_BY_VERSION_1 = TASK + "/nnUNetTrainerV2__nnUNetPlansv2.1"
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 VALIDATED = tuple(f"validation/{name}" for name in ("summary.json", "case1.nii.gz", "case3.nii.gz"))
 
 
@@ -31,11 +25,11 @@ def tree(tmp_path):
     return write_tree(tmp_path)
 
 
-def trained_cases(tree: Tree, **options):
+def trained_cases(tree, **options):
     return find_trained_cases(require_trained(tree.network), **options)
 
 
-def complaint(path, function=require_trained) -> str:
+def complaint(path, function=require_trained):
     with pytest.raises(InputError) as error:
         function(path)
     return str(error.value)

@@ -11,38 +11,30 @@ from crfrefine.cases.nnunet.postprocessing import KeepLargest, find_postprocessi
 from crfrefine.errors import InputError
 
 
-def drawn(*rows: str) -> np.ndarray:
+def drawn(*rows):
     """Label maps of (3, columns, 2): the picture is the middle slice of each plane, the other plane is empty."""
     values = np.array([[0 if digit == "." else int(digit) for digit in row] for row in rows], dtype=np.uint8)
     return np.stack([values, np.zeros_like(values)], axis=-1)
 
 
-def kept(label_map: np.ndarray, *labels: int, background: int = 0) -> list[str]:
+def kept(label_map, *labels, background=0):
     found = KeepLargest(labels, background).apply(label_map)
     assert found.dtype == label_map.dtype
     assert not found[..., 1].any()
     return ["".join("." if value == 0 else str(value) for value in row) for row in found[..., 0]]
 
 
-@pytest.mark.parametrize(
-    ("picture", "labels", "background", "expected"),
-    [
-        (("11...1", "1..2.2", "...2.."), (1,), 0, ["11....", "1..2.2", "...2.."]),
-        (("11..12", "....22", "3....."), (1, 2), 0, ["....12", "....22", "3....."]),
-        (("1.....", ".1...1", "..1..1"), (1,), 0, ["1.....", ".1....", "..1..."]),
-        (("11..11", "......", "..1..."), (1,), 0, ["11..11", "......", "......"]),
-        (("11...1", "......", "......"), (1,), 2, ["11...2", "......", "......"]),
-        (("22...2", "......", "......"), (1,), 0, ["22...2", "......", "......"]),
-    ],
-    ids=[
-        "largest",
-        "together",
-        "corners connect",
-        "all of the largest size, as in nnU-Net",
-        "what nnU-Net calls background",
-        "no such label",
-    ],
-)
+COMPONENTS = {
+    "largest": (("11...1", "1..2.2", "...2.."), (1,), 0, ["11....", "1..2.2", "...2.."]),
+    "together": (("11..12", "....22", "3....."), (1, 2), 0, ["....12", "....22", "3....."]),
+    "corners connect": (("1.....", ".1...1", "..1..1"), (1,), 0, ["1.....", ".1....", "..1..."]),
+    "all of the largest size, as in nnU-Net": (("11..11", "......", "..1..."), (1,), 0, ["11..11", "......", "......"]),
+    "what nnU-Net calls background": (("11...1", "......", "......"), (1,), 2, ["11...2", "......", "......"]),
+    "no such label": (("22...2", "......", "......"), (1,), 0, ["22...2", "......", "......"]),
+}
+
+
+@pytest.mark.parametrize(("picture", "labels", "background", "expected"), COMPONENTS.values(), ids=COMPONENTS)
 def test_only_the_largest_component_stays(picture, labels, background, expected):
     assert kept(drawn(*picture), *labels, background=background) == expected
 

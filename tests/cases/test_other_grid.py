@@ -8,7 +8,7 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
 from resampling_helpers import itk_resampled, world_of
 
-from crfrefine.cases.case import Case, CaseFiles, ReadingOptions, load_case, read_case_headers
+from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case_headers
 from crfrefine.errors import GridMismatchError, InputError
 
 SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
@@ -16,7 +16,7 @@ AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)
 RESAMPLE = ReadingOptions(resample=True)
 
 
-def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)) -> np.ndarray:
+def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)):
     """A coarser grid around the same center; `shift` in mm along x."""
     affine = affine_of(spacing, direction=direction)
     middle = AFFINE @ [*((np.array(SHAPE) - 1) / 2), 1.0]
@@ -27,7 +27,7 @@ def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)) 
 FAR = beside(np.eye(3), shift=18.0) @ np.diag([-1.0, 1.0, 1.0, 1.0])
 
 
-def scores(num_labels=3, shape=COARSE) -> np.ndarray:
+def scores(num_labels=3, shape=COARSE):
     return np.random.default_rng(5).normal(0, 3, (num_labels, *shape)).astype(np.float32)
 
 
@@ -35,13 +35,13 @@ def save_scores(path, values, affine):
     return save_nifti(path, np.moveaxis(values, 0, -1), affine)
 
 
-def make_case(folder, affine=None, values=None) -> CaseFiles:
+def make_case(folder, affine=None, values=None):
     image = save_nifti(folder / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     affine = beside() if affine is None else affine
     return CaseFiles("a", (image,), (save_scores(folder / "a_logits.nii.gz", scores() if values is None else values, affine),))
 
 
-def inside(case: Case) -> np.ndarray:
+def inside(case):
     return ~(case.logits == case.logits[0]).all(axis=0)
 
 

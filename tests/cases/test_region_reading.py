@@ -113,20 +113,12 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
 @pytest.mark.parametrize(
     ("channels", "options", "told"),
     [
-        (
-            sigmoids(5),
-            {"description": BRATS},
-            ["has 5 channels, expected 3, one per region of ", "dataset.json, or 4, one per label\n"],
-        ),
+        (sigmoids(5), {"description": BRATS}, ["has 5 channels, expected 3, one per region of ", "dataset.json, or 4, one per label\n"]),
         (sigmoids(5), {"description": BRATS}, ["  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3"]),
         (sigmoids(4), {"given": SCHEME}, ["expected 3, one per region of --regions\n"]),
         (sigmoids(), {"description": BRATS, "input_type": "logits"}, ["expected log-odds of regions, found values that all lie in [0, 1]"]),
         (3 * sigmoids(), {"description": BRATS, "input_type": "probabilities"}, ["between 0 and 1, found values from 0 to 2.9"]),
-        (
-            sigmoids(),
-            {},
-            ["do not sum to 1", "regions_class_order", "--regions whole=1+2 --regions core=2", "RegionScheme.of"],
-        ),
+        (sigmoids(), {}, ["do not sum to 1", "regions_class_order", "--regions whole=1+2 --regions core=2", "RegionScheme.of"]),
     ],
 )
 def test_what_is_not_what_was_declared_is_refused(tmp_path, channels, options, told):

@@ -1,15 +1,18 @@
 """Options, parameter files and names that nobody means: one short message, status 1 or 2, no traceback, nothing that steers a terminal."""
 
-from __future__ import annotations
-
+import csv
+import io
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import Folders, Result, infer, run_here, statuses, write_folders
+from cli_helpers import infer, run_here, statuses, write_folders
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
+
+from crfrefine.evaluate.outputs import metrics_csv
+from crfrefine.statistics.comparison import Measurement, ResultTable
 
 DIGITS = "9" * 5000
 LONG = "x" * 100_000
@@ -18,11 +21,11 @@ SHOWN = r"a\tb\n\x1b[31mc\u202ed"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("absurd"), "a")
 
 
-def require_short(result: Result, status: int) -> None:
+def require_short(result, status):
     assert result.status == status, result.stderr[:500]
     assert "Traceback" not in result.stderr
     lines = (result.stderr + result.stdout).split("\n")
@@ -107,10 +110,11 @@ def test_options_of_evaluate(tmp_path):
         (("-r", f"{LONG}=1"), 1, "a name of 100000 characters; at most 200"),
         (("-r", LONG), 1, "no such file, and not a region"),
         (("--ignore-label", "9" * 30), 1, "--ignore-label: expected a label from 1 to 65535"),
+        (("--ignore-label", 0), 1, "--ignore-label: expected a label from 1 to 65535"),
         (("--name", LONG), 2, "a name of 100000 characters"),
         (("-b", f"{LONG}=x"), 2, "a name of 100000 characters"),
         (("-b", f"x={LONG}"), 2, "more than a path can have"),
-        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method"),
+        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method; there are prediction, before"),
     ):
         result = run_here(*study.arguments, *options)
         require_short(result, status)
@@ -122,8 +126,7 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output_of_infer(tmp_path)
     folders = write_folders(tmp_path, "good", HOSTILE, f"{HOSTILE}3")
     (folders.logits / f"{HOSTILE}2.nii.gz").write_bytes(b"x")
     (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
-    result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json")
-    assert result.status == 1
+    result = infer(folders, "-v", "--preview", "--summary", tmp_path / "s.json", status=1)
     assert {line.count("\t") for line in result.stdout.splitlines()} == {5}
     assert statuses(result) == [(SHOWN, "done"), (SHOWN + "3", "failed"), ("good", "done")]
     assert all(line.isprintable() for line in result.stderr.split("\n"))
@@ -136,8 +139,7 @@ def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
     study = write_study(tmp_path, 2)
     for folder in (study.labels, study.after, study.before):
         save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
-    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1")
-    assert result.status == 0
+    result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1", status=0)
     assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
     assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
     assert HOSTILE in {case for case, *_ in read_metrics(study.output)}
@@ -157,3 +159,15 @@ def test_thousands_of_names_are_cut(tmp_path):
     result = run_here("info", tmp_path / "many.npz")
     require_short(result, 1)
     assert "found a0, a1, a2, a3, a4 and 295 more" in result.stderr
+
+
+def test_no_name_is_a_formula():
+    """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
+    for name in ("=1+1", "+a", "-a", "@a", "\ta", "\ra", '=HYPERLINK("x")'):
+        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("plain", name, "dice", 0.25, name)])
+        rows = list(csv.DictReader(io.StringIO(metrics_csv(table), newline="")))
+        assert [row["case"] for row in rows] == [f"'{name}", "plain"]
+        assert {row["label"] for row in rows} == {row["method"] for row in rows} == {f"'{name}"}
+        assert [float(row["value"]) for row in rows] == [-0.5, 0.25]
+    table = ResultTable([Measurement("a=b, 'c' -1", "1", "dice", 0.5, "crf+x")])
+    assert metrics_csv(table).splitlines()[1] == "\"a=b, 'c' -1\",1,dice,0.5,crf+x"

@@ -4,7 +4,6 @@ import gzip
 import pickle
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from cli_helpers import (
     FAST,
     GRID_SHAPE,
     NUM_LABELS,
-    Folders,
     command,
     errors,
     files_in,
@@ -28,12 +26,12 @@ from cli_helpers import (
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "bad", "good")
 
 
-def with_value(value: float) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
+def with_value(value):
+    def change(path):
         values = load_nifti(path).astype(np.float32)
         values[5, 6, 7] = value
         save_nifti(path, values)
@@ -41,20 +39,20 @@ def with_value(value: float) -> Callable[[Path], None]:
     return change
 
 
-def all_zero_probabilities(path: Path) -> None:
+def all_zero_probabilities(path):
     values = np.full((*GRID_SHAPE, NUM_LABELS), 0.25, np.float32)
     values[3, 4, 5] = (0, 1e-5, 0, 0)
     save_nifti(path, values)
 
 
-def other_place(path: Path) -> None:
+def other_place(path):
     affine = AFFINE.copy()
     affine[0, 3] += 3
     save_nifti(path, load_nifti(path), affine)
 
 
-def archive_instead(**arrays: np.ndarray) -> Callable[[Path], None]:
-    def replace(path: Path) -> None:
+def archive_instead(**arrays):
+    def replace(path):
         path.unlink()
         archive = path.with_name(path.name.replace(".nii.gz", ".npz"))
         if arrays:
@@ -92,13 +90,11 @@ BAD_IMAGES = {
 
 
 def test_a_bad_case_is_told_and_the_other_one_is_done(tmp_path):
-    """One line for each kind of damage."""
     bad = BAD_LOGITS | BAD_IMAGES
     folders = write_folders(tmp_path, *bad, "good")
     for case_id, (spoil, _) in bad.items():
         spoil(folders.logits / f"{case_id}.nii.gz" if case_id in BAD_LOGITS else folders.images / f"{case_id}_0000.nii.gz")
-    result = infer(folders, "--save-probabilities", "--preview", "-v")
-    assert result.status == 1
+    result = infer(folders, "--save-probabilities", "--preview", "-v", status=1)
     assert "Traceback" not in result.stderr
     told = {part.split("'")[1]: part for part in result.stderr.split("crfrefine: error: case ")[1:]}
     assert told.keys() == bad.keys()
@@ -142,8 +138,7 @@ def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path, options
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     filled = options.format(root=tmp_path, one=folders.images / "bad_0000.nii.gz", logits=folders.logits / "bad.nii.gz").split()
     kept = {"-i": folders.images, "-p": folders.logits, "-o": folders.output}
-    result = run_here("infer", *(part for pair in kept.items() if pair[0] not in filled for part in pair), *filled)
-    assert result.status == 1
+    result = run_here("infer", *(part for pair in kept.items() if pair[0] not in filled for part in pair), *filled, status=1)
     assert result.stderr.startswith("crfrefine: error: ")
     assert IMPOSSIBLE[options] in result.stderr
     assert len(errors(result.stderr)) == 1
@@ -153,8 +148,7 @@ def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path, options
 
 def test_wrong_lengths_and_overflow_fail_each_case_by_the_name_of_the_key(folders):
     for key, value in (("bilateral.theta_beta", "[0.1, 0.1, 0.1]"), ("mean_field.temperature", "1e-38")):
-        result = infer(folders, "--set", f"{key}={value}", "-v")
-        assert result.status == 1
+        result = infer(folders, "--set", f"{key}={value}", "-v", status=1)
         assert [key in line for line in errors(result.stderr)] == [True] * 2
         assert files_in(folders.output) == []
 
@@ -163,8 +157,7 @@ def test_masks_that_cannot_be_used_fail_their_case_alone(tmp_path):
     folders = write_folders(tmp_path, "empty", "good", "two")
     for case_id, shape, value in (("empty", GRID_SHAPE, 0), ("good", GRID_SHAPE, 1), ("two", (*GRID_SHAPE, 2), 1)):
         save_nifti(tmp_path / "masks" / f"{case_id}.nii.gz", np.full(shape, value, np.uint8))
-    result = infer(folders, "-m", tmp_path / "masks")
-    assert result.status == 1
+    result = infer(folders, "-m", tmp_path / "masks", status=1)
     first, second = errors(result.stderr)
     assert "the mask is empty" in first
     assert "one value per voxel" in second
@@ -173,8 +166,7 @@ def test_masks_that_cannot_be_used_fail_their_case_alone(tmp_path):
 
 def test_full_disk_leaves_no_partial_file(folders, small_disk):
     options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk, *FAST)
-    result = run_here("infer", *options, "--save-probabilities", "--save-logits")
-    assert result.status == 1
+    result = run_here("infer", *options, "--save-probabilities", "--save-logits", status=1)
     assert result.stderr.count("the disk is full") == 2
     assert not {"bad.nii.gz", "good.nii.gz"} & set(files_in(small_disk))
     for name in files_in(small_disk):
@@ -185,13 +177,11 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
 
 
 def test_a_file_of_parameters_is_never_replaced(folders):
-    """By an output, whatever its name."""
     folders.output.mkdir()
     for name, options in (("good.nii.gz", ()), ("good_probabilities.nii.gz", ("--save-probabilities",))):
         odd = folders.output / name
         odd.write_text("[mean_field]\nnum_iterations = 2\n")
-        result = infer(folders, "-c", odd, *options)
-        assert result.status == 1
+        result = infer(folders, "-c", odd, *options, status=1)
         assert "would replace an input" in result.stderr
         assert odd.read_text() == "[mean_field]\nnum_iterations = 2\n"
         odd.unlink()
@@ -205,8 +195,7 @@ def test_an_output_never_replaces_the_voxels_of_an_input(folders, tmp_path, name
     (tmp_path / f"a{voxels}").rename(kept)
     header.write_text(header.read_text().replace(f"a{voxels}", kept.name))
     before = kept.read_bytes()
-    result = run_here("infer", "-i", header, "-p", folders.logits / "good.nii.gz", "-o", tmp_path / f"{name}{end}")
-    assert result.status == 1
+    result = run_here("infer", "-i", header, "-p", folders.logits / "good.nii.gz", "-o", tmp_path / f"{name}{end}", status=1)
     assert "would replace an input" in result.stderr
     assert kept.read_bytes() == before
 

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 OPENING = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 
@@ -31,7 +31,6 @@ def cluster(tmp_path_factory):
 
 
 def test_outputs_and_records_are_those_of_the_plain_run(cluster, tmp_path, monkeypatch):
-    """With relative paths and a bad case; the process of a case has its folder from the run."""
     write_folders(tmp_path, *"abc")
     (tmp_path / "logits" / "b.nii.gz").write_bytes(b"no volume")
     monkeypatch.chdir(tmp_path)
@@ -99,8 +98,7 @@ def test_contradictory_options_are_wrong_usage(tmp_path):
         ("evaluate", ("--workers", "2", "--processes", "2"), "leave --processes out"),
     ):
         inputs = ("-i", tmp_path, "-p", tmp_path) if name == "infer" else (tmp_path, tmp_path)
-        result = run_here(name, *inputs, "-o", tmp_path / "out", *options)
-        assert result.status == 2
+        result = run_here(name, *inputs, "-o", tmp_path / "out", *options, status=2)
         assert reason in " ".join(result.stderr.split())
 
 
@@ -110,8 +108,7 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
     monkeypatch.setattr("distributed.LocalCluster", lambda *_, **__: pytest.fail("a cluster was started"))
     monkeypatch.delenv("CRFREFINE_UNENCRYPTED_WORKERS", raising=False)
     folders = write_folders(tmp_path, "a")
-    result = run_here("infer", *folders.arguments, "--workers", "1", "-q")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, "--workers", "1", "-q", status=1)
     for words in (
         "other users of this machine could run programs as you",
         "pip install cryptography",
@@ -123,7 +120,6 @@ def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch):
 
 @long
 def test_workers_is_a_cluster_of_the_run(tmp_path, monkeypatch):
-    """It begins and ends with the run; outputs are those of the plain run."""
     monkeypatch.setenv("CRFREFINE_UNENCRYPTED_WORKERS", "allow")  # This environment may have no `cryptography`.
     monkeypatch.setattr("crfrefine.runs.execution.cluster.connection._may_encrypt", lambda: False)
     folders = write_folders(tmp_path, "a", "b")

@@ -1,7 +1,5 @@
 """Shells complete the names of commands, options and values: the scripts that `--show-completion` prints, in bash itself."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -19,7 +17,6 @@ BASH = shutil.which("bash")
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """An environment with an executable `crfrefine` and an empty home."""
     root = tmp_path_factory.mktemp("completion")
     program = root / "bin" / "crfrefine"
     program.parent.mkdir()
@@ -30,7 +27,6 @@ def environment(tmp_path_factory):
 
 @pytest.mark.skipif(BASH is None, reason="needs bash")
 def test_bash_completes(environment):
-    """By the script that the command prints, once; names of files are bash's own."""
     words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
     script = 'eval "$(crfrefine --show-completion bash)"; while read -r line; do COMP_WORDS=($line)\n'
     script += "COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n"
@@ -66,12 +62,10 @@ def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
     ],
 )
 def test_zsh_and_fish_get_the_answers_that_their_scripts_ask_for(shell, variables, found, environment):
-    script = run_here("--show-completion", shell)
-    assert script.status == 0
+    script = run_here("--show-completion", shell, status=0)
     assert "crfrefine" in script.stdout
     assert all(f"{name}=" in script.stdout for name in variables)
-    done = run_process(env={**environment, **variables, "_CRFREFINE_COMPLETE": f"complete_{shell}"})
-    assert done.status == 0, done.stderr
+    done = run_process(env={**environment, **variables, "_CRFREFINE_COMPLETE": f"complete_{shell}"}, status=0)
     assert found in done.stdout
 
 
@@ -82,10 +76,8 @@ def test_completion_is_installed_for_the_shell_that_is_named(monkeypatch, tmp_pa
         ("zsh", ".zfunc/_crfrefine"),
         ("fish", ".config/fish/completions/crfrefine.fish"),
     ):
-        done = run_here("--install-completion", shell)
-        assert done.status == 0, done.stderr
+        done = run_here("--install-completion", shell, status=0)
         assert place in done.stdout
         assert "_CRFREFINE_COMPLETE" in (tmp_path / place).read_text(encoding="utf-8")
-    unknown = run_here("--show-completion", "tcsh")
-    assert unknown.status == 2
+    unknown = run_here("--show-completion", "tcsh", status=2)
     assert "tcsh: expected one of bash, zsh, fish" in unknown.stderr

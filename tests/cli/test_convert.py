@@ -1,7 +1,5 @@
 """`crfrefine convert`: archives, and logits to probabilities to labels; the formats themselves are in tests/io."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.floa
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+def files(tmp_path):
     return {
         "logits": save_nifti(tmp_path / "logits.nii.gz", LOGITS),
         "labels": save_nifti(tmp_path / "labels.nii.gz", LABELS),
@@ -22,17 +20,15 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def convert(*arguments: object) -> None:
-    result = run_here("convert", *arguments)
-    assert result.status == 0, result.stderr
+def convert(*arguments):
+    run_here("convert", *arguments, status=0)
 
 
 def test_npz_is_channel_z_y_x_and_needs_an_image_on_the_way_back(files, tmp_path):
     convert(files["logits"], tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as archive:
         np.testing.assert_array_equal(archive["logits"], LOGITS.transpose(3, 2, 1, 0))
-    alone = run_here("convert", tmp_path / "out.npz", tmp_path / "again.nii.gz")
-    assert alone.status == 1
+    alone = run_here("convert", tmp_path / "out.npz", tmp_path / "again.nii.gz", status=1)
     assert "--like" in alone.stderr
     convert(tmp_path / "out.npz", tmp_path / "again.nii.gz", "--like", files["image"])
     np.testing.assert_array_equal(load_nifti(tmp_path / "again.nii.gz"), LOGITS)
@@ -87,7 +83,6 @@ def test_bad_input(files, tmp_path, arguments):
 
 
 def test_an_image_of_whole_numbers_is_called_an_image(files, tmp_path):
-    """And a note is a line of its own."""
     image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
     told = run_here("convert", image, tmp_path / "out.nrrd")
     target = tmp_path / "out.nrrd"

@@ -1,17 +1,15 @@
 """`crfrefine demo`: writes a phantom in nnU-Net's naming, refines it, and tells what that did."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import Result, files_in, load_nifti, run_here, run_process
+from cli_helpers import files_in, load_nifti, run_here, run_process
 
 from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     return folder, run_process("demo", "-o", folder)
 

@@ -25,8 +25,7 @@ ENGINE = Engine("avx2", "avx2", "avx2", ("baseline", "avx2"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def metadata_lines() -> list[str]:
-    """The requirements as the metadata of a wheel has them."""
+def metadata_lines():
     optional = PROJECT["optional-dependencies"].items()
     return PROJECT["dependencies"] + [f'{line}; extra == "{extra}"' for extra, lines in optional for line in lines]
 
@@ -37,7 +36,6 @@ def report():
 
 
 def test_the_facts_are_those_that_runs_see(report):
-    """And without a GPU, it says what `--device cuda` says."""
     assert report.version == crfrefine.__version__
     assert Path(report.package) == Path(crfrefine.__file__).resolve().parent
     assert report.engine == Engine(get_backend("cpu").level, best_level(), processor_level(), built_levels())
@@ -51,14 +49,12 @@ def test_the_facts_are_those_that_runs_see(report):
 
 
 def test_it_prints_a_line_per_fact_and_per_extra_or_all_as_json(report):
-    done = run_here("doctor")
-    assert done.status == 0, done.stderr
+    done = run_here("doctor", status=0)
     names = [line[2:13].strip() for line in done.stdout.splitlines() if line.startswith("  ")]
     assert {"package", "Python", "engine", "cores", "memory", "open files", "GPU", "numpy", "train"} <= set(names)
     assert done.stdout.startswith(f"crfrefine {crfrefine.__version__}\n")
     assert "\nto do" in done.stdout
-    done = run_here("doctor", "--json")
-    assert done.status == 0, done.stderr
+    done = run_here("doctor", "--json", status=0)
     found = json.loads(done.stdout)
     assert found["schema"] == 1
     assert found.keys() == report.to_dict().keys()
@@ -66,8 +62,7 @@ def test_it_prints_a_line_per_fact_and_per_extra_or_all_as_json(report):
 
 
 def test_an_engine_that_cannot_run_is_a_failure_with_the_whole_report():
-    done = run_process("doctor", "--json", env={**os.environ, "CRFREFINE_CPU_LEVEL": "sse\x1b[2"})
-    assert done.status == 1
+    done = run_process("doctor", "--json", env={**os.environ, "CRFREFINE_CPU_LEVEL": "sse\x1b[2"}, status=1)
     assert "Traceback" not in done.stderr
     assert "expected one of baseline, avx2, avx512" in done.stdout
     assert "\x1b" not in done.stdout
@@ -77,8 +72,7 @@ def test_an_engine_that_cannot_run_is_a_failure_with_the_whole_report():
 def test_a_broken_numpy_is_a_finding_and_no_crash(tmp_path):
     (tmp_path / "numpy.py").write_text("raise ImportError('libgfortran.so.5: cannot open shared object file')\n", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), str(Path(crfrefine.__file__).parents[1])])
-    done = run_process("doctor", "-v", env={**os.environ, "PYTHONPATH": path})
-    assert done.status == 1
+    done = run_process("doctor", "-v", env={**os.environ, "PYTHONPATH": path}, status=1)
     assert "a package cannot be imported" in done.stdout.partition("to do")[2]
     assert "libgfortran.so.5" in done.stdout.partition("to do")[2]
     assert "Traceback" in done.stderr

@@ -32,14 +32,11 @@ NOTHING = np.zeros(SHAPE, bool)
 
 
 def evaluated(study, *options):
-    """The values of a run."""
-    result = run_here(*study.arguments, *options)
-    assert result.status == 0, result.stderr
+    run_here(*study.arguments, *options, status=0)
     return read_metrics(study.output)
 
 
 def describe(study, labels, **more):
-    """Write a `dataset.json` beside the folders of a study."""
     path = study.root / "dataset.json"
     path.write_text(json.dumps({"labels": labels, **more}), encoding="utf-8")
     return path
@@ -53,8 +50,7 @@ def judged(tmp_path_factory):
         for folder, factor in ((study.after, 1), (study.before, 100)):
             save_npz(folder / f"{case}.npz", factor * logits_of(reference, 90 + int(case[-1])))
     arguments = [word for word in study.arguments if word != "--no-report"]
-    result = run_here(*arguments, "-b", f"twin={study.after}", "-r", "whole=1+2", "--tolerance", "1.25")
-    assert result.status == 0, result.stderr
+    result = run_here(*arguments, "-b", f"twin={study.after}", "-r", "whole=1+2", "--tolerance", "1.25", status=0)
     return study, result
 
 
@@ -129,13 +125,11 @@ def harmful(tmp_path_factory):
         for folder, values in (("labels", reference), ("before", before), ("after", after)):
             save_map(root / folder / f"case{number}.nii.gz", values)
     study = Study(root, {})
-    result = run_here(*study.arguments)
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, status=0)
     return result.stdout, study.summary()
 
 
 def test_what_got_worse_is_said_beside_the_verdict(harmful):
-    """Dice rises in every case, and sensitivity falls in every case."""
     stdout, summary = harmful
     told = summary["verdict"]
     assert told["outcome"] == "helps"
@@ -143,10 +137,6 @@ def test_what_got_worse_is_said_beside_the_verdict(harmful):
     (decline,) = told["harm"]["significant"]
     assert (decline["metric"], decline["region"], decline["is_overall"]) == ("sensitivity", "1", True)
     assert (decline["comparison"]["losses"], decline["comparison"]["num_pairs"]) == (10, 10)
-    compared = ("sensitivity", "precision", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
-    assert decline["p_holm"] == pytest.approx(len(compared) * 2 / 2**10), "all signs agree, in a family of seven"
-    rows = [row for row in summary["summary"] if (row["metric"], row["region"]) == ("sensitivity", "1")]
-    assert {row["p_adjusted"] for row in rows} == {None, decline["p_holm"]}, "of the baseline, and of the prediction"
     change = 100 * decline["comparison"]["mean_difference"]
     family = "p after Holm over 7 tests of other metrics over the judged regions"
     expected = f"What got worse ({family}): sensitivity in 10 of 10 cases ({change:.2f} points on average, p 0.014)."
@@ -195,8 +185,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     for label in range(3):
         save_map(tmp_path / "scores" / f"case0_ProbMapClass{label}.mha", cropped[label])
     cropped[0, :, :2] = 1.0
-    result = run_here(*study.arguments, "--probabilities", f"before={tmp_path / 'scores'}", "-r", "whole=1+2")
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, "--probabilities", f"before={tmp_path / 'scores'}", "-r", "whole=1+2", status=0)
     assert "without a reference" not in result.stderr
     assert "no probabilities of 5 of 6 cases, such as case1; the calibration of before covers the others" in result.stderr
     found = read_metrics(study.output)
@@ -246,8 +235,7 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     for name in ("labels", "after"):
         for case, values in study.maps[name].items():
             save_map(tmp_path / name / f"{case}.nii.gz", values)
-    result = run_here(*study.arguments)
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, status=0)
     found = read_metrics(study.output)
     for case in study.maps["labels"]:
         for label in (1, 2, 7):
@@ -312,7 +300,6 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
 
 
 def test_regions_may_be_empty_or_long_and_the_mean_is_over_those_that_were_asked_for(tmp_path):
-    """A label that occurs nowhere, a label by its number, and more labels than a file name has letters."""
     study = write_study(tmp_path, 2)
     bones = "bones=" + "+".join(map(str, range(1, 120)))
     assert len(bones) > 255
@@ -339,8 +326,7 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
     for folder, values in ((study.labels, full), (study.after, cut)):
         save_map(folder / "a.nii.gz", values)
     arguments = ("evaluate", study.after, study.labels, "--processes", 1, "-o", study.output)
-    result = run_here(*arguments)
-    assert result.status == 0, result.stderr
+    result = run_here(*arguments, status=0)
     found = read_metrics(study.output)
     assert {method for *_, method in found} == {"prediction"}
     assert (found["a", "1", "hd_mm", "prediction"], found["a", "1", "dice", "prediction"]) == pytest.approx((4 * 0.8, 18 / 22))
@@ -354,10 +340,7 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
 
 
 def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
-    """Of case0 one file with three modalities, of case1 three files, the first on another grid, and none of case2.
-
-    The second modality alone shows the labels, so it is the first to be seen; the names are those of `dataset.json`.
-    """
+    """The second modality alone shows the labels, so it is the first to be seen; the names are those of `dataset.json`."""
     study = write_study(tmp_path)
     images = tmp_path / "images"
     for seed, (case, reference) in enumerate(study.maps["labels"].items()):
@@ -371,8 +354,7 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
     description = {"channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"}, "labels": {"background": 0, "edema": 1, "core": 2}}
     (tmp_path / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     arguments = (argument for argument in study.arguments if argument != "--no-report")
-    result = run_here(*arguments, "--images", images, "-r", "whole=1+2")
-    assert result.status == 0, result.stderr
+    result = run_here(*arguments, "--images", images, "-r", "whole=1+2", status=0)
     assert "case 'case1': shown without case1_0000.nii.gz: " in result.stderr
     assert result.stderr.count("shown without") == 1, "the other modalities are on the grid"
     assert "no image of 1 of 3 cases, such as case2" in result.stderr

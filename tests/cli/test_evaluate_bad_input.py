@@ -52,16 +52,11 @@ def channels(values):
 
 
 SOFT = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-# What spoils a case, from case1 on; the method that it fails (None: all), and what the message says.
 BAD = [
     (put("after", np.copy, grid=(-1, 1, 1)), "prediction", [ANOTHER, "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1"]),
     (put("after", lambda values: values[1:]), "prediction", [ANOTHER, "13×11×7", "12×11×7"]),
     (put("labels", np.copy, grid=(1, 1, 1.01)), None, [ANOTHER, "3.00 mm", "3.03 mm"]),
-    (
-        put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)),
-        "prediction",
-        ["all labels have the same value at 1001 of"],
-    ),
+    (put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)), "prediction", ["all labels have the same value at 1001 of"]),
     (put("after", lambda _: SOFT), "prediction", ["not a label map", "may be a probability map"]),
     (put("labels", lambda values: values.astype(np.int16) - 1), None, ["expected labels from 0", "found -1"]),
     (put("after", with_nan), "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
@@ -77,15 +72,13 @@ BAD = [
 
 
 def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
-    """The first and the last case are whole."""
     study = write_study(tmp_path, len(BAD) + 2)
     whole = ["case0", f"case{len(BAD) + 1}"]
     expected = {(case, name) for case in whole for name in ("prediction", "before")}
     for number, (spoil, method, _) in enumerate(BAD, 1):
         spoil(study, f"case{number}")
         expected |= {(f"case{number}", {"prediction": "before", "before": "prediction"}[method])} if method else set()
-    result = run_here(*study.arguments, "-v", "--ignore-label", 60000)
-    assert result.status == 1
+    result = run_here(*study.arguments, "-v", "--ignore-label", 60000, status=1)
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].endswith(f"({len(BAD)} of {len(BAD) + 2} cases)")
     summary = study.summary()
@@ -104,12 +97,10 @@ def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
 
 
 def test_images_are_no_label_maps(tmp_path):
-    """Two thousand gray values in 1001 voxels of each map."""
     study = write_study(tmp_path, 1)
     for folder, first in ((study.labels, 1), (study.after, 5000), (study.before, 5000)):
         save_map(folder / "case0.nii.gz", np.arange(first, first + np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE))
-    result = run_here(*study.arguments)
-    assert result.status == 1
+    result = run_here(*study.arguments, status=1)
     assert result.stderr.count("2002 different labels; expected at most 2000: is one of them an image?") == 2
 
 
@@ -118,13 +109,11 @@ def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(t
     study = write_study(tmp_path, 2)
     for case in ("case0", "case1"):
         save_npz(study.after / f"{case}.npz", np.random.default_rng(0).random((3, *SHAPE), np.float32), "probabilities")
-    result = run_here(*study.arguments)
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, status=0)
     assert result.stderr.count("prediction: no calibration: ") == 1  # of the first case, for all
     assert "ece" not in {metric for _, _, metric, _ in read_metrics(study.output)}
     # Although the masks were measured before.
-    asked = run_here(*study.arguments, "--continue", "--probabilities", f"prediction={study.after}")
-    assert asked.status == 1
+    asked = run_here(*study.arguments, "--continue", "--probabilities", f"prediction={study.after}", status=1)
     assert "do not sum to 1" in asked.stderr
     assert ("case0", "1", "dice", "prediction") in read_metrics(study.output)
 
@@ -138,8 +127,7 @@ def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
     assert read_metrics(study.output) == {}
     (study.before / "case0.nii.gz").write_bytes(b"not an image")
     save_map(study.labels / "case0.nii.gz", study.maps["labels"]["case0"])
-    result = run_here(*study.arguments)
-    assert result.status == 1
+    result = run_here(*study.arguments, status=1)
     assert result.stdout.splitlines()[-1] == "verdict: no verdict: no case of before could be measured"
     (study.after / "case0.nii.gz").write_bytes(b"not an image")
     assert run_here(*study.arguments).status == 1
@@ -150,8 +138,7 @@ def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
 def test_fail_fast_stops_at_the_first_bad_case(tmp_path):
     study = write_study(tmp_path)
     cut_off(study, "case1")
-    result = run_here(*study.arguments, "--fail-fast")
-    assert result.status == 1
+    result = run_here(*study.arguments, "--fail-fast", status=1)
     assert "stopped at case 'case1' (--fail-fast)" in result.stderr
     assert files_in(study.output) == ["cases"]
     assert files_in(study.output / "cases") == ["case0.json"]
@@ -169,18 +156,14 @@ def one(tmp_path_factory):
     [
         (["-b", "before={before}"], "two methods have this name"),
         (["--name", "before"], "two methods have this name"),
-        (["--probabilities", "nobody={before}"], "no such method; there are prediction, before"),
-        (["-r", "whole=1+x"], "'x' is not the number of a label"),
         (["-r", "nothing.json"], "no such file, and not a region"),
         (["-r", "{root}/none.json"], "none.json: holds no region; expected names and labels"),
-        (["-r", "mean=1+2"], "mean over regions"),
         (["-r", "all=1+2"], "calibration of all labels together"),
         (["-r", "2=1+3"], "is the name of label 2"),
         (["-r", "a=1", "-r", "a=2"], "appears twice, with different labels"),
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
         (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
         (["--tolerance", "nan"], "--tolerance"),
-        (["--ignore-label", "0"], "--ignore-label: expected a label from 1 to 65535"),
         (["-i", "{root}/none"], "no such file or folder"),
         (["-o", "{after}"], "is an input of this run"),
         (["-o", "{after}/case0.nii.gz"], "is a file; name a folder"),
@@ -189,8 +172,7 @@ def one(tmp_path_factory):
 )
 def test_options_that_cannot_be_followed(one, options, message):
     names = {"before": one.before, "after": one.after, "root": one.root}
-    result = run_here(*one.arguments, *(text.format(**names) for text in options))
-    assert result.status == 1
+    result = run_here(*one.arguments, *(text.format(**names) for text in options), status=1)
     assert message in result.stderr
     assert result.stderr.startswith("crfrefine: error: ")
     assert "metrics.csv" not in files_in(one.output) + files_in(one.after)
@@ -207,8 +189,7 @@ def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
     (tmp_path / "rival").mkdir()
     for number in range(6):
         (tmp_path / "rival" / f"case{number}.nii.gz").write_bytes(b"not an image")
-    result = run_here(*study.arguments, "-b", f"rival={tmp_path / 'rival'}")
-    assert result.status == 1
+    result = run_here(*study.arguments, "-b", f"rival={tmp_path / 'rival'}", status=1)
     lines = result.stdout.splitlines()
     assert "note: rival could not be measured in any case." in lines
     assert lines[-1].startswith("verdict: The refinement helps. ")
@@ -223,8 +204,7 @@ def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label
     study = write_study(tmp_path, 1)
     described = {"labels": {"background": 0, "core": 1, "ignore": 2}, "regions": {"mean": [1]}}
     (study.labels / "dataset.json").write_text(json.dumps(described))
-    result = run_here(*study.arguments)
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, status=0)
     assert "dataset.json: region 'mean': the name \"mean\" is reserved for the mean over regions" in result.stderr
     assert result.stderr.count("continuing without its regions") == 1
     assert {label for _, label, _, _ in read_metrics(study.output)} == {"1"}

@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import command, files_in, run_here, save_nifti
+from cli_helpers import command, files_in, run_here, save_nifti, wait_for
 from evaluation_helpers import (
     Study,
     children,
@@ -31,12 +29,12 @@ import crfrefine.evaluate.run
 NUM_SLOW = 6
 
 
-def kept(study: Study) -> list[str]:
+def kept(study):
     """The records of measured cases, without the one that is being written."""
     return [name for name in files_in(study.output / "cases") if not name.startswith(".")]
 
 
-def go_on(study: Study, *options: object, status: int = 0) -> list[str]:
+def go_on(study, *options, status=0):
     """Run again with --continue; return what became of the cases."""
     result = run_here(*study.arguments, "--continue", *options)
     assert result.status == status, result.stderr
@@ -44,7 +42,6 @@ def go_on(study: Study, *options: object, status: int = 0) -> list[str]:
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path):
-    """Undefined values stay undefined."""
     study = write_study(tmp_path)
     save_map(study.after / "case0.nii.gz", np.zeros_like(study.maps["after"]["case0"]))
     assert run_here(*study.arguments).status == 0
@@ -89,7 +86,6 @@ def test_a_file_that_changed_is_measured_again(tmp_path):
 
 
 def test_other_options_are_measured_again(tmp_path):
-    """Another version, too."""
     study = write_study(tmp_path, 2)
     run_here(*study.arguments)
     for options in (("--tolerance", 2), ("-r", "whole=1+2"), ("--ignore-label", 2), ("-b", f"again={study.after}"), ("--resample",), ()):
@@ -118,7 +114,7 @@ def test_a_failed_case_is_tried_again_and_one_that_is_left_out_for_a_while_keeps
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Study:
+def slow(tmp_path):
     """Cases that take a tenth of a second: noise has long boundaries."""
     rng = np.random.default_rng(1)
     for number in range(NUM_SLOW):
@@ -127,7 +123,7 @@ def slow(tmp_path: Path) -> Study:
     return Study(tmp_path, {})
 
 
-def start(study: Study, *options: object) -> subprocess.Popen:
+def start(study, *options):
     return subprocess.Popen(
         command(*study.arguments, "--processes", 2, *options),
         stdout=subprocess.PIPE,
@@ -135,14 +131,6 @@ def start(study: Study, *options: object) -> subprocess.Popen:
         text=True,
         start_new_session=True,  # so that a signal can be sent to all of its processes, as a terminal does
     )
-
-
-def wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.long
@@ -164,7 +152,6 @@ def test_ctrl_c_ends_the_run_in_one_line(slow):
 
 @pytest.mark.long
 def test_after_kill_9_no_worker_is_left(slow):
-    """And the values of two processes are those of one."""
     with start(slow) as process:
         wait_for(lambda: kept(slow), process)
         busy = children(process.pid)

@@ -13,7 +13,6 @@ from training_helpers import shorten, write_cases
 
 @pytest.fixture
 def half(tmp_path):
-    """Seven cases; the network has seen to two of them."""
     folder = write_cases(tmp_path / "half", 7)
     for case in LACKING:
         (folder / "logits" / f"{case}.nii.gz").unlink()
@@ -26,8 +25,7 @@ LACKING, DONE = [f"case{number}" for number in range(2, 7)], ["case0", "case1"]
 @pytest.mark.long
 def test_training_takes_the_cases_that_are_complete(half, tmp_path, monkeypatch):
     shorten(monkeypatch)
-    result = run_here("train-crf", half, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1)
-    assert result.status == 0, result.stderr
+    result = run_here("train-crf", half, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1, status=0)
     assert f"note: 5 of 7 cases are left out: no logits in {half / 'logits'} (5): case2, case3, case4 and 2 more\n" in result.stderr
     assert "2 cases, 4 labels" in result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
@@ -40,14 +38,11 @@ def test_training_takes_the_cases_that_are_complete(half, tmp_path, monkeypatch)
 
 
 def test_strict_training_refuses_and_names_every_case(half, tmp_path):
-    """A file that is damaged is an error in any training."""
-    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict")
-    assert result.status == 1
+    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict", status=1)
     assert "crfrefine: error: 5 of 7 cases are incomplete, which --strict refuses:\n" in result.stderr
     assert f"  no logits in {half / 'logits'} (5): {', '.join(LACKING)}\n" in result.stderr
     (half / "logits" / "case1.nii.gz").write_bytes(b"not an image")
-    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml")
-    assert result.status == 1
+    result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", status=1)
     assert "logits/case1.nii.gz" in result.stderr
     assert "cases are left out" not in result.stderr
     assert files_in(tmp_path / "new") == []
@@ -57,8 +52,7 @@ def test_info_names_each_incomplete_case_of_a_study(half):
     (half / "labels" / "case5.nii.gz").unlink()
     for path in (half / "images").glob("case1_*"):
         path.unlink()
-    result = run_here("info", half)
-    assert result.status == 1
+    result = run_here("info", half, status=1)
     assert result.stdout.splitlines()[0] == f"{half}: 1 case in order, 6 problems"
     wrong = [line for line in result.stdout.splitlines() if line.startswith("  wrong: case ")]
     assert sorted(line.split("'")[1] for line in wrong) == ["case1", *LACKING]
@@ -81,15 +75,13 @@ def study(tmp_path):
 
 
 def test_evaluate_is_over_the_cases_that_every_method_has(study):
-    """The page of the report says which are left out; a case that fails is still a failure."""
     reasons = {
         "case1": f"no prediction in {study.after}",
         "case2": f"no prediction in {study.before}",
         "case3": f"no label map in {study.labels}",
     }
     (study.after / "case4.nii.gz").write_bytes(b"not an image")
-    result = run_here(*(argument for argument in study.arguments if argument != "--no-report"))
-    assert result.status == 1
+    result = run_here(*(argument for argument in study.arguments if argument != "--no-report"), status=1)
     assert result.stderr.splitlines()[-1] == "failed: case4 (1 of 3 cases)"
     said = "3 of 6 cases are left out: " + "; ".join(f"{reason} (1): {case}" for case, reason in reasons.items())
     assert f"note: {said}\n" in result.stderr
@@ -104,9 +96,7 @@ def test_evaluate_is_over_the_cases_that_every_method_has(study):
 
 
 def test_strict_evaluation_refuses_and_writes_nothing(study):
-    """It asks for named probabilities and images, too."""
-    result = run_here(*study.arguments, "--strict")
-    assert result.status == 1
+    result = run_here(*study.arguments, "--strict", status=1)
     assert "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr
     for line in (f"no prediction in {study.after} (1): case1", f"no label map in {study.labels} (1): case3"):
         assert f"  {line}\n" in result.stderr
@@ -116,8 +106,7 @@ def test_strict_evaluation_refuses_and_writes_nothing(study):
     scores, images = study.root / "scores", study.root / "images"
     save_npz(scores / "case0.npz", softmax(np.zeros((3, *SHAPE))).astype(np.float32), "probabilities")
     save_map(images / "case4.nii.gz", np.ones(SHAPE, np.float32))
-    result = run_here(*study.arguments, "--strict", "-i", images, "--probabilities", f"before={scores}")
-    assert result.status == 1
+    result = run_here(*study.arguments, "--strict", "-i", images, "--probabilities", f"before={scores}", status=1)
     assert f"  no image in {images} (1): case0\n  no probabilities in {scores} (1): case4\n" in result.stderr
     assert not study.output.exists()
     assert run_here(*study.arguments, "--strict").status == 0

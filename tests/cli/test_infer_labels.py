@@ -7,11 +7,12 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, FAST, GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, statuses, write_folders
+from cli_helpers import AFFINE, FAST, GRID_SHAPE, SPACING, Folders, files_in, load_nifti, run_here, save_nifti, statuses, write_folders
 
 import crfrefine
 from crfrefine import io
 from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
 
 NAMES = {1: "aorta", 2: "kidney", 3: "liver"}
 AS_LABELS = ("--input-type", "labels", "--save-structures")
@@ -32,7 +33,6 @@ def refined(seed, labels):
 
 @pytest.fixture
 def maps(tmp_path):
-    """Two cases with label maps of the labels 0, 10, 20, 30."""
     folders = write_folders(tmp_path, "a", "b")
     for seed, case_id in enumerate("ab"):
         save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", 10 * network_labels(seed))
@@ -68,34 +68,13 @@ def save_nifti_with_table(path, labels, names):
     return path
 
 
-def infer(folders, *options):
-    return run_here("infer", *folders.arguments, *STRENGTH, *options)
-
-
-def test_label_maps_are_refined_and_keep_their_numbers(maps):
-    summary = maps.output.with_name("summary.json")
-    result = infer(maps, "--summary", summary, "--preview")
-    assert result.status == 0
-    assert result.stderr.count("a.nii.gz is taken as a label map") == 1
-    content = json.loads(summary.read_text())
-    assert content["label_names"] == {}
-    for seed, case_id in enumerate("ab"):
-        expected = refined(seed, 10 * network_labels(seed))
-        written = load_nifti(maps.output / f"{case_id}.nii.gz")
-        np.testing.assert_array_equal(written, expected.label_map)
-        assert written.dtype == np.uint8
-        record = content["cases"][seed]
-        assert (record["input_type"], record["num_labels"], record["num_padding_voxels"]) == ("labels", 31, 0)
-        assert record["voxels_changed"] == expected.changes.voxels_changed > 0
-        assert record["voxels_after"] == list(expected.changes.voxels_after)
-        assert record["structures"] is None
+def infer(folders, *options, status=None):
+    return run_here("infer", *folders.arguments, *STRENGTH, *options, status=status)
 
 
 def test_structures_become_a_label_map_with_names(structures):
-    """A second run continues where a structure is missing."""
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, *AS_LABELS, "--summary", summary)
-    assert result.status == 0, result.stderr
+    result = infer(structures, *AS_LABELS, "--summary", summary, status=0)
     numbers = {"aorta": 1, "kidney": 2, "liver": 3, "spleen": 4}
     assert json.loads((structures.output / "dataset.json").read_text()) == {"labels": {"background": 0, **numbers}}
     expected = refined(1, np.array([0, 1, 2, 4])[network_labels(1)]).label_map
@@ -113,21 +92,17 @@ def test_structures_become_a_label_map_with_names(structures):
     assert statuses(infer(structures, *AS_LABELS, "--continue")) == [("a", "skipped"), ("b", "done")]
     assert "kidney.nii.gz" in files_in(structures.output / "b")
     (structures.output / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
-    result = infer(structures, *AS_LABELS)
-    assert result.status == 1
+    result = infer(structures, *AS_LABELS, status=1)
     assert "dataset.json: has other labels than the 4 structures of this run" in result.stderr
 
 
 def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(structures, maps):
-    """A single file as output gets no names beside it."""
     given = ("infer", "-i", structures.images / "a_0000.nii.gz", *AS_LABELS, *FAST, "-p")
-    result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz")
-    assert result.status == 0
+    result = run_here(*given, structures.logits / "a", "-o", structures.output / "refined.nii.gz", status=0)
     assert files_in(structures.output) == ["refined", "refined.nii.gz"]
     assert files_in(structures.output / "refined") == ["aorta.nii.gz", "kidney.nii.gz", "liver.nii.gz"]
     assert f"--save-structures: one file per label goes into the folder {structures.output / 'refined'}" in result.stderr
-    refused = run_here(*given, maps.logits / "a.nii.gz", "-o", maps.logits.with_suffix(".nii.gz"))
-    assert refused.status == 1
+    refused = run_here(*given, maps.logits / "a.nii.gz", "-o", maps.logits.with_suffix(".nii.gz"), status=1)
     assert f"--save-structures writes into the folder {maps.logits}, which holds inputs or other outputs" in refused.stderr
 
 
@@ -166,8 +141,7 @@ def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}
     for options, told in ((AS_LABELS, "would replace an input file"), (AS_LABELS[:2], "choose another folder for the results")):
-        result = infer(replace(structures, output=structures.logits), *options)
-        assert result.status == 1
+        result = infer(replace(structures, output=structures.logits), *options, status=1)
         assert told in result.stderr
         assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before
 
@@ -176,8 +150,7 @@ def test_labels_that_vanish_are_told(maps):
     """A kernel that is wider than the structures outvotes all of their voxels at once."""
     summary = maps.output.with_name("summary.json")
     options = ("--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--summary", summary)
-    result = infer(maps, *options)
-    assert result.status == 0
+    result = infer(maps, *options, status=0)
     counts = [", ".join(f"{10 * label} ({(network_labels(seed) == label).sum()} voxels)" for label in (1, 2, 3)) for seed in range(2)]
     note = f"labels that vanished: {counts[0]}; a lower bilateral.weight or mean_field.temperature changes less"
     assert f"a: {note}\n" in result.stderr
@@ -197,8 +170,7 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
     for label, name in enumerate(("edema", "core", "enhancing"), 1):
         np.testing.assert_array_equal(load_nifti(folders.output / f"a/{name}.nii.gz"), whole == label)
     (tmp_path / "dataset.json").unlink()
-    result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary)
-    assert result.status == 0
+    result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary, status=0)
     (record,) = json.loads(summary.read_text())["cases"]
     assert record["vanished_labels"] == [label for label, voxels in enumerate(record["voxels_before"]) if label and voxels] != []
     assert "a: labels that vanished: 1 (" in result.stderr
@@ -206,12 +178,10 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
 
 
 def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
-    """Its parts are smaller and keep all of its voxels."""
     union = np.isin(network_labels(0), (1, 2)).astype(np.uint8)
     save_nifti(structures.logits / "a" / "both.nii.gz", union)
     summary = structures.output.with_name("summary.json")
-    result = infer(structures, *AS_LABELS, "--summary", summary)
-    assert result.status == 0
+    result = infer(structures, *AS_LABELS, "--summary", summary, status=0)
     assert not load_nifti(structures.output / "a" / "both.nii.gz").any()
     assert "a: a is taken as one file per structure: 4 files, 4 not empty\n" in result.stderr
     left_out = "if it is a union of others, leave its file out and unite its refined parts\n"
@@ -220,3 +190,56 @@ def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
     content = json.loads(summary.read_text())
     assert [content["label_names"][str(label)] for label in content["cases"][0]["vanished_labels"]] == ["both"]
     assert content["cases"][1]["vanished_labels"] == []
+
+
+# ---- Many labels
+
+SHAPE = (35, 26, 19)
+NUMBERS = np.array([0, *range(2, 42, 2)])
+MISSING = [label for label in range(45) if label not in NUMBERS]
+SETTINGS = {"bilateral.theta_alpha": 1.5, "bilateral.theta_beta": 0.05, "mean_field.filter": "truncated"}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Blocks of labels with wrong voxels, and an image of them."""
+    rng = np.random.default_rng(0)
+    coarse = NUMBERS[rng.integers(0, len(NUMBERS), (4, 3, 2))]
+    coarse.flat[: len(NUMBERS)] = NUMBERS
+    true = coarse.repeat(10, 0).repeat(10, 1).repeat(10, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    labels = np.where(rng.random(SHAPE) < 0.06, np.roll(true, 1, axis=0), true)
+    return labels.astype(np.uint8), (100 * true + rng.normal(0, 30, SHAPE)).astype(np.int16)
+
+
+@pytest.mark.parametrize("options", [(), ("--set", "mean_field.label_threshold=0")])
+def test_every_output_is_that_of_refine(scene, tmp_path, options):
+    """Inside of a mask, with the labels that are declared."""
+    labels, image = scene
+    folders, mask = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out"), np.zeros(SHAPE, np.uint8)
+    mask[4:30, :20] = 1
+    for folder, name, values in ((folders.images, "a_0000", image), (folders.logits, "a", labels), (tmp_path / "masks", "a", mask)):
+        save_nifti(folder / f"{name}.nii.gz", values)
+    names = {"background": 0, **{f"part {label}": int(label) for label in range(1, 45)}}
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": names}))
+    summary = tmp_path / "summary.json"
+    kinds = ("--save-probabilities", "--save-logits", "--preview", "--summary", summary, "-m", tmp_path / "masks")
+    strength = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+    result = run_here("infer", *folders.arguments, *strength, *options, *kinds, status=0)
+    assert result.stderr.count("a.nii.gz is taken as a label map") == 1
+    assert files_in(folders.output) == ["a.nii.gz", "a_logits.nii.gz", "a_preview.png", "a_probabilities.nii.gz"]
+    given = {"parameters": crfrefine.CrfParameters().replace(**SETTINGS), "input_type": "labels", "mask": mask.astype(bool)}
+    expected = crfrefine.refine(np.asfortranarray(labels), image, spacing=SPACING, **given)
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected.label_map)
+    np.testing.assert_array_equal(expected.label_map[mask == 0], labels[mask == 0])
+    assert expected.changes.voxels_changed > 20
+    probabilities, logits = (np.moveaxis(load_nifti(folders.output / f"a_{kind}.nii.gz"), -1, 0) for kind in ("probabilities", "logits"))
+    assert probabilities.shape == (45, *SHAPE)
+    np.testing.assert_allclose(probabilities[NUMBERS], expected.marginals, atol=2e-5)
+    np.testing.assert_array_equal(NUMBERS[logits[NUMBERS].argmax(axis=0)], expected.label_map)
+    assert (probabilities[MISSING] == 0).all()
+    assert (logits[MISSING] == ABSENT_LOGIT).all()
+    (record,) = json.loads(summary.read_text())["cases"]
+    assert (record["input_type"], record["num_labels"], record["num_modalities"]) == ("labels", 45, 1)
+    assert record["voxels_changed"] == expected.changes.voxels_changed
+    assert record["voxels_before"][:41] == list(expected.changes.voxels_before)
+    assert ("tiles" in record["filters"][0]) == ("mean_field.label_threshold=0" not in options)

@@ -3,12 +3,10 @@
 import json
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses
+from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses, wait_for
 
 GRID_SHAPE = (60, 56, 44)
 NUM_LABELS = 8
@@ -16,7 +14,7 @@ NUM_CASES = 3
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     """Cases whose probabilities take a good fraction of a second to write: noise does not compress."""
     folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
     rng = np.random.default_rng(5)
@@ -29,7 +27,7 @@ def folders(tmp_path: Path) -> Folders:
 OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
 
 
-def start(folders: Folders, *options: object) -> subprocess.Popen:
+def start(folders, *options):
     """Start a run that ignores no signal, even if the tests do, as under `nohup` or in the background of a script."""
     arguments = command("infer", *folders.arguments, *OPTIONS, *options)
     ignored = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
@@ -42,19 +40,11 @@ def start(folders: Folders, *options: object) -> subprocess.Popen:
             signal.signal(number, signal.SIG_IGN)
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def is_writing(folders: Folders) -> bool:
+def is_writing(folders):
     return any(name.startswith(".") and ".tmp" in name for name in files_in(folders.output))
 
 
-def assert_all_there_are_whole(folders: Folders) -> None:
+def assert_all_there_are_whole(folders):
     for name in files_in(folders.output):
         if not name.startswith("."):
             values = load_nifti(folders.output / name)
@@ -62,10 +52,9 @@ def assert_all_there_are_whole(folders: Folders) -> None:
             assert np.isfinite(values).all()
 
 
-def assert_continue_does_the_rest(folders: Folders) -> None:
+def assert_continue_does_the_rest(folders):
     there = {path.name: path.stat().st_mtime_ns for path in folders.output.glob("case?.nii.gz")}
-    result = run_here("infer", *folders.arguments, *OPTIONS, "--continue")
-    assert result.status == 0, result.stderr
+    result = run_here("infer", *folders.arguments, *OPTIONS, "--continue", status=0)
     assert [status for _, status in statuses(result)] == ["skipped"] * len(there) + ["done"] * (NUM_CASES - len(there))
     assert all((folders.output / name).stat().st_mtime_ns == written for name, written in there.items())
     names = {f"case{number}{end}.nii.gz" for number in range(NUM_CASES) for end in ("", "_probabilities", "_logits")}

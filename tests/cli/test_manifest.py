@@ -2,24 +2,18 @@
 
 import csv
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, FAST, GRID_SHAPE, Folders, files_in, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, FAST, GRID_SHAPE, files_in, infer, load_nifti, run_here, save_nifti
 
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-@pytest.fixture
-def manifest(folders, tmp_path) -> Path:
+def manifest(folders, tmp_path):
     """The cases of the folders under names of their own, beside a manifest that is not in the current folder."""
     rows = [["case", "images", "logits", "output"]]
     for number, name in enumerate("abc"):
@@ -41,8 +35,7 @@ def manifest(folders, tmp_path) -> Path:
 def test_results_are_those_of_a_folder_run(folders, manifest, tmp_path):
     assert infer(folders).status == 0
     output = tmp_path / "by manifest"
-    result = run_here("infer", "--manifest", manifest, "-o", output, "--save-logits", "--preview", *FAST)
-    assert result.status == 0, result.stderr
+    run_here("infer", "--manifest", manifest, "-o", output, "--save-logits", "--preview", *FAST, status=0)
     assert files_in(output) == [*(f"{name}{end}" for name in "ac" for end in (".nii.gz", "_logits.nii.gz", "_preview.png")), "sub"]
     assert files_in(output / "sub") == ["second.nii.gz", "second_logits.nii.gz", "second_preview.png"]
     for name, path in (("a", "a.nii.gz"), ("b", "sub/second.nii.gz"), ("c", "c.nii.gz")):
@@ -56,8 +49,7 @@ def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch)
         assert run_here(*arguments, "--num-parts", 2, "--part-id", part_id, "--summary", f"../out/{part_id}.jsonl").status == 0
     assert run_here("status", "../out").status == 0
     (tmp_path / "out" / "sub" / "second.nii.gz").unlink()
-    result = run_here("status", "../out", "--json")
-    assert result.status == 1
+    result = run_here("status", "../out", "--json", status=1)
     (run,) = json.loads(result.stdout)["runs"]
     rest = "--continue --num-parts 2 --part-id 1 --summary ../out/1.jsonl"
     assert run["commands"] == [f"crfrefine infer --manifest cases.csv -o ../out {' '.join(FAST)} {rest}"]
@@ -81,8 +73,7 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(man
     add_column(manifest, "mask", "mask.nii.gz")
     strong = (*FAST, "--set", "bilateral.weight=30", "--set", "bilateral.theta_alpha=3")
     arguments = ("-o", tmp_path / "out", "-m", "nonzero", "--summary", tmp_path / "s.json", *strong)
-    result = run_here("infer", "--manifest", manifest, *arguments)
-    assert result.status == 0, result.stderr
+    run_here("infer", "--manifest", manifest, *arguments, status=0)
     first, second, _ = json.loads((tmp_path / "s.json").read_text())["cases"]
     assert (first["spacing"], second["spacing"]) == ([1.0, 1.25, 5.0], [1.0, 1.25, 2.5])
     assert "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm" in first["notes"]
@@ -101,19 +92,15 @@ def test_label_names_are_those_beside_the_manifest(manifest, tmp_path):
     (manifest.parent / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1}}))
     for number in range(3):
         save_nifti(manifest.parent / "net" / str(number) / "output.nii.gz", np.indices(GRID_SHAPE)[0].astype(np.uint8) // 6 * 2)
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--input-type", "labels")
-    assert result.status == 1
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--input-type", "labels", status=1)
     assert f"{manifest.parent}/dataset.json" in result.stderr
 
 
 def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path):
-    """And the summary does not replace the manifest."""
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest)
-    assert result.status == 1
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", manifest, status=1)
     assert "the summary would replace a file of this run" in result.stderr
     (manifest.parent / "net" / "2" / "output.nii.gz").unlink()
-    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.jsonl")
-    assert result.status == 1
+    result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", "--summary", tmp_path / "s.jsonl", status=1)
     assert result.stderr == (
         f"crfrefine: error: {manifest}: 1 problem; no case is refined\n"
         f"  line 4: logits: {manifest.parent}/net/2/output.nii.gz: no such file\n"
@@ -124,6 +111,5 @@ def test_a_bad_table_ends_the_run_before_anything_is_written(manifest, tmp_path)
 
 def test_other_inputs_beside_it_are_wrong_usage(manifest, tmp_path):
     for option in ("-i", "-p", "--nnunet", "-m"):
-        result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", option, "x")
-        assert result.status == 2
+        result = run_here("infer", "--manifest", manifest, "-o", tmp_path / "out", option, "x", status=2)
         assert "--manifest names the files of each case; leave" in result.stderr

@@ -1,29 +1,24 @@
 """Inputs that are not what the user takes them for, and one cause that fails many cases: recognized, and reported once."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, GRID_SHAPE, Folders, errors, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti, write_folders
 from dicom_helpers import save, slices
 
 EXCHANGED = "-i and -p seem to be exchanged"
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "c0", "c1", "c2")
 
 
 def test_logits_that_no_case_has_are_one_error(folders):
-    """With the names that are there."""
     for path in sorted(folders.logits.iterdir()):
         path.rename(path.with_name(f"other{path.name}"))
-    result = run_here("infer", *folders.arguments)
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, status=1)
     (line,) = errors(result.stderr)
     assert line.endswith(
         f"{folders.logits}: no logits of any of the 3 cases, c0, c1, c2; expected names such as c0.nii.gz, c0.npz or the like"
@@ -46,8 +41,7 @@ def test_one_cause_is_told_once_and_the_other_cases_named(folders):
             path.write_bytes(b"")
         else:
             save_nifti(path, load_nifti(path)[: -1 - int(case_id[1])])
-    result = infer(folders, "-q")
-    assert result.status == 1
+    result = infer(folders, "-q", status=1)
     other, first, second = errors(result.stderr)
     assert "case 'c0': " in other
     assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
@@ -76,8 +70,7 @@ def test_exchanged_inputs_are_named(folders, tmp_path):
         (folders.logits / "c0.nii.gz", save(tmp_path / "scan", found)),
     ):
         output = folders.output if images.is_dir() else tmp_path / "out.nii.gz"
-        result = run_here("infer", "-i", images, "-p", logits, "-o", output)
-        assert result.status == 1
+        result = run_here("infer", "-i", images, "-p", logits, "-o", output, status=1)
         assert EXCHANGED in result.stderr
     (tmp_path / "pred").mkdir()
     shutil.copy(folders.logits / "c0.nii.gz", tmp_path / "pred" / "c1.nii.gz")
@@ -88,20 +81,17 @@ def test_exchanged_inputs_are_named(folders, tmp_path):
 
 
 def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
-    """Whole numbers with noise, of 8 bits and few values, are an image."""
     labels = np.zeros(GRID_SHAPE, np.uint8)
     labels[2:12, 3:10, 2:8] = 1
     labels[5:9, 5:9, 3:7] = 117
     image = save_nifti(tmp_path / "labels.nii.gz", labels)
     noise = save_nifti(tmp_path / "noise.nii.gz", np.random.default_rng(0).integers(0, 40, GRID_SHAPE).astype(np.uint8))
     for given, logits in ((image, folders.logits / "c0.nii.gz"), (image, image), (noise, folders.logits / "c0.nii.gz")):
-        result = run_here("infer", "-i", given, "-p", logits, "-o", folders.output / "x.nii.gz", *FAST)
-        assert result.status == 0
+        result = run_here("infer", "-i", given, "-p", logits, "-o", folders.output / "x.nii.gz", *FAST, status=0)
         assert result.stderr.count("labels.nii.gz looks like a label map, not like an image: 3 values") == (given == image)
 
 
 def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
-    """s0001/ct.nii.gz with s0001/segmentations/NAME.nii.gz, by infer, evaluate and info."""
     data = tmp_path / "data"
     for seed, case_id in enumerate(("s0001", "s0002")):
         save_nifti(data / case_id / "ct.nii.gz", np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16))
@@ -117,8 +107,7 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     assert result.status == 0, result.stderr
     assert "such as s0001/ct.nii.gz" in result.stderr
     assert load_nifti(tmp_path / "out" / "s0002.nii.gz").max() == 3
-    judged = run_here("evaluate", tmp_path / "out", data, "-o", tmp_path / "report", "--processes", 1, "--no-report", "-i", data)
-    assert judged.status == 0, judged.stderr
+    judged = run_here("evaluate", tmp_path / "out", data, "-o", tmp_path / "report", "--processes", 1, "--no-report", "-i", data, status=0)
     assert "liver" in judged.stdout
     shown = run_here("info", data).stdout
     assert "s0001  3 structures" in shown

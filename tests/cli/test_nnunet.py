@@ -18,12 +18,6 @@ STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _short_trainings():
     """Nothing here looks at what the fits of vector scaling, or the choice of a start, decide."""
@@ -34,10 +28,8 @@ def _short_trainings():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A network on which train-crf was run."""
     tree = write_tree(tmp_path_factory.mktemp("nnunet"))
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
-    assert result.status == 0, result.stderr
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=0)
     return tree, result
 
 
@@ -61,8 +53,7 @@ def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     tree = write_tree(tmp_path)
     path = write_postprocessing(tree, [1, 2, 3], 2)
     shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
-    assert result.status == 0, result.stderr
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=0)
     assert f"note: nnU-Net's postprocessing: {path}: the largest component of 1+2+3, then of 2 is kept\n" in result.stderr
     rows = [line.split("\t") for line in result.stdout.splitlines()[1:-1]]
     methods = [row[1] for row in rows if row[0] == "core"]
@@ -78,8 +69,7 @@ def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     dice = 2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum())
     assert measured["case3", "nnU-Net postprocessing", "core", "dice"] == pytest.approx(dice)
     (tree.network / "crfrefine.toml").write_text("schema = 1\n")
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
-    assert result.status == 1
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=1)
     assert "was not written by train-crf" in result.stderr
     assert (tree.network / "crfrefine.toml").read_text() == "schema = 1\n"
 
@@ -88,25 +78,21 @@ def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_pa
     tree = write_tree(tmp_path, count=6, num_folds=3)
     shutil.rmtree(tree.network / "fold_2")
     command = f"fold 2 is not trained: nnUNetv2_train {DATASET} 3d_fullres 2 --npz -tr nnUNetTrainer -p nnUNetPlans\n"
-    strict = run_here("train-crf", "--nnunet", tree.network, *SHORT, "--strict")
-    assert strict.status == 1
+    strict = run_here("train-crf", "--nnunet", tree.network, *SHORT, "--strict", status=1)
     assert f"  fold 2 is not trained (2): case2, case5\n  {command}" in strict.stderr
     for path in tree.network.glob("fold_*/validation/*.npz"):
         path.unlink()
-    result = run_here("train-crf", "--nnunet", tree.network)
-    assert result.status == 1
+    result = run_here("train-crf", "--nnunet", tree.network, status=1)
     for fold in (0, 1):
         assert f"nnUNetv2_train {DATASET} 3d_fullres {fold} --val --npz -tr nnUNetTrainer -p nnUNetPlans" in result.stderr
     assert not [name for name in files_in(tree.network) if name.startswith("crfrefine")]
 
 
 def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
-    """A case that was not predicted fails alone."""
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree)
     (predictions / "case0.npz").unlink()
-    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *STRONG)
-    assert result.status == 1
+    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *STRONG, status=1)
     assert "no case0.npz" in result.stderr
     run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG)
     assert files_in(tmp_path / "one") == ["case1.nii.gz", "case2.nii.gz"]
@@ -116,7 +102,6 @@ def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
 
 
 def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, monkeypatch):
-    """It works as it stands, but for the folder of the results, which may not be one of the inputs."""
     tree = write_tree(tmp_path)
     write_predictions(tree)
     for output in (tree.predictions, tree.raw / "imagesTs"):
@@ -125,21 +110,12 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path, m
         assert files_in(output) == before
     for path in tree.predictions.glob("*.npz"):
         path.unlink()
-    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out")
-    assert result.status == 1
+    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", status=1)
     line = result.stderr.splitlines()[-1]
     assert line.startswith("  Or refine the label maps: crfrefine infer -i ")
     monkeypatch.chdir(tmp_path)
     assert run_here(*shlex.split(line.partition(": crfrefine ")[2]), *FAST).status == 0
     assert files_in(tmp_path / "OUTPUT") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
-
-
-def test_validated_cases_are_refined_in_parts(tmp_path):
-    tree = write_tree(tmp_path)
-    for part in (0, 1):
-        result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", "--num-parts", 2, "--part-id", part, *FAST)
-        assert result.status == 0, result.stderr
-        assert len(files_in(tmp_path / "out")) == 2 * (part + 1)
 
 
 def test_what_excludes_or_needs_each_other_is_wrong_usage():
@@ -154,8 +130,7 @@ def test_what_excludes_or_needs_each_other_is_wrong_usage():
         ("train-crf study --nnunet x", "leave DATA_DIR out"),
         ("train-crf --nnunet x -p logits", "leave --logits out"),
     ):
-        result = run_here(*arguments.split())
-        assert result.status == 2
+        result = run_here(*arguments.split(), status=2)
         assert words in " ".join(result.stderr.split()), arguments
 
 
@@ -170,14 +145,12 @@ def with_regions(folder, descriptions):
 
 
 def test_regions_of_predictions(tmp_path):
-    """The description is beside the predictions, or only beside the images."""
     tree = write_tree(tmp_path)
     predictions = write_predictions(tree, 1)
     with_regions(predictions, [predictions / "dataset.json"])
     for folder in (predictions, tree.raw):
         (predictions / "dataset.json").replace(folder / "dataset.json")
-        result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST)
-        assert result.status == 0, result.stderr
+        result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities", *FAST, status=0)
         assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
         assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
         assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}

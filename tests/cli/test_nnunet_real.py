@@ -27,7 +27,7 @@ NAMES = ("-tr", "nnUNetTrainer", "-p", "nnUNetPlans")
 AS_IT_IS = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0", "-q")
 
 
-def nnunet(root: Path, *arguments: str) -> None:
+def nnunet(root, *arguments):
     """Run a command of nnU-Net; `nnUNetv2_train` is the brief one."""
     command, *rest = arguments
     own = TRAIN if command == "nnUNetv2_train" else [str(Path(sys.executable).with_name(command))]
@@ -35,13 +35,13 @@ def nnunet(root: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def environment(root: Path) -> dict[str, str]:
+def environment(root):
     folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "2"}
     return {**os.environ, **folders, **few}
 
 
-def write_dataset(root: Path) -> None:
+def write_dataset(root):
     raw = root / "nnUNet_raw" / DATASET
     for number in range(NUM_CASES + NUM_TEST_CASES):
         case = make_phantom(number, GRID_SHAPE, SPACING)
@@ -59,7 +59,7 @@ def write_dataset(root: Path) -> None:
     (root / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
 
 
-def shrink_plans(path: Path) -> None:
+def shrink_plans(path):
     plans = json.loads(path.read_text())
     configuration = plans["configurations"]["3d_fullres"]
     configuration["batch_size"] = 2
@@ -88,10 +88,8 @@ def network(root):
 @pytest.fixture(scope="module")
 def trained(root, network):
     """Both folds, after the command that the first run of train-crf has named; with postprocessing; train-crf's result."""
-    first = run_here("train-crf", "--nnunet", network, "--strict")
-    assert first.status == 1
-    left_out = run_here("train-crf", "--nnunet", network, "-o", root / "early.toml", "--folds", 2, "--num-iterations", 4)
-    assert left_out.status == 0, left_out.stderr
+    run_here("train-crf", "--nnunet", network, "--strict", status=1)
+    left_out = run_here("train-crf", "--nnunet", network, "-o", root / "early.toml", "--folds", 2, "--num-iterations", 4, status=0)
     assert "3 of 6 cases are left out: no probabilities in fold_1/validation (3): case1, case3, case5" in left_out.stderr
     (command,) = (line.partition(": ")[2] for line in left_out.stderr.splitlines() if "without --npz: " in line)
     command = command[command.index("nnUNetv2_train") :]
@@ -127,8 +125,7 @@ def test_training_takes_every_case_from_its_fold(trained, network):
 
 def test_without_weights_the_validated_label_maps_come_back(trained, network, tmp_path):
     """So the axes of the .npz are read as they were written: on an image with a quarter turn and two flips."""
-    result = run_here("infer", "--nnunet", network, "-o", tmp_path / "out", *AS_IT_IS)
-    assert result.status == 0, result.stderr
+    run_here("infer", "--nnunet", network, "-o", tmp_path / "out", *AS_IT_IS, status=0)
     for number in range(NUM_CASES):
         theirs = load_nifti(network / f"fold_{number % 2}" / "validation" / f"case{number}.nii.gz")
         np.testing.assert_array_equal(load_nifti(tmp_path / "out" / f"case{number}.nii.gz"), theirs)
@@ -138,15 +135,12 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
     images = root / "nnUNet_raw" / DATASET / "imagesTs"
     predict = ("nnUNetv2_predict", "-i", str(images), "-o", str(root / "predictions"), "-d", "7", "-c", "3d_fullres", "-f", "0", "1")
     nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta")
-    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "out")
-    assert result.status == 1
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "out", status=1)
     assert "run without --save_probabilities" in result.stderr
     shutil.rmtree(root / "predictions")
     nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta", "--save_probabilities")
-    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS)
-    assert result.status == 0, result.stderr
-    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "refined", "-c", network / "crfrefine.toml")
-    assert result.status == 0, result.stderr
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS, status=0)
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "refined", "-c", network / "crfrefine.toml", status=0)
     for number in range(NUM_CASES, NUM_CASES + NUM_TEST_CASES):
         name = f"case{number}.nii.gz"
         np.testing.assert_array_equal(load_nifti(tmp_path / "as it is" / name), load_nifti(root / "predictions" / name))

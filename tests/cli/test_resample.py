@@ -16,12 +16,12 @@ from training_helpers import shorten, write_cases
 COARSE = (11, 9, 8)
 
 
-def on_grid(scores: np.ndarray, given: np.ndarray, shape, target: np.ndarray) -> np.ndarray:
+def on_grid(scores, given, shape, target):
     """Logits (L, x, y, z), each channel as SimpleITK resamples it."""
     return np.stack([itk_resampled(np.ascontiguousarray(channel), given, shape, target) for channel in scores])
 
 
-def coarser(fine: np.ndarray, shape=GRID_SHAPE, coarse=COARSE, shift=0.0) -> np.ndarray:
+def coarser(fine, shape=GRID_SHAPE, coarse=COARSE, shift=0.0):
     """An affine around the same center, with fewer and larger voxels; `shift` in fine voxels along their first axis."""
     ratio = np.array(shape) / np.array(coarse)
     found = fine @ np.diag([*ratio, 1.0])
@@ -29,7 +29,7 @@ def coarser(fine: np.ndarray, shape=GRID_SHAPE, coarse=COARSE, shift=0.0) -> np.
     return found
 
 
-def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sitk.sitkLinear) -> np.ndarray:
+def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, shift=0.0, interpolator=sitk.sitkLinear):
     """Replace a NIfTI file by itself on a coarser grid, as SimpleITK resamples it; return the affine."""
     image = nib.load(path)
     target = coarser(image.affine, shape, coarse, shift)
@@ -44,14 +44,12 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
     target = to_coarse(folders.logits / "b.nii.gz")
     stored = folders.scores("b")
-    result = infer(folders)
-    assert result.status == 1
+    result = infer(folders, status=1)
     assert "case 'b': logits and image are on different grids" in result.stderr
     assert "give --resample" in result.stderr
     summary = tmp_path / "summary.json"
     options = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0")  # the network's labels, so that interpolation alone shows
-    result = infer(folders, "--resample", "--summary", summary, *options)
-    assert result.status == 0, result.stderr
+    result = infer(folders, "--resample", "--summary", summary, *options, status=0)
     assert "b: logits interpolated linearly from 11×9×8" in result.stderr
     assert ["read.resample" in case["times"] for case in json.loads(summary.read_text())["cases"]] == [False, True]
     refined = nib.load(folders.output / "b.nii.gz")
@@ -66,8 +64,7 @@ def test_logits_of_a_part_of_the_image_leave_background_outside(tmp_path):
     folders = write_folders(tmp_path, "a")
     to_coarse(folders.logits / "a.nii.gz", shift=10.0)
     summary = tmp_path / "summary.json"
-    result = infer(folders, "--resample", "--summary", summary)
-    assert result.status == 0, result.stderr
+    result = infer(folders, "--resample", "--summary", summary, status=0)
     assert json.loads(summary.read_text())["cases"][0]["num_padding_voxels"] == 10 * 15 * 11, "ten of 18 planes"
     assert not load_nifti(folders.output / "a.nii.gz")[:10].any()
     assert "1650 of 2970 voxels (55.6%); do the files belong together?" in result.stderr
@@ -80,12 +77,10 @@ def test_train_crf_takes_logits_of_another_grid(tmp_path, monkeypatch):
     for number in (1, 2):
         to_coarse(data / "logits" / f"case{number}.nii.gz")
     arguments = ("train-crf", data, "-o", tmp_path / "params.toml", "--folds", 2, "--num-iterations", 1, "--threads", 1)
-    result = run_here(*arguments)
-    assert result.status == 1
+    result = run_here(*arguments, status=1)
     assert "2 of 4 cases cannot be trained on" in result.stderr
     assert "give --resample" in result.stderr
-    result = run_here(*arguments, "--resample")
-    assert result.status == 0, result.stderr
+    result = run_here(*arguments, "--resample", status=0)
     assert "note: files of 2 of 4 cases are interpolated onto the grid of the image: case1, case2\n" in result.stderr
     assert json.loads((tmp_path / "params.report.json").read_text())["options"]["resample"] is True
 
@@ -95,12 +90,10 @@ def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
     for folder in (study.after, study.before):
         for case in study.maps["labels"]:
             target = to_coarse(folder / f"{case}.nii.gz", SHAPE, (7, 9, 5), interpolator=sitk.sitkNearestNeighbor)
-    result = run_here(*study.arguments)
-    assert result.status == 1
+    result = run_here(*study.arguments, status=1)
     assert "not on the grid of the reference" in result.stderr
     assert "give --resample, which interpolates onto the reference's grid" in result.stderr
-    result = run_here(*study.arguments, "--resample", "-v")
-    assert result.status == 0, result.stderr
+    result = run_here(*study.arguments, "--resample", "-v", status=0)
     assert study.summary()["settings"]["resample"] is True
     assert "prediction: label map taken by nearest neighbor from 7×9×5" in result.stderr
     metrics = read_metrics(study.output)

@@ -16,10 +16,8 @@ from crfrefine.cli.main import app
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
-    """The command alone shows it, too."""
     monkeypatch.setenv("COLUMNS", "80")
-    alone = run_here()
-    assert alone.status == 2
+    alone = run_here(status=2)
     assert "\\n" not in alone.stderr
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
     assert alone.stderr.partition("\nCommands:\n")[2].splitlines() == lines
@@ -121,8 +119,10 @@ def test_values_are_converted_as_typer_converts_them(name):
     ("arguments", "unwanted"),
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
-        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic"),
-        pytest.param("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic crfrefine.parameters.model", marks=pytest.mark.long),
+        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic nibabel"),
+        pytest.param(
+            "info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic nibabel crfrefine.parameters.model", marks=pytest.mark.long
+        ),
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
@@ -151,7 +151,6 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
 
 
 def test_signs_that_a_terminal_lacks_are_spelled(tmp_path):
-    """Neither × nor a name in Greek."""
     image = (write_folders(tmp_path, "a").images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
     done = run_process("info", image, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert re.search("[0-9]x[0-9]", done.stdout)
@@ -163,8 +162,7 @@ def test_one_word_for_one_thing_in_all_commands(tmp_path):
     for status in ("done", "skipped"):
         assert statuses(infer(folders, "--resume")) == [("a", status)]
     for options in (("--threads", "1"), ("--processes", "1", "--resume"), ("--threads", "1", "--continue")):
-        result = run_here("evaluate", folders.output, folders.output, "-o", tmp_path / "report", "--no-report", *options)
-        assert result.status == 0, result.stderr
+        result = run_here("evaluate", folders.output, folders.output, "-o", tmp_path / "report", "--no-report", *options, status=0)
     for name in ("--resume", "--continue"):
         result = run_here("train-crf", name, "-o", tmp_path / "p.toml")
         assert "name the folder of the data" in " ".join(result.stderr.split()), "the option itself is known"

@@ -1,18 +1,23 @@
 """The backward pass of the mean field: gradients with respect to all its inputs, on every backend."""
 
+import cuda_shim
 import numpy as np
 import pytest
-from oracles import kernel_set
+from cuda_shim import shim_backend, watched_backend
+from oracles import GRADIENTS, kernel_set
+from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
+from crfrefine.engines.cuda import moments, sums
+from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
+needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
 
 class Problem:
@@ -22,22 +27,25 @@ class Problem:
         self,
         num_dims=3,
         *,
+        num_labels=3,
         num_modalities=2,
-        normalization="symmetric",
+        shape=None,
         filter_name="exact",
+        normalization="symmetric",
         masked=True,
         per_label=True,
+        is_potts=False,
         damping=0.0,
         dtype=np.float64,
     ):
         rng = np.random.default_rng(num_dims)
-        shape, self.num_labels = SHAPES[num_dims], 3
+        shape = shape or SHAPES[num_dims]
         self.values = {
-            "logits": 2 * rng.normal(size=(self.num_labels, *shape)),
-            "weights": rng.uniform(0.2, 1.5, (3, self.num_labels)) * (0.1 if normalization == "none" else 1.0),
-            "compatibility": rng.normal(size=(self.num_labels, self.num_labels)),
+            "logits": 2 * rng.normal(size=(num_labels, *shape)),
+            "weights": rng.uniform(0.2, 1.5, (3, num_labels)) * (0.1 if normalization == "none" else 1.0),
+            "compatibility": np.ones((num_labels, num_labels)) if is_potts else rng.normal(size=(num_labels, num_labels)),
             "temperature": np.array(1.3),
-            "bias": np.random.default_rng(17).normal(size=self.num_labels),
+            "bias": np.random.default_rng(17).normal(size=num_labels),
             "theta_position": rng.uniform(1.0, 3.0, (2, num_dims)),
             "theta_intensity": rng.uniform(0.5, 2.0, (2, num_modalities)),
             "theta_gamma": rng.uniform(0.8, 1.5, num_dims),
@@ -48,47 +56,28 @@ class Problem:
         np.fill_diagonal(self.values["compatibility"], 0.0)
         self.mask = rng.random(shape) < 0.7 if masked else None
         self.loss_by_logits = rng.normal(size=self.values["logits"].shape)
-        self.spacing = SPACING[num_dims]
-        self.normalization, self.filter, self.damping, self.dtype = normalization, filter_name, damping, dtype
+        self.spacing, self.damping, self.dtype = SPACING[num_dims], damping, dtype
+        self.settings = {"normalization": normalization, "filter": filter_name, "num_labels": num_labels, "num_iterations": 3}
 
-    def kernels(self, backend, values, *, threads=2):
-        return backend.kernels(
-            GridImage(values["image"].astype(self.dtype), self.mask, self.spacing),
-            kernel_set(
-                list(zip(values["theta_position"], values["theta_intensity"], strict=True)),
-                values["theta_gamma"],
-                normalization=self.normalization,
-                filter=self.filter,
-                num_labels=self.num_labels,
-                num_iterations=3,
-            ),
-            RunContext(threads=threads),
-        )
+    def forward(self, backend, num_iterations=3, *, threads=2, **changed):
+        """Kernels, the tape of a run, its logits and model; some of the values may be others."""
+        values = self.values | changed
+        bilateral = list(zip(values["theta_position"], values["theta_intensity"], strict=True))
+        image = GridImage(values["image"].astype(self.dtype), self.mask, self.spacing)
+        kernels = backend.kernels(image, kernel_set(bilateral, values["theta_gamma"], **self.settings), RunContext(threads=threads))
+        options = {"temperature": float(values["temperature"]), "damping": self.damping, "bias": values["bias"]}
+        run = MeanFieldSpec(values["weights"], values["compatibility"], num_iterations, **options)
+        logits = values["logits"].astype(self.dtype)
+        return kernels, kernels.forward(logits, run), logits, run
 
-    def run(self, values, num_iterations=3):
-        return MeanFieldSpec(
-            values["weights"],
-            values["compatibility"],
-            num_iterations,
-            temperature=float(values["temperature"]),
-            damping=self.damping,
-            bias=values["bias"],
-        )
-
-    def loss(self, backend, values):
-        kernels = self.kernels(backend, values)
-        tape = kernels.forward(values["logits"].astype(self.dtype), self.run(values))
-        return float((tape.logits * self.loss_by_logits).sum())
+    def backward(self, kernels, tape, logits, run, *, wants_image=True):
+        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), run, wants_theta=True, wants_image=wants_image)
 
     def gradients(self, backend, *, threads=2, **wanted):
-        kernels = self.kernels(backend, self.values, threads=threads)
-        logits = self.values["logits"].astype(self.dtype)
-        tape = kernels.forward(logits, self.run(self.values))
-        wanted = wanted or {"wants_theta": True, "wants_image": True}
-        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), self.run(self.values), **wanted)
+        return self.backward(*self.forward(backend, threads=threads), **wanted)
 
 
-def assert_close(found, expected, tolerance, names=NAMES, *, of_theta=None):
+def assert_close(found, expected, tolerance, names=GRADIENTS, *, of_theta=None):
     """Relative to the largest value of each gradient."""
     for name in names:
         value = np.asarray(getattr(expected, name))
@@ -105,13 +94,13 @@ def test_gradients_are_the_slopes_of_the_loss(backend, normalization, damping):
     """
     problem = Problem(2, normalization=normalization, damping=damping)
     gradients = problem.gradients(backend)
-    for name in NAMES:
+    for name in GRADIENTS:
         direction = np.random.default_rng(1).normal(size=problem.values[name].shape)
         if name == "compatibility":
             np.fill_diagonal(direction, 0.0)
-        ends = [problem.loss(backend, {**problem.values, name: problem.values[name] + step * direction}) for step in (-1e-5, 1e-5)]
-        slope = float((getattr(gradients, name) * direction).sum())
-        assert slope == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-5, abs=1e-6), name
+        tapes = [problem.forward(backend, **{name: problem.values[name] + step * direction})[1] for step in (-1e-5, 1e-5)]
+        expected = ((tapes[1].logits - tapes[0].logits) * problem.loss_by_logits).sum() / 2e-5
+        assert (getattr(gradients, name) * direction).sum() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -140,10 +129,9 @@ def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims,
 )
 def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter_name, with_image):
     """Bandwidths lose digits to the squares of features, up to 30 here, that all but cancel: some thousand roundings of 6e-8."""
-    wanted = {"wants_theta": True, "wants_image": with_image}
-    single = Problem(num_dims, filter_name=filter_name, dtype=np.float32).gradients(compiled_backend, **wanted)
+    single = Problem(num_dims, filter_name=filter_name, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
     double = Problem(num_dims, filter_name=filter_name).gradients(compiled_backend)
-    assert_close(single, double, 1e-4, NAMES if with_image else NAMES[:-1], of_theta=2e-3)
+    assert_close(single, double, 1e-4, GRADIENTS if with_image else GRADIENTS[:-1], of_theta=2e-3)
 
 
 @pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])
@@ -156,11 +144,11 @@ def test_float32_gradients_of_lattices_with_few_vertices_agree_with_float64(num_
         problem = Problem(3, num_modalities=num_modalities, filter_name="lattice", dtype=dtype)
         problem.values["theta_position"] *= scale
         problem.values["theta_intensity"] *= scale
-        kernels = problem.kernels(get_backend("cpu"), problem.values)
-        num_vertices = int(kernels.filters[0].split("(")[1].split()[0])
+        run = problem.forward(get_backend("cpu"))
+        num_vertices = int(run[0].filters[0].split("(")[1].split()[0])
         assert num_vertices / np.count_nonzero(problem.mask) == pytest.approx(density, rel=0.15)
-        found.append(problem.gradients(get_backend("cpu"), wants_theta=True, wants_image=False))
-    assert_close(*found, 1e-4, NAMES[:-1], of_theta=2e-3)
+        found.append(problem.backward(*run, wants_image=False))
+    assert_close(*found, 1e-4, GRADIENTS[:-1], of_theta=2e-3)
 
 
 def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
@@ -172,7 +160,7 @@ def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice", "grid"])
 def test_gradients_are_the_same_bits_on_any_number_of_threads(filter_name):
     one, three = (Problem(3, filter_name=filter_name, dtype=np.float32).gradients(get_backend("cpu"), threads=n) for n in (1, 3))
-    for name in NAMES:
+    for name in GRADIENTS:
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
 
 
@@ -189,16 +177,78 @@ def test_the_grid_filter_refuses_float64():
         Problem(2, filter_name="grid").gradients(get_backend("cpu"))
 
 
-def test_a_forbidden_label_leaves_step_control_in_force():
+def test_a_forbidden_label_leaves_step_control_in_force(compiled_backend):
     """One logit of minus infinity is in no energy: steps are halved as they are for a very low one."""
     problem = Problem(3)
-    problem.values["compatibility"] = np.array([[0.0, -3.0, 1.0], [2.0, 0.0, -2.0], [-1.0, 3.0, 0.0]])
-    problem.values["weights"][:] = 20.0
+    changes = {"compatibility": np.array([[0.0, -3.0, 1.0], [2.0, 0.0, -2.0], [-1.0, 3.0, 0.0]]), "weights": np.full((3, 3), 20.0)}
     steps = []
     for lowest in (-np.inf, -200.0):
         logits = problem.values["logits"].copy()
         logits[2, 0] = lowest
-        kernels = problem.kernels(get_backend("cpu"), problem.values)
-        steps.append(kernels.forward(logits, problem.run(problem.values, 8)).steps)
+        steps.append(problem.forward(compiled_backend, 8, logits=logits, **changes)[1].steps)
     assert steps[0] == steps[1]
     assert min(steps[0]) < 1.0
+
+
+@needs_compiler
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
+def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
+    """In float32, with respect to everything, under a GPU's rules; the host waits once for all sums, and for its arrays."""
+    problem = Problem(3, num_labels=4, shape=(6, 11, 8), filter_name=filter_name, damping=0.2, dtype=np.float32)
+    device = StrictDevice(is_watched=True)
+    run = problem.forward(CudaBackend(device))
+    device.reset()
+    found = problem.backward(*run)
+    assert device.waits == {"a download": 3}
+    assert_close(found, problem.gradients(get_backend("cpu")), 2e-5, of_theta=4e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("num_labels", "dtype", "per_label", "masked", "is_potts"),
+    [
+        (4, np.float32, False, False, True),
+        (2, np.float64, False, True, False),
+        # More pairs of labels than threads in a block, and tiles of half as many voxels.
+        pytest.param(33, np.float64, True, True, False, marks=pytest.mark.long),
+    ],
+)
+def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_label, masked, is_potts):
+    """One row of channels, several, and rows that are filled in part; sums over all pairs of voxels agree to rounding."""
+    given = {"num_labels": num_labels, "per_label": per_label, "masked": masked, "is_potts": is_potts, "damping": 0.2}
+    is_single = dtype == np.float32
+    found = Problem(3, dtype=dtype, **given).gradients(watched_backend() if is_single else shim_backend())
+    expected = Problem(3, **given).gradients(get_backend("reference"))
+    tolerance = 1e-4 if is_single else 1e-11
+    assert_close(found, expected, tolerance, of_theta=20 * tolerance)
+
+
+def test_shortened_steps_have_their_gradients(compiled_backend):
+    """The energy rises with strong attraction, so step lengths differ: each step goes back by its own."""
+    problem = Problem(3, damping=0.2)
+    runs = [problem.forward(one, 6, weights=20.0 * problem.values["weights"]) for one in (compiled_backend, get_backend("reference"))]
+    assert runs[0][1].steps == runs[1][1].steps
+    assert len(set(runs[0][1].steps)) > 1
+    found, expected = (problem.backward(*run) for run in runs)
+    assert_close(found, expected, 1e-9, of_theta=2e-8)
+
+
+@needs_compiler
+def test_a_forbidden_label_leaves_all_gradients_finite():
+    """A logit of minus infinity, of the label that follows from the others and of another one."""
+    problem = Problem(3, num_labels=4, per_label=False, is_potts=True, masked=False, dtype=np.float32)
+    problem.values["logits"][3, 0] = problem.values["logits"][1, 3] = -np.inf
+    found = problem.gradients(watched_backend())
+    for name in GRADIENTS:
+        assert np.isfinite(getattr(found, name)).all(), name
+    assert_close(found, problem.gradients(get_backend("cpu")), 1e-4, of_theta=2e-3)
+
+
+@needs_compiler
+def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
+    """As on large volumes: three blocks and seven threads for all voxels. Sums are grouped otherwise, so they agree to rounding."""
+    problem = Problem(3, num_labels=4, shape=(4, 7, 9), dtype=np.float32)
+    expected = problem.gradients(watched_backend())
+    monkeypatch.setattr(sums, "pair_blocks", lambda *_: 3)
+    monkeypatch.setattr(moments, "sum_threads", lambda _: 7)
+    assert_close(problem.gradients(watched_backend()), expected, 1e-6, of_theta=2e-5)

@@ -7,7 +7,7 @@ import pytest
 from cuda_shim import shim_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kernel_set
+from oracles import GRADIENTS, kernel_set
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.engines import get_backend
@@ -16,7 +16,6 @@ from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.parameters.specs import ChannelLabels, MeanFieldSpec
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACING = (2.0, 1.5, 1.2)
 MODELS = ("potts", "weights", "matrix", "matrix and weights", "potts and bias", "matrix, weights and bias")
 NORMALIZATIONS = ("symmetric", "after", "none")
@@ -88,7 +87,7 @@ def test_any_table_means_the_same_to_the_engine_and_the_plain_one_in_float64(cas
     (expected_tape, expected), (tape, found) = (case.gradients(name) for name in ("reference", "cpu"))
     np.testing.assert_allclose(tape.logits, expected_tape.logits, atol=1e-9)
     assert tape.steps == expected_tape.steps
-    for name in NAMES:
+    for name in GRADIENTS:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-8, rtol=1e-8, err_msg=name)
 
 
@@ -118,7 +117,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     case = Shared(np.random.default_rng(5), (14, 31, 19), filter_name="lattice")
     (tape, one), (other_tape, three) = (case.gradients("cpu", np.float32, threads=n) for n in (1, 3))
     np.testing.assert_array_equal(tape.logits, other_tape.logits)
-    for name in NAMES:
+    for name in GRADIENTS:
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
 
 

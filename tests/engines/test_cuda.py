@@ -3,8 +3,6 @@
 That its answers are right is also the business of test_filters.py and test_mean_field.py, which it passes as one of the backends.
 """
 
-from dataclasses import replace
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from oracles import Case, one_kernel, random_case, resolve
 from strict_device import use
 
 from crfrefine import refine
-from crfrefine.base.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.engines.cuda import lattice, lists
@@ -22,13 +19,9 @@ from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
-from crfrefine.parameters.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
-
-long = pytest.mark.long
 
 
 def _input(case, theta_alpha, theta_beta, device=None):
@@ -38,19 +31,15 @@ def _input(case, theta_alpha, theta_beta, device=None):
 
 
 def _refined(engine, case, **changes):
-    return engine.mean_field(
-        case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case, mean_field__filter="lattice", **changes)
-    )
+    return engine.mean_field(case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes))
 
 
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "theta_alpha", "theta_beta"),
     [
-        (3, 2, 1.37, 0.19),
         (3, 2, 300.0, 300.0),  # lists of all voxels, which are cut into pieces
         (3, 4, 0.02, 0.001),  # keys of more than 64 bits
-        pytest.param(1, 1, 1.37, 0.19, marks=long),
-        pytest.param(4, 8, 0.8, 0.01, marks=long),
+        pytest.param(4, 8, 0.8, 0.01, marks=pytest.mark.long),
     ],
 )
 def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_beta):
@@ -60,6 +49,7 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     found, expected = (_refined(engine, case, **changes) for engine in (watched_backend(), get_backend("cpu")))
     assert found.filters == expected.filters
     assert "vertices" in found.filters[0]
+    assert list(found.timings) == ["upload", "build", "steps", "download"]
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
@@ -93,27 +83,6 @@ def test_a_full_table_is_noticed():
         ShimDevice(is_watched=True).launch("lattice_build", "insert_vertices", *arguments)
         assert bool(overflow[0]) == (table_bits == 4)
     np.testing.assert_array_equal(table[slots], keys)
-
-
-def test_the_order_of_axes_in_memory_does_not_move_the_lattice():
-    """Positions go by the user's axes: a transposed view has the same vertices. Sums in another order differ by rounding."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
-    changes = {"bilateral__theta_alpha": [2.0, 3.0, 4.0], "bilateral__theta_beta": 0.3}
-    engine, order = watched_backend(), (2, 0, 1)
-    straight, parameters = _refined(engine, case, **changes), resolve(case, mean_field__filter="lattice", **changes)
-    turned = engine.mean_field(
-        np.ascontiguousarray(case.logits.transpose(0, 3, 1, 2)),
-        GridImage(
-            np.ascontiguousarray(case.image.transpose(0, 3, 1, 2)),
-            np.ascontiguousarray(case.inside.transpose(order)),
-            [case.spacing[axis] for axis in order],
-            order,
-        ),
-        ModelSpec(parameters.kernels.in_storage(StorageOrder(order)), parameters.mean_field),
-    )
-    assert turned.filters == straight.filters
-    np.testing.assert_allclose(turned.logits.transpose(0, 2, 3, 1), straight.logits, atol=1e-4)
-    assert list(turned.timings) == ["upload", "build", "steps", "download"]
 
 
 def test_bandwidths_beyond_any_integer_average_everything():
@@ -157,9 +126,7 @@ def test_memory_that_a_callback_lacks_is_not_the_gpus():
                 raise MemoryError("no room for the window's picture")
 
         with pytest.raises(MemoryError, match="the window's picture"):
-            watched_backend().mean_field(
-                case.logits, GridImage(case.image, case.mask, case.spacing), parameters, RunContext(progress=progress)
-            )
+            watched_backend().mean_field(case.logits, case.grid, parameters, RunContext(progress=progress))
     with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
         raise MemoryError("4 GB")
     with pytest.raises(CapacityError, match=r"needs about 0\.0 GB on cuda-shim, where 0\.0 GB are free"):
@@ -228,24 +195,3 @@ def test_arguments_that_do_not_fit_a_kernel_are_refused():
     ):
         with pytest.raises(TypeError, match=message):
             pack_arguments(source, "sum_pieces", constants, arguments)
-
-
-@pytest.mark.parametrize(("kind", "num_labels"), [("matrix", 4), pytest.param("potts", 33, marks=long)])
-def test_any_number_of_labels_is_refined_as_on_the_cpu(kind, num_labels):
-    """With the last label implied, or with a matrix and a weight for each; -inf forbids a label, as a logit of -200 all but does."""
-    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(7, 5, 9))
-    rng = np.random.default_rng(num_labels)
-    forbidden, unlikely = (replace(case, logits=case.logits.copy()) for _ in range(2))
-    forbidden.logits[2, :, :3], unlikely.logits[2, :, :3] = -np.inf, -200.0
-    matrix = rng.uniform(0.2, 2.0, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
-    of_matrix = {"compatibility__matrix": matrix.tolist(), "bilateral__weight": rng.uniform(1.0, 4.0, size=num_labels).tolist()}
-    settings = {"compatibility__kind": kind, "mean_field__damping": 0.3, **(of_matrix if kind == "matrix" else {})}
-    found, expected, finite = (
-        _refined(engine, given, **settings, spatial__weight=0.5, mean_field__num_iterations=5)
-        for engine, given in ((watched_backend(), forbidden), (get_backend("cpu"), forbidden), (watched_backend(), unlikely))
-    )
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=2e-5, atol=2e-4)
-    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-5)
-    np.testing.assert_allclose(finite.energy, found.energy, rtol=1e-6)
-    others = np.arange(num_labels) != 2
-    np.testing.assert_allclose(finite.logits[others], found.logits[others], atol=1e-4)

@@ -196,10 +196,7 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_lab
     settings = {"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__filter": filter_name, "mean_field__damping": 0.1}
     parameters = resolve(case, **settings, mean_field__num_iterations=6)
     strict = (CudaBackend(StrictDevice(is_watched=True, order=seed)) for seed in (1, 5))
-    found, other, expected = (
-        engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
-        for engine in (*strict, get_backend("cpu"))
-    )
+    found, other, expected = (engine.mean_field(case.logits, case.grid, parameters) for engine in (*strict, get_backend("cpu")))
     np.testing.assert_array_equal(other.logits, found.logits)
     assert other.energy == found.energy
     assert found.filters == expected.filters

@@ -15,7 +15,6 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import is_available, num_driver_devices
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
@@ -40,7 +39,7 @@ def torch():
 def test_each_run_has_the_same_bits(engine, filter_name):
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(21, 18, 24))
     parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=9)
-    first, again = (engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters) for _ in range(2))
+    first, again = (engine.mean_field(case.logits, case.grid, parameters) for _ in range(2))
     np.testing.assert_array_equal(again.logits, first.logits)
     assert again.energy == first.energy
 
@@ -159,7 +158,7 @@ def test_a_forked_process_is_told(first):
     assert name == "cpu"
     assert "forked" in warned[0]
     case = random_case(3, masked=True)
-    get_backend("cuda").mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), resolve(case))
+    get_backend("cuda").mean_field(case.logits, case.grid, resolve(case))
 
 
 @pytest.mark.skipif(num_driver_devices() < 2, reason="needs two GPUs")

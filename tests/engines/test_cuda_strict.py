@@ -16,7 +16,6 @@ from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.mode import VARIABLE
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
 
@@ -34,7 +33,7 @@ def _model(case, filter_name, **changes):
 
 
 def _built(engine, case, model):
-    return engine.kernels(GridImage(case.image, case.mask, case.spacing), model.kernels)
+    return engine.kernels(case.grid, model.kernels)
 
 
 def _train(engine, case, model):
@@ -44,7 +43,7 @@ def _train(engine, case, model):
 
 
 def _refine(engine, case, model):
-    engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+    engine.mean_field(case.logits, case.grid, model)
 
 
 def test_memory_that_no_kernel_may_have_is_seen():
@@ -106,7 +105,7 @@ def test_the_backward_pass_takes_what_is_estimated():
     run = MeanFieldSpec(np.linspace(1.0, 2.0, 4)[None], 1.0 - np.eye(4), 3, temperature=0.8)
     model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=4, num_iterations=3)
     device = StrictDevice(is_watched=True)
-    kernels = CudaBackend(device).kernels(GridImage(case.image, None, case.spacing), model)
+    kernels = CudaBackend(device).kernels(case.grid, model)
     tape = kernels.forward(case.logits, run)
     num_given = 2 * case.logits.nbytes + tape.record.nbytes
     expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)

@@ -10,7 +10,6 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.reference.volume import sums_of
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -26,9 +25,9 @@ def test_a_run_and_its_gradients_are_the_cpus(keep):
     for num_iterations in (3, 6):
         model, found, device = resolve(case, **settings, mean_field__num_iterations=num_iterations), [], StrictDevice(is_watched=True)
         for engine in (CudaBackend(device), get_backend("cpu")):
-            result = engine.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+            result = engine.mean_field(case.logits, case.grid, model)
             downloaded.append(device.downloaded_bytes)
-            kernels = engine.kernels(GridImage(case.image, case.mask, case.spacing), model.kernels)
+            kernels = engine.kernels(case.grid, model.kernels)
             tape = kernels.forward(case.logits, model.mean_field)
             found.append((result, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
         (ours, our_gradients), (theirs, their_gradients) = found

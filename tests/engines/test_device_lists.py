@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pretended_gpus import CudaError
 
 from crfrefine.engines import devices_of, get_backend
 from crfrefine.engines.cuda import cupy_device
@@ -57,18 +58,10 @@ def test_one_engine_is_on_one_device(monkeypatch):
         cupy_device.CupyDevice(7)
 
 
-class CudaError(RuntimeError):
-    """CuPy's, with the driver's number."""
-
-    def __init__(self, status):
-        super().__init__(f"error {status}")
-        self.status = status
-
-
 def watch(*, answers):
     def ask():
         if not answers:
-            raise CudaError(719)
+            raise CudaError(719, "error 719")
 
     return LossWatch("cuda:1", (CudaError,), ask)
 
@@ -78,7 +71,7 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good():
     watched = watch(answers=False)
     message = r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"
     with pytest.raises(DeviceLostError, match=message), watched.watching():
-        raise CudaError(700)
+        raise CudaError(700, "error 700")
     with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
         raise AssertionError("nothing may run")
 
@@ -86,7 +79,7 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good():
 def test_a_gpu_that_answers_is_not_lost():
     """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
     watched = watch(answers=True)
-    for error in (CudaError(1), RuntimeError("of a callback"), KeyboardInterrupt()):
+    for error in (CudaError(1, "error 1"), RuntimeError("of a callback"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, watched.watching():
             raise error
         assert caught.value is error
@@ -98,6 +91,6 @@ def test_a_driver_without_memory_is_too_large_a_case():
     """Not a lost GPU: the next case may be smaller."""
     watched, message = watch(answers=False), r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"
     with pytest.raises(CapacityError, match=message), watched.watching():
-        raise CudaError(2)
+        raise CudaError(2, "error 2")
     with watched.watching():
         pass

@@ -1,4 +1,4 @@
-"""The C++ engine's lattice and grid against plain transcriptions of the same approximations: closer than the approximations are good.
+"""The compiled engines' lattice and grid against plain transcriptions of the same approximations: closer than the approximations are good.
 
 What they approximate is test_filters.py's business. Bandwidths are no multiples of the spacing, so that no voxel lies on the face of a
 simplex, where float32 and float64 may choose different sides.
@@ -17,18 +17,9 @@ from oracles import grid_kernel, one_kernel, random_case
 
 import crfrefine
 from crfrefine.engines import get_backend
-from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
+from crfrefine.errors import CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
-
-
-@pytest.fixture
-def engine():
-    """The CPU backend; there is nothing to test without its compiled part."""
-    try:
-        return get_backend("cpu")
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
 
 
 def _values(case):
@@ -45,14 +36,11 @@ def _values(case):
         (4, 1, False, 4.21),
     ],
 )
-def test_the_grid_is_the_documented_one(engine, num_dims, num_modalities, masked, theta_alpha):
+def test_the_grid_is_the_documented_one(compiled_backend, num_dims, num_modalities, masked, theta_alpha):
     """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
     case = random_case(num_dims, num_modalities, masked=masked)
-    values = _values(case)
-    theta_beta = (0.13,) * num_modalities
-    result = engine.message(
-        values, case.image, case.mask, case.spacing, one_kernel(theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid")
-    )
+    values, spec = _values(case), one_kernel((theta_alpha,) * num_dims, (0.13,) * num_modalities, filter="grid")
+    result = compiled_backend.message(values, case.image, case.mask, case.spacing, spec)
     expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
@@ -67,23 +55,21 @@ def test_the_grid_is_the_documented_one(engine, num_dims, num_modalities, masked
         (4, 4, False, 4.21),
     ],
 )
-def test_the_lattice_is_the_transcribed_one(engine, num_dims, num_modalities, masked, theta_alpha):
+def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_modalities, masked, theta_alpha):
     """The same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over voxels."""
     # Of more voxels than a tile has, whose vertices several tiles share.
     shape = (23, 11, 37) if (num_dims, num_modalities) == (3, 1) else GRIDS[num_dims]
     case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
-    reference = get_backend("reference")
-    arguments = (_values(case), case.image, case.mask, case.spacing)
-    bandwidths = {"theta_alpha": (theta_alpha,) * num_dims, "theta_beta": (0.19,) * num_modalities}
-    result = engine.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
-    expected = reference.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
+    spec = one_kernel((theta_alpha,) * num_dims, (0.19,) * num_modalities, filter="lattice")
+    arguments = (_values(case), case.image, case.mask, case.spacing, spec)
+    result, expected = (engine.message(*arguments) for engine in (compiled_backend, get_backend("reference")))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
 
-def test_a_tile_of_the_lattice_lists_each_of_its_vertices_once(engine):
+def test_a_tile_of_the_lattice_lists_each_of_its_vertices_once():
     """Messages would be the same with two records of one, and cost more; some 4,500 make the table of keys grow three times."""
     image = np.random.default_rng(4).random((1, 19, 15, 37), np.float32)
-    tiles = engine._engine._lattice_passes(image, None, (1.0, 0.6, 1.7), [2.1, 1.4, 3.0], [0.16], 2)["tile_vertices"]
+    tiles = get_backend("cpu")._engine._lattice_passes(image, None, (1.0, 0.6, 1.7), [2.1, 1.4, 3.0], [0.16], 2)["tile_vertices"]
     assert max(map(len, tiles)) > 4000
     for vertices in tiles:
         assert len(set(map(tuple, vertices))) == len(vertices)
@@ -102,12 +88,12 @@ def test_a_tile_of_the_lattice_lists_each_of_its_vertices_once(engine):
         (InputError, "the mask is empty", {"mask": np.zeros((9, 7, 8), dtype=bool)}),
     ],
 )
-def test_what_the_engine_refuses_has_a_kind(engine, kind, match, changes):
+def test_what_the_engine_refuses_has_a_kind(kind, match, changes):
     """Too large for the algorithm, or not usable at all; the engine's own class is the cause."""
     asked = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
     image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
     with pytest.raises(kind, match=match) as caught:
-        engine.message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), one_kernel(**asked))
+        get_backend("cpu").message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), one_kernel(**asked))
     assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
 
 

@@ -4,6 +4,7 @@ Values are float32: one rounding is 6e-8 relative, and sums of up to a thousand 
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,33 @@ def test_truncated_messages_match_brute_force_within_the_ball(backend, num_dims,
         expected = values[:, case.inside].astype(np.float64) @ normalize_kernel(kernel, normalization).T
         result = _message(backend, case, values, theta_alpha, 0.2, normalization=normalization, filter="truncated")
         assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
+
+
+@pytest.mark.parametrize(
+    ("grid_shape", "theta_alpha", "num_modalities", "num_channels"),
+    [((3, 9, 35), 0.9, 2, 4), ((3, 5, 4), 50.0, 2, 1), ((21, 64), (3.0, 1.5), 4, 11), ((2, 3, 6, 7), 1.5, 9, 5)],
+)
+def test_direct_sums_match_brute_force_on_any_grid(backend, grid_shape, theta_alpha, num_modalities, num_channels):
+    """Several tiles along two axes, with an overhang; a radius beyond the box; more channels than a row; modalities that fill no load."""
+    case = random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape)
+    values = _values(case, num_channels)
+    for filter_name, radius in (("truncated", 3.0), ("exact", np.inf)):
+        kernel = brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, 0.25, radius=radius)
+        expected = values[:, case.inside].astype(np.float64) @ kernel
+        result = _message(backend, case, values, theta_alpha, 0.25, filter=filter_name)
+        assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated"])
+def test_voxels_far_from_each_other_send_to_themselves(backend, filter_name):
+    """One in all, and two, in tiles that hold nothing else."""
+    case = random_case(3, grid_shape=(3, 70, 80))
+    mask = np.zeros(case.image.shape[1:], bool)
+    for voxel in ((0, 0, 0), (-1, -1, -1)):
+        mask[voxel] = True
+        values = _values(case)
+        found = _message(backend, replace(case, mask=mask), values, 0.9, 0.25, filter=filter_name)
+        np.testing.assert_allclose(found, np.where(mask, values, 0.0), rtol=FLOAT32)
 
 
 @functools.cache

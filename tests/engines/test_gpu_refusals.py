@@ -7,18 +7,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from pretended_gpus import CudaError
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.errors import BackendUnavailableError
-
-
-class CudaRuntimeError(RuntimeError):
-    """CuPy's."""
-
-    def __init__(self, status, text):
-        super().__init__(text)
-        self.status = status
 
 
 class CompileError(Exception):
@@ -33,8 +26,8 @@ def with_cupy(machine, error):
 
     cuda = SimpleNamespace(
         compiler=SimpleNamespace(CompileException=CompileError),
-        runtime=SimpleNamespace(CUDARuntimeError=CudaRuntimeError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
-        driver=SimpleNamespace(CUDADriverError=CudaRuntimeError),
+        runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
+        driver=SimpleNamespace(CUDADriverError=CudaError),
     )
     machine.setattr(cupy_device, "num_driver_devices", lambda: 1)
     machine.setattr(importlib.util, "find_spec", lambda name: object())
@@ -56,10 +49,10 @@ OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient f
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (CudaRuntimeError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
+        (CudaError(35, OTHER_CUDA), rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
         (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
         (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
-        (CudaRuntimeError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
+        (CudaError(2, "cudaErrorMemory"), r"the GPU has no memory left to begin with \(cudaErrorMemory.*nvidia-smi lists them"),
         (MemoryError("Out of memory"), r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them"),
     ],
     ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],

@@ -30,8 +30,8 @@ def labels(image):
     return found
 
 
-def one_hot(labels, numbers, confidence=CONFIDENCE):
-    return (confidence * np.stack([labels == number for number in numbers])).astype(np.float32)
+def one_hot(labels, numbers):
+    return (CONFIDENCE * np.stack([labels == number for number in numbers])).astype(np.float32)
 
 
 def refined(labels, image, **options):

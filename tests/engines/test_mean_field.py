@@ -11,7 +11,6 @@ from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_
 
 import crfrefine
 from crfrefine.engines.base import RunContext
-from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
 
 # The accuracy that is promised for the exact filter in float32.
@@ -19,7 +18,7 @@ EXACT_RMS = 1e-5
 
 
 def _run(backend, case, parameters):
-    return backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), parameters)
+    return backend.mean_field(case.logits, case.grid, parameters)
 
 
 def _marginals(result, case):
@@ -190,9 +189,7 @@ def test_convergence_needs_labels_at_rest(backend):
 def test_progress_is_reported_in_order(backend):
     case = random_case(2)
     seen = []
-    backend.mean_field(
-        case.logits, GridImage(case.image, None, case.spacing), resolve(case), RunContext(progress=lambda *entry: seen.append(entry))
-    )
+    backend.mean_field(case.logits, case.grid, resolve(case), RunContext(progress=lambda *entry: seen.append(entry)))
     steps = [step for stage, step, num_steps in seen if (stage, num_steps) == ("mean field", 5)]
     assert steps == list(range(steps[0], steps[0] + 5))
 

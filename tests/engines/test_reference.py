@@ -14,8 +14,8 @@ from crfrefine.errors import CapacityError
 ROUNDING = 1e-9
 
 
-def _points(num_dims, num_points=300, spread=2.0):
-    return np.random.default_rng(num_dims).normal(scale=spread, size=(num_points, num_dims))
+def _points(num_dims, num_points=300):
+    return np.random.default_rng(num_dims).normal(scale=2.0, size=(num_points, num_dims))
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 5, 7])

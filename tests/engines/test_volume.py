@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from oracles import kernels_of, main_bodies, random_case, resolve, softmax
+from oracles import kernels_of, main_bodies, random_case, resolve, scores_of, softmax
 from scipy.optimize import root
 
 from crfrefine import CrfParameters, refine
@@ -15,12 +15,6 @@ from crfrefine.errors import ConfigError
 
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
-
-
-def scores_of(case, run):
-    """Calibrated logits of the masked voxels."""
-    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
-    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
 
 
 def volumes_of(scores, keep):
@@ -47,7 +41,7 @@ def mean_field_by_multipliers(case, model):
     step, x, energies = 1.0 - run.damping, scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = sum(penalty.T @ (weight[:, None].astype(np.float64) * (marginals @ kernel.T)) for kernel, weight in terms)
+        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
         energies.append(energy + (divergence(marginals[:, part], volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
         x = (1.0 - step) * x + step * (scores - pairwise)
@@ -90,7 +84,7 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, w
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
-    found = backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
@@ -115,7 +109,7 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
-    found = backend.mean_field(case.logits, GridImage(case.image, None, case.spacing), model)
+    found = backend.mean_field(case.logits, case.grid, model)
     masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
@@ -171,10 +165,7 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_lab
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
     model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
-    expected, found = (
-        backend.mean_field(case.logits, GridImage(case.image, case.mask, case.spacing), model)
-        for backend in (get_backend("reference"), compiled_backend)
-    )
+    expected, found = (backend.mean_field(case.logits, case.grid, model) for backend in (get_backend("reference"), compiled_backend))
     assert expected.converged
     assert 5 < expected.num_iterations < 30
     assert (found.num_iterations, found.converged) == (expected.num_iterations, True)
@@ -187,7 +178,7 @@ def test_the_same_bits_on_any_number_of_threads():
     model = resolve(case, volume__weight=0.9, volume__keep="largest", mean_field__filter="lattice")
     found = []
     for threads in (1, 3):
-        kernels = get_backend("cpu").kernels(GridImage(case.image, None, case.spacing), model.kernels, RunContext(threads=threads))
+        kernels = get_backend("cpu").kernels(case.grid, model.kernels, RunContext(threads=threads))
         tape = kernels.forward(case.logits, model.mean_field)
         found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
     (one, by_one), (three, by_three) = found

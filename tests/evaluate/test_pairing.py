@@ -1,15 +1,13 @@
 """Which files are taken for a case: names alone, so that the files here are empty."""
 
-from pathlib import Path
-
 import pytest
 
 from crfrefine.errors import InputError
 from crfrefine.evaluate import EvaluationOptions
-from crfrefine.evaluate.pairing import Pairing, pair_cases
+from crfrefine.evaluate.pairing import pair_cases
 
 
-def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairing:
+def pair(root, labels, predictions, **options):
     for folder, names in (("labels", labels), ("pred", predictions)):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names.split():
@@ -17,8 +15,7 @@ def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairin
     return pair_cases(EvaluationOptions(root / "pred", root / "labels", root / "out", **options))
 
 
-def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str | None, str]]:
-    """Label map and scores of each case."""
+def taken(pairing, method="prediction"):
     found = {}
     for case in pairing.cases:
         files = case.methods[method]
@@ -61,7 +58,7 @@ def test_images_beside_label_maps_and_a_folder_that_is_given_twice_are_noted(tmp
     assert "2 files beside label maps" in pairing.notes[1]
 
 
-def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
+def left_out(pairing):
     return {case.case_id: case.reasons for case in pairing.left_out}
 
 
@@ -78,19 +75,6 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     with_image = pair(tmp_path / "other", "a.nii", "a.nii a_0000.nii")
     assert left_out(with_image) == {}
     assert "1 files without a reference, such as a_0000.nii" in with_image.notes[0]
-
-
-def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
-    (tmp_path / "other").mkdir()
-    for name in ("a.nii", "c.nii", "z.nii"):
-        (tmp_path / "other" / name).touch()
-    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii b.nii", baselines=(("other", tmp_path / "other"),))
-    assert left_out(pairing) == {
-        "b": (f"no prediction in {tmp_path / 'other'}",),
-        "c": (f"no prediction in {tmp_path / 'pred'}",),
-        "z": (f"no label map in {tmp_path / 'labels'}",),
-    }
-    assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
 
 
 def test_what_is_twice_is_a_problem_of_the_method(tmp_path):
@@ -115,15 +99,6 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         path.unlink()
     with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
         pair(tmp_path, "", "", probabilities=(("prediction", tmp_path / "scores"),))
-
-
-def test_all_modalities_of_a_case_are_shown(tmp_path):
-    (tmp_path / "images").mkdir()
-    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz"):
-        (tmp_path / "images" / name).touch()
-    pairing = pair(tmp_path, "a.nii b.nii", "a.nii b.nii", images=tmp_path / "images")
-    assert [[path.name for path in case.images] for case in pairing.cases] == [["a_0000.nii.gz", "a_0001.nii.gz"], []]
-    assert "no image of 1 of 2 cases, such as b" in pairing.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ def test_failed_and_incomplete_cases_and_the_command_for_them(tmp_path, monkeypa
     files[2].unlink()
     assert run_here(*study.arguments).status == 1
     monkeypatch.chdir("/")
-    result = run_here("status", study.output, "--json")
-    assert result.status == 1
+    result = run_here("status", study.output, "--json", status=1)
     (run,) = json.loads(result.stdout)["runs"]
     assert {case["case_id"]: case["state"] for case in run["cases"]} == {"case0": "failed", "case1": "done", "case2": "missing"}
     assert str(files[0]) in run["cases"][0]["reason"]

@@ -4,25 +4,16 @@ Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/tes
 `tests/io/test_atomic.py`, devices that are always full in `tests/io/test_special_files.py`.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
+from cli_helpers import Folders, command, files_in, load_nifti, run_here
 
 import crfrefine.runs.infer.run as infer_run
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-def before(step: str, monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
+def before(step, monkeypatch, case_id, fault):
     """Let something happen when a case is about to be read (`_read`), or has been read and is about to be refined (`_refine`)."""
     original = getattr(infer_run._Run, step)
 
@@ -37,24 +28,21 @@ def before(step: str, monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Call
 def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkeypatch):
     summary = tmp_path / "summary.json"
     before("_refine", monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
-    result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary)
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary, status=1)
     assert f"cannot be written: there is no folder {folders.output}" in result.stderr
     assert "Traceback" not in result.stderr
     # The second case is written while the third is being refined: before or after the folder is gone.
     statuses = [case["status"] for case in json.loads(summary.read_text())["cases"]]
     assert (statuses[0], statuses[2]) == ("done", "failed")
     monkeypatch.undo()
-    result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary)
-    assert result.status == 0, result.stderr
+    result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary, status=0)
     assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
     for folder, name in ((folders.images, "a_0001.nii.gz"), (folders.logits, "b.nii.gz")):
         before("_read", monkeypatch, name[0], (folder / name).unlink)
-    result = run_here("infer", *folders.arguments, "--threads", 1)
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, "--threads", 1, status=1)
     assert f"{folders.images / 'a_0001.nii.gz'}: " in result.stderr
     assert f"{folders.logits / 'b.nii.gz'}: " in result.stderr
     assert "Traceback" not in result.stderr

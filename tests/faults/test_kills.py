@@ -4,10 +4,7 @@
 files are removed, `tests/cli/test_evaluate_resume.py` killed worker processes.
 """
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from cli_helpers import write_folders
@@ -18,7 +15,7 @@ from training_helpers import write_cases
 pytestmark = pytest.mark.long
 
 
-def test_infer_on_a_folder(tmp_path: Path) -> None:
+def test_infer_on_a_folder(tmp_path):
     folders = write_folders(tmp_path, "a", "b", "c")
     summary = folders.output / "summary.json"
     work = Work(
@@ -31,13 +28,13 @@ def test_infer_on_a_folder(tmp_path: Path) -> None:
     check_kills(work, tmp_path, seed=1)
 
 
-def check_summary(path: Path) -> None:
+def check_summary(path):
     summary = json.loads(path.read_text())
     assert not summary["interrupted"]
     assert [case["status"] in ("done", "skipped") for case in summary["cases"]] == [True] * 3
 
 
-def test_infer_with_lines_of_a_summary(tmp_path: Path) -> None:
+def test_infer_with_lines_of_a_summary(tmp_path):
     """The file is not replaced but grows: what a kill cut off is gone at the next run, and each run has a first and a last line."""
     folders = write_folders(tmp_path, "a", "b")
     summary = tmp_path / "summary.jsonl"
@@ -51,14 +48,14 @@ def test_infer_with_lines_of_a_summary(tmp_path: Path) -> None:
     check_kills(work, tmp_path, seed=2)
 
 
-def check_lines(path: Path) -> None:
+def check_lines(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[-1]["run"] == "ended"
     assert lines[-1]["num_done"] + lines[-1]["num_skipped"] == 2
     assert lines[0]["run"] == "started"
 
 
-def test_infer_that_replaces_older_results(tmp_path: Path) -> None:
+def test_infer_that_replaces_older_results(tmp_path):
     """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
     folders = write_folders(tmp_path, "a", "b")
     work = Work(
@@ -69,13 +66,13 @@ def test_infer_that_replaces_older_results(tmp_path: Path) -> None:
     check_kills(work, tmp_path, seed=3)
 
 
-def write_old(folder: Path, *names: str) -> None:
+def write_old(folder, *names):
     folder.mkdir()
     for name in names:
         (folder / name).write_bytes(b"old")
 
 
-def test_evaluate(tmp_path: Path) -> None:
+def test_evaluate(tmp_path):
     study = write_study(tmp_path)
     work = Work([option for option in study.arguments if option != "--no-report"], outputs=[study.output], resume=["--continue"])
     check_kills(work, tmp_path, seed=4)
@@ -92,7 +89,7 @@ paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 """
 
 
-def test_train_crf(tmp_path: Path) -> None:
+def test_train_crf(tmp_path):
     """With a checkpoint as often as there can be one, so that runs go on from every place."""
     data = write_cases(tmp_path / "data", 2)
     output = tmp_path / "out"
@@ -112,12 +109,12 @@ phantom.make_phantom = functools.partial(phantom.make_phantom, grid_shape=(18, 1
 """
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo(tmp_path):
     work = Work(("demo", "-o", tmp_path / "demo", "--threads", 1), outputs=[tmp_path / "demo"])
     check_kills(work, tmp_path, seed=6, setup=SMALL_PHANTOM)
 
 
-def test_convert_that_replaces_a_pair(tmp_path: Path) -> None:
+def test_convert_that_replaces_a_pair(tmp_path):
     """No old header is beside new voxels, nor the other way round."""
     folders = write_folders(tmp_path, "a")
     output = tmp_path / "out"

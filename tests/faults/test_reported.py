@@ -1,39 +1,24 @@
 """Faults that users met, by the command as they ran it. The readers' own tests try many more of each kind."""
 
-from __future__ import annotations
-
 import gzip
-import json
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, Folders, files_in, load_nifti, run_here, write_case, write_folders
+from cli_helpers import GRID_SHAPE, files_in, load_nifti, run_here, write_case, write_folders
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "good")
 
 
-def test_5_a_weight_that_overflows_writes_nothing(folders: Folders) -> None:
-    result = run_here("infer", *folders.arguments, "--set", "bilateral.weight=3e38")
-    assert result.status == 1
+def test_5_a_weight_that_overflows_writes_nothing(folders):
+    result = run_here("infer", *folders.arguments, "--set", "bilateral.weight=3e38", status=1)
     assert "bilateral.weight" in result.stderr
     assert files_in(folders.output) == []
-
-
-def test_7_and_9_messages_about_a_description_are_bounded(folders: Folders) -> None:
-    names = json.dumps({"channel_names": {str(number): f"modality {number} {'x' * 50}" for number in range(10_000)}})
-    for text in ('{"labels": {"a": 1e999}}', '{"labels": ' + "[" * 100_000, names):
-        (folders.images / "dataset.json").write_text(text)
-        for arguments in (("infer", *folders.arguments), ("info", folders.images), ("evaluate", folders.logits, folders.images)):
-            result = run_here(*arguments)
-            assert "Traceback" not in result.stderr
-            assert len(result.stderr) < 3000
 
 
 LIMITED = """
@@ -57,7 +42,7 @@ finally:
     [((18, 15, 11), 1e9, ()), ((1000, 1000, 1000), 352, ("--max-memory", "1GiB")), ((1000, 1000, 1000), 352, ())],
     ids=["far voxels", "declares more than allowed", "declares more than it has"],
 )
-def test_11_a_small_file_takes_little_memory(shape, offset, options, folders: Folders) -> None:
+def test_11_a_small_file_takes_little_memory(shape, offset, options, folders):
     write_case(folders, "bad")
     header = bytearray(352)
     for place, form, values in (
@@ -75,7 +60,7 @@ def test_11_a_small_file_takes_little_memory(shape, offset, options, folders: Fo
     assert load_nifti(folders.output / "good.nii.gz").shape == GRID_SHAPE
 
 
-def test_14_values_that_no_model_takes_are_refused_by_name() -> None:
+def test_14_values_that_no_model_takes_are_refused_by_name():
     import crfrefine
     from crfrefine.errors import CrfRefineError
 

@@ -1,24 +1,24 @@
-"""The C++ engine's lattice on grids, features and masks made by hypothesis: keys, tiles, vertices and neighbors are the plain lattice's.
+"""The C++ engine on made-up grids, features and masks, whose lattice is the plain one; and on wrong calls, which are errors of ours.
 
 `tests/engines/test_engine_filters.py` compares their messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
 labels. The same examples in each run; `make fuzz` takes more, and others each time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
-from typing import Any
 
 import numpy as np
 import pytest
+from fuzz_engine import engine_targets
+from fuzz_worker import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.reference import lattice as reference
+from crfrefine.errors import BackendUnavailableError
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 WEIGHT_UNIT = 65535
@@ -27,7 +27,7 @@ EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> dict[str, Any]:
+def cases(draw):
     """A grid, its image and mask, and bandwidths from a hundredth of a voxel or of the intensities to far more than all of it."""
     num_axes = draw(st.integers(1, 4))
     shape = tuple(draw(st.integers(*EXTENTS[num_axes])) for _ in range(num_axes))
@@ -59,7 +59,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(cases(), st.sampled_from([1, 3]))
-def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> None:
+def test_any_lattice_is_the_plain_one(case, threads):
     inside = np.ones(case["image"].shape[1:], bool) if case["mask"] is None else case["mask"]
     features = kernel_features(case["image"], inside, case["spacing"], case["theta_alpha"], case["theta_beta"], inside.shape)
     may_be_refused = (ValueError, RuntimeError) if np.abs(features).max() > LARGEST else ()
@@ -69,7 +69,7 @@ def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> Non
         check_vertices(passes)
 
 
-def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
+def check_tiles(passes, features):
     """Each voxel is in one tile, in a simplex of the lattice that holds its point."""
     tiles, size = passes["tile_voxels"], passes["num_features"] + 1
     assert sorted(voxel for voxels in tiles for voxel in voxels) == list(range(len(features)))
@@ -87,11 +87,11 @@ def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
     np.testing.assert_allclose(reproduced, elevated, atol=size**2 / WEIGHT_UNIT + 1e-6 * np.abs(elevated).max())
 
 
-def ends(voxels: list[list[int]]) -> list[int]:
+def ends(voxels):
     return list(itertools.accumulate(map(len, voxels)))[:-1]
 
 
-def check_vertices(passes: dict[str, Any]) -> None:
+def check_vertices(passes):
     """Packed keys confuse no two vertices, and find every neighbor."""
     coordinates = [tuple(vertex) for vertex in passes["vertices"]]
     number = {vertex: n for n, vertex in enumerate(coordinates)}
@@ -102,3 +102,21 @@ def check_vertices(passes: dict[str, Any]) -> None:
         step = [1 - size * (axis == direction) for axis in range(size)]
         after = ((n, number.get(tuple(a + b for a, b in zip(vertex, step, strict=True)))) for vertex, n in number.items())
         assert dict(pairs) == {n: other for n, other in after if other is not None}
+
+
+# ---- Wrong calls
+
+
+@pytest.mark.parametrize(("name", "num_inputs"), [("module", 100), ("models", 10)])
+def test_some_inputs(name, num_inputs, tmp_path):
+    try:
+        load_engine()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    (target,) = (target for target in engine_targets() if target.name == name)
+    (tmp_path / name).mkdir()
+    found = fuzz(target, tmp_path / name, inputs=num_inputs)
+    assert not found.findings, found.findings[0]
+    assert found.inputs == num_inputs
+    assert found.taken >= num_inputs // 5, "too few inputs come as far as the work itself"
+    assert found.refused >= num_inputs // 5, "too little is damaged"

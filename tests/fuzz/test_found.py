@@ -1,9 +1,6 @@
 """What the fuzzer has found, each as a test of its own."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +14,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.earlier import read_earlier
 
 
-def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path: Path) -> None:
+def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path):
     record = {"case_id": "a", "status": "done", "times": {"compute": "x" * 5000}}
     record |= dict.fromkeys(("written", "other_parameters", "num_iterations", "voxels_changed"))
     (tmp_path / "s.json").write_text(json.dumps({"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": [record]}))
@@ -26,7 +23,7 @@ def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path: Path) -> 
     assert len(str(caught.value)) < 700
 
 
-def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_path: Path) -> None:
+def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_path):
     measured = {"case": "a", "fingerprint": {}, "seconds": 1.0, "warnings": [], "notes": [], "values": {"prediction": {"1": {"dice": 0.5}}}}
     path = tmp_path / "case.json"
     path.write_text(json.dumps(measured))
@@ -39,11 +36,11 @@ def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_p
         assert from_json(path, {}) is None, change
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path):
     path = tmp_path / "c.json"
     checkpoint = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError).Checkpoint(path, "d")
 
-    def text(**changes: object) -> str:
+    def text(**changes):
         state = {"parts": [], "screening": None, "current": None, "seconds": 1.0, **changes}
         return json.dumps({"schema": 2, "fingerprint": "d", "state": state})
 
@@ -56,7 +53,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 600
 
 
-def predictions_of(folder: Path, source: object, outputs: object = "out") -> object:
+def predictions_of(folder, source, outputs="out"):
     (folder / "a.npz").touch()
     arguments = {"list_of_lists_or_source_folder": source, "output_folder_or_list_of_truncated_output_files": outputs}
     (folder / PREDICTION_ARGUMENTS).write_text(json.dumps(arguments))
@@ -64,7 +61,7 @@ def predictions_of(folder: Path, source: object, outputs: object = "out") -> obj
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "\x1b[31m", "a\nb", "a\0b", "\ud800"], ids=lambda text: ascii(text)[:10])
-def test_images_of_predictions_in_a_place_that_cannot_be(source: str, tmp_path: Path) -> None:
+def test_images_of_predictions_in_a_place_that_cannot_be(source, tmp_path):
     with pytest.raises(InputError, match=r"the images were in .*; there is no such folder now") as caught:
         predictions_of(tmp_path, source)
     message = str(caught.value)
@@ -73,7 +70,7 @@ def test_images_of_predictions_in_a_place_that_cannot_be(source: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "", "..", "../a", "/etc/a"], ids=lambda name: name[:10])
-def test_names_of_cases_cannot_lead_outputs_to_another_folder(name: str, tmp_path: Path) -> None:
+def test_names_of_cases_cannot_lead_outputs_to_another_folder(name, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"dataset": {name: {"images": ["a.nii"], "label": "b.nii"}}}))
     with pytest.raises(InputError, match=r"dataset\.json: dataset: .*expected the name of a case") as caught:
         listed_cases(tmp_path)
@@ -83,7 +80,7 @@ def test_names_of_cases_cannot_lead_outputs_to_another_folder(name: str, tmp_pat
             predictions_of(tmp_path, [["a_0000.nii"]], [name])
 
 
-def test_a_name_of_a_column_that_is_no_text(tmp_path: Path) -> None:
+def test_a_name_of_a_column_that_is_no_text(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "cases.parquet"

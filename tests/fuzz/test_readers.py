@@ -1,15 +1,14 @@
 """Damaged inputs of each kind of file: a valid object, or an error of ours with a short message, soon and in little memory."""
 
-from __future__ import annotations
-
+import contextlib
 import ctypes
 import os
 import random
 import re
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -17,14 +16,19 @@ import pytest
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 from fuzz_worker import Target, examine, fuzz
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from script_imports import importing_from
 
-from crfrefine.errors import InputError
+from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.recognition import recognize, suffix_to_write
 
 TARGETS = [*volume_targets(), *text_targets()]
 
 
-def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
+def test_a_few_inputs_of_each_kind(tmp_path):
     """In this process, without limits: of each kind, some are taken and some refused. An input depends on its number alone."""
     for target in TARGETS:
         folder = tmp_path / target.name
@@ -34,14 +38,14 @@ def test_a_few_inputs_of_each_kind(tmp_path: Path) -> None:
         assert files == {path.name: path.read_bytes() for path in folder.iterdir()}, target.name
 
 
-def error(kind: type[Exception], text: str) -> Callable[[Path], object]:
-    def fail(path: Path) -> None:
+def error(kind, text):
+    def fail(path):
         raise kind(text.format(path=path))
 
     return fail
 
 
-def hang(path: Path) -> None:
+def hang(path):
     while True:
         try:
             time.process_time()
@@ -51,7 +55,7 @@ def hang(path: Path) -> None:
 
 # What a reader does with one input of thirty, and what the finding says. Only what never ends must wait for the end of its time: a busy
 # machine takes some for much memory.
-FAULTS: dict[str, tuple[Callable[[Path], object], str, float]] = {
+FAULTS = {
     "raises": (error(KeyError, "planted"), "KeyError: 'planted'", 3.0),
     "floods": (error(InputError, "{path}" + 5000 * "x"), "characters: ", 3.0),
     "steers": (error(InputError, "{path}: \x1b[2J"), "not for a terminal", 3.0),
@@ -67,14 +71,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, float]] = {
 }
 
 
-def faulty(name: str) -> Target:
+def faulty(name):
     fault, _, most_seconds = FAULTS[name]
     read = lambda path, rng: path.read_bytes() == b"\7" and fault(path)  # noqa: E731
     return Target(name, lambda rng: {"a": bytes([rng.randrange(30)])}, read, most_seconds=most_seconds)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
+def test_planted_faults_are_found(name, tmp_path):
     """Also behind the first one: the run goes on."""
     target = faulty(name)
     (tmp_path / "folder").mkdir()
@@ -93,14 +97,14 @@ def test_planted_faults_are_found(name: str, tmp_path: Path) -> None:
         ("nii", "decode._is_finite", lambda block: True, "AssertionError"),
     ],
 )
-def test_a_check_that_is_missing_is_found(name: str, place: str, substitute: Callable[..., object], what: str, tmp_path: Path) -> None:
+def test_a_check_that_is_missing_is_found(name, place, substitute, what, tmp_path):
     (target,) = (target for target in TARGETS if target.name == name)
     (tmp_path / name).mkdir()
     with mock.patch(f"crfrefine.io.{place}", substitute):
         assert what in fuzz(target, tmp_path / name, inputs=200).findings[0].what
 
 
-def test_a_finding_is_made_again_by_its_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finding_is_made_again_by_its_number(monkeypatch, capsys):
     with importing_from(Path(__file__).parent) as load:
         run = load("run")
         monkeypatch.setattr(run, "text_targets", lambda: [faulty("raises")])
@@ -116,9 +120,38 @@ def test_a_finding_is_made_again_by_its_number(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_many_inputs(target: Target, tmp_path: Path) -> None:
+def test_many_inputs(target, tmp_path):
     (tmp_path / target.name).mkdir()
     found = fuzz(target, tmp_path / target.name, first=40, inputs=400)
     assert not found.findings, found.findings[0]
     assert found.taken >= 8, "too few inputs come as far as the voxels or the values"
     assert found.refused >= 40, "too little is damaged"
+
+
+# ---- Names of files
+
+ENDINGS = ("", ".nii.gz", ".nii", "_0000.nii.gz", "_0001.NII", ".mha", ".seg.nrrd", ".npz", "_seg.nii", "_label0.nii", ".json", ".")
+NAMES = st.builds(
+    lambda stem, ending: stem[:200] + os.fsencode(ending),
+    st.one_of(st.binary(max_size=40), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))),
+    st.sampled_from(ENDINGS),
+).filter(lambda name: name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name)
+STARTS = st.sampled_from([b"", b"NRRD0004\n", b"NDims = 3\n", b"\x5c\x01\0\0", b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY"])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(NAMES, STARTS), min_size=1, max_size=5))
+def test_any_name_of_a_file(files):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, start in files:
+            Path(folder, os.fsdecode(name)).write_bytes(start)
+        for path in folder.iterdir():
+            assert path.name in (io.stem_of(path) + io.suffix_of(path), path.name)
+            recognize(path)
+            suffix_to_write(path)
+            # Paths stand in errors as they are, and the commands make them printable.
+            with contextlib.suppress(CrfRefineError):
+                io.read_header(path)
+        with contextlib.suppress(CrfRefineError):
+            discover_cases(folder, folder, folder, folder)

@@ -1,17 +1,16 @@
 """Small BIDS datasets: generated images, a network's probabilities in derivatives, and reference label maps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 from cli_helpers import GRID_SHAPE, SPACING, save_nifti
+from oracles import softmax
 
-from crfrefine.apps.demo.phantom import Phantom, make_phantom
+from crfrefine.apps.demo.phantom import make_phantom
 
 
-def describe(folder: Path, *, derivative: bool = False) -> None:
+def describe(folder, *, derivative=False):
     folder.mkdir(parents=True, exist_ok=True)
     content = {"Name": f"Phantoms in {folder.name}", "BIDSVersion": "1.9.0", "License": "CC0"}
     if derivative:
@@ -22,12 +21,7 @@ def describe(folder: Path, *, derivative: bool = False) -> None:
     )
 
 
-def probabilities(phantom: Phantom) -> np.ndarray:
-    shifted = np.exp(phantom.logits - phantom.logits.max(axis=0))
-    return np.moveaxis(shifted / shifted.sum(axis=0), 0, -1).astype(np.float32)
-
-
-def write_bids(root: Path, *names: str, modalities: tuple[str, ...] = ("T1w",)) -> tuple[Path, Path, Path]:
+def write_bids(root, *names, modalities=("T1w",)):
     """Write cases such as "sub-01" or "sub-02_ses-1", and return the dataset, the derivatives and the reference."""
     dataset = root / "dataset"
     derivatives, reference = dataset / "derivatives" / "network", root / "manual"
@@ -39,6 +33,6 @@ def write_bids(root: Path, *names: str, modalities: tuple[str, ...] = ("T1w",)) 
         for suffix, values in zip(modalities, phantom.image, strict=False):
             file = save_nifti(dataset / place / f"{name}_{suffix}.nii.gz", values.astype(np.int16))
             (file.parent / f"{name}_{suffix}.json").write_text("{}", encoding="utf-8")
-        save_nifti(derivatives / place / f"{name}_probseg.nii.gz", probabilities(phantom))
+        save_nifti(derivatives / place / f"{name}_probseg.nii.gz", np.moveaxis(softmax(phantom.logits), 0, -1).astype(np.float32))
         save_nifti(reference / place / f"{name}_desc-manual_dseg.nii.gz", phantom.labels.astype(np.uint8))
     return dataset, derivatives, reference

@@ -1,34 +1,20 @@
 """A real browser without a window: Debian's Chromium, driven by selenium."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Nothing of it is to reach out for the network, and a container's root has no sandbox.
 OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--force-color-profile=srgb",
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb"
 )
 
 
-def missing_browser() -> str:
+def missing_browser():
     """Why no browser can be driven here; empty if one can."""
     if importlib.util.find_spec("selenium") is None:
         return "no selenium, which drives the browser: it is in the group `test` of pyproject.toml"
@@ -39,13 +25,13 @@ def missing_browser() -> str:
 
 
 @contextmanager
-def open_browser(profile: Path) -> Iterator[Any]:
+def open_browser(profile):
     """Start a browser with a profile of its own."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = next(path for path in map(shutil.which, NAMES) if path)
-    for option in (*OPTIONS, f"--user-data-dir={profile}"):
+    for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
@@ -55,24 +41,24 @@ def open_browser(profile: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def requested(driver: Any) -> list[str]:
+def requested(driver):
     """Every address that the page asked for since the last call."""
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     return [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
 
 
-def resize(driver: Any, width: int, height: int = 900) -> None:
+def resize(driver, width):
     """Make the page as wide as a phone or a desk, in CSS pixels."""
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
-def prefer(driver: Any, scheme: str) -> None:
+def prefer(driver, scheme):
     """Let the system prefer "light" or "dark"."""
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
 
 
-def wait(driver: Any, condition: str) -> None:
+def wait(driver, condition):
     """Until a condition in the page's own language holds."""
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -1,12 +1,11 @@
 """Runs the command as a process or in this one, and writes small cases with nibabel alone, not with the code under test."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,31 +35,42 @@ class Result:
     stderr: str
 
 
-def command(*arguments: object) -> list[str]:
+def command(*arguments):
     return [sys.executable, "-m", "crfrefine", *map(str, arguments)]
 
 
-def run_process(*arguments: object, timeout: float = 120, **options: object) -> Result:
-    """Run the command as users do."""
+def run_process(*arguments, timeout=120, status=None, **options):
+    """Run the command as users do. `status`: how it must end."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    assert status in (None, done.returncode), done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(*arguments: object) -> Result:
-    """Run the command in this process: no start-up time, and exceptions that are bugs come through."""
+def wait_for(condition, process=None, seconds=60):
+    """Wait for something that is to come while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def run_here(*arguments, status=None):
+    """Run the command in this process: no start-up time, and exceptions that are bugs come through. `status`: how it must end."""
     from crfrefine.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
-    status = 0
+    found = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             app([str(argument) for argument in arguments], prog_name="crfrefine")
         except SystemExit as leave:
-            status = int(leave.code or 0)
-    return Result(status, out.getvalue(), err.getvalue())
+            found = int(leave.code or 0)
+    assert status in (None, found), err.getvalue()
+    return Result(found, out.getvalue(), err.getvalue())
 
 
-def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+def save_nifti(path, values, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
@@ -68,7 +78,7 @@ def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> P
     return path
 
 
-def load_nifti(path: Path) -> np.ndarray:
+def load_nifti(path):
     return np.asanyarray(nib.load(path).dataobj)
 
 
@@ -81,44 +91,44 @@ class Folders:
     output: Path
 
     @property
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self):
         return ("-i", self.images, "-p", self.logits, "-o", self.output)
 
-    def image(self, case_id: str) -> np.ndarray:
+    def image(self, case_id):
         return np.stack([load_nifti(path) for path in sorted(self.images.glob(f"{case_id}_*"))]).astype(np.float32)
 
-    def scores(self, case_id: str) -> np.ndarray:
+    def scores(self, case_id):
         """Logits (L, x, y, z)."""
         return np.moveaxis(load_nifti(self.logits / f"{case_id}.nii.gz"), -1, 0)
 
 
-def infer(folders: Folders, *options: object) -> Result:
-    return run_here("infer", *folders.arguments, *FAST, *options)
+def infer(folders, *options, status=None):
+    return run_here("infer", *folders.arguments, *FAST, *options, status=status)
 
 
-def refined(folders: Folders, case_id: str, spacing: tuple[float, ...] = SPACING, **changes: object) -> np.ndarray:
+def refined(folders, case_id, spacing=SPACING, **changes):
     """What the public function gives for the arrays of a case."""
     parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **changes})
     return crfrefine.refine(folders.scores(case_id), folders.image(case_id), spacing=spacing, parameters=parameters).label_map
 
 
-def errors(text: str) -> list[str]:
+def errors(text):
     return [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
 
 
-def statuses(result: Result) -> list[tuple[str, ...]]:
+def statuses(result):
     """Case and status, of each line of the table of `infer`."""
     return [tuple(line.split("\t")[:2]) for line in result.stdout.splitlines()[1:]]
 
 
-def write_case(folders: Folders, case_id: str, seed: int = 0, num_modalities: int = 2) -> None:
+def write_case(folders, case_id, seed=0):
     phantom = make_phantom(seed, GRID_SHAPE, SPACING)
-    for modality, values in enumerate(phantom.image[:num_modalities]):
+    for modality, values in enumerate(phantom.image):
         save_nifti(folders.images / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.int16))
     save_nifti(folders.logits / f"{case_id}.nii.gz", np.moveaxis(phantom.logits, 0, -1))
 
 
-def write_folders(root: Path, *case_ids: str) -> Folders:
+def write_folders(root, *case_ids):
     """Write small cases that differ from each other, in nnU-Net's naming."""
     folders = Folders(root / "images", root / "logits", root / "out")
     for seed, case_id in enumerate(case_ids):
@@ -126,12 +136,12 @@ def write_folders(root: Path, *case_ids: str) -> Folders:
     return folders
 
 
-def data_folder() -> Path:
+def data_folder():
     """Return where the real cases are, if they are anywhere."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     return Path(os.environ.get("CRFREFINE_DATA", beside))
 
 
-def files_in(folder: Path) -> list[str]:
+def files_in(folder):
     """Return all names in a folder, hidden ones too, but not the folder with the records of runs."""
     return sorted(path.name for path in folder.iterdir() if path.name != RECORD_FOLDER) if folder.is_dir() else []

@@ -1,7 +1,5 @@
 """Real Dask clusters on this machine for tests: scheduler and workers with nannies, as `dask scheduler` and `dask worker` start them."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -9,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import dask
 from distributed import LocalCluster
@@ -21,7 +17,7 @@ WAIT_SECONDS = 120
 
 
 @contextlib.contextmanager
-def cluster_in_process(num_workers: int = 2, memory_limit: int = 0, **environment: str) -> Iterator[LocalCluster]:
+def cluster_in_process(num_workers=2, memory_limit=0, **environment):
     """A cluster whose scheduler runs in this process; the environment is that of its workers."""
     settings = {
         "distributed.scheduler.allowed-failures": 1,
@@ -43,7 +39,7 @@ def cluster_in_process(num_workers: int = 2, memory_limit: int = 0, **environmen
         yield cluster
 
 
-def add_worker(cluster: LocalCluster, **options: object) -> None:
+def add_worker(cluster, **options):
     """Let another worker join, which differs from the others."""
     like = cluster.new_worker_spec()
     ((name, spec),) = like.items()
@@ -62,25 +58,11 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ...] = (), **environment: str) -> Iterator[Daemons]:
+def daemons(folder, *worker_options, scheduler_options=(), **environment):
     """Start a scheduler and a worker with Dask's own commands; the scheduler file is `scheduler.json` in the folder."""
     file = folder / "scheduler.json"
-    scheduler = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "dask",
-            "scheduler",
-            "--host=127.0.0.1",
-            "--port=0",
-            "--dashboard-address=127.0.0.1:0",
-            f"--scheduler-file={file}",
-            *scheduler_options,
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-    )
+    options = (f"--scheduler-file={file}", "--port=0", "--dashboard-address=127.0.0.1:0", *scheduler_options)
+    scheduler = _start("scheduler", *options, folder=folder)
     try:
         with worker_process(file, *worker_options, **environment) as worker:
             wait_until(file.exists)
@@ -90,22 +72,22 @@ def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ..
 
 
 @contextlib.contextmanager
-def worker_process(file: Path, *worker_options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(file, *worker_options, **environment):
     """Start a worker with Dask's own command; `file` is the scheduler file, which may come later."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "dask", "worker", f"--scheduler-file={file}", "--nthreads=1", "--host=127.0.0.1", *worker_options],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=file.parent,
-    )
+    worker = _start("worker", f"--scheduler-file={file}", "--nthreads=1", *worker_options, folder=file.parent, **environment)
     try:
         yield worker
     finally:
         _end(worker)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _start(what, *options, folder, **environment):
+    command = [sys.executable, "-m", "dask", what, "--host=127.0.0.1", *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder, **quiet)
+
+
+def _end(process):
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(20)
@@ -114,9 +96,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def wait_until(is_so: object) -> None:
+def wait_until(is_so):
     """Wait until a function returns something true."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not is_so():  # type: ignore[operator]
+    while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)

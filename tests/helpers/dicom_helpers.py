@@ -1,9 +1,6 @@
 """DICOM series made with pydicom: a folder with a file per slice."""
 
-from __future__ import annotations
-
 import copy
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -11,7 +8,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
-def slices(array: np.ndarray, affine: np.ndarray, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=ExplicitVRLittleEndian):
+def slices(array, affine, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=ExplicitVRLittleEndian):
     """Slices of an array (x, y, z) of stored integers, from first to last; `affine` goes to RAS+."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -42,7 +39,7 @@ def slices(array: np.ndarray, affine: np.ndarray, *, slope=1.0, intercept=0.0, s
         yield found
 
 
-def save(folder: Path, found, *, shuffled: bool = True, name="IM{:04d}.dcm") -> Path:
+def save(folder, found, *, shuffled=True, name="IM{:04d}.dcm"):
     """Write the slices of a series under names that do not tell their order."""
     folder.mkdir(parents=True, exist_ok=True)
     found = list(found)

@@ -1,25 +1,21 @@
 """Small cases for the tests of `evaluate`, written without the code under test, and what must come out, by brute force."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its customary name
-from io_helpers import OBLIQUE, itk_affine, save_itk, save_nifti
+from io_helpers import LPS_RAS, OBLIQUE, affine_of, save_itk, save_nifti
 
 SHAPE = (13, 11, 7)  # no two axes alike
 SPACING = (0.8, 1.25, 3.0)  # mm, nor two spacings
 ORIGIN = (12.5, -40.0, 7.25)
 
 
-def label_map(seed: int, labels: tuple[int, ...] = (1, 2)) -> np.ndarray:
+def label_map(seed, labels=(1, 2)):
     """Ellipsoids with ragged borders and some stray voxels."""
     rng = np.random.default_rng(seed)
     index = np.indices(SHAPE)
@@ -32,13 +28,13 @@ def label_map(seed: int, labels: tuple[int, ...] = (1, 2)) -> np.ndarray:
     return found
 
 
-def disturbed(reference: np.ndarray, seed: int, share: float) -> np.ndarray:
+def disturbed(reference, seed, share):
     """The map with a share of its voxels taken from their neighbors in x."""
     rng = np.random.default_rng(seed)
     return np.where(rng.random(SHAPE) < share, np.roll(reference, 1, axis=0), reference).astype(np.uint8)
 
 
-def logits_of(labels: np.ndarray, seed: int, num_labels: int = 3) -> np.ndarray:
+def logits_of(labels, seed, num_labels=3):
     """Scores (L, x, y, z) that mostly say what the map says."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(0, 1, (num_labels, *SHAPE))
@@ -47,16 +43,12 @@ def logits_of(labels: np.ndarray, seed: int, num_labels: int = 3) -> np.ndarray:
     return scores.astype(np.float32)
 
 
-def affine() -> np.ndarray:
+def affine():
     """The oblique geometry that `save_map` gives to every format."""
-    image = sitk.GetImageFromArray(np.zeros(SHAPE[::-1], np.uint8))
-    image.SetSpacing(SPACING)
-    image.SetOrigin(ORIGIN)
-    image.SetDirection(OBLIQUE.ravel())
-    return itk_affine(image)
+    return LPS_RAS @ affine_of(SPACING, ORIGIN, OBLIQUE)
 
 
-def save_map(path: Path, values: np.ndarray, *, compress: bool = True) -> Path:
+def save_map(path, values, *, compress=True):
     """Write a label map or an image on the one grid of all cases; the suffix names the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if ".nii" in path.name:
@@ -64,54 +56,38 @@ def save_map(path: Path, values: np.ndarray, *, compress: bool = True) -> Path:
     return save_itk(path, values, spacing=SPACING, origin=ORIGIN, direction=OBLIQUE, compress=compress)
 
 
-def save_npz(path: Path, logits: np.ndarray, name: str = "logits") -> Path:
+def save_npz(path, logits, name="logits"):
     """Write (L, x, y, z) as nnU-Net does, (label, z, y, x)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **{name: logits.transpose(0, 3, 2, 1)})
     return path
 
 
-@dataclass(frozen=True)
 class Study:
     """Folders of a reference, a prediction and a baseline, with the maps that are in them."""
 
-    root: Path
-    maps: dict[str, dict[str, np.ndarray]]
+    def __init__(self, root, maps):
+        self.root, self.maps = root, maps
+        self.labels, self.after, self.before, self.output = (root / name for name in ("labels", "after", "before", "report"))
 
     @property
-    def labels(self) -> Path:
-        return self.root / "labels"
-
-    @property
-    def after(self) -> Path:
-        return self.root / "after"
-
-    @property
-    def before(self) -> Path:
-        return self.root / "before"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "report"
-
-    @property
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self):
         """Without a report, in one process; what follows may say otherwise."""
         return ("evaluate", self.after, self.labels, "-b", f"before={self.before}", "--no-report", "--processes", "1", "-o", self.output)
 
-    def summary(self) -> dict:
+    def summary(self):
         return json.loads((self.output / "summary.json").read_text())
 
-    def statuses(self) -> list[str]:
+    def statuses(self):
         return [case["status"] for case in self.summary()["cases"]]
 
-    def overlap(self, case: str, members: tuple[int, ...], folder: str = "after", tolerance_mm: float = 1.0) -> dict[str, float]:
+    def overlap(self, case, members, folder="after", tolerance_mm=1.0):
         """What must come out for a region, by brute force."""
         return expected_overlap(*(np.isin(self.maps[name][case], members) for name in (folder, "labels")), tolerance_mm)
 
 
-def write_study(root: Path, num_cases: int = 3, suffix: str = ".nii.gz") -> Study:
-    maps: dict[str, dict[str, np.ndarray]] = {"labels": {}, "after": {}, "before": {}}
+def write_study(root, num_cases=3, suffix=".nii.gz"):
+    maps = {"labels": {}, "after": {}, "before": {}}
     for number in range(num_cases):
         case = f"case{number}"
         reference = label_map(number)
@@ -122,7 +98,7 @@ def write_study(root: Path, num_cases: int = 3, suffix: str = ".nii.gz") -> Stud
     return Study(root, maps)
 
 
-def read_metrics(folder: Path) -> dict[tuple[str, str, str, str], float]:
+def read_metrics(folder):
     """The values of `metrics.csv` by case, label, metric and method; NaN where the field is empty."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.reader(file))
@@ -132,16 +108,14 @@ def read_metrics(folder: Path) -> dict[tuple[str, str, str, str], float]:
     return found
 
 
-def assert_equal(found: dict, case: str, label: str, method: str, expected: dict[str, float]) -> None:
+def assert_equal(found, case, label, method, expected):
     """Headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
     for metric, value in expected.items():
         measured = found[case, label, metric, method]
         assert measured == pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True), (case, label, metric, method)
 
 
-def expected_overlap(
-    found: np.ndarray, wanted: np.ndarray, tolerance_mm: float = 1.0, spacing: tuple[float, ...] = SPACING
-) -> dict[str, float]:
+def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
     """The metrics of two masks, from all pairs of boundary voxels, as docs/reference/metrics.md defines them: no tree, no transform."""
     volume = math.prod(spacing) / 1000
     both, either = int((found & wanted).sum()), int((found | wanted).sum())
@@ -169,7 +143,7 @@ def expected_overlap(
     }
 
 
-def expected_calibration(probability: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def expected_calibration(probability, truth):
     """One region against the rest, voxel by voxel."""
     p, y = probability.astype(np.float64).ravel(), truth.ravel().astype(np.float64)
     return {
@@ -179,7 +153,7 @@ def expected_calibration(probability: np.ndarray, truth: np.ndarray) -> dict[str
     }
 
 
-def expected_calibration_of_all(probabilities: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def expected_calibration_of_all(probabilities, reference):
     """All labels together, voxel by voxel."""
     p = probabilities.astype(np.float64).reshape(len(probabilities), -1)
     y = (np.arange(len(p))[:, None] == reference.ravel()[None]).astype(np.float64)
@@ -191,7 +165,7 @@ def expected_calibration_of_all(probabilities: np.ndarray, reference: np.ndarray
     }
 
 
-def _ece(confidence: np.ndarray, hits: np.ndarray) -> float:
+def _ece(confidence, hits):
     total = 0.0
     for number in range(15):
         last = number == 14
@@ -201,7 +175,7 @@ def _ece(confidence: np.ndarray, hits: np.ndarray) -> float:
     return total
 
 
-def _boundary_mm(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+def _boundary_mm(mask, spacing):
     """Positions of the voxels that have a face in common with what is outside of the mask."""
     padded = np.pad(mask, 1)
     inside = np.ones(mask.shape, bool)
@@ -211,7 +185,7 @@ def _boundary_mm(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     return np.argwhere(mask & ~inside) * spacing
 
 
-def _count_pieces(mask: np.ndarray) -> int:
+def _count_pieces(mask):
     left = {tuple(index) for index in np.argwhere(mask)}
     count = 0
     while left:
@@ -224,11 +198,11 @@ def _count_pieces(mask: np.ndarray) -> int:
     return count
 
 
-def _ratio(part: int, whole: int) -> float:
+def _ratio(part, whole):
     return part / whole if whole else math.nan
 
 
-def children(process: int) -> list[int]:
+def children(process):
     """The processes that a process has started and that are still there."""
     found = []
     for folder in Path("/proc").iterdir():
@@ -240,7 +214,7 @@ def children(process: int) -> list[int]:
     return found
 
 
-def is_running(process: int) -> bool:
+def is_running(process):
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -35,21 +35,13 @@ _RENEWED = 50  # inputs between two settings of the hard limit, which starts a t
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and how its inputs are made.
+    """A reader, and how its inputs are made."""
 
-    Attributes:
-        name: of the kind of file.
-        make: from random numbers to the content of files by their names; the first one is given to the reader.
-        read: reads it; raises AssertionError for a result that is not valid.
-        names_file: whether an error must name the file.
-        most_seconds: of processor time per input; a usual one takes a millisecond. Six times as long, it may wait.
-    """
-
-    name: str
-    make: Callable[[random.Random], Mapping[str, bytes]]
-    read: Callable[[Path, random.Random], object]
-    names_file: bool = True
-    most_seconds: float = 5.0
+    name: str  # of the kind of file
+    make: Callable[[random.Random], Mapping[str, bytes]]  # the content of files by their names; the first one is given to the reader
+    read: Callable[[Path, random.Random], object]  # raises AssertionError for a result that is not valid
+    names_file: bool = True  # whether an error must name the file
+    most_seconds: float = 5.0  # of processor time per input; a usual one takes a millisecond. Six times as long, it may wait.
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,31 @@
 """Geometries and files for the tests of reading and writing. The files are made by nibabel and SimpleITK, never by the code under test."""
 
-from __future__ import annotations
-
+import gzip
 import math
-from pathlib import Path
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import strategies as st
 
+from crfrefine.base.geometry import spacing_of
+from crfrefine.io.volume import Volume
+
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def rotation(axis: int, angle: float) -> np.ndarray:
+def peak_memory(work):
+    """Run something; return the most bytes that Python and NumPy held meanwhile."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def rotation(axis, angle):
     """Rotate about one of the coordinate axes."""
     first, second = [i for i in range(3) if i != axis]
     matrix = np.eye(3)
@@ -22,18 +34,22 @@ def rotation(axis: int, angle: float) -> np.ndarray:
     return matrix
 
 
-def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -> np.ndarray:
+def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None):
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) if direction is None else direction) * np.array(spacing)
     affine[:3, 3] = origin
     return affine
 
 
+def volume(data, affine):
+    return Volume(data, affine, spacing_of(affine, data.ndim))
+
+
 OBLIQUE = rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, 1.0, 1.0])
 
 
 @st.composite
-def affines(draw) -> np.ndarray:
+def affines(draw):
     """Unequal spacings, any flips and permutations of the axes, an oblique turn of up to half a radian about each."""
     spacing = [draw(st.floats(0.1, 9.0)) for _ in range(3)]
     origin = [draw(st.floats(-500.0, 500.0)) for _ in range(3)]
@@ -43,34 +59,27 @@ def affines(draw) -> np.ndarray:
     return affine_of(spacing, origin, turn @ np.eye(3)[:, order] @ flips)
 
 
-def grid_shapes(min_dims: int = 2, max_dims: int = 3):
-    return st.lists(st.integers(1, 7), min_size=min_dims, max_size=max_dims).map(tuple).filter(lambda shape: math.prod(shape) > 1)
+def grid_shapes():
+    return st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple).filter(lambda shape: math.prod(shape) > 1)
 
 
-def save_nifti(path: Path, data, affine=None, *, header_class=nib.Nifti1Image, slope=None, inter=0.0, units="mm") -> Path:
+def save_nifti(path, data, affine=None, *, slope=None, inter=0.0, units="mm"):
     """Write with nibabel; with `slope` the data are the stored integers."""
     affine = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0)) if affine is None else affine
-    image = header_class(np.asarray(data), affine)
+    image = nib.Nifti1Image(np.asarray(data), affine)
     image.header.set_xyzt_units(units)
-    if slope is not None:
-        image = header_class(np.asarray(data), affine, image.header)
-        image.header.set_slope_inter(slope, inter)
-        # nibabel scales on saving; the bytes are put together here, so that what is stored is known.
-        raw = image.header
-        raw["vox_offset"] = 352
-        raw["magic"] = b"n+1"
-        payload = raw.binaryblock + bytes(4) + np.asarray(data).tobytes(order="F")
-        if path.suffix == ".gz":
-            import gzip
-
-            payload = gzip.compress(payload)
-        path.write_bytes(payload)
+    if slope is None:
+        nib.save(image, path)
         return path
-    nib.save(image, path)
+    # nibabel scales on saving; the bytes are put together here, so that what is stored is known.
+    image.header.set_slope_inter(slope, inter)
+    image.header["vox_offset"], image.header["magic"] = 352, b"n+1"
+    payload = image.header.binaryblock + bytes(4) + np.asarray(data).tobytes(order="F")
+    path.write_bytes(gzip.compress(payload) if path.suffix == ".gz" else payload)
     return path
 
 
-def save_itk(path: Path, data, *, channels=False, spacing=None, origin=None, direction=None, compress=True) -> Path:
+def save_itk(path, data, *, channels=False, spacing=None, origin=None, direction=None, compress=True):
     """Write with SimpleITK; `data` is (x, y[, z]), or (channels, x, y[, z])."""
     array = np.asarray(data)
     array = np.moveaxis(array, 0, -1).transpose(*range(array.ndim - 2, -1, -1), array.ndim - 1) if channels else array.transpose()
@@ -84,21 +93,21 @@ def save_itk(path: Path, data, *, channels=False, spacing=None, origin=None, dir
     return path
 
 
-def meta_text(**changes: str) -> bytes:
+def meta_text(**changes):
     """The header of a MetaImage of 2 x 3 x 4 shorts; ElementDataFile comes last, and a field that is changed to "-" is left out."""
     fields = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
     fields["ElementDataFile"] = fields.pop("ElementDataFile")
     return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
 
 
-def nrrd_text(*lines: str, **changes: str) -> bytes:
+def nrrd_text(*lines, **changes):
     """The header of an NRRD of 2 x 3 x 4 shorts; a field that is changed to "-" is left out."""
     fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
     found = (f"{key}: {value}" for key, value in fields.items() if value != "-")
     return "\n".join(["NRRD0004", *found, *lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
-def itk_affine(image: sitk.Image) -> np.ndarray:
+def itk_affine(image):
     """What SimpleITK says about an image, as voxel to world RAS+."""
     num_axes = min(image.GetDimension(), 3)
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:num_axes, :num_axes]
@@ -108,7 +117,7 @@ def itk_affine(image: sitk.Image) -> np.ndarray:
     return LPS_RAS @ affine
 
 
-def itk_array(image: sitk.Image) -> np.ndarray:
+def itk_array(image):
     """Voxels as SimpleITK has them, as (x, y[, z]) or (channels, x, y[, z])."""
     array = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -117,7 +126,7 @@ def itk_array(image: sitk.Image) -> np.ndarray:
     return array.transpose()
 
 
-def numbers(shape, seed=0, dtype=np.float32) -> np.ndarray:
+def numbers(shape, seed=0, dtype=np.float32):
     """Different values at all voxels, so that a wrong axis order cannot go unnoticed."""
     generator = np.random.default_rng(seed)
     return generator.permutation(math.prod(shape)).reshape(shape).astype(dtype)

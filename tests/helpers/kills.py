@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
@@ -51,23 +51,14 @@ class KillServer:
 
 @dataclass(frozen=True)
 class Work:
-    """A command and its output.
-
-    Attributes:
-        arguments: of the command.
-        resume: what is added where there may be results of an earlier run.
-        outputs: files, or folders with all that is in them.
-        early: names of files that say how the work went, such as a summary: only `after` looks into them.
-        before: makes the output as it is before the first run.
-        after: checks more, after the last run of a succession.
-    """
+    """A command and its output."""
 
     arguments: Sequence[object]
-    outputs: Sequence[Path]
-    resume: Sequence[object] = ()
-    early: Sequence[str] = ()
-    before: Callable[[], object] = field(default=lambda: None)
-    after: Callable[[], object] = field(default=lambda: None)
+    outputs: Sequence[Path]  # files, or folders with all that is in them
+    resume: Sequence[object] = ()  # added to the arguments where there may be results of an earlier run
+    early: Sequence[str] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
+    before: Callable[[], object] = lambda: None  # makes the output as it is before the first run
+    after: Callable[[], object] = lambda: None  # checks more, after the last run of a succession
 
     def clear(self) -> None:
         """Make the output as it is before the first run."""

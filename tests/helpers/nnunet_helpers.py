@@ -1,19 +1,13 @@
 """Folder trees as nnU-Net 2.8 leaves them: raw data, preprocessed data, a trained network, predictions. Written without nnU-Net."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cli_helpers import save_nifti
+from oracles import softmax
 from training_helpers import phantom
-
-from crfrefine.apps.demo.phantom import Phantom
 
 DATASET = "Dataset007_Phantom"
 NETWORK = "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -24,64 +18,44 @@ AFFINE = np.array([[-3.6, 0.0, 0.0, 10.0], [0.0, -4.1, 0.0, -20.0], [0.0, 0.0, 5
 class Trap:
     """Runs code when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return Path.touch, (self.path,)
 
 
-@dataclass(frozen=True)
 class Tree:
-    """The folders of nnU-Net below one root, with one dataset and one trained network."""
+    """The folders of nnU-Net below one root, with one dataset and one trained network; `trap` is there once a pickle was read."""
 
-    root: Path
+    def __init__(self, root):
+        self.root, self.predictions, self.trap = root, root / "predictions", root / "unpickled"
+        self.raw, self.preprocessed = root / "nnUNet_raw" / DATASET, root / "nnUNet_preprocessed" / DATASET
+        self.network = root / "nnUNet_results" / DATASET / NETWORK
 
-    @property
-    def raw(self) -> Path:
-        return self.root / "nnUNet_raw" / DATASET
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed" / DATASET
-
-    @property
-    def network(self) -> Path:
-        return self.root / "nnUNet_results" / DATASET / NETWORK
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    @property
-    def trap(self) -> Path:
-        """It is there once a pickle was read."""
-        return self.root / "unpickled"
-
-    def validation(self, fold: int | str) -> Path:
+    def validation(self, fold):
         return self.network / f"fold_{fold}" / "validation"
 
-    def archive(self, fold: int | str, number: int) -> Path:
+    def archive(self, fold, number):
         return self.validation(fold) / f"case{number}.npz"
 
 
-def write_json(path: Path, content: Any) -> Path:
+def write_json(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return path
 
 
-def write_output(folder: Path, case_id: str, case: Phantom, trap: Path, *, npz: bool = True) -> None:
+def write_output(folder, case_id, case, trap, *, npz=True):
     """Write what nnU-Net writes for a case: the label map; with probabilities, the .npz in (label, z, y, x) and a .pkl."""
     folder.mkdir(parents=True, exist_ok=True)
-    scores = np.exp(case.logits - case.logits.max(axis=0))
-    save_nifti(folder / f"{case_id}.nii.gz", scores.argmax(axis=0).astype(np.uint8), AFFINE)
+    save_nifti(folder / f"{case_id}.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
     if npz:
-        np.savez_compressed(folder / f"{case_id}.npz", probabilities=(scores / scores.sum(axis=0)).transpose(0, 3, 2, 1))
+        np.savez_compressed(folder / f"{case_id}.npz", probabilities=softmax(case.logits).astype(np.float32).transpose(0, 3, 2, 1))
         (folder / f"{case_id}.pkl").write_bytes(pickle.dumps(Trap(trap)))
 
 
-def write_raw(tree: Tree, count: int, images: str = "imagesTr", kind: str = "useful") -> None:
+def write_raw(tree, count, images="imagesTr", kind="useful"):
     for number in range(count):
         case = phantom(number, kind)
         for modality, values in enumerate(case.image):
@@ -90,17 +64,17 @@ def write_raw(tree: Tree, count: int, images: str = "imagesTr", kind: str = "use
             save_nifti(tree.raw / "labelsTr" / f"case{number}.nii.gz", case.labels, AFFINE)
 
 
-def describe(**changes: Any) -> dict[str, Any]:
+def describe(**changes):
     """The content of a `dataset.json`."""
     return {"channel_names": {"0": "T1", "1": "T2"}, "labels": NAMES, "numTraining": 4, "file_ending": ".nii.gz", **changes}
 
 
-def plans(**changes: Any) -> dict[str, Any]:
+def plans(**changes):
     """Of a plans.json, what the tests need."""
     return {"dataset_name": DATASET, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "configurations": {}, **changes}
 
 
-def write_tree(root: Path, count: int = 4, num_folds: int = 2, kind: str = "useful") -> Tree:
+def write_tree(root, count=4, num_folds=2, kind="useful"):
     """A network that is trained on all its folds, each validated with --npz: fold k holds out the cases k, k + num_folds, ..."""
     tree = Tree(root)
     write_raw(tree, count, kind=kind)
@@ -115,7 +89,7 @@ def write_tree(root: Path, count: int = 4, num_folds: int = 2, kind: str = "usef
     return tree
 
 
-def write_fold(tree: Tree, fold: int | str, numbers: Sequence[int], *, npz: bool = True, kind: str = "useful") -> None:
+def write_fold(tree, fold, numbers, *, npz=True, kind="useful"):
     for number in numbers:
         write_output(tree.validation(fold), f"case{number}", phantom(number, kind), tree.trap, npz=npz)
     write_json(tree.validation(fold) / "summary.json", {"foreground_mean": {"Dice": 0.8}})
@@ -123,7 +97,7 @@ def write_fold(tree: Tree, fold: int | str, numbers: Sequence[int], *, npz: bool
         (tree.validation(fold).parent / f"checkpoint_{checkpoint}.pth").write_bytes(b"weights")
 
 
-def write_predictions(tree: Tree, count: int = 3, *, npz: bool = True, **arguments: Any) -> Path:
+def write_predictions(tree, count=3, *, npz=True, **arguments):
     """A folder as `nnUNetv2_predict` leaves it, of cases whose images are in imagesTs."""
     write_raw(tree, count, "imagesTs")
     for number in range(count):
@@ -141,7 +115,7 @@ def write_predictions(tree: Tree, count: int = 3, *, npz: bool = True, **argumen
     return tree.predictions
 
 
-def write_postprocessing(tree: Tree, *labels: Any, folds: str = "0_1", **changes: Any) -> Path:
+def write_postprocessing(tree, *labels, folds="0_1", **changes):
     """A postprocessing.json as `nnUNetv2_find_best_configuration` writes it, with one rule per argument."""
     path = tree.network / f"crossval_results_folds_{folds}" / "postprocessing.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,19 +3,18 @@
 Grids are never cubic and spacings never equal, so that an exchanged axis shows.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
+GRADIENTS = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
 
 
@@ -29,14 +28,17 @@ class Case:
     spacing: tuple[float, ...]
 
     @property
-    def inside(self) -> NDArray[np.bool_]:
+    def inside(self):
         """The mask, or all voxels."""
         return np.ones(self.logits.shape[1:], dtype=bool) if self.mask is None else self.mask
 
+    @property
+    def grid(self):
+        """What engines get besides the logits."""
+        return GridImage(self.image, self.mask, self.spacing)
 
-def random_case(
-    num_dims: int = 3, num_modalities: int = 2, num_labels: int = 3, *, masked: bool = False, grid_shape: Sequence[int] | None = None
-) -> Case:
+
+def random_case(num_dims=3, num_modalities=2, num_labels=3, *, masked=False, grid_shape=None):
     """Two smooth regions with noise, logits that mostly follow them; the same for the same arguments."""
     rng = np.random.default_rng([num_dims, num_modalities, num_labels, masked])
     shape = tuple(grid_shape or GRIDS[num_dims])
@@ -49,15 +51,7 @@ def random_case(
     return Case(logits.astype(np.float32), image.astype(np.float32), mask, SPACINGS[num_dims])
 
 
-def brute_force_kernel(
-    image: NDArray[np.floating] | None,
-    inside: NDArray[np.bool_],
-    spacing: Sequence[float],
-    theta_position: Sequence[float] | float,
-    theta_intensity: Sequence[float] | float | None,
-    *,
-    radius: float = np.inf,
-) -> NDArray[np.float64]:
+def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, *, radius=np.inf):
     """K over the masked voxels in C order; pairs farther apart than `radius` in units of theta_position are 0."""
     places = np.argwhere(inside) * (np.asarray(spacing) / np.asarray(theta_position))
     distance = _squared_distances(places)
@@ -68,7 +62,7 @@ def brute_force_kernel(
     return kernel if radius == np.inf else np.where(distance <= radius**2 * (1.0 + 1e-9), kernel, 0.0)
 
 
-def _squared_distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared_distances(points):
     """Of all pairs; axis by axis, because an array of all pairs and axes takes five times as long."""
     total = np.zeros((len(points), len(points)))
     for column in points.T:
@@ -77,13 +71,13 @@ def _squared_distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
-def _cubic_spline(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cubic_spline(x):
     """The cubic B-spline: four pieces, support (-2, 2)."""
     x = np.abs(x)
     return np.where(x < 1.0, (4.0 - 6.0 * x**2 + 3.0 * x**3) / 6.0, np.where(x < 2.0, (2.0 - x) ** 3 / 6.0, 0.0))
 
 
-def grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> NDArray[np.float64]:
+def grid_kernel(case, theta_alpha, theta_beta):
     """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
     index = np.argwhere(case.inside)
     features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
@@ -98,7 +92,7 @@ def grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> NDArray[np
     return kernel
 
 
-def normalize_kernel(kernel: NDArray[np.float64], normalization: str) -> NDArray[np.float64]:
+def normalize_kernel(kernel, normalization):
     """The kernel matrix with its normalization."""
     row_sum = kernel.sum(axis=1)
     if normalization == "symmetric":
@@ -106,14 +100,14 @@ def normalize_kernel(kernel: NDArray[np.float64], normalization: str) -> NDArray
     return kernel / row_sum[:, None] if normalization == "after" else kernel
 
 
-def softmax(logits: NDArray[np.floating], axis: int = 0) -> NDArray[np.float64]:
+def softmax(logits, axis=0):
     """Softmax over an axis, in float64."""
     shifted = np.asarray(logits, dtype=np.float64)
     shifted = np.exp(shifted - shifted.max(axis=axis, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
 
 
-def kernels_of(case: Case, model: ModelSpec) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def kernels_of(case, model):
     """Normalized kernel matrix and weights of each term."""
     kernels = model.kernels
     spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
@@ -125,24 +119,23 @@ def kernels_of(case: Case, model: ModelSpec) -> list[tuple[NDArray[np.float64], 
     return terms
 
 
-def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
+def scores_of(case, run):
+    """Calibrated logits of the masked voxels."""
+    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
+    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
+
+
+def brute_force_mean_field(case, model, *, halving=True):
     """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
 
     With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
     """
     run = model.mean_field
-    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
-    scores = (case.logits[:, case.inside].astype(np.float64) + bias[:, None]) / run.temperature
-    terms = kernels_of(case, model)
-    penalty = run.compatibility.astype(np.float64)
-    x = scores
-    step = 1.0 - run.damping
-    energies: list[float] = []
+    scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
+    x, step, energies = scores, 1.0 - run.damping, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = np.zeros_like(scores)
-        for kernel, weight in terms:
-            pairwise += penalty.T @ (weight[:, None] * (marginals @ kernel.T))
+        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
         x = (1.0 - step) * x + step * (scores - pairwise)
@@ -154,43 +147,36 @@ def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True
     return softmax(x), energies
 
 
-def main_bodies(case: Case, run: MeanFieldSpec) -> NDArray[np.bool_]:
+def main_bodies(case, run):
     """The voxels of the largest component of each foreground label where it is at least 0.3 probable, (*grid)."""
-    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
-    scores = case.logits.astype(np.float64) + bias.reshape(-1, *(1,) * case.inside.ndim)
     found = np.zeros(case.inside.shape, dtype=bool)
-    for probability in softmax(scores / run.temperature)[1:]:
-        numbered, count = ndimage.label((probability > 0.3) & case.inside, np.ones((3,) * found.ndim))
+    for own in softmax(scores_of(case, run))[1:]:
+        probability = np.zeros(found.shape)
+        probability[case.inside] = own
+        numbered, count = ndimage.label(probability > 0.3, np.ones((3,) * found.ndim))
         found |= (numbered == 1 + np.bincount(numbered.ravel())[1:].argmax()) if count else False
     return found
 
 
-def resolve(case: Case, **changes: object) -> ModelSpec:
+def resolve(case, **changes):
     """The default parameters with an exact filter, always all the steps, and `changes`, for a case; dots in keys are written as `__`."""
-    fixed: dict[str, object] = {"mean_field.filter": "exact", "mean_field.tolerance": 0.0, "bilateral.theta_beta": 0.15}
+    fixed = {"mean_field.filter": "exact", "mean_field.tolerance": 0.0, "bilateral.theta_beta": 0.15}
     fixed |= {key.replace("__", "."): value for key, value in changes.items()}
     return CrfParameters().replace(**fixed).resolve(case.logits.shape[0], case.image.shape[0], len(case.spacing))
 
 
-def one_kernel(theta_alpha: Sequence[float], theta_beta: Sequence[float] | None, **settings: str) -> KernelSetSpec:
+def one_kernel(theta_alpha, theta_beta, **settings):
     """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact and not normalized unless told else."""
     return kernel_set([(theta_alpha, theta_beta)], None, **{"normalization": "none", "filter": "exact", **settings})
 
 
-def kernel_set(
-    bilateral: Sequence[tuple[Sequence[float], Sequence[float] | None]],
-    theta_gamma: Sequence[float] | None,
-    *,
-    num_labels: int = 2,
-    num_iterations: int = 1,
-    **settings: str,
-) -> KernelSetSpec:
+def kernel_set(bilateral, theta_gamma, *, num_labels=2, num_iterations=1, **settings):
     """What `Backend.kernels` takes, from theta_alpha and theta_beta of each appearance kernel."""
     kernels = [KernelSpec(tuple(alpha), None if beta is None else tuple(beta)) for alpha, beta in bilateral]
     kernels += [] if theta_gamma is None else [KernelSpec(tuple(theta_gamma))]
     return KernelSetSpec(tuple(kernels), settings["normalization"], settings["filter"], num_labels, num_iterations)
 
 
-def rms(difference: NDArray[np.floating]) -> float:
+def rms(difference):
     """Root mean square."""
     return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))

@@ -33,24 +33,15 @@ REFUSED = 46
 
 
 class Machine:
-    """What CUDA knows.
-
-    Attributes:
-        number: of GPUs.
-        contexts: GPUs on which this process has one.
-        refusing: GPUs that another process has for itself.
-        set_to: GPUs that threads were set to, in order.
-        notes: kernels that were launched, and waits for a stream, in order.
-        breaks_in: the kernel that breaks the GPU, once it runs.
-    """
+    """What CUDA knows."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        self.contexts: set[int] = set()
-        self.refusing: set[int] = set()
-        self.set_to: list[int] = []
-        self.notes: list[str] = []
-        self.breaks_in = ""
+        self.number = number  # of GPUs
+        self.contexts: set[int] = set()  # GPUs on which this process has one
+        self.refusing: set[int] = set()  # GPUs that another process has for itself
+        self.set_to: list[int] = []  # GPUs that threads were set to, in order
+        self.notes: list[str] = []  # kernels that were launched, and waits for a stream, in order
+        self.breaks_in = ""  # the kernel that breaks the GPU, once it runs
         self._is_broken = False
         self._threads = threading.local()
 

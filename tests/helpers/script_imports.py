@@ -1,19 +1,15 @@
 """Modules of examples/ and benchmarks/, imported as `python FOLDER/NAME.py` does."""
 
-from __future__ import annotations
-
 import importlib
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 
 @contextmanager
-def importing_from(*folders: Path) -> Iterator[Callable[[str], ModuleType]]:
+def importing_from(*folders):
     """Give a function that imports a module by its name; forget all modules of the folders afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         for folder in folders:

@@ -1,9 +1,5 @@
 """Segmentations with all that other programs write into them: `.seg.nrrd` as 3D Slicer 5 writes it, and DICOM SEG by highdicom."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import highdicom as hd
 import nrrd
 import numpy as np
@@ -43,7 +39,7 @@ OF_ALL = {
 }
 
 
-def slicer_file(path: Path, labels: np.ndarray, affine: np.ndarray, *segments: dict[str, str], offset=(0, 0, 0)) -> Path:
+def slicer_file(path, labels, affine, *segments, offset=(0, 0, 0)):
     """Write a label map (x, y, z) of uint8 in one layer; keys are sorted, as ITK sorts them."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
     extent = " ".join(f"0 {size - 1}" for size in labels.shape)
@@ -56,13 +52,13 @@ def slicer_file(path: Path, labels: np.ndarray, affine: np.ndarray, *segments: d
     return path
 
 
-def coded(value: str, meaning: str, scheme="SCT") -> Dataset:
+def coded(value, meaning, scheme="SCT"):
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 
-def described_segmentation(series: Path, path: Path, labels: np.ndarray, *, algorithm: str | None = "Drawn", number=7) -> Path:
+def described_segmentation(series, path, labels, *, algorithm="Drawn", number=7):
     """Write a segmentation (x, y, z) of two segments, of which the first says all that a segment can say."""
     sources = [pydicom.dcmread(one.path) for one in io.read_header(series).template.slices]
     pixels = labels.transpose(2, 1, 0).astype(np.uint8)

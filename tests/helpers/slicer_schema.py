@@ -3,8 +3,6 @@
 It knows the elements that descriptions of this package use, and nothing else: an unknown one is a problem.
 """
 
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree
 
@@ -18,7 +16,7 @@ _LIMITS = r"(minimum )?(maximum )?step "
 _NAME = r"[_a-zA-Z][_a-zA-Z0-9]*"
 _MANY = {"multiple": r"true|false"}
 _FILES = {**_MANY, "fileExtensions": r"\.[a-z.]+(,\.[a-z.]+)*"}
-_KINDS: dict[str, tuple[str, dict[str, str]]] = {
+_KINDS = {
     "boolean": (_PARAMETER, {}),
     "integer": (_NUMBER, _MANY),
     "double": (_NUMBER, _MANY),
@@ -30,7 +28,7 @@ _KINDS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def problems(text: str) -> list[str]:
+def problems(text):
     """What is wrong with a description; nothing if it may be used."""
     root = ElementTree.fromstring(text.encode())
     found = [f"<{root.tag}> is outermost"] if root.tag != "executable" else []
@@ -43,7 +41,7 @@ def problems(text: str) -> list[str]:
     return found + [f"{name} is there twice" for name in {*names} - {None} if names.count(name) > 1]
 
 
-def _parameter(parameter: ElementTree.Element) -> list[str]:
+def _parameter(parameter):
     if parameter.tag not in _KINDS:
         return [f"<{parameter.tag}> is no kind of parameter"]
     order, attributes = _KINDS[parameter.tag]
@@ -65,11 +63,11 @@ def _parameter(parameter: ElementTree.Element) -> list[str]:
     return found + [what for what, is_right in rules.items() if not is_right] + ([] if limits is None else _order(limits, _LIMITS))
 
 
-def _order(parent: ElementTree.Element, pattern: str) -> list[str]:
+def _order(parent, pattern):
     """Unknown, misplaced, repeated and missing elements."""
     tags = "".join(f"{child.tag} " for child in parent)
     return [] if re.fullmatch(pattern, tags) else [f"the elements {tags}"]
 
 
-def _attributes(element: ElementTree.Element, allowed: dict[str, str]) -> list[str]:
+def _attributes(element, allowed):
     return [f"{name}={text}" for name, text in element.attrib.items() if name not in allowed or not re.fullmatch(allowed[name], text)]

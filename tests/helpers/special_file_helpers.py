@@ -1,26 +1,23 @@
 """Pipes with readers, and devices, for the tests of outputs that are no regular files."""
 
-from __future__ import annotations
-
 import os
 import stat
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 
-def kind_of(path: Path) -> int:
+def kind_of(path):
     return stat.S_IFMT(path.lstat().st_mode)
 
 
-def make_pipe(path: Path) -> Path:
+def make_pipe(path):
     os.mkfifo(path)
     return path
 
 
-def make_device(path: Path, kind: int, major: int, minor: int) -> Path:
+def make_device(path, kind, major, minor):
     try:
         os.mknod(path, kind | 0o666, os.makedev(major, minor))
         if kind == stat.S_IFCHR:
@@ -33,12 +30,12 @@ def make_device(path: Path, kind: int, major: int, minor: int) -> Path:
 class Reader:
     """Reads a pipe to its end in a thread of its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.content = b""
         self._thread = threading.Thread(target=self._read, args=(os.open(path, os.O_RDONLY | os.O_NONBLOCK),), daemon=True)
         self._thread.start()
 
-    def _read(self, descriptor: int) -> None:
+    def _read(self, descriptor):
         os.set_blocking(descriptor, True)
         # Until somebody opens the other end, reading finds the end of the file.
         while not self.content:
@@ -47,7 +44,7 @@ class Reader:
         with os.fdopen(descriptor, "rb") as file:
             self.content += file.read()
 
-    def result(self) -> bytes:
+    def result(self):
         self._thread.join(30)
         assert not self._thread.is_alive(), "nothing came"
         return self.content

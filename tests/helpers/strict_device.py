@@ -88,19 +88,7 @@ class StrictArray(np.ndarray):
 
 
 class StrictDevice(cuda_shim.ShimDevice):
-    """The shim, strict.
-
-    Args:
-        limit: bytes that it has.
-        is_told: whether it says how much is free; else an allocation that does not fit is the first that anybody hears of it.
-        options: of the shim.
-
-    Attributes:
-        waits: by what the host waits for.
-        uploads: bytes of the host's arrays that were uploaded, one by one.
-        downloaded_bytes: of all arrays together.
-        used, most: bytes in use, and the most there were.
-    """
+    """The shim, strict, with `limit` bytes. Unless `is_told`, an allocation that does not fit is the first that anybody hears of it."""
 
     def __init__(self, limit: int = 1 << 40, *, is_told: bool = True, **options: Any) -> None:
         super().__init__(**options)
@@ -111,8 +99,8 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def reset(self) -> None:
         """Count anew."""
-        self.waits: Counter[str] = Counter()
-        self.uploads: list[int] = []
+        self.waits: Counter[str] = Counter()  # by what the host waits for
+        self.uploads: list[int] = []  # bytes of the host's arrays, one by one
         self.downloaded_bytes, self.most = 0, self.used
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:

@@ -1,9 +1,6 @@
 """Cases for the tests of tiles: labels in blobs, logits whose sharpness is chosen, and runs with and without labels left out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +8,6 @@ from oracles import softmax
 from scipy import ndimage
 
 import crfrefine
-from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
@@ -27,33 +22,27 @@ class TileCase:
     input_type: str = "auto"
 
 
-def blobs(rng: np.random.Generator, shape: tuple[int, ...], num_labels: int, size: float = 6.0) -> np.ndarray:
-    """Regions of labels, a few of `size` voxels across."""
-    fields = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), size, mode="nearest") for _ in range(num_labels)])
-    return fields.argmax(axis=0)
-
-
 def make_case(
-    seed: int,
-    shape: tuple[int, ...],
-    num_labels: int,
+    seed,
+    shape,
+    num_labels,
     *,
-    softness: float = 1.5,
-    margin: float = 12.0,
-    noise: float = 0.5,
-    num_modalities: int = 1,
-    with_mask: bool = False,
-    padding: int = 0,
-    half: bool = False,
-    probabilities: bool = False,
-) -> TileCase:
+    softness=1.5,
+    margin=12.0,
+    noise=0.5,
+    num_modalities=1,
+    with_mask=False,
+    padding=0,
+    half=False,
+    probabilities=False,
+):
     """A case with labels in blobs.
 
     The logits fall over `softness` voxels from one label to the next, from `margin` far inside; `padding` planes at the end of the last
     axis have equal logits; `half` rounds to float16; with `probabilities` the network's output is a softmax.
     """
     rng = np.random.default_rng(seed)
-    labels = blobs(rng, shape, num_labels)
+    labels = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), 6.0, mode="nearest") for _ in range(num_labels)]).argmax(axis=0)
     image = np.stack([100.0 * labels * (m + 1) % 290 + rng.normal(0, 15, shape) for m in range(num_modalities)]).astype(np.float32)
     hot = (np.arange(num_labels).reshape(-1, *(1,) * len(shape)) == labels).astype(np.float64)
     if softness:
@@ -73,15 +62,15 @@ def make_case(
     return TileCase(logits, image, spacing, mask, "probabilities" if probabilities else "logits")
 
 
-def refine(case: TileCase, parameters: CrfParameters, threshold: float, **options: Any) -> RefinementResult:
+def refine(case, parameters, threshold, **options):
     """Refine a case; tiles are used wherever labels may be left out, also where that saves nothing."""
     with pytest.MonkeyPatch.context() as patch:
         # As if tiles were always less work: direct sums where they may be, filters of the whole volume else.
-        def choose(problem: Any, *_: object) -> bool:
+        def choose(problem, *_):
             return problem.spec.kernels.filter == "truncated"
 
         # As for streamed channels: all labels everywhere where none may be left out.
-        def thresholds(threshold: float, spec: Any) -> Thresholds:
+        def thresholds(threshold, spec):
             lowest = np.full(spec.mean_field.num_labels, -np.inf)
             return find_thresholds(threshold, spec) or Thresholds(lowest, lowest)
 
@@ -103,12 +92,12 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
     return result
 
 
-def num_active(result: RefinementResult) -> int:
+def num_active(result):
     """Number of tiles that took part."""
     return 0 if result.channels.tiles is None else len(result.channels.tiles.sets.tiles)
 
 
-def domain(result: RefinementResult, label: int) -> np.ndarray:
+def domain(result, label):
     """(*tiles), where a label took part."""
     assert result.channels.tiles is not None
     return result.channels.tiles.sets.domains[label]

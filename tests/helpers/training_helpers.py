@@ -1,12 +1,6 @@
 """Small labeled cases for the tests of training, in folders and in memory."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from crfrefine.apps.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
 from crfrefine.cases.case import Case
@@ -15,8 +9,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
-from crfrefine.train.candidates import FitResult
-from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.crops import make_crop
 from crfrefine.train.fitting import Fit, Hooks, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
@@ -33,7 +26,7 @@ REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
 SILENT = Hooks(lambda trajectory, loss, score: None, lambda state: None, lambda: False)
 
 
-def phantom(seed: int, kind: str = "useful", *, shape: tuple[int, ...] = GRID_SHAPE, spacing: tuple[float, ...] = SPACING) -> Phantom:
+def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
     """A case whose image is "useful" or "noise" alone; whose logits are "right" already, or right on labels of "scattered" voxels."""
     case = make_phantom(seed, shape, spacing)
     random = np.random.default_rng(seed)
@@ -50,20 +43,20 @@ def phantom(seed: int, kind: str = "useful", *, shape: tuple[int, ...] = GRID_SH
     return case
 
 
-def shorten(patch: pytest.MonkeyPatch) -> None:
+def shorten(patch):
     """Have runs fit the recalibration in two steps, and train from one start, which suits the phantoms."""
     patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
     for name, values in (("THETA_ALPHA_VOXELS", (2.0,)), ("THETA_BETAS", (0.15,)), ("WEIGHTS", (8.0,))):
         patch.setattr(f"crfrefine.train.starts.{name}", values)
 
 
-def write_cases(root: Path, count: int, kind: str = "useful", **grid: tuple[float, ...]) -> Path:
+def write_cases(root, count, kind="useful", **grid):
     for seed in range(count):
         write_phantom(phantom(seed, kind, **grid), root, f"case{seed}")
     return root
 
 
-def table_of_gains(gains: Mapping[str, float]) -> ResultTable:
+def table_of_gains(gains):
     """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn in the order of the methods."""
     random = np.random.default_rng(0)
     return ResultTable(
@@ -75,29 +68,27 @@ def table_of_gains(gains: Mapping[str, float]) -> ResultTable:
     )
 
 
-def as_case(case: Phantom, case_id: str = "case") -> Case:
+def as_case(case, case_id="case"):
     like = Volume(case.image[0], case.affine, case.spacing)
     return Case(case_id, case.image, case.logits, None, like, case.spacing, NUM_LABELS, "logits", labels=case.labels)
 
 
-def crops(count: int, kind: str = "useful", **grid: tuple[float, ...]) -> list[Crop]:
+def crops(count, kind="useful", **grid):
     return [make_crop(as_case(phantom(seed, kind, **grid), f"case{seed}"), IntensityParameters()) for seed in range(count)]
 
 
-def material(cases: Sequence[Crop], learn: tuple[str, ...] = LEARNABLE, loss: str = "ce+dice") -> Material:
-    return Material(cases, make_loss(loss, REGIONS, (0.7, 0.1, 0.1, 0.1)), REGIONS, learn, SIZES, seed=3)
+def material(cases, learn=LEARNABLE):
+    return Material(cases, make_loss("ce+dice", REGIONS, (0.7, 0.1, 0.1, 0.1)), REGIONS, learn, SIZES, seed=3)
 
 
-def start(theta_alpha: float, weight: float = 4.0) -> Start:
+def start(theta_alpha, weight=4.0):
     given = CrfParameters().replace(
         **{"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": 0.1, "bilateral.weight": weight, "mean_field.temperature": 0.7}
     )
     return Start(f"theta_alpha {theta_alpha:g}", prepare(given, LEARNABLE, NUM_LABELS, 2))
 
 
-def fit(
-    cases: Sequence[Crop], *, num_optimizer_steps: int = 6, threads: int = 2, learn: tuple[str, ...] = LEARNABLE, hooks: Hooks = SILENT
-) -> FitResult:
+def fit(cases, *, num_optimizer_steps=6, hooks=SILENT):
     split, schedule = split_training(range(len(cases)), seed=1), Schedule(num_optimizer_steps, rungs=((3, 1),))
-    with Workers(threads) as workers:
-        return Fit(material(cases, learn), Task("", split, [start(4.0), start(8.0)], schedule), workers).run(hooks)
+    with Workers(2) as workers:
+        return Fit(material(cases), Task("", split, [start(4.0), start(8.0)], schedule), workers).run(hooks)

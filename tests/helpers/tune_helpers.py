@@ -1,16 +1,12 @@
 """A phantom on disk for the page of `crfrefine tune`, the page as a process, and requests to it."""
 
-from __future__ import annotations
-
 import http.client
 import importlib.util
 import json
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,13 +18,13 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 
 
-def missing_server() -> str:
+def missing_server():
     """Why the page cannot be served here; empty if it can."""
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     return f"no {' and no '.join(missing)}: the extra `tune` brings them" if missing else ""
 
 
-def write_labeled(root: Path, *case_ids: str) -> tuple[Folders, Path]:
+def write_labeled(root, *case_ids):
     """Write small cases and their references."""
     folders = write_folders(root, *case_ids)
     for seed, case_id in enumerate(case_ids):
@@ -36,16 +32,16 @@ def write_labeled(root: Path, *case_ids: str) -> tuple[Folders, Path]:
     return folders, root / "labels"
 
 
-def options_for(folders: Folders, labels: Path | None = None, *, output: Path | None = None, **changes: Any) -> TuneOptions:
+def options_for(folders, labels=None, *, output=None, **changes):
     parameters = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes})
     inputs = InferenceOptions((folders.images,), (folders.logits,), Path(), parameters=parameters, threads=1, preview=True)
     return TuneOptions(inputs, labels, output)
 
 
-def write_large(root: Path, shape: tuple[int, int, int] = (76, 52, 60)) -> tuple[Folders, Path]:
+def write_large(root):
     """Write a case that is larger than what is refined at once, turned so that x of the array is not x of the world."""
     folders = Folders(root / "images", root / "logits", root / "out")
-    phantom = make_phantom(3, shape, SPACING)
+    phantom = make_phantom(3, (76, 52, 60), SPACING)
     save_nifti(folders.images / "large_0000.nii.gz", phantom.image[0].astype(np.int16), AFFINE)
     save_nifti(folders.logits / "large.nii.gz", np.moveaxis(phantom.logits, 0, -1), AFFINE)
     return folders, save_nifti(root / "labels" / "large.nii.gz", phantom.labels, AFFINE)
@@ -58,7 +54,7 @@ class Page:
     address: str
     process: subprocess.Popen[str]
 
-    def ask(self, name: str, sent: Any = None, *, token: str | None = None, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
+    def ask(self, name, sent=None, *, token=None, host=None):
         """Send a request; return status, content and headers."""
         parts = urlsplit(self.address)
         path = parts.path if token is None else f"/{token}/"
@@ -71,14 +67,14 @@ class Page:
         connection.close()
         return answer.status, content, {key.lower(): value for key, value in answer.getheaders()}
 
-    def json(self, name: str, sent: Any = None) -> Any:
+    def json(self, name, sent=None):
         status, content, _ = self.ask(name, sent)
         assert status == 200, content
         return json.loads(content)
 
 
 @contextmanager
-def open_page(*arguments: object) -> Iterator[Page]:
+def open_page(*arguments):
     """Start the command, and end it afterwards unless it has ended."""
     process = subprocess.Popen(
         command("tune", "--no-browser", "--threads", 1, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -95,7 +91,7 @@ def open_page(*arguments: object) -> Iterator[Page]:
 
 
 @contextmanager
-def open_session(options: TuneOptions) -> Iterator[Session]:
+def open_session(options):
     """A page without a server, ended afterwards."""
     session = Session(options)
     try:
@@ -104,7 +100,7 @@ def open_session(options: TuneOptions) -> Iterator[Session]:
         session.end()
 
 
-def whole_result(session: Any) -> dict[str, Any]:
+def whole_result(session):
     """Wait for the whole case with the present parameters."""
     version = 0
     while True:

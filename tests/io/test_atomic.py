@@ -19,7 +19,7 @@ from crfrefine.io.temporary import temporary_name
 from crfrefine.io.volume import Volume
 
 
-def names(folder: Path) -> set[str]:
+def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
@@ -27,7 +27,7 @@ def names(folder: Path) -> set[str]:
 def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     path = tmp_path / "a.nii.gz"
 
-    def write_half() -> None:
+    def write_half():
         with atomic_file(path) as file:
             file.write(b"half")
             raise error
@@ -47,7 +47,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     assert names(tmp_path) == {"a.nii.gz"}
 
 
-def write_pair(folder: Path) -> None:
+def write_pair(folder):
     with atomic_files(folder / "a.zraw", folder / "a.mhd") as files:
         for file in files:
             file.write(b"new")
@@ -55,7 +55,6 @@ def write_pair(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["a.mhd", "a.zraw"])
 def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, tmp_path):
-    """A folder has the name of the header, or of the voxels; what is there stays."""
     (tmp_path / folder).mkdir()
     other = tmp_path / ("a.zraw" if folder == "a.mhd" else "a.mhd")
     other.write_bytes(b"old")
@@ -71,7 +70,7 @@ def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"old")
     replace, seen = Path.replace, []
 
-    def see(self: Path, target: Path) -> Path:
+    def see(self, target):
         if not target.name.startswith("."):  # Old files are set aside under hidden names.
             seen.append((target.name, (tmp_path / "a.mhd").exists()))
         return replace(self, target)
@@ -251,7 +250,7 @@ for suffix in suffixes:
 """
 
 
-def start_writing(folder: Path, limit: int, *suffixes: str) -> "subprocess.Popen[str]":
+def start_writing(folder, limit, *suffixes):
     process = subprocess.Popen([sys.executable, "-c", WRITE, str(folder), str(limit), *suffixes], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -24,7 +24,6 @@ def made(**values):
 
 
 def shuffled(found):
-    """Frames in another order than along the normal."""
     return [found[number] for number in (3, 0, 6, 1, 5, 2, 4)]
 
 

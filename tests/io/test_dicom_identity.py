@@ -1,7 +1,6 @@
 """Files of one case are of one patient, one study and one frame of reference, wherever two DICOM objects meet."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ OTHER_STUDY = {"StudyInstanceUID": "1.2.77"}
 OTHER_FRAME = {"FrameOfReferenceUID": "1.2.78"}
 
 
-def series(folder: Path, **values: str | None) -> Path:
+def series(folder, **values):
     """A series; None takes an element away, as de-identification does."""
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE, series=f"1.2.3.{sum(folder.name.encode())}"))
     for one in found:
@@ -41,8 +40,7 @@ def series(folder: Path, **values: str | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
-    """A series, others of another patient, study, frame of reference, and a segmentation of each."""
+def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("dicom")
     found = {}
     for name, values in (("own", {}), ("patient", OTHER_PATIENT), ("study", OTHER_STUDY), ("frame", OTHER_FRAME)):
@@ -52,20 +50,20 @@ def made(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def run(command: str, made: dict[str, Path], whose: str, out: Path, *more: str):
+def run(command, made, whose, out, *more, status=None):
     """Let the series `own` meet the segmentation of another one, or the other series."""
     image, other = made["own"], made[f"seg of {whose}"]
     if command == "infer":
-        return run_here("infer", "-i", image, "-p", other, "--input-type", "labels", "-o", out / "out.dcm", *more)
+        return run_here("infer", "-i", image, "-p", other, "--input-type", "labels", "-o", out / "out.dcm", *more, status=status)
     if command == "mask":
         seg = made["seg of own"]
-        return run_here("infer", "-i", image, "-p", seg, "-m", other, "--input-type", "labels", "-o", out / "out.dcm", *more)
+        return run_here("infer", "-i", image, "-p", seg, "-m", other, "--input-type", "labels", "-o", out / "out.dcm", *more, status=status)
     if command == "modality":
         logits = ("-p", made["seg of own"], "--input-type", "labels")
-        return run_here("infer", "-i", image, "-i", made[whose], *logits, "-o", out / "out.dcm", *more)
+        return run_here("infer", "-i", image, "-i", made[whose], *logits, "-o", out / "out.dcm", *more, status=status)
     if command == "evaluate":
-        return run_here("evaluate", other, made["seg of own"], "-o", out / "report", "--no-report", *more)
-    return run_here("convert", other, out / "out.dcm", "--like", image, *more)
+        return run_here("evaluate", other, made["seg of own"], "-o", out / "report", "--no-report", *more, status=status)
+    return run_here("convert", other, out / "out.dcm", "--like", image, *more, status=status)
 
 
 COMMANDS = ("infer", "mask", "modality", "evaluate", "convert")
@@ -73,8 +71,7 @@ COMMANDS = ("infer", "mask", "modality", "evaluate", "convert")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_patient_is_refused_with_the_option_too(command, made, tmp_path):
-    result = run(command, made, "patient", tmp_path, ALLOW)
-    assert result.status == 1
+    result = run(command, made, "patient", tmp_path, ALLOW, status=1)
     assert "DICOM files of different patients\n" in result.stderr
     assert "PatientID 'P-9999', StudyInstanceUID '1.2.3', FrameOfReferenceUID '1.2.5'" in result.stderr
     assert "PatientID 'P-0042', StudyInstanceUID '1.2.77', FrameOfReferenceUID '1.2.78'" in result.stderr
@@ -84,12 +81,10 @@ def test_another_patient_is_refused_with_the_option_too(command, made, tmp_path)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_study_or_frame_needs_the_option(command, made, tmp_path):
     whose, what = ("study", "studies") if command in ("infer", "evaluate") else ("frame", "frames of reference")
-    result = run(command, made, whose, tmp_path)
-    assert result.status == 1
+    result = run(command, made, whose, tmp_path, status=1)
     assert f"DICOM files of different {what}\n" in result.stderr
     assert f"give {ALLOW}" in result.stderr
-    allowed = run(command, made, whose, tmp_path, ALLOW, *(["-v"] if command != "convert" else []))
-    assert allowed.status == 0, allowed.stderr
+    allowed = run(command, made, whose, tmp_path, ALLOW, *(["-v"] if command != "convert" else []), status=0)
     assert f"are of different {what}, which {ALLOW} accepts" in allowed.stderr
 
 
@@ -106,8 +101,7 @@ def test_training_refuses_another_study_before_it_begins(made, tmp_path):
 
 
 def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
-    shown = run_here("info", made["own"], made["seg of patient"])
-    assert shown.status == 0
+    shown = run_here("info", made["own"], made["seg of patient"], status=0)
     assert "patient       P-9999" in shown.stdout
     assert "study         1.2.77" in shown.stdout
     assert "frame of ref  1.2.5" in shown.stdout
@@ -115,8 +109,7 @@ def test_info_shows_patient_and_study_and_the_mismatch(made, tmp_path):
     assert "not files of one case" not in run_here("info", made["own"], made["seg of own"]).stdout
     for number, name in enumerate(("own", "patient")):
         shutil.copytree(made[name], tmp_path / f"case_{number:04d}")
-    folder = run_here("info", tmp_path)
-    assert folder.status == 1
+    folder = run_here("info", tmp_path, status=1)
     assert "wrong: case 'case': DICOM files of different patients" in folder.stdout
 
 
@@ -139,6 +132,5 @@ def test_two_patients_under_one_series_number(tmp_path):
 
 def test_a_finished_output_of_another_patient_is_written_anew(made, tmp_path):
     (tmp_path / "out.dcm").write_bytes(made["seg of patient"].read_bytes())
-    result = run("infer", made, "own", tmp_path, "--continue")
-    assert result.status == 0, result.stderr
+    run("infer", made, "own", tmp_path, "--continue", status=0)
     assert io.read_header(tmp_path / "out.dcm").identity.patient == "P-9999"

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -24,18 +23,17 @@ LIVER = Segment(2, "Leber, größte", (0.25, 0.5, 1.0), Code("123037004", "SCT",
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory) -> Path:
+def series(tmp_path_factory):
     return save(tmp_path_factory.mktemp("dicom") / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE))
 
 
-def labels_of(*values: int) -> np.ndarray:
-    """Labels in some of the slices."""
+def labels_of(*values):
     labels = np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
     labels[:, :, [0, 3, 6]] = 0
     return labels
 
 
-def by_highdicom(series: Path, path: Path, pixels: np.ndarray, kind="BINARY", syntax=ExplicitVRLittleEndian, omit=True) -> Path:
+def by_highdicom(series, path, pixels, kind="BINARY", syntax=ExplicitVRLittleEndian, omit=True):
     """A segmentation of (slices, rows, columns[, segments]) by highdicom."""
     sources = [pydicom.dcmread(one.path) for one in io.read_header(series).template.slices]
     count = pixels.shape[3] if pixels.ndim == 4 else int(pixels.max())
@@ -49,7 +47,7 @@ def by_highdicom(series: Path, path: Path, pixels: np.ndarray, kind="BINARY", sy
     return path
 
 
-def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
+def as_here(found):
     """The labels (x, y, z) and the affine to RAS+ as highdicom says; its slices go against the normal."""
     volume = found.get_volume(combine_segments=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
@@ -121,8 +119,7 @@ def test_an_image_of_another_format_is_refused(tmp_path):
 TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
 
 
-def deidentified(folder: Path, *names: str, **values: object) -> Path:
-    """A series that lacks elements."""
+def deidentified(folder, *names, **values):
     found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
     for number, one in enumerate(found):
         for name in names:
@@ -172,8 +169,7 @@ def test_slices_that_lack_what_the_others_have(tmp_path):
 def test_without_highdicom_the_error_comes_before_the_work(series, tmp_path, monkeypatch):
     np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out")
-    assert result.status == 1
+    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out", status=1)
     assert "needs the package highdicom" in result.stderr
     assert "pip install 'crfrefine[dicom]'" in result.stderr
     assert "case" not in result.stdout
@@ -187,8 +183,7 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
     arguments = (*images, "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.temperature=9")
     assert run_here(*arguments).status == 0
     assert [segment.name for segment in io.read_header(tmp_path / "out/case.dcm").segments] == ["anterior", "posterior"]
-    again = run_here(*arguments, "--continue")
-    assert again.status == 0
+    again = run_here(*arguments, "--continue", status=0)
     assert "skipped" in again.stdout + again.stderr
     refined = run_here(*images, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second", "--output-format", ".seg.nrrd")
     assert refined.status == 0, refined.stderr
@@ -197,15 +192,13 @@ def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp
 
 def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_path):
     dark = save(tmp_path / "dark", slices(numbers(SHAPE, dtype=np.int16) - 1000, AFFINE))
-    refused = run_here("convert", dark, tmp_path / "dark.nii.gz")
-    assert refused.status == 1
+    refused = run_here("convert", dark, tmp_path / "dark.nii.gz", status=1)
     assert "A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images." in refused.stderr
     told = run_here("convert", series, tmp_path / "image.nii.gz")
     assert f"{series}: image, 5×6×7 -> {tmp_path / 'image.nii.gz'}: image" in told.stdout + told.stderr
     seg = tmp_path / "seg.dcm"
     io.write_label_map(seg, labels_of(1, 2), io.read_volume(series))
-    refused = run_here("convert", seg, tmp_path / "other.dcm")
-    assert refused.status == 1
+    refused = run_here("convert", seg, tmp_path / "other.dcm", status=1)
     assert "refers to the DICOM series it was made on; name its folder with --like SERIES" in refused.stderr
     assert run_here("convert", seg, tmp_path / "other.dcm", "--like", series).status == 0
     np.testing.assert_array_equal(io.read_labels(tmp_path / "other.dcm").data, io.read_labels(seg).data)

@@ -1,7 +1,5 @@
 """DICOM series: compared with SimpleITK's GDCM; what is wrong with a folder is told with the names of the files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
@@ -19,7 +17,7 @@ AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(2, 0.3) @ rota
 STORED = numbers(SHAPE, dtype=np.int16) - 100
 
 
-def by_itk(folder: Path) -> sitk.Image:
+def by_itk(folder):
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     return reader.Execute()
@@ -62,7 +60,6 @@ def test_transfer_syntaxes(syntax, tmp_path):
 
 
 def test_slope_and_intercept(tmp_path):
-    """A scaling per slice, as of PET."""
     found = list(slices(STORED, AFFINE, intercept=-1024.0))
     factors = np.arange(1, 8) * 0.25
     for one, factor in zip(found, factors, strict=True):
@@ -107,7 +104,7 @@ def change(**values):
     return apply
 
 
-def move(number: int, step: float):
+def move(number, step):
     def apply(found):
         normal = np.cross(np.array(found[0].ImageOrientationPatient[:3]), np.array(found[0].ImageOrientationPatient[3:]))
         found[number].ImagePositionPatient = [round(float(v), 8) for v in np.array(found[number].ImagePositionPatient) + normal * step]
@@ -187,8 +184,7 @@ def test_folders_of_slices_are_cases(tmp_path):
     (tmp_path / "images" / "b").symlink_to(tmp_path / "archive")
     cases = discover_cases(tmp_path / "images", tmp_path / "logits")
     assert [(case.case_id, case.problem) for case in cases] == [("a.1", None), ("b", None)]
-    result = run_here("infer", "-i", tmp_path / "images/b", "-p", tmp_path / "logits/b.npz", "-o", tmp_path / "out.nii.gz")
-    assert result.status == 0, result.stderr
+    run_here("infer", "-i", tmp_path / "images/b", "-p", tmp_path / "logits/b.npz", "-o", tmp_path / "out.nii.gz", status=0)
     assert io.read_header(tmp_path / "out.nii.gz").on_same_grid(io.read_header(tmp_path / "images/b"))
     assert "DICOM series" in run_here("info", tmp_path / "images/b").stdout
     (single,) = discover_cases(tmp_path / "images/b", None)

@@ -11,7 +11,6 @@ from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import numbers, save_itk, save_nifti
 
-import crfrefine
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -19,14 +18,12 @@ from crfrefine.io.formats import FORMATS
 from crfrefine.io.paths import format_of, stem_of
 from crfrefine.io.recognition import files_read, recognize
 
-PACKAGE = Path(crfrefine.__file__).parent
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])
 
 
-def write_as(path: Path, suffix: str, data=None) -> Path:
-    """Write a label map by another library under a name that may have any suffix."""
+def write_as(path, suffix, data=None):
     data = numbers(SHAPE, dtype=np.int16) if data is None else data
     right = path.with_name(f"right{suffix}")
     if suffix.startswith(".nii"):
@@ -94,8 +91,7 @@ def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
     header.write_text(header.read_text().replace("right.raw", "a.zraw"))
     before = (tmp_path / "a.zraw").read_bytes()
-    result = run_here("convert", header, tmp_path / "a.mhd")
-    assert result.status == 1
+    result = run_here("convert", header, tmp_path / "a.mhd", status=1)
     assert "is also the input" in result.stderr
     assert (tmp_path / "a.zraw").read_bytes() == before
 
@@ -177,13 +173,11 @@ def test_evaluate_and_convert_say_so_too(tmp_path):
     labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     reference = save_nifti(tmp_path / "ref.nii.gz", labels, AFFINE).rename(tmp_path / "ref.img")
     prediction = save_nifti(tmp_path / "pred.nii.gz", labels, AFFINE).rename(tmp_path / "pred.nii")
-    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report")
-    assert result.status == 0, result.stderr
+    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report", status=0)
     summary = (tmp_path / "report/summary.json").read_text()
     assert "reference: the file is NIfTI, although its name does not say so" in summary
     assert "pred.nii: the file is compressed, although its name does not say so" in summary
-    result = run_here("convert", reference, tmp_path / "b.nrrd")
-    assert result.status == 0
+    result = run_here("convert", reference, tmp_path / "b.nrrd", status=0)
     assert "although its name does not say so" in result.stdout + result.stderr
     assert "although its name" in run_here("info", reference).stdout
     assert "although its name" not in run_here("info", tmp_path / "b.nrrd").stdout

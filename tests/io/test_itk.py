@@ -25,7 +25,6 @@ def _locale_is_kept():
 
 
 def write(path, values=None, direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)):
-    """Write (x, y, z) by SimpleITK."""
     image = sitk.GetImageFromArray((numbers(SHAPE) if values is None else values).T)
     image.SetSpacing(SPACING)
     image.SetOrigin(ORIGIN)

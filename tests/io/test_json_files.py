@@ -1,7 +1,5 @@
 """`dataset.json` and files of regions as nobody should write them: which file, which key or line, and no traceback in any command."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -16,7 +14,7 @@ from crfrefine.metrics.regions import read_regions
 DIGITS = "9" * 5000
 
 # Content of a dataset.json, and the message about it.
-BAD: dict[str, tuple[bytes, str]] = {
+BAD = {
     "empty": (b"", "the file is empty"),
     "not JSON": (b'{"labels":\n  {"a": 1,, "b": 2}}', 'line 2, column 11: expected a name in "double quotes"'),
     "no value": (b'{"labels": }', "line 1, column 12: expected a value"),
@@ -48,7 +46,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 
-def described(folder: Path, content: bytes) -> Path:
+def described(folder, content):
     (folder / "dataset.json").write_bytes(content)
     return folder
 

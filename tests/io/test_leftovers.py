@@ -4,9 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +30,7 @@ with atomic_files(*map(Path, sys.argv[2:])) as files:
 
 
 @pytest.fixture(params=["disk", "network"])
-def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def storage(request, monkeypatch):
     """A disk of this machine, and storage of which nothing is known."""
     if request.param == "network":
         monkeypatch.setattr(temporary, "_LOCAL_DISKS", frozenset())
@@ -40,21 +38,20 @@ def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_process(monkeypatch):
     """Each test is the first of this process to write into its folder."""
     monkeypatch.setattr(temporary, "_cleaned", set())
 
 
 @contextmanager
-def writer(storage: str, *paths: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process in the middle of writing."""
+def writer(storage, *paths):
     arguments = [sys.executable, "-c", WRITER, storage, *map(str, paths)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
         yield process
 
 
-def leave(storage: str, *paths: Path) -> list[str]:
+def leave(storage, *paths):
     """Leave the temporary files of a killed process; return their names."""
     with writer(storage, *paths) as process:
         process.kill()
@@ -63,12 +60,11 @@ def leave(storage: str, *paths: Path) -> list[str]:
     return left
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
 def test_the_next_process_removes_what_a_killed_one_left(storage, tmp_path):
-    """When it writes, through a link too, and when it looks whether it may write."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     leave(storage, scratch / "a.zraw", scratch / "a.mhd")

@@ -10,19 +10,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, nrrd_text, numbers, save_itk
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, nrrd_text, numbers, save_itk, volume
 
 from crfrefine import io
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume, spacing_of
 
 SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
 # Text headers keep all digits; direction times spacing and back costs two roundings of float64, at positions up to 1000 mm.
 FLOAT64_MM = 1e-12
-
-
-def volume(data, affine) -> Volume:
-    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 @settings(deadline=None, max_examples=40)
@@ -46,7 +41,6 @@ def test_simpleitk_reads_the_label_maps_written(shape, affine, suffix, largest):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
-    """As SimpleITK sees it: origin, spacing and direction before and after."""
     image = save_itk(tmp_path / f"image{suffix}", numbers((4, 5, 6)), direction=OBLIQUE, spacing=(0.1, 1 / 3, 2.123456789012345))
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"

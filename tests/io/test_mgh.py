@@ -1,7 +1,6 @@
 """FreeSurfer's volumes: compared with nibabel, both ways."""
 
 import gzip
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +13,7 @@ SHAPE = (5, 6, 7)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
 
 
-def save(path: Path, data, affine=AFFINE) -> Path:
+def save(path, data, affine=AFFINE):
     content = nib.MGHImage(data, affine).to_bytes()
     path.write_bytes(gzip.compress(content) if path.name.endswith("z") else content)
     return path

@@ -1,6 +1,7 @@
 """NIfTI, against nibabel and SimpleITK: what one writes the other reads."""
 
 import gzip
+import logging
 import struct
 import tempfile
 from pathlib import Path
@@ -11,20 +12,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, save_nifti, volume
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.volume import Volume, spacing_of
+from crfrefine.io.plain_nifti import read_plain
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
 # ITK goes through the quaternion of the qform, which costs a few more roundings of float32.
 QUATERNION_MM = 1e-3
-
-
-def volume(data, affine) -> Volume:
-    return Volume(data, affine, spacing_of(affine, data.ndim))
 
 
 @settings(deadline=None, max_examples=25)
@@ -48,6 +45,53 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
         ours = io.read_labels(path)
         np.testing.assert_array_equal(ours.data, labels)
         np.testing.assert_array_equal(ours.affine, nibabels.affine)
+
+
+QUIET = logging.getLogger("crfrefine.tests.nifti")
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
+
+
+# The numbers of axes and sides, the type and its size, sizes of voxels, where voxels begin and how they are scaled, the transforms.
+PLACES = [0, *range(40, 48), *range(70, 92), *range(108, 120), *range(252, 270, 2), 344, 346]
+CHANGED = [0, 1, 3, 5, 8, 64, 127, 128, 255]
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    affine=affines(),
+    changes=st.lists(
+        st.tuples(st.sampled_from(PLACES), st.sampled_from(CHANGED) | st.sampled_from([0.0, -1.0, 3.5, 353.0, np.nan, np.inf])), max_size=3
+    ),
+)
+@np.errstate(all="ignore")
+def test_plain_headers_say_what_nibabel_reads(affine, changes):
+    """Whatever the bytes are: what is taken without nibabel needs no repair there, and says the same to the bit."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((5, 6, 7))
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=2)
+    header["vox_offset"] = 352
+    block = bytearray(header.binaryblock)
+    assert read_plain(bytes(block)) is not None
+    for place, value in changes:
+        if isinstance(value, float):
+            block[place // 4 * 4 : place // 4 * 4 + 4] = np.float32(value).tobytes()
+        else:
+            block[place] = value
+    plain = read_plain(bytes(block))
+    if plain is None:
+        return
+    nibabels = nib.Nifti1Header(bytes(block), check=False)
+    nibabels.check_fix(logger=QUIET, error_level=40)
+    assert nibabels.binaryblock == bytes(block) == plain.binaryblock
+    for say in ("get_data_shape", "get_data_dtype", "get_slope_inter"):
+        assert getattr(plain, say)() == getattr(nibabels, say)()
+    for say in ("get_qform", "get_sform"):
+        (ours, code), (theirs, its_code) = getattr(plain, say)(coded=True), getattr(nibabels, say)(coded=True)
+        assert code == its_code
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(plain.get_best_affine(), nibabels.get_best_affine())
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
@@ -232,7 +276,7 @@ def test_every_cut_is_noticed(suffix, tmp_path):
         assert not io.is_whole(cut)
 
 
-def patched(path: Path, offset: int, layout: str, *values: float, dtype=np.float32) -> Path:
+def patched(path, offset, layout, *values, dtype=np.float32):
     """A file with other bytes in its header, as nibabel would not write them."""
     content = bytearray(save_nifti(path, numbers((4, 5, 6), dtype=dtype)).read_bytes())
     struct.pack_into(layout, content, offset, *values)

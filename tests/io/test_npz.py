@@ -56,15 +56,15 @@ def arrays(**named):
     return lambda path: np.savez_compressed(path, **named)
 
 
-def content(data: bytes):
+def content(data):
     return lambda path: path.write_bytes(data)
 
 
-def members(*names: str, dtype="<f4", shape="3, 2, 2, 2"):
+def members(*names, dtype="<f4", shape="3, 2, 2, 2"):
     """An archive of arrays whose headers may make no sense."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
 
-    def write(path: Path) -> None:
+    def write(path):
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
             warnings.simplefilter("ignore")  # zipfile's, of a name that is there twice.
             for name in names:
@@ -73,7 +73,7 @@ def members(*names: str, dtype="<f4", shape="3, 2, 2, 2"):
     return write
 
 
-def hollow(path: Path) -> None:
+def hollow(path):
     """The directory of the archive promises the array, too."""
     members("logits.npy", shape="3, 100, 1000, 1000")(path)
     with zipfile.ZipFile(path) as archive:

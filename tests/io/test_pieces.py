@@ -3,12 +3,11 @@
 import bz2
 import gzip
 import threading
-import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
-from io_helpers import save_nifti
+from io_helpers import peak_memory, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
@@ -22,7 +21,7 @@ TYPE_NAMES = {
 }
 
 
-def values_of(dtype, shape=SHAPE) -> np.ndarray:
+def values_of(dtype, shape=SHAPE):
     """Different numbers where the type has room for them, negative ones where it has a sign."""
     count = np.arange(np.prod(shape)) % 251
     return (count - (0 if np.dtype(dtype).kind == "u" else 120)).reshape(shape).astype(dtype)
@@ -101,7 +100,7 @@ CASES = [
 ]
 
 
-def put_together(header, **options) -> np.ndarray:
+def put_together(header, **options):
     """The whole from its pieces: every voxel must come once, in the stored type, in contiguous memory."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     seen, whole = np.zeros(shape, int), None
@@ -116,7 +115,7 @@ def put_together(header, **options) -> np.ndarray:
     return whole
 
 
-def dense(header) -> np.ndarray:
+def dense(header):
     values = io.allocate(header)
     io.read_into(header, values)
     return values
@@ -277,22 +276,20 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
     channel, blocks = 64 * 256 * 256, 3 << 20  # The decoder has a few blocks of the file at a time.
     values = np.broadcast_to(np.arange(10, dtype="u1")[:, None, None, None], (10, 64, 256, 256))
     header = io.read_header(WRITERS[writer](tmp_path, values))
-    total = 0
-    tracemalloc.start()
-    try:
+    sizes = []
+
+    def read():
         for piece in io.read_pieces(header, most_bytes=channel):
-            total += piece.values.size
+            sizes.append(piece.values.size)
             if lets_go:
                 del piece
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert total == 10 * channel
-    assert peak < num_pieces * channel + blocks
+
+    assert peak_memory(read) < num_pieces * channel + blocks
+    assert sum(sizes) == 10 * channel
 
 
 def test_no_thread_stays_behind(tmp_path):
-    def threads() -> list[str]:
+    def threads():
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("crfrefine-ahead")]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))

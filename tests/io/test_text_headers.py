@@ -18,31 +18,32 @@ from crfrefine.io.recognition import files_read
 REAL = Path(os.environ.get("CRFREFINE_DATA", "nowhere"))
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest
+VOXELS = DATA.tobytes()
 META = ["NDims = 3", "DimSize = 4 5 6", "ElementType = MET_SHORT"]
 NRRD = ["NRRD0004", "type: short", "dimension: 3", "sizes: 4 5 6", "endian: little"]
 TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
 
 
-def mha(folder: Path, *lines: str, data: bytes = DATA.tobytes(), name: str = "a.mha", end: str = "\n") -> Path:
+def mha(folder, *lines, data=VOXELS, name="a.mha", end="\n"):
     text = end.join([*META, *lines, *([] if any("ElementDataFile" in line for line in lines) else ["ElementDataFile = LOCAL"]), ""])
     (folder / name).write_bytes(text.encode() + data)
     return folder / name
 
 
-def nrrd(folder: Path, *lines: str, data: bytes = DATA.tobytes(), name: str = "a.nrrd", end: str = "\n", first=NRRD) -> Path:
+def nrrd(folder, *lines, data=VOXELS, name="a.nrrd", end="\n", first=NRRD):
     encoding = [] if any(line.startswith("encoding") for line in lines) else ["encoding: raw"]
     (folder / name).write_bytes(end.join([*first, *encoding, *lines, "", ""]).encode() + data)
     return folder / name
 
 
-def assert_as_simpleitk(path: Path) -> None:
+def assert_as_simpleitk(path):
     ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
     data = itk_array(itks).astype(np.float32)
     np.testing.assert_array_equal(ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data)
     np.testing.assert_array_equal(ours.affine, itk_affine(itks))
 
 
-def assert_data(path: Path, stored: np.ndarray = DATA) -> None:
+def assert_data(path, stored=DATA):
     np.testing.assert_array_equal(io.read_volume(path).data, stored.transpose())
 
 
@@ -101,7 +102,7 @@ def test_metaimage_voxels_in_files_of_their_own(line, tmp_path):
     for number, plane in enumerate(DATA, 1):
         (tmp_path / f"s{number}.raw").write_bytes(plane.tobytes())
         (tmp_path / f"t{2 * number + 8:03d}.raw").write_bytes(plane.tobytes())
-    (tmp_path / "LISTE ä.raw").write_bytes(DATA.tobytes())
+    (tmp_path / "LISTE ä.raw").write_bytes(VOXELS)
     names = {"LIST 3": ["LISTE ä.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if line in ("LIST", "LIST 2D") else [])
     path = mha(tmp_path, f"ElementDataFile = {line}", data="".join(name + "\n" for name in names).encode(), name="a.mhd")
     assert_data(path)
@@ -128,12 +129,11 @@ def test_metaimage_voxels_as_text(tmp_path):
 
 
 def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
-    """As in ITK, also where the header itself is in it."""
     path = mha(tmp_path, "HeaderSize = 300", data=b"")
-    path.write_bytes(path.read_bytes().ljust(300, b"x") + DATA.tobytes())
+    path.write_bytes(path.read_bytes().ljust(300, b"x") + VOXELS)
     assert_data(path)
     assert_as_simpleitk(path)
-    (tmp_path / "a.raw").write_bytes(bytes(17) + DATA.tobytes())
+    (tmp_path / "a.raw").write_bytes(bytes(17) + VOXELS)
     assert_data(mha(tmp_path, "HeaderSize = 17", "ElementDataFile = a.raw", data=b"", name="a.mhd"))
 
 
@@ -194,13 +194,13 @@ def test_nrrd_names_of_types_and_order_of_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "data"),
     [
-        (["encoding: gz"], gzip.compress(DATA.tobytes())),
-        (["encoding: gzip", "byte skip: 5"], gzip.compress(b"abcde" + DATA.tobytes())),
-        (["encoding: gzip", "line skip: 2", "byte skip: 3"], b"ab\ncde\n" + gzip.compress(b"xyz" + DATA.tobytes())),
-        (["encoding: raw", "byte skip: 5"], b"abcde" + DATA.tobytes()),
-        (["encoding: raw", "byteskip: -1"], b"abcde" + DATA.tobytes()),
-        (["encoding: raw", "lineskip: 2", "byte skip: 3"], b"ab\ncde\nxyz" + DATA.tobytes()),
-        (["encoding: hex"], DATA.tobytes().hex(" ", 7).encode()),
+        (["encoding: gz"], gzip.compress(VOXELS)),
+        (["encoding: gzip", "byte skip: 5"], gzip.compress(b"abcde" + VOXELS)),
+        (["encoding: gzip", "line skip: 2", "byte skip: 3"], b"ab\ncde\n" + gzip.compress(b"xyz" + VOXELS)),
+        (["encoding: raw", "byte skip: 5"], b"abcde" + VOXELS),
+        (["encoding: raw", "byteskip: -1"], b"abcde" + VOXELS),
+        (["encoding: raw", "lineskip: 2", "byte skip: 3"], b"ab\ncde\nxyz" + VOXELS),
+        (["encoding: hex"], VOXELS.hex(" ", 7).encode()),
         (["encoding: ascii"], "\n".join(map(str, DATA.ravel())).encode()),
         (["encoding: txt", "line skip: 1"], b"1 2 3\n" + ", ".join(map(str, DATA.ravel())).encode()),
     ],
@@ -215,7 +215,7 @@ def test_nrrd_encodings(lines, data, tmp_path):
 
 def test_nrrd_bzip2(tmp_path):
     """SimpleITK does not read it: the data are those that Python's bz2 packed."""
-    packed = bz2.compress(DATA.tobytes())
+    packed = bz2.compress(VOXELS)
     for encoding in ("bz2", "bzip2"):
         assert_data(nrrd(tmp_path, f"encoding: {encoding}", data=packed))
     for damaged in (packed[:-3], packed[:60] + b"xx" + packed[62:]):
@@ -238,7 +238,7 @@ def test_nrrd_voxels_in_files_of_their_own(line, compress, tmp_path):
     packed = gzip.compress if compress else bytes
     for number, plane in enumerate(DATA, 1):
         (tmp_path / f"s{7 - number if '-1' in line else number}.raw").write_bytes(packed(plane.tobytes()))
-    (tmp_path / "all.raw").write_bytes(packed(DATA.tobytes()))
+    (tmp_path / "all.raw").write_bytes(packed(VOXELS))
     names = [f"s{number}.raw" for number in range(1, 7)] if "LIST" in line else []
     path = nrrd(tmp_path, f"encoding: {'gzip' if compress else 'raw'}", f"data file: {line}", data=b"", name="a.nhdr")
     path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n" + "".join(name + "\n" for name in names).encode())
@@ -313,7 +313,7 @@ def test_real_files_mean_what_simpleitk_says():
 def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypatch):
     for folder in ("here", "other"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "other" / "a.raw").write_bytes(DATA.tobytes())
+    (tmp_path / "other" / "a.raw").write_bytes(VOXELS)
     line = f"ElementDataFile = {name.format(absolute=tmp_path / 'other' / 'a.raw')}"
     path = mha(tmp_path / "here", line, data=b"", name="a.mhd")
     assert_data(path)
@@ -321,7 +321,7 @@ def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypat
     monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "refuse")
     with pytest.raises(InputError, match=r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES"):
         io.read_header(path)
-    (tmp_path / "here" / "a.raw").write_bytes(DATA.tobytes())
+    (tmp_path / "here" / "a.raw").write_bytes(VOXELS)
     assert_data(mha(tmp_path / "here", "ElementDataFile = ./a.raw", data=b"", name="a.mhd"))
     monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "sometimes")
     with pytest.raises(CrfRefineError, match="expected allow or refuse, found 'sometimes'"):

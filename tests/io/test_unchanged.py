@@ -1,9 +1,6 @@
 """A file that is replaced, cut or removed between its header and its last voxel is an error, never a mixture of two files."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from crfrefine.io.volumes import allocate, read_into
 SHAPE = (4, 7, 6, 5)
 
 
-def write(path: Path, factor: float = 1.0) -> Path:
+def write(path, factor=1.0):
     values = (numbers(SHAPE) * factor).astype(np.float32)
     io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
     return path

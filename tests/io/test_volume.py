@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from io_helpers import affine_of, affines, rotation
 
-from crfrefine.io.volume import (
-    describe_difference,
-    is_sheared,
-    orientation_codes,
-    same_grid,
-    same_shape,
-    spacing_of,
-)
+from crfrefine.base.geometry import describe_difference, is_sheared, orientation_codes, same_grid, same_shape, spacing_of
 
 
 @given(affines())

@@ -4,18 +4,17 @@ import copy
 import gc
 import warnings
 
-import cuda_shim
 import pytest
 from oracles import SPACINGS
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch_gpu import gpu_tensors  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn, crf_loss  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import InputError  # noqa: E402
-from crfrefine.layer import autograd, inputs, loss, operators  # noqa: E402
+from crfrefine.layer import loss, operators  # noqa: E402
 
 GRID = (6, 5, 7)
 SPACING = SPACINGS[3]
@@ -151,26 +150,16 @@ def test_errors_and_warnings_come_out_of_a_graph(monkeypatch):
     torch.testing.assert_close(found, step(logits, random_images()), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda-shim", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_gpu_engine_is_in_the_graph_too(device, monkeypatch):
+@pytest.mark.parametrize("engine", [pytest.param("cuda-shim", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_gpu_engine_is_in_the_graph_too(engine, monkeypatch):
     """The operators take the engine of the tensors' device, on PyTorch's stream. Without a GPU the shim stands for one."""
-    if device == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-    elif cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    else:
-        backend, asked = cuda_shim.shim_backend(), []
-        monkeypatch.setattr(inputs, "engine_for", lambda device: asked.append(device) or backend)
-        monkeypatch.setattr(autograd, "to_array", lambda tensor: tensor.detach().contiguous())
-    where = "cuda" if device == "cuda" else "cpu"
+    where, shared = gpu_tensors(engine, monkeypatch)
     plain = Segmenter({}).to(where)
     module = copy.deepcopy(plain)
     given = random_images().to(where), masks().to(where)
     expected = results(plain, plain, *given)
-    if device == "cuda-shim":
-        asked.clear()
+    shared.clear()
     found = results(compiled(module), module, *given)
-    assert device == "cuda" or asked
+    assert engine == "cuda" or shared
     # A GPU's convolution may add up in another order on every run.
-    torch.testing.assert_close(found, expected, **({} if device == "cuda" else {"rtol": 0.0, "atol": 0.0}))
+    torch.testing.assert_close(found, expected, **({} if engine == "cuda" else {"rtol": 0.0, "atol": 0.0}))

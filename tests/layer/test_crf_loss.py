@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cuda_shim
 import numpy as np
 import pytest
 from oracles import Case, brute_force_kernel, normalize_kernel, random_case, softmax
@@ -10,10 +9,10 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, sof
 torch = pytest.importorskip("torch")
 
 
+from torch_gpu import gpu_tensors  # noqa: E402
+
 from crfrefine import CrfParameters, crf_loss  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import ExportError  # noqa: E402
-from crfrefine.layer import autograd, inputs  # noqa: E402
 from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
 THETA_ALPHA, THETA_BETA = 2.1, 0.2
@@ -22,20 +21,20 @@ RADIUS = {"exact": np.inf, "truncated": 3.0}
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def tensors(case, dtype=torch.float32):
+def tensors(case, dtype=torch.float32, device="cpu"):
     """Logits that want a gradient, image and mask of a case, as a batch of one."""
-    logits = torch.tensor(case.logits, dtype=dtype)[None].requires_grad_()
-    return logits, torch.tensor(case.image, dtype=dtype)[None], None if case.mask is None else torch.tensor(case.mask)
+    logits, image = (torch.tensor(values, dtype=dtype, device=device)[None] for values in (case.logits, case.image))
+    return logits.requires_grad_(), image, None if case.mask is None else torch.tensor(case.mask)
 
 
-def loss_of(case, dtype=torch.float32, **changes):
+def loss_of(case, dtype=torch.float32, device="cpu", **changes):
     """The loss of a case, and its gradient with respect to the logits, (L, *grid)."""
-    logits, image, mask = tensors(case, dtype)
+    logits, image, mask = tensors(case, dtype, device)
     options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": "exact"}
     loss = crf_loss(logits, image, case.spacing, mask=mask, **(options | changes))
+    assert loss.device == logits.device
     loss.backward()
-    assert logits.grad is not None
-    return loss.detach(), logits.grad[0]
+    return loss.detach().cpu(), logits.grad[0].cpu()
 
 
 def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
@@ -141,32 +140,15 @@ def test_there_is_no_graph_without_gradients_no_second_derivative_and_no_export(
 
 
 @pytest.mark.parametrize(
-    ("device", "filter_name"),
+    ("engine", "filter_name"),
     [("cuda-shim", "truncated"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("exact", "truncated", "lattice"))],
 )
-def test_the_gpu_engine_gives_the_same(device, filter_name, monkeypatch):
+def test_the_gpu_engine_gives_the_same(engine, filter_name, monkeypatch):
     """float32: 1e-4 of the largest, as for the layer. Without a GPU the shim stands for one."""
     case = random_case(3, 2, 3, masked=True)
     value, slope = loss_of(case, filter=filter_name)
-    if device == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        logits, image, mask = tensors(case)
-        on_gpu = logits.detach().cuda().requires_grad_()
-        options = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA, "intensity": "none", "filter": filter_name}
-        found = crf_loss(on_gpu, image.cuda(), case.spacing, mask=mask, **options)
-        found.backward()
-        assert found.is_cuda
-        assert on_gpu.grad is not None
-        found, found_slope = found.detach().cpu(), on_gpu.grad[0].cpu()
-    else:
-        if cuda_shim.compiler() is None:
-            pytest.skip("no C++ compiler to compile the GPU's kernels with")
-        backend = cuda_shim.shim_backend()
-        shared = []
-        monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
-        monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
-        found, found_slope = loss_of(case, filter=filter_name)
-        assert len(shared) == 1  # the logits; nothing is filtered a second time
+    where, shared = gpu_tensors(engine, monkeypatch)
+    found, found_slope = loss_of(case, device=where, filter=filter_name)
+    assert engine == "cuda" or len(shared) == 1  # the logits; nothing is filtered a second time
     torch.testing.assert_close(found, value, rtol=1e-4, atol=0)
     torch.testing.assert_close(found_slope, slope, rtol=0, atol=1e-4 * float(slope.abs().max()))

@@ -1,31 +1,21 @@
 """The trainable layer on the GPU engine: tensors shared through DLPack, in both passes. Without a GPU the shim stands for one."""
 
-import cuda_shim
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
 
+from torch_gpu import gpu_tensors  # noqa: E402
+
 from crfrefine import CrfParameters, CrfRnn  # noqa: E402
-from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
-from crfrefine.layer import autograd, inputs  # noqa: E402
 
 NAMES = ("logits", "image")
 
 
-def _layer(filter_name, parameter_changes=None, **changes):
-    parameters = CrfParameters().replace(
-        **{
-            "bilateral.weight": 2.0,
-            "bilateral.theta_alpha": 1.7,
-            "bilateral.theta_beta": 0.3,
-            "spatial.weight": 0.5,
-            "spatial.theta_gamma": 1.3,
-            "mean_field.filter": filter_name,
-            **(parameter_changes or {}),
-        }
-    )
-    return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full", **changes)
+def _layer(filter_name, changes):
+    fixed = {"bilateral.weight": 2.0, "bilateral.theta_alpha": 1.7, "bilateral.theta_beta": 0.3, "mean_field.filter": filter_name}
+    parameters = CrfParameters().replace(**fixed, **{"spatial.weight": 0.5, "spatial.theta_gamma": 1.3}, **changes)
+    return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full")
 
 
 def _gradients(layer, device, parameters_on=""):
@@ -43,18 +33,6 @@ def _gradients(layer, device, parameters_on=""):
     return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
 
 
-@pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    """Where tensors are; for the shim they are on the CPU, and go to its device as they would to a GPU."""
-    if request.param == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        return "cuda"
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    return "cpu"
-
-
 def _volume(keep):
     return {"volume.weight": 0.7, "volume.keep": keep}
 
@@ -68,19 +46,16 @@ def _volume(keep):
         *(pytest.param(name, "", {}, marks=pytest.mark.long) for name in ("exact", "truncated", "grid", "lattice")),
     ],
 )
-def test_the_layer_learns_the_same_on_a_gpu(device, filter_name, parameters_on, changes, monkeypatch):
+@pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_layer_learns_the_same_on_a_gpu(engine, filter_name, parameters_on, changes, monkeypatch):
     """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found on the host, wherever the logits are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
     """
     expected = _gradients(_layer(filter_name, changes), "cpu")
-    shared = []
-    if device == "cpu":
-        backend = cuda_shim.shim_backend()
-        monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
-        monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
+    device, shared = gpu_tensors(engine, monkeypatch)
     found = _gradients(_layer(filter_name, changes), device, parameters_on)
-    assert device == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
+    assert engine == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
     assert set(found) == set(expected)
     assert not changes or found["raw_volume_weight"] != 0.0
     for name, value in expected.items():

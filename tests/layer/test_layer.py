@@ -62,31 +62,31 @@ def refined_by_numpy(case, parameters):
 VALUES = ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature", "bias")
 
 
-def perturb(layer, seed=0):
+def perturb(layer):
     """Move every parameter, as training does."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-# The same as `refine`
-
-
 @pytest.mark.parametrize(
-    ("num_dims", "masked", "filter_"),
-    [(2, True, "truncated"), (3, True, "grid"), (3, False, "lattice")],
+    ("num_dims", "masked", "filter_", "kept"),
+    [(2, True, "truncated", None), (3, True, "grid", "expected"), (3, False, "lattice", "largest")],
 )
-def test_the_layer_computes_what_refine_does(num_dims, masked, filter_):
+def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
     case = random_case(num_dims, 2, 3, masked=masked)
     changes = {"mean_field__damping": 0.1, "compatibility__kind": "matrix", "compatibility__matrix": ASYMMETRIC}
+    changes |= {"volume__weight": 0.6, "volume__keep": kept} if kept else {}
     parameters = parameters_with(**changes, mean_field__filter=filter_, mean_field__num_iterations=9)
     layer = CrfRnn(3, 2, num_dims, parameters, per_label_weights=True, anisotropic=True, num_iterations=4)
     perturb(layer)
     found = layer(*tensors(case), case.spacing, None if case.mask is None else torch.tensor(case.mask))[0]
-    assert layer.to_parameters().mean_field.num_iterations == 4
-    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
+    written = CrfParameters.from_toml(layer.to_parameters().to_toml())
+    assert (written.mean_field.num_iterations, written.volume.keep) == (4, kept or "expected")
+    assert len({0.0, *written.mean_field.bias}) == 4
+    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, written), rtol=0.0, atol=2e-5)
 
 
 @pytest.mark.parametrize("preset", list_presets())
@@ -154,9 +154,6 @@ def test_positions_in_voxels_do_not_look_at_the_spacing():
     assert not torch.allclose(in_mm(logits, image, SPACING), in_mm(logits, image, 1.0))
 
 
-# Parameters, there and back
-
-
 def test_a_model_without_kernels_only_divides_by_the_temperature():
     logits, image = batch()
     torch.testing.assert_close(mean_field(logits, image, bilateral=[], temperature=1.7), logits / 1.7)
@@ -177,6 +174,7 @@ def test_lists_and_matrices_come_back_as_they_went_in(tmp_path):
         compatibility={"kind": "matrix", "matrix": ASYMMETRIC},
         intensity__normalization=("zscore", "none"),
         mean_field__temperature=1.37,
+        mean_field__bias=2.0,
         mean_field__tolerance=0.0,
         mean_field__num_iterations=3,
         mean_field__normalization="after",
@@ -207,6 +205,17 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors():
     assert fixed.to_parameters().compatibility.kind == "potts"
 
 
+def test_checkpoints_of_layers_without_a_bias_load():
+    """As those of a layer whose bias is 0, also as a part of another module; nothing else may be missing."""
+    old = {f"0.{name}": value for name, value in small_layer().state_dict().items() if name != "raw_bias"}
+    whole = nn.Sequential(small_layer(mean_field__bias=(0.5, -1.25, 0.75)))
+    whole.load_state_dict(old)
+    assert not whole[0].raw_bias.any()
+    del old["0.log_temperature"]
+    with pytest.raises(RuntimeError, match="log_temperature"):
+        whole.load_state_dict(old)
+
+
 def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for():
     assert CrfRnn(3, 2).spatial_weight is CrfRnn(3, 2).theta_gamma is None
     asked = CrfRnn(3, 2, spatial=True)
@@ -235,6 +244,7 @@ def test_learned_groups_can_be_chosen():
         ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
         ({"bilateral.theta_beta": (1.0, 2.0, 3.0)}, {}, r"bilateral\.theta_beta.* 2 modalities"),
         ({"bilateral.theta_alpha": (1.0, 2.0)}, {}, r"bilateral\.theta_alpha.* 3 axes"),
+        ({"mean_field.bias": (0.5, 1.0)}, {}, r"mean_field\.bias: it has 2 values, but the case has 3 labels"),
         ({"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, {}, r"compatibility\.matrix.* 3 labels"),
         ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"symmetric_compatibility": True}, "not symmetric"),
@@ -252,9 +262,6 @@ def test_parameters_that_do_not_fit_are_refused_by_name(changes, arguments, text
     given = {"num_labels": 3, "num_modalities": 2, "spatial_dims": 3, "parameters": CrfParameters().replace(**changes)} | arguments
     with pytest.raises(ConfigError, match=text):
         CrfRnn(**given)
-
-
-# Manners of a module
 
 
 def test_kernels_and_record_are_let_go_with_the_graph():
@@ -309,8 +316,6 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
         assert torch.equal(layer(logits, image, rows, same), expected)
     assert torch.equal(layer(logits, image, list(SPACING), mask[0])[0], expected[0])
 
-
-# Bad input
 
 GOOD = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
 
@@ -402,6 +407,8 @@ def test_parameters_of_the_function_that_do_not_fit_are_named():
         ("weight holds values that are not finite", {"bilateral": [(torch.tensor(torch.nan), 1.0, 0.1)]}),
         ("bilateral.0.theta_alpha", {"bilateral": [(1.0, 0.0, 0.1)]}),
         ("temperature", {"bilateral": [], "temperature": 0.0}),
+        ("bias has shape", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0]}),
+        ("bias holds values that are not finite", {"bilateral": [(1.0, 1.0, 0.1)], "bias": [1.0, 2.0, torch.nan]}),
     ):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
             mean_field(logits, image, **changes)

@@ -1,7 +1,5 @@
 """Metrics against an independent brute force on random anisotropic masks, drawn cases with known answers, and SimpleITK."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

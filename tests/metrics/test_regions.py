@@ -1,7 +1,5 @@
 """Regions from the command line, from JSON files and from `dataset.json`; what is wrong with one is named."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

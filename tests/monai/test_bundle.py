@@ -1,7 +1,5 @@
 """The transform in the configuration of a bundle, and the example that writes one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The transforms of MONAI: the results of `refine`, with the metadata, devices and types of MONAI's pipelines."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -24,24 +22,23 @@ SPACING = (0.9, 1.4, 2.5)
 PARAMETERS = crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 3})
 
 
-def make_case(seed: int = 0, labels: int = 3, modalities: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def make_case(seed=0, labels=3, modalities=2):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(labels, *GRID)).astype(np.float32), rng.normal(size=(modalities, *GRID)).astype(np.float32)
 
 
-def placed(values: np.ndarray, file: str | None = "sub/case7_0000.nii.gz", spacing=SPACING) -> MetaTensor:
+def placed(values, file="sub/case7_0000.nii.gz", spacing=SPACING):
     """A MetaTensor as LoadImage and EnsureChannelFirst leave it: LPS, so that the affine has negative entries."""
     affine = torch.diag(torch.tensor([-spacing[0], -spacing[1], spacing[2], 1.0], dtype=torch.float64))
     affine[:3, 3] = torch.tensor([11.0, -7.0, 30.0])
     return MetaTensor(torch.as_tensor(values), affine=affine, meta={} if file is None else {"filename_or_obj": file})
 
 
-def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) -> crfrefine.RefinementResult:
+def wanted(logits, image, spacing=SPACING, **options):
     return crfrefine.refine(logits, image, spacing=spacing, parameters=PARAMETERS, **options)
 
 
 def test_a_case_is_what_refine_makes_of_it():
-    """In 2-D and 3-D; the logits' gradient is not followed."""
     for last in (slice(None), 3):
         logits, image = (array[..., last] for array in make_case())
         spacing = SPACING[: image.ndim - 1]
@@ -81,7 +78,6 @@ def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
 
 
 def test_metadata_and_applied_operations_stay_and_inputs_too():
-    """The result has the type of the logits."""
     logits, image = make_case(10)
     for dtype in (torch.bfloat16, torch.float64):
         data = {"pred": placed(logits).to(dtype), "image": placed(image), "name": "case7"}

@@ -24,8 +24,6 @@ VOID = {"meta", "input", "img", "br", "link", "hr"}
 
 
 class Page(html.parser.HTMLParser):
-    """The elements of a page, their nesting checked."""
-
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.elements, self.texts = [], [], []
@@ -282,8 +280,6 @@ def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
 
 
 def test_what_cannot_be_shown_is_named_on_the_page(tmp_path):
-    """A case that cannot be read, cases without images, and names of files that are no text."""
-
     def load(case):
         if case == NASTY:
             raise InputError(f"images/{case}.nii.gz: cut off")

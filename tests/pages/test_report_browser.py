@@ -84,7 +84,6 @@ def find(driver, selector):
 
 
 def column(driver, place):
-    """The texts of a column of the table of cases."""
     return driver.execute_script(
         "return [...document.querySelectorAll('#case-table tbody tr')].map((row) => row.cells[arguments[0]].textContent)", place
     )
@@ -133,7 +132,6 @@ def toggle(page, name):
 
 
 def move_to(page, plane, place):
-    """Move a plane's slider to a voxel, counted from 0."""
     select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
 
 
@@ -145,7 +143,6 @@ def bare(page):
 
 
 def values_of(page, *names):
-    """The values of sliders and choices of the first viewer."""
     return [float(page.execute_script("return document.querySelector(`#case-0 [name=${arguments[0]}]`).value", name)) for name in names]
 
 
@@ -162,20 +159,17 @@ def two_modalities(case):
 
 
 def flat(case):
-    """A single slice of CT."""
     labels = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
     intensities = np.where(labels[None] > 0, 60, -1000).astype(np.float32)
     return CaseImages(case, intensities, labels, labels, np.roll(labels, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
 
 
 def place_of(page, *planes):
-    """The voxels that the sliders of planes are at, counted from 0."""
     slider = "#case-0 .plane[data-plane={}] input"
     return [int(find(page, slider.format(plane)).get_attribute("value")) - 1 for plane in planes]
 
 
 def box_of(page, selector):
-    """Where a part of the axial plane lies on the screen."""
     return page.execute_script(
         f"return document.querySelector('#case-0 .plane[data-plane=axial] {selector}').getBoundingClientRect().toJSON()"
     )

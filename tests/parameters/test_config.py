@@ -139,6 +139,8 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
+        ("[mean_field]\noutput_temperature = 0.009", r"mean_field\.output_temperature: "),
+        ("[mean_field]\noutput_temperature = 101.0", r"mean_field\.output_temperature: "),
         ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
         ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),

@@ -3,8 +3,6 @@
 A page's blocks run one after the other in one folder, so later ones find what earlier ones wrote. What cannot run here is in `ELSEWHERE`.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os
@@ -13,9 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +47,7 @@ SHORT = {"train-crf": ("--num-iterations", "1", "--folds", "2", "--max-minutes",
 """What is added to a command so that it takes no time."""
 
 
-def statements(block: str) -> Iterator[str]:
+def statements(block):
     """The statements of a shell block: lines that belong together, without comments."""
     statement = ""
     for line in block.replace("\\\n", " ").splitlines():
@@ -67,11 +63,11 @@ def statements(block: str) -> Iterator[str]:
         statement = ""
 
 
-def is_elsewhere(statement: str) -> bool:
+def is_elsewhere(statement):
     return any(re.match(pattern, statement, re.DOTALL) for pattern in ELSEWHERE)
 
 
-def run_shell(block: str, folder: Path) -> None:
+def run_shell(block, folder):
     """Run a block by the shell, with the command on its path."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
@@ -92,7 +88,7 @@ def run_shell(block: str, folder: Path) -> None:
     assert not failed.exists(), f"{block}\n{done.stderr}"
 
 
-def run_statement(statement: str, folder: Path) -> None:
+def run_statement(statement, folder):
     if is_elsewhere(statement):
         return
     words = [os.path.expandvars(word) for word in shlex.split(statement, comments=True)]
@@ -112,7 +108,7 @@ STRUCTURES = ("shell", "core", "cyst", "rest")
 
 
 @functools.cache
-def five_labels(seed: int) -> Phantom:
+def five_labels(seed):
     """A phantom whose first label is two: the fifth is its further part along x."""
     case = phantom(seed)
     logits = np.concatenate([case.logits, case.logits[1:2] - 3])
@@ -124,17 +120,16 @@ def five_labels(seed: int) -> Phantom:
     return Phantom(case.image, labels, logits.astype(np.float32), case.spacing)
 
 
-def write_structures(folder: Path, labels: np.ndarray) -> None:
+def write_structures(folder, labels):
     for label, name in enumerate(STRUCTURES, 1):
         save_nifti(folder / f"{name}.nii.gz", (labels == label).astype(np.uint8), AFFINE)
 
 
-def write_channels(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+def write_channels(path, values, affine=AFFINE):
     save_nifti(path, np.moveaxis(values, 0, -1).astype(np.float32), affine)
 
 
-def write_cases(root: Path) -> None:
-    """Folders with a file per case."""
+def write_cases(root):
     for seed, case_id in enumerate(CASES):
         case = five_labels(seed)
         network = case.logits.argmax(axis=0).astype(np.uint8)
@@ -158,8 +153,7 @@ def write_cases(root: Path) -> None:
         save_nifti(root / "dataset" / case_id / "ct.nii.gz", case.image[0].astype(np.int16), AFFINE)
 
 
-def write_refined(root: Path) -> None:
-    """Label maps as `infer` leaves them, with the names of their labels."""
+def write_refined(root):
     for seed, case_id in enumerate(CASES):
         save_nifti(root / "refined" / f"{case_id}.nii.gz", five_labels(seed).labels, AFFINE)
     write_json(
@@ -167,8 +161,7 @@ def write_refined(root: Path) -> None:
     )
 
 
-def write_single_files(root: Path) -> None:
-    """Files of one case, in the formats that the pages show."""
+def write_single_files(root):
     case = five_labels(3)
     probabilities = softmax(case.logits)
     for name, values in {"flair": case.image[0], "t1c": case.image[1], "ct": case.image[0], "CASE_0000": case.image[0]}.items():
@@ -191,8 +184,7 @@ def write_single_files(root: Path) -> None:
     shutil.copy(root / "params.toml", root / "heart" / "params.toml")
 
 
-def write_nnunet(root: Path) -> None:
-    """A trained network of each name in the pages, and predictions."""
+def write_nnunet(root):
     tree = write_tree(root, count=4)
     write_predictions(tree)
     for folder in (tree.raw, tree.preprocessed, tree.network.parent):
@@ -200,15 +192,14 @@ def write_nnunet(root: Path) -> None:
             shutil.copytree(folder, folder.parent / name)
 
 
-def write_clusters(root: Path) -> None:
-    """A folder per case."""
+def write_clusters(root):
     shutil.rmtree(root / "study")
     case, folder = five_labels(0), root / "study" / "case0"
     save_nifti(folder / "t1.nii.gz", case.image[0].astype(np.int16), AFFINE)
     np.savez(folder / "probabilities.npz", probabilities=softmax(case.logits).transpose(0, 3, 2, 1))
 
 
-def write_manifest(root: Path) -> None:
+def write_manifest(root):
     lines = [
         "case,images,logits",
         *(f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz" for case in CASES),
@@ -217,14 +208,12 @@ def write_manifest(root: Path) -> None:
     (root / "archive" / "cases.csv").write_text("\n".join(lines), encoding="utf-8")
 
 
-def write_dataset(root: Path) -> None:
-    """A BIDS dataset, with the reference among its derivatives."""
+def write_dataset(root):
     write_bids(root, "sub-01", "sub-02")
     shutil.move(root / "manual", root / "dataset" / "derivatives" / "manual")
 
 
-def write_radiology(root: Path) -> None:
-    """A series, a segmentation of it, and logits."""
+def write_radiology(root):
     pytest.importorskip("highdicom", reason="needs the extra dicom")
     case = five_labels(0)
     save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
@@ -233,26 +222,24 @@ def write_radiology(root: Path) -> None:
     assert run_here("convert", "labels.nii.gz", "segmentation.dcm", "--like", "CT_series").status == 0
 
 
-def write_summaries(root: Path) -> None:
-    """Records of a run, in both forms."""
+def write_summaries(root):
     write_cases(root)
     for name in ("summary.json", "summary.jsonl"):
         assert run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", name).status == 0
 
 
-def write_new_cases(root: Path) -> None:
-    """New cases of the tutorial's kind."""
+def write_new_cases(root):
     write_phantom(phantom(0), root)
     for name in ("images", "logits"):
         (root / name).rename(root / f"{name}Ts")
 
 
-def write_world(root: Path) -> None:
+def write_world(root):
     write_cases(root)
     write_single_files(root)
 
 
-FILES: dict[str, tuple[Callable[[Path], None], ...]] = {
+FILES = {
     "README.md": (write_world, write_nnunet),
     "docs/for/nnunet.md": (write_nnunet,),
     "docs/guide/nnunet.md": (write_world, write_nnunet),
@@ -269,7 +256,7 @@ FILES: dict[str, tuple[Callable[[Path], None], ...]] = {
 """What writes the files of a page; of all others `write_world`."""
 
 
-def case_arrays(channels: int = 5, modalities: int = 2) -> dict[str, Any]:
+def case_arrays(channels=5, modalities=2):
     """Arrays as in docs/guide/python.md."""
     random = np.random.default_rng(0)
     shape = (9, 11, 6)
@@ -283,14 +270,14 @@ def case_arrays(channels: int = 5, modalities: int = 2) -> dict[str, Any]:
     }
 
 
-def arrays_and_images() -> dict[str, Any]:
+def arrays_and_images():
     names = case_arrays()
     save_nifti(Path("scan.nii.gz"), names["image"][0], AFFINE)
     write_channels(Path("scores.nii.gz"), names["logits"])
     return names
 
 
-def tensors(channels: int, modalities: int) -> dict[str, Any]:
+def tensors(channels, modalities):
     """A small network with its batch, as in docs/guide/layer.md."""
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
     torch.manual_seed(0)
@@ -314,7 +301,7 @@ def tensors(channels: int, modalities: int) -> dict[str, Any]:
     }
 
 
-def measured_cases() -> dict[str, Any]:
+def measured_cases():
     """Label maps of two methods, as in docs/reference/metrics.md."""
     pairs = [five_labels(seed) for seed in range(4)]
     labels = {f"case{seed}": case.labels for seed, case in enumerate(pairs)}
@@ -323,7 +310,7 @@ def measured_cases() -> dict[str, Any]:
     return {"cases": list(labels), "labels": labels, "predictions": methods}
 
 
-def monai_pipeline() -> dict[str, Any]:
+def monai_pipeline():
     """A loader of one case and a network, as in docs/guide/monai.md."""
     torch = pytest.importorskip("torch", reason="the transforms need PyTorch")
     data = pytest.importorskip("monai.data", reason="needs MONAI")
@@ -348,7 +335,7 @@ def monai_pipeline() -> dict[str, Any]:
     }
 
 
-NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+NAMES = {
     "README.md": case_arrays,
     "docs/guide/python.md": arrays_and_images,
     "docs/guide/layer.md": lambda: tensors(5, 4),
@@ -372,7 +359,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
 
 
-def parameter(page: Path) -> Any:
+def parameter(page):
     """The README's blocks are quick; those of all pages take a minute."""
     return pytest.param(page, marks=() if page.parent == ROOT else pytest.mark.long, id=page.relative_to(ROOT).as_posix())
 

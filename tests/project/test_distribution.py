@@ -1,11 +1,8 @@
 """Files that name the package's version, parts or dependencies agree with it: citation, dependencies, workflows, containers."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +21,7 @@ RECIPE = yaml.safe_load((PACKAGING / "conda" / "recipe.yaml").read_text(encoding
 CONDA_NAMES = {"isal": "python-isal"}
 
 
-def as_in_conda(requirements: list[str]) -> set[str]:
+def as_in_conda(requirements):
     found = (re.fullmatch(r"([\w-]+)\s*(>=.*)?", line) for line in requirements)
     return {f"{CONDA_NAMES.get(match[1], match[1])} {match[2] or ''}".strip() for match in found if match is not None}
 
@@ -51,7 +48,7 @@ def test_actions_are_pinned_jobs_may_do_little_and_what_they_run_exists():
     assert {path.name for path in WORKFLOWS} == {"tests.yml", "wheels.yml"}
     for path in WORKFLOWS:
         text = path.read_text(encoding="utf-8")
-        content: dict[str, Any] = yaml.safe_load(text)
+        content = yaml.safe_load(text)
         uses = re.findall(r"uses: (.*)", text)
         assert uses
         assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", use) for use in uses)
@@ -75,7 +72,6 @@ def test_the_recipe_is_of_this_version_and_has_its_dependencies():
 
 
 def test_containers_copy_what_the_wheel_is_built_of():
-    """The recipe names the same files."""
     docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
     copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE) for name in line.split()}
     apptainer = (PACKAGING / "apptainer" / "crfrefine.def").read_text(encoding="utf-8")

@@ -1,17 +1,20 @@
 """The documentation agrees with the tree: links, anchors and paths lead somewhere, and options, keys and examples are those of the code."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
+import doctest
+import importlib
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+import warnings
 from pathlib import Path
 
+import pytest
 import typer.main
+import yaml
 
+import crfrefine
 from crfrefine.base.text import PAGE_TITLES, see
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
@@ -35,17 +38,17 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
 
 
-def named(path: Path) -> str:
+def named(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def without_code(text: str) -> str:
+def without_code(text):
     return _FENCE.sub("", text)
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """The anchors that GitHub gives to headings: lower case, without punctuation, hyphens for spaces, numbered when repeated."""
-    found: dict[str, int] = {}
+    found = {}
     for title in re.findall(r"^#+ +(.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE):
         shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
         anchor = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
@@ -53,7 +56,7 @@ def anchors(page: Path) -> set[str]:
     return {f"{anchor}-{number}" if number else anchor for anchor, last in found.items() for number in range(last + 1)}
 
 
-def broken_target(page: Path, target: str) -> str | None:
+def broken_target(page, target):
     """What is wrong with a link, or None."""
     file, _, anchor = target.partition("#")
     aim = (page.parent / file).resolve() if file else page
@@ -64,31 +67,30 @@ def broken_target(page: Path, target: str) -> str | None:
     return None
 
 
-def broken_links(page: Path, text: str) -> list[str]:
+def broken_links(page, text):
     targets = [target for target in _LINK.findall(without_code(text)) if "://" not in target]
     return [problem for problem in (broken_target(page, target) for target in targets) if problem]
 
 
-def broken_documents(text: str) -> list[str]:
+def broken_documents(text):
     """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
     targets = (broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text))
     return [problem for problem in targets if problem]
 
 
-def broken_paths(text: str) -> list[str]:
+def broken_paths(text):
     """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
     paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
     return [path for path in sorted(paths) if not (ROOT / path).exists()] + broken_documents(text)
 
 
-def of_each(paths: Iterable[Path], problems: Callable[[Path, str], list[str]]) -> dict[str, list[str]]:
+def of_each(paths, problems):
     """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
     found = {named(path): problems(path, path.read_text(encoding="utf-8")) for path in paths}
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def test_every_link_and_path_leads_somewhere():
-    """Of pages; and every page that code and messages name."""
     assert of_each(PAGES, lambda page, text: broken_links(page, text) + broken_paths(text)) == {}
     others = (path for path in TEXTS if path.suffix != ".md" and path != Path(__file__))
     assert of_each(others, lambda _, text: broken_documents(text)) == {}
@@ -103,7 +105,7 @@ def test_every_link_and_path_leads_somewhere():
         assert broken_paths(text)
 
 
-def paths_in_messages(source: str) -> list[str]:
+def paths_in_messages(source):
     """Pages that strings of code name by a path: the user of an installed package has no folder `docs`."""
     tree = ast.parse(source)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "see"]
@@ -140,8 +142,7 @@ COMMANDS = typer.main.get_command(app).commands
 SECTION_OF = {"info": "info, convert, demo", "convert": "info, convert, demo", "demo": "info, convert, demo"}
 
 
-def options_of(command: str) -> set[str]:
-    """The options that a command takes, long and short, without help."""
+def options_of(command):
     names = {
         name
         for parameter in COMMANDS[command].params
@@ -151,7 +152,7 @@ def options_of(command: str) -> set[str]:
     return names - {"--help", "-h"}
 
 
-def section(text: str, title: str) -> str:
+def section(text, title):
     body = text.partition(f"\n## {title}\n")[2]
     assert body, f"no section {title!r}"
     return body.partition("\n## ")[0]
@@ -168,7 +169,7 @@ def test_every_option_is_in_the_reference():
         assert documented == options_of(command), command
 
 
-def shell_lines(text: str) -> Iterator[list[str]]:
+def shell_lines(text):
     """The calls of crfrefine in the shell blocks of a page, as words."""
     for language, block in _FENCE.findall(text):
         if language == "sh":
@@ -176,9 +177,8 @@ def shell_lines(text: str) -> Iterator[list[str]]:
             yield from (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("crfrefine "))
 
 
-def unknown_options(_: Path, text: str) -> list[str]:
-    """Options in the shell blocks of a page that their command does not have."""
-    found: list[str] = []
+def unknown_options(_, text):
+    found = []
     for command, *words in shell_lines(text):
         words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]
         used = {word.partition("=")[0] for word in words if _OPTION.fullmatch(word.partition("=")[0])}
@@ -203,3 +203,48 @@ def test_every_key_is_in_the_reference_with_its_default():
     for key, default in defaults.items():
         shown = None if documented[key] == "not set" else tomllib.loads(f"value = {documented[key]}")["value"]
         assert (tuple(shown) if isinstance(shown, list) else shown) == default, key
+
+
+# ---- Examples in docstrings
+
+MODULES = {"refinement.case": "refine", "parameters.model": "CrfParameters", "layer.loss": "crf_loss", "layer.module": "CrfRnn"}
+
+
+@pytest.mark.parametrize(("module", "name"), MODULES.items())
+def test_every_public_name_that_does_something_has_an_example_that_runs(module, name):
+    if module.startswith("layer"):
+        pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = doctest.testmod(importlib.import_module(f"crfrefine.{module}"))
+    assert found.attempted > 0 == found.failed
+    assert ">>> " in getattr(crfrefine, name).__doc__
+
+
+# ---- The site
+
+DOCS = ROOT / "docs"
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference" / "api").glob("*.md")))
+SHOWN = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
+PROMISED = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF} | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
+
+
+def test_every_public_name_is_on_a_page_of_the_api_once():
+    assert sorted(set(SHOWN)) == sorted(SHOWN)
+    assert set(SHOWN) >= PROMISED
+
+
+def test_the_site_loads_nothing_from_elsewhere_and_its_pictures_are_small():
+    """Readers sit inside hospitals: no fonts, scripts or styles of other hosts, and no counters of visits."""
+    assert CONFIG["theme"]["font"] is False
+    assert "extra_javascript" not in CONFIG
+    assert "analytics" not in CONFIG["extra"]
+    assert not any("://" in address for address in CONFIG["extra_css"])
+    assert "url(http" not in (DOCS / "theme" / "site.css").read_text(encoding="utf-8")
+    # Material loads the program for these diagrams from elsewhere.
+    assert not [page for page in DOCS.rglob("*.md") if "```mermaid" in page.read_text(encoding="utf-8")]
+    scripts = "".join(script.read_text(encoding="utf-8") for script in (DOCS / "figures").glob("*.py"))
+    names = re.findall(r'PICTURES / "(\w+\.png)"', scripts)
+    assert names
+    assert all((DOCS / "pictures" / name).stat().st_size <= 100_000 for name in names)

@@ -1,14 +1,10 @@
 """The first run on a GPU as far as it goes without one: steps, and the record of the kernels with its player, on a stand-in for CuPy."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -25,7 +21,7 @@ needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def load(monkeypatch):
     """Imports a module of the benchmarks, which are no package; processes have the same path, and find a GPU."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SITE), str(BENCHMARKS), *sys.path[1:]]))
     monkeypatch.setenv("PRETENDED_CUPY", "1")
@@ -35,7 +31,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.long
 @needs_compiler
-def test_each_step_finds_what_it_is_for(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_finds_what_it_is_for(load, tmp_path, monkeypatch):
     lines = tmp_path / "lines.jsonl"
     monkeypatch.setenv("GPU_SHAPE", "7x5x6")
     for step in ("environment", "contact Lm refine", "time Lm-1.5mm lattice", "refine Lm"):
@@ -49,8 +45,7 @@ def test_each_step_finds_what_it_is_for(load: Any, tmp_path: Path, monkeypatch: 
     assert "| Lm-1.5mm: 7×5×6 |" in tables.tables(found)
 
 
-def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path: Path) -> None:
-    """The steps beside and after it run, and each has a line."""
+def test_a_step_that_hangs_is_ended_with_all_that_it_started(load, tmp_path):
     steps = load("gpu_first_run")
     hangs = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
     python = [sys.executable, "-S", "-c"]
@@ -64,8 +59,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(load: Any, tmp_path
     assert not state.exists() or state.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
 
 
-def _cases(device: Any) -> None:
-    """Filterings with direct sums and with a spatial kernel."""
+def _cases(device):
     rng = np.random.default_rng(3)
     mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
     for filter_name, theta_beta in (("exact", (0.4,)), ("auto", None)):
@@ -74,13 +68,13 @@ def _cases(device: Any) -> None:
 
 
 @needs_compiler
-def test_recorded_kernels_are_played_and_a_wrong_number_has_its_line(load: Any, tmp_path: Path) -> None:
+def test_recorded_kernels_are_played_and_a_wrong_number_has_its_line(load, tmp_path):
     """With nothing of the engine; without time, none begins, and each has a line."""
     assert "crfrefine" not in load("gpu_replay").__dict__
     record, lines = tmp_path / "record.npz", tmp_path / "lines.jsonl"
     number = load("gpu_record").record(record, _cases)
 
-    def play(*options: str) -> set[tuple[str, str]]:
+    def play(*options):
         lines.unlink(missing_ok=True)
         status = load("gpu_replay").main([str(record), "-o", str(lines), *options])
         found = load("gpu_replay").read_lines([lines])

@@ -1,7 +1,5 @@
 """Each promise of docs/reference/guarantees.md names the tests that hold it, and those tests exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path
@@ -11,12 +9,11 @@ PAGE = ROOT / "docs" / "reference" / "guarantees.md"
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
-def rows(text: str) -> list[str]:
-    """The rows of all tables, without their heads."""
+def rows(text):
     return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
 
 
-def missing(text: str) -> list[str]:
+def missing(text):
     """Named tests that no file has, and rows that name none and do not say why."""
     found = []
     for row in rows(text):
@@ -33,7 +30,7 @@ def missing(text: str) -> list[str]:
     return found
 
 
-def test_every_promise_has_tests_that_exist() -> None:
+def test_every_promise_has_tests_that_exist():
     text = PAGE.read_text()
     assert len(rows(text)) > 20
     assert missing(text) == []

@@ -4,7 +4,6 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,12 +54,12 @@ HOMES = {
 }
 
 
-def module_name(path: Path) -> str:
+def module_name(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def imported_modules(tree):
     """Every import of a file, also those inside functions and under TYPE_CHECKING: they are dependencies all the same."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -70,14 +69,14 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def unit_of(module: str) -> str | None:
+def unit_of(module):
     """The line of the table that a module of the package belongs to; None for the package itself and its public names."""
     _, _, inner = module.partition(".")
     first = inner.partition(".")[0]
     return first if first and ((PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").is_file()) else None
 
 
-def upward_imports(source: str, module: str) -> list[str]:
+def upward_imports(source, module):
     own = unit_of(f"crfrefine.{module}")
     found = []
     for line, imported in imported_modules(ast.parse(source)):
@@ -89,7 +88,7 @@ def upward_imports(source: str, module: str) -> list[str]:
     return found
 
 
-def misplaced_imports(source: str, module: str) -> list[str]:
+def misplaced_imports(source, module):
     found = []
     for line, imported in imported_modules(ast.parse(source)):
         homes = HOMES.get(imported.partition(".")[0])
@@ -98,7 +97,7 @@ def misplaced_imports(source: str, module: str) -> list[str]:
     return found
 
 
-def prints(source: str, module: str) -> list[str]:
+def prints(source, module):
     if module == "cli" or module.startswith("cli."):
         return []
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
@@ -108,7 +107,7 @@ def prints(source: str, module: str) -> list[str]:
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
-def broken_rules(path: Path) -> list[str]:
+def broken_rules(path):
     module = module_name(path)
     source = path.read_text(encoding="utf-8")
     found = misplaced_imports(source, module) + prints(source, module)
@@ -144,7 +143,7 @@ def test_the_rules_see_what_breaks_them():
     assert prints("print(1)", "refine")
 
 
-def run_python(code: str, *arguments: str, path_first: Path | None = None) -> str:
+def run_python(code, *arguments, path_first=None):
     """Run code in a fresh interpreter, outside of the repository."""
     lines = [f"import sys; sys.path.insert(0, {str(path_first)!r})"] if path_first else []
     done = subprocess.run(

@@ -23,13 +23,13 @@ pytestmark = [
 ]
 
 
-def configure(folder: Path, *definitions: str) -> subprocess.CompletedProcess[str]:
+def configure(folder, *definitions):
     assert CMAKE is not None
     options = [f"-D{definition}" for definition in (f"Python_EXECUTABLE={sys.executable}", *definitions)]
     return subprocess.run([CMAKE, "-S", ROOT, "-B", folder, *options], capture_output=True, text=True, check=False)
 
 
-def levels_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+def levels_of(done):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "The engine is compiled for" in line)
     return line.partition(": ")[2].split(";")

@@ -23,14 +23,14 @@ from crfrefine.refinement.refined import RefinedChannels
 class Table:
     """Caption, rows and notes of a table; fails on tags that are not closed in order."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         tree = ElementTree.fromstring(f"<div>{text}</div>")
         self.caption = tree.findtext(".//caption")
         self.rows = [["".join(cell.itertext()) for cell in row] for row in tree.iter("tr")]
         self.notes = [note.text for note in tree.iter("p")]
 
 
-def result_of(num_labels: int, spacing: tuple[float, ...] | None, shape: tuple[int, ...] = (9, 6, 7), **more: object) -> RefinementResult:
+def result_of(num_labels, spacing, shape=(9, 6, 7), **more):
     before = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % num_labels
     after = np.where(before == num_labels - 1, 0, before).astype(np.uint8)
     report = MeanFieldReport(3, True, (-10.0, -12.5))

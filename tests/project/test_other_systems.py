@@ -16,7 +16,7 @@ HELPER = Path(__file__).resolve().parents[1] / "helpers" / "other_system.py"
 SYSTEMS = ("macos", "windows")
 
 
-def run_there(system: str, folder: Path, *commands: str, code: str = "") -> subprocess.CompletedProcess[str]:
+def run_there(system, folder, *commands, code=""):
     """Run commands, or code, on another system; text is that of a Windows console whose output goes to a file."""
     own = f"import sys; sys.path.insert(0, {str(HELPER.parent)!r}); from other_system import become; become({system!r})\n{code}"
     arguments = ["-c", own] if code else [str(HELPER), system, *" + ".join(commands).split()]
@@ -26,14 +26,14 @@ def run_there(system: str, folder: Path, *commands: str, code: str = "") -> subp
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="cp1252", timeout=300, check=False)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """Return all files by name, but the records of runs, which have times."""
     found = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != RECORD_FOLDER]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")
-def demo_here(tmp_path_factory) -> Path:
+def demo_here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     subprocess.run([sys.executable, "-m", "crfrefine", "demo", "-o", "demo", "--threads", "1"], cwd=folder, capture_output=True, check=True)
     return folder / "demo"
@@ -49,7 +49,6 @@ def test_the_demo_writes_the_same_bytes(system, demo_here, tmp_path):
 
 @pytest.mark.long
 def test_files_that_are_there_are_replaced_where_open_ones_cannot_be(demo_here, tmp_path):
-    """Of one file, and of a header with its voxels; a summary whose lines are added one by one; the report."""
     given = f"-i {demo_here}/images -p {demo_here}/logits --threads 1"
     done = run_there(
         "windows",

@@ -68,7 +68,7 @@ def test_the_engine_is_compiled_for_every_level_of_the_tests():
     assert built_levels() == levels
 
 
-def repository_texts() -> list[Path]:
+def repository_texts():
     """Every text file that is, or would be, under version control."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
@@ -114,7 +114,7 @@ def test_the_repositorys_text_is_clean():
     assert [(name, what) for name, text in texts.items() for what, pattern in UNFIT.items() if pattern.search(text)] == []
 
 
-def refine_in_a_clone(folder: Path, installed: Path) -> subprocess.CompletedProcess[str]:
+def refine_in_a_clone(folder, installed):
     """Run Python in a source tree without a compiled engine, where the package is installed elsewhere."""
     shutil.copytree(PACKAGE, folder / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
     code = (

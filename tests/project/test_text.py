@@ -1,7 +1,5 @@
 """Messages with what users name things: bounded, on one line, and without characters that steer a terminal."""
 
-from __future__ import annotations
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +33,7 @@ def test_values():
 
 
 def test_a_value_nested_beyond_python():
-    value: list = []
+    value = []
     for _ in range(100_000):
         value = [value]
     assert shorten_value(value) == "a list too large to show"

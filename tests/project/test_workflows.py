@@ -1,7 +1,5 @@
 """The workflows of the examples run where their engines are installed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

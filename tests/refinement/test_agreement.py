@@ -1,15 +1,21 @@
 """Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tile_cases import make_case, refine
+from tile_cases import TileCase, make_case, num_active, refine
 
 from crfrefine.parameters.model import CrfParameters
 
 ROUNDING = 3e-5
-"""Of marginals in float32 after several steps; sums run in another order."""
+"""Of marginals in float32 after several steps; sums run in another order, and changes are added in place of marginals."""
+SHARP = {
+    **{"mean_field.temperature": 0.3, "mean_field.tolerance": 0.0, "mean_field.num_iterations": 12},
+    **{"bilateral.weight": 2.0, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3},
+}
 
 
 def matrix(seed, num_labels):
@@ -112,10 +118,9 @@ def test_what_is_settled_sends_from_inside_the_mask_alone(normalization):
     assert_agree(*run_both(case, CrfParameters().replace(**model), 1e-4), 1e-4)
 
 
-@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
-def test_any_number_of_threads_gives_the_same_bits(filter_name):
+def test_any_number_of_threads_gives_the_same_bits():
     case = make_case(5, (21, 26, 37), 6, with_mask=True)
-    parameters = CrfParameters().replace(**{"mean_field.filter": filter_name, "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
+    parameters = CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
     one, three = (refine(case, parameters, 1e-4, threads=threads) for threads in (1, 3))
     np.testing.assert_array_equal(one.logits, three.logits)
     assert one.energy == three.energy
@@ -128,3 +133,66 @@ def test_shorter_steps_start_from_the_step_before():
     for weight in (0.06, 1.0, 3.0):
         parameters = CrfParameters().replace(**model, **{"bilateral.weight": weight, "bilateral.theta_alpha": 0.8})
         assert_agree(*run_both(case, parameters, 1e-6), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("filter_name", "masked", "weight"), [("truncated", True, [4.0, 3.0, 2.0, 5.0, 4.0, 3.0]), ("lattice", False, 4.0)]
+)
+def test_tiles_with_a_bias_are_tiles_of_shifted_logits(filter_name, masked, weight):
+    """To the bit; some differences are above those of the logits, so that whole regions change their label before any message."""
+    case, bias = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=masked), (0.375, -32.5, 0.0, 31.75, -0.5, 1.5)
+    shifted = case.logits + np.array(bias, np.float32)[:, None, None, None]
+    shifted = replace(case, logits=np.where(case.mask, shifted, case.logits) if masked else shifted)
+    model = {"mean_field.filter": filter_name, "bilateral.theta_beta": 0.3, "mean_field.temperature": 1.5, "bilateral.weight": weight}
+    parameters = CrfParameters().replace(**model)
+    found, expected = refine(case, parameters.replace(**{"mean_field.bias": bias}), 1e-4), refine(shifted, parameters, 1e-4)
+    assert 0 < num_active(found) < found.channels.tiles.sets.grid.num_tiles
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
+    assert (found.energy, found.num_iterations) == (expected.energy, expected.num_iterations)
+    assert (found.network_label_map != expected.network_label_map).mean() > 0.1
+    np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("filter_name", "num_labels", "changes"),
+    [
+        ("truncated", 4, {}),
+        ("truncated", 4, matrix(2, 4)),
+        ("grid", 2, {"spatial.weight": 1.0, "spatial.theta_gamma": 1.2, "mean_field.damping": 0.2}),
+        ("lattice", 4, matrix(2, 4)),
+    ],
+    ids=["Potts", "matrix", "spatial", "lattice"],
+)
+def test_many_steps_agree(filter_name, num_labels, changes):
+    """Rows of voxels send what has changed since they sent last, and settled ones send once."""
+    case = make_case(11, (19, 26, 37), num_labels, with_mask=True, margin=8.0)
+    tiles, dense = run_both(case, CrfParameters().replace(**SHARP, **changes, **{"mean_field.filter": filter_name}), 1e-4)
+    assert_agree(tiles, dense, 1e-4)
+    assert tiles.num_iterations == dense.num_iterations == 12
+
+
+def test_settled_everywhere_takes_no_step_and_has_the_energy_of_the_network():
+    """Two halves, each certain, as far apart as the kernels reach: their tiles have one label each."""
+    logits = np.zeros((2, 16, 26, 37), np.float32)
+    logits[1] = -30.0
+    case = TileCase(logits, np.random.default_rng(0).normal(size=logits.shape[1:]), (1.0, 1.25, 0.8))
+    parameters = CrfParameters().replace(**SHARP, **{"mean_field.filter": "truncated"})
+    result = refine(case, parameters, 1e-4)
+    assert (result.num_iterations, result.converged) == (0, True)
+    # The largest logit is 0 at each voxel.
+    assert result.energy == (0.0,)
+    assert not result.label_map.any()
+    biased = refine(case, parameters.replace(**{"mean_field.bias": (0.6, 0.0)}), 1e-4)
+    np.testing.assert_allclose(biased.energy, [-0.6 / 0.3 * logits[0].size], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("softness", "theta_alpha", "num_labels"), [(0.0, 0.7, 5), (0.0, 3.0, 2), (2.5, 1.6, 5)])
+def test_voxels_that_receive_alone_or_in_rows_agree_on_any_number_of_threads(softness, theta_alpha, num_labels):
+    """Thin borders have few open voxels per row, and few that send; windows are narrower and wider than half a row."""
+    case = make_case(7, (17, 22, 45), num_labels, softness=softness, margin=10.0, noise=0.8, num_modalities=num_labels // 2 + 1)
+    own = {"bilateral.weight": np.linspace(1.0, 2.5, num_labels), "bilateral.theta_alpha": theta_alpha, "mean_field.num_iterations": 6}
+    parameters = CrfParameters().replace(**{**SHARP, "mean_field.filter": "truncated", **own})
+    one, dense = run_both(case, parameters, 1e-4)
+    assert_agree(one, dense, 1e-4)
+    np.testing.assert_array_equal(refine(case, parameters, 1e-4, threads=3).logits, one.logits)

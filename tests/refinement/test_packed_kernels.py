@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from blobs import Blobs, make_blobs
+from blobs import SPACING, Blobs, make_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import GRADIENTS
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.grid_image import GridImage
@@ -15,7 +16,6 @@ from crfrefine.refinement.tiles import packed_kernels
 from crfrefine.refinement.tiles.packed_kernels import PackSettings, pack_kernels
 
 SHAPE = (9, 42, 130)
-NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
 THRESHOLD = 1e-6
 # Of a float32 lattice, derivatives with respect to bandwidths are differences of large sums; pair by pair they keep their digits.
 LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "theta_position": 1e-2, "theta_intensity": 1e-3}}
@@ -27,13 +27,12 @@ def _always(monkeypatch):
     monkeypatch.setattr(packed_kernels, "WORTH_IT", np.inf)
 
 
-def compare(blobs, spec, threshold, tolerance, names=NAMES, *, rise=3.0, **packed):
+def compare(blobs, spec, threshold, tolerance, *, rise=3.0):
     """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest."""
-    kernels = blobs.packed(spec, threshold, **packed)
-    found, by_found = blobs.gradients(kernels, spec.mean_field)
+    found, by_found = blobs.gradients(blobs.packed(spec, threshold), spec.mean_field)
     expected, by_expected = blobs.gradients(blobs.dense(spec), spec.mean_field)
     assert np.abs(expected - found).max() <= rise * threshold + 2e-6
-    for name in names:
+    for name in GRADIENTS:
         value, reference = getattr(by_found, name), getattr(by_expected, name)
         if reference is None:
             assert value is None
@@ -92,7 +91,7 @@ def test_labels_next_to_each_other_do_not_share_a_channel():
     logits = np.full((4, *shape), -30, np.float32)
     logits[1][third < 32], logits[2][third >= 32], logits[3][second < 8] = 4, 4, 3.5
     logits[logits > 0] += np.random.default_rng(0).normal(size=np.count_nonzero(logits > 0))
-    blobs = Blobs(logits, np.zeros((1, *shape), np.float32))
+    blobs = Blobs(logits, np.zeros((1, *shape), np.float32), None, SPACING)
     for kind in ("potts", "matrix"):
         compare(blobs, blobs.model(kind), 1e-4, 1e-3)
 
@@ -135,7 +134,7 @@ def test_a_label_that_comes_to_matter_gets_a_larger_domain():
     logits[:2, ..., :16], logits[2, ..., :16] = -40.0, 40.0
     kernel_set = KernelSetSpec((KernelSpec((6.0, 6.0, 5.0), (1.0,)),), "symmetric", "truncated", 3, 40)
     run = MeanFieldSpec(np.full((1, 3), 100.0), 1.0 - np.eye(3), 40)
-    spec, blobs = ModelSpec(kernel_set, run), Blobs(logits, np.zeros((1, *shape), np.float32), (1.0, 1.0, 1.0))
+    spec, blobs = ModelSpec(kernel_set, run), Blobs(logits, np.zeros((1, *shape), np.float32), None, (1.0, 1.0, 1.0))
     kernels = blobs.packed(spec, 1e-4)
     before = kernels._packed.sets.domains[2].sum()
     found = blobs.gradients(kernels, run)[0]

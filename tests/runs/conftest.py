@@ -1,12 +1,10 @@
 """One Dask cluster for all tests of executors."""
 
-from collections.abc import Iterator
-
 import pytest
 
 
 @pytest.fixture(scope="package")
-def address() -> Iterator[str]:
+def address():
     """Of a cluster of two workers, which come back when they are killed."""
     from cluster_helpers import cluster_in_process
 

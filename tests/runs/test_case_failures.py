@@ -1,12 +1,10 @@
 """What a bad file may cost: its case, in every command, with a line that asks for a report if nobody foresaw it. Other cases are done."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, files_in, run_here, write_folders
+from cli_helpers import files_in, run_here, write_folders
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
@@ -22,11 +20,11 @@ QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=tru
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path):
     return write_folders(tmp_path, "bad", "good")
 
 
-def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str = "bad", function: str = "open_voxels") -> None:
+def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
     """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
     whole = getattr(crfrefine.io.nifti, function)
 
@@ -39,8 +37,7 @@ def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: st
     monkeypatch.setattr(crfrefine.io.nifti, function, broken)
 
 
-def error_line(text: str) -> str:
-    """The only one."""
+def error_line(text):
     (line,) = [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
     return line
 
@@ -48,8 +45,7 @@ def error_line(text: str) -> str:
 @pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
 def test_infer_goes_on_after_whatever_a_reader_raises(folders, monkeypatch, error):
     break_reader(monkeypatch, error)
-    result = run_here("infer", *folders.arguments, *QUICK, "--summary", folders.output / "summary.json", "-v")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, *QUICK, "--summary", folders.output / "summary.json", "-v", status=1)
     assert files_in(folders.output) == ["good.nii.gz", "summary.json"]
     line = error_line(result.stderr)
     assert line.startswith(f"crfrefine: error: case 'bad': {folders.images.parent}")
@@ -64,14 +60,12 @@ def test_infer_goes_on_after_whatever_a_reader_raises(folders, monkeypatch, erro
 
 def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(folders, monkeypatch):
     break_reader(monkeypatch, BUG)
-    result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, *QUICK, "--fail-fast", status=1)
     assert "not started" in result.stderr
     assert "Traceback" not in result.stderr
     assert files_in(folders.output) == []
     break_reader(monkeypatch, MemoryError())
-    result = run_here("infer", *folders.arguments, *QUICK, "-v")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
     assert "there is not enough memory to read it" in error_line(result.stderr)
     assert "report" not in error_line(result.stderr)
     assert "Traceback" not in result.stderr
@@ -89,8 +83,7 @@ def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage)
         return whole(*arguments, **options)
 
     monkeypatch.setattr(module, name, broken)
-    result = run_here("infer", *folders.arguments, *QUICK, "-v")
-    assert result.status == 1
+    result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
     line = error_line(result.stderr)
     assert "case 'bad': " in line
     assert "unexpected ZeroDivisionError (a bug): a bug, please report it" in line
@@ -101,8 +94,7 @@ def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage)
 def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
     study = write_study(tmp_path)
     break_reader(monkeypatch, BUG, "after/case1")
-    result = run_here(*study.arguments)
-    assert result.status == 1
+    result = run_here(*study.arguments, status=1)
     line = error_line(result.stderr)
     assert line.startswith("crfrefine: error: case 'case1': ")
     assert f"{study.after / 'case1.nii.gz'}: cannot be read: unexpected KeyError" in line
@@ -116,8 +108,7 @@ def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
 def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
     break_reader(monkeypatch, BUG, function="read_header" if command == "info" else "open_voxels")
     arguments = ("info", folders.images) if command == "info" else ("convert", folders.logits / "bad.nii.gz", folders.output / "a.nrrd")
-    result = run_here(*arguments)
-    assert result.status == 1
+    result = run_here(*arguments, status=1)
     if command == "info":
         assert "1 case in order, 1 problem" in result.stdout
         assert f"wrong: case 'bad': {folders.images / 'bad_0000.nii.gz'}: cannot be read: unexpected KeyError" in result.stdout
@@ -131,16 +122,14 @@ def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
     write_cases(tmp_path, 4)
     break_reader(monkeypatch, IndexError("list index out of range"), "case1", "read_header")
     arguments = ("train-crf", tmp_path, "-o", tmp_path / "params.toml", "--threads", "2")
-    result = run_here(*arguments)
-    assert result.status == 1
+    result = run_here(*arguments, status=1)
     line = error_line(result.stderr)
     assert line.startswith("crfrefine: error: case 'case1': ")
     assert "unexpected IndexError (list index out of range)" in line
     assert "Traceback" not in result.stderr
     assert ", in broken\n" in run_here(*arguments, "-v").stderr
     (tmp_path / "labels" / "case2.nii.gz").write_bytes(b"no volume")
-    result = run_here(*arguments)
-    assert result.status == 1
+    result = run_here(*arguments, status=1)
     assert "2 of 4 cases cannot be trained on:\n  case 'case1': " in result.stderr
     assert "case 'case2': " in result.stderr
     assert not (tmp_path / "params.toml").exists()

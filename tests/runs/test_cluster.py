@@ -32,7 +32,7 @@ pytestmark = [
 MIB = 1 << 20
 
 
-def make(address: str, **placement: object):
+def make(address, **placement):
     return factory.make_executor("processes", 1, Placement(dask=address, **placement))
 
 
@@ -65,7 +65,7 @@ def test_a_worker_that_hangs_itself_is_given_up_and_restarted(monkeypatch):
 
 def test_a_killed_worker_costs_nothing(address):
     with make(address) as executor:
-        seen: list[int] = []
+        seen = []
         for item, outcome in executor.map(pool_functions.square, range(30)):
             seen.append(item)
             if len(seen) == 3:
@@ -76,11 +76,10 @@ def test_a_killed_worker_costs_nothing(address):
 
 
 def test_whoever_stops_early_leaves_nothing_on_the_cluster(address, tmp_path):
-    """Here as Ctrl-C does."""
     mark = tmp_path / "begun"
-    begun: list[str] = []
+    begun = []
 
-    def stop_after_two(item: str) -> None:
+    def stop_after_two(item):
         begun.append(item)
         if len(begun) == 2:
             raise KeyboardInterrupt
@@ -137,7 +136,7 @@ def test_an_item_gets_the_memory_of_its_worker_and_goes_to_one_with_enough():
         assert folder == str(Path.cwd())
         add_worker(cluster, memory_limit=4000 * MIB)
         items = list(enumerate([small, *[large] * 6, small, small, small]))
-        begun: list[tuple[int, int]] = []
+        begun = []
         ended = list(executor.map(pool_functions.need_memory, items, begun.append))
         workers = {need: {outcome.get()[0] for (_, other), outcome in ended if other == need} for need in (small, large)}
         assert len(workers[large]) == 1
@@ -188,8 +187,8 @@ def test_a_run_waits_for_workers_the_cluster_forgets_what_it_told_and_a_schedule
 def test_an_item_in_progress_on_a_worker_that_leaves_begins_again_elsewhere(tmp_path):
     """As `--lifetime` does when the time is up. The first worker has an item that never ends there; the other one comes then."""
 
-    def leave(address: str) -> None:
-        def go(dask_worker) -> None:
+    def leave(address):
+        def go(dask_worker):
             # For the thread of the item, which does not end, it waits half a minute else.
             dask_worker.close = functools.partial(dask_worker.close, timeout=1)
             dask_worker.loop.add_callback(dask_worker.close_gracefully, reason="worker-lifetime-reached")
@@ -199,12 +198,12 @@ def test_an_item_in_progress_on_a_worker_that_leaves_begins_again_elsewhere(tmp_
 
     mark = tmp_path / "begun"
     tasks = [(number, str(mark)) for number in range(5)]
-    begun: list[int] = []
+    begun = []
     # Workers import the functions of this test.
     path = {"PYTHONPATH": os.pathsep.join([str(Path(pool_functions.__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     with contextlib.ExitStack() as second, daemons(tmp_path, **path, **{pool_functions.LEAVES: "1"}) as cluster:
 
-        def started(task: tuple[int, str]) -> None:
+        def started(task):
             begun.append(task[0])
             if len(begun) == 1:
                 wait_until(lambda: mark.exists() and mark.read_text().endswith("\n"))

@@ -7,14 +7,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pool_functions
 import pytest
 from evaluation_helpers import children
 
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.executor import Executor, Serial
+from crfrefine.runs.execution.executor import Serial
 from crfrefine.runs.execution.factory import Processes, make_executor
 from crfrefine.runs.execution.placement import Placement
 from crfrefine.runs.execution.process import Limits
@@ -29,14 +28,11 @@ pytestmark = [
 SEPARATE = ["processes", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("processes with limits", "cluster"))]
 KINDS = ["serial", "threads", *SEPARATE]
 QUICK = ["serial", "threads", "processes", "cluster"]
-Make = Callable[..., Executor]
 
 
 @pytest.fixture
-def make(request) -> Make:
-    """What makes an executor of a kind; one with limits or on a cluster takes a time limit."""
-
-    def executor(kind: str, seconds: float | None = None) -> Executor:
+def make(request):
+    def executor(kind, seconds=None):
         if kind == "cluster":
             return make_executor("processes", 1, Placement(dask=request.getfixturevalue("address"), case_timeout=seconds))
         if kind == "processes with limits":
@@ -48,10 +44,9 @@ def make(request) -> Make:
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_every_item_has_its_result(make, kind):
-    """Once each, also equal ones; from this process or from at most two others, which are gone in the end."""
-    begun: list[int] = []
+    begun = []
     with make(kind) as executor:
-        found: list[tuple[int, int]] = []
+        found = []
         processes = set()
         for item, outcome in executor.map(pool_functions.square, [*range(5), 3], begun.append):
             assert item in begun
@@ -146,8 +141,7 @@ def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_an_outcome_that_stops_only_what_has_begun_is_finished(make, kind):
-    """Each item that has begun has an outcome, those too that end beside the one that stops."""
-    begun: list[int] = []
+    begun = []
     with make(kind) as executor:
         outcomes = executor.map(pool_functions.fail_at_two, range(300), begun.append, lambda outcome: outcome.error is not None)
         ended = [item for item, _ in outcomes]
@@ -157,15 +151,14 @@ def test_after_an_outcome_that_stops_only_what_has_begun_is_finished(make, kind)
 
 
 class StopError(Exception):
-    """Somebody who is told of an item wants no more."""
+    pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_stops_early_may_go_on_with_other_items(make, kind):
-    """Whether the iterator is closed, or whoever is told of items raises."""
-    begun: list[float] = []
+    begun = []
 
-    def started(item: float) -> None:
+    def started(item):
         begun.append(item)
         if len(begun) == 2:
             raise StopError

@@ -12,7 +12,6 @@ from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 
 import crfrefine.cases.case
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
@@ -24,7 +23,7 @@ from crfrefine.runs.infer.records import CaseRecord, RunSummary
 from crfrefine.runs.infer.run import run_inference
 
 
-def options_for(folders: Folders, **changes: object) -> InferenceOptions:
+def options_for(folders, **changes):
     quick = CrfParameters().replace(**{"mean_field.num_iterations": 1, "mean_field.filter": "truncated"})
     return InferenceOptions((folders.images,), (folders.logits,), folders.output, **{"parameters": quick, **changes})
 
@@ -32,32 +31,32 @@ def options_for(folders: Folders, **changes: object) -> InferenceOptions:
 class Recorder(Observer):
     """Writes down what it is told, and checks that it is told one thing at a time."""
 
-    def __init__(self) -> None:
-        self.events: list[tuple[object, ...]] = []
+    def __init__(self):
+        self.events = []
         self._busy = threading.Lock()
 
-    def _add(self, *event: object) -> None:
+    def _add(self, *event):
         assert self._busy.acquire(blocking=False), "two calls at the same time"
         time.sleep(0.005)  # long enough for another thread to come in, if it may
         self.events.append(event)
         self._busy.release()
 
-    def run_started(self, summary: RunSummary) -> None:
+    def run_started(self, summary):
         self._add("run_started", summary.num_cases)
 
-    def case_started(self, case_id: str, number: int) -> None:
+    def case_started(self, case_id, number):
         self._add("case_started", case_id, number)
 
-    def stage_changed(self, case_id: str, *_: object) -> None:
+    def stage_changed(self, case_id, *_):
         self._add("stage_changed", case_id)
 
-    def note(self, text: str, *, case_id: str = "") -> None:
+    def note(self, text, *, case_id=""):
         self._add("note", case_id)
 
-    def case_ended(self, record: CaseRecord) -> None:
+    def case_ended(self, record):
         self._add("case_ended", record.case_id, record.status)
 
-    def run_ended(self, summary: RunSummary) -> None:
+    def run_ended(self, summary):
         self._add("run_ended", summary.count("done"))
 
 
@@ -84,17 +83,13 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
 
 
 def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
-    """Counted on the arrays themselves: the inputs of two are in memory at most; the one being written needs none.
-
-    Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain. Headers are
-    read once.
-    """
+    """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
     folders = write_folders(tmp_path, *"abcdef")
-    alive: list[tuple[weakref.ref, weakref.ref]] = []
+    alive = []
     most_alive, started, ahead, headers, computing = 0, [], [], [], threading.Event()
     read_case, read_case_headers = crfrefine.cases.case.read_case, crfrefine.cases.case.read_case_headers
 
-    def counting_read_case(of: CaseHeaders, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
+    def counting_read_case(of, *arguments, **named):
         nonlocal most_alive
         assert of.files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
         ahead.append("abcdef".index(of.files.case_id) - len(started))
@@ -103,12 +98,12 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
         most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
         return case
 
-    def counting_headers(files: CaseFiles, *arguments: object) -> object:
+    def counting_headers(files, *arguments):
         headers.append(files.case_id)
         return read_case_headers(files, *arguments)
 
     class Started(Observer):
-        def case_started(self, case_id: str, number: int) -> None:
+        def case_started(self, case_id, number):
             started.append(case_id)
             computing.set()
 

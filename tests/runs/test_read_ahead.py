@@ -1,14 +1,10 @@
 """Items are taken in their order, however many are read at once; how many that is depends on who waits, and on memory."""
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
+from crfrefine.runs.execution.read_ahead import ReadAhead
 
 PATIENCE = 30.0
 
@@ -16,17 +12,17 @@ PATIENCE = 30.0
 class Reading:
     """What is being read: each item is finished when the test says so, and is its number times ten."""
 
-    def __init__(self, num_items: int, **options: Any) -> None:
+    def __init__(self, num_items, **options):
         self.begun = [threading.Event() for _ in range(num_items)]
         self.admitted = [threading.Event() for _ in range(num_items)]
         self.may_end = [threading.Event() for _ in range(num_items)]
-        self.read_ones: list[int] = []
+        self.read_ones = []
         self.stop = threading.Event()
         self.sizes = options.pop("sizes", [0] * num_items)
-        self.ahead: ReadAhead[int, int] = ReadAhead(range(num_items), self.read, self.stop, **options)
+        self.ahead = ReadAhead(range(num_items), self.read, self.stop, **options)
         self.ahead.start()
 
-    def read(self, item: int, admit: Admit) -> int | None:
+    def read(self, item, admit):
         self.begun[item].set()
         admit(self.sizes[item])
         self.admitted[item].set()
@@ -34,15 +30,14 @@ class Reading:
         self.read_ones.append(item)
         return 10 * item
 
-    def end(self, *items: int) -> None:
+    def end(self, *items):
         for item in items:
             self.may_end[item].set()
 
-    def take(self, before: Callable[[], None] = lambda: None) -> int | None:
-        """Take the next item; `before` runs if it is waited for."""
+    def take(self, before=lambda: None):
         return self.ahead.take(before)
 
-    def take_elsewhere(self) -> threading.Thread:
+    def take_elsewhere(self):
         """Take the next item in another thread, and return that once somebody reads the item after it, too."""
         taking = threading.Thread(target=self.take)
         taking.start()
@@ -51,20 +46,20 @@ class Reading:
 
 
 @pytest.fixture
-def begin() -> Iterator[Callable[..., Reading]]:
+def begin():
     """Make a `Reading`, none of whose threads is left waiting where a test fails."""
-    made: list[Reading] = []
+    made = []
     yield lambda *arguments, **options: made.append(Reading(*arguments, **options)) or made[-1]
     for reading in made:
         reading.ahead.close(waits=False)
         reading.end(*range(len(reading.may_end)))
 
 
-def test_whoever_waits_gets_another_reader_and_the_order_stays(begin: Callable[..., Reading]) -> None:
+def test_whoever_waits_gets_another_reader_and_the_order_stays(begin):
     reading = begin(5, most_readers=2, most_bytes=100)
     reading.end(0)
     assert reading.take() == 0
-    taken: list[int | None] = []
+    taken = []
     taking = threading.Thread(target=lambda: taken.extend(reading.take() for _ in range(4)))
     taking.start()
     assert reading.begun[2].wait(PATIENCE), "the second reader begins when the first is waited for"
@@ -77,7 +72,7 @@ def test_whoever_waits_gets_another_reader_and_the_order_stays(begin: Callable[.
     assert taken == [10, 20, 30, 40]
 
 
-def test_an_item_that_is_too_large_waits_until_it_is_the_next(begin: Callable[..., Reading]) -> None:
+def test_an_item_that_is_too_large_waits_until_it_is_the_next(begin):
     """Of 30 and 80 bytes only one fits into 100 at a time; 20 more fit beside the first, but the other begins before."""
     reading = begin(4, most_readers=3, most_bytes=100, sizes=[10, 30, 80, 200])
     reading.end(0)
@@ -90,11 +85,11 @@ def test_an_item_that_is_too_large_waits_until_it_is_the_next(begin: Callable[..
     assert [reading.take(), reading.take(), reading.take()] == [20, 30, None], "the last is larger than all of the room"
 
 
-def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting() -> None:
+def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting():
     """Otherwise both would be in memory once it is known, and it is the next, which never waits."""
     knows, admitted = threading.Event(), threading.Event()
 
-    def read(item: int, admit: Admit) -> int:
+    def read(item, admit):
         if item == 1:
             assert knows.wait(PATIENCE)
         admit(60)
@@ -102,7 +97,7 @@ def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting() -> N
             admitted.set()
         return item
 
-    ahead: ReadAhead[int, int] = ReadAhead(range(3), read, threading.Event(), most_readers=2, most_bytes=100)
+    ahead = ReadAhead(range(3), read, threading.Event(), most_readers=2, most_bytes=100)
     ahead.start()
     assert ahead.take(lambda: None) == 0
     taking = threading.Thread(target=lambda: ahead.take(lambda: None))
@@ -115,7 +110,7 @@ def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting() -> N
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(begin: Callable[..., Reading], waits: bool) -> None:
+def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(begin, waits):
     """It may have to record a damaged file. Whoever waits for room reads nothing any more."""
     reading = begin(4, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 0])
     reading.end(0)
@@ -132,11 +127,11 @@ def test_closing_begins_nothing_and_waits_for_whoever_still_reads_if_asked(begin
     assert not reading.begun[3].is_set()
 
 
-def test_an_error_is_raised_when_its_item_is_the_next() -> None:
-    def read(item: int, admit: Admit) -> int:
+def test_an_error_is_raised_when_its_item_is_the_next():
+    def read(item, admit):
         return 1 // (1 - item)
 
-    ahead: ReadAhead[int, int] = ReadAhead(range(3), read, threading.Event())
+    ahead = ReadAhead(range(3), read, threading.Event())
     ahead.start()
     assert ahead.take(lambda: None) == 1
     with pytest.raises(ZeroDivisionError):

@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
-from cli_helpers import Folders, infer, write_folders
+from cli_helpers import infer
 from special_file_helpers import Reader, make_pipe
 
 from crfrefine.errors import CrfRefineError
@@ -16,16 +15,11 @@ from crfrefine.runs.infer.summary_writing import SummaryLines, summary_file
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    return write_folders(tmp_path, "a", "b", "c")
-
-
-@pytest.fixture
-def lines(tmp_path: Path) -> Path:
+def lines(tmp_path):
     return tmp_path / "summary.jsonl"
 
 
-def run(folders: Folders, summary: Path, *options: object, status: int = 0) -> str:
+def run(folders, summary, *options, status=0):
     """Return standard error."""
     result = infer(folders, "--summary", summary, *options)
     assert result.status == status, result.stderr
@@ -110,7 +104,7 @@ def test_what_the_disk_does_not_take_is_written_later(tmp_path, monkeypatch):
     real = os.write
     left = [20]
 
-    def write(descriptor: int, content: bytes) -> int:
+    def write(descriptor, content):
         if not left[0]:
             raise OSError(28, "No space left on device")
         taken = real(descriptor, content[: left[0]])

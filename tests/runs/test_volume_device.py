@@ -1,7 +1,5 @@
 """`--device auto` with a volume term on a machine with a GPU."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from cuda_shim import shim_backend
@@ -17,7 +15,7 @@ KEEPING = crfrefine.CrfParameters().replace(**{"volume.weight": 0.5, "volume.kee
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+def gpu(monkeypatch):
     """A machine on which `auto` finds a GPU: the GPU engine with its kernels compiled as C++; its name."""
     if is_available():
         return "cuda"
@@ -27,8 +25,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("keep", ["argmax", "largest"])
-def test_refine_keeps_volumes_on_the_gpu(gpu: str, keep: str) -> None:
-    """As without the term; float32 on both."""
+def test_refine_keeps_volumes_on_the_gpu(gpu, keep):
     case = random_case(3, masked=True)
     parameters = KEEPING.replace(**{"volume.keep": keep})
     settings = {"spacing": case.spacing, "mask": case.mask, "parameters": parameters}

@@ -1,7 +1,5 @@
 """The table of methods, regions and metrics, its summary against a baseline, and its form for files and terminals."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

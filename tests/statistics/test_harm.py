@@ -1,7 +1,5 @@
 """What got worse beside the verdict: which comparisons count, which are significant, and the sentence about them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Whether probabilities got better or worse: the test, its direction, and the sentence."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Paired statistics against published tables and examples, enumeration, scipy and simulation."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """The sentence of the verdict in each of its branches, and what it is decided by."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'crfrefine[train]'")
 pytest.importorskip("nibabel", reason="training reads cases: needs nibabel")  # which a machine for the GPU's tests may lack
 
+from torch_gpu import gpu_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
@@ -34,15 +35,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as those of a GPU would."""
-    if request.param == "cuda":
-        if not is_available() or not torch.cuda.is_available():
-            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        return choose_device("cuda")
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    backend = cuda_shim.shim_backend()
-    monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
-    return TrainingDevice("cuda-shim", cached_bytes=1e9)
+    where, _ = gpu_tensors(request.param, monkeypatch)
+    return choose_device("cuda") if where == "cuda" else TrainingDevice("cuda-shim", cached_bytes=1e9)
 
 
 def test_a_gpu_computes_what_the_cpu_computes(device):

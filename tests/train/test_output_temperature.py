@@ -32,10 +32,10 @@ def trained(cases):
     return fit(cases, num_optimizer_steps=2)
 
 
-def drawn(seed, temperature, num_labels=3, count=20_000):
+def drawn(seed, temperature, count=20_000):
     """Logits that are `temperature` times too sharp, and labels drawn from what they should be."""
     random = np.random.default_rng(seed)
-    logits = random.normal(0, 2, (num_labels, count)).astype(np.float32)
+    logits = random.normal(0, 2, (3, count)).astype(np.float32)
     probabilities = np.exp(log_softmax(logits.astype(np.float64), axis=0))
     labels = (random.random(count) > probabilities.cumsum(axis=0)[:-1, :]).sum(axis=0)
     return temperature * logits, labels

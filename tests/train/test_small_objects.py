@@ -67,10 +67,10 @@ def _with_an_island(crop):
     return replace(crop, logits=logits, mask=mask)
 
 
-def _chosen(pairs, regions=((1,), (2,))):
+def _chosen(pairs):
     cases = [_crop(*pair) for pair in pairs]
     with Workers(2) as workers:
-        return choose_rules(cases, [network_labels(crop) for crop in cases], regions, workers)
+        return choose_rules(cases, [network_labels(crop) for crop in cases], ((1,), (2,)), workers)
 
 
 def test_with_many_cases_each_label_gets_its_rule():

@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
+from crfrefine.base.geometry import TIMES
 from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
@@ -23,7 +24,7 @@ from crfrefine.io.dicom_slices import Series
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.recognition import files_read, files_written, identities
 from crfrefine.io.segments import named_segments
-from crfrefine.io.volume import TIMES, Volume, VolumeHeader
+from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

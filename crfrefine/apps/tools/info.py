@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine import io
 from crfrefine.base.failures import Causes, Failure, failing_alone
+from crfrefine.base.geometry import TIMES, describe_grid
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
@@ -17,7 +18,7 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import SCORES_SUFFIXES
-from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     import numpy as np

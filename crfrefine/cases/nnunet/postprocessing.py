@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from crfrefine.base.geometry import LARGEST_LABEL
 from crfrefine.base.text import shorten_value
 from crfrefine.cases.nnunet.layout import TrainedNetwork, read_table
 from crfrefine.errors import InputError
-from crfrefine.io.volume import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.io.volume import orientation_codes
+from crfrefine.base.geometry import orientation_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.io.volume import spacing_of
+from crfrefine.base.geometry import spacing_of
 from crfrefine.pages.pictures.display import Upright, crop_around
 from crfrefine.pages.pictures.planes import choose_places
 from crfrefine.pages.pictures.windows import Window, choose_modality, choose_window

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from crfrefine.base.parallel import run_all
 from crfrefine.base.text import printable
 from crfrefine.io.atomic import write_small_file
-from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import stem_of
 from crfrefine.io.segments import Segment, named_segments
 
