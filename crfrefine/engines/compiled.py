@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def best_level() -> str:
     return [level for level in built_levels() if level in supported][-1]
 
 
+@cache
 def processor_level() -> str:
     """Return the highest level that this processor supports, compiled or not.
 
@@ -72,6 +74,7 @@ def processor_level() -> str:
     return str(_import_level(LEVELS[0]).cpu_level())
 
 
+@cache  # Every layer asks for the engine several times, and a look at the folder takes as long as the arithmetic of a small case.
 def built_levels() -> tuple[str, ...]:
     """Return the levels that are compiled, lowest first.
 

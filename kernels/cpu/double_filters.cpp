@@ -149,6 +149,7 @@ class DoubleLatticeFilter final : public DoubleFilter {
             filter(values + c * voxels_.num_voxels, pre, post, channel_weight[c], sum + c * voxels_.num_voxels, workspace, false);
     }
 
+    bool is_symmetric() const override { return false; }
     void accumulate_transposed(const double* values, int num_channels, const double* pre, const double* post, const double* channel_weight,
                                double* sum, Workspace& workspace) override {
         for (int c = 0; c < num_channels; ++c)

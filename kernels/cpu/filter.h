@@ -16,6 +16,9 @@ namespace crf {
 // Channels that the filters process together.
 constexpr int kChannelGroup = 4;
 
+// With so few voxels, a backward pass hands its filters more channels at a time; with more, the memory for them would show.
+constexpr int64_t kFewVoxels = int64_t{1} << 18;
+
 // T: float, or double for gradient checks and layers in float64.
 template <class T>
 class BasicFilter {
@@ -36,11 +39,13 @@ class BasicFilter {
     virtual void overwrite(const T* /*values*/, int /*num_channels*/, const T* /*pre*/, const T* /*post*/, const T* /*channel_weight*/,
                            T* /*sum*/, Workspace&) {}
 
-    // `accumulate` with K transposed: a different operator only for the lattice, whose kernel is not exactly symmetric.
+    // `accumulate` with K transposed: a different operator only where the kernel is not exactly symmetric, as the lattice's.
     virtual void accumulate_transposed(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
                                        Workspace& workspace) {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
     }
+
+    virtual bool is_symmetric() const { return true; }
 
     // Computes the normalization without filtering, if the filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
@@ -58,6 +63,9 @@ class BasicFilter {
     virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
         return false;
     }
+
+    // Channels that `second_moments`, which then is there, takes together in little more time than one of them; 1: that saves nothing.
+    virtual int num_moment_channels() const { return 1; }
 
     // Whether the filter processes several columns of features faster together than one by one, and the function for it:
     // cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns x_f.

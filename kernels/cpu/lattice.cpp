@@ -50,6 +50,7 @@ class LatticeFilter final : public Filter {
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing, so their
     // order is reversed.
+    bool is_symmetric() const override { return false; }
     void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                                float* sum, Workspace& workspace) override {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, {.transposed = true});

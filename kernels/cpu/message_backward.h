@@ -57,23 +57,30 @@ class MessageBackward {
           num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_),
           moments_(num_voxels_, pool, workspace) {
         for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
-        grad_message_ = Buffer<T>(num_sent_ * num_voxels_);
-        filtered_ = Buffer<T>(num_sent_ * num_voxels_);
-        filtered_back_ = Buffer<T>(num_sent_ * num_voxels_);
+        const int64_t size = num_sent_ * num_voxels_;
+        given_ = Buffer<T>((moments_wanted_ ? 2 : 1) * size);
+        returned_ = Buffer<T>(2 * size);
+        grad_message_ = given_.get();
+        sent_ = moments_wanted_ ? given_.get() + size : nullptr;
+        filtered_back_ = returned_.get();
+        filtered_ = returned_.get() + size;
         if (moments_wanted_) {
-            sent_ = Buffer<T>(num_sent_ * num_voxels_);
             for (size_t m = 0; m < kernels.size(); ++m) {
                 grad_degree_.emplace_back(num_voxels_);
                 grad_ones_.emplace_back(num_voxels_);
                 clear_rows(grad_degree_.back().get(), num_voxels_, 1, pool_);
                 clear_rows(grad_ones_.back().get(), num_voxels_, 1, pool_);
+                const int room = kernels[m].filter->num_moment_channels();
+                waiting_.push_back({room > num_sent_ ? room : 0, 0, {}, {}});
+                waiting_.back().u = Buffer<T>(waiting_.back().room * num_voxels_);
+                waiting_.back().v = Buffer<T>(waiting_.back().room * num_voxels_);
             }
         }
         if (wants_image) {
             image_ = Buffer<T>(num_modalities_ * num_voxels_);
             clear_rows(image_.get(), num_voxels_, num_modalities_, pool_);
         }
-        unit_.assign(num_labels_, T{1});
+        unit_.assign(2 * num_labels_, T{1});
         part_sums_.resize(num_parts_ * num_sums_);
         scratch_.resize(pool.num_threads());
         for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kVoxelBlock);
@@ -83,14 +90,22 @@ class MessageBackward {
     // bandwidths and image.
     void pass_step(size_t m, const StepGradients<T>& step) {
         const Kernel<T>& kernel = kernels_[m];
-        const T* const scale = kernel.scale.get();
-        const T* const sent_scale = kernel.scales_sent ? scale : nullptr;
         for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
-        clear_rows(filtered_.get(), num_voxels_, num_sent_, pool_);
-        clear_rows(filtered_back_.get(), num_voxels_, num_sent_, pool_);
-        kernel.filter->accumulate(step.marginals, num_sent_, sent_scale, nullptr, unit_.data(), filtered_.get(), workspace_);
-        kernel.filter->accumulate_transposed(grad_message_.get(), num_sent_, scale, nullptr, unit_.data(), filtered_back_.get(),
-                                             workspace_);
+        clear_rows(returned_.get(), num_voxels_, 2 * num_sent_, pool_);
+        if (moments_wanted_) {
+            for_blocks([&](int64_t block, int) { scale_both(kernel, step.marginals, block); });
+            if (kernel.filter->is_symmetric() && num_voxels_ <= kFewVoxels) {  // Together: each weight is computed once.
+                kernel.filter->accumulate(given_.get(), 2 * num_sent_, nullptr, nullptr, unit_.data(), returned_.get(), workspace_);
+            } else {
+                kernel.filter->accumulate(sent_, num_sent_, nullptr, nullptr, unit_.data(), filtered_, workspace_);
+                kernel.filter->accumulate_transposed(grad_message_, num_sent_, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
+            }
+        } else {
+            const T* const scale = kernel.scale.get();
+            kernel.filter->accumulate(step.marginals, num_sent_, kernel.scales_sent ? scale : nullptr, nullptr, unit_.data(), filtered_,
+                                      workspace_);
+            kernel.filter->accumulate_transposed(grad_message_, num_sent_, scale, nullptr, unit_.data(), filtered_back_, workspace_);
+        }
         pool_.run(num_parts_, [&](int64_t part, int thread) {
             double* const sums = part_sums_.data() + part * num_sums_;
             std::fill(sums, sums + num_sums_, 0.0);
@@ -98,18 +113,7 @@ class MessageBackward {
                 take_messages(m, step, block, scratch_[thread].get(), sums);
         });
         add_part_sums(m);
-        if (!moments_wanted_) return;
-        for_blocks([&](int64_t block, int) {
-            const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
-            for (int l = 0; l < num_sent_; ++l) {
-                T *u = grad_message_.get() + l * num_voxels_ + begin, *v = sent_.get() + l * num_voxels_ + begin;
-                const T* q = step.marginals + l * num_voxels_ + begin;
-                if (scale)
-                    for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
-                for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (sent_scale ? sent_scale[begin + i] : T{1});
-            }
-        });
-        add_moments_of(m, {grad_message_.get(), sent_.get(), filtered_.get(), filtered_back_.get(), num_sent_});
+        if (moments_wanted_) add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
     }
 
     // After all steps. The kernel's row sums D normalize its messages, and depend on bandwidths and image as well: with the gradients with
@@ -117,7 +121,7 @@ class MessageBackward {
     void pass_normalization(size_t m) {
         const Kernel<T>& kernel = kernels_[m];
         const T* const scale = kernel.scale.get();
-        T *const u = grad_message_.get(), *const v = sent_.get(), *const kv = filtered_.get(), *const ktu = filtered_back_.get();
+        T *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
         // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K v.
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
@@ -127,24 +131,11 @@ class MessageBackward {
                 kv[n] = scale ? one / scale[n] : one;
             }
         });
-        clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
+        clear_rows(ktu, num_voxels_, 1, pool_);
         kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
         add_moments_of(m, {u, v, kv, ktu, 1});
-        if (!scale) return;
-        // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
-        for_blocks([&](int64_t block, int) {
-            for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
-                T total = grad_degree_[m][n] + grad_ones_[m][n] * kv[n];
-                if (kernel.scales_sent) total += ktu[n];
-                const T s = scale[n];
-                u[n] = kernel.scales_sent ? static_cast<T>(-0.5) * s * s * s * total : -s * s * total;
-                v[n] = 1;
-                kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
-            }
-        });
-        clear_rows(filtered_back_.get(), num_voxels_, 1, pool_);
-        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
-        add_moments_of(m, {u, v, kv, ktu, 1});
+        if (scale) pass_degree(m);
+        add_waiting_moments(m);
     }
 
     // (modality, *grid), inside the mask.
@@ -159,6 +150,27 @@ class MessageBackward {
 
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
+
+    // Of the normalization, what depends on D itself; kv and ktu are those of the message of all ones.
+    void pass_degree(size_t m) {
+        const Kernel<T>& kernel = kernels_[m];
+        const T* const scale = kernel.scale.get();
+        T *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
+        // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
+        for_blocks([&](int64_t block, int) {
+            for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
+                const T s = scale[n];
+                T total = grad_degree_[m][n] / s + grad_ones_[m][n] * kv[n];
+                if (kernel.scales_sent) total += ktu[n];
+                u[n] = kernel.scales_sent ? static_cast<T>(-0.5) * s * s * s * total : -s * s * total;
+                v[n] = 1;
+                kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
+            }
+        });
+        clear_rows(ktu, num_voxels_, 1, pool_);
+        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
+        add_moments_of(m, {u, v, kv, ktu, 1});
+    }
 
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
     // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
@@ -181,10 +193,23 @@ class MessageBackward {
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
                 store(g + l * kVoxelBlock + i, load(last + i) * last_weight - load(z + l * kVoxelBlock + i) * own_weight);
         }
-        store_rows(g, num_voxels_, block, num_sent_, grad_message_.get());
+        store_rows(g, num_voxels_, block, num_sent_, grad_message_);
         if (!moments_wanted_) return;
         T* const ones = grad_ones_[m].get() + block * kVoxelBlock;
         for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
+    }
+
+    // To u, the gradients with respect to the messages times the scale of the receiver, and v, what is sent.
+    void scale_both(const Kernel<T>& kernel, const T* marginals, int64_t block) {
+        const T* const scale = kernel.scale.get();
+        const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
+        for (int l = 0; l < num_sent_; ++l) {
+            T *u = grad_message_ + l * num_voxels_ + begin, *v = sent_ + l * num_voxels_ + begin;
+            const T* q = marginals + l * num_voxels_ + begin;
+            if (scale)
+                for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
+            for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (kernel.scales_sent ? scale[begin + i] : T{1});
+        }
     }
 
     // After filtering: sums for the weights and the compatibility, which are added to, and gradients with respect to the marginals and the
@@ -193,23 +218,23 @@ class MessageBackward {
         const Kernel<T>& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         const int rows = num_labels_ * kVoxelBlock;
-        T *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *g = scratch + 4 * rows,
-          *q = scratch + 5 * rows, *scale = scratch + 6 * rows;
-        load_rows(filtered_.get(), num_voxels_, block, num_sent_, message);
-        load_rows(filtered_back_.get(), num_voxels_, block, num_sent_, back);
+        T *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *u = scratch + 4 * rows,
+          *v = scratch + 5 * rows, *scale = scratch + 6 * rows;
+        load_rows(filtered_, num_voxels_, block, num_sent_, message);
+        load_rows(filtered_back_, num_voxels_, block, num_sent_, back);
         load_rows(step.z, num_voxels_, block, num_labels_, z);
         load_rows(step.grad_x, num_voxels_, block, num_labels_, y);
         if (kernel.scale) load_rows(kernel.scale.get(), num_voxels_, block, 1, scale);
         if (moments_wanted_ && kernel.scale) {
-            // K v and K^T u, before the scale of the receiver is applied.
-            load_rows(grad_message_.get(), num_voxels_, block, num_sent_, g);
-            load_rows(step.marginals, num_voxels_, block, num_sent_, q);
+            // K v and K^T u, before the scale of the receiver is applied; u and v have the scale, which `pass_degree` takes out.
+            load_rows(grad_message_, num_voxels_, block, num_sent_, u);
+            load_rows(sent_, num_voxels_, block, num_sent_, v);
             T* const degree = grad_degree_[m].get() + begin;
             for (int l = 0; l < num_sent_; ++l) {
                 const int64_t row = l * kVoxelBlock;
-                for (int64_t i = 0; i < count; ++i) degree[i] += g[row + i] * message[row + i];
+                for (int64_t i = 0; i < count; ++i) degree[i] += u[row + i] * message[row + i];
                 if (kernel.scales_sent)
-                    for (int64_t i = 0; i < count; ++i) degree[i] += q[row + i] * back[row + i];
+                    for (int64_t i = 0; i < count; ++i) degree[i] += v[row + i] * back[row + i];
             }
         }
         for (int l = 0; l < num_sent_; ++l)
@@ -262,8 +287,25 @@ class MessageBackward {
         for (int i = 0; i < num_all_labels_ * num_all_labels_; ++i) gradients_.compatibility[i] += total[num_all_labels_ + i];
     }
 
+    // The channels wait if the filter takes more of them together.
     void add_moments_of(size_t m, const FilteredPair<T>& pair) {
         if (!wants_theta_ && features_[m].num_modalities() == 0) return;
+        WaitingMoments& waiting = waiting_[m];
+        if (waiting.room == 0) return add_moments(m, pair);
+        if (waiting.num_channels + pair.num_channels > waiting.room) add_waiting_moments(m);
+        std::copy_n(pair.u, pair.num_channels * num_voxels_, waiting.u.get() + waiting.num_channels * num_voxels_);
+        std::copy_n(pair.v, pair.num_channels * num_voxels_, waiting.v.get() + waiting.num_channels * num_voxels_);
+        waiting.num_channels += pair.num_channels;
+    }
+
+    void add_waiting_moments(size_t m) {
+        WaitingMoments& waiting = waiting_[m];
+        // Such a filter needs nothing that is filtered already.
+        if (waiting.num_channels > 0) add_moments(m, {waiting.u.get(), waiting.v.get(), nullptr, nullptr, waiting.num_channels});
+        waiting.num_channels = 0;
+    }
+
+    void add_moments(size_t m, const FilteredPair<T>& pair) {
         T* const image = features_[m].num_modalities() > 0 ? image_.get() : nullptr;
         moments_.add(*kernels_[m].filter, features_[m], pair, gradients_.theta[m].data(), image);
     }
@@ -281,11 +323,18 @@ class MessageBackward {
     const int num_all_labels_, num_sums_;
     const int64_t num_parts_;
     int num_modalities_ = 0;
-    Buffer<T> grad_message_;                     // (sent, voxel)
-    Buffer<T> filtered_, filtered_back_, sent_;  // (sent, voxel): K v, K^T u, v
-    std::vector<Buffer<T>> grad_degree_;         // (kernel, voxel): with respect to the scale, before it is turned into one for D
-    std::vector<Buffer<T>> grad_ones_;           // (kernel, voxel): with respect to the message of all ones
-    Buffer<T> image_;                            // (modality, voxel)
+    Buffer<T> given_, returned_;    // what is filtered, and filtered: next to each other, so that a filter can take both together
+    T *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
+    T *filtered_back_, *filtered_;  // (sent, voxel): K^T u, K v
+    std::vector<Buffer<T>> grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
+    std::vector<Buffer<T>> grad_ones_;    // (kernel, voxel): with respect to the message of all ones
+    struct WaitingMoments {
+        int room = 0;  // 0: none waits
+        int num_channels = 0;
+        Buffer<T> u, v;  // (channel, voxel)
+    };
+    std::vector<WaitingMoments> waiting_;  // (kernel)
+    Buffer<T> image_;                      // (modality, voxel)
     Moments<T> moments_;
     std::vector<T> unit_;
     std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)

@@ -50,6 +50,7 @@ class Kernels {
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads);
         pool_->poll = check_signals;
+        pool_->subnormals_are_zeros = true;
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;

@@ -241,6 +241,7 @@ class LabelSets {
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool([&](ThreadPool& pool) {
+            pool.subnormals_are_zeros = true;
             const BlockCache cache;
             std::vector<DirectKernel> kernels;
             for (const auto& [sigma, theta_beta] : bilateral)

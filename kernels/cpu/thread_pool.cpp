@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <system_error>
 
+#include "cpu/subnormals.h"
+
 namespace crf {
 
 namespace {
@@ -41,7 +43,7 @@ void ThreadPool::rest() {
 void ThreadPool::take_items(int thread) {
     try {
         for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) {
-            (*body_)(item, thread);
+            take_item(*body_, item, thread);
             if (thread == 0) poll_if_due();
         }
     } catch (...) {
@@ -49,6 +51,12 @@ void ThreadPool::take_items(int thread) {
         if (!error_) error_ = std::current_exception();
         next_.store(num_items_, std::memory_order_relaxed);
     }
+}
+
+// Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
+void ThreadPool::take_item(const std::function<void(int64_t, int)>& body, int64_t item, int thread) const {
+    const SubnormalsAsZeros mode(subnormals_are_zeros);
+    body(item, thread);
 }
 
 void ThreadPool::poll_if_due() {
@@ -81,7 +89,7 @@ void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>&
     if (num_threads_ > 1 && num_items > 1) start_workers();
     if (workers_.empty() || num_items == 1) {
         for (int64_t item = 0; item < num_items; ++item) {
-            body(item, 0);
+            take_item(body, item, 0);
             poll_if_due();
         }
         return;

@@ -34,10 +34,14 @@ class ThreadPool {
 
     std::function<void()> poll;
 
+    // Whether bodies compute with subnormal numbers as zeros (subnormals.h): in every thread, so that results do not depend on it.
+    bool subnormals_are_zeros = false;
+
    private:
     void start_workers();
     void work(int thread, uint64_t seen);
     void take_items(int thread);
+    void take_item(const std::function<void(int64_t, int)>& body, int64_t item, int thread) const;
     void poll_if_due();
 
     const int num_threads_;

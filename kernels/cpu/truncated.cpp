@@ -36,15 +36,17 @@ class TruncatedFilter final : public Filter {
     }
 
     bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace& workspace) override {
-        if (num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
-        const int num_features = num_modalities_ + voxels_.num_axes, most = std::min(kMomentChannels, num_channels);
+        if (!has_moments()) return false;
+        const int num_features = num_modalities_ + voxels_.num_axes;
+        const int room = voxels_.num_voxels <= kFewVoxels ? kMomentChannels : kMomentChannelsOfManyVoxels;
+        const int most = std::min(room, num_channels);
         const int64_t num_pulls = pull ? num_modalities_ * plan_.total_size : 0;
         std::vector<double> sums(plan_.slabs.size() * num_features);
         float* const pulls = workspace.floats(num_pulls + 2 * most * plan_.total_size);
         float *const padded_u = pulls + num_pulls, *const padded_v = padded_u + most * plan_.total_size;
         std::fill(pulls, pulls + num_pulls, 0.0f);
-        for (int c = 0; c < num_channels; c += kMomentChannels) {
-            const int group = std::min(kMomentChannels, num_channels - c);
+        for (int c = 0; c < num_channels; c += room) {
+            const int group = std::min(room, num_channels - c);
             pool_.run(group, [&](int64_t i, int) {
                 pad(u + (c + i) * voxels_.num_voxels, nullptr, padded_u + i * plan_.total_size);
                 pad(v + (c + i) * voxels_.num_voxels, nullptr, padded_v + i * plan_.total_size);
@@ -67,9 +69,15 @@ class TruncatedFilter final : public Filter {
         return true;
     }
 
+    int num_moment_channels() const override {
+        return has_moments() && voxels_.num_voxels <= kFewVoxels ? kMomentChannels : 1;
+    }
+
     std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 
    private:
+    bool has_moments() const { return num_modalities_ <= kMomentModalities && voxels_.num_axes <= kMomentAxes; }
+
     void load_intensity(const BilateralInput& input) {
         intensity_ = Buffer<float>(num_modalities_ * plan_.total_size);
         const int64_t origin = voxels_.runs.front().grid;

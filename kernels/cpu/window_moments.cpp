@@ -7,17 +7,18 @@ namespace crf {
 
 namespace {
 
-// C, M: room for channels and modalities; loops of known length stay in registers.
+// C: number of channels, 0 = any; M: room for modalities. Loops of known length stay in registers.
 template <int C, int M, bool kPulls>
 void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab, double* sums) {
+    constexpr int kRoom = C > 0 ? C : kMomentChannels;
     constexpr int A = kMomentAxes;  // distances along axes that the box lacks are zero
     const WindowPlan& plan = moments.plan;
     const int64_t channel_stride = plan.total_size, row_stride = plan.row_stride;
-    const int num_channels = C < kMomentChannels ? C : moments.num_channels;
+    const int num_channels = C > 0 ? C : moments.num_channels;
     const int num_modalities = M < kMomentModalities ? M : moments.num_modalities;
     for (const WindowChunk& chunk : slab) {
         const float *intensity = moments.intensity + chunk.place, *u = moments.u + chunk.place, *v = moments.v + chunk.place;
-        vfloat own_u[kRows][C]{}, own_v[kRows][C]{}, own_intensity[kRows][M]{}, pulled[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
+        vfloat own_u[kRows][kRoom]{}, own_v[kRows][kRoom]{}, own_intensity[kRows][M]{}, pulled[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
         for (int r = 0; r < kRows; ++r) {
             for (int m = 0; m < num_modalities; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);
             for (int c = 0; c < num_channels; ++c) {
@@ -81,8 +82,8 @@ void WindowMoments::add(ThreadPool& pool) const {
             const std::vector<WindowChunk>& slab = plan.slabs[number];
             double* const of_slab = sums + number * num_features;
             with_constant<1, 2, kMomentModalities>(num_modalities, [&](auto modalities) {
-                if (pull) return add_slab<kMomentChannels, modalities(), true>(*this, slab, of_slab);
-                with_constant<1, 2, kMomentChannels>(
+                if (pull) return add_slab<0, modalities(), true>(*this, slab, of_slab);
+                with_constant<1, 2, 4, kMomentChannels, 0>(
                     num_channels, [&](auto channels) { add_slab<channels(), modalities(), false>(*this, slab, of_slab); });
             });
         });

@@ -6,8 +6,10 @@
 
 namespace crf {
 
-// Room for channels, modalities and axes; more modalities or axes than that need the moment form.
-constexpr int kMomentChannels = 4, kMomentModalities = 4, kMomentAxes = 3;
+// Room for channels, modalities and axes; more modalities or axes than that need the moment form. A pair's weight takes longer than a
+// channel, so that with few voxels the channels of several steps are summed together.
+constexpr int kMomentChannels = 8, kMomentModalities = 4, kMomentAxes = 3;
+constexpr int kMomentChannelsOfManyVoxels = 4;
 
 struct WindowMoments {
     const WindowPlan& plan;

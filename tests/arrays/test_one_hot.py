@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from crfrefine.arrays.one_hot import (
-    ABSENT_LOGIT,
-    CONFIDENCE,
-    leave_far_out,
-    one_hot_logits,
-    present_labels,
-)
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE, leave_far_out, one_hot_logits, present_labels
 from crfrefine.errors import InputError
 
 LABELS = np.array([[[0, 10, 0], [52, 0, 0]], [[0, 0, 10], [0, 0, 0]]], np.uint8)

@@ -190,6 +190,31 @@ def test_a_forbidden_label_leaves_step_control_in_force(compiled_backend):
     assert min(steps[0]) < 1.0
 
 
+def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
+    """Few voxels take memory for more channels at a time; many, as here the copies of a block far from one another, do not."""
+    rng = np.random.default_rng(3)
+    shape, gap, copies = (30, 24, 22), 4, 17  # 269280 voxels, beyond the 2^18 of kFewVoxels
+    image, logits, by_logits = (rng.normal(size=(count, *shape)).astype(np.float32) for count in (1, 3, 3))
+
+    def gradients(num_copies):
+        many = np.zeros((7, *shape[:2], (shape[2] + gap) * num_copies), np.float32)
+        inside = np.zeros(many.shape[1:], bool)
+        for copy in range(num_copies):
+            place = slice(copy * (shape[2] + gap), copy * (shape[2] + gap) + shape[2])
+            many[..., place] = np.concatenate([image, logits, by_logits])
+            inside[..., place] = True
+        spec = kernel_set([((0.9, 1.1, 1.0), (0.8,))], None, normalization="symmetric", filter="truncated", num_labels=3, num_iterations=2)
+        kernels = get_backend("cpu").kernels(GridImage(many[:1], inside, (1.0, 1.3, 0.9)), spec, RunContext(threads=2))
+        run = MeanFieldSpec(np.full((1, 3), 2.0), 1.0 - np.eye(3), 2)
+        return kernels.backward(kernels.forward(many[1:4], run), many[1:4], many[4:], run, wants_image=True)
+
+    found, part = gradients(copies), gradients(1)
+    for name in ("weights", "theta_position", "theta_intensity"):
+        expected = copies * np.asarray(getattr(part, name))
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(found.image[..., : part.image.shape[3]], part.image, rtol=0, atol=1e-5 * np.abs(part.image).max())
+
+
 @needs_compiler
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
 def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
@@ -245,7 +270,7 @@ def test_a_forbidden_label_leaves_all_gradients_finite():
 
 
 @needs_compiler
-def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
+def test_cuda_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
     """As on large volumes: three blocks and seven threads for all voxels. Sums are grouped otherwise, so they agree to rounding."""
     problem = Problem(3, num_labels=4, shape=(4, 7, 9), dtype=np.float32)
     expected = problem.gradients(watched_backend())

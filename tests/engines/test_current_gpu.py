@@ -1,4 +1,4 @@
-"""A process has a context only on the GPU that it works on, and `refine` leaves the caller's current GPU as it was."""
+"""On a stand-in for CuPy that records: contexts are only where work is, the caller's current GPU stays, and what plain mode waits for."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +10,10 @@ from cli_helpers import run_process, write_folders
 from oracles import Case, random_case
 from strict_device import PARAMETERS
 
-from crfrefine import refine
+from crfrefine import ConfigError, refine
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.mode import VARIABLE
+from crfrefine.errors import DeviceLostError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -80,3 +83,44 @@ def test_a_gpu_that_another_process_has_costs_no_result(machine, case):
     assert len(told) == 1
     assert machine.current == 1
     np.testing.assert_array_equal(found.label_map, refined(case).label_map)
+
+
+def in_mode(asked, case, monkeypatch):
+    """A run with CRFREFINE_CUDA: without PyTorch's memory, and with a wait that names a kernel's error."""
+    recorded_cupy.forget_engines()
+    monkeypatch.setenv(VARIABLE, asked)
+    found = refined(case)
+    _ = found.logits
+    return found
+
+
+def test_all_modes_have_the_same_bits(machine, case, monkeypatch):
+    """The host waits before and after each kernel only where it is asked to."""
+    expected = None
+    for asked in ("", "plain"):
+        machine.notes.clear()
+        found = in_mode(asked, case, monkeypatch)
+        expected = expected or found
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert found.energy == expected.energy
+        kernels = [number for number, note in enumerate(machine.notes) if note != "wait"]
+        assert len(kernels) > 20
+        waits = [machine.notes[number - 1] == machine.notes[number + 1] == "wait" for number in kernels[:-1]]
+        assert all(waits) if asked else not any(waits)
+
+
+def test_an_error_names_its_kernel(machine, case, monkeypatch):
+    """Though CUDA says so only when somebody waits."""
+    machine.breaks_in = "update"
+    with pytest.raises(DeviceLostError, match=r"in the kernel update of mean_field with .*'CRF_LABELS': 4.*cudaErrorIllegalAddress"):
+        in_mode("plain", case, monkeypatch)
+    assert machine.notes[-2:] == ["wait", "update"]
+
+
+@pytest.mark.parametrize("asked", ["plain,graphs", "Plain"])
+def test_an_unknown_mode_is_refused(asked, machine, monkeypatch):
+    """Also where `auto` would take the CPU if the GPU could not be used."""
+    monkeypatch.setenv(VARIABLE, asked)
+    for device in ("cuda", "auto"):
+        with pytest.raises(ConfigError, match=f"CRFREFINE_CUDA is '{asked}'; expected plain, or nothing"):
+            get_backend(device)

@@ -13,19 +13,14 @@ NESTED = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
 CROSSING = RegionScheme.of({"left": [1, 2], "right": [2, 3], "bridge": [2, 5]}, class_order=(1, 3, 5))
 ONE = RegionScheme.of({"tumor": [1, 2]}, class_order=(2,))
 PARAMETERS = CrfParameters().replace(
-    **{
-        "mean_field.filter": "exact",
-        "bilateral.theta_beta": 0.2,
-        "bilateral.weight": 3.0,
-        "spatial.weight": 0.7,
-        "mean_field.temperature": 0.8,
-    }
+    **{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2, "bilateral.weight": 3.0},
+    **{"spatial.weight": 0.7, "mean_field.temperature": 0.8},
 )
 
 
-def case_of(scheme, *, masked=True):
+def case_of(scheme):
     """A random case whose logits serve as log-odds; negative on the whole, so that all regions have borders."""
-    case = random_case(3, num_labels=max(2, scheme.num_regions), masked=masked)
+    case = random_case(3, num_labels=max(2, scheme.num_regions), masked=True)
     return dataclasses.replace(case, logits=case.logits[: scheme.num_regions] - np.float32(0.4))
 
 
@@ -42,18 +37,11 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
     biases = (0.5, 0.0, -1.0)[: scheme.num_regions]
     parameters = PARAMETERS.replace(**{"bilateral.weight": weights, "mean_field.bias": biases})
     result = refine(case, scheme, parameters, device=backend.name)
+    options = {"spacing": case.spacing, "mask": case.mask, "device": backend.name}
     results = []
     for channel, weight, bias in zip(case.logits, weights, biases, strict=True):
-        results.append(
-            crfrefine.refine(
-                np.stack([np.zeros_like(channel), channel]),
-                case.image,
-                spacing=case.spacing,
-                parameters=PARAMETERS.replace(**{"bilateral.weight": weight, "mean_field.bias": (0.0, bias)}),
-                mask=case.mask,
-                device=backend.name,
-            )
-        )
+        two, own = np.stack([np.zeros_like(channel), channel]), {"bilateral.weight": weight, "mean_field.bias": (0.0, bias)}
+        results.append(crfrefine.refine(two, case.image, parameters=PARAMETERS.replace(**own), **options))
     np.testing.assert_array_equal(result.logits, np.stack([own.logits[1] - own.logits[0] for own in results]))
     assert result.num_iterations == max(own.num_iterations for own in results)
     assert result.converged == all(own.converged for own in results)
@@ -110,9 +98,9 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, "certain background speaks to its neighbors, padding does not"
 
 
-def refusal(case, scheme=NESTED, parameters=PARAMETERS, **options):
+def refusal(case, scheme=NESTED, parameters=PARAMETERS):
     with pytest.raises((ConfigError, InputError)) as caught:
-        refine(case, scheme, parameters, **options)
+        refine(case, scheme, parameters)
     return str(caught.value)
 
 

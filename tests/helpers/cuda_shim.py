@@ -14,8 +14,6 @@ ones in a word of 4; of what is outside of kernels, numpy's reads of memory that
 do to each other through atomics, which happen one after the other here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import hashlib
@@ -26,16 +24,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
+from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 ALL_WATCHED = "CRFREFINE_TEST_WATCHED"
@@ -51,17 +47,17 @@ POISON = 0x7FF3A5C7
 """What new memory is filled with: not a number in any precision, an index beyond every array."""
 
 
-def compiler() -> str | None:
+def compiler():
     """The C++ compiler, if there is one."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 
 
-def can_watch() -> bool:
+def can_watch():
     """Whether launches can be watched here."""
     return compiler() is not None and sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-def all_are_watched() -> bool:
+def all_are_watched():
     """Whether the environment asks for it."""
     return os.environ.get(ALL_WATCHED) == "1"
 
@@ -70,13 +66,13 @@ class KernelFaultError(AssertionError):
     """Threads that get in each other's way, take what nobody wrote, or reach beyond their arrays."""
 
 
-def _folder() -> Path:
+def _folder():
     folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
-def _build(name: str, text: str, *options: str | Path, libraries: Sequence[str | Path] = ()) -> Path:
+def _build(name, text, *options, libraries=()):
     """Compile a text unless that is done already; several processes may try at once."""
     known = hashlib.sha256((text + repr((options, libraries))).encode()).hexdigest()[:24]
     stem, _, suffix = name.partition(".")
@@ -95,13 +91,13 @@ def _build(name: str, text: str, *options: str | Path, libraries: Sequence[str |
 
 
 @cache
-def _emulation() -> str:
+def _emulation():
     """What stands for a GPU's compiler where kernels are compiled as C++."""
     return Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
 
 
 @cache
-def _standard_headers(flags: tuple[str, ...]) -> Path:
+def _standard_headers(flags):
     """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
     text = "".join(line for line in _emulation().splitlines(keepends=True) if line.startswith("#include <"))
     header = _build("standard.hpp.gch", text, *flags, "-x", "c++-header").with_suffix("")
@@ -111,13 +107,13 @@ def _standard_headers(flags: tuple[str, ...]) -> Path:
 
 
 @cache
-def _watch() -> Path:
+def _watch():
     """The library that watched kernels call."""
     text = Path(__file__).with_name("kernel_watch.cpp").read_text(encoding="utf-8")
     return _build("watch.so", text, *FLAGS, "-O2", "-shared")
 
 
-def library(source: KernelSource, *, is_watched: bool = False) -> ctypes.CDLL:
+def library(source, *, is_watched=False):
     """The source's kernels, compiled."""
     fuses = is_watched and "--fmad=false" not in source.options
     text = source.text.replace("#include <emulation.h>\n", _emulation())
@@ -125,22 +121,13 @@ def library(source: KernelSource, *, is_watched: bool = False) -> ctypes.CDLL:
 
 
 @cache
-def _library(name: str, text: str, is_watched: bool, contraction: str) -> ctypes.CDLL:
+def _library(name, text, is_watched, contraction):
     flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={contraction}")
     libraries = (*_OWN_LIBRARIES, _watch()) if is_watched else ()
     return ctypes.CDLL(str(_build(f"{name}.so", text, *flags, "-shared", "-include", _standard_headers(flags), libraries=libraries)))
 
 
-def run_kernel(
-    source: KernelSource,
-    kernel: str,
-    constants: Mapping[str, int],
-    num_items: int,
-    arguments: Sequence[Any],
-    *,
-    order: int = 1,
-    is_watched: bool = False,
-) -> None:
+def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_watched=False):
     """Run a kernel's threads, or its blocks where they share memory.
 
     Raises:
@@ -153,9 +140,7 @@ def run_kernel(
         raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {error}") from None
 
 
-def run_packed(
-    source: KernelSource, kernel: str, num_items: int, packed: Sequence[Any], *, order: int = 1, is_watched: bool = False
-) -> None:
+def run_packed(source, kernel, num_items, packed, *, order=1, is_watched=False):
     """Run a kernel with arguments in the driver's form; see `run_kernel`."""
     cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
     held = [np.array(cell) for cell in cells]
@@ -174,9 +159,9 @@ def run_packed(
 _WATCHING = threading.Lock()  # there is one watch
 
 
-def _watch_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+def _watch_arrays(arrays):
     """Tell the watch where a launch's arrays lie; those that overlap are one."""
-    found: list[tuple[int, int, int, str]] = []
+    found = []
     for name, array in sorted(arrays.items(), key=lambda item: (item[1].ctypes.data, -item[1].nbytes)):
         begin, end, size = array.ctypes.data, array.ctypes.data + array.nbytes, array.itemsize
         if found and begin < found[-1][1]:
@@ -190,26 +175,26 @@ def _watch_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 @cache
-def _watch_library() -> ctypes.CDLL:
+def _watch_library():
     return ctypes.CDLL(str(_watch()))
 
 
 class FilledXp:
     """numpy, whose new memory is full of a number of 32 bits."""
 
-    def __init__(self, word: int) -> None:
+    def __init__(self, word):
         self._word = word
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(np, name)
 
-    def empty(self, *arguments: Any, **options: Any) -> Any:
+    def empty(self, *arguments, **options):
         return self._filled(np.empty(*arguments, **options))
 
-    def empty_like(self, *arguments: Any, **options: Any) -> Any:
+    def empty_like(self, *arguments, **options):
         return self._filled(np.empty_like(*arguments, **options))
 
-    def _filled(self, array: NDArray[Any]) -> NDArray[Any]:
+    def _filled(self, array):
         words = np.full(array.nbytes // 4 + 1, self._word, dtype=np.uint32)
         ctypes.memmove(array.ctypes.data, words.ctypes.data, array.nbytes)
         return array
@@ -220,7 +205,7 @@ class ShimDevice:
 
     xp: Any = np
 
-    def __init__(self, *, order: int = 1, free_bytes: int | None = None, is_watched: bool = False) -> None:
+    def __init__(self, *, order=1, free_bytes=None, is_watched=False):
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
@@ -230,34 +215,34 @@ class ShimDevice:
             self.xp = FilledXp(POISON)
         self._free_bytes = free_bytes
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+    def launch(self, source, kernel, constants, num_threads, *arguments):
         found, options = kernel_source(source, constants), {"order": self._order, "is_watched": self._is_watched}
         run_kernel(found, kernel, constants, num_threads, arguments, **options)
 
-    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+    def launch_blocks(self, source, kernel, constants, num_blocks, *arguments):
         self.launch(source, kernel, constants, num_blocks, *arguments)  # an item of a launch is a block here
 
-    def upload(self, array: Any) -> Any:
+    def upload(self, array):
         return np.array(array, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(np.from_dlpack(array))
 
-    def download(self, array: Any) -> NDArray[Any]:
+    def download(self, array):
         return np.array(array, order="C")
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         pass
 
-    def active(self) -> contextlib.AbstractContextManager[None]:
+    def active(self):
         return contextlib.nullcontext()
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self):
         return self._free_bytes
 
 
-def shim_backend(**options: Any) -> CudaBackend:
+def shim_backend(**options):
     """The GPU engine on a shim device."""
     return CudaBackend(ShimDevice(**options))
 
 
-def watched_backend(**options: Any) -> CudaBackend:
+def watched_backend(**options):
     """The same, watched where that is possible."""
     return shim_backend(is_watched=True, **options)

@@ -3,17 +3,12 @@
 A call is a file with what a run of the package has called, some of its arguments changed.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
 import pickle
-import random
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,15 +23,15 @@ from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
-NUMBERS: tuple[Any, ...] = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+NUMBERS = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
 WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
-OTHERS: tuple[Any, ...] = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
+OTHERS = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
 TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
 
 Calls = list[tuple[str, list[Any]]]
 
 
-def engine_targets() -> list[Target]:
+def engine_targets():
     return [
         Target("module", _make_call, _read_call),
         Target("models", _make_model, _read_model, names_file=False, most_seconds=20.0),
@@ -46,15 +41,15 @@ def engine_targets() -> list[Target]:
 class _Recorder:
     """Stands for the compiled module, or an object of its classes, and notes calls: the first ones of each function."""
 
-    def __init__(self, of: Any, noted: dict[str, list[Calls]], before: Calls) -> None:
+    def __init__(self, of, noted, before):
         self.of, self._noted, self.before = of, noted, before
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         member = getattr(self.of, name)
         if not callable(member) or (isinstance(member, type) and issubclass(member, Exception)):
             return member
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments):
             calls = [*self.before, (name, list(map(_plain, arguments)))]
             known = self._noted.setdefault(" ".join(name for name, _ in calls), [])
             if arguments and len(known) < 4:
@@ -65,7 +60,7 @@ class _Recorder:
         return call
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     """Return a copy of an argument: of an object of the engine the calls that make it, of a function that is told of progress None."""
     if isinstance(value, _Recorder):
         return {"made": value.before}
@@ -75,9 +70,9 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _usual_calls() -> tuple[Calls, ...]:
+def _usual_calls():
     """What small cases call: of one to three axes, with each filter and model, with label sets, from label maps, of a backward pass."""
-    noted: dict[str, list[Calls]] = {}
+    noted = {}
     load = compiled._import_level
     with (
         mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
@@ -105,7 +100,7 @@ def _usual_calls() -> tuple[Calls, ...]:
     return tuple(calls for known in noted.values() for calls in known)
 
 
-_MODELS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+_MODELS = (
     ((17, 4), {"spatial.weight": 1.0, "mean_field.filter": "truncated"}),
     ((9, 17, 20), {"mean_field.filter": "truncated"}),
     ((4, 5, 17), {"mean_field.filter": "lattice", "volume.weight": 0.5}),
@@ -114,7 +109,7 @@ _MODELS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
 )
 
 
-def _damage(rng: random.Random, arguments: list[Any]) -> None:
+def _damage(rng, arguments):
     """Change one argument, or something in it."""
     place = rng.randrange(len(arguments))
     value = arguments[place]
@@ -134,7 +129,7 @@ def _damage(rng: random.Random, arguments: list[Any]) -> None:
         arguments[place] = rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
 
 
-def _damaged_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
+def _damaged_array(rng, array):
     how, shape = rng.random(), list(array.shape)
     if how < 0.2:
         with np.errstate(all="ignore"):
@@ -155,7 +150,7 @@ def _damaged_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
     return np.resize(array, shape)
 
 
-def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+def _laid_out(array, layout):
     if layout == "F":
         return np.asfortranarray(array)
     if layout == "steps" and array.ndim:
@@ -166,7 +161,7 @@ def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     return array
 
 
-def _make_call(rng: random.Random) -> Mapping[str, bytes]:
+def _make_call(rng):
     usual = _usual_calls()
     last = rng.choice(sorted({calls[-1][0] for calls in usual}))
     calls = copy.deepcopy(rng.choice([calls for calls in usual if calls[-1][0] == last]))
@@ -176,14 +171,14 @@ def _make_call(rng: random.Random) -> Mapping[str, bytes]:
     return {"calls.pickle": pickle.dumps(calls)}
 
 
-def _read_call(path: Path, rng: random.Random) -> None:
-    def called(calls: Calls) -> Any:
-        found: Any = engine
+def _read_call(path, rng):
+    def called(calls):
+        found = engine
         for name, arguments in calls:
             found = getattr(found, name)(*map(given, arguments))
         return found
 
-    def given(value: Any) -> Any:
+    def given(value):
         if isinstance(value, dict):
             return called(value["made"])
         if isinstance(value, np.ndarray) and rng.random() < 0.05:
@@ -199,16 +194,16 @@ def _read_call(path: Path, rng: random.Random) -> None:
         raise CapacityError(f"{path}: {error}") from error
 
 
-def _make_model(rng: random.Random) -> Mapping[str, bytes]:
+def _make_model(rng):
     """A small case whose voxels may be 1e-4 to 1e3 mm long, and bandwidths of a billionth to a billion mm."""
     shape = [rng.choice((1, 2, 3, 7, 20)) for _ in range(rng.choice((1, 2, 3, 3, 3)))]
     if rng.random() < 0.3:
         shape[rng.randrange(len(shape))] = rng.choice((50, 300))
 
-    def odd(*usual: float) -> float:
+    def odd(*usual):
         return rng.choice([*usual, 10 ** rng.uniform(-9, 9), 1e9, 1e-9])
 
-    parameters: dict[str, Any] = {"bilateral.theta_alpha": odd(1, 3, 3, 3), "bilateral.theta_beta": odd(0.05, 0.5, 0.5, 0.5)}
+    parameters = {"bilateral.theta_alpha": odd(1, 3, 3, 3), "bilateral.theta_beta": odd(0.05, 0.5, 0.5, 0.5)}
     if rng.random() < 0.7:
         parameters |= {"spatial.weight": 1.0, "spatial.theta_gamma": odd(1, 2)}
     parameters["mean_field.filter"] = rng.choice(("auto", "auto", "truncated", "lattice", "grid"))
@@ -224,7 +219,7 @@ def _make_model(rng: random.Random) -> Mapping[str, bytes]:
     return {"model.json": json.dumps(model).encode()}
 
 
-def _read_model(path: Path, _: random.Random) -> None:
+def _read_model(path, _):
     model = json.loads(path.read_bytes())
     rng, shape = np.random.default_rng(0), tuple(model["shape"])
     labels = rng.integers(0, model["labels"], shape)

@@ -1,14 +1,9 @@
 """Seeded changes of the content of files: what damage does, and what nobody would write by hand."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import json
-import random
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +28,7 @@ _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-320, 3e38, 1e300, float("inf"), float
 _ENCODINGS = ("utf-16", "utf-16-be", "utf-32", "utf-8-sig", "cp1252", "utf-7")
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
+def mutated(content, rng):
     """The content with one to four changes: bits, bytes, pieces cut out, repeated, moved or put in."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
@@ -58,7 +53,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def mutated_text(content: bytes, rng: random.Random) -> bytes:
+def mutated_text(content, rng):
     """The content with one to three changes to its lines, numbers and words, or in another encoding."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         match rng.randrange(7):
@@ -80,12 +75,12 @@ def mutated_text(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
-def _replaced(content: bytes, pattern: bytes, word: bytes, rng: random.Random) -> bytes:
+def _replaced(content, pattern, word, rng):
     start, end = rng.choice([match.span() for match in re.finditer(pattern, content[:4000])] or [(0, 0)])
     return content[:start] + word + content[end:]
 
 
-def mutated_numbers(content: bytes, rng: random.Random) -> bytes:
+def mutated_numbers(content, rng):
     """The content with one to three binary numbers in the place of its own, in either byte order, at a multiple of their size."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -98,7 +93,7 @@ def mutated_numbers(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def damaged(files: Mapping[str, bytes], rng: random.Random) -> dict[str, bytes]:
+def damaged(files, rng):
     """One of the files, most often the first, is damaged, before or after those that end in .gz or .mgz are compressed; or none is."""
     chosen = rng.choice((next(iter(files)), *files)) if rng.random() < 0.95 else None
     before, found = rng.random() < 0.6, {}
@@ -114,7 +109,7 @@ def damaged(files: Mapping[str, bytes], rng: random.Random) -> dict[str, bytes]:
     return found
 
 
-def damaged_part(content: bytes, rng: random.Random) -> bytes:
+def damaged_part(content, rng):
     """Of a text lines, numbers and words, of a binary header numbers, of voxels anything."""
     start, end, change = 0, 352, mutated_numbers
     if content[128:132] == b"DICM":
@@ -130,7 +125,7 @@ def damaged_part(content: bytes, rng: random.Random) -> bytes:
     return content[:start] + change(content[start:end], rng) + content[end:]
 
 
-def _with_other_elements(content: bytes, rng: random.Random) -> bytes:
+def _with_other_elements(content, rng):
     """Digits in the texts that DICOM keeps its numbers in, binary numbers, or anything."""
     if (kind := rng.randrange(4)) > 0:
         return (mutated_numbers if kind == 1 else mutated)(content, rng)
@@ -141,13 +136,13 @@ def _with_other_elements(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-_WRONG: tuple[Any, ...] = (
+_WRONG = (
     *(None, True, 1.5, -1, 0, 65536, 10**40, float("nan"), float("inf"), [], {}, [[]], [None], ["1", 2], list(range(300)), {"a": {"b": 1}}),
     *("", "x" * 5000, "y" * 300, "\x1b[31m", "a\0b", "..", "a\nb", "\ud800", "/dev/zero", {"0": "a", "00": "b"}, {"background": 0}),
 )
 
 
-def wrong_somewhere(content: Any, rng: random.Random) -> bytes:
+def wrong_somewhere(content, rng):
     """JSON with a value of the wrong type or size somewhere, a key removed, or damage to the text; once in a while as it is."""
     content = copy.deepcopy(content)
     for _ in range(rng.choice((0, 1, 1, 2))):

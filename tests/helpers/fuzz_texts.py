@@ -1,16 +1,11 @@
 """Inputs of the readers of JSON, TOML, tables and texts of the command line."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MOST_OF_A_MESSAGE, Target
@@ -18,7 +13,6 @@ from fuzz_worker import MOST_OF_A_MESSAGE, Target
 from crfrefine.base import memory
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import for_terminal
-from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
@@ -37,7 +31,7 @@ _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS,
 _DECATHLON = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]}
 _FUNCTION = "remove_all_but_largest_component_from_segmentation"
 _ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
-_MEASURED: Mapping[str, Any] = {
+_MEASURED = {
     **{"case": "a", "fingerprint": {"version": "1", "files": [["a", 1, 2]]}, "seconds": 0.5, "warnings": [], "notes": ["a note"]},
     "values": {"prediction": {"1": {"dice": 0.5, "hd95_mm": None}}},
 }
@@ -57,7 +51,7 @@ _SUMMARY = {**_RUN, "interrupted": True, "cases": [_RECORD, _FAILED], "not_reach
 _LINES = ({"run": "started", **_RUN}, _RECORD, _FAILED, {"run": "ended", "seconds": 3.5, "interrupted": False, "num_done": 1})
 
 # The contents of each kind of file.
-_CONTENTS: Mapping[str, tuple[Any, ...]] = {
+_CONTENTS = {
     "dataset.json": (
         _DESCRIPTION,
         _DECATHLON,
@@ -88,10 +82,10 @@ _CONTENTS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _make(*names: str) -> Callable[[random.Random], Mapping[str, bytes]]:
+def _make(*names):
     """One of the files, beside others of a case."""
 
-    def make(rng: random.Random) -> Mapping[str, bytes]:
+    def make(rng):
         name = rng.choice(names)
         others = {"dataset.json": json.dumps(_DESCRIPTION).encode(), "a.npz": b"", "a_0000.nii": b""}
         return {**{name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng)}, **{key: others[key] for key in others if key != name}}
@@ -99,7 +93,7 @@ def _make(*names: str) -> Callable[[random.Random], Mapping[str, bytes]]:
     return make
 
 
-def _read_description(path: Path, rng: random.Random) -> None:
+def _read_description(path, rng):
     _require_cases(discover_cases(path.parent, None))
     found = read_dataset_description(path.parent)
     assert found is not None
@@ -109,11 +103,11 @@ def _read_description(path: Path, rng: random.Random) -> None:
     read_regions(path)
 
 
-def _read_regions(path: Path, rng: random.Random) -> None:
+def _read_regions(path, rng):
     assert all(region.name and all(0 < label <= 65535 for label in region.labels) for region in read_regions(path))
 
 
-def _read_measured(path: Path, rng: random.Random) -> None:
+def _read_measured(path, rng):
     found = from_json(path, _MEASURED["fingerprint"])
     if found is None:
         raise CrfRefineError("measured again")
@@ -122,7 +116,7 @@ def _read_measured(path: Path, rng: random.Random) -> None:
     assert math.isfinite(found.times["measure"])
 
 
-def _read_nnunet(path: Path, rng: random.Random) -> None:
+def _read_nnunet(path, rng):
     match path.name:
         case "plans.json":
             layout.recognize_folder(path.parent)
@@ -137,41 +131,36 @@ def _read_nnunet(path: Path, rng: random.Random) -> None:
             _require_cases(datasets.training_cases(path.parent, None, path.parent))
 
 
-def _require_cases(cases: CaseList) -> None:
+def _require_cases(cases):
     _require_lines(cases.notes)
     assert all(isinstance(case.case_id, str) and len(case.problem or "") < MOST_OF_A_MESSAGE for case in cases)
 
 
-def _require_lines(notes: Any) -> None:
+def _require_lines(notes):
     for note in notes:
         assert for_terminal(note) == note
         assert all(len(line) < MOST_OF_A_MESSAGE for line in note.splitlines()), note[:300]
 
 
 @cache
-def _trained() -> dict[str, Any]:
+def _trained():
     """The state of a training in the middle; what trains imports torch, which the other targets do without."""
-    from crfrefine.train.baselines import VectorScaling
-    from crfrefine.train.candidates import no_crf
-    from crfrefine.train.checkpoint import Done, Part
+    from training_helpers import half_done
 
-    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
-    parts = (Part(halves=(fit, fit)), Part(fit=fit, scaling=VectorScaling(0.9, (0.1, -0.1)), measured={"a": {"net": {}}}), Part())
-    state = Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
-    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(to_plain(state)))}
+    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(to_plain(half_done())))}
 
 
-def _read_checkpoint(path: Path, rng: random.Random) -> None:
+def _read_checkpoint(path, rng):
     from crfrefine.train.checkpoint import Checkpoint
 
     assert Checkpoint(path, "digest").load() is not None
 
 
-def _damaged_text(content: bytes, rng: random.Random) -> bytes:
+def _damaged_text(content, rng):
     return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
 
 
-def _read_parameters(path: Path, rng: random.Random) -> None:
+def _read_parameters(path, rng):
     parameters = CrfParameters.load(path)
     assert CrfParameters.from_toml(parameters.to_toml()) == parameters
 
@@ -180,7 +169,7 @@ def _read_parameters(path: Path, rng: random.Random) -> None:
 _OPTIONS = (b"core=1+3+4", b"whole=1", b"8GiB", b"512 MB", b"1.5G", b"bilateral.theta_alpha=3.5", b"mean_field.filter=grid")
 
 
-def _read_option(path: Path, rng: random.Random) -> None:
+def _read_option(path, rng):
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     for read in (parse_region, memory.parse_size):
         try:
@@ -191,7 +180,7 @@ def _read_option(path: Path, rng: random.Random) -> None:
     CrfParameters().replace(**{key: value})
 
 
-def _summary(rng: random.Random) -> Mapping[str, bytes]:
+def _summary(rng):
     """A summary, or lines of one of which one is damaged; now and then the end is missing, as after a kill."""
     if rng.random() < 0.5:
         return {"summary.json": wrong_somewhere(_SUMMARY, rng)}
@@ -202,7 +191,7 @@ def _summary(rng: random.Random) -> Mapping[str, bytes]:
     return {"summary.jsonl": content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
 
 
-def _read_summary(path: Path, rng: random.Random) -> None:
+def _read_summary(path, rng):
     """As `status` does, or the next run that continues it."""
     if path.suffix == ".jsonl" or rng.random() < 0.5:
         (run,) = find_status([path]).runs
@@ -225,7 +214,7 @@ _ROWS = (
 
 
 @cache
-def _parquet() -> bytes:
+def _parquet():
     """The rows as Parquet, some cells as lists."""
     import pyarrow
     import pyarrow.parquet
@@ -237,7 +226,7 @@ def _parquet() -> bytes:
     return stream.getvalue()
 
 
-def _manifest(rng: random.Random) -> Mapping[str, bytes]:
+def _manifest(rng):
     files = {"a.nii": b"", "b.nii": b"", "l.nii": b""}
     if rng.random() < 0.25:
         return {"cases.parquet": mutated(_parquet(), rng) if rng.random() < 0.9 else _parquet(), **files}
@@ -246,7 +235,7 @@ def _manifest(rng: random.Random) -> Mapping[str, bytes]:
     return {"cases.csv": _damaged_text(text.getvalue().encode(), rng), **files}
 
 
-def _read_manifest(path: Path, rng: random.Random) -> None:
+def _read_manifest(path, rng):
     try:
         found = read_manifest(path, path.parent / "out", input_type=rng.choice(("auto", "labels")))
     except InputError as error:  # It may list 20 problems: each of them is to be short.
@@ -256,7 +245,7 @@ def _read_manifest(path: Path, rng: random.Random) -> None:
     assert all(case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents for case in found)
 
 
-def text_targets() -> Iterator[Target]:
+def text_targets():
     """The readers of texts and tables."""
     yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
     yield Target("regions.json", _make("regions.json"), _read_regions)

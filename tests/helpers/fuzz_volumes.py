@@ -1,18 +1,14 @@
 """Inputs of the readers of volumes: small files of every kind, damaged before or after they are compressed or packed."""
 
-from __future__ import annotations
-
 import bz2
 import io as streams
-import random
 import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -31,7 +27,7 @@ VOXELS = np.arange(24, dtype="<i2").tobytes()
 AFFINE = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
 
 
-def _read_volume(path: Path, rng: random.Random) -> None:
+def _read_volume(path, rng):
     """Read a file in one of the ways in which the package does."""
     match rng.randrange(8):
         case 0:
@@ -57,7 +53,7 @@ def _read_volume(path: Path, rng: random.Random) -> None:
             assert np.isfinite(values).all()
 
 
-def _require_header(header: io.VolumeHeader) -> None:
+def _require_header(header):
     assert len(header.grid_shape) in (1, 2, 3)
     assert all(isinstance(size, int) and size >= 1 for size in (*header.grid_shape, header.num_channels))
     assert header.dtype.isprintable()
@@ -68,7 +64,7 @@ def _require_header(header: io.VolumeHeader) -> None:
         assert header.orientation is not None
 
 
-def _nifti(name: str) -> Iterator[Sample]:
+def _nifti(name):
     """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a plane."""
     for kind, order, dtype, shape in (
         (nib.Nifti1Header, "<", np.int16, SHAPE),
@@ -91,14 +87,14 @@ def _nifti(name: str) -> Iterator[Sample]:
         yield {name: block + bytes(int(header["vox_offset"]) - len(block)) + values.tobytes()}
 
 
-def _mgh() -> Iterator[Sample]:
+def _mgh():
     """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and compressed."""
     for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE)):
         content = nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), AFFINE).to_bytes()
         yield from ({"a.mgh": content}, {"a.mgz": content}, {"a.mgh": content[:28] + bytes(2) + content[30:]})
 
 
-def _pairs() -> Iterator[Sample]:
+def _pairs():
     """Headers of NIfTI pairs and of Analyze, each with its voxels."""
     kinds = (nib.Nifti1Pair, np.int16), (nib.Nifti2Pair, np.float32), (nib.AnalyzeImage, np.uint8), (nib.Spm2AnalyzeImage, np.int16)
     for kind, dtype in kinds:
@@ -163,13 +159,13 @@ _SEGMENTATIONS = (
 )
 
 
-def _texts(name: str, contents: tuple[tuple[bytes, Any], ...]) -> Iterator[Sample]:
+def _texts(name, contents):
     """Texts with their voxels behind them, or in other files."""
     for text, voxels in contents:
         yield {name: text + voxels} if isinstance(voxels, bytes) else {name: text, **voxels}
 
 
-def _arrays() -> Iterator[Sample]:
+def _arrays():
     values = np.random.default_rng(5).normal(size=(3, 2, 4, 5))
     for array in (values.astype("f4"), np.asfortranarray(values.astype(">f8")), values.astype("f2")[:, 0], values.astype("i1")):
         buffer = streams.BytesIO()
@@ -177,7 +173,7 @@ def _arrays() -> Iterator[Sample]:
         yield {"a.npy": buffer.getvalue()}
 
 
-def _archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+def _archive(members, compression=zipfile.ZIP_DEFLATED):
     """A zip archive, the same whenever it is made."""
     buffer = streams.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as packed:
@@ -192,7 +188,7 @@ _NAMES = ("logits", "logits.npy", "softmax.npy", "x/logits.npy", "probabilities"
 _COMPRESSIONS = (*[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
-def _npz(rng: random.Random) -> Sample:
+def _npz(rng):
     """Of a damaged array, of one that has another name, or with damage to the archive."""
     sample, kind = rng.choice(_samples("npy")), rng.randrange(3)
     (array,) = (damaged(sample, rng) if kind == 0 else sample).values()
@@ -201,7 +197,7 @@ def _npz(rng: random.Random) -> Sample:
     return damaged(packed, rng) if kind == 2 else packed
 
 
-def _misnamed(rng: random.Random) -> Sample:
+def _misnamed(rng):
     """A damaged file of one kind under the name of another one, or of none."""
     (content,) = damaged(rng.choice(_samples(rng.choice(("nii", "nii.gz", "mha", "nrrd", "mgh", "npy")))), rng).values()
     suffixes = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz", ".npy", ".img", ".mgz", ".dcm", ".dat", "", ".gz")
@@ -211,8 +207,8 @@ def _misnamed(rng: random.Random) -> Sample:
 _FRAMES, _PLACE = np.arange(36).reshape(4, 3, 3), np.array([[-0.7, 0, 0, 3], [0, -1.1, 0.2, -4], [0, 0.1, 2.5, 5], [0, 0, 0, 1]])
 
 
-def _dicom(*found: pydicom.Dataset) -> Sample:
-    files: dict[str, bytes] = {}
+def _dicom(*found):
+    files = {}
     for number, one in enumerate(found):
         buffer = streams.BytesIO()
         pydicom.dcmwrite(buffer, one, enforce_file_format=True)
@@ -220,7 +216,7 @@ def _dicom(*found: pydicom.Dataset) -> Sample:
     return files
 
 
-def _series() -> Iterator[Sample]:
+def _series():
     """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two.
 
     The last two are single files of several frames.
@@ -244,7 +240,7 @@ def _series() -> Iterator[Sample]:
     yield _dicom(frames)
 
 
-def _dicom_segmentations() -> Iterator[Sample]:
+def _dicom_segmentations():
     """Binary segments, one and two of them, deflated, and a label map."""
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -261,7 +257,7 @@ def _dicom_segmentations() -> Iterator[Sample]:
         yield _dicom(one)
 
 
-_SAMPLES: Mapping[str, Callable[[], Iterator[Sample]]] = {
+_SAMPLES = {
     "nii": partial(_nifti, "a.nii"),
     "nii.gz": partial(_nifti, "a.nii.gz"),
     "mha": partial(_texts, "a.mha", _META),
@@ -278,11 +274,11 @@ _SAMPLES: Mapping[str, Callable[[], Iterator[Sample]]] = {
 
 
 @cache
-def _samples(name: str) -> tuple[Sample, ...]:
+def _samples(name):
     return tuple(_SAMPLES[name]())
 
 
-def volume_targets() -> Iterator[Target]:
+def volume_targets():
     """The readers of volumes."""
     makers = {"npz": _npz, "misnamed": _misnamed}
     for name in (*_SAMPLES, *makers):

@@ -4,8 +4,6 @@ The rule: a reader returns a valid object or raises a CrfRefineError with a shor
 `Finding`: another exception, a crash, an input that takes too long or too much memory, text on the standard streams.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import itertools
 import json
@@ -17,11 +15,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
 from crfrefine.base.text import for_terminal
 from crfrefine.errors import CapacityError, CrfRefineError, UnexpectedError
@@ -62,10 +58,10 @@ class Tally:
     seconds: float = 0.0
 
     @property
-    def inputs(self) -> int:
+    def inputs(self):
         return self.taken + self.refused + len(self.findings)
 
-    def add(self, seed: int, outcome: str) -> None:
+    def add(self, seed, outcome):
         """Count an input that was "taken" or "refused"; anything else is what is wrong with it."""
         self.taken += outcome == "taken"
         self.refused += outcome == "refused"
@@ -81,7 +77,7 @@ class NoiseError(Exception):
     """The reader wrote to the standard streams by itself."""
 
 
-def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = None, seconds: float | None = None) -> Tally:
+def fuzz(target, folder, *, first=0, inputs=None, seconds=None):
     """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MOST_FINDINGS is reached."""
     started = time.monotonic()
     tally = Tally()
@@ -106,7 +102,7 @@ def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = N
     return tally
 
 
-def examine(target: Target, folder: Path, seed: int) -> bool:
+def examine(target, folder, seed):
     """Give a reader the input of one seed in this process; return whether it was taken, raise whatever breaks the rule."""
     rng = random.Random(f"{target.name} {seed}")
     files = target.make(rng)
@@ -126,7 +122,7 @@ def examine(target: Target, folder: Path, seed: int) -> bool:
     return True
 
 
-def _require_readable(error: CrfRefineError, path: Path | None) -> None:
+def _require_readable(error, path):
     message = str(error)
     assert message, type(error)
     assert len(message) < MOST_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
@@ -136,7 +132,7 @@ def _require_readable(error: CrfRefineError, path: Path | None) -> None:
     assert not (isinstance(error, CapacityError) and isinstance(error.__cause__, MemoryError)), f"ran out of memory: {message:.300}"
 
 
-def _fork(work: Callable[[], None]) -> int:
+def _fork(work):
     """Run a function in a copy of this process; return its exit status, or minus the signal that ended it."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -151,7 +147,7 @@ def _fork(work: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def _work(target: Target, folder: Path, seeds: Iterator[int], deadline: float | None, most: int, results: IO, noise: IO) -> None:
+def _work(target, folder, seeds, deadline, most, results, noise):
     """Write down what became of each input, where a crash cannot take it."""
     for stream in (1, 2):
         os.dup2(noise.fileno(), stream)
@@ -184,17 +180,17 @@ def _work(target: Target, folder: Path, seeds: Iterator[int], deadline: float | 
         results.flush()
 
 
-def _set_limits() -> None:
+def _set_limits():
     own = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
     resource.setrlimit(resource.RLIMIT_AS, (own + MOST_ADDRESSES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26,) * 2)
 
 
-def _resident() -> int:
+def _resident():
     """Return the most bytes that this process has had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _late(number: int, frame: FrameType | None) -> None:
+def _late(number, frame):
     raise TookTooLong("not done in time")

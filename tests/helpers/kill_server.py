@@ -4,8 +4,6 @@ A program of its own: the process that forks must have one thread. It reads requ
 one JSON value per line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json
@@ -17,7 +15,7 @@ import time
 from pathlib import Path
 
 
-def work(arguments: list[str], log: str, setup: str) -> None:
+def work(arguments, log, setup):
     """Be the command. The names of the modules it has imported go to the end of the log."""
     for stream, name, mode in ((0, os.devnull, "rb"), (1, log, "wb"), (2, log, "ab")):
         with open(name, mode) as file:  # noqa: PTH123
@@ -26,7 +24,7 @@ def work(arguments: list[str], log: str, setup: str) -> None:
     exec(setup, {})  # of the tests themselves
     from crfrefine.cli.main import main
 
-    status: object = 1
+    status = 1
     try:
         main()
         status = 0
@@ -38,7 +36,7 @@ def work(arguments: list[str], log: str, setup: str) -> None:
         os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
-def answer(request: dict) -> tuple[int, float]:
+def answer(request):
     """Run a command; kill it after some seconds, if it has not ended by then."""
     started = time.perf_counter()
     child = os.fork()

@@ -1,7 +1,5 @@
 """Kills a command at random moments, again and again on the same output, and checks what it leaves and what the rest makes of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -9,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +26,14 @@ _OF_THE_RUN = frozenset(
 class KillServer:
     """Runs commands in copies of a process that has imported everything."""
 
-    def __init__(self, folder: Path, setup: str = "") -> None:
+    def __init__(self, folder, setup=""):
         self._log, self._setup = folder / "log", setup
         command = [sys.executable, str(Path(__file__).with_name("kill_server.py"))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
         )
 
-    def run(self, arguments: Sequence[object], seconds: float | None = None) -> tuple[int, float]:
+    def run(self, arguments, seconds=None):
         """Run a command to its end, or kill it after some seconds; return status, or minus the signal, and the seconds that it took."""
         request = {"arguments": [str(argument) for argument in arguments], "seconds": seconds, "log": str(self._log), "setup": self._setup}
         assert self.process.stdin is not None
@@ -44,7 +42,7 @@ class KillServer:
         status, taken = json.loads(self.process.stdout.readline())
         return status, taken
 
-    def said(self) -> str:
+    def said(self):
         """Return what the last command printed."""
         return self._log.read_text(errors="replace").rpartition("\nmodules:")[0]
 
@@ -60,19 +58,19 @@ class Work:
     before: Callable[[], object] = lambda: None  # makes the output as it is before the first run
     after: Callable[[], object] = lambda: None  # checks more, after the last run of a succession
 
-    def clear(self) -> None:
+    def clear(self):
         """Make the output as it is before the first run."""
         for path in self.outputs:
             shutil.rmtree(path, ignore_errors=True)
         self.before()
 
-    def files(self) -> dict[str, bytes]:
+    def files(self):
         """Return the content of all files of the output, by name; of JSON and HTML, without what differs between any two runs."""
         paths = [path for output in self.outputs for path in (sorted(output.rglob("*")) if output.is_dir() else [output])]
         return {str(path): without_run(path) for path in paths if path.is_file() and not is_record(path)}
 
 
-def without_run(path: Path) -> bytes:
+def without_run(path):
     content = path.read_bytes()
     if path.suffix == ".json" and not is_hidden(path):
         return json.dumps(_without_run(json.loads(content))).encode()
@@ -83,22 +81,22 @@ def without_run(path: Path) -> bytes:
     return content
 
 
-def _without_run(value: object) -> object:
+def _without_run(value):
     if isinstance(value, dict):
         return {name: _without_run(inner) for name, inner in value.items() if name not in _OF_THE_RUN}
     return [_without_run(inner) for inner in value] if isinstance(value, list) else value
 
 
-def is_record(path: Path) -> bool:
+def is_record(path):
     """Whether a file is a record of a run, which says how it went."""
     return path.parent.name == RECORD_FOLDER and path.name.startswith("run-")
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(path):
     return path.name.startswith(".")
 
 
-def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kills: int = NUM_KILLS, most_in_a_row: int = 10) -> None:
+def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_row=10):
     """Kill the command at random moments of an undisturbed run's time, several times in succession, and then let it end.
 
     After each kill, every file that has its name is the one of the undisturbed run. At the end all of them are, and nothing else is there.
@@ -129,7 +127,7 @@ def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kil
             work.after()
 
 
-def _check_early(found: Mapping[str, bytes], whole: Mapping[str, bytes], before: Mapping[str, bytes], work: Work) -> None:
+def _check_early(found, whole, before, work):
     for name, content in found.items():
         path = Path(name)
         if path.suffix == ".mhd":

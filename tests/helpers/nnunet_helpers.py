@@ -55,9 +55,9 @@ def write_output(folder, case_id, case, trap, *, npz=True):
         (folder / f"{case_id}.pkl").write_bytes(pickle.dumps(Trap(trap)))
 
 
-def write_raw(tree, count, images="imagesTr", kind="useful"):
+def write_raw(tree, count, images="imagesTr"):
     for number in range(count):
-        case = phantom(number, kind)
+        case = phantom(number)
         for modality, values in enumerate(case.image):
             save_nifti(tree.raw / images / f"case{number}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
         if images == "imagesTr":
@@ -74,10 +74,10 @@ def plans(**changes):
     return {"dataset_name": DATASET, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "configurations": {}, **changes}
 
 
-def write_tree(root, count=4, num_folds=2, kind="useful"):
+def write_tree(root, count=4, num_folds=2):
     """A network that is trained on all its folds, each validated with --npz: fold k holds out the cases k, k + num_folds, ..."""
     tree = Tree(root)
-    write_raw(tree, count, kind=kind)
+    write_raw(tree, count)
     cases = [f"case{number}" for number in range(count)]
     splits = [{"train": [c for i, c in enumerate(cases) if i % num_folds != k], "val": cases[k::num_folds]} for k in range(num_folds)]
     write_json(tree.preprocessed / "splits_final.json", splits)
@@ -85,13 +85,13 @@ def write_tree(root, count=4, num_folds=2, kind="useful"):
         write_json(folder / "dataset.json", describe())
     write_json(tree.network / "plans.json", plans())
     for fold in range(num_folds):
-        write_fold(tree, fold, range(fold, count, num_folds), kind=kind)
+        write_fold(tree, fold, range(fold, count, num_folds))
     return tree
 
 
-def write_fold(tree, fold, numbers, *, npz=True, kind="useful"):
+def write_fold(tree, fold, numbers):
     for number in numbers:
-        write_output(tree.validation(fold), f"case{number}", phantom(number, kind), tree.trap, npz=npz)
+        write_output(tree.validation(fold), f"case{number}", phantom(number), tree.trap)
     write_json(tree.validation(fold) / "summary.json", {"foreground_mean": {"Dice": 0.8}})
     for checkpoint in ("best", "final"):
         (tree.validation(fold).parent / f"checkpoint_{checkpoint}.pth").write_bytes(b"weights")

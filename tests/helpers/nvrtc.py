@@ -1,7 +1,5 @@
 """Compiling the GPU's kernels for real, without a GPU: NVRTC from its wheel or a CUDA toolkit, through its C API."""
 
-from __future__ import annotations
-
 import ctypes
 import ctypes.util
 import importlib.util
@@ -9,8 +7,6 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-from crfrefine.engines.cuda.sources import KernelSource
 
 CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy 14 adds to the options of a `RawModule`, besides the architecture."""
@@ -30,7 +26,7 @@ class CompilationError(Exception):
 
 
 @cache
-def nvrtc_library() -> ctypes.CDLL | None:
+def nvrtc_library():
     """NVRTC, if some package or the system has it."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -44,7 +40,7 @@ def nvrtc_library() -> ctypes.CDLL | None:
     return None
 
 
-def compile_for(architecture: str, source: KernelSource) -> dict[str, Usage]:
+def compile_for(architecture, source):
     """Compile to machine code for an architecture such as "sm_90"; what each kernel takes.
 
     Raises:
@@ -61,7 +57,7 @@ def compile_for(architecture: str, source: KernelSource) -> dict[str, Usage]:
     return usage
 
 
-def intermediate_code(source: KernelSource) -> dict[str, str]:
+def intermediate_code(source):
     """Compile to PTX, the assembler's input; each kernel's text.
 
     Raises:
@@ -71,7 +67,7 @@ def intermediate_code(source: KernelSource) -> dict[str, str]:
     return {part.partition("(")[0].strip(): part for part in text.split(".visible .entry ")[1:]}
 
 
-def _compile(architecture: str, source: KernelSource) -> tuple[str, str]:
+def _compile(architecture, source):
     """The compiler's log; and PTX for a virtual architecture."""
     library = nvrtc_library()
     assert library is not None
@@ -83,7 +79,7 @@ def _compile(architecture: str, source: KernelSource) -> tuple[str, str]:
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))
     size = ctypes.c_size_t()
 
-    def read(what: str) -> str:
+    def read(what):
         getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
         text = ctypes.create_string_buffer(size.value)
         getattr(library, f"nvrtcGet{what}")(program, text)

@@ -42,10 +42,10 @@ _LINUX_FOLDERS = ("/proc/", "/sys/")
 _BAD_NAME = re.compile(r'.*[<>:"|?*\\\x00-\x1f].*|.*[ .]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?')
 
 _inside = threading.local()
-_temporary: set[str] = set()
+_temporary = set()
 
 
-def _held() -> set[str]:
+def _held():
     """The files that this process has open or mapped, but for temporary ones."""
     found = set()
     for link in Path("/proc/self/fd").iterdir():
@@ -56,12 +56,12 @@ def _held() -> set[str]:
     return found - _temporary
 
 
-def _refuse(path: object) -> None:
+def _refuse(path):
     if os.path.realpath(os.fspath(path)) in _held():
         raise PermissionError(errno.EACCES, "The process cannot access the file because it is being used", path)
 
 
-def _on_opening(path: object, flags: int, *, is_windows: bool) -> None:
+def _on_opening(path, flags, *, is_windows):
     if isinstance(path, int):
         return
     name = os.fsdecode(path)
@@ -73,7 +73,7 @@ def _on_opening(path: object, flags: int, *, is_windows: bool) -> None:
         _temporary.add(os.path.realpath(name))
 
 
-def _watch(event: str, arguments: tuple, *, is_windows: bool) -> None:
+def _watch(event, arguments, *, is_windows):
     if getattr(_inside, "hook", False):
         return
     _inside.hook = True
@@ -89,7 +89,7 @@ def _watch(event: str, arguments: tuple, *, is_windows: bool) -> None:
         _inside.hook = False
 
 
-def become(system: str) -> None:
+def become(system):
     """Make this process one of another system."""
     for module, names in LACKS[system].items():
         for name in names.split():
@@ -104,7 +104,7 @@ def become(system: str) -> None:
     sys.addaudithook(lambda event, arguments: _watch(event, arguments, is_windows=system == "windows"))
 
 
-def main() -> None:
+def main():
     """Run commands, which a `+` separates, until one fails."""
     become(sys.argv[1])
     from crfrefine.cli.main import main as command

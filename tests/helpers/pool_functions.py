@@ -8,33 +8,33 @@ from pathlib import Path
 from crfrefine.errors import CapacityError
 
 
-def square(number: int) -> tuple[int, int]:
+def square(number):
     return number**2, os.getpid()
 
 
-def die_at_three(number: int) -> int:
+def die_at_three(number):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def leave_at_one(number: int) -> int:
+def leave_at_one(number):
     if number == 1:
         os._exit(7)
     return number
 
 
-def sleep(seconds: float) -> float:
+def sleep(seconds):
     time.sleep(seconds)
     return seconds
 
 
-def square_slowly_from_the_end(number: int) -> int:
+def square_slowly_from_the_end(number):
     time.sleep(0.01 * (4 - number))
     return number**2
 
 
-def _load_slowly() -> object:
+def _load_slowly():
     time.sleep(1.3)
     return abs
 
@@ -42,22 +42,22 @@ def _load_slowly() -> object:
 class LoadedSlowly:
     """A function whose libraries take longer to load than 1 s."""
 
-    def __reduce__(self) -> tuple[object, tuple[()]]:
+    def __reduce__(self):
         return _load_slowly, ()
 
 
-def fail_at_two(number: int) -> int:
+def fail_at_two(number):
     if number == 2:
         raise ValueError(f"no {number}")
     return number
 
 
-def fail_from_the_end(number: int) -> int:
+def fail_from_the_end(number):
     time.sleep(0.05 * (2 - number))
     raise ValueError(f"no {number}")
 
 
-def die_once(path: str) -> int:
+def die_once(path):
     """The first time, the process dies."""
     marker = Path(path)
     if marker.exists():
@@ -67,7 +67,7 @@ def die_once(path: str) -> int:
     return 0
 
 
-def begin_and_sleep(path: str) -> int:
+def begin_and_sleep(path):
     """Leave a line when it begins."""
     with Path(path).open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -79,7 +79,7 @@ LEAVES = "TEST_WORKER_LEAVES"
 """Variable of the environment of a worker that leaves the cluster while its item is in progress."""
 
 
-def sleep_until_the_worker_leaves(task: tuple[int, str]) -> tuple[int, int]:
+def sleep_until_the_worker_leaves(task):
     """Leave a line in a file where the worker is going to leave, and never end there."""
     number, path = task
     if LEAVES in os.environ:
@@ -87,28 +87,28 @@ def sleep_until_the_worker_leaves(task: tuple[int, str]) -> tuple[int, int]:
     return number, os.getppid()
 
 
-def signal_worker(number: int) -> None:
+def signal_worker(number):
     """Send a signal to the Dask worker that this process works for, and to nobody else."""
     parent = os.getppid()
     assert b"multiprocessing" in Path(f"/proc/{parent}/cmdline").read_bytes()
     os.kill(parent, number)
 
 
-def kill_parent(number: int) -> int:
+def kill_parent(number):
     if number == 1:
         signal_worker(signal.SIGKILL)
         time.sleep(3600)
     return number
 
 
-def freeze_parent(number: int) -> int:
+def freeze_parent(number):
     if number == 1:
         signal_worker(signal.SIGSTOP)
         time.sleep(3600)
     return number
 
 
-def fill_memory(size: int) -> int:
+def fill_memory(size):
     held = bytearray(size)
     held[::4096] = b"1" * len(held[::4096])
     time.sleep(3600 if size > 1 << 28 else 0)
@@ -118,22 +118,22 @@ def fill_memory(size: int) -> int:
 class TwoArgumentsError(Exception):
     """Cannot be made again from its text alone, as unpickling tries."""
 
-    def __init__(self, first: str, second: str) -> None:
+    def __init__(self, first, second):
         super().__init__(f"{first} and {second}")
 
 
-def fail_oddly_at_one(number: int) -> object:
+def fail_oddly_at_one(number):
     """The error, and a result, that cannot be sent."""
     if number == 1:
         raise TwoArgumentsError("salt", "pepper")
     return (lambda: number) if number == 2 else number
 
 
-def repeat(size: int) -> bytes:
+def repeat(size):
     return b"x" * size
 
 
-def need_memory(need: tuple[int, int]) -> tuple[int, int]:
+def need_memory(need):
     """Return the worker's process; refuse, as cases do, if the worker has too little memory. The other number makes items differ."""
     if int(os.environ.get("CRFREFINE_WORKER_MEMORY", 1 << 60)) < need[1]:
         raise CapacityError(f"needs {need[1]} bytes")
@@ -141,7 +141,7 @@ def need_memory(need: tuple[int, int]) -> tuple[int, int]:
     return os.getppid(), need[1]
 
 
-def where(item: int) -> tuple[str, str | None, str | None]:
+def where(item):
     names = ("CRFREFINE_WORKER_THREADS", "CRFREFINE_WORKER_MEMORY")
     return (str(Path.cwd()), *(os.environ.get(name) for name in names))
 

@@ -16,14 +16,10 @@ has words such as `cuda:1=error`:
 | `waits` | it goes on once another device was opened a second time |
 """
 
-from __future__ import annotations
-
-import contextlib
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import cuda_shim
 
@@ -37,7 +33,7 @@ SITE = Path(__file__).with_name("pretended_site")
 class CudaError(RuntimeError):
     """Stands for CuPy's."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status, text):
         super().__init__(text)
         self.status = status
 
@@ -45,7 +41,7 @@ class CudaError(RuntimeError):
 class PretendedGpu(cuda_shim.ShimDevice):
     """A GPU by its number, as `CupyDevice` opens it."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index=0):
         if index >= num_gpus():
             raise BackendUnavailableError(f"--device cuda:{index}: no such NVIDIA GPU")
         faults = dict(word.split("=") for word in os.environ.get("PRETENDED_FAULTS", "").split())
@@ -58,17 +54,17 @@ class PretendedGpu(cuda_shim.ShimDevice):
         if self._fault == "shut" or (self._fault == "gone" and self._has_happened()):
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU (cudaErrorNoDevice)")
 
-    def active(self) -> contextlib.AbstractContextManager[None]:
+    def active(self):
         return self._loss.watching()
 
-    def download(self, array: Any) -> Any:
+    def download(self, array):
         self._ask()
         if self._fault not in ("", "small") and (self._fault == "errors" or not self._has_happened()):
             self._happen()
         self._note("used")
         return super().download(array)
 
-    def _happen(self) -> None:
+    def _happen(self):
         (self._state() / f"{self.name}.fault").touch()
         if self._fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -84,43 +80,43 @@ class PretendedGpu(cuda_shim.ShimDevice):
         self._is_broken = True
         self._ask()
 
-    def _ask(self) -> None:
+    def _ask(self):
         if self._is_broken:
             raise CudaError(719, "cudaErrorLaunchFailure: unspecified launch failure")
 
-    def _has_happened(self) -> bool:
+    def _has_happened(self):
         return (self._state() / f"{self.name}.fault").exists()
 
-    def _note(self, what: str) -> None:
+    def _note(self, what):
         (self._state() / f"{self.name}.{what}.{os.getpid()}").touch()
 
     @staticmethod
-    def _state() -> Path:
+    def _state():
         return Path(os.environ["PRETENDED_STATE"])
 
 
-def num_gpus() -> int:
+def num_gpus():
     return int(os.environ["PRETENDED_GPUS"])
 
 
-def replacements() -> dict[str, Any]:
+def replacements():
     """What of `cupy_device` finds the GPUs."""
     has_any = lambda: num_gpus() > 0  # noqa: E731
     return {"num_driver_devices": num_gpus, "may_have_gpu": has_any, "is_available": has_any, "CupyDevice": PretendedGpu}
 
 
-def install() -> None:
+def install():
     """Have this process find the GPUs."""
     vars(cupy_device).update(replacements())
 
 
-def environment(state: Path, number: int, faults: str = "") -> dict[str, str]:
+def environment(state, number, faults=""):
     """The environment of a process that finds so many GPUs; `state` is an empty folder."""
     state.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": path, "PRETENDED_GPUS": str(number), "PRETENDED_STATE": str(state), "PRETENDED_FAULTS": faults}
 
 
-def processes_of(state: Path, device: str, what: str) -> set[int]:
+def processes_of(state, device, what):
     """The processes that `opened` (or tried to) or `used` a device; the first one is named "cuda"."""
     return {int(path.name.rpartition(".")[2]) for path in state.glob(f"{device}.{what}.*")}

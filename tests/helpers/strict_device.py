@@ -4,21 +4,14 @@ Its arrays do not mix with the host's, and hold no numbers when they are new. Ke
 addresses that one wide load can take. What arrays take is counted as they come and go, and more than there is cannot be had.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import cuda_shim
 import numpy as np
-import pytest
-from numpy.typing import NDArray
 
 import crfrefine.engines
 from crfrefine import CrfParameters
-from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.sources import kernel_source
 
 
@@ -29,12 +22,12 @@ class StrictError(AssertionError):
 class StrictArray(np.ndarray):
     """An array on the device that made it: its operands are there too, or single numbers."""
 
-    device: StrictDevice | None = None
+    device = None
 
-    def __array_finalize__(self, parent: Any) -> None:
+    def __array_finalize__(self, parent):
         self.device = getattr(parent, "device", None)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         for operand in (*inputs, *(out or ())):
             _refuse_host(operand, ufunc.__name__)
         if out is not None:
@@ -42,14 +35,14 @@ class StrictArray(np.ndarray):
         result = getattr(ufunc, method)(*(_plain(operand) for operand in inputs), **options)
         return self._own(result if out is None else out[0])
 
-    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+    def __array_function__(self, function, types, arguments, options):
         return self._own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
 
-    def __setitem__(self, place: Any, value: Any) -> None:
+    def __setitem__(self, place, value):
         _refuse_host(value, "assignment")
         self.view(np.ndarray)[_plain(place)] = _plain(value)
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, place):
         result = super().__getitem__(_plain(place))
         if isinstance(place, np.ndarray):
             return self._own(result)
@@ -57,32 +50,32 @@ class StrictArray(np.ndarray):
             self._wait("an element")
         return result
 
-    def copy(self, order: Any = "C") -> Any:
+    def copy(self, order="C"):
         return self._own(super().copy(order=order))
 
-    def astype(self, dtype: Any, *, copy: bool = True) -> Any:
+    def astype(self, dtype, *, copy=True):
         return self if not copy and self.dtype == dtype else self._own(super().astype(dtype))
 
-    def reshape(self, *shape: Any, **options: Any) -> Any:
+    def reshape(self, *shape, **options):
         result = super().reshape(*shape, **options)
         return result if np.may_share_memory(_plain(result), _plain(self)) else self._own(result)
 
-    def __float__(self) -> float:
+    def __float__(self):
         self._wait("a number")
         return float(self.view(np.ndarray))
 
-    def __int__(self) -> int:
+    def __int__(self):
         self._wait("a number")
         return int(self.view(np.ndarray))
 
-    def __bool__(self) -> bool:
+    def __bool__(self):
         self._wait("a number")
         return bool(self.view(np.ndarray))
 
-    def _own(self, result: Any) -> Any:
+    def _own(self, result):
         return result if self.device is None else self.device.own(result)
 
-    def _wait(self, what: str) -> None:
+    def _wait(self, what):
         if self.device is not None:
             self.device.waits[what] += 1
 
@@ -90,20 +83,20 @@ class StrictArray(np.ndarray):
 class StrictDevice(cuda_shim.ShimDevice):
     """The shim, strict, with `limit` bytes. Unless `is_told`, an allocation that does not fit is the first that anybody hears of it."""
 
-    def __init__(self, limit: int = 1 << 40, *, is_told: bool = True, **options: Any) -> None:
+    def __init__(self, limit=1 << 40, *, is_told=True, **options):
         super().__init__(**options)
         self.limit, self.most, self.used, self._is_told = limit, 0, 0, is_told
-        self._alive: set[int] = set()
+        self._alive = set()
         self.xp = _Module(self)
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self):
         """Count anew."""
-        self.waits: Counter[str] = Counter()  # by what the host waits for
-        self.uploads: list[int] = []  # bytes of the host's arrays, one by one
+        self.waits = Counter()  # by what the host waits for
+        self.uploads = []  # bytes of the host's arrays, one by one
         self.downloaded_bytes, self.most = 0, self.used
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+    def launch(self, source, kernel, constants, num_threads, *arguments):
         for parameter, argument in zip(kernel_source(source, constants).kernels[kernel], arguments, strict=True):
             if not parameter.is_array or argument is None:
                 continue
@@ -116,26 +109,26 @@ class StrictDevice(cuda_shim.ShimDevice):
                 raise StrictError(f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}")
         super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
 
-    def upload(self, array: Any) -> Any:
+    def upload(self, array):
         if isinstance(array, StrictArray):
             return self.own(np.ascontiguousarray(_plain(array)))  # it is there already
         self.uploads.append(int(getattr(array, "nbytes", 0)))
         return self.own(super().upload(array))
 
-    def download(self, array: Any) -> NDArray[Any]:
+    def download(self, array):
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
         self.waits["a download"] += 1
         self.downloaded_bytes += array.nbytes
         return np.array(_plain(array), order="C")
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         self.waits["synchronize"] += 1
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self):
         return self.limit - self.used if self._is_told else None
 
-    def own(self, value: Any) -> Any:
+    def own(self, value):
         """The same, on the device."""
         if isinstance(value, list | tuple):
             return type(value)(self.own(item) for item in value)
@@ -145,7 +138,7 @@ class StrictDevice(cuda_shim.ShimDevice):
             return value
         found = value.view(StrictArray)
         found.device = self
-        owner: np.ndarray = found
+        owner = found
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         place, size = id(owner), owner.nbytes
@@ -154,7 +147,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         if self.used + size > self.limit:
             raise MemoryError(f"{size} bytes where {self.limit - self.used} are free")
 
-        def release() -> None:
+        def release():
             self._alive.discard(place)
             self.used -= size
 
@@ -168,13 +161,13 @@ class StrictDevice(cuda_shim.ShimDevice):
 class _Module:
     """numpy, whose arrays are the device's."""
 
-    def __init__(self, device: StrictDevice) -> None:
+    def __init__(self, device):
         self._device, self._numpy = device, cuda_shim.FilledXp(cuda_shim.POISON)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         function = getattr(self._numpy, name)
 
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments, **options):
             for argument in arguments:
                 _refuse_host(argument, name)
             return self._device.own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
@@ -188,17 +181,17 @@ PARAMETERS = CrfParameters().replace(
 """A model that is soon computed."""
 
 
-def use(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(engine, monkeypatch):
     """Have `device="cuda"` mean this engine."""
     monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
 
 
-def _refuse_host(operand: Any, where: str) -> None:
+def _refuse_host(operand, where):
     if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
         raise StrictError(f"{where}: an array of the host among those of the device")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     return value.view(np.ndarray) if isinstance(value, StrictArray) else value

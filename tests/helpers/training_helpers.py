@@ -6,15 +6,20 @@ from crfrefine.apps.demo.phantom import NUM_LABELS, Phantom, make_phantom, write
 from crfrefine.cases.case import Case
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.candidates import no_crf
+from crfrefine.train.checkpoint import Done, Part
 from crfrefine.train.crops import make_crop
+from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.fitting import Fit, Hooks, Task
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
+from crfrefine.train.small_objects import ChosenRules
 from crfrefine.train.starts import Schedule, Start, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
@@ -92,3 +97,13 @@ def fit(cases, *, num_optimizer_steps=6, hooks=SILENT):
     split, schedule = split_training(range(len(cases)), seed=1), Schedule(num_optimizer_steps, rungs=((3, 1),))
     with Workers(2) as workers:
         return Fit(material(cases), Task("", split, [start(4.0), start(8.0)], schedule), workers).run(hooks)
+
+
+def half_done():
+    """What a run in the middle of its third part has kept."""
+    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
+    rules = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), fill_holes="foreground"))
+    found = {"measured": {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}, "rules": rules}
+    found |= {"scaling": VectorScaling(0.9, (0.1, -0.1)), "decision": DiceDecision(VectorScaling(1.4, (0.2, -0.2)))}
+    parts = (Part(halves=(fit, fit)), Part(fit=fit, **found), Part())
+    return Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)

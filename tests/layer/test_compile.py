@@ -50,8 +50,8 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-def random_logits(dtype=torch.float32):
-    return torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(1), dtype=dtype)
+def random_logits():
+    return torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(1))
 
 
 def random_images(dtype=torch.float32):

@@ -37,8 +37,8 @@ def layer_of(threshold, **settings):
     return CrfRnn(NUM_LABELS, 1, 3, parameters, label_threshold=threshold, **settings)
 
 
-def tensors(blobs, dtype=torch.float32):
-    return torch.tensor(blobs.logits)[None].to(dtype), torch.tensor(blobs.image)[None].to(dtype)
+def tensors(blobs):
+    return torch.tensor(blobs.logits)[None], torch.tensor(blobs.image)[None]
 
 
 def trained(layer, logits, image, mask=None):

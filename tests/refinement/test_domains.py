@@ -27,9 +27,9 @@ def assert_same(case, parameters, threshold=EPSILON):
     return domain(tiles, 1) if num_active(tiles) else np.zeros(0, np.bool_)
 
 
-def spreading(num_voxels=160):
+def spreading():
     """Label 1 is sure of the first voxels, and just below the threshold everywhere else: with a large weight it may take all of it."""
-    probabilities = np.full((2, num_voxels), 0.9 * EPSILON)
+    probabilities = np.full((2, 160), 0.9 * EPSILON)
     probabilities[1, :20] = 1 - 1e-6
     probabilities[0] = 1 - probabilities[1]
     return probabilities

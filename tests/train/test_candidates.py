@@ -10,18 +10,7 @@ from training_helpers import shorten, start, write_cases
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train.between import mean_of, part_way
-from crfrefine.train.candidates import (
-    CALIBRATION,
-    CRF,
-    ONE_WEIGHT,
-    UNTRAINED,
-    VOLUMES,
-    Candidate,
-    Rivals,
-    choose,
-    pooled,
-    variants,
-)
+from crfrefine.train.candidates import CALIBRATION, CRF, ONE_WEIGHT, UNTRAINED, VOLUMES, Candidate, Rivals, choose, pooled, variants
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.fitting import train
 from crfrefine.train.options import TrainingOptions, locate_folders
