@@ -1,4 +1,4 @@
-"""Padding: voxels without network output, where all labels have exactly the same logit.
+"""Padding: voxels without network output, where all labels have exactly the same logit, or the log-odds of all regions are 0.
 
 Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their neighbors' labels would spread over them.
 """
@@ -32,27 +32,32 @@ def plane_blocks(values: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, start + planes)
 
 
-def all_equal(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where all labels of (L, …) values are exactly equal; later labels are read only if the first two agree somewhere."""
-    same: NDArray[np.bool_] = values[1] == values[0]
-    for label in values[2:]:
+def all_equal(values: NDArray[Any], to: float | None = None) -> NDArray[np.bool_]:
+    """Return where all channels of (channels, …) values are exactly equal, or equal to a number.
+
+    Later channels are read only if the first ones agree somewhere.
+    """
+    first, *others = values if to is None else (to, *values)
+    same: NDArray[np.bool_] = others[0] == first
+    for channel in others[1:]:
         if not same.any():
             break
-        same &= label == values[0]
+        same &= channel == first
     return same
 
 
-def find_padding(logits: NDArray[Any]) -> NDArray[np.bool_] | None:
+def find_padding(channels: NDArray[Any], *, are_regions: bool = False) -> NDArray[np.bool_] | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere.
 
-    It is fastest in C order; only the first two labels are read where these differ.
+    Of regions: where all log-odds are exactly 0, which says nothing about any. Any other constant does, unlike in a softmax: probabilities
+    that are 0 in all channels are certain background. It is fastest in C order; only the first channels are read where these tell.
     """
     found: NDArray[np.bool_] | None = None
-    for planes in plane_blocks(logits):
-        same = all_equal(logits[:, planes])
+    for planes in plane_blocks(channels):
+        same = all_equal(channels[:, planes], 0.0 if are_regions else None)
         if same.any():
             if found is None:
-                found = np.zeros(logits.shape[1:], np.bool_)
+                found = np.zeros(channels.shape[1:], np.bool_)
             found[planes] = same
     return found
 
@@ -79,9 +84,10 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
         )
 
 
-def describe_padding(num_padded: int, num_voxels: int) -> str:
+def describe_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> str:
     """Return a note about padding for the user: the subject first, the numbers after a colon."""
+    said = "log-odds are 0 for all regions" if are_regions else "logits are equal for all labels"
     return (
-        "voxels whose logits are equal for all labels, such as padding around a cropped output, are excluded and become background: "
+        f"voxels whose {said}, such as padding around a cropped output, are excluded and become background: "
         f"{num_padded} of {num_voxels} voxels ({num_padded / num_voxels:.1%})"
     )

@@ -1,4 +1,4 @@
-"""Sigmoid channels of regions as log-odds: their type, their logarithms, and the voxels where they say nothing."""
+"""Sigmoid channels of regions as log-odds: their type, and their logarithms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.padding import BLOCK_VOXELS, plane_blocks
+from crfrefine.arrays.padding import BLOCK_VOXELS
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
 from crfrefine.errors import InputError
 
@@ -75,31 +75,3 @@ def sigmoid(log_odds: NDArray[Any]) -> NDArray[np.float32]:
 
     probabilities: NDArray[np.float32] = expit(log_odds).astype(np.float32, copy=False)
     return probabilities
-
-
-def find_undecided(log_odds: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return (*grid), True where the log-odds of all regions are exactly 0, such as padding; None if they are nowhere.
-
-    They say nothing about any region. Any other constant says something, unlike in a softmax: probabilities that are 0 in all channels are
-    certain background.
-    """
-    found: NDArray[np.bool_] | None = None
-    for planes in plane_blocks(log_odds):
-        same: NDArray[np.bool_] = log_odds[0, planes] == 0
-        for channel in log_odds[1:]:
-            if not same.any():
-                break
-            same &= channel[planes] == 0
-        if same.any():
-            if found is None:
-                found = np.zeros(log_odds.shape[1:], np.bool_)
-            found[planes] = same
-    return found
-
-
-def describe_undecided(num_voxels: int, num_all: int) -> str:
-    """Return a note about voxels whose channels say nothing."""
-    return (
-        "voxels whose log-odds are 0 for all regions, such as padding around a cropped output, are excluded and become background: "
-        f"{num_voxels} of {num_all} voxels ({num_voxels / num_all:.1%})"
-    )

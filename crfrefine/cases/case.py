@@ -15,7 +15,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.one_hot import one_hot_logits
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import identify, take_logarithms
-from crfrefine.arrays.region_channels import find_undecided, take_log_odds
+from crfrefine.arrays.region_channels import take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.parallel import run_all
 from crfrefine.base.threads import available_threads
@@ -91,7 +91,7 @@ class Case:
         """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
         order = file_order(self.logits)
         stored = order.to_storage(self.logits)
-        padding = find_padding(stored) if self.regions is None else find_undecided(stored)
+        padding = find_padding(stored, are_regions=self.regions is not None)
         return None if padding is None else order.to_user(padding)
 
 
@@ -165,7 +165,9 @@ def read_case(
     if network.kind == KIND:
         found = channels_of_labels(label_maps[0], options, as_logits=kept is Kept.LOGITS)
     elif scores is None:
-        found = streamed_channels(network, options.input_type)
+        # Of unknown type they are logits until they are streamed.
+        said = network.kind if options.input_type == "auto" else options.input_type
+        found = NetworkChannels(network, said or "logits", network.num_labels)
     else:
         with naming_exchanged_files(images, network.files[0]):
             found = channels_of_scores(network, scores, first, options, threads, times)
@@ -308,9 +310,3 @@ def channels_of_labels(found: LabelMap, options: ReadingOptions, *, as_logits: b
     values = one_hot_logits(found.labels, channels, present)
     absent = tuple(label for label in channels if label not in present)
     return NetworkChannels(file_order(values).to_user(values), KIND, found.num_labels, found.notes, None, channels, absent)
-
-
-def streamed_channels(header: LogitsHeader, input_type: str) -> NetworkChannels:
-    """Return files whose channels are streamed; their type is "logits" until they are, unless the user or the file says more."""
-    said = header.kind if input_type == "auto" else input_type
-    return NetworkChannels(header, said or "logits", header.num_labels)

@@ -14,6 +14,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.dicom_identity import require_same_identity
+from crfrefine.io.labels import require_scalar
 from crfrefine.io.volume import VolumeHeader
 
 
@@ -111,8 +112,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     _require_same_identity(files, options, *images, *(logits.files if logits is not None else ()), mask, labels)
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
-            if header.num_channels > 1:
-                raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
+            require_scalar(header, what)
             _require_grid(files, what, images[0], header, options)
     return CaseHeaders(files, images, logits, mask, labels)
 

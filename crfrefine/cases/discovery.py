@@ -119,7 +119,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
         problem = None
         if len(together) > 1:
-            problem = f"case {case_id!r}: expected one image or numbered modalities, found {_names(together)} in {folder}"
+            problem = f"case {case_id!r}: expected one image or numbered modalities, found {file_names(together)} in {folder}"
         cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
     if not cases:
         reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
@@ -157,7 +157,7 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
     missing: tuple[str, ...] = ()
     twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
     if twice:
-        problem = f"case {case_id!r}: one modality in two files, {_names(twice)} in {twice[0].parent}"
+        problem = f"case {case_id!r}: one modality in two files, {file_names(twice)} in {twice[0].parent}"
     elif sorted(numbers) != list(range(num_expected)):
         there, wanted = (
             listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
@@ -240,12 +240,12 @@ def _choose_logits(
     if len(telling) == 1:
         return (telling[0],), None
     if telling:
-        return (), f"case {case_id!r}: expected one file of logits, found {_names(telling)} in {folder}"
+        return (), f"case {case_id!r}: expected one file of logits, found {file_names(telling)} in {folder}"
     if not one_a_label:
         hint = "; for one binary file per structure, give --input-type labels" if has_structures else ""
         return (), f"case {case_id!r}: no logits in {folder}; expected {logits_named(case_id)}{hint}"
     if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
-        there = _names([path for paths in one_a_label.values() for path in paths])
+        there = file_names([path for paths in one_a_label.values() for path in paths])
         return (), f"case {case_id!r}: expected one file for each label from 0, found {there} in {folder}"
     return tuple(one_a_label[label][0] for label in sorted(one_a_label)), None
 
@@ -272,7 +272,7 @@ def _with_companions(
         if len(candidates) == 1:
             found.append(attach(case, candidates[0]))
         else:
-            there = f"found {_names(candidates)}" if candidates else "found none"
+            there = f"found {file_names(candidates)}" if candidates else "found none"
             problem = f"case {case.case_id!r}: expected one file of {what} in {source}, {there}"
             missing = () if candidates else (f"no {what} in {source}",)
             found.append(replace(case, problem=case.problem or problem, missing=case.missing + missing))
@@ -334,5 +334,6 @@ def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
     return tuple(map(Path, several))
 
 
-def _names(paths: Sequence[Path]) -> str:
+def file_names(paths: Sequence[Path]) -> str:
+    """Return the names of some files, for messages."""
     return listed([path.name for path in sorted(paths)])

@@ -13,6 +13,7 @@ from crfrefine.cases.discovery import (
     LABEL_SUFFIXES,
     LOGITS_NAMES,
     discover_cases,
+    file_names,
     files_by_stem,
     list_files,
     require_of_one_case,
@@ -89,7 +90,7 @@ def _choose(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *,
     if len(candidates) == 1:
         return replace(case, logits=(candidates[0],))
     if candidates:
-        names = listed([path.name for path in sorted(candidates)])
+        names = file_names(candidates)
         return replace(case, problem=case.problem or f"case {case.case_id!r}: expected one label map, found {names} in {folder}")
     own = structures_folder(folder / case.case_id)
     structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []

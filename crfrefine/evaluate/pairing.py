@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.base.text import listed
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.completeness import IncompleteCase, require_all_complete, too_few_complete
+from crfrefine.cases.case_files import CaseFiles, CaseList, IncompleteCase, require_all_complete, too_few_complete
 from crfrefine.cases.discovery import (
     LABEL_SUFFIXES,
     LOGITS_NAMES,
     discover_cases,
+    file_names,
     list_files,
     probabilities_beside,
     segmentations_first,
@@ -118,7 +117,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
         problem = None if paths[0].exists() else f"{paths[0]}: {_BROKEN}"
         if len(paths) > 1:
-            problem = f"expected one label map, found {_names(paths)} in {options.labels}"
+            problem = f"expected one label map, found {file_names(paths)} in {options.labels}"
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), left_out)
 
@@ -226,14 +225,14 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
     telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
     label_maps = telling or segmentations_first([path for path in own if suffix_of(path) not in SCORES_SUFFIXES])
     if len(label_maps) > 1:
-        return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
+        return MethodFiles(problem=f"expected one label map, found {file_names(label_maps)} in {folder}")
     archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
     beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
     # The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
     candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
     probabilities = next((paths for paths in candidates if paths), [])
     if len(probabilities) > 1:
-        return MethodFiles(problem=f"expected one file of probabilities, found {_names(probabilities)} in {folder}")
+        return MethodFiles(problem=f"expected one file of probabilities, found {file_names(probabilities)} in {folder}")
     if not label_maps and not probabilities:
         return MethodFiles(is_missing=True)
     return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
@@ -283,7 +282,3 @@ def _without_probabilities(paths: Sequence[Path]) -> list[Path]:
     stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
     probabilities = set(probabilities_beside(paths, stems))
     return [path for path in paths if path not in probabilities]
-
-
-def _names(paths: Sequence[Path]) -> str:
-    return listed([path.name for path in sorted(paths)])

@@ -12,14 +12,15 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
-from crfrefine.arrays.region_channels import find_undecided, sigmoid, take_log_odds
+from crfrefine.arrays.region_channels import sigmoid, take_log_odds
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.text import see
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.evaluate.structure_maps import read_structures
+from crfrefine.evaluate.structures import read_structures
 from crfrefine.io.dicom_identity import require_same_identity
+from crfrefine.io.labels import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Refer
         volume = read_structures(path, pair.structures, told, allow_mismatched_dicom=settings.allow_mismatched_dicom)
     else:
         header = io.read_header(path, io.VOLUME_SUFFIXES)
-        if header.num_channels > 1:
-            raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
+        require_scalar(header, "a label map")
         header.geometry()
         volume = io.read_labels(path)
     assert volume.header is not None
@@ -172,7 +172,7 @@ def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, 
     if kind == "logits":
         for channel in stored:
             channel[:] = sigmoid(channel)
-    undecided = find_undecided(stored - np.float32(0.5))
+    undecided = find_padding(stored - np.float32(0.5), are_regions=True)
     if undecided is not None:
         check_share(int(np.count_nonzero(undecided)), undecided.size, note)
         stored[:, undecided] = 0.0

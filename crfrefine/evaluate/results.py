@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.text import counted
-from crfrefine.cases.completeness import describe_left_out
+from crfrefine.cases.case_files import describe_left_out
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
@@ -23,7 +23,7 @@ from crfrefine.statistics.verdict import Verdict, verdict
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
 if TYPE_CHECKING:
-    from crfrefine.cases.completeness import IncompleteCase
+    from crfrefine.cases.case_files import IncompleteCase
     from crfrefine.evaluate.pairing import CasePair
 
 
@@ -73,9 +73,8 @@ class Evaluation:
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Each label that occurs or is named, then the named regions."""
-        found = {
-            int(region) for result in self.results for rows in result.values.values() for region in rows if region not in self._not_labels
-        }
+        others = {*self.settings.plan.named, ALL_LABELS}
+        found = {int(region) for result in self.results for rows in result.values.values() for region in rows if region not in others}
         return self.settings.plan.all_regions(sorted(found))
 
     @property
@@ -182,10 +181,6 @@ class Evaluation:
     def titles(self) -> dict[str, str]:
         """The displayed name of each region."""
         return {region: self.settings.plan.titles.get(region, region) for region in (*self.regions, ALL_LABELS)}
-
-    @property
-    def _not_labels(self) -> set[str]:
-        return {*self.settings.plan.named, ALL_LABELS}
 
     @cached_property
     def _calibrated(self) -> set[str]:

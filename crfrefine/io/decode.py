@@ -182,6 +182,15 @@ class Decoder:
         return cut_off(self._stream.path, f"{math.prod(self.shape) * itemsize} bytes of voxels", f"it holds {self._num_bytes}{where}")
 
 
+def read_whole(stream: VoxelStream, shape: tuple[int, ...], path: Path) -> NDArray[Any]:
+    """Return all values of a stream, (channels, [z,] y, x), in its `kept_type`, after a check of the rest of the file."""
+    values = allocate_array(shape, path, stream.kept_type, is_reversed=stream.is_reversed)
+    decoder = Decoder(stream, shape)
+    decoder.fill(values)
+    decoder.finish()
+    return values
+
+
 def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
     """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
     voxel = ", ".join(str(i) for i in index[:0:-1])

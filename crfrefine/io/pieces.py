@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.base.failures import reading
 from crfrefine.base.parallel import run_ahead
 from crfrefine.io.content import MOST_BYTES, cuts
-from crfrefine.io.decode import Decoder, allocate_array
+from crfrefine.io.decode import Decoder, allocate_array, read_whole
 from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes:
         raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
     with reading(header.path), open_voxels(header) as stream:
         decoder, dtype = Decoder(stream, shape), stream.kept_type
-        whole: NDArray[Any] | None = None
-        if stream.is_reversed:
-            whole = allocate_array(shape, header.path, dtype, is_reversed=True)
-            decoder.fill(whole)
-            decoder.finish()
+        whole = read_whole(stream, shape, header.path) if stream.is_reversed else None
         by_channel = decoder.one_channel_after_the_other or stream.is_reversed
         for channels, inside in cuts((shape[0], last - first, *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
             here = slice(first + inside.start, first + inside.stop)

@@ -13,7 +13,7 @@ import numpy as np
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import nrrd
-from crfrefine.io.decode import Decoder, allocate_array, array_stream
+from crfrefine.io.decode import array_stream, read_whole
 from crfrefine.io.segments import empty_label_map, put_segment, with_unique_labels
 from crfrefine.io.slicer_segments import NO_OFFSET, OFFSET_KEY, StoredSegment, lines_to_write, read_segments
 from crfrefine.io.text_formats import checked
@@ -98,10 +98,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
 def _merged(header: VolumeHeader, template: _Template, stream: VoxelStream) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:
     """Read all layers, and put their segments together."""
     shape = (template.num_layers, *header.grid_shape[::-1])
-    layers = allocate_array(shape, header.path, stream.kept_type)
-    decoder = Decoder(stream, shape)
-    decoder.fill(layers)
-    decoder.finish()
+    layers = read_whole(stream, shape, header.path)
     segments = [one.segment for one in template.stored]
     labels = empty_label_map(header.path, shape[1:], segments)
     for one in template.stored:

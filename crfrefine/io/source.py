@@ -45,11 +45,6 @@ class VoxelSource:
     slope: float = 1.0  # value = stored * slope + intercept
     intercept: float = 0.0  # see `slope`
 
-    @property
-    def detached(self) -> tuple[Path, ...]:
-        """The files other than the header's own."""
-        return tuple(path for path in self.files if path != self.header_path)
-
     def check(self) -> None:
         """Raise InputError or UnsupportedFormatError if a file is missing, or shorter than the header promises."""
         num_values = math.prod(self.sizes) // len(self.files)

@@ -69,7 +69,7 @@ def detached_voxels(parse: Callable[[Path], VolumeHeader], path: Path) -> tuple[
             source = parse(path).source
     except CrfRefineError:
         return ()  # Reading the file reports the error.
-    return () if source is None else source.detached
+    return () if source is None else tuple(found for found in source.files if found != source.header_path)
 
 
 def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:

@@ -14,7 +14,7 @@ import numpy as np
 from crfrefine.base.failures import reading
 from crfrefine.base.geometry import same_grid
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream, read_whole
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
@@ -83,14 +83,12 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         UnexpectedError: the reader raised an unexpected exception.
     """
     with reading(header.path), open_voxels(header) as stream:
-        decoder = Decoder(stream, values.shape)
         if stream.is_reversed:
-            whole = allocate_array(values.shape, header.path, stream.kept_type, is_reversed=True)
-            decoder.fill(whole)
-            values[...] = whole
+            values[...] = read_whole(stream, values.shape, header.path)
         else:
+            decoder = Decoder(stream, values.shape)
             decoder.fill(values)
-        decoder.finish()
+            decoder.finish()
 
 
 @contextmanager
@@ -182,10 +180,7 @@ def open_inset(header: VolumeHeader, part: AbstractContextManager[VoxelStream]) 
         whole = allocate_array(header.grid_shape[::-1], header.path, stream.kept_type)
         whole.fill(0)
         shape = own.grid_shape[::-1]
-        inside = allocate_array((1, *shape), header.path, stream.kept_type)
-        decoder = Decoder(stream, inside.shape)
-        decoder.fill(inside)
-        decoder.finish()
+        inside = read_whole(stream, (1, *shape), header.path)
         place = tuple(slice(start, start + size) for start, size in zip(offset[::-1], shape, strict=True))
         assert math.prod(whole[place].shape) == inside.size
         whole[place] = inside[0]

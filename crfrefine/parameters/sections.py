@@ -24,6 +24,9 @@ OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
 """Far beyond any that was learned; refined logits divided by it stay inside float32's range."""
 
 _positive = checks.Range(0.0, low_open=True)
+_together_or_each = checks.OneOrMany(
+    checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
+)
 
 
 def _key(default: Any, check: checks.Check, comment: str) -> Any:
@@ -202,11 +205,7 @@ class PostprocessParameters(Section):
 
     section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
-        "none",
-        checks.OneOrMany(
-            checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
-        ),
-        "none | foreground (all labels together) | each (label by itself); or one per label",
+        "none", _together_or_each, "none | foreground (all labels together) | each (label by itself); or one per label"
     )
     min_component_ml: float | tuple[float, ...] = _key(
         0.0,
@@ -217,11 +216,7 @@ class PostprocessParameters(Section):
         1, checks.OneOrMany(checks.Whole(1)), "how many of the largest components keep_largest keeps; or one per label"
     )
     fill_holes: str | tuple[str, ...] = _key(
-        "none",
-        checks.OneOrMany(
-            checks.Choice(("none", "foreground", "each")), checks.Choice(("none", "foreground")), checks.Choice(("none", "each"))
-        ),
-        "none | foreground (any hole) | each (holes inside a single label); or one per label",
+        "none", _together_or_each, "none | foreground (any hole) | each (holes inside a single label); or one per label"
     )
     decision: str = _key(
         "argmax",

@@ -17,7 +17,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
-from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, describe_undecided, find_undecided, identify_regions, take_log_odds
+from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
@@ -119,7 +119,12 @@ def prepare(
         network = _in_memory(network, case, models[0], parameters, backend) or network
     if isinstance(network, ArrayNetwork):
         return _prepare_array(network, case, models, parameters, backend, context)
-    check_decision_on_tiles(parameters, network.shape[0])
+    if parameters.postprocess.decision != "argmax":
+        raise ConfigError(
+            f"postprocess.decision: '{parameters.postprocess.decision}' needs the marginals of all labels at every voxel, but this case of "
+            f"{network.shape[0]} labels is worked on part by part; set it to 'argmax', or mean_field.label_threshold = 0 if the memory "
+            "allows"
+        )
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case, models[0], parameters, context)
     else:
@@ -129,15 +134,6 @@ def prepare(
         plan = plan_label_map(numbers, case, models[0], parameters, context.threads)
     nothing = np.zeros((0, *network.shape[1:]), np.float32)
     return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.labels, plan.num_padding, plan.notes)
-
-
-def check_decision_on_tiles(parameters: CrfParameters, num_labels: int) -> None:
-    """Raise ConfigError if the decision needs the marginals of all labels, which a run on tiles does not have at once."""
-    if parameters.postprocess.decision != "argmax":
-        raise ConfigError(
-            f"postprocess.decision: '{parameters.postprocess.decision}' needs the marginals of all labels at every voxel, but this case of "
-            f"{num_labels} labels is worked on part by part; set it to 'argmax', or mean_field.label_threshold = 0 if the memory allows"
-        )
 
 
 def _in_memory(
@@ -170,11 +166,10 @@ def _prepare_array(
     if are_regions:
         channels, largest = _as_log_odds(channels, network.input_type, largest)
     num_padding, notes = 0, tuple[str, ...]()
-    padding = find_undecided(channels) if are_regions else find_padding(channels)
+    padding = find_padding(channels, are_regions=are_regions)
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
-        describe = describe_undecided if are_regions else describe_padding
-        notes = (describe(num_padding, padding.size),) if num_padding else ()
+        notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()
         if (largest + bias) / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)

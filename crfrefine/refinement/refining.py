@@ -79,7 +79,10 @@ def refine_network(
     labels_of_network = decode(prepared.logits) if prepared.labels is None else prepared.labels
     if parameters.postprocess.decision == "dice":
         probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
-        labels = _decide_by_dice(probabilities, regions, prepared.mask, labels_of_network)
+        inside = prepared.mask
+        labels = dice_labels(probabilities, inside) if regions is None else dice_region_labels(probabilities, regions, inside)
+        if inside is not None:  # Voxels outside the mask keep the network's label.
+            labels = np.where(inside, labels, labels_of_network)
     else:
         labels = refined.label_map(labels_of_network, decode, threads=threads)
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
@@ -121,17 +124,6 @@ def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: 
         )
     parameters.postprocess.check_lengths(regions.num_labels)
     return resolve_regions(parameters, shape[0], num_modalities, len(shape) - 1)
-
-
-def _decide_by_dice(
-    probabilities: NDArray[np.float32],
-    regions: RegionScheme | None,
-    mask: NDArray[np.bool_] | None,
-    network: NDArray[np.unsignedinteger[Any]],
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map with the best expected Dice under the marginals; voxels outside the mask keep the network's label."""
-    found = dice_labels(probabilities, mask) if regions is None else dice_region_labels(probabilities, regions, mask)
-    return found if mask is None else np.where(mask, found, network)
 
 
 def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> tuple[RefinedChannels, tuple[str, ...]]:

@@ -25,7 +25,7 @@ from crfrefine.cases.case import (
     read_case_headers,
     read_dataset_description,
 )
-from crfrefine.cases.completeness import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.cases.case_files import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
 from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.label_input import KIND

@@ -270,7 +270,7 @@ def test_a_forbidden_label_leaves_all_gradients_finite():
 
 
 @needs_compiler
-def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
+def test_cuda_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch):
     """As on large volumes: three blocks and seven threads for all voxels. Sums are grouped otherwise, so they agree to rounding."""
     problem = Problem(3, num_labels=4, shape=(4, 7, 9), dtype=np.float32)
     expected = problem.gradients(watched_backend())

@@ -8,7 +8,7 @@ from oracles import softmax
 from scipy import ndimage
 
 import crfrefine
-from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 
 @dataclass(frozen=True)

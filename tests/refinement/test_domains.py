@@ -5,7 +5,7 @@ import pytest
 from tile_cases import TileCase, domain, make_case, num_active, refine
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.tiles.threshold import find_thresholds
+from crfrefine.refinement.tiles.survey import find_thresholds
 
 EPSILON = 1e-2
 WINDOW = {"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.6, "mean_field.tolerance": 0.0}

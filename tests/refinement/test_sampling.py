@@ -7,7 +7,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.tiles.grid import TileGrid
 from crfrefine.refinement.tiles.planning import is_crowded
 from crfrefine.refinement.tiles.sources import DenseChannels
-from crfrefine.refinement.tiles.threshold import find_thresholds
+from crfrefine.refinement.tiles.survey import find_thresholds
 
 SHAPE = (109, 12, 33)
 

@@ -76,7 +76,8 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
         structures = _structures(folder)
         if structures:
             return _inspect_structures(folder, structures)
-        archives = _archives(folder)
+        # Logits without geometry (.npz), if the folder has no other files.
+        archives = [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
         cases = _discover(folder) if not archives else CaseList()
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
@@ -154,11 +155,6 @@ def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None
     if not report.causes.is_new(files.case_id, message):
         message = message.partition("\n")[0]
     report.fail(replace(failure, message=message))
-
-
-def _archives(folder: Path) -> list[Path]:
-    """Return the files of logits without geometry (.npz) if the folder has no other files."""
-    return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
 
 
 def _discover(folder: Path) -> CaseList:

@@ -114,7 +114,7 @@ def splits_of(network: TrainedNetwork) -> list[Split]:
 def _splits_in(path: Path) -> list[Split]:
     content = read_json(path)
     if not isinstance(content, list) or not all(
-        isinstance(fold, Mapping) and _are_names(fold.get("train")) and _are_names(fold.get("val")) for fold in content
+        isinstance(fold, Mapping) and are_names(fold.get("train")) and are_names(fold.get("val")) for fold in content
     ):
         raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
     return [Split(frozenset(fold["train"]), frozenset(fold["val"])) for fold in content]
@@ -127,7 +127,7 @@ def listed_cases(dataset: Path) -> CaseList:
     entries = read_table(path)["dataset"]
     for name, entry in entries.items() if isinstance(entries, Mapping) else ():
         require_case_name(name, f"{path}: dataset")
-        if not isinstance(entry, Mapping) or not _are_names(entry.get("images")) or not isinstance(entry.get("label"), str):
+        if not isinstance(entry, Mapping) or not are_names(entry.get("images")) or not isinstance(entry.get("label"), str):
             raise InputError(
                 f'{path}: dataset.{shorten(name)}: expected {{"images": ["FILE", ...], "label": "FILE"}}, got {shorten_value(entry)}'
             )
@@ -150,7 +150,8 @@ def _expanded(dataset: Path, file: str) -> Path:
     return dataset / os.path.expandvars(file)
 
 
-def _are_names(value: Any) -> bool:
+def are_names(value: Any) -> bool:
+    """Return whether an entry is a list of names, with one at least."""
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 

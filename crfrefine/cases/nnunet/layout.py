@@ -85,11 +85,12 @@ def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
         return _trained(folder)
     has_plans, has_arguments = ((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
     networks = _networks_near(folder)
-    if _is_below_trained(folder) and not has_arguments:
+    # A fold, its validation, or the gathered results of a cross-validation.
+    if any(map(_is_trained, folder.parents[:2])) and not has_arguments:
         raise InputError(f"{path}: lies inside a trained network of nnU-Net{_advice(networks)}")
     if not has_plans and not networks:
         _refuse_version_1(path, folder)
-    if has_plans or has_arguments or _has_archives(folder):
+    if has_plans or has_arguments or any(suffix_of(path) in SCORES_SUFFIXES for path in _entries(folder)):
         return PredictionFolder(folder, _reader_of(folder / PLANS) if has_plans else None)
     raise InputError(f"{path}: {_what_is_missing(folder)}{_advice(networks)}")
 
@@ -140,20 +141,11 @@ def _is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(_fold_names(folder))
 
 
-def _is_below_trained(folder: Path) -> bool:
-    """Return whether it is a fold, its validation, or the gathered results of a cross-validation."""
-    return any(_is_trained(above) for above in folder.parents[:2])
-
-
 def _fold_names(folder: Path) -> Iterable[str]:
     for path in _subfolders(folder):
         name = path.name.removeprefix(_FOLD)
         if name != path.name and (name == "all" or (name.isascii() and name.isdigit() and len(name) < 9)):
             yield name
-
-
-def _has_archives(folder: Path) -> bool:
-    return any(suffix_of(path) in SCORES_SUFFIXES for path in _entries(folder))
 
 
 def _refuse_version_1(path: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.nnunet.datasets import check_orientation, describe_dataset
+from crfrefine.cases.nnunet.datasets import are_names, check_orientation, describe_dataset
 from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder, read_table, require_case_name
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of
@@ -78,7 +78,7 @@ def _images_of(folder: Path, arguments: Any, images: Path | None, masks: Path | 
                 "  Name the folder of the images with -i."
             )
         return discover_cases(place, None, masks)
-    if isinstance(source, list) and source and all(_is_list_of_names(files) for files in source):
+    if isinstance(source, list) and source and all(are_names(files) for files in source):
         if masks is not None:
             raise InputError(f"{masks}: with masks, name the folder of the images too, with -i")
         return _listed(source, arguments.get(_OUTPUT), folder / PREDICTION_ARGUMENTS)
@@ -103,7 +103,7 @@ def _places(folder: Path, source: str, output: Any) -> list[Path]:
 
 def _listed(source: list[list[str]], outputs: Any, path: Path) -> CaseList:
     """Return the cases of a prediction that was given the files of each case, as from Python."""
-    names = outputs if isinstance(outputs, list) and len(outputs) == len(source) and _is_list_of_names(outputs) else None
+    names = outputs if isinstance(outputs, list) and len(outputs) == len(source) and are_names(outputs) else None
     cases: dict[str, CaseFiles] = {}
     for number, files in enumerate(source):
         # As nnU-Net names them: without "_0000" and the suffix.
@@ -112,7 +112,3 @@ def _listed(source: list[list[str]], outputs: Any, path: Path) -> CaseList:
             raise InputError(f"{path}: two cases are called {shorten(case_id)}\n  Name the folder of the images with -i.")
         cases[case_id] = CaseFiles(case_id, tuple(map(Path, files)))
     return CaseList(sorted(cases.values(), key=lambda case: case.case_id))
-
-
-def _is_list_of_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine.base.text import listed
-from crfrefine.cases.case_files import CaseList
-from crfrefine.cases.completeness import IncompleteCase, describe_left_out, too_few_complete
+from crfrefine.cases.case_files import CaseList, IncompleteCase, describe_left_out, too_few_complete
 from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.cases.nnunet.datasets import check_orientation, describe_dataset, locate_images, locate_labels, splits_of, training_cases
 from crfrefine.cases.nnunet.folds import ALL, find_folds

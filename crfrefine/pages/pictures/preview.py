@@ -189,7 +189,8 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tupl
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line])
     elif heading == "changed voxels":
-        pixels = paint_changes(pixels, drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner))
+        before, after = drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner)
+        pixels = np.where(before != after, drawing.label_levels(after), pixels)  # In the color of the new label; white is background.
     canvas.paste(pixels, (left, top))
     if plane.frame is not None and heading in ("image", "changed voxels"):
         across, down = inner[0] / plane.image.shape[1], inner[1] / plane.image.shape[0]
@@ -208,11 +209,6 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tupl
         )
         for letter, (x, y, anchor) in zip(plane.edges, places, strict=True):
             canvas.text((x, y), letter, _SMALL, _INK, anchor=anchor, edge=_PAPER)  # type: ignore[arg-type]
-
-
-def paint_changes(pixels: NDArray[np.uint8], before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return (rows, columns) levels in which each changed pixel has the color of its new label; white is background."""
-    return np.where(before != after, drawing.label_levels(after), pixels)
 
 
 def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], room: float) -> list[tuple[int | None, str]]:

@@ -17,8 +17,7 @@ from crfrefine.refinement.tiles.packing import Packing
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.solving import MOST_REPEATS
 from crfrefine.refinement.tiles.sources import DenseChannels
-from crfrefine.refinement.tiles.survey import find_present, survey_channels
-from crfrefine.refinement.tiles.threshold import find_thresholds
+from crfrefine.refinement.tiles.survey import find_present, find_thresholds, survey_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,8 +19,7 @@ from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.stored import store_channels
 from crfrefine.refinement.tiles.streaming import survey_stream
-from crfrefine.refinement.tiles.survey import find_present, survey_channels
-from crfrefine.refinement.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.refinement.tiles.grid import Extents
-    from crfrefine.refinement.tiles.survey import Survey
-    from crfrefine.refinement.tiles.threshold import Thresholds
+    from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 
 class Piece(Protocol):

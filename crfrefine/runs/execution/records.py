@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from crfrefine.base.failures import Failure
-from crfrefine.errors import CapacityError
 
 FAILED = "failed"
 
@@ -27,10 +26,9 @@ class Record:
         """Seconds spent on the case; its stages may have overlapped with other cases."""
         return sum(seconds for stage, seconds in self.times.items() if "." not in stage) + 0.0
 
-    @property
-    def lacks_memory(self) -> bool:
-        """Whether the case failed because it needs more memory than there was."""
-        return any(failure.kind == CapacityError.__name__ for failure in self.failures)
+    def failed_by(self, kind: type[Exception]) -> bool:
+        """Return whether an error of this kind failed the case."""
+        return any(failure.kind == kind.__name__ for failure in self.failures)
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""

@@ -70,7 +70,7 @@ def _read(settings: CaseSettings, task: Task) -> CaseInWork:
 
 def is_device_lost(record: CaseRecord | None) -> bool:
     """Whether a case failed because its device stopped working."""
-    return record is not None and any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
+    return record is not None and record.failed_by(DeviceLostError)
 
 
 def device_processes(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 from crfrefine.base.failures import Failure, describe_failure, failing_alone
 from crfrefine.base.memory import memory_limit
 from crfrefine.errors import CrfRefineError, DeviceLostError
-from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
 from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case
@@ -83,6 +82,8 @@ class _Run:
             return self._execute_on_devices()
         if not self.options.placement.is_separate:
             return self._execute(self._execute_here)
+        from crfrefine.runs.execution.factory import make_executor  # Pipes and processes take time to import.
+
         placement = replace(
             self.options.placement,
             threads=self.options.threads,

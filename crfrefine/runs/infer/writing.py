@@ -102,24 +102,35 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
 
 def probability_channels(result: RefinementResult) -> Channels:
     """Return the marginals, as an array or plane by plane."""
-    if result.channels.is_streamed:
-        return _streamed(result, partial(result.channels.probabilities, output_temperature=result.output_temperature), 0.0)
-    return _of_all_labels(result, result.marginals, 0.0)
+    piece = partial(result.channels.probabilities, output_temperature=result.output_temperature)
+    return _of_all_labels(result, piece, lambda: result.marginals, 0.0)
 
 
 def logit_channels(result: RefinementResult) -> Channels:
     """Return the refined logits, as an array or plane by plane."""
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
 
-    if result.channels.is_streamed:
-        return _streamed(result, result.channels.channel, ABSENT_LOGIT)
-    return _of_all_labels(result, result.logits, ABSENT_LOGIT)
+    return _of_all_labels(result, result.channels.channel, lambda: result.logits, ABSENT_LOGIT)
 
 
-def _streamed(result: RefinementResult, piece: Callable[[int, slice], NDArray[np.float32]], absent: float) -> ChannelPlanes:
-    """Return values of all labels, plane by plane; those of labels without a channel are `absent`."""
+def _of_all_labels(
+    result: RefinementResult,
+    piece: Callable[[int, slice], NDArray[np.float32]],
+    whole: Callable[[], NDArray[np.float32]],
+    absent: float,
+) -> Channels:
+    """Return (L, *grid) values, plane by plane if they never were an array; those of labels without a channel are `absent`.
+
+    Channels of regions stay as they are.
+    """
     import numpy as np
 
+    from crfrefine.arrays.one_hot import expand_channels
+
+    if not result.channels.is_streamed:
+        values = whole()
+        is_whole = result.regions is not None or len(values) == result.num_labels
+        return values if is_whole else expand_channels(values, result.channel_labels, result.num_labels, absent)
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
@@ -128,15 +139,6 @@ def _streamed(result: RefinementResult, piece: Callable[[int, slice], NDArray[np
         return np.full_like(piece(0, planes), absent)
 
     return ChannelPlanes(result.num_labels, planes_of)
-
-
-def _of_all_labels(result: RefinementResult, values: NDArray[np.float32], absent: float) -> NDArray[np.float32]:
-    """Return (L, *grid) values; those of labels without a channel are `absent`. Channels of regions stay as they are."""
-    if result.regions is not None or len(values) == result.num_labels:
-        return values
-    from crfrefine.arrays.one_hot import expand_channels
-
-    return expand_channels(values, result.channel_labels, result.num_labels, absent)
 
 
 def describe_numbers(result: RefinementResult, spacing: Sequence[float], names: Mapping[int, str]) -> str:

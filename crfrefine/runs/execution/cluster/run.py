@@ -219,7 +219,9 @@ class ClusterRun(Generic[Item, Result]):
         outcome: Outcome[Result] = pickle.loads(reply.content)
         if outcome.is_lost:
             return item.lost_process(outcome.error) if item.loses(reply.worker) else None
-        if _lacks_memory(outcome) and item.may_be_sent_again:
+        record = outcome.result if isinstance(outcome.result, Record) else None
+        lacks_memory = isinstance(outcome.error, (CapacityError, MemoryError)) or (record is not None and record.failed_by(CapacityError))
+        if lacks_memory and item.may_be_sent_again:
             item.only_on = self._workers.larger_than(reply)
             return None if item.only_on else outcome
         return outcome
@@ -241,11 +243,6 @@ class ClusterRun(Generic[Item, Result]):
             self._client.restart_workers([worker], timeout=HUNG_SECONDS, raise_for_error=False)
         except Exception:  # It has no nanny: the scheduler forgets it when it has been silent for long.
             return
-
-
-def _lacks_memory(outcome: Outcome[Any]) -> bool:
-    result = outcome.result
-    return isinstance(outcome.error, (CapacityError, MemoryError)) or (isinstance(result, Record) and result.lacks_memory)
 
 
 # What a run knows of an item that it has sent to the cluster: how often, where it began, and which workers were lost with it.
