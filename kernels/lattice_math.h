@@ -45,15 +45,14 @@ struct SortingNetwork {
     }
 };
 
-template <int N, int K = 0, class Int>
+template <int N, class Int>
 CRF_HD void sort_descending(Int (&values)[N]) {
     constexpr SortingNetwork<N> network{};
-    if constexpr (K < network.count) {
-        constexpr int a = network.low[K], b = network.high[K];
-        const Int first = larger(values[a], values[b]), second = smaller(values[a], values[b]);
-        values[a] = first;
-        values[b] = second;
-        sort_descending<N, K + 1>(values);
+    CRF_UNROLL for (int k = 0; k < network.count; ++k) {
+        Int &a = values[network.low[k]], &b = values[network.high[k]];
+        const Int first = larger(a, b), second = smaller(a, b);
+        a = first;
+        b = second;
     }
 }
 

@@ -8,6 +8,15 @@
 #define CRF_HD inline
 #endif
 
+// Before a loop whose array is to stay in registers: every index becomes a constant. Sixteen lanes fill too many of SSE's.
+#if defined(__CUDACC__)
+#define CRF_UNROLL _Pragma("unroll")
+#elif defined(__AVX2__) && !defined(__clang__)
+#define CRF_UNROLL _Pragma("GCC unroll 64")
+#else
+#define CRF_UNROLL
+#endif
+
 namespace crf {
 
 // Largest integer not above x; floor, not truncation: coordinates can be negative.

@@ -171,8 +171,8 @@ class CpuKernels:
             out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
-            run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec))
-            outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
+            model = _model_argument(self._checked(spec).as_plain(), self._volume_part(logits, spec))
+            outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
@@ -189,7 +189,7 @@ class CpuKernels:
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps, biases = self._built.forward(logits, *_run_arguments(spec, part), out, record)
+            steps, biases = self._built.forward(logits, _model_argument(spec, part), out, record)
         return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
@@ -206,10 +206,10 @@ class CpuKernels:
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
-        run = _run_arguments(self._checked(spec), tape.volume_part)
+        model = _model_argument(self._checked(spec), tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
-            sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, *run, wants_theta, by_logits, by_image)
+            sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, model, wants_theta, by_logits, by_image)
         num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
@@ -255,7 +255,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
-def _run_arguments(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple[Any, ...]:
+def _model_argument(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)

@@ -65,12 +65,9 @@ double lattice_cost(const Work& work, double vertices) {
     });
 }
 
-Work describe(const BilateralInput& input, int num_channels, int num_filterings) {
-    return {static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()), num_channels,
-            num_filterings};
-}
-
-std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_grid) {
+std::string cheapest(const BilateralInput& input, int num_channels, int num_filterings, bool may_be_grid) {
+    const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()),
+                    num_channels, num_filterings};
     const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
     const double exact = noticed(exact_cost(work));
     const double truncated = noticed(truncated_cost(work, num_window_pairs(input)));
@@ -91,18 +88,9 @@ std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_
 
 }  // namespace
 
-FilterCosts estimate_costs(const BilateralInput& input, int num_channels, int num_filterings) {
-    const Work work = describe(input, num_channels, num_filterings);
-    const GridSize size = grid_size(input);
-    const double never = std::numeric_limits<double>::infinity();
-    return {exact_cost(work), truncated_cost(work, num_window_pairs(input)), fits_grid(input, size) ? grid_cost(work, size) : never,
-            fits_lattice(input) ? lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels) : never};
-}
-
 std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
                           bool may_be_grid) {
-    if (requested != "auto") return requested;
-    return cheapest(input, describe(input, num_channels, num_filterings), may_be_grid);
+    return requested == "auto" ? cheapest(input, num_channels, num_filterings, may_be_grid) : requested;
 }
 
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,

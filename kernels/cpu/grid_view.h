@@ -38,7 +38,7 @@ GridView<T> dense_view(T* data, const std::vector<int64_t>& shape, bool is_box =
     return view;
 }
 
-// As the functions of the same names for arrays.
+// One row per label, times `scale`.
 template <class T>
 void load_from_grid(const Voxels& voxels, const GridView<const T>& view, T scale, int64_t block, int num_rows, T* rows) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);

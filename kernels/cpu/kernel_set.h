@@ -30,8 +30,8 @@ struct KernelSpecs {
     int num_filterings = 0;
 };
 
-// Called before each kernel is built; may throw to stop.
-using BuildCallback = std::function<void(int kernel, int num_kernels)>;
+// Called before each kernel is built with its number and that of all kernels; may throw to stop.
+using BuildCallback = FunctionRef<int, int>;
 
 // T: float, or double for layers in float64. image: one array of the whole grid per modality; must outlive the set.
 template <class T>

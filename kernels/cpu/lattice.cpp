@@ -1,10 +1,10 @@
 // Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 
 #include "cpu/lattice_lists.h"
 #include "cpu/lattice_rows.h"
+#include "cpu/printed.h"
 #include "cpu/simd.h"
 #include "cpu/with_constant.h"
 
@@ -353,11 +353,8 @@ double Lattice::amplitude() const {
 }
 
 std::string describe(const Lattice& lattice, int64_t num_voxels) {
-    std::ostringstream text;
-    text << "lattice (" << lattice.num_vertices << " vertices, ";
-    text.precision(2);
-    text << static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels) << " per voxel)";
-    return text.str();
+    const double per_voxel = static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels);
+    return "lattice (" + std::to_string(lattice.num_vertices) + " vertices, " + printed(per_voxel, 2) + " per voxel)";
 }
 
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {

@@ -130,7 +130,7 @@ class MeanField {
         return num_voxels_ == (array.is_box ? voxels_.box_size : voxels_.grid_size) && array.label_stride == num_voxels_;
     }
 
-    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // Before an array of all labels is touched for the first time.
     void release_idle() const { BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(T))); }

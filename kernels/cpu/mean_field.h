@@ -1,7 +1,6 @@
 // The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and the stopping rule.
 #pragma once
 
-#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -60,8 +59,8 @@ struct MeanFieldOutcome {
     std::vector<std::vector<double>> volume_bias;  // (step, label), if there is a volume term
 };
 
-// Called before each step; may throw to stop.
-using StepCallback = std::function<void(int step, int num_steps)>;
+// Called before each step with its number and that of all steps; may throw to stop.
+using StepCallback = FunctionRef<int, int>;
 
 // logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
 // the logits over the temperature.

@@ -77,7 +77,7 @@ class Backward {
         return gradients;
     }
 
-    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // The marginals of all labels; the last one follows from the others if it is not recorded.
     void load_marginals(const T* record, int64_t block, T* rows) const {
@@ -213,7 +213,7 @@ class Backward {
     void finish(T* grad_logits) {
         const T inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const T* from = input_.gradient + label * voxels_.grid_size;
+            const T* from = input_.gradient.data + label * voxels_.grid_size;
             T* to = grad_logits + label * voxels_.grid_size;
             for (int64_t i = 0; i < voxels_.grid_size; ++i) to[i] = from[i] * inverse;
         });

@@ -172,7 +172,7 @@ class MessageBackward {
         add_moments_of(m, {u, v, kv, ktu, 1});
     }
 
-    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
     // Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
     // number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept
     // in grad_ones_.
@@ -323,9 +323,9 @@ class MessageBackward {
     const int num_all_labels_, num_sums_;
     const int64_t num_parts_;
     int num_modalities_ = 0;
-    Buffer<T> given_, returned_;    // what is filtered, and filtered: next to each other, so that a filter can take both together
-    T *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
-    T *filtered_back_, *filtered_;  // (sent, voxel): K^T u, K v
+    Buffer<T> given_, returned_;          // what is filtered, and filtered: next to each other, so that a filter can take both together
+    T *grad_message_, *sent_;             // (sent, voxel): u, and v if moments are wanted
+    T *filtered_back_, *filtered_;        // (sent, voxel): K^T u, K v
     std::vector<Buffer<T>> grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
     std::vector<Buffer<T>> grad_ones_;    // (kernel, voxel): with respect to the message of all ones
     struct WaitingMoments {

@@ -1,4 +1,4 @@
-// The Python module: arrays in, arrays out, no rules of the model.
+// What the Python module holds: arrays in, arrays out, no rules of the model.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -66,23 +66,14 @@ BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, co
     return {voxels, on_box_axes(voxels, theta_alpha), theta_beta, channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool};
 }
 
-// For tests and measurements: the estimates that "auto" uses, in seconds.
-nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                           const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
-                           int num_filterings) {
+// For tests: what "auto" reckons with.
+double vertices_per_voxel_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                             const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta) {
     const std::vector<int64_t> grid = checked_grid(image, mask, spacing);
     require_bandwidths({{theta_alpha, theta_beta}}, {}, size_of(image));
-    require(num_channels >= 1 && num_channels <= kMostLabels && num_filterings >= 0, "expected channels, and 0 filterings or more");
     ThreadPool pool(1);
     const Voxels voxels(grid, spacing, mask_data(mask));
-    const BilateralInput input = bilateral_input(voxels, image, theta_alpha, theta_beta, pool);
-    const FilterCosts costs = estimate_costs(input, num_channels, num_filterings);
-    nb::dict seconds;
-    seconds["exact"] = 1e-9 * costs.exact;
-    seconds["truncated"] = 1e-9 * costs.truncated;
-    seconds["grid"] = 1e-9 * costs.grid;
-    seconds["lattice"] = 1e-9 * costs.lattice;
-    return seconds;
+    return estimate_vertices_per_voxel(bilateral_input(voxels, image, theta_alpha, theta_beta, pool));
 }
 
 // For tests.
@@ -131,13 +122,13 @@ void label_map_of(const FloatArray& logits, int threads, const nb::ndarray<nb::c
     const int64_t grid_size = static_cast<int64_t>(logits.size()) / num_labels;
     const bool is_byte = out.dtype() == nb::dtype<uint8_t>();
     if (!is_byte && out.dtype() != nb::dtype<uint16_t>()) throw InputError("label maps are uint8 or uint16");
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    if (is_byte) {
-        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
-    } else {
-        label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
-    }
+    run_pool(threads, [&](ThreadPool& pool) {
+        if (is_byte) {
+            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint8_t*>(out.data()));
+        } else {
+            label_map(logits.data(), num_labels, grid_size, pool, static_cast<uint16_t*>(out.data()));
+        }
+    });
 }
 
 void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
@@ -145,17 +136,16 @@ void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
             "expected logits (label, *grid), one label or more");
     require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
     const int num_labels = static_cast<int>(logits.shape(0));
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+    run_pool(threads, [&](ThreadPool& pool) {
+        softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+    });
 }
 
 std::vector<float> channel_ranges_of(const FloatArray& channels, int threads) {
     require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
     const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
-    nb::gil_scoped_release release;
-    ThreadPool pool(threads);
-    return channel_ranges(channels.data(), num_channels, num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0, pool);
+    const int64_t size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
+    return run_pool(threads, [&](ThreadPool& pool) { return channel_ranges(channels.data(), num_channels, size, pool); });
 }
 
 // The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
@@ -175,25 +165,24 @@ void define_errors(nb::module_& m) {
 }
 
 }  // namespace
-}  // namespace crf
 
-NB_MODULE(CRFREFINE_MODULE, m) {
+void define_module(nb::module_& m) {
     // Objects may outlive the interpreter, for example if a script ends with a graph in a global variable; no warning is needed.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
-    crf::define_errors(m);
-    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
+    define_errors(m);
+    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
-          "num_channels"_a, "num_filterings"_a);
-    m.def("plan_filters", &crf::plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
+    m.def("_vertices_per_voxel", &vertices_per_voxel_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a);
+    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
           "num_iterations"_a, "threads"_a);
-    m.def("_lattice_passes", &crf::lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
-          "threads"_a);
-    crf::define_kernels(m);
-    crf::define_tiles(m);
-    m.def("label_map", &crf::label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("softmax", &crf::softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
-    m.def("channel_ranges", &crf::channel_ranges_of, "channels"_a, "threads"_a);
-    m.def("cpu_level", &crf::cpu_level);
+    m.def("_lattice_passes", &lattice_passes_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "threads"_a);
+    define_kernels(m);
+    define_tiles(m);
+    m.def("label_map", &label_map_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("softmax", &softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
+    m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
+    m.def("cpu_level", &cpu_level);
 }
+
+}  // namespace crf

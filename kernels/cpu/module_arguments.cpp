@@ -54,16 +54,14 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
 }
 
 void check_signals() {
-    nb::gil_scoped_acquire gil;
+    const nb::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-std::function<void(int, int)> reporter(const nb::object& progress, const char* stage) {
-    return [&progress, stage](int step, int num_steps) {
-        nb::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        if (!progress.is_none()) progress(stage, step, num_steps);
-    };
+void Reporter::operator()(int step, int num_steps) const {
+    check_signals();
+    const nb::gil_scoped_acquire gil;
+    if (!progress.is_none()) progress(stage, step, num_steps);
 }
 
 }  // namespace crf

@@ -4,8 +4,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -89,11 +89,43 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
                        const std::string& normalization, const std::string& filter, int num_channels, int num_iterations,
                        const std::optional<OriginArgument>& origin = std::nullopt);
 
+// The settings of a mean field that runs of whole grids and of tiles share.
+template <class T>
+MeanFieldOptions<T> checked_options(int num_labels, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
+                                    bool is_potts, double temperature, double damping, int num_iterations, double tolerance) {
+    require(std::isfinite(temperature) && static_cast<T>(temperature) > 0, "expected a temperature that is finite and above 0");
+    require(damping >= 0 && damping < 1, "expected a damping from 0 to less than 1");
+    require(num_iterations >= 0 && tolerance >= 0, "expected 0 iterations or more, and a tolerance of 0 or more");
+    MeanFieldOptions<T> options;
+    options.num_labels = num_labels;
+    options.weight = weights;
+    options.compatibility = compatibility;
+    options.is_potts = is_potts;
+    options.num_iterations = num_iterations;
+    options.tolerance = tolerance;
+    options.temperature = static_cast<T>(temperature);
+    options.damping = static_cast<T>(damping);
+    return options;
+}
+
 // For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
 void check_signals();
 
 // Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.
-// `progress` outlives it.
-std::function<void(int, int)> reporter(const nanobind::object& progress, const char* stage);
+struct Reporter {
+    const nanobind::object& progress;
+    const char* stage;
+
+    void operator()(int step, int num_steps) const;
+};
+
+// Calls body(pool), without Python's lock.
+template <class Body>
+auto run_pool(int threads, Body&& body) {
+    nanobind::gil_scoped_release release;
+    ThreadPool pool(threads);
+    pool.poll = check_signals;
+    return body(pool);
+}
 
 }  // namespace crf

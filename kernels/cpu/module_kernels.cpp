@@ -32,6 +32,10 @@ class Kernels {
     // The slack, infinity without a volume term; whether numbers of voxels are kept; (voxel) where the term applies, None: everywhere.
     using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+    // (kernel, label) weights, compatibility, is_potts, temperature, damping, bias, volume; the labels of channels that are shared, and
+    // the tile that they hold for.
+    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, double, std::vector<T>, Volume,
+                             std::optional<LabelArray>, std::vector<int64_t>>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
             const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
@@ -55,7 +59,7 @@ class Kernels {
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                              workspace, reporter(progress, "build"));
+                                              workspace, Reporter{progress, "build"});
         descriptions_ = set_->descriptions;
     }
 
@@ -64,23 +68,12 @@ class Kernels {
     KernelSet<T>& set() const { return *set_; }
     std::vector<std::string> descriptions() const { return descriptions_; }
 
-    // The pool has no workers between calls.
-    struct Rest {
-        ThreadPool& pool;
-        ~Rest() { pool.rest(); }
-    };
-
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
     // logits are written. Without a mask it also returns the marginals after the last possible step, (label, *grid): they are there anyway.
     // out: (label, *grid) or (label, *box of the mask).
-    nb::dict run(const PartOfArray& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                 double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
-                 const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, int num_iterations, double tolerance,
-                 bool is_last_run, const nb::object& progress, const Out& out) {
-        MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, num_iterations, labels, tile);
-        require(tolerance >= 0, "expected a tolerance of 0 or more");
-        options.tolerance = tolerance;
+    nb::dict run(const PartOfArray& logits, const Model& model, int num_iterations, double tolerance, bool is_last_run,
+                 const nb::object& progress, const Out& out) {
+        MeanFieldOptions<T> options = make_options(model, num_iterations, tolerance);
         options.is_last_run = is_last_run;
         const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
         require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
@@ -90,16 +83,12 @@ class Kernels {
         MeanFieldOutcome outcome;
         auto marginals = std::make_unique<Buffer<T>>();
         {
-            nb::gil_scoped_release release;
-            const std::lock_guard<std::mutex> lock(mutex_);
-            const Rest rest{*pool_};
-            const BlockCache cache;
-            Workspace workspace;
+            Call call(*this);
             T* const no_record = nullptr;
             is_spent_ = is_last_run && !descriptions_.empty();
             if (is_spent_ && !set_->keeps_image()) release_image();
-            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, workspace,
-                                     reporter(progress, "mean field"));
+            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, call.workspace,
+                                     Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result;
@@ -119,37 +108,27 @@ class Kernels {
 
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
     // more than steps with a volume term. Returns the length of each step, and the biases of each step with a volume term.
-    std::pair<std::vector<double>, std::vector<std::vector<double>>> forward(
-        const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-        double temperature, double damping, const std::vector<T>& bias, const Volume& volume, const std::optional<LabelArray>& labels,
-        const std::vector<int64_t>& tile, const Out& out, const Out& record) {
-        const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, num_steps(record, volume), labels, tile);
+    std::pair<std::vector<double>, std::vector<std::vector<double>>> forward(const Array& logits, const Model& model, const Out& out,
+                                                                             const Out& record) {
+        const MeanFieldOptions<T> options = make_options(model, num_steps(record, model), 0);
         require_whole(logits);
         require_whole(out);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
-        nb::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const Rest rest{*pool_};
-        const BlockCache cache;
-        Workspace workspace;
+        Call call(*this);
         const GridView<const T> from = dense_view(logits.data(), grid_shape_);
         const GridView<T> to = dense_view(out.data(), grid_shape_);
         const MeanFieldOutcome outcome =
-            run_mean_field<T>(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, workspace, StepCallback());
+            run_mean_field<T>(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback());
         return {outcome.step, outcome.volume_bias};
     }
 
     nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step,
-                      const std::vector<std::vector<double>>& volume_bias, const Array& gradient,
-                      const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
-                      double damping, const std::vector<T>& bias, const Volume& volume, const std::optional<LabelArray>& labels,
-                      const std::vector<int64_t>& tile, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
-        const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, static_cast<int>(step.size()), labels, tile);
+                      const std::vector<std::vector<double>>& volume_bias, const Array& gradient, const Model& model, bool wants_theta,
+                      const Out& grad_logits, const std::optional<Out>& grad_image) {
+        const MeanFieldOptions<T> options = make_options(model, static_cast<int>(step.size()), 0);
         require(
-            num_steps(record, volume) == static_cast<int>(step.size()) &&
+            num_steps(record, model) == static_cast<int>(step.size()) &&
                 (!options.keeps_volumes() || (volume_bias.size() == step.size() &&
                                               std::all_of(volume_bias.begin(), volume_bias.end(),
                                                           [&](const auto& of_step) { return of_step.size() == size_t(num_labels_); }))) &&
@@ -162,14 +141,11 @@ class Kernels {
                 "expected room for the gradient in the shape of the image");
         MeanFieldGradients gradients;
         {
-            nb::gil_scoped_release release;
-            const std::lock_guard<std::mutex> lock(mutex_);
-            const Rest rest{*pool_};
-            const BlockCache cache;
-            Workspace workspace;
-            const BackwardInput<T> input{logits.data(), record.data(), step, volume_bias, gradient.data(), wants_theta};
+            Call call(*this);
+            const BackwardInput<T> input{logits.data(), record.data(), step, volume_bias, dense_view(gradient.data(), grid_shape_),
+                                         wants_theta};
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
-                                                grad_image ? grad_image->data() : nullptr, *pool_, workspace);
+                                                grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
         }
         nb::dict result;
         result["weights"] = gradients.weight;
@@ -184,6 +160,23 @@ class Kernels {
     }
 
    private:
+    // The pool has no workers between calls.
+    struct Rest {
+        ThreadPool& pool;
+        ~Rest() { pool.rest(); }
+    };
+
+    // What is held while the kernels work.
+    struct Call {
+        explicit Call(Kernels& kernels) : lock(kernels.mutex_), rest{*kernels.pool_} {}
+
+        nb::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock;
+        const Rest rest;
+        const BlockCache cache;
+        Workspace workspace;
+    };
+
     static int checked_count(int num_labels) {
         require(num_labels >= 2 && num_labels <= kMostLabels, "expected from 2 to 65536 labels");
         return num_labels;
@@ -222,36 +215,27 @@ class Kernels {
     }
 
     // With a volume term, the marginals after the last step are recorded, too.
-    static int num_steps(const auto& record, const Volume& volume) {
+    static int num_steps(const auto& record, const Model& model) {
         require(record.ndim() == 3, "expected a record (steps, channels, voxels)");
-        return static_cast<int>(record.shape(0)) - (std::get<0>(volume) < std::numeric_limits<double>::infinity() ? 1 : 0);
+        return static_cast<int>(record.shape(0)) - (std::get<0>(std::get<Volume>(model)) < std::numeric_limits<double>::infinity());
     }
 
-    MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                                     double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
-                                     int num_iterations, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
+    MeanFieldOptions<T> make_options(const Model& model, int num_iterations, double tolerance) const {
+        const auto& [weights, compatibility, is_potts, temperature, damping, bias, volume, labels, tile] = model;
+        const auto& [slack, keeps_counts, part] = volume;
         require(!is_spent_, "these kernels have had their last run; build them anew");
         const int num_all = labels ? num_labels_of(compatibility) : num_labels_;
         require(static_cast<int64_t>(compatibility.size()) == int64_t{num_all} * num_all, "expected one penalty per pair of labels");
         require(weights.size() == set_->kernels.size() &&
                     std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_all; }),
                 "expected one list of weights per kernel, with one weight per label");
-        require(num_iterations >= 0, "expected 0 iterations or more");
-        require(std::isfinite(temperature) && static_cast<T>(temperature) > 0, "expected a temperature that is finite and above 0");
-        require(damping >= 0 && damping < 1, "expected a damping from 0 to less than 1");
-        require(std::get<0>(volume) >= 0, "expected a slack of 0 or more");
-        MeanFieldOptions<T> options;
-        options.num_labels = num_labels_;
-        options.weight = weights;
-        options.compatibility = compatibility;
-        options.is_potts = is_potts;
-        options.num_iterations = num_iterations;
-        options.temperature = static_cast<T>(temperature);
-        options.damping = static_cast<T>(damping);
+        require(slack >= 0, "expected a slack of 0 or more");
+        MeanFieldOptions<T> options =
+            checked_options<T>(num_labels_, weights, compatibility, is_potts, temperature, damping, num_iterations, tolerance);
         options.bias = bias;
-        options.volume_slack = std::get<0>(volume);
-        options.keeps_counts = std::get<1>(volume);
-        if (const std::optional<MaskArray>& part = std::get<2>(volume)) {
+        options.volume_slack = slack;
+        options.keeps_counts = keeps_counts;
+        if (part) {
             require(static_cast<int64_t>(part->size()) == num_voxels(),
                     "expected one value per voxel of the mask for the part of the volumes");
             options.volume_part.assign(part->data(), part->data() + part->size());
@@ -316,18 +300,12 @@ void define_class(nb::module_& m, const char* name) {
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a,
-             "labels"_a.none(), "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a.noconvert())
-        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
-             "volume"_a, "labels"_a.none(), "tile"_a, "out"_a.noconvert(), "record"_a.noconvert())
-        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "volume_bias"_a, "gradient"_a, "weights"_a, "compatibility"_a,
-             "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a,
+        .def("run", &K::run, "logits"_a, "model"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(),
+             "out"_a.noconvert())
+        .def("forward", &K::forward, "logits"_a, "model"_a, "out"_a.noconvert(), "record"_a.noconvert())
+        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "volume_bias"_a, "gradient"_a, "model"_a, "wants_theta"_a,
              "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
 }
-
-}  // namespace
-
-namespace {
 
 const Kernels<float>& single_kernels(const nb::handle& kernels) {
     require(nb::isinstance<Kernels<float>>(kernels), "expected an object of Kernels32");

@@ -67,7 +67,7 @@ class Tiles {
         float* const biased = best_biased ? best_biased->data() : nullptr;
         const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), biased, inverse_temperature, bias};
         with_stored(values, [&](const auto* data) {
-            run([&](ThreadPool& pool) {
+            run_pool(threads_, [&](ThreadPool& pool) {
                 survey_channel(tiling_, data, first_plane, num_planes, label, {is_probability}, mask_data(mask), state, tile_margin.data(),
                                pool);
             });
@@ -83,7 +83,7 @@ class Tiles {
         require_size(margin, static_cast<int64_t>(tiles.size()), "expected room for one margin per tile");
         const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
         with_stored(values, [&](const auto* data) {
-            run([&](ThreadPool& pool) {
+            run_pool(threads_, [&](ThreadPool& pool) {
                 tile_margins(tiling_, source(data, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, margin.data(), pool);
             });
         });
@@ -94,7 +94,7 @@ class Tiles {
         require_size(out, static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels(), "expected room for the voxels of the tiles");
         require(out.dtype() == values.dtype() && (is_half(values) || values.dtype() == nb::dtype<float>()),
                 "expected float32 or float16, and room for the same type");
-        run([&](ThreadPool& pool) {
+        run_pool(threads_, [&](ThreadPool& pool) {
             const int64_t count = static_cast<int64_t>(tiles.shape(0));
             if (is_half(values)) {
                 gather_tiles(tiling_, static_cast<const uint16_t*>(values.data()), tiles.data(), count, static_cast<uint16_t*>(out.data()),
@@ -110,7 +110,7 @@ class Tiles {
         require_source(values, is_whole_grid, tiles);
         require_entries(tiles, entries, out, tiling_);
         with_stored(values, [&](const auto* data) {
-            run([&](ThreadPool& pool) {
+            run_pool(threads_, [&](ThreadPool& pool) {
                 crf::fill_entries(tiling_, source(data, is_whole_grid, tiles), {is_probability}, entries.data(), out.data(), pool);
             });
         });
@@ -122,7 +122,7 @@ class Tiles {
         const int64_t num_labels = static_cast<int64_t>(near.size()) / tiling_.num_tiles();
         require_size(near, num_labels * tiling_.num_tiles(), "expected room for one mark per label and tile");
         with_labels(label_map, [&](const auto* data) {
-            run([&](ThreadPool& pool) {
+            run_pool(threads_, [&](ThreadPool& pool) {
                 mark_tiles_near_labels(tiling_, data, {reach[0], reach[1], reach[2]}, num_labels, near.data(), pool);
             });
         });
@@ -142,7 +142,7 @@ class Tiles {
         require_entries(tiles, entries, out, tiling_);
         with_labels(label_map, [&]<class Label>(const Label* data) {
             const LabelPlanes<Label> map{data, num_planes, first_plane};
-            run([&](ThreadPool& pool) {
+            run_pool(threads_, [&](ThreadPool& pool) {
                 fill_label_entries(tiling_, map, label, {reach[0], reach[1], reach[2]}, {logits[0], logits[1], logits[2]}, tiles.data(),
                                    static_cast<int64_t>(tiles.shape(0)), entries.data(), out.data(), pool);
             });
@@ -160,14 +160,6 @@ class Tiles {
     template <class T>
     static TileSource<T> source(const T* values, bool is_whole_grid, const TileList& tiles) {
         return {values, is_whole_grid, tiles.data(), static_cast<int64_t>(tiles.shape(0))};
-    }
-
-    template <class Body>
-    void run(Body&& body) const {
-        nb::gil_scoped_release release;
-        ThreadPool pool(threads_);
-        pool.poll = check_signals;
-        body(pool);
     }
 
     Tiling tiling_;
@@ -216,31 +208,21 @@ class LabelSets {
         require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility);
         require_images(image, bilateral, spatial);
         if (built) require_channels(grid_of(kernels32), num_channels, of_entry, of_settled);
-        require(std::isfinite(temperature) && static_cast<float>(temperature) > 0, "expected a temperature that is finite and above 0");
-        require(damping >= 0 && damping < 1 && tolerance >= 0, "expected a damping from 0 to less than 1, and a tolerance of 0 or more");
-        require(num_iterations >= 0 && num_voxels > 0, "expected 0 iterations or more, and voxels");
+        require(num_voxels > 0, "expected voxels");
         require_open(open);
         require_values(logits);
         require_values(out);
         require_reach(reach);
         if (may_matter) require_borders(*may_matter, exceeds);
-        MeanFieldOptions<float> options;
-        options.num_labels = static_cast<int>(weights.front().size());
-        options.weight = weights;
-        options.compatibility = compatibility;
-        options.is_potts = is_potts;
-        options.num_iterations = num_iterations;
-        options.tolerance = tolerance;
-        options.temperature = static_cast<float>(temperature);
-        options.damping = static_cast<float>(damping);
+        MeanFieldOptions<float> options = checked_options(static_cast<int>(weights.front().size()), weights, compatibility, is_potts,
+                                                          temperature, damping, num_iterations, tolerance);
         const Normalization kind = parse_normalization(normalization);
         // Where labels take part only where they occur (no `may_matter`), the energy lacks pairs of voxels in different tiles; with one
         // weight for all labels of a Potts model, steps do not raise it anyway (docs/reference/math.md).
         options.watch_energy = energy_is_lowered(kind) && (may_matter || !(options.is_potts && options.last_is_implied()));
-        const std::function<void(int, int)> report_build = reporter(progress, "build"), report_step = reporter(progress, "mean field");
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
-        run_pool([&](ThreadPool& pool) {
+        run_pool(threads_, [&](ThreadPool& pool) {
             pool.subnormals_are_zeros = true;
             const BlockCache cache;
             std::vector<DirectKernel> kernels;
@@ -254,7 +236,7 @@ class LabelSets {
                 kernels.clear();
             }
             for (const DirectKernel& kernel : kernels) {
-                if (report_build) report_build(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
+                Reporter{progress, "build"}(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
                 filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
             }
             std::optional<Borders> borders;
@@ -262,7 +244,7 @@ class LabelSets {
             if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
             const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold), exceeds.data()};
             outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
-                                          out.data(), borders ? &check : nullptr, pool, report_step);
+                                          out.data(), borders ? &check : nullptr, pool, Reporter{progress, "mean field"});
         });
         nb::dict result;
         result["num_iterations"] = outcome.num_iterations;
@@ -278,7 +260,7 @@ class LabelSets {
         require_values(values);
         require_borders(may_matter, flags);
         require_reach(reach);
-        run_pool([&](ThreadPool& pool) {
+        run_pool(threads_, [&](ThreadPool& pool) {
             check_entries(set_, values.data(), may_matter.data(), {reach[0], reach[1], reach[2]}, threshold, flags.data(), pool);
         });
     }
@@ -286,7 +268,8 @@ class LabelSets {
     void open_voxels(const FloatArray& logits, float temperature, float settled, bool whole_rows, const Out<LaneMask>& open) const {
         require_values(logits);
         require_size(open, num_rows(), "expected room for the voxels of one row of an active tile each");
-        run_pool([&](ThreadPool& pool) { find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(), pool); });
+        run_pool(threads_,
+                 [&](ThreadPool& pool) { find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(), pool); });
     }
 
     void decode(const FloatArray& values, const Writable& label_map) const {
@@ -294,7 +277,7 @@ class LabelSets {
         require_grid(label_map, set_.tiling);
         const bool is_short = label_map.dtype() == nb::dtype<uint8_t>();
         require((is_short && most_ < 256) || label_map.dtype() == nb::dtype<uint16_t>(), "expected uint8 or uint16, and all labels to fit");
-        run_pool([&](ThreadPool& pool) {
+        run_pool(threads_, [&](ThreadPool& pool) {
             if (is_short) {
                 decode_entries(set_, values.data(), static_cast<uint8_t*>(label_map.data()), pool);
             } else {
@@ -366,14 +349,6 @@ class LabelSets {
         const int64_t rows = set_.tiling.tile_voxels() / kLanes;
         for (int64_t i = 0; i < num_rows(); ++i)
             require((open.data()[i] & ~lanes_inside(whole, set_.active[i / rows], i % rows)) == 0, "expected open voxels of the grid");
-    }
-
-    template <class Body>
-    void run_pool(Body&& body) const {
-        nb::gil_scoped_release release;
-        ThreadPool pool(threads_);
-        pool.poll = check_signals;
-        body(pool);
     }
 
     const std::optional<MaskArray> mask_;

@@ -6,10 +6,10 @@
 
 namespace crf {
 
-// Six digits, as "%g" gives them: a tiny number is not 0.
-inline std::string printed(double value) {
+// Digits count from the first that is not 0: a tiny number is not 0.
+inline std::string printed(double value, int digits = 6) {
     char text[32];
-    std::snprintf(text, sizeof text, "%g", value);
+    std::snprintf(text, sizeof text, "%.*g", digits, value);
     return text;
 }
 

@@ -57,12 +57,8 @@ class RowMap {
    private:
     template <class Body>
     void for_rows(int64_t tile, Body&& body) const {
-        int64_t at[3];
-        tiling_.place(tile, at);
-        for (int64_t z = tiling_.begin(0, at[0]); z < tiling_.end(0, at[0]); ++z)
-            for (int64_t y = tiling_.begin(1, at[1]); y < tiling_.end(1, at[1]); ++y)
-                body((z - tiling_.begin(0, at[0])) * tiling_.tile[1] + y - tiling_.begin(1, at[1]),
-                     (z * tiling_.shape[1] + y) * tiling_.count[2] + at[2]);
+        tiling_.for_rows(
+            tile, [&](const TileRow& row) { body(row.number, (row.z * tiling_.shape[1] + row.y) * tiling_.count[2] + row.x / kLanes); });
     }
 
     // Adds the voxels that are exactly `away` voxels from a marked one along the last axis.

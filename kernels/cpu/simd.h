@@ -11,8 +11,10 @@
 
 #include "cpu/lane_types.h"
 
-#if defined(__SSE2__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>  // read in a tenth of the time
 #endif
 
 namespace crf {

@@ -1,7 +1,14 @@
 #include "cpu/thread_pool.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #include "cpu/subnormals.h"
 
@@ -15,13 +22,28 @@ constexpr std::chrono::milliseconds kPollInterval{50};
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(std::max(1, std::min(num_threads, kMostThreads))) {}
+struct ThreadPool::Workers {
+    std::vector<std::thread> threads;
+    std::mutex mutex;
+    std::condition_variable start, done;
+    FunctionRef<int64_t, int> body;
+    std::atomic<int64_t> next{0};
+    int64_t num_items = 0;
+    uint64_t generation = 0;
+    std::chrono::steady_clock::time_point polled{};
+    int active = 0;
+    bool stopping = false;
+    std::exception_ptr error;
+};
+
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(std::max(1, std::min(num_threads, kMostThreads))), workers_(std::make_unique<Workers>()) {}
 
 void ThreadPool::start_workers() {
-    if (!workers_.empty()) return;
+    if (!workers_->threads.empty()) return;
     try {
-        const uint64_t seen = generation_;
-        for (int t = 1; t < num_threads_; ++t) workers_.emplace_back([this, t, seen] { work(t, seen); });
+        const uint64_t seen = workers_->generation;
+        for (int t = 1; t < num_threads_; ++t) workers_->threads.emplace_back([this, t, seen] { work(t, seen); });
     } catch (const std::system_error&) {
         // The system refuses more threads: the existing ones do the work, with the same result.
     }
@@ -31,30 +53,31 @@ ThreadPool::~ThreadPool() { rest(); }
 
 void ThreadPool::rest() {
     {
-        std::lock_guard lock(mutex_);
-        stopping_ = true;
+        std::lock_guard lock(workers_->mutex);
+        workers_->stopping = true;
     }
-    start_.notify_all();
-    for (auto& worker : workers_) worker.join();
-    workers_.clear();
-    stopping_ = false;
+    workers_->start.notify_all();
+    for (auto& thread : workers_->threads) thread.join();
+    workers_->threads.clear();
+    workers_->stopping = false;
 }
 
 void ThreadPool::take_items(int thread) {
+    Workers& own = *workers_;
     try {
-        for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) {
-            take_item(*body_, item, thread);
+        for (int64_t item; (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;) {
+            take_item(own.body, item, thread);
             if (thread == 0) poll_if_due();
         }
     } catch (...) {
-        std::lock_guard lock(mutex_);
-        if (!error_) error_ = std::current_exception();
-        next_.store(num_items_, std::memory_order_relaxed);
+        std::lock_guard lock(own.mutex);
+        if (!own.error) own.error = std::current_exception();
+        own.next.store(own.num_items, std::memory_order_relaxed);
     }
 }
 
 // Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
-void ThreadPool::take_item(const std::function<void(int64_t, int)>& body, int64_t item, int thread) const {
+void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const {
     const SubnormalsAsZeros mode(subnormals_are_zeros);
     body(item, thread);
 }
@@ -62,32 +85,34 @@ void ThreadPool::take_item(const std::function<void(int64_t, int)>& body, int64_
 void ThreadPool::poll_if_due() {
     if (!poll) return;
     const auto now = std::chrono::steady_clock::now();
-    if (now - polled_ < kPollInterval) return;
-    polled_ = now;
+    if (now - workers_->polled < kPollInterval) return;
+    workers_->polled = now;
     poll();
 }
 
 void ThreadPool::work(int thread, uint64_t seen) {
+    Workers& own = *workers_;
     for (;;) {
         {
-            std::unique_lock lock(mutex_);
-            start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-            if (stopping_) return;
-            seen = generation_;
+            std::unique_lock lock(own.mutex);
+            own.start.wait(lock, [&] { return own.stopping || own.generation != seen; });
+            if (own.stopping) return;
+            seen = own.generation;
         }
         take_items(thread);
         {
-            std::lock_guard lock(mutex_);
-            --active_;
+            std::lock_guard lock(own.mutex);
+            --own.active;
         }
-        done_.notify_one();
+        own.done.notify_one();
     }
 }
 
-void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>& body) {
+void ThreadPool::run(int64_t num_items, FunctionRef<int64_t, int> body) {
+    Workers& own = *workers_;
     if (num_items <= 0) return;
     if (num_threads_ > 1 && num_items > 1) start_workers();
-    if (workers_.empty() || num_items == 1) {
+    if (own.threads.empty() || num_items == 1) {
         for (int64_t item = 0; item < num_items; ++item) {
             take_item(body, item, 0);
             poll_if_due();
@@ -95,19 +120,19 @@ void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>&
         return;
     }
     {
-        std::lock_guard lock(mutex_);
-        body_ = &body;
-        num_items_ = num_items;
-        next_.store(0, std::memory_order_relaxed);
-        active_ = static_cast<int>(workers_.size());
-        error_ = nullptr;
-        ++generation_;
+        std::lock_guard lock(own.mutex);
+        own.body = body;
+        own.num_items = num_items;
+        own.next.store(0, std::memory_order_relaxed);
+        own.active = static_cast<int>(own.threads.size());
+        own.error = nullptr;
+        ++own.generation;
     }
-    start_.notify_all();
+    own.start.notify_all();
     take_items(0);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return active_ == 0; });
-    if (error_) std::rethrow_exception(error_);
+    std::unique_lock lock(own.mutex);
+    own.done.wait(lock, [&] { return own.active == 0; });
+    if (own.error) std::rethrow_exception(own.error);
 }
 
 }  // namespace crf

@@ -2,17 +2,29 @@
 // are the same for any number of threads.
 #pragma once
 
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <exception>
-#include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace crf {
+
+// A function that is called only while the caller waits: what it refers to is not copied, and the engine's many loops are compiled in less
+// time than with std::function. May be empty.
+template <class... Arguments>
+class FunctionRef {
+   public:
+    FunctionRef() = default;
+    template <class Function>
+    FunctionRef(const Function& function)
+        : function_(&function),
+          call_([](const void* called, Arguments... arguments) { (*static_cast<const Function*>(called))(arguments...); }) {}
+
+    explicit operator bool() const { return function_ != nullptr; }
+    void operator()(Arguments... arguments) const { call_(function_, arguments...); }
+
+   private:
+    const void* function_ = nullptr;
+    void (*call_)(const void*, Arguments...) = nullptr;
+};
 
 class ThreadPool {
    public:
@@ -30,32 +42,24 @@ class ThreadPool {
     // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
     // The first exception of a body is rethrown here once all threads are done.
     // The caller's thread also calls `poll` from time to time, if set; an exception from it ends the run.
-    void run(int64_t num_items, const std::function<void(int64_t item, int thread)>& body);
+    void run(int64_t num_items, FunctionRef<int64_t, int> body);
 
-    std::function<void()> poll;
+    void (*poll)() = nullptr;
 
     // Whether bodies compute with subnormal numbers as zeros (subnormals.h): in every thread, so that results do not depend on it.
     bool subnormals_are_zeros = false;
 
    private:
+    struct Workers;  // whose headers the files of the filters need not read
+
     void start_workers();
     void work(int thread, uint64_t seen);
     void take_items(int thread);
-    void take_item(const std::function<void(int64_t, int)>& body, int64_t item, int thread) const;
+    void take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const;
     void poll_if_due();
 
     const int num_threads_;
-    std::vector<std::thread> workers_;
-    std::mutex mutex_;
-    std::condition_variable start_, done_;
-    const std::function<void(int64_t, int)>* body_ = nullptr;
-    std::atomic<int64_t> next_{0};
-    int64_t num_items_ = 0;
-    uint64_t generation_ = 0;
-    std::chrono::steady_clock::time_point polled_{};
-    int active_ = 0;
-    bool stopping_ = false;
-    std::exception_ptr error_;
+    const std::unique_ptr<Workers> workers_;
 };
 
 }  // namespace crf

@@ -133,20 +133,14 @@ class ChannelTileFilter final : public TileFilter {
     // Calls body(compact voxel, place among the tile's voxels, length) for the voxels of a tile inside the mask of the filters.
     template <class Body>
     void for_pieces(int64_t number, Body&& body) const {
-        const Tiling& tiling = set_.tiling;
-        int64_t at[3];
-        tiling.place(number, at);
-        const int64_t x = tiling.begin(2, at[2]), x_end = tiling.end(2, at[2]);
-        for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-            for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
-                const int64_t row = z * tiling.shape[1] + y, start = row * tiling.shape[2];
-                const int64_t place = (z % tiling.tile[0] * tiling.tile[1] + y % tiling.tile[1]) * tiling.tile[2];
-                for (int64_t r = first_run_[row]; r < first_run_[row + 1]; ++r) {
-                    const Run& run = voxels_.runs[r];
-                    const int64_t begin = std::max(x, run.grid - start), end = std::min(x_end, run.grid - start + run.length);
-                    if (begin < end) body(run.voxel + begin - (run.grid - start), place + begin - x, end - begin);
-                }
+        set_.tiling.for_rows(number, [&](const TileRow& row) {
+            const int64_t of_grid = row.z * set_.tiling.shape[1] + row.y;
+            for (int64_t r = first_run_[of_grid]; r < first_run_[of_grid + 1]; ++r) {
+                const Run& run = voxels_.runs[r];
+                const int64_t begin = std::max(row.grid, run.grid), end = std::min(row.grid + row.length, run.grid + run.length);
+                if (begin < end) body(run.voxel + begin - run.grid, row.place + begin - row.grid, end - begin);
             }
+        });
     }
 
     const TileSet& set_;

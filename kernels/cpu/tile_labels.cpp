@@ -63,20 +63,17 @@ void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const 
     const int64_t num_tiles = tiling.num_tiles();
     pool.run(num_tiles, [&](int64_t tile, int) {
         std::vector<LabelBox<Label>> boxes;
-        int64_t at[3];
-        tiling.place(tile, at);
-        for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-            for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
-                const Label* row = label_map + (z * tiling.shape[1] + y) * tiling.shape[2];
-                for (int64_t x = tiling.begin(2, at[2]), x_end = tiling.end(2, at[2]); x < x_end;) {
-                    const Label label = row[x];
-                    const int64_t first = x;
-                    while (x < x_end && row[x] == label) ++x;
-                    auto box = std::find_if(boxes.begin(), boxes.end(), [&](const auto& other) { return other.label == label; });
-                    if (box == boxes.end()) box = boxes.insert(box, {label, {z, y, first}, {z, y, first}});
-                    box->add(z, y, first, x - 1);
-                }
+        tiling.for_rows(tile, [&](const TileRow& row) {
+            const Label* const labels = label_map + row.grid;
+            for (int64_t i = 0; i < row.length;) {
+                const Label label = labels[i];
+                const int64_t first = row.x + i;
+                while (i < row.length && labels[i] == label) ++i;
+                auto box = std::find_if(boxes.begin(), boxes.end(), [&](const auto& other) { return other.label == label; });
+                if (box == boxes.end()) box = boxes.insert(box, {label, {row.z, row.y, first}, {row.z, row.y, first}});
+                box->add(row.z, row.y, first, row.x + i - 1);
             }
+        });
         for (const LabelBox<Label>& box : boxes) {
             if (box.label >= num_labels) throw InputError("a label map holds a label that has no channel");
             int64_t low[3], high[3];
@@ -120,13 +117,11 @@ void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int
         widen(tiling, around, found);
         float* const tile = out + entry[item] * tiling.tile_voxels();
         std::fill(tile, tile + tiling.tile_voxels(), 0.0f);
-        for (int64_t z = 0; z < tiling.end(0, at[0]) - tiling.begin(0, at[0]); ++z)
-            for (int64_t y = 0; y < tiling.end(1, at[1]) - tiling.begin(1, at[1]); ++y) {
-                const int64_t row = (z * tiling.tile[1] + y) * tiling.tile[2];
-                const uint8_t *here = found.here.data() + around.own_row(z, y), *near = found.near.data() + row;
-                for (int64_t x = 0; x < tiling.end(2, at[2]) - tiling.begin(2, at[2]); ++x)
-                    tile[row + x] = here[x] ? logits.own : near[x] ? logits.near : logits.absent;
-            }
+        tiling.for_rows(tiles[item], [&](const TileRow& row) {
+            const uint8_t* const here = found.here.data() + around.own_row(row.number / tiling.tile[1], row.number % tiling.tile[1]);
+            const uint8_t* const near = found.near.data() + row.place;
+            for (int64_t i = 0; i < row.length; ++i) tile[row.place + i] = here[i] ? logits.own : near[i] ? logits.near : logits.absent;
+        });
     });
 }
 

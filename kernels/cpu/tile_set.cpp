@@ -18,17 +18,10 @@ namespace {
 // Calls body(grid index, place among the tile's voxels, z, y, x) for the voxels of a tile inside the grid and the mask.
 template <class Body>
 void for_voxels(const TileSet& set, int64_t number, Body&& body) {
-    const Tiling& tiling = set.tiling;
-    int64_t at[3];
-    tiling.place(number, at);
-    for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-        for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
-            const int64_t row = ((z % tiling.tile[0]) * tiling.tile[1] + y % tiling.tile[1]) * tiling.tile[2];
-            for (int64_t x = tiling.begin(2, at[2]); x < tiling.end(2, at[2]); ++x) {
-                const int64_t voxel = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-                if (set.is_inside(voxel)) body(voxel, row + x % tiling.tile[2], z, y, x);
-            }
-        }
+    set.tiling.for_rows(number, [&](const TileRow& row) {
+        for (int64_t i = 0; i < row.length; ++i)
+            if (set.is_inside(row.grid + i)) body(row.grid + i, row.place + i, row.z, row.y, row.x + i);
+    });
 }
 
 // A box of voxels.

@@ -38,22 +38,10 @@ vfloat inside_mask(vfloat margin, const uint8_t* mask, int64_t count) {
     return load(lanes);
 }
 
-// Runs body(z, y, first x, number of voxels along x, offset among the tile's voxels) over the rows of a tile.
-template <class Body>
-void for_rows_of_tile(const Tiling& tiling, int64_t number, Body&& body) {
-    int64_t at[3];
-    tiling.place(number, at);
-    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x;
-    for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-        for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y)
-            body(z, y, x, length, ((z - tiling.begin(0, at[0])) * tiling.tile[1] + y - tiling.begin(1, at[1])) * tiling.tile[2]);
-}
-
 // Where the row of a tile lies in its source.
 template <class T>
-const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item, int64_t z, int64_t y, int64_t x, int64_t offset) {
-    if (source.is_whole_grid) return source.values + (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-    return source.values + item * tiling.tile_voxels() + offset;
+const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item, const TileRow& row) {
+    return source.values + (source.is_whole_grid ? row.grid : item * tiling.tile_voxels() + row.place);
 }
 
 }  // namespace
@@ -142,14 +130,13 @@ void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decod
                   float* margin, ThreadPool& pool) {
     pool.run(source.num_tiles, [&](int64_t item, int) {
         vfloat largest = splat_lanes(kNothing);
-        for_rows_of_tile(tiling, source.tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
-            const T* row = source_row(tiling, source, item, z, y, x, offset);
-            const int64_t at = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-            for (int64_t i = 0; i < length; i += kLanes) {
-                const int64_t left = length - i;
-                const vfloat a = (decoding(load_some(row + i, left)) + survey.bias) * survey.inverse_temperature;
-                vfloat m = a - load_some(survey.log_sum + at + i, left);
-                if (mask || left < kLanes) m = inside_mask(m, mask ? mask + at + i : nullptr, left);
+        tiling.for_rows(source.tiles[item], [&](const TileRow& row) {
+            const T* const values = source_row(tiling, source, item, row);
+            for (int64_t i = 0; i < row.length; i += kLanes) {
+                const int64_t left = row.length - i;
+                const vfloat a = (decoding(load_some(values + i, left)) + survey.bias) * survey.inverse_temperature;
+                vfloat m = a - load_some(survey.log_sum + row.grid + i, left);
+                if (mask || left < kLanes) m = inside_mask(m, mask ? mask + row.grid + i : nullptr, left);
                 largest = vmax(largest, m);
             }
         });
@@ -162,10 +149,7 @@ void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, i
     pool.run(num_tiles, [&](int64_t item, int) {
         T* tile = out + item * tiling.tile_voxels();
         std::fill(tile, tile + tiling.tile_voxels(), T{});
-        for_rows_of_tile(tiling, tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
-            const T* row = values + (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-            std::copy(row, row + length, tile + offset);
-        });
+        tiling.for_rows(tiles[item], [&](const TileRow& row) { std::copy_n(values + row.grid, row.length, tile + row.place); });
     });
 }
 
@@ -175,9 +159,10 @@ void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decod
     pool.run(source.num_tiles, [&](int64_t item, int) {
         float* const to = out + entry[item] * tiling.tile_voxels();
         std::fill(to, to + tiling.tile_voxels(), 0.0f);
-        for_rows_of_tile(tiling, source.tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
-            const T* row = source_row(tiling, source, item, z, y, x, offset);
-            for (int64_t i = 0; i < length; i += kLanes) store_some(to + offset + i, decoding(load_some(row + i, length - i)), length - i);
+        tiling.for_rows(source.tiles[item], [&](const TileRow& row) {
+            const T* const values = source_row(tiling, source, item, row);
+            for (int64_t i = 0; i < row.length; i += kLanes)
+                store_some(to + row.place + i, decoding(load_some(values + i, row.length - i)), row.length - i);
         });
     });
 }

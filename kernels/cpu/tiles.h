@@ -10,6 +10,13 @@
 
 namespace crf {
 
+// A row of a tile, as far as it is inside the grid.
+struct TileRow {
+    int64_t z, y, x, length;  // its first voxel, and the number of its voxels
+    int64_t number, place;    // among the tile's rows, and of its first voxel among the tile's voxels
+    int64_t grid;             // index of its first voxel
+};
+
 // A grid cut into tiles; those at its end may be smaller.
 struct Tiling {
     int64_t shape[3], tile[3], count[3];
@@ -22,6 +29,19 @@ struct Tiling {
     int64_t end(int axis, int64_t number) const;
     // The coordinates of a tile among the tiles.
     void place(int64_t number, int64_t (&at)[3]) const;
+
+    // Calls body(row) for the rows of a tile.
+    template <class Body>
+    void for_rows(int64_t number, Body&& body) const {
+        int64_t at[3];
+        place(number, at);
+        const int64_t x = begin(2, at[2]), length = end(2, at[2]) - x;
+        for (int64_t z = begin(0, at[0]); z < end(0, at[0]); ++z)
+            for (int64_t y = begin(1, at[1]); y < end(1, at[1]); ++y) {
+                const int64_t row = (z - begin(0, at[0])) * tile[1] + y - begin(1, at[1]);
+                body(TileRow{z, y, x, length, row, row * tile[2], (z * shape[1] + y) * shape[2] + x});
+            }
+    }
 };
 
 // How stored numbers become logits.

@@ -69,9 +69,7 @@ class TruncatedFilter final : public Filter {
         return true;
     }
 
-    int num_moment_channels() const override {
-        return has_moments() && voxels_.num_voxels <= kFewVoxels ? kMomentChannels : 1;
-    }
+    int num_moment_channels() const override { return has_moments() && voxels_.num_voxels <= kFewVoxels ? kMomentChannels : 1; }
 
     std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 

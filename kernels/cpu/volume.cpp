@@ -41,8 +41,7 @@ void MassSums::add(const MassSums& other) {
     for (size_t i = 0; i < product.size(); ++i) product[i] += other.product[i];
 }
 
-MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
-                    const std::function<void(int64_t block, int thread, MassSums& sums)>& body) {
+MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels, FunctionRef<int64_t, int, MassSums&> body) {
     const int64_t num_groups = std::min(num_blocks, kMostGroups);
     std::vector<MassSums> groups(num_groups, MassSums(num_labels));
     pool.run(num_groups, [&](int64_t group, int thread) {

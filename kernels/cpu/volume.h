@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -36,9 +35,8 @@ struct MassSums {
     std::vector<int> present_;  // labels with a marginal that counts in the block
 };
 
-// The sums over all blocks, added up in an order that depends only on their number. `body` adds a block.
-MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
-                    const std::function<void(int64_t block, int thread, MassSums& sums)>& body);
+// The sums over all blocks, added up in an order that depends only on their number. body(block, thread, sums) adds a block.
+MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels, FunctionRef<int64_t, int, MassSums&> body);
 
 // The masses to keep, and how closely.
 class VolumeTerm {

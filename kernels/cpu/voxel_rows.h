@@ -11,20 +11,6 @@ namespace crf {
 
 inline int64_t block_end(int64_t block, int64_t num_voxels) { return std::min((block + 1) * kVoxelBlock, num_voxels); }
 
-// From (row, *grid), times `scale`.
-template <class T>
-void load_from_grid(const Voxels& voxels, const T* array, T scale, int64_t block, int num_rows, T* rows) {
-    const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
-    voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
-        for (int l = 0; l < num_rows; ++l) {
-            const T* from = array + l * voxels.grid_size + grid;
-            T* to = rows + l * kVoxelBlock + (voxel - begin);
-            for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
-        }
-    });
-    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
-}
-
 // From (row, voxel).
 template <class T>
 void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows, T* rows) {

@@ -44,7 +44,6 @@ constexpr Real kEpsilon = 1.1920929e-7f;
 
 #define CRF_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 #define CRF_D __device__ __forceinline__
-#define CRF_UNROLL _Pragma("unroll")
 #define CRF_UNROLL_BY_4 _Pragma("unroll 4")
 #define CRF_ROLLED _Pragma("unroll 1")
 
@@ -97,7 +96,6 @@ struct PerThread {
     static void name(__VA_ARGS__)
 #define CRF_KERNEL(name, ...) CRF_EMULATED(name, false, __VA_ARGS__)
 #define CRF_D inline
-#define CRF_UNROLL
 #define CRF_UNROLL_BY_4
 #define CRF_ROLLED
 

@@ -47,12 +47,16 @@ def built(engine, num_labels=2, **changes):
 
 
 def run(engine, **changes):
-    settings = {
-        **{"logits": values(2, *SHAPE), "weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": True, "temperature": 1.0},
-        **{"damping": 0.0, "bias": [], "volume": (math.inf, False, None), "labels": None, "tile": [], "num_iterations": 2},
-        **{"tolerance": 0.0, "is_last_run": True, "progress": None, "out": values(2, *SHAPE), **changes},
+    model = {
+        **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": True, "temperature": 1.0, "damping": 0.0, "bias": []},
+        **{"volume": (math.inf, False, None), "labels": None, "tile": []},
     }
-    return built(engine).run(**settings)
+    settings = {
+        **{"logits": values(2, *SHAPE), "num_iterations": 2, "tolerance": 0.0, "is_last_run": True, "progress": None},
+        **{"out": values(2, *SHAPE), **changes},
+    }
+    changed = tuple(settings.pop(name, value) for name, value in model.items())
+    return built(engine).run(model=changed, **settings)
 
 
 def label_sets(engine, **changes):

@@ -49,12 +49,5 @@ def test_a_lattice_has_at_most_the_estimated_vertices():
     mask[2:18, 3:19, 1:33] = True
     _, built = planned_and_built(image, mask, **{"mean_field.filter": "lattice", "bilateral.theta_alpha": 3.0, "bilateral.theta_beta": 0.5})
     vertices = int(built[0].partition("(")[2].partition(" ")[0])
-
-    def cost(theta_alpha, theta_beta):
-        bandwidths = [theta_alpha] * 3, [theta_beta] * 2
-        return CpuBackend()._engine._estimate_costs(image, mask, list(SPACING), *bandwidths, 2, 5)["lattice"]
-
-    # The cost grows in proportion to the vertices: from next to none to six of a voxel's own, of five features.
-    none, own = cost(1e4, 1e4), cost(0.1, 0.001)
-    estimated = 6 * mask.sum() * (cost(3.0, 0.5) - none) / (own - none)
+    estimated = mask.sum() * CpuBackend()._engine._vertices_per_voxel(image, mask, list(SPACING), [3.0] * 3, [0.5] * 2)
     assert vertices <= estimated <= 1.5 * vertices

@@ -1,0 +1,8 @@
+// The entry of the Python module, compiled for each level; what it holds is compiled once for all of them.
+#include <nanobind/nanobind.h>
+
+namespace crf {
+void define_module(nanobind::module_& m);
+}
+
+NB_MODULE(CRFREFINE_MODULE, m) { crf::define_module(m); }
