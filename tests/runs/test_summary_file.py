@@ -227,7 +227,7 @@ def test_a_summary_that_is_thrown_away_is_not_read(folders, summary):
 @pytest.mark.long
 def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     """The record in the output folder has every case that ended, and not only those up to the last second."""
-    names = [f"case{number}" for number in range(6)]
+    names = [f"case{number:02}" for number in range(60)]
     folders = write_folders(tmp_path, *names)
     arguments = ("infer", *folders.arguments, "--summary", summary, "--threads", 1)
     with subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -238,7 +238,7 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
             time.sleep(0.001)
         process.kill()
     first = content(summary)
-    assert (first["interrupted"], first["num_cases"]) == (True, 6)
+    assert (first["interrupted"], first["num_cases"]) == (True, len(names))
     assert first["seconds"] > 0.0
     assert first["num_done"] == len(first["cases"]) >= 1
     (run,) = read_summary(*(folders.output / RECORD_FOLDER).iterdir())
@@ -250,7 +250,7 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     assert len(there) <= len(recorded) + 1  # The kill may fall between a label map and its line.
     assert infer(folders, "--summary", summary, "--continue", "--set", "mean_field.filter=auto").status == 0
     last = content(summary)
-    assert (last["interrupted"], last["not_reached"], last["num_skipped"] + last["num_done"]) == (False, [], 6)
+    assert (last["interrupted"], last["not_reached"], last["num_skipped"] + last["num_done"]) == (False, [], len(names))
     for case, known in zip(last["cases"], run.cases, strict=False):
         assert case == known | {"status": "skipped"}
 
