@@ -214,7 +214,7 @@ inline vdouble log_positive(vdouble x) {
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// The first `count` of eight lanes are ones. gcc makes `rep movs` of loops over them, which took a tenth of splatting a lattice.
+// The first `count` of eight lanes are ones. gcc makes `rep movs`, which is slow for a few bytes, of loops over them.
 inline __m256i first_eight(int64_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
