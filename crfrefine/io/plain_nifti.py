@@ -68,7 +68,10 @@ class PlainHeader:
     pair_magic = b"ni1"
 
     def __init__(self, block: bytes) -> None:
-        self._fields = np.frombuffer(bytearray(block[:SIZE]), _FIELDS)[0]
+        self._fields = np.frombuffer(bytearray(block[:SIZE]), _FIELDS).reshape(())
+
+    def __reduce__(self) -> tuple[type[PlainHeader], tuple[bytes]]:
+        return PlainHeader, (self.binaryblock,)  # numpy would leave out what lies between the fields.
 
     def __contains__(self, name: str) -> bool:
         return name in _OFFSETS

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import pickle
 import struct
 import tempfile
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_plain_headers_say_what_nibabel_reads(affine, changes):
         return
     nibabels = nib.Nifti1Header(bytes(block), check=False)
     nibabels.check_fix(logger=QUIET, error_level=40)
-    assert nibabels.binaryblock == bytes(block) == plain.binaryblock
+    assert nibabels.binaryblock == bytes(block) == plain.binaryblock == pickle.loads(pickle.dumps(plain)).binaryblock
     for say in ("get_data_shape", "get_data_dtype", "get_slope_inter"):
         assert getattr(plain, say)() == getattr(nibabels, say)()
     for say in ("get_qform", "get_sform"):
