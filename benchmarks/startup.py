@@ -6,7 +6,6 @@ nibabel, which any program on such files begins with. Bytecode is cached, files 
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from processes import time_command
+from processes import measure_command, time_command
 from workloads import WORKLOADS, make
 
 COMMAND = Path(sys.executable).with_name("crfrefine")
@@ -48,11 +47,6 @@ def _commands(folder: Path) -> dict[str, Sequence[str | Path]]:
     }
 
 
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def run(*, quick: bool) -> dict[str, Any]:
     """Wall and processor seconds of 15 calls (5 when quick), one of each after the other."""
     record: dict[str, Any] = {}
@@ -63,7 +57,7 @@ def run(*, quick: bool) -> dict[str, Any]:
             record[name] = {"wall": [], "processor": []}
         for _ in range(5 if quick else 15):
             for name, command in commands.items():
-                before = _processor_seconds()
-                record[name]["wall"].append(time_command(command))
-                record[name]["processor"].append(_processor_seconds() - before)
+                measured = measure_command(command)
+                record[name]["wall"].append(measured["seconds"])
+                record[name]["processor"].append(measured["processor_seconds"])
     return record

@@ -6,9 +6,9 @@ import takes a fifth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, get_args, get_origin
 
@@ -133,22 +133,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
-class Commands(MutableMapping[str, Any]):
+class Commands(Mapping[str, Any]):
     """The commands of a group, each built when it is asked for."""
 
-    def __init__(self) -> None:
-        self._built: dict[str, Any] = {}
-
     def __getitem__(self, name: str) -> Any:
-        if name not in self._built:
-            self._built[name] = _build(name, COMMANDS[name])
-        return self._built[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._built[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._built[name]
+        return _build(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
@@ -157,8 +146,9 @@ class Commands(MutableMapping[str, Any]):
         return len(COMMANDS)
 
 
-def _build(name: str, settings: dict[str, Any]) -> Any:
-    function = name.replace("-", "_")
+@cache
+def _build(name: str) -> Any:
+    settings, function = {"cls": Command, **COMMANDS[name]}, name.replace("-", "_")
     app = typer.Typer(**LOOK)
-    app.command(name, **{"cls": Command, **settings})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+    app.command(name, **settings)(getattr(import_module(f"crfrefine.cli.{function}"), function))
     return typer.main.get_command(app)
