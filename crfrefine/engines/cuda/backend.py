@@ -72,7 +72,7 @@ class CudaBackend:
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
-            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
+            return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
     def message(
         self,

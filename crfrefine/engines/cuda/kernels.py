@@ -69,12 +69,8 @@ class CudaKernels:
         device.synchronize()
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
-    def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
-        return self.run(logits, spec, progress=progress)
-
-    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
@@ -97,30 +93,23 @@ class CudaKernels:
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
-        spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
+        plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0))
+            needed = self._run_bytes(plain, num_recorded=plain.num_iterations + (plain.volume_weight > 0.0))
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
-            part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, part=part, records=True)
-            record = self._give(outcome.record, logits)
-            return Tape(self._give(outcome.logits, logits), record, outcome.steps, volume_biases=outcome.volume_biases, volume_part=part)
+            part = self._volume_part(given, logits, plain)
+            outcome = self._run(given, plain, part=part, records=True)
+            refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
+            return Tape(refined, record, outcome.steps, spec, volume_biases=outcome.volume_biases, volume_part=part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: Any,
-        gradient: Any,
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Any, gradient: Any, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        if spec.channel_labels is not None:
+        if tape.spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        spec = spec.rounded(self._image.dtype)
+        spec = tape.spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = backward_bytes(
