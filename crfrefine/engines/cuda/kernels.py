@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import build_kernels
-from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
+from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -79,7 +78,9 @@ class CudaKernels:
             self._device.synchronize()
             uploaded = time.perf_counter()
             part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, staged(progress, "mean field"), part=part)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, given, volume_part=part, watches_energy=self._spec.watches_energy)
+            outcome = steps.take_steps(staged(progress, "mean field"))
+            del steps
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             refined = self._give(outcome.logits, logits)
@@ -99,7 +100,8 @@ class CudaKernels:
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             part = self._volume_part(given, logits, plain)
-            outcome = self._run(given, plain, part=part, records=True)
+            options = {"watches_energy": self._spec.watches_energy, "records": True}
+            outcome = MeanFieldRun(self._voxels, self._kernels, plain, given, volume_part=part, **options).take_steps()
             refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
             return Tape(refined, record, outcome.steps, spec, volume_biases=outcome.volume_biases, volume_part=part)
 
@@ -150,18 +152,6 @@ class CudaKernels:
                 image=None if by_image is None else self._give(by_image, logits),
                 volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),
             )
-
-    def _run(
-        self,
-        given: Any,
-        spec: MeanFieldSpec,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        part: NDArray[np.bool_] | None,
-        records: bool = False,
-    ) -> MeanFieldOutcome:
-        options = {"watches_energy": self._spec.watches_energy, "records": records}
-        return run_mean_field(self._voxels, self._kernels, spec, given, progress, volume_part=part, **options)
 
     def _run_bytes(self, spec: MeanFieldSpec, *, num_recorded: int = 0) -> float:
         needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=num_recorded)
