@@ -99,15 +99,15 @@ class ReferenceKernels:
         self._num_bilateral = len(spec.bilateral)
         self._features: list[NDArray[np.float64]] = []
         self._kernels: list[Filter] = []
-        filters: list[str] = []
+        texts: list[str] = []
         for index, kernel in enumerate(spec.kernels):
             if progress is not None:
                 progress("build", index, len(spec.kernels))
             plain, text, features = _built(kernel, spec, image, inside, given.spacing, given.axes, origin)
             self._kernels.append(plain)
             self._features.append(features)
-            filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
-        self.filters = tuple(filters)
+            texts.append(text)
+        self.filters = tuple(f"{name}: {text}" for name, text in zip(spec.names, texts, strict=True))
         self.num_kernels = len(self._kernels)
         self.num_voxels = int(inside.sum())
         self._normalized = [NormalizedKernel(kernel, self.num_voxels, spec.normalization) for kernel in self._kernels]
