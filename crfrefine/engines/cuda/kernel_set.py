@@ -70,7 +70,7 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     vertices is estimated from a sample of the voxels; None if the choice does not depend on it.
     """
     voxels = bilateral.voxels
-    num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
+    num_modalities, width = len(bilateral.theta_intensity), row_width(num_channels)
     num_groups = num_row_groups(num_channels)
     filterings = num_filterings * num_groups + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
