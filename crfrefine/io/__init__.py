@@ -13,9 +13,10 @@ import numpy as np
 
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.geometry import same_shape
+from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import MOST_BYTES, Content
-from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
+from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
