@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float32
 from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
@@ -52,9 +52,7 @@ class CudaBackend:
         with self._lock, active_for(self.device, image.values), capacity(image.values.shape):
             return CudaKernels(self.device, image, spec, context.progress)
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`.
 
         Raises:
@@ -77,9 +75,7 @@ class CudaBackend:
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
             return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
-    def message(
-        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> NDArray[np.float32]:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = image.num_voxels

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
@@ -162,7 +162,7 @@ class CudaKernels:
             return 0.0
         return volume_bytes(self._num_labels, self.num_voxels, spec.num_channels, self.dtype)
 
-    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
 
         `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
@@ -208,7 +208,7 @@ class CudaKernels:
         """Return the array on the host or on the device, wherever `like` is."""
         return self._device.download(array) if isinstance(like, np.ndarray) else array
 
-    def _of_grid_axes(self, of_box_axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _of_grid_axes(self, of_box_axes: Float64) -> Float64:
         """Return values for all axes of the grid; zero for axes that are one voxel long."""
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes
