@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ import numpy as np
 from crfrefine.base.array_types import Float32
 from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, padded_channels, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
-from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
+from crfrefine.engines.cuda.memory import build_bytes, run_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
@@ -60,16 +61,8 @@ class CudaBackend:
         """
         num_labels, inside = len(logits), image.num_voxels
         with self._lock, self.device.active(), capacity(logits.shape):
-            needed = case_bytes(
-                logits.shape,
-                len(image.values),
-                inside,
-                spec.mean_field.num_channels,
-                num_bilateral=len(spec.kernels.bilateral),
-                filter_name=spec.kernels.filter,
-            )
-            if spec.mean_field.volume_weight > 0.0:
-                needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
+            needed = build_bytes(image.values.shape, inside, spec.kernels, "float32") + 4.0 * math.prod(logits.shape)
+            needed += run_bytes(logits.shape, inside, spec.mean_field, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
@@ -80,8 +73,9 @@ class CudaBackend:
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = image.num_voxels
         with self._lock, self.device.active(), capacity(values.shape):
-            num_modalities = 0 if wanted.is_spatial else len(image.values)
-            needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
+            image_shape = (0 if wanted.is_spatial else len(image.values), *values.shape[1:])
+            needed = build_bytes(image_shape, inside, spec, "float32")
+            needed += 8.0 * (math.prod(values.shape) + padded_channels(num_channels) * inside)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
             voxels = Voxels(device, values.shape[1:], spec.distances(image.spacing), image.mask)
             guide = device.upload(np.asarray(image.values, dtype=np.float32))

@@ -118,11 +118,7 @@ class Room:
         self._bytes: Any = None
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Return an array with any values in it, until the next call.
-
-        Raises:
-            CapacityError: too little memory.
-        """
+        """Return an array with any values in it, until the next call; raises CapacityError with too little memory."""
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if self._bytes is None or self._bytes.size < num_bytes:
             self._bytes = None  # before more is allocated
