@@ -17,17 +17,8 @@ from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.infer.records import CaseRecord, time_of_change
-from crfrefine.runs.infer.summary_reading import (
-    RECORD_FOLDER,
-    NotASummaryError,
-    RecordedCase,
-    as_read,
-    read_summary,
-    records_in,
-    text,
-    whole,
-)
+from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, records_in, time_of_change
+from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedCase, as_read, read_summary, text, whole
 
 
 @dataclass(frozen=True)
@@ -35,13 +26,9 @@ class EarlierRecords:
     """The records of earlier runs that this run takes up."""
 
     of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case, those whose label map is unchanged
-    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case
+    all: Sequence[CaseRecord] = ()  # those of failures, too, in the order of the cases' names
     notes: Sequence[str] = ()
     damaged: Sequence[Path] = ()  # records in the output folder that cannot be read
-
-    def all(self) -> list[CaseRecord]:
-        """Return all records in the order of the cases' names."""
-        return sorted([*self.of_outputs.values(), *self.of_failures.values()], key=lambda record: record.case_id)
 
 
 def read_earlier(
@@ -101,7 +88,8 @@ def read_earlier(
             f"{_count(again, 'case')} refined with other parameters: {listed(again)} (other values of {listed(keys)}); "
             f"--continue refines {'it' if len(again) == 1 else 'them'} again"
         )
-    return EarlierRecords(outputs, failures, notes, damaged)
+    taken_up = sorted([*outputs.values(), *failures.values()], key=lambda record: record.case_id)
+    return EarlierRecords(outputs, taken_up, notes, damaged)
 
 
 def _is_about(values: Mapping[str, Any], label_map: Path) -> bool:

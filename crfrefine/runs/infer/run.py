@@ -113,13 +113,17 @@ class _Run:
 
     def _execute_on_devices(self) -> RunSummary:
         """Refine the cases on GPUs with a process each."""
-        from crfrefine.runs.infer.device_work import DeviceWork, device_processes, is_device_lost
+        from crfrefine.runs.infer.device_work import DeviceWork, device_processes
 
         fallback = "cpu" if self.options.device == "auto" else None
         processes, self._summary.threads = device_processes(
             self._plan.devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
         )
         work = DeviceWork(self._settings)
+
+        def is_device_lost(record: CaseRecord | None) -> bool:
+            return record is not None and record.failed_by(DeviceLostError)
+
         return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost, self._stops)))
 
     def _execute(self, run: Callable[[], None]) -> RunSummary:
@@ -142,7 +146,7 @@ class _Run:
             raise
         finally:
             self._summary.seconds = time.perf_counter() - started
-            order = {task.case_id: task.number for task in self._tasks}
+            order = {task.files.case_id: task.number for task in self._tasks}
             self._summary.cases = sorted(self._summary.cases, key=lambda record: order[record.case_id])
             with ExitStack() as ending:  # An error of one file, such as a full disk, keeps none of the others from being written.
                 ending.callback(self._tell, self._observer.run_ended, self._summary)
@@ -152,7 +156,7 @@ class _Run:
 
     def _read(self, task: Task, admit: Admit) -> CaseInWork | None:
         """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading threads."""
-        work = CaseInWork(task)
+        work = CaseInWork(task, CaseRecord(task.files.case_id))
         with self._work_on(work):
             read_case(self._settings, work, admit)
         if work.case is not None:
@@ -187,7 +191,7 @@ class _Run:
         """Record cases that are refined in other processes or on other machines, each on its own from its first file to its last."""
         with closing(outcomes):
             for task, outcome in outcomes:
-                record = outcome.result or CaseRecord(task.case_id)
+                record = outcome.result or CaseRecord(task.files.case_id)
                 if outcome.error is not None:
                     record.fail(describe_failure(outcome.error, *task.paths))
                 for note in record.notes if record.status != "skipped" else ():
@@ -199,7 +203,7 @@ class _Run:
         return self.options.fail_fast and (outcome.error is not None or (outcome.result is not None and bool(outcome.result.failures)))
 
     def _case_started(self, task: Task) -> None:
-        self._tell(self._observer.case_started, task.case_id, task.number)
+        self._tell(self._observer.case_started, task.files.case_id, task.number)
 
     def _work_on(self, work: CaseInWork) -> AbstractContextManager[None]:
         """Return the context for every part of the processing of a case: an error in it fails only this case."""
