@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import failing_alone
-from crfrefine.base.memory import memory_limit
-from crfrefine.base.memory_sources import SHARED_MEMORY
+from crfrefine.base.memory import SHARED_MEMORY, memory_limit
 from crfrefine.base.threads import SHARE, available_threads
 from crfrefine.runs.execution.devices import DeviceProcesses, Placed
 from crfrefine.runs.execution.process import Limits, Surroundings
