@@ -169,7 +169,8 @@ def _facts_of_nibabel(header: Any, path: Path) -> HeaderFacts:
     except ValueError as error:
         raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
     shape = tuple(int(size) for size in header.get_data_shape())
-    return HeaderFacts(shape, header.get_data_dtype(), *header.get_slope_inter(), affine, qform, sform)
+    slope, intercept = header.get_slope_inter()
+    return HeaderFacts(shape, header.get_data_dtype(), slope, intercept, affine, qform, sform)
 
 
 def _notes_on_transforms(facts: HeaderFacts) -> tuple[str, ...]:
@@ -289,13 +290,13 @@ def read_plain(block: bytes) -> NDArray[np.void] | None:
 def facts_of_plain(fields: NDArray[np.void]) -> HeaderFacts:
     """Return what the fields of a plain header say, to the bit as nibabel does."""
     num_axes, *sides = fields["dim"].tolist()
-    slope = float(fields["scl_slope"])
+    slope = float(fields["scl_slope"]) or None
     sform = np.vstack([fields["srow"].astype(np.float64), [0.0, 0.0, 0.0, 1.0]]) if fields["sform_code"] else None
     qform = _rigid(fields["quatern"], fields["pixdim"], fields["qoffset"]) if fields["qform_code"] else None
     affine = qform if sform is None else sform
     assert affine is not None, "a header without both is left to nibabel"
-    scaling = (slope, float(fields["scl_inter"])) if slope else (None, None)
-    return HeaderFacts(tuple(sides[:num_axes]), np.dtype(_TYPES[int(fields["datatype"])]), *scaling, affine, qform, sform)
+    intercept = None if slope is None else float(fields["scl_inter"])
+    return HeaderFacts(tuple(sides[:num_axes]), np.dtype(_TYPES[int(fields["datatype"])]), slope, intercept, affine, qform, sform)
 
 
 def _rest(quaternion: NDArray[np.float32]) -> np.longdouble:
