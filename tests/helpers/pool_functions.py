@@ -8,6 +8,20 @@ from pathlib import Path
 from crfrefine.errors import CapacityError
 
 
+def results(executor, function, items):
+    """What an executor makes of items, in their order; the first error that comes is raised."""
+    found = {number: outcome.get() for (number, _), outcome in executor.map(Numbered(function), list(enumerate(items)))}
+    return [found[number] for number in range(len(items))]
+
+
+class Numbered:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, numbered):
+        return self.function(numbered[1])
+
+
 def square(number):
     return number**2, os.getpid()
 

@@ -90,7 +90,7 @@ class _Run:
             max_memory=self.options.max_memory,
             one_per_device=self._summary.device != "cpu",
         )
-        with make_executor("processes", 1, placement, writes_files=True) as executor:
+        with make_executor(1, placement, writes_files=True) as executor:
             for warning in executor.warnings:
                 self._tell(self._observer.warning, warning)
             self._summary.threads = executor.threads_per_item or self._summary.threads

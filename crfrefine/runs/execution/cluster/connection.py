@@ -16,7 +16,7 @@ from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Placement
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster

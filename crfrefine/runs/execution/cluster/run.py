@@ -25,8 +25,7 @@ from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.runs.execution.cluster.connection import Connection, check_devices, check_version
 from crfrefine.runs.execution.cluster.on_worker import Reply, Start, TaskSettings, end_run, work
-from crfrefine.runs.execution.executor import Item, Outcome, Result, Started
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Item, Outcome, Placement, Result, Started
 from crfrefine.runs.execution.process import GRACE_SECONDS
 from crfrefine.runs.execution.records import Record
 
