@@ -74,7 +74,9 @@ def read_earlier(
         elif records and records[-1].has_failed:
             failures[case_id] = _record(records[-1].values)
         elif written is not None:
-            without[case_id] = any(_is_about(one.values, label_map) for one in records)
+            # A record of a label map in another format is not about this one.
+            recorded = [Path(str(one.values.get("output"))).name for one in records if one.values["written"] is not None]
+            without[case_id] = label_map.name in recorded
     if place is not None:
         notes += _notes_on_missing(place, without)
     if from_elsewhere:
@@ -90,11 +92,6 @@ def read_earlier(
         )
     taken_up = sorted([*outputs.values(), *failures.values()], key=lambda record: record.case_id)
     return EarlierRecords(outputs, taken_up, notes, damaged)
-
-
-def _is_about(values: Mapping[str, Any], label_map: Path) -> bool:
-    """Return whether a record is about a label map of this name, not about one in another format."""
-    return values["written"] is not None and Path(str(values.get("output"))).name == label_map.name
 
 
 def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:

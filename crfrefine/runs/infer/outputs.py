@@ -14,7 +14,7 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, identities, suffix_to_write
 from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import RECORD_FOLDER
-from crfrefine.runs.infer.structure_names import LabelFiles, segments_in
+from crfrefine.runs.infer.structure_names import LabelFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,7 +149,9 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if not all(is_whole(path) for path in volumes):
         return False
     if outputs.labels is not None:
-        label_files = tuple(outputs.labels.of(read_labels(outputs.label_map).data, segments_in(files)))
+        # Only a label map says something of its labels, and no other output of a network.
+        segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
+        label_files = tuple(outputs.labels.of(read_labels(outputs.label_map).data, segments))
         if not all(is_whole(path) for path in label_files):
             return False
         volumes += label_files

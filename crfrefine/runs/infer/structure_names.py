@@ -80,10 +80,3 @@ class LabelFiles:
                 stem = f"{stem}_{segment.label}"
             found[stem.casefold()] = self.folder / f"{stem}{self.suffix}", segment
         return dict(found.values())
-
-
-def segments_in(files: CaseFiles) -> tuple[Segment, ...]:
-    """Return what the label map of a case says of its labels; nothing if the network's output is not a label map."""
-    from crfrefine.io import read_header
-
-    return read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
