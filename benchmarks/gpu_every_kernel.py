@@ -180,7 +180,7 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[tuple[int, s
         )
         model = MeanFieldSpec(_weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
         kernels.run(logits, model)
-        kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
+        kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits))
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
@@ -193,7 +193,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
     weights[0, 1] = 0.8
     model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)
     tape = kernels.forward(logits, model)
-    kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=True, wants_image=True)
+    kernels.backward(tape, logits, np.ones_like(logits), wants_theta=True, wants_image=True)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crfrefine.base.geometry import LARGEST_LABEL, SPACING_RANGE, is_plausible
+from crfrefine.base.geometry import SPACING_RANGE, is_plausible
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.errors import InputError
 
 BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"

@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TIMES = "\u00d7"
-
 SPACING_RANGE = (1e-6, 1e9)
 """mm between neighboring voxels: from an electron microscope's to the limit of positions in float32. Bodies have 1e-4 to 1e3."""
-
-LARGEST_LABEL = 65535
-"""Largest label of a label map: they are read and written as 16-bit integers at most."""
 
 GRID_TOLERANCE = 0.01
 """Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep float32 or six printed digits."""

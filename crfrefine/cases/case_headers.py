@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from crfrefine import io
-from crfrefine.base.geometry import TIMES, same_shape
-from crfrefine.base.text import see
+from crfrefine.base.geometry import same_shape
+from crfrefine.base.text import TIMES, see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import KIND, read_label_header
 from crfrefine.cases.other_grid import WorkGrid

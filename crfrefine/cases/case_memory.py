@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.geometry import TIMES
 from crfrefine.base.memory import format_size, memory_limit, require_memory
-from crfrefine.base.text import shorten
+from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.volume import VolumeHeader

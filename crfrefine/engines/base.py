@@ -126,6 +126,7 @@ class Tape:
         record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
             omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
         steps: length of each step: 1 - damping, less where the energy rose.
+        spec: what was run.
         volume_biases: (steps, L) float64, biases of the volume term; None without the term.
         volume_part: (voxels,), where the volume term applies; None: at all masked voxels, or there is no term.
     """
@@ -133,6 +134,7 @@ class Tape:
     logits: NDArray[Any]
     record: NDArray[Any]
     steps: tuple[float, ...]
+    spec: MeanFieldSpec
     volume_biases: NDArray[np.float64] | None = field(default=None, kw_only=True)
     volume_part: NDArray[np.bool_] | None = field(default=None, kw_only=True)
 
@@ -188,14 +190,7 @@ class RecordingKernels(Protocol):
         ...
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: NDArray[Any], gradient: NDArray[Any], *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss with respect to all inputs of `forward` and to the bandwidths and image of the kernels.
 
@@ -213,14 +208,11 @@ class RecordingKernels(Protocol):
 class Kernels(RecordingKernels, Protocol):
     """The kernels of a model on one image, built and normalized once, for any number of runs with different weights."""
 
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field on (L, *grid) logits until its stopping rule is met."""
-        ...
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field on (L, *grid) logits until its stopping rule is met.
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`, and release the kernels: they cannot be used afterwards.
-
-        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
+        After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
+        not fit into memory together.
         """
         ...
 
@@ -237,7 +229,7 @@ class Backend(Protocol):
     def mean_field(
         self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
-        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then `run_last`.
+        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then their only run.
 
         Args:
             logits: (L, *grid), higher is better.

@@ -79,7 +79,7 @@ class CpuBackend:
             image = replace(image, values=image.values.astype(np.float32))
         kernels = self.kernels(image, spec.kernels, context)
         del image
-        return kernels.run_last(logits, spec.mean_field, progress=context.progress)
+        return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
     def message(
         self,
@@ -135,7 +135,7 @@ class CpuKernels:
         self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
         self.is_kept = False
-        """Whether `run_last`, too, leaves the kernels for further runs."""
+        """Whether the last run, too, leaves the kernels for further runs."""
 
     @property
     def built(self) -> Any:
@@ -143,36 +143,26 @@ class CpuKernels:
         return self._built
 
     def run(
-        self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, look: Look | None = None
-    ) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
-        # With a tolerance of 0 the engine writes only the logits of the last step.
-        return self._run(logits, spec, progress, is_last=False, look=look if spec.tolerance > 0.0 else None)
-
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field and release the kernels; see `Kernels.run_last`."""
-        return self._run(logits, spec, progress, is_last=not self.is_kept)
-
-    def _run(
         self,
         logits: NDArray[Any],
         spec: MeanFieldSpec,
-        progress: Progress | None,
         *,
-        is_last: bool,
+        progress: Progress | None = None,
+        is_last: bool = False,
         look: Look | None = None,
     ) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
         self._check_shape(logits)
         if logits.dtype != self.dtype or logits.strides[-1] != logits.itemsize:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
         out = np.empty(logits.shape, self.dtype)
-        if look is not None:
+        if look is not None and spec.tolerance > 0.0:  # With 0 the engine writes only the logits of the last step.
             out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             model = _model_argument(self._checked(spec).as_plain(), self._volume_part(logits, spec))
-            outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last, progress, out)
+            outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
@@ -180,33 +170,27 @@ class CpuKernels:
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
-        spec = self._checked(spec).as_plain()
-        part = self._volume_part(logits, spec)
+        plain = self._checked(spec).as_plain()
+        part = self._volume_part(logits, plain)
         out = np.empty_like(logits)
         try:
-            num_recorded = spec.num_iterations + (spec.volume_weight > 0.0)
-            record = np.empty((num_recorded, spec.num_channels, self.num_voxels), logits.dtype)
+            num_recorded = plain.num_iterations + (plain.volume_weight > 0.0)
+            record = np.empty((num_recorded, plain.num_channels, self.num_voxels), logits.dtype)
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps, biases = self._built.forward(logits, _model_argument(spec, part), out, record)
-        return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None, volume_part=part)
+            steps, biases = self._built.forward(logits, _model_argument(plain, part), out, record)
+        return Tape(out, record, tuple(steps), spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: NDArray[Any], gradient: NDArray[Any], *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
-        model = _model_argument(self._checked(spec), tape.volume_part)
+        spec = self._checked(tape.spec)
+        model = _model_argument(spec, tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, model, wants_theta, by_logits, by_image)

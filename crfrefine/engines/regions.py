@@ -34,8 +34,8 @@ def region_mean_field(
     timings: dict[str, float] = {}
     for region, model in enumerate(models):
         binary[1] = log_odds[region]
-        run = kernels.run_last if region == len(models) - 1 else kernels.run
-        outcome = run(binary, model.mean_field, progress=of_part(context.progress, region, len(models)))
+        progress = of_part(context.progress, region, len(models))
+        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=region == len(models) - 1)
         np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
         reports.append(outcome.report)
         for stage, seconds in outcome.timings.items():  # The kernels were built once, and each run reports that.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.axes import StorageOrder, file_order
-from crfrefine.base.geometry import LARGEST_LABEL, same_shape
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.base.geometry import same_shape
+from crfrefine.base.labels import smallest_label_type
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import MOST_BYTES, Content
 from crfrefine.io.labels import MOST_OFF, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
@@ -136,12 +137,10 @@ def write_label_map(
     _require_grid(path, labels.shape, like)
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
-    largest = int(labels.max(initial=0))
-    if largest > LARGEST_LABEL:
-        raise CapacityError(f"label {largest} does not fit: label maps hold labels up to {LARGEST_LABEL}")
+    dtype = smallest_label_type(int(labels.max(initial=0)))
     stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
     known = require_suffix(path, VOLUME_SUFFIXES)
-    content = Content(path, "labels", None, stored.shape, np.min_scalar_type(largest), lambda _, planes: stored[planes])
+    content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
     if known.holds_labels_alone:
         content = replace(content, segments=segments_of(stored, segments), is_refined=is_refined)
     _write(content, like, threads=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces

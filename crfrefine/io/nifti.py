@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse

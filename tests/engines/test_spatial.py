@@ -47,7 +47,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend, dtype, rad
     spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
     kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), dtype), None, SPACING), spec)
-    found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
+    found = kernels.backward(kernels.forward(logits, run), logits, direction).theta_gamma
 
     def loss(theta):
         matrices = []

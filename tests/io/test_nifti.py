@@ -364,6 +364,15 @@ def test_values_that_are_not_finite_are_counted_and_located(value, kind, dtype, 
     np.testing.assert_array_equal(io.read_volume(save_nifti(tmp_path / "a.nii.gz", large)).data, large)
 
 
+def test_integers_are_not_finite_if_their_scaling_is_too_large(tmp_path):
+    data = np.zeros((5, 6, 7), np.int16)
+    data[2, 3, 4] = 30_000
+    path = tmp_path / "a.nii.gz"
+    assert io.read_volume(save_nifti(path, data, slope=1e34)).data.max() == pytest.approx(3e38)
+    with pytest.raises(InputError, match=r"1 of 210 values are NaN or infinite; the first one \(infinite\) is at voxel \(2, 3, 4\)"):
+        io.read_volume(save_nifti(path, data, slope=1e35))
+
+
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"a\.nii\.gz: no such file"):
         io.read_header(tmp_path / "a.nii.gz")

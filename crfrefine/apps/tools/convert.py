@@ -12,8 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
-from crfrefine.base.geometry import TIMES
-from crfrefine.base.text import counted
+from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.region_reading import RegionReading, find_regions

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from crfrefine import io
 from crfrefine.base.failures import Causes, Failure, failing_alone
-from crfrefine.base.geometry import TIMES, describe_grid
-from crfrefine.base.text import counted, listed
+from crfrefine.base.geometry import describe_grid
+from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions

@@ -6,13 +6,12 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, Range, RunContext
+from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
@@ -35,6 +34,12 @@ class CudaBackend:
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
+        try:
+            host: Backend = CpuBackend()
+        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
+            host = ReferenceBackend()
+        # Computed on the host, as what follows.
+        self.label_map, self.softmax, self.channel_ranges = host.label_map, host.softmax, host.channel_ranges
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here.
@@ -72,7 +77,7 @@ class CudaBackend:
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
-            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
+            return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
     def message(
         self,
@@ -105,22 +110,3 @@ class CudaBackend:
             for c, channel in enumerate(out):
                 channel[voxels.grid_index] = total[c // width, :, c % width]
             return device.download(out.reshape(values.shape))
-
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Computed on the host, as what follows."""
-        return self._host.label_map(logits, threads=threads)
-
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
-        """Return the softmax over labels; see `Backend.softmax`."""
-        return self._host.softmax(logits, threads=threads)
-
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`."""
-        return self._host.channel_ranges(channels, threads=threads)
-
-    @cached_property
-    def _host(self) -> Backend:
-        try:
-            return CpuBackend()
-        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
-            return ReferenceBackend()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import build_kernels
-from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
+from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -69,12 +68,8 @@ class CudaKernels:
         device.synchronize()
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
-    def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
-        return self.run(logits, spec, progress=progress)
-
-    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
@@ -83,7 +78,9 @@ class CudaKernels:
             self._device.synchronize()
             uploaded = time.perf_counter()
             part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, staged(progress, "mean field"), part=part)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, given, volume_part=part, watches_energy=self._spec.watches_energy)
+            outcome = steps.take_steps(staged(progress, "mean field"))
+            del steps
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             refined = self._give(outcome.logits, logits)
@@ -97,30 +94,24 @@ class CudaKernels:
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
-        spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
+        plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0))
+            needed = self._run_bytes(plain, num_recorded=plain.num_iterations + (plain.volume_weight > 0.0))
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
-            part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, part=part, records=True)
-            record = self._give(outcome.record, logits)
-            return Tape(self._give(outcome.logits, logits), record, outcome.steps, volume_biases=outcome.volume_biases, volume_part=part)
+            part = self._volume_part(given, logits, plain)
+            options = {"watches_energy": self._spec.watches_energy, "records": True}
+            outcome = MeanFieldRun(self._voxels, self._kernels, plain, given, volume_part=part, **options).take_steps()
+            refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
+            return Tape(refined, record, outcome.steps, spec, volume_biases=outcome.volume_biases, volume_part=part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: Any,
-        gradient: Any,
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Any, gradient: Any, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        if spec.channel_labels is not None:
+        if tape.spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        spec = spec.rounded(self._image.dtype)
+        spec = tape.spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = backward_bytes(
@@ -161,18 +152,6 @@ class CudaKernels:
                 image=None if by_image is None else self._give(by_image, logits),
                 volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),
             )
-
-    def _run(
-        self,
-        given: Any,
-        spec: MeanFieldSpec,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        part: NDArray[np.bool_] | None,
-        records: bool = False,
-    ) -> MeanFieldOutcome:
-        options = {"watches_energy": self._spec.watches_energy, "records": records}
-        return run_mean_field(self._voxels, self._kernels, spec, given, progress, volume_part=part, **options)
 
     def _run_bytes(self, spec: MeanFieldSpec, *, num_recorded: int = 0) -> float:
         needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=num_recorded)

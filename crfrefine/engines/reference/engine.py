@@ -48,7 +48,7 @@ class ReferenceBackend:
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        return self.kernels(image, spec.kernels, context).run_last(logits, spec.mean_field, progress=context.progress)
+        return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
     def message(
         self,
@@ -123,12 +123,8 @@ class ReferenceKernels:
         self._normalized = [NormalizedKernel(kernel, self.num_voxels, spec.normalization) for kernel in self._kernels]
         self._build_seconds = time.perf_counter() - started
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
-        return self.run(logits, spec, progress=progress)
-
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
         started = time.perf_counter()
         told = None if progress is None else lambda step: progress("mean field", step, spec.num_iterations)
         trace = self._run(logits, spec, told)
@@ -142,20 +138,13 @@ class ReferenceKernels:
         trace = self._run(logits, replace(spec, tolerance=0.0))
         record = np.stack([marginals.T for marginals in trace.marginals])
         biases = np.stack(trace.volume_biases) if trace.volume_biases else None
-        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, volume_biases=biases, volume_part=trace.volume_part)
+        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, spec, volume_biases=biases, volume_part=trace.volume_part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: NDArray[Any], gradient: NDArray[Any], *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        temperature = spec.temperature
+        spec, temperature = tape.spec, tape.spec.temperature
         marginals = tuple(of_step.T for of_step in tape.record)
         biases = () if tape.volume_biases is None else tuple(tape.volume_biases)
         trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases, tape.volume_part)

@@ -23,8 +23,7 @@ def num_rings(reach: Extents) -> Extents:
 
     Twice the reach: messages at a voxel come from within the reach, and their normalization from within the reach of those.
     """
-    first, second, third = (math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
-    return first, second, third
+    return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 
 def find_domains(present: NDArray[np.bool_], may_matter: NDArray[np.bool_], rings: Extents) -> NDArray[np.bool_]:

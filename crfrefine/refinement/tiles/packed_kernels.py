@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class _Packed:
 class PackedTape(Tape):
     """A tape whose record is that of shared channels, and what it was recorded with."""
 
-    packed: _Packed
+    packed: _Packed = field(kw_only=True)
 
 
 def plan_packing(logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings) -> _Packed | None:
@@ -143,12 +143,12 @@ class PackedKernels:
         while True:
             packed = self._packed
             if packed.packing is None or packed.kernels is None:
-                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), packed)
+                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), spec, packed=packed)
             tape = packed.kernels.forward(packed.packing.pack(logits), _shared(spec, packed.packing))
             exceeding = self._exceeding(packed, tape.logits)
             if exceeding is None:
                 refined = packed.packing.unpack(tape.logits, logits, spec.temperature)
-                return PackedTape(refined, tape.record, tape.steps, packed)
+                return PackedTape(refined, tape.record, tape.steps, spec, packed=packed)
             repeats += 1
             if repeats >= MOST_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True
@@ -156,32 +156,18 @@ class PackedKernels:
             self._packed = self._build(_share(problem, self._settings))
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: NDArray[Any], gradient: NDArray[Any], *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `RecordingKernels.backward`, and `Packing.unpack_gradient` for labels that took no part."""
         if not isinstance(tape, PackedTape):
             raise TypeError("the tape must be of the same kernels")
         packing, kernels = tape.packed.packing, tape.packed.kernels
-        logits = self._biased(logits, spec)
+        spec, logits = tape.spec, self._biased(logits, tape.spec)
         if packing is None or kernels is None:
             by_logits: NDArray[Any] = gradient / np.float32(spec.temperature)
             return self._without_messages(by_logits, logits, spec, wants_image=wants_image)
-        own = replace(tape, logits=tape.logits[:0])
-        found = kernels.backward(
-            own,
-            packing.pack(logits),
-            packing.pack_gradient(gradient),
-            _shared(spec, packing),
-            wants_theta=wants_theta,
-            wants_image=wants_image,
-        )
+        own, given = replace(tape, spec=_shared(spec, packing)), (packing.pack(logits), packing.pack_gradient(gradient))
+        found = kernels.backward(own, *given, wants_theta=wants_theta, wants_image=wants_image)
         by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
         by_temperature = _by_temperature(by_logits, logits, spec.temperature)
         return replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))

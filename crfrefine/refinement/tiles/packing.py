@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.label_maps import Box, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.parameters.specs import ChannelLabels
 from crfrefine.refinement.tiles.grid import TILE, Extents
@@ -22,17 +22,13 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.problem import TileProblem
 
 
-Box = tuple[slice, slice, slice]
-
-
 @dataclass(frozen=True, eq=False)
 class _Piece:
     """The tiles where a channel holds a label that takes part."""
 
     label: int  # the label
     channel: int  # its channel
-    start: Extents  # first voxel of the box around them
-    stop: Extents  # end of the box
+    box: Box  # the voxels around them
     tiles: NDArray[np.bool_]  # (*tiles of the grid), True where the label takes part
 
 
@@ -58,7 +54,7 @@ class Packing:
             for label in np.unique(labels[labels >= 0]):
                 tiles = (labels == label) & sets.domains[label]
                 if tiles.any():
-                    self._pieces.append(_Piece(int(label), channel, *self._grid.box(tiles), tiles))
+                    self._pieces.append(_Piece(int(label), channel, self._grid.box(tiles), tiles))
 
     @property
     def num_channels(self) -> int:
@@ -67,11 +63,11 @@ class Packing:
 
     def pack(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (C, *grid) logits from (L, *grid): ABSENT_LOGIT where a channel holds no label that takes part."""
-        return self._packed(logits, np.float32(ABSENT_LOGIT), self._grid.voxels)
+        return self._packed(logits, ABSENT_LOGIT, ((piece, self._grid.voxels(piece.tiles, piece.box)) for piece in self._pieces))
 
     def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the gradient with respect to refined channels, (C, *grid), from that of labels: 0 where nothing was refined."""
-        return self._packed(gradient, np.float32(0.0), self._active_voxels)
+        return self._packed(gradient, 0.0, self._places())
 
     def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
         """Return the refined logits of all labels, (L, *grid), from those of the channels and the network's.
@@ -82,11 +78,12 @@ class Packing:
         out = logits / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(refined)
         penalty = np.zeros(self._grid.shape, np.float32)
-        for piece, box, where in self._places():
+        for piece, where in self._places():
+            box = piece.box
             np.fmin(penalty[box], channels[piece.channel][box] - labels[piece.label][box], out=penalty[box], where=where)
         labels += penalty
-        for piece, box, where in self._places():
-            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        for piece, where in self._places():
+            np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
     def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -96,8 +93,8 @@ class Packing:
         """
         out = gradient / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(by_channels)
-        for piece, box, where in self._places():
-            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        for piece, where in self._places():
+            np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
     def entries(self, refined: NDArray[np.float32], threads: int | None) -> NDArray[np.float32]:
@@ -112,27 +109,19 @@ class Packing:
         return values
 
     def _packed(
-        self, values: NDArray[np.float32], otherwise: np.float32, voxels: Callable[[NDArray[np.bool_], Extents, Extents], NDArray[Any]]
+        self, values: NDArray[np.float32], otherwise: float, places: Iterable[tuple[_Piece, NDArray[np.bool_]]]
     ) -> NDArray[np.float32]:
         out = np.full((self.num_channels, *values.shape[1:]), otherwise, np.float32)
         labels, channels = self._volumes(values), self._volumes(out)
-        for piece in self._pieces:
-            box = tuple(slice(begin, end) for begin, end in zip(piece.start, piece.stop, strict=True))
-            np.copyto(channels[piece.channel][box], labels[piece.label][box], where=voxels(piece.tiles, piece.start, piece.stop))
+        for piece, where in places:
+            np.copyto(channels[piece.channel][piece.box], labels[piece.label][piece.box], where=where)
         return out
 
-    def _places(self) -> Iterator[tuple[_Piece, Box, NDArray[np.bool_]]]:
-        """Yield each piece with its box, and where in the box its label was refined."""
+    def _places(self) -> Iterator[tuple[_Piece, NDArray[np.bool_]]]:
+        """Yield each piece, and where in its box its label was refined."""
         for piece in self._pieces:
-            (z0, y0, x0), (z1, y1, x1) = piece.start, piece.stop
-            yield piece, (slice(z0, z1), slice(y0, y1), slice(x0, x1)), self._active_voxels(piece.tiles, piece.start, piece.stop)
-
-    def _active_voxels(self, tiles: NDArray[np.bool_], start: Extents, stop: Extents) -> NDArray[np.bool_]:
-        """Return the voxels of a box that are refined, and in tiles that are True."""
-        voxels: NDArray[np.bool_] = self._grid.voxels(tiles & self._sets.active, start, stop)
-        if self._mask is not None:
-            voxels &= self._mask[tuple(slice(begin, end) for begin, end in zip(start, stop, strict=True))]
-        return voxels
+            where = self._grid.voxels(piece.tiles & self._sets.active, piece.box)
+            yield piece, where if self._mask is None else where & self._mask[piece.box]
 
     def _volumes(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a view of channels (n, *grid) with three grid axes."""
@@ -143,15 +132,13 @@ class Packing:
 
 _NEIGHBORS = np.ones((3, 3, 3), np.bool_)
 
-TileBox = tuple[slice, ...]
-
 
 @dataclass(frozen=True, eq=False)
 class _Part:
     """A connected part of the tiles that a label needs: the box around it, and in the box where it is heard and where it takes part."""
 
     label: int
-    box: TileBox
+    box: Box
     heard: NDArray[np.bool_]
     own: NDArray[np.bool_]
 
@@ -200,12 +187,12 @@ def channel_table(
     """
     from scipy import ndimage
 
-    first, second, third = (math.ceil(extent / tile) for extent, tile in zip(reach, TILE, strict=True))
+    heard_from = [math.ceil(extent / tile) for extent, tile in zip(reach, TILE, strict=True)]
     parts = []
     for label, own in enumerate(sets.domains):
         if not (own & near).any():
             continue
-        arrives = widen(own, (first, second, third)) & widen(present[label], num_rings(reach)) & sets.active
+        arrives = widen(own, heard_from) & widen(present[label], num_rings(reach)) & sets.active
         heard = (own | arrives) & near
         numbered, count = ndimage.label(heard, structure=_NEIGHBORS)
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):

@@ -222,8 +222,7 @@ def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
     run = spec.mean_field
     if run.is_potts and run.has_one_weight:
         return reach
-    first, second, third = reach
-    return 2 * first, 2 * second, 2 * third
+    return tuple(2 * extent for extent in reach)
 
 
 def settled_probability(spec: ModelSpec) -> float:

@@ -60,7 +60,7 @@ class RefinedTiles:
         depth, height, width = self.sets.grid.shape
         for start in range(0, depth, TILE[0]):
             stop = min(start + TILE[0], depth)
-            spread = self.sets.grid.voxels(self.sets.settled, (start, 0, 0), (stop, height, width))
+            spread = self.sets.grid.voxels(self.sets.settled, (slice(start, stop), slice(0, height), slice(0, width)))
             where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[start:stop]
             np.copyto(label_map[start:stop], spread.astype(label_map.dtype), where=where)
 

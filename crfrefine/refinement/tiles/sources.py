@@ -43,8 +43,7 @@ class DenseChannels:
     @property
     def shape(self) -> Extents:
         """Voxels along each axis of the box."""
-        first, second, third = self.values[0][self.box].shape
-        return first, second, third
+        return tuple(axis.stop - axis.start for axis in self.box)
 
     def channel(self, label: int) -> NDArray[np.float32]:
         """Return a label's values in the box, C-contiguous."""

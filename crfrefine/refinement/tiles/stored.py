@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,27 +16,9 @@ from crfrefine.refinement.tiles.label_sets import num_rings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.pieces import Piece
     from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.survey import Survey, Thresholds
-
-
-class Piece(Protocol):
-    """Planes of some channels, as `crfrefine.io` reads them."""
-
-    @property
-    def channels(self) -> slice:
-        """The channels."""
-        ...
-
-    @property
-    def planes(self) -> slice:
-        """The planes of the slowest axis."""
-        ...
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """(channels, planes, …)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
                 yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
 
 
-ReadPieces = Callable[[], Iterable[Piece]]
+ReadPieces = Callable[[], "Iterable[Piece]"]
 """Returns the pieces of a network's output, from the beginning at each call."""
 
 
