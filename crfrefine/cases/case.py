@@ -145,8 +145,7 @@ def read_case(
             label_maps.append(read_label_map(network, first, options, are_structures=headers.files.are_structures))
 
     # The longest job first: the network's output; each file inflates on one thread.
-    scores = network.allocate() if kept is Kept.LOGITS and network.kind != KIND else None
-    jobs = network.reading(scores) if scores is not None else []
+    scores, jobs = network.reading() if kept is Kept.LOGITS and network.kind != KIND else (None, [])
     if network.kind == KIND:
         jobs.append(partial(_timed, times, "labels", read_labels))
     if kept is Kept.LOGITS:

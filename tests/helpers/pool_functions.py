@@ -1,5 +1,6 @@
 """What other processes run in the tests of executors: of a module that they can import by its name."""
 
+import contextlib
 import os
 import signal
 import time
@@ -10,7 +11,8 @@ from crfrefine.errors import CapacityError
 
 def results(executor, function, items):
     """What an executor makes of items, in their order; the first error that comes is raised."""
-    found = {number: outcome.get() for (number, _), outcome in executor.map(Numbered(function), list(enumerate(items)))}
+    with contextlib.closing(executor.map(Numbered(function), list(enumerate(items)))) as outcomes:
+        found = {number: outcome.get() for (number, _), outcome in outcomes}
     return [found[number] for number in range(len(items))]
 
 

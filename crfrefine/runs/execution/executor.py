@@ -69,11 +69,6 @@ class Placement:
         """Whether the cases are tasks of a Dask cluster."""
         return self.workers is not None or self.dask is not None
 
-    @property
-    def is_separate(self) -> bool:
-        """Whether each case is computed outside of this process."""
-        return self.is_cluster or self.case_timeout is not None
-
 
 HERE = Placement()
 """In this process, or as the command chooses."""

@@ -77,10 +77,11 @@ class _Run:
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
-        is_on_gpus = self._plan.devices[0].startswith("cuda") and not self.options.placement.is_cluster
-        if len(self._plan.devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
+        is_cluster, has_timeout = self.options.placement.is_cluster, self.options.placement.case_timeout is not None
+        is_on_gpus = self._plan.devices[0].startswith("cuda") and not is_cluster
+        if len(self._plan.devices) > 1 or (is_on_gpus and has_timeout):
             return self._execute_on_devices()
-        if not self.options.placement.is_separate:
+        if not is_cluster and not has_timeout:
             return self._execute(self._execute_here)
         from crfrefine.runs.execution.factory import make_executor  # Pipes and processes take time to import.
 
