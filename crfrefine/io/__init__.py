@@ -115,6 +115,7 @@ def write_label_map(
     labels: NDArray[np.integer[Any]],
     like: Volume,
     *,
+    threads: int = 1,
     segments: Sequence[Segment] = (),
     is_refined: bool = True,
 ) -> None:
@@ -124,6 +125,7 @@ def write_label_map(
         path: its suffix names the format.
         labels: (*grid), from 0 to 65535.
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
+        threads: for compression; the bytes written do not depend on it.
         segments: names, colors and codes of labels, for formats of segmentations; labels without one get a name of their number.
         is_refined: whether the labels were computed here, which some of these formats say; else they are those of another file.
 
@@ -143,7 +145,7 @@ def write_label_map(
     content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
     if known.holds_labels_alone:
         content = replace(content, segments=segments_of(stored, segments), is_refined=is_refined)
-    _write(content, like, threads=1)
+    _write(content, like, threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
