@@ -87,7 +87,9 @@ def run_all(device: Device) -> set[Launched]:
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
-        engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
+        engine.message(
+            logits, GridImage(image, mask, SPACING), KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1)
+        )
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
@@ -141,7 +143,9 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
             for mask in (None, inside):
                 spacing = (*SPACING, 0.8)[: len(shape)]
-                engine.message(values, own, mask, spacing, KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1))
+                engine.message(
+                    values, GridImage(own, mask, spacing), KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1)
+                )
 
 
 def _run_short_axes(engine: Any) -> None:
@@ -150,7 +154,8 @@ def _run_short_axes(engine: Any) -> None:
     for shape in ((57,), (9, 20), (5, 6, 7)):
         kernels = KernelSetSpec((KernelSpec((1.2,) * len(shape)),), "none", "auto", num_labels=5, num_iterations=1)
         for inside in (None, rng.random(shape) < 0.7):
-            engine.message(rng.random((4, *shape), dtype=np.float32), None, inside, SPACING[: len(shape)], kernels)
+            image = GridImage(np.zeros((0, *shape), np.float32), inside, SPACING[: len(shape)])
+            engine.message(rng.random((4, *shape), dtype=np.float32), image, kernels)
 
 
 def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:

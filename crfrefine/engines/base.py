@@ -6,7 +6,7 @@ storage order beforehand (`crfrefine.refine` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -240,16 +240,9 @@ class Backend(Protocol):
         ...
 
     def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
+        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> NDArray[np.float32]:
-        """Filter (V, *grid) values once with the only kernel of a set; the spatial kernel needs no image.
+        """Filter (V, *grid) values once with the only kernel of a set.
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """

@@ -82,21 +82,14 @@ class CpuBackend:
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
     def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
+        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
         values = np.ascontiguousarray(values, dtype=np.float32)
-        guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
+        guide, settings = np.ascontiguousarray(image.values, dtype=np.float32), _kernel_arguments(spec, image.spacing)
         out = np.zeros_like(values)
         with _engine_errors(self._engine, values.shape):
-            self._engine.message(values, guide, _mask(mask), *_kernel_arguments(spec, spacing), threads or available_threads(), out)
+            self._engine.message(values, guide, _mask(image.mask), *settings, threads or available_threads(), out)
         return out
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:

@@ -50,23 +50,6 @@ class NetworkLogits:
         return logits
 
 
-class Selection:
-    """The voxels of a grid where a mask is True, in the C order of the user's axes."""
-
-    def __init__(self, where: NDArray[np.bool_], order: StorageOrder) -> None:
-        """Take a mask, (*grid) in the user's order of axes, and the order of axes of arrays that values are taken from."""
-        box = bounding_box(where) or (slice(0, 0),) * where.ndim
-        self.count = int(np.count_nonzero(where))
-        self.box = order.axes_to_storage(box)
-        """The part of the grid that holds all voxels, axes in storage order."""
-        self._order, self._inside = order, where[box]
-
-    def take(self, part: NDArray[Any], start: Sequence[int]) -> NDArray[Any]:
-        """Return the values of a part of a channel at the voxels, (count,); it begins at voxel `start` of the grid, in storage order."""
-        box = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(self.box, start, strict=True))
-        return self._order.to_user(part[box])[self._inside]
-
-
 class RefinedChannels:
     """What became of the logits of a case.
 
@@ -203,18 +186,24 @@ class RefinedChannels:
                 channel[...] = found
         return logits
 
-    def at(self, voxels: Selection) -> NDArray[np.float32]:
-        """Return (channels, N) refined logits at some voxels, one label after the other."""
-        values = np.empty((self.num_channels, voxels.count), np.float32)
-        box = self._box or tuple(slice(0, extent) for extent in self._shape)
-        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(box, voxels.box, strict=True))
-        if isinstance(self._found, MeanFieldResult) and holds_all:
-            for row, channel in zip(values, self._found.logits, strict=True):
-                row[:] = voxels.take(channel, [axis.start for axis in box])
-            return values
-        planes = voxels.box[0]
+    def at(self, where: NDArray[np.bool_], order: StorageOrder) -> NDArray[np.float32]:
+        """Return (channels, N) refined logits at the voxels of a mask, (*grid) in the user's order of axes, one label after the other."""
+        box = bounding_box(where) or (slice(0, 0),) * where.ndim
+        inside, stored = where[box], order.axes_to_storage(box)
+        values = np.empty((self.num_channels, int(np.count_nonzero(inside))), np.float32)
+
+        def take(part: NDArray[Any], start: Sequence[int]) -> NDArray[Any]:
+            """Return the values of a part of a channel, which begins at a voxel of the grid, in storage order."""
+            there = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(stored, start, strict=True))
+            return order.to_user(part[there])[inside]
+
+        own = self._box or tuple(slice(0, extent) for extent in self._shape)
+        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(own, stored, strict=True))
         for label, row in enumerate(values):
-            row[:] = voxels.take(self.channel(label, planes), [planes.start] + [0] * (len(box) - 1))
+            if isinstance(self._found, MeanFieldResult) and holds_all:
+                row[:] = take(self._found.logits[label], [axis.start for axis in own])
+            else:
+                row[:] = take(self.channel(label, stored[0]), [stored[0].start] + [0] * (len(own) - 1))
         return values
 
     @cached_property

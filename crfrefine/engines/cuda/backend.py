@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -80,24 +78,17 @@ class CudaBackend:
             return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
     def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
+        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
-        inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        inside = image.num_voxels
         with self._lock, self.device.active(), capacity(values.shape):
-            num_modalities = 0 if wanted.is_spatial or image is None else len(image)
+            num_modalities = 0 if wanted.is_spatial else len(image.values)
             needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
-            voxels = Voxels(device, values.shape[1:], spec.distances(spacing), mask)
-            guide = device.upload(np.asarray(values[:0] if image is None else image, dtype=np.float32))
+            voxels = Voxels(device, values.shape[1:], spec.distances(image.spacing), image.mask)
+            guide = device.upload(np.asarray(image.values, dtype=np.float32))
             plain = build_filter(voxels, guide, wanted, spec.filter, num_channels, 1)
             kernel = normalized(plain, voxels, spec.normalization)
             width, xp = row_width(num_channels), device.xp

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.moments import Moments, Singles
+from crfrefine.engines.cuda.moments import Moments
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -133,12 +133,14 @@ class Backward:
 
     def _normalizations_back(self) -> None:
         """Add what the normalizations pass on to bandwidths and image."""
-        singles, num_voxels = Singles(self._voxels, self._dtype), self._voxels.num_voxels
+        xp, num_voxels = self._device.xp, self._voxels.num_voxels
+        unit = xp.ones((1, num_voxels, 1), dtype=self._dtype)
+        by_ones, filtered_back = (xp.empty_like(unit) for _ in range(2))
         for m, moments in enumerate(self._moments):
             if moments is not None:
-                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, singles.by_ones)
+                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, by_ones)
                 self._launch("differentiate_ones", *arguments)
-                moments.finish(singles)
+                moments.finish(unit, by_ones, filtered_back)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits, and keep its sums."""

@@ -70,7 +70,7 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     voxels = bilateral.voxels
     return [
         int(min(TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING), extent - 1))
-        for theta, step, extent in zip(bilateral.theta_alpha, voxels.spacing, voxels.box_shape, strict=True)
+        for theta, step, extent in zip(bilateral.theta_position, voxels.spacing, voxels.box_shape, strict=True)
     ]
 
 
@@ -78,7 +78,7 @@ def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Se
     """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
     squared: Any = np.zeros(())
     linear: Any = np.zeros((), dtype=np.int64)
-    for theta, step, r, stride in zip(bilateral.theta_alpha, bilateral.voxels.spacing, radius, strides, strict=True):
+    for theta, step, r, stride in zip(bilateral.theta_position, bilateral.voxels.spacing, radius, strides, strict=True):
         distance = np.arange(-r, r + 1)
         squared = squared[..., None] + (distance * (step / theta)) ** 2
         linear = linear[..., None] + distance * stride
@@ -99,7 +99,7 @@ class TruncatedFilter(Filter):
         num_offsets = math.prod(2 * r + 1 for r in radius)
         if num_offsets > _MOST_OFFSETS:
             raise CapacityError(
-                f"a truncated sum with theta_alpha {bilateral.theta_alpha} visits up to {num_offsets:.2g} neighbors of each voxel; "
+                f"a truncated sum with theta_alpha {bilateral.theta_position} visits up to {num_offsets:.2g} neighbors of each voxel; "
                 "use smaller bandwidths, or mean_field.filter = lattice"
             )
         # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the next one.
@@ -107,7 +107,7 @@ class TruncatedFilter(Filter):
         strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
         lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
         size = math.prod(padded) + 2 * lead
-        num_modalities, itemsize = len(bilateral.theta_beta), bilateral.features.dtype.itemsize
+        num_modalities, itemsize = len(bilateral.theta_intensity), bilateral.features.dtype.itemsize
         needed = 4.0 * size + voxels.num_voxels * (20.0 + itemsize * num_modalities)
         check_memory(voxels.device, needed, "the padded box of a truncated sum")
         self._device, xp = voxels.device, voxels.device.xp

@@ -45,7 +45,7 @@ class GridSize:
     @staticmethod
     def of(bilateral: BilateralInput) -> GridSize:
         """Compute it from the features."""
-        voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_beta)]
+        voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_intensity)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
         cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
         spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
@@ -116,7 +116,7 @@ def _positions(bilateral: BilateralInput, axis: int) -> NDArray[np.float64]:
     """(place) positions along an axis of the box, in bandwidths from the feature origin."""
     voxels = bilateral.voxels
     place = bilateral.first[axis] + np.arange(voxels.box_shape[axis])
-    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_alpha[axis], dtype=np.float64)
+    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
 
 
 def _spline_weights(fraction: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -54,13 +54,13 @@ class CudaKernels:
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
         self._voxels = Voxels(device, self._grid_shape, spec.distances(given.spacing), mask, given.axes)
-        self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
+        self._kernels = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
         of_axes = self._voxels.of_box_axes
         self._features = [
             FeatureColumns(self._voxels, of_axes(kernel.theta_position), list(kernel.theta_intensity or ()), self._image)
             for kernel in spec.kernels
         ]
-        self.filters = tuple(filters)
+        self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in zip(spec.names, self._kernels, strict=True))
         self.num_kernels = len(self._kernels)
         self.num_voxels = self._voxels.num_voxels
         self._lock = threading.Lock()

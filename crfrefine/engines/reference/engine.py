@@ -50,24 +50,14 @@ class ReferenceBackend:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
         return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
-    def message(
-        self,
-        values: Float32,
-        image: Float32 | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> Float32:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`. A spatial kernel is always summed exactly.
 
         Raises:
             ConfigError, InputError, CapacityError: as `kernels`.
         """
-        grid_shape = values.shape[1:]
-        inside = _inside(mask, grid_shape)
-        plain, _, _ = _built(spec.kernels[0], spec, image, inside, spacing, None, None)
+        inside = _inside(image.mask, values.shape[1:])
+        plain, _, _ = _built(spec.kernels[0], spec, image.values, inside, image.spacing, None, None)
         kernel = NormalizedKernel(plain, int(inside.sum()), spec.normalization)
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
@@ -109,15 +99,15 @@ class ReferenceKernels:
         self._num_bilateral = len(spec.bilateral)
         self._features: list[NDArray[np.float64]] = []
         self._kernels: list[Filter] = []
-        filters: list[str] = []
+        texts: list[str] = []
         for index, kernel in enumerate(spec.kernels):
             if progress is not None:
                 progress("build", index, len(spec.kernels))
             plain, text, features = _built(kernel, spec, image, inside, given.spacing, given.axes, origin)
             self._kernels.append(plain)
             self._features.append(features)
-            filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
-        self.filters = tuple(filters)
+            texts.append(text)
+        self.filters = tuple(f"{name}: {text}" for name, text in zip(spec.names, texts, strict=True))
         self.num_kernels = len(self._kernels)
         self.num_voxels = int(inside.sum())
         self._normalized = [NormalizedKernel(kernel, self.num_voxels, spec.normalization) for kernel in self._kernels]

@@ -48,6 +48,11 @@ class ReportInput:
     mean_regions: Sequence[str] | None = None
 
     @property
+    def compared(self) -> list[str]:
+        """The baseline, if there is one, and the judged method."""
+        return [self.method] if self.baseline is None else [self.baseline, self.method]
+
+    @property
     def label_titles(self) -> dict[int, str]:
         """The names of the labels: those of the regions with only this label."""
         return {labels[0]: self.region_title(region) for region, labels in self.region_labels.items() if len(labels) == 1}

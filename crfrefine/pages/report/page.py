@@ -48,7 +48,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     metrics = [metric for metric in report.table.metrics if region_choices(report, metric)]
     tested = sorted((metric for metric in metrics if metric_named(metric).better is not None), key=lambda metric: metric != ENDPOINT)
     sets = list(_charts(report, tested))
-    rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
+    rivals = [method for method in report.table.methods if method not in report.compared]
     cases = table_cases(report, metrics)
     has_viewer = any(view.viewer is not None for view in views)
     content = environment.get_template("page.html").render(
@@ -168,8 +168,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
     choices = region_choices(report, ENDPOINT) if ENDPOINT in metrics else ()
     if not choices:
         return list(range(most))
-    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
-    values = shown_values(report, methods, choices[0], ENDPOINT)
+    values = shown_values(report, report.compared, choices[0], ENDPOINT)
     size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
     # Cases that cannot be compared come first, so that they are looked at too.
     return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
@@ -178,8 +177,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
 def table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of the case table: one list per metric, region and method, null if undefined; `views` are anchors of cases."""
     table = report.table
-    first = [report.method] if report.baseline is None else [report.baseline, report.method]
-    rivals = [method for method in table.methods if method not in first]
+    first, rivals = report.compared, [method for method in table.methods if method not in report.compared]
     values: dict[str, dict[str, list[list[float | None]]]] = {}
     for metric in metrics:
         values[metric] = {}

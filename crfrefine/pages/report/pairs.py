@@ -74,8 +74,7 @@ def is_shown_unsigned(report: ReportInput, metric: str) -> bool:
 
 def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
     """Return the values of one chart."""
-    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
-    values = shown_values(report, methods, region, metric)
+    values = shown_values(report, report.compared, region, metric)
     kept: NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=0))
     cases = tuple(case for case, there in zip(report.table.cases, kept, strict=True) if there)
     after = values[-1, kept]
@@ -141,5 +140,4 @@ def undefined_counts(report: ReportInput, metric: str) -> Iterator[tuple[str, st
 
 
 def _is_measured(report: ReportInput, region: str, metric: str) -> bool:
-    methods = (report.method,) if report.baseline is None else (report.method, report.baseline)
-    return any(not np.isnan(report.table.values(method, region, metric)).all() for method in methods)
+    return any(not np.isnan(report.table.values(method, region, metric)).all() for method in report.compared)

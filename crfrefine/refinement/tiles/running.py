@@ -209,9 +209,7 @@ def build_kernels(
 def _describe(problem: TileProblem, sets: LabelSets) -> tuple[str, ...]:
     """Return how the messages of each kernel are summed directly."""
     how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
-    return tuple(
-        f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {how}" for number, kernel in enumerate(problem.spec.kernels.kernels)
-    )
+    return tuple(f"{name}: {how}" for name in problem.spec.kernels.names)
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:

@@ -62,7 +62,7 @@ def survey_stream(
     kind = stream.kind
     while True:
         finder = KindFinder(grid, stream.input_type, kind, stream.path)
-        survey = Survey(grid, stream.num_labels, run.temperature, bias=run.bias, mask=mask, threads=context.threads)
+        survey = Survey(grid, run, mask, context.threads)
         is_right = True
         bricks = read_bricks(stream.read, grid)
         for brick in bricks:

@@ -33,36 +33,32 @@ class Survey:
     def __init__(
         self,
         grid: TileGrid,
-        num_labels: int,
-        temperature: float,
+        run: MeanFieldSpec,
+        mask: NDArray[np.bool_] | None,
+        threads: int | None,
         *,
-        bias: NDArray[np.floating[Any]] | None = None,
-        mask: NDArray[np.bool_] | None = None,
         is_probability: bool = False,
-        threads: int | None = None,
     ) -> None:
         """Start with no channel.
 
         Args:
             grid: the tiles.
-            num_labels: L.
-            temperature: divides the logits.
-            bias: (L,), added to the logits; None: nothing.
+            run: with the temperature that divides the logits, and the bias that is added to them.
             mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
-            is_probability: whether the channels are probabilities, of which the logarithm is taken.
             threads: None: the cores this process may use.
+            is_probability: whether the channels are probabilities, of which the logarithm is taken.
         """
         self.grid = grid
-        self.num_labels = num_labels
-        self.temperature = temperature
-        self._bias = np.zeros(num_labels) if bias is None else bias
+        self.num_labels = num_labels = run.num_labels
+        self.temperature = run.temperature
+        self._bias = np.zeros(num_labels) if run.bias is None else run.bias
         self.is_probability = is_probability
         self.mask = mask
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
-        self.best_biased = None if bias is None else np.empty(grid.shape, np.float32)
+        self.best_biased = None if run.bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
         self._engine = grid.engine(threads)
 
@@ -110,8 +106,7 @@ def survey_channels(
     grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
 ) -> Survey:
     """Return what one pass over all channels finds; the mask is C-contiguous."""
-    options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
-    survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
+    survey = Survey(grid, run, mask, threads, is_probability=source.is_probability)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
     return survey
