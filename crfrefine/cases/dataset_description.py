@@ -31,10 +31,10 @@ class DatasetDescription:
     regions_class_order: tuple[int, ...] | None = None
 
     @property
-    def label_titles(self) -> dict[int, str]:
-        """Names to show for the labels that have one of their own: "1 anterior" for label 1."""
+    def label_names(self) -> dict[int, str]:
+        """Names to show for the labels that have one of their own, by number."""
         numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
-        return {found[0]: f"{found[0]} {shorten(' '.join(name.split()))}" for name, found in numbers.items() if len(found) == 1}
+        return {found[0]: shorten(" ".join(name.split())) for name, found in numbers.items() if len(found) == 1}
 
     @property
     def has_regions(self) -> bool:
@@ -158,9 +158,9 @@ class Names:
     notes: tuple[str, ...] = ()  # files that could not be used
 
     @property
-    def plain_labels(self) -> dict[int, str]:
-        """Names of the labels without the number that titles begin with."""
-        return {label: title.removeprefix(f"{label} ") for label, title in self.labels.items()}
+    def titles(self) -> dict[int, str]:
+        """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
+        return {label: f"{label} {name}" for label, name in self.labels.items()}
 
 
 def read_names(places: Sequence[Path]) -> Names:
@@ -173,5 +173,5 @@ def read_names(places: Sequence[Path]) -> Names:
     for path in dict.fromkeys(places):
         found = description_or_note(path if path.is_dir() else path.parent, notes)
         if found is not None:
-            return Names(found.label_titles, found.channel_names, tuple(dict.fromkeys(notes)))
+            return Names(found.label_names, found.channel_names, tuple(dict.fromkeys(notes)))
     return Names(notes=tuple(dict.fromkeys(notes)))

@@ -143,7 +143,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        names = settings.names.plain_labels
+        names = settings.names.labels
         gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if outvoted else ""
         advice += ", and the rules of [postprocess] removed small objects" if outvoted and result.voxels_removed else ""
@@ -162,7 +162,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         logits=logit_channels(result) if options.save_logits else None,
         image=case.image if options.preview else None,
         before=result.network_label_map if options.preview else None,
-        subtitle=describe_numbers(result, case.spacing, settings.names.labels) if options.preview else "",
+        subtitle=describe_numbers(result, case.spacing, settings.names.titles) if options.preview else "",
         segments=segments,
     )
 

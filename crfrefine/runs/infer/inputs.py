@@ -53,7 +53,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     names = read_names(folders[::-1]) if shows_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
-        names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
+        names = replace(names, labels={number: name for name, number in structures.items()})
     if options.save_structures and options.writes_file:
         told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if options.masks == "nonzero" else "none"

@@ -80,7 +80,7 @@ def write_outcome(
     if outputs.labels is not None:
         written = {path: segment.label for path, segment in outputs.labels.of(outcome.label_map, outcome.segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.plain_labels))
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.labels))
 
 
 def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDArray[Any], before: NDArray[Any], names: Names) -> None:
@@ -94,7 +94,7 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
         affine=outcome.like.affine,
         title=printable(case_id),
         subtitle=outcome.subtitle,
-        label_names=names.labels,
+        label_names=names.titles,
         modality_names=names.modalities,
     )
     write_small_file(path, picture)
