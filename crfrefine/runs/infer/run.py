@@ -171,10 +171,7 @@ class _Run:
         self._case_started(work.task)
         for note in record.notes:
             self._note(record, note)
-
-        def progress(stage: str, step: int, num_steps: int) -> None:
-            self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
-
+        progress = partial(self._tell, self._observer.stage_changed, record.case_id)
         with self._work_on(work):
             refine_case(self._settings, work, progress=progress, note=partial(self._note, record))
         if work.refined is not None:
