@@ -203,7 +203,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     """The exact percentile, interpolated between order statistics as numpy does by default.
 
     A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
-    sorted.
+    sorted. A bracket of one value, such as that of the air around a head, is counted alone.
     """
     first, last, share = _percentile_places(values.size, fraction)
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
@@ -214,10 +214,15 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
         low = np.float32(-np.inf)
     if center + margin + 1 >= sample.size:
         high = np.float32(np.inf)
+    parts = [values[block] for block in _blocks(values.size, 4 * _BLOCK)]
+    if low == high:
+        below = sum(int(np.count_nonzero(part < low)) for part in parts)
+        up_to = sum(int(np.count_nonzero(part <= low)) for part in parts)
+        if below <= first <= last < up_to:
+            return float(low)
     below = 0
     inside = []
-    for block in _blocks(values.size, 4 * _BLOCK):
-        part = values[block]
+    for part in parts:
         less = part < low
         below += int(np.count_nonzero(less))
         inside.append(part[(part <= high) ^ less])
