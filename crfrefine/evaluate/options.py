@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,6 @@ def check_options(options: EvaluationOptions) -> None:
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:
-    seen = set()
-    for name in names:
-        if name in seen:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ConfigError(f"{option} {shorten(name)}: two methods have this name; give each a different one")
-        seen.add(name)
