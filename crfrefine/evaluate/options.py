@@ -11,7 +11,7 @@ from pathlib import Path
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.runs.execution.placement import HERE, Placement
+from crfrefine.runs.execution.executor import HERE, Placement
 
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
 """Names in the output folder."""

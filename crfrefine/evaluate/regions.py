@@ -137,7 +137,7 @@ def _check_name(name: str, members: Sequence[int]) -> None:
 
 def _titles(description: DatasetDescription | None) -> dict[str, str]:
     """Return "1 anterior" for label 1."""
-    return {str(label): title for label, title in description.label_titles.items()} if description else {}
+    return {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
 
 
 def _title(number: str, name: str) -> str:

@@ -85,7 +85,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
         raise InputError(
             f"{error}\n  A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images."
         ) from None
-    segments = header.segments or named_segments(read_names([header.path]).plain_labels)
+    segments = header.segments or named_segments(read_names([header.path]).labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
     # Whole numbers may be those of an image, too, where a scanner has no scaling.
     kind = "image" if _is_series(header) or looks_like_image(labels.data) else "label map"
@@ -105,7 +105,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
     if scheme is not None:
         return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
-        segments = named_segments(read_names([header.path]).plain_labels)
+        segments = named_segments(read_names([header.path]).labels)
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments, is_refined=False)
         return f"{_told(header)} -> {target}: label map"
     if needs_kind:
