@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
 from crfrefine.engines.compiled import load_engine
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-Look = Callable[[int, int, NDArray[Any]], None]
+Look = Callable[[int, int, Array], None]
 """Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""
 
 
@@ -71,9 +71,7 @@ class CpuBackend:
             )
         return tuple(planned)
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if image.values.dtype != np.float32:
             image = replace(image, values=image.values.astype(np.float32))
@@ -81,9 +79,7 @@ class CpuBackend:
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
-    def message(
-        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> NDArray[np.float32]:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
         values = np.ascontiguousarray(values, dtype=np.float32)
         guide, settings = np.ascontiguousarray(image.values, dtype=np.float32), _kernel_arguments(spec, image.spacing)
@@ -92,19 +88,19 @@ class CpuBackend:
             self._engine.message(values, guide, _mask(image.mask), *settings, threads or available_threads(), out)
         return out
 
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        out: NDArray[np.unsignedinteger[Any]] = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
+        out: Labels = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
         self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
         out = np.empty(logits.shape, dtype=np.float32)
         self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
         ends = self._engine.channel_ranges(np.ascontiguousarray(channels, dtype=np.float32), threads or available_threads())
         return list(zip(ends[::2], ends[1::2], strict=True))
@@ -113,9 +109,7 @@ class CpuBackend:
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
-    def __init__(
-        self, engine: Any, built: Any, image: NDArray[Any], mask: NDArray[np.bool_] | None, spec: KernelSetSpec, build_seconds: float
-    ) -> None:
+    def __init__(self, engine: Any, built: Any, image: Array, mask: Bool | None, spec: KernelSetSpec, build_seconds: float) -> None:
         self._engine = engine
         self._built = built
         self._num_labels = spec.num_labels
@@ -136,13 +130,7 @@ class CpuKernels:
         return self._built
 
     def run(
-        self,
-        logits: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        progress: Progress | None = None,
-        is_last: bool = False,
-        look: Look | None = None,
+        self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False, look: Look | None = None
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
         self._check_shape(logits)
@@ -160,7 +148,7 @@ class CpuKernels:
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
 
-    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+    def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
         plain = self._checked(spec).as_plain()
@@ -176,7 +164,7 @@ class CpuKernels:
         return Tape(out, record, tuple(steps), spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
-        self, tape: Tape, logits: NDArray[Any], gradient: NDArray[Any], *, wants_theta: bool = True, wants_image: bool = False
+        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits, gradient = self._array(logits), self._array(gradient)
@@ -210,17 +198,17 @@ class CpuKernels:
         spec.check_channels(self._num_labels, self.image_shape[1:])
         return spec.rounded(np.dtype(self.dtype))
 
-    def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+    def _volume_part(self, logits: Array, spec: MeanFieldSpec) -> Bool | None:
         """Return at which masked voxels the volume term applies; None: at all, or there is no term."""
         inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
         return volume_part(logits, inside, spec)
 
-    def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
+    def _array(self, channels: Array) -> Array:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
         self._check_shape(channels)
         return np.ascontiguousarray(channels, dtype=self.dtype)
 
-    def _check_shape(self, channels: NDArray[Any]) -> None:
+    def _check_shape(self, channels: Array) -> None:
         if channels.shape != (self._num_labels, *self.image_shape[1:]):
             raise InputError(f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self.image_shape[1:])}")
 
@@ -232,7 +220,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
-def _model_argument(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple[Any, ...]:
+def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
@@ -241,7 +229,7 @@ def _model_argument(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tupl
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 
 
-def _looking(progress: Progress | None, look: Look, out: NDArray[Any]) -> Progress:
+def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:
     """Return a callback before each step that also shows what the step before it led to."""
 
     def tell(stage: str, step: int, num_steps: int) -> None:
@@ -257,7 +245,7 @@ def _floats(values: Any) -> list[float]:
     return [float(value) for value in np.asarray(values).ravel()]
 
 
-def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+def _mask(mask: Bool | None) -> Bool | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 

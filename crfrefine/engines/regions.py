@@ -11,14 +11,13 @@ import numpy as np
 from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, RunContext, of_part
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Float32
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import ModelSpec
 
 
 def region_mean_field(
-    backend: Backend, log_odds: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec], context: RunContext
+    backend: Backend, log_odds: Float32, image: GridImage, models: Sequence[ModelSpec], context: RunContext
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside.
 

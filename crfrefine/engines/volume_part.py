@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.components import in_largest_component
+from crfrefine.base.array_types import Array, Bool, Float64
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
@@ -17,7 +18,7 @@ BODY_PROBABILITY = 0.3
 below that doubtful voxels connect it with islands."""
 
 
-def volume_part(logits: NDArray[Any], inside: NDArray[np.bool_], spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+def volume_part(logits: Array, inside: Bool, spec: MeanFieldSpec) -> Bool | None:
     """Return at which voxels inside the mask the volume term of a run applies, (N,) in C order; None: at all, or there is no term.
 
     With "largest" these are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
@@ -37,13 +38,13 @@ def volume_part(logits: NDArray[Any], inside: NDArray[np.bool_], spec: MeanField
     return bodies[inside.ravel()]
 
 
-def _scores(logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.float64]:
+def _scores(logits: Array, spec: MeanFieldSpec) -> Float64:
     """Return x of the first marginals, (L, N), in float64."""
     bias = 0.0 if spec.bias is None else np.asarray(spec.bias, np.float64)[:, None]
     return np.asarray((logits.astype(np.float64) + bias) / spec.temperature)
 
 
-def _may_be_body(logits: NDArray[Any], inside: NDArray[np.bool_], spec: MeanFieldSpec) -> tuple[NDArray[np.intp], NDArray[Any]]:
+def _may_be_body(logits: Array, inside: Bool, spec: MeanFieldSpec) -> tuple[NDArray[np.intp], Array]:
     """Return the voxels in the mask where a foreground label may be above `BODY_PROBABILITY`: it is not far below background.
 
     Most of a volume is certain background, where the softmax need not be computed.

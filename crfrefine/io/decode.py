@@ -136,10 +136,11 @@ class Decoder:
         self._stream.finish()
         if self._first_bad is None:
             return
-        index, kind = self._first_bad
+        (channel, *place), kind = self._first_bad
+        voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self.shape[0] > 1 else "")
         raise InputError(
             f"{self._stream.path}: {self._num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
-            f"the first one ({kind}) is at {voxel_name(index, self.shape[0])}\n"
+            f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 
@@ -190,12 +191,6 @@ def read_whole(stream: VoxelStream, shape: tuple[int, ...], path: Path) -> NDArr
     decoder.fill(values)
     decoder.finish()
     return values
-
-
-def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
-    """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
-    voxel = ", ".join(str(i) for i in index[:0:-1])
-    return f"voxel ({voxel})" + (f" of channel {index[0]}" if num_channels > 1 else "")
 
 
 def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32, *, is_reversed: bool = False) -> NDArray[Any]:

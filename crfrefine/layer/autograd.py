@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from crfrefine.base.array_types import Array
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
     from crfrefine.parameters.specs import MeanFieldSpec
 
-_NOTHING: NDArray[Any] = np.empty(0)
+_NOTHING: Array = np.empty(0)
 
 
 GRADIENTS = (

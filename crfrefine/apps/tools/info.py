@@ -21,8 +21,7 @@ from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Float32
 
 _MOST_LISTED_VALUES = 32
 
@@ -183,7 +182,7 @@ def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
     return lines
 
 
-def _count_whole_values(values: NDArray[np.float32]) -> list[tuple[str, str]]:
+def _count_whole_values(values: Float32) -> list[tuple[str, str]]:
     """Return how often each value occurs if there are only a few whole numbers, as in a label map."""
     import numpy as np
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float32
 from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, padded_channels, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
-from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
+from crfrefine.engines.cuda.memory import build_bytes, run_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
@@ -52,9 +53,7 @@ class CudaBackend:
         with self._lock, active_for(self.device, image.values), capacity(image.values.shape):
             return CudaKernels(self.device, image, spec, context.progress)
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`.
 
         Raises:
@@ -62,30 +61,21 @@ class CudaBackend:
         """
         num_labels, inside = len(logits), image.num_voxels
         with self._lock, self.device.active(), capacity(logits.shape):
-            needed = case_bytes(
-                logits.shape,
-                len(image.values),
-                inside,
-                spec.mean_field.num_channels,
-                num_bilateral=len(spec.kernels.bilateral),
-                filter_name=spec.kernels.filter,
-            )
-            if spec.mean_field.volume_weight > 0.0:
-                needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
+            needed = build_bytes(image.values.shape, inside, spec.kernels, "float32") + 4.0 * math.prod(logits.shape)
+            needed += run_bytes(logits.shape, inside, spec.mean_field, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
             return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
-    def message(
-        self, values: NDArray[np.float32], image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
-    ) -> NDArray[np.float32]:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = image.num_voxels
         with self._lock, self.device.active(), capacity(values.shape):
-            num_modalities = 0 if wanted.is_spatial else len(image.values)
-            needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
+            image_shape = (0 if wanted.is_spatial else len(image.values), *values.shape[1:])
+            needed = build_bytes(image_shape, inside, spec, "float32")
+            needed += 8.0 * (math.prod(values.shape) + padded_channels(num_channels) * inside)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
             voxels = Voxels(device, values.shape[1:], spec.distances(image.spacing), image.mask)
             guide = device.upload(np.asarray(image.values, dtype=np.float32))

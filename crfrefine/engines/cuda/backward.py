@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
@@ -29,11 +29,11 @@ class Gradients:
     """Gradients of a loss; arrays on the device, sums on the host in float64."""
 
     logits: Any  # (label, *grid)
-    weights: NDArray[np.float64]  # (kernel, label)
-    compatibility: NDArray[np.float64]  # (label, label), including the diagonal
+    weights: Float64  # (kernel, label)
+    compatibility: Float64  # (label, label), including the diagonal
     temperature: float  # number
-    bias: NDArray[np.float64]  # (label)
-    theta: list[NDArray[np.float64]]  # (feature) per kernel, intensities first, box axes last; zeros unless asked for
+    bias: Float64  # (label)
+    theta: list[Float64]  # (feature) per kernel, intensities first, box axes last; zeros unless asked for
 
 
 class Backward:
@@ -163,7 +163,7 @@ class Backward:
             for of_voxels, of_grid in zip(self._by_voxels, self._by_image.reshape(len(self._by_image), -1), strict=True):
                 of_grid[self._voxels.grid_index] = of_voxels
 
-    def _gradients(self, by_logits: Any, totals: list[NDArray[np.float64]]) -> Gradients:
+    def _gradients(self, by_logits: Any, totals: list[Float64]) -> Gradients:
         """Put the results together from the totals of the sums, in the order in which they were reserved."""
         spec, num_labels, found = self._spec, self._spec.num_labels, iter(totals)
         products = np.array([next(found) for _ in self._kernels]).reshape(-1, num_labels, num_labels)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.engines.cuda.device import Room, check_memory, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
@@ -74,7 +75,7 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     ]
 
 
-def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
     """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
     squared: Any = np.zeros(())
     linear: Any = np.zeros((), dtype=np.int64)
@@ -130,7 +131,7 @@ SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
 """Standard deviations up to which a tap of the spatial kernel counts in full, by the precision of the values."""
 
 
-def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:
     """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
 
     Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no weight jumps when another voxel comes

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
@@ -44,7 +44,7 @@ class CudaKernels:
         self._mask = mask
         origin = checked_origin(given)
         inside = given.num_voxels
-        needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
+        needed = build_bytes(image.shape, inside, spec, image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
         uploaded = device.upload(image)
         device.synchronize()
@@ -73,7 +73,8 @@ class CudaKernels:
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
-            self._check(self._run_bytes(spec) + self._copied_bytes(logits), "a run")
+            needed = run_bytes(self._shape(), self.num_voxels, spec, self.dtype)
+            self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             self._device.synchronize()
             uploaded = time.perf_counter()
@@ -96,7 +97,7 @@ class CudaKernels:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = self._run_bytes(plain, num_recorded=plain.num_iterations + (plain.volume_weight > 0.0))
+            needed = run_bytes(self._shape(), self.num_voxels, plain, self.dtype, records=True)
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             part = self._volume_part(given, logits, plain)
@@ -123,7 +124,7 @@ class CudaKernels:
                 num_image=len(self._image) * wants_image,
                 num_given=sum(self._copied_bytes(array) for array in (logits, gradient, tape.record)),
             )
-            self._check(needed + self._volume_bytes(spec), "the backward pass")
+            self._check(needed + volume_bytes(self.num_voxels, spec, self.dtype), "the backward pass")
             by_image = self._device.xp.zeros_like(self._image) if wants_image else None
             model = (self._voxels, self._kernels, self._features, spec, self._image.dtype)
             backward = Backward(*model, wants_theta=wants_theta, by_image=by_image)
@@ -153,16 +154,7 @@ class CudaKernels:
                 volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),
             )
 
-    def _run_bytes(self, spec: MeanFieldSpec, *, num_recorded: int = 0) -> float:
-        needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=num_recorded)
-        return needed + self._volume_bytes(spec)
-
-    def _volume_bytes(self, spec: MeanFieldSpec) -> float:
-        if spec.volume_weight == 0.0:
-            return 0.0
-        return volume_bytes(self._num_labels, self.num_voxels, spec.num_channels, self.dtype)
-
-    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
 
         `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
@@ -208,7 +200,7 @@ class CudaKernels:
         """Return the array on the host or on the device, wherever `like` is."""
         return self._device.download(array) if isinstance(like, np.ndarray) else array
 
-    def _of_grid_axes(self, of_box_axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _of_grid_axes(self, of_box_axes: Float64) -> Float64:
         """Return values for all axes of the grid; zero for axes that are one voxel long."""
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
@@ -37,7 +37,7 @@ class MeanFieldOutcome:
     # (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step, too; None
     # unless asked for.
     record: Any = None
-    volume_biases: NDArray[np.float64] | None = None  # (steps, label), those of the volume term; None without it
+    volume_biases: Float64 | None = None  # (steps, label), those of the volume term; None without it
 
 
 class MeanFieldRun:
@@ -50,7 +50,7 @@ class MeanFieldRun:
         spec: MeanFieldSpec,
         logits: Any,
         *,
-        volume_part: NDArray[np.bool_] | None,
+        volume_part: Bool | None,
         watches_energy: bool,
         records: bool = False,
     ) -> None:

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.engines.cuda.device import Device, check_memory
 from crfrefine.engines.grid_image import FeatureOrigin
 from crfrefine.errors import CapacityError, InputError
@@ -31,12 +31,7 @@ class Voxels:
     """
 
     def __init__(
-        self,
-        device: Device,
-        grid_shape: Sequence[int],
-        spacing: Sequence[float],
-        mask: NDArray[np.bool_] | None,
-        axes: Sequence[int] | None = None,
+        self, device: Device, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
     ) -> None:
         """Number the voxels inside the mask, None: all. `axes`: the user's number of each grid axis; None: they are in the user's order.
 
@@ -98,7 +93,7 @@ class Voxels:
         return [float(per_grid_axis[a]) for a in self.source_axis]
 
 
-def extremes(device: Device, arrays: Iterable[Any]) -> list[NDArray[Any]]:
+def extremes(device: Device, arrays: Iterable[Any]) -> list[Array]:
     """Return (smallest, largest) of each array, of which one is there at a time; not a number if one of its values is none.
 
     The host waits once for all of them.

@@ -23,6 +23,8 @@ from crfrefine.pages.report.encoding import gray_png, label_png, sprite
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Float32, Float64
+
 MOST_VOXELS = 4_000_000
 """Most voxels of a case in the viewer: decoded, at four bytes each, a phone can hold one case several times."""
 
@@ -80,7 +82,7 @@ def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXE
 
 
 def _encode(case: UprightCase) -> ViewerCase:
-    def colored(labels: NDArray[Any]) -> str:
+    def colored(labels: Array) -> str:
         return label_png(sprite(labels), {label: label_color(label) for label in foreground_labels(labels)})
 
     overlays = {"reference": colored(case.reference)}
@@ -113,7 +115,7 @@ def _encode(case: UprightCase) -> ViewerCase:
     return ViewerCase(spec, tuple(pictures) or (gray_png(sprite(np.full_like(case.changes, 40))),), overlays, case.reduced)
 
 
-def _levels(image: NDArray[np.float32], window: Window) -> NDArray[np.float64]:
+def _levels(image: Float32, window: Window) -> Float64:
     """Return the intensities of the stored gray levels: dense in the window, and sparser below and above it as far as the image goes."""
     low, high = min(float(image.min()), window.low), max(float(image.max()), window.high)
 
@@ -128,6 +130,6 @@ def _levels(image: NDArray[np.float32], window: Window) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _nearest(image: NDArray[np.float32], levels: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _nearest(image: Float32, levels: Float64) -> NDArray[np.uint8]:
     """Return the number of the nearest level of each voxel."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, image).astype(np.uint8)

@@ -17,6 +17,7 @@ from crfrefine.engines.compiled import load_engine
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.parameters.specs import KernelSetSpec
 
 TILE = (8, 8, 16)
@@ -53,13 +54,13 @@ class TileGrid:
         """Return the C++ engine's routines for these tiles."""
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
-    def voxels(self, tiles: NDArray[Any], box: Box | None = None) -> NDArray[Any]:
+    def voxels(self, tiles: Array, box: Box | None = None) -> Array:
         """Spread values per tile over the voxels of a box; None: of the grid."""
         for axis, part in enumerate(box or tuple(slice(0, extent) for extent in self.shape)):
             tiles = tiles.take(np.arange(part.start, part.stop) // TILE[axis], axis=axis)
         return tiles
 
-    def spread(self, tiles: NDArray[np.int64], values: NDArray[np.float32], otherwise: np.float32) -> NDArray[np.float32]:
+    def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:
         """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
         padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
@@ -67,7 +68,7 @@ class TileGrid:
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
 
-    def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+    def sums(self, values: Array, dtype: DTypeLike, where: Bool | None = None) -> Array:
         """Return the sum of the voxels of each tile, (*tiles), where they count."""
         sums = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
@@ -79,7 +80,7 @@ class TileGrid:
             sums[row] = total
         return sums
 
-    def box(self, tiles: NDArray[np.bool_]) -> Box:
+    def box(self, tiles: Bool) -> Box:
         """Return the voxels of the smallest box of tiles that holds those that are True; at least one is."""
         parts = zip(bounding_box(tiles) or (), TILE, self.shape, strict=True)
         return tuple(slice(part.start * tile, min(part.stop * tile, extent)) for part, tile, extent in parts)

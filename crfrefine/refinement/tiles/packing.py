@@ -18,6 +18,7 @@ from crfrefine.refinement.tiles.label_sets import num_rings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.refinement.tiles.label_sets import LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
 
@@ -29,7 +30,7 @@ class _Piece:
     label: int  # the label
     channel: int  # its channel
     box: Box  # the voxels around them
-    tiles: NDArray[np.bool_]  # (*tiles of the grid), True where the label takes part
+    tiles: Bool  # (*tiles of the grid), True where the label takes part
 
 
 class Packing:
@@ -61,15 +62,15 @@ class Packing:
         """C."""
         return self.shared.num_channels
 
-    def pack(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def pack(self, logits: Float32) -> Float32:
         """Return (C, *grid) logits from (L, *grid): ABSENT_LOGIT where a channel holds no label that takes part."""
         return self._packed(logits, ABSENT_LOGIT, ((piece, self._grid.voxels(piece.tiles, piece.box)) for piece in self._pieces))
 
-    def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+    def pack_gradient(self, gradient: Float32) -> Float32:
         """Return the gradient with respect to refined channels, (C, *grid), from that of labels: 0 where nothing was refined."""
         return self._packed(gradient, 0.0, self._places())
 
-    def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    def unpack(self, refined: Float32, logits: Float32, temperature: float) -> Float32:
         """Return the refined logits of all labels, (L, *grid), from those of the channels and the network's.
 
         Where a label took no part among several, its penalty is taken to be the largest of those that did. Elsewhere, the logits are
@@ -86,7 +87,7 @@ class Packing:
             np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
-    def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    def unpack_gradient(self, by_channels: Float32, gradient: Float32, temperature: float) -> Float32:
         """Return the gradient with respect to the network's logits, (L, *grid), from those of packed and of refined logits.
 
         A refined logit of a label that took no part counts as that label's logit over the temperature, and a constant.
@@ -97,7 +98,7 @@ class Packing:
             np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
-    def entries(self, refined: NDArray[np.float32], threads: int | None) -> NDArray[np.float32]:
+    def entries(self, refined: Float32, threads: int | None) -> Float32:
         """Return the refined channels (C, *grid) as (entries of the label sets, voxels of a tile)."""
         engine, channels = self._grid.engine(threads), self._volumes(refined)
         values = np.empty((self._sets.num_entries, TILE[0] * TILE[1] * TILE[2]), np.float32)
@@ -108,22 +109,20 @@ class Packing:
                 engine.fill_entries(channels[piece.channel], True, tiles[own], False, entries[own], values)
         return values
 
-    def _packed(
-        self, values: NDArray[np.float32], otherwise: float, places: Iterable[tuple[_Piece, NDArray[np.bool_]]]
-    ) -> NDArray[np.float32]:
+    def _packed(self, values: Float32, otherwise: float, places: Iterable[tuple[_Piece, Bool]]) -> Float32:
         out = np.full((self.num_channels, *values.shape[1:]), otherwise, np.float32)
         labels, channels = self._volumes(values), self._volumes(out)
         for piece, where in places:
             np.copyto(channels[piece.channel][piece.box], labels[piece.label][piece.box], where=where)
         return out
 
-    def _places(self) -> Iterator[tuple[_Piece, NDArray[np.bool_]]]:
+    def _places(self) -> Iterator[tuple[_Piece, Bool]]:
         """Yield each piece, and where in its box its label was refined."""
         for piece in self._pieces:
             where = self._grid.voxels(piece.tiles & self._sets.active, piece.box)
             yield piece, where if self._mask is None else where & self._mask[piece.box]
 
-    def _volumes(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _volumes(self, channels: Float32) -> Float32:
         """Return a view of channels (n, *grid) with three grid axes."""
         return channels.reshape(len(channels), *self._grid.shape)
 
@@ -139,8 +138,8 @@ class _Part:
 
     label: int
     box: Box
-    heard: NDArray[np.bool_]
-    own: NDArray[np.bool_]
+    heard: Bool
+    own: Bool
 
 
 class _Channel:
@@ -165,9 +164,7 @@ class _Channel:
         self.is_own[part.box] |= part.own
 
 
-def channel_table(
-    sets: LabelSets, present: NDArray[np.bool_], reach: Extents, near: NDArray[np.bool_], *, tells_labels: bool
-) -> NDArray[np.int32]:
+def channel_table(sets: LabelSets, present: Bool, reach: Extents, near: Bool, *, tells_labels: bool) -> NDArray[np.int32]:
     """Spread labels over few channels such that no message is taken for that of another label.
 
     A label needs its channel where it takes part, and in all active tiles that its messages reach. The background comes last, since the
