@@ -25,7 +25,7 @@ class BasicFilter {
    public:
     virtual ~BasicFilter() = default;
 
-    // The voxels whose sums matter: (voxel) nonzero; nullptr: all. At others, `accumulate` may leave out what it adds.
+    // The voxels whose sums matter: (voxel) 1, others 0; nullptr: all. At others, `accumulate` may leave out what it adds.
     const uint8_t* receivers = nullptr;
 
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
