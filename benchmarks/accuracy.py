@@ -21,6 +21,7 @@ from workers.measure import Workload
 from workloads import WorkloadSpec, accuracy_spec, store
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
@@ -39,9 +40,7 @@ def _message_errors(workload: Workload, filter_name: str, exact: NDArray[np.floa
     kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * len(workload.image))
     message = get_backend("cpu").message(
         values,
-        workload.image.astype(np.float32) / np.float32(255.0),
-        None,
-        meta["spacing"],
+        GridImage(workload.image.astype(np.float32) / np.float32(255.0), None, meta["spacing"]),
         KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1),
     )
     difference = message.reshape(len(message), -1)[:, voxels] - exact

@@ -49,6 +49,7 @@ def check_labels(ours: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, f
 def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -> dict[str, float]:
     """Compare one bilateral message of the engine with rows of the exact one, at sampled voxels."""
     from crfrefine.engines import get_backend
+    from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
     meta = workload.meta
@@ -56,9 +57,7 @@ def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -
     kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * workload.image.shape[0])
     message = get_backend("cpu").message(
         values,
-        workload.image.astype(np.float32) / np.float32(255.0),
-        workload.mask,
-        meta["spacing"],
+        GridImage(workload.image.astype(np.float32) / np.float32(255.0), workload.mask, meta["spacing"]),
         KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1),
         threads=1,
     )

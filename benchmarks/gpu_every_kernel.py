@@ -87,7 +87,9 @@ def run_all(device: Device) -> set[Launched]:
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
-        engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
+        engine.message(
+            logits, GridImage(image, mask, SPACING), KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1)
+        )
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
@@ -141,7 +143,9 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
             for mask in (None, inside):
                 spacing = (*SPACING, 0.8)[: len(shape)]
-                engine.message(values, own, mask, spacing, KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1))
+                engine.message(
+                    values, GridImage(own, mask, spacing), KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1)
+                )
 
 
 def _run_short_axes(engine: Any) -> None:
@@ -150,7 +154,8 @@ def _run_short_axes(engine: Any) -> None:
     for shape in ((57,), (9, 20), (5, 6, 7)):
         kernels = KernelSetSpec((KernelSpec((1.2,) * len(shape)),), "none", "auto", num_labels=5, num_iterations=1)
         for inside in (None, rng.random(shape) < 0.7):
-            engine.message(rng.random((4, *shape), dtype=np.float32), None, inside, SPACING[: len(shape)], kernels)
+            image = GridImage(np.zeros((0, *shape), np.float32), inside, SPACING[: len(shape)])
+            engine.message(rng.random((4, *shape), dtype=np.float32), image, kernels)
 
 
 def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
@@ -180,7 +185,7 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[tuple[int, s
         )
         model = MeanFieldSpec(_weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
         kernels.run(logits, model)
-        kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
+        kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits))
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
@@ -193,7 +198,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
     weights[0, 1] = 0.8
     model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)
     tape = kernels.forward(logits, model)
-    kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=True, wants_image=True)
+    kernels.backward(tape, logits, np.ones_like(logits), wants_theta=True, wants_image=True)
 
 
 def main() -> None:

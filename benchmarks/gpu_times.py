@@ -21,6 +21,7 @@ from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 from crfrefine.engines.base import Backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 MORE_STEPS = 50
@@ -176,7 +177,7 @@ def plain_torch(gpu: Backend) -> dict[str, Any]:
     def run_ours() -> NDArray[np.float32]:
         kernel = KernelSpec((spec.theta_alpha,) * 3, (spec.theta_beta,))
         kernels = KernelSetSpec((kernel,), "none", "exact", num_labels=len(values), num_iterations=1)
-        return gpu.message(values, image, None, spec.spacing, kernels).reshape(len(values), -1)
+        return gpu.message(values, GridImage(image, None, spec.spacing), kernels).reshape(len(values), -1)
 
     theirs, ours = run_torch(), run_ours()
     difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())

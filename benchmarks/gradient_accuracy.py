@@ -117,8 +117,8 @@ def approximate(case: Case, filter_name: str, theta_alpha: float, theta_beta: fl
     for loss in LOSSES:
         gradient = case.loss_gradient(tape.logits, loss).astype(np.float32)
         # Apart, since bandwidths without the image go another way.
-        found = kernels.backward(tape, case.logits, gradient, RUN, wants_theta=True)
-        image = kernels.backward(tape, case.logits, gradient, RUN, wants_theta=False, wants_image=True).image
+        found = kernels.backward(tape, case.logits, gradient, wants_theta=True)
+        image = kernels.backward(tape, case.logits, gradient, wants_theta=False, wants_image=True).image
         result.append(
             Gradients(
                 found.logits.astype(np.float64),

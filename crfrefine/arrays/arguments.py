@@ -7,9 +7,11 @@ import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from crfrefine.base.geometry import LARGEST_LABEL, SPACING_RANGE, is_plausible
+from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.geometry import SPACING_RANGE, is_plausible
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.errors import InputError
 
 BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"
@@ -18,7 +20,7 @@ BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other unit
 _NOT_FINITE = "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
 
 
-def given_array(value: Any, name: str) -> NDArray[Any]:
+def given_array(value: Any, name: str) -> Array:
     """Return a caller's array of real numbers, anything that numpy can convert, as a numpy array; `name` is for errors.
 
     Raises:
@@ -50,7 +52,7 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None, *, fewest_channels: int = 2) -> None:
+def check_shapes(logits: Array, image: Array, mask: Array | None, *, fewest_channels: int = 2) -> None:
     """Raise InputError unless logits (L, *grid), image (M, *grid) and mask (*grid) fit together."""
     if logits.ndim < 2:
         raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
@@ -77,7 +79,7 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
         raise InputError("the mask is empty: there is no voxel to refine")
 
 
-def _describe_one_channel(logits: NDArray[Any]) -> str:
+def _describe_one_channel(logits: Array) -> str:
     """Return what one channel (1, *grid) may be, and what to give then."""
     if _holds_whole_numbers(logits):
         return (
@@ -103,7 +105,7 @@ def _describe_layout(logits: tuple[int, ...], image: tuple[int, ...]) -> str:
     return ""
 
 
-def given_voxels(mask: Any, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
     """Return where a caller's mask is not zero, (*grid) for a grid of that shape; it may be empty.
 
     Raises:
@@ -114,11 +116,11 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> NDArray[np.bool_]:
         raise InputError(f"mask has shape {values.shape}; expected the result's grid {grid}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(_NOT_FINITE)
-    where: NDArray[np.bool_] = values if values.dtype == np.bool_ else values != 0
+    where: Bool = values if values.dtype == np.bool_ else values != 0
     return where
 
 
-def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: str = "auto") -> None:
+def check_no_label_map(logits: Array, image: Array, input_type: str = "auto") -> None:
     """Raise InputError if logits are a label map: whole numbers, or an array of the image's shape.
 
     The shapes alone do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
@@ -141,7 +143,7 @@ def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: st
         )
 
 
-def given_label_map(labels: NDArray[Any], image: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+def given_label_map(labels: Array, image: Array) -> Labels:
     """Return a caller's label map, (*grid) whole numbers from 0 up, in an unsigned type and its own memory order.
 
     Raises:
@@ -166,11 +168,11 @@ def given_label_map(labels: NDArray[Any], image: NDArray[Any]) -> NDArray[np.uns
     return labels.astype(np.min_scalar_type(int(high)), order="K")
 
 
-def _holds_whole_numbers(values: NDArray[Any]) -> bool:
+def _holds_whole_numbers(values: Array) -> bool:
     return all(_whole(plane) for plane in values)  # the first plane nearly always tells logits from labels
 
 
-def _whole(values: NDArray[Any]) -> bool:
+def _whole(values: Array) -> bool:
     return bool((values >= 0).all() and (values == np.floor(values)).all())
 
 

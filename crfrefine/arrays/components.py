@@ -5,14 +5,17 @@ Components are connected over faces, edges and corners (26 neighbors in 3-D). Th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.parameters.object_rules import ObjectRule, object_rules
 from crfrefine.parameters.sections import PostprocessParameters
 
@@ -71,17 +74,65 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     return Cleaned(result, removed, filled)
 
 
-def count_components(mask: NDArray[np.bool_]) -> int:
+def count_components(mask: Bool) -> int:
     """Return the number of connected components of a mask of any number of dimensions."""
     return label_components(mask)[1]
 
 
-def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
     """Return each voxel's component number, 0 outside all components, and the number of components."""
     from scipy import ndimage
 
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))
     return components, int(count)
+
+
+def in_largest_component(voxels: NDArray[np.intp], grid_shape: Sequence[int]) -> Bool:
+    """Return which of the voxels of a mask are in its largest component; of equally large ones the first in C order counts.
+
+    Runs of voxels along the last axis are connected, not voxels: the bodies that a network finds have few, and this takes half of scipy's
+    time. A case that needs scipy for nothing else is also spared the import, which takes longer than all of this.
+
+    Args:
+        voxels: (N,) places of the mask's voxels in C order of the grid, ascending.
+        grid_shape: of the mask.
+    """
+    # A gap after each line, plane, ...: what is on both sides of it is not connected.
+    wide = [grid_shape[0], *(extent + 1 for extent in grid_shape[1:])]
+    places = np.ravel_multi_index(np.unravel_index(voxels, grid_shape), wide)
+    is_start = np.diff(places, prepend=-2) > 1
+    starts, stops = places[is_start], places[np.diff(places, append=np.iinfo(np.intp).max) > 1] + 1
+    one, other = _touching_runs(starts, stops, wide)
+    # Each run's component is the first run that is known to be in it.
+    component = np.arange(len(starts))
+    while len(one):
+        low, high = np.minimum(component[one], component[other]), np.maximum(component[one], component[other])
+        np.minimum.at(component, high, low)
+        while not np.array_equal(component, component[component]):
+            component = component[component]
+        is_apart = component[one] != component[other]
+        one, other = one[is_apart], other[is_apart]
+    sizes = np.bincount(component, stops - starts, minlength=1)
+    in_largest: Bool = (component == sizes.argmax())[np.cumsum(is_start) - 1]
+    return in_largest
+
+
+def _touching_runs(
+    starts: NDArray[np.intp], stops: NDArray[np.intp], grid_shape: Sequence[int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the pairs of runs of voxels that touch, in two arrays of their numbers; a run's line comes before that of the other one."""
+    lines = np.array([math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape) - 1)], np.intp)
+    numbers = np.arange(len(starts))
+    one, other = [numbers[:0]], [numbers[:0]]
+    for step in product((-1, 0, 1), repeat=len(lines)):
+        offset = int(lines @ np.array(step, np.intp))
+        if offset <= 0:
+            continue
+        first = np.searchsorted(stops, starts + offset)
+        count = np.searchsorted(starts, stops + offset, side="right") - first
+        one.append(np.repeat(numbers, count))
+        other.append(np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count))
+    return np.concatenate(one), np.concatenate(other)
 
 
 def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ...] | None]:
@@ -92,13 +143,13 @@ def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ..
     return boxes
 
 
-def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> NDArray[np.bool_]:
+def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
     """Return whether a rule keeps each component; number 0, which is none, is kept.
 
     (*box) components are the number of each voxel's, and (components + 1,) sizes the voxels of each number.
     """
     # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
-    keep: NDArray[np.bool_] = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
+    keep: Bool = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
     if rule.num_kept is not None and rule.num_kept < len(sizes) - 1:
         smallest = np.sort(sizes[1:])[-rule.num_kept]
         is_largest, is_tied = sizes > smallest, sizes == smallest
@@ -111,7 +162,7 @@ def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any
     return keep
 
 
-def _remove(part: NDArray[Any], group: NDArray[np.bool_], rule: ObjectRule, voxel_ml: float) -> int:
+def _remove(part: Array, group: Bool, rule: ObjectRule, voxel_ml: float) -> int:
     """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
@@ -124,7 +175,7 @@ def _remove(part: NDArray[Any], group: NDArray[np.bool_], rule: ObjectRule, voxe
 # Holes of a label map: background that the labels enclose completely, and how it is filled.
 
 
-def fill_holes(label_map: NDArray[Any], labels: Collection[int], *, any_hole: bool = False) -> int:
+def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes with a single voxel have no border. It
@@ -155,14 +206,14 @@ def fill_holes(label_map: NDArray[Any], labels: Collection[int], *, any_hole: bo
 
 
 def _fillings(
-    part: NDArray[Any],
+    part: Array,
     numbers: NDArray[np.integer[Any]],
     voxels: NDArray[np.integer[Any]],
     axes: Collection[int],
     num_regions: int,
     labels: Collection[int],
     any_hole: bool,
-) -> NDArray[Any]:
+) -> Array:
     """Return the label that fills each region, 0: none.
 
     `voxels` are places in C order of `part`, none at the end of an axis, and `numbers` the hole of each.

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.base.array_types import Array, Bool, Labels
 
 LEAST_PROBABILITY = 0.1
 """A label whose probability is nowhere above this is taken to be absent, as in the authors' implementation: any voxel would be a guess."""
@@ -44,7 +43,7 @@ class _Take:
         return self.overlap * self.worth
 
 
-def dice_labels(probabilities: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.unsignedinteger[Any]]:
+def dice_labels(probabilities: Array, mask: Bool | None = None) -> Labels:
     """Return the label map with the best expected mean Dice of the labels above 0, in the smallest unsigned type.
 
     The Dice that a label with the voxels S can expect is taken to be 2 sum_S p / (|S| + sum p + 1): the reciprocal moment approximation,
@@ -68,7 +67,7 @@ def dice_labels(probabilities: NDArray[Any], mask: NDArray[np.bool_] | None = No
         >>> dice_labels(np.stack([np.full((2, 50), 0.51), np.full((2, 50), 0.49)])).all()
         np.True_
     """
-    labels: NDArray[np.unsignedinteger[Any]] = np.zeros_like(probabilities[0], dtype=np.min_scalar_type(max(len(probabilities) - 1, 0)))
+    labels: Labels = np.zeros_like(probabilities[0], dtype=np.min_scalar_type(max(len(probabilities) - 1, 0)))
     values = {label: _inside(probabilities[label], mask) for label in range(1, len(probabilities))}
     takes = {label: alone for label, own in values.items() if (alone := _best_alone(own)) is not None}
     if not takes:
@@ -89,9 +88,7 @@ def dice_labels(probabilities: NDArray[Any], mask: NDArray[np.bool_] | None = No
     return labels
 
 
-def dice_region_labels(
-    probabilities: NDArray[Any], scheme: RegionScheme, mask: NDArray[np.bool_] | None = None
-) -> NDArray[np.unsignedinteger[Any]]:
+def dice_region_labels(probabilities: Array, scheme: RegionScheme, mask: Bool | None = None) -> Labels:
     """Return the label map of overlapping regions, each of which has the best expected Dice: it may take a voxel from no other.
 
     Source: as for `dice_labels`; overlapping regions are the setting of RankSEG's theorem.
@@ -105,12 +102,12 @@ def dice_region_labels(
     return scheme.decode(above)
 
 
-def _inside(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+def _inside(values: Array, mask: Bool | None) -> Array:
     """Return the values in a mask, one after the other; a view if there is no mask and they are in C order."""
     return values.reshape(-1) if mask is None else values[mask]
 
 
-def _best_alone(values: NDArray[Any]) -> _Take | None:
+def _best_alone(values: Array) -> _Take | None:
     """Return the best choice of voxels for a label that need not share them; None if it is taken to be absent.
 
     The threshold is half of the largest ratio of overlap to size, which Dinkelbach's iteration reaches from below: exactly, and without
@@ -131,7 +128,7 @@ def _best_alone(values: NDArray[Any]) -> _Take | None:
         take = better
 
 
-def _counted(values: dict[int, NDArray[Any]], takes: dict[int, _Take]) -> dict[int, _Take]:
+def _counted(values: dict[int, Array], takes: dict[int, _Take]) -> dict[int, _Take]:
     """Return what each label has of the label map that the thresholds and worths of `takes` give."""
     sizes, overlaps = dict.fromkeys(values, 0), dict.fromkeys(values, 0.0)
     for block, labels in _decided(values, takes, np.min_scalar_type(max(values))):
@@ -144,15 +141,13 @@ def _counted(values: dict[int, NDArray[Any]], takes: dict[int, _Take]) -> dict[i
     return {label: _Take(takes[label].mass, overlaps[label], sizes[label]) for label in values}
 
 
-def _decided(
-    values: dict[int, NDArray[Any]], takes: dict[int, _Take], dtype: np.dtype[Any]
-) -> Iterator[tuple[slice, NDArray[np.unsignedinteger[Any]]]]:
+def _decided(values: dict[int, Array], takes: dict[int, _Take], dtype: np.dtype[Any]) -> Iterator[tuple[slice, Labels]]:
     """Yield blocks of voxels with their labels: that whose Dice the voxel raises most, background if it raises none."""
     num_voxels = len(next(iter(values.values())))
     for start in range(0, num_voxels, _BLOCK):
         block = slice(start, min(start + _BLOCK, num_voxels))
         labels = np.zeros(block.stop - block.start, dtype)
-        best: NDArray[Any] | None = None
+        best: Array | None = None
         for label, own in values.items():
             gain = own[block] - takes[label].threshold
             gain *= takes[label].worth

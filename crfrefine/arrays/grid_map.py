@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
 POSITION_TOLERANCE = 1e-4
 """In voxels: headers keep float32, exact to 3e-5 after 500 voxels. A position this close below a tie or beyond an edge counts as on it."""
@@ -24,11 +26,11 @@ TILT_TOLERANCE = 1e-4
 class AxisMap:
     """Where the indices of one axis lie on the parallel axis of the other grid."""
 
-    positions: NDArray[np.float64]  # (n,) float64 index on the other grid, not limited to its samples
+    positions: Float64  # (n,) float64 index on the other grid, not limited to its samples
     size: int  # samples of the other grid along the axis
 
     @property
-    def inside(self) -> NDArray[np.bool_]:
+    def inside(self) -> Bool:
         """(n,) True within half a voxel of the samples."""
         return _is_inside(self.positions, self.size)
 
@@ -36,7 +38,7 @@ class AxisMap:
         """Return the index of the nearest sample, (n,); halfway between two, the one with the larger index."""
         return np.clip(np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1).astype(np.intp)
 
-    def neighbors(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    def neighbors(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Float32]:
         """Return the samples below and above, and the weight of the upper one, (n,) each; beyond the outermost samples, their value."""
         clipped = np.clip(self.positions, 0, self.size - 1)
         below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
@@ -49,8 +51,8 @@ class GridMap:
 
     shape: tuple[int, int, int]  # voxels of the grid to fill, (z, y, x)
     source_shape: tuple[int, int, int]  # voxels of the source, (z, y, x)
-    matrix: NDArray[np.float64]  # (3, 3) index on the source = matrix @ index + offset
-    offset: NDArray[np.float64]  # (3,) see `matrix`
+    matrix: Float64  # (3, 3) index on the source = matrix @ index + offset
+    offset: Float64  # (3,) see `matrix`
 
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:
@@ -69,10 +71,10 @@ class GridMap:
             for axis, source in enumerate(axes)
         )
 
-    def inside(self, plane: int) -> NDArray[np.bool_]:
+    def inside(self, plane: int) -> Bool:
         """Return where a plane of the grid lies on the source, within half a voxel of its samples: (y, x), True there."""
         y, x = np.ogrid[: self.shape[1], : self.shape[2]]
-        found: NDArray[np.bool_] = np.ones(self.shape[1:], np.bool_)
+        found: Bool = np.ones(self.shape[1:], np.bool_)
         for (along_z, along_y, along_x), start, size in zip(self.matrix, self.offset, self.source_shape, strict=True):
             found &= _is_inside(along_y * y + along_x * x + (along_z * plane + start), size)
         return found
@@ -91,13 +93,13 @@ class GridMap:
         return self.shape[0] * self.shape[1] * self.shape[2]
 
 
-def map_grid(shape: Sequence[int], affine: NDArray[np.float64], source_shape: Sequence[int], source_affine: NDArray[np.float64]) -> GridMap:
+def map_grid(shape: Sequence[int], affine: Float64, source_shape: Sequence[int], source_affine: Float64) -> GridMap:
     """Return where the voxels of a grid lie on another one; shapes are voxels along x, y(, z), affines lead from voxels to world mm."""
     to_source = np.linalg.solve(_in_space(source_shape, source_affine), _in_space(shape, affine)).astype(np.float64, copy=False)
     return GridMap(_stored(shape), _stored(source_shape), to_source[2::-1, 2::-1].copy(), to_source[2::-1, 3].copy())
 
 
-def world_box(shape: Sequence[int], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def world_box(shape: Sequence[int], affine: Float64) -> Float64:
     """Return the smallest world box of all voxels, edges included: (2, 3) lowest and highest x, y, z in mm."""
     sizes = np.array([*shape, 1][:3])
     corners = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)])
@@ -106,17 +108,17 @@ def world_box(shape: Sequence[int], affine: NDArray[np.float64]) -> NDArray[np.f
     return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
-def boxes_overlap(box: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def boxes_overlap(box: Float64, other: Float64) -> bool:
     """Return whether two boxes of `world_box` have a volume in common."""
     return bool((np.minimum(box[1], other[1]) > np.maximum(box[0], other[0])).all())
 
 
-def _is_inside(positions: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = (positions >= -0.5 - POSITION_TOLERANCE) & (positions <= size - 0.5 + POSITION_TOLERANCE)
+def _is_inside(positions: Float64, size: int) -> Bool:
+    inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (positions <= size - 0.5 + POSITION_TOLERANCE)
     return inside
 
 
-def _in_space(shape: Sequence[int], affine: NDArray[Any]) -> NDArray[np.float64]:
+def _in_space(shape: Sequence[int], affine: Array) -> Float64:
     """Return the affine; that of a plane with a slice 1 mm thick at right angles, whatever the file says about an axis it lacks."""
     full = np.array(affine, np.float64)
     if len(shape) < 3:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.base.geometry import same_grid, spacing_of
 from crfrefine.errors import GridMismatchError, InputError
 
@@ -25,8 +26,8 @@ class _Opened:
 
     name: str  # of the argument
     library: str  # "nibabel" or "SimpleITK"
-    values: NDArray[Any]  # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x)
-    affine: NDArray[np.float64]  # (4, 4) from indices (x, y, z) to mm, in the library's own world
+    values: Array  # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x)
+    affine: Float64  # (4, 4) from indices (x, y, z) to mm, in the library's own world
     shape: tuple[int, ...]  # voxels along x, y, z
     spacing: tuple[float, ...]  # mm, one per axis of the array's grid
 

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import IntensityParameters
-
-Float32 = NDArray[np.float32]
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
@@ -34,7 +33,7 @@ _CONSTANT = float(np.finfo(np.float32).tiny)
 def normalize_intensity(
     image: NDArray[np.floating | np.integer],
     parameters: IntensityParameters,
-    mask: NDArray[np.bool_] | None = None,
+    mask: Bool | None = None,
     *,
     box: Box | None = None,
     threads: int | None = None,
@@ -113,7 +112,7 @@ class IntensityMap:
 
 
 def fit_intensity(
-    image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: NDArray[np.bool_] | None = None
+    image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None
 ) -> tuple[IntensityMap, ...]:
     """Return the maps that `normalize_intensity` applies, one per modality, for an image in storage order."""
     plans = parameters.by_modality(image.shape[0])
@@ -121,7 +120,7 @@ def fit_intensity(
 
 
 def _fit_modality(
-    source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
+    source: Array, kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: Bool | None
 ) -> IntensityMap:
     """Return the map of one modality, (*grid) in storage order, with statistics inside the mask."""
     if kind == "none":
@@ -146,14 +145,14 @@ def _fit_modality(
 
 def kernel_features(
     image: NDArray[np.floating] | None,
-    mask: NDArray[np.bool_] | None,
+    mask: Bool | None,
     spacing: Sequence[float],
     theta_position: Sequence[float],
     theta_intensity: Sequence[float] | None,
     grid_shape: Sequence[int],
     *,
     origin: tuple[Sequence[int], Sequence[float]] | None = None,
-) -> NDArray[np.float64]:
+) -> Float64:
     """Return feature vectors of the masked voxels, (N, D) float64: intensities over their bandwidths first, positions over theirs last.
 
     Kernels depend only on differences, but the origin decides where a lattice's cells are: intensities count from the lowest inside the
@@ -203,7 +202,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     """The exact percentile, interpolated between order statistics as numpy does by default.
 
     A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
-    sorted.
+    sorted. A bracket of one value, such as that of the air around a head, is counted alone.
     """
     first, last, share = _percentile_places(values.size, fraction)
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
@@ -214,10 +213,15 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
         low = np.float32(-np.inf)
     if center + margin + 1 >= sample.size:
         high = np.float32(np.inf)
+    parts = [values[block] for block in _blocks(values.size, 4 * _BLOCK)]
+    if low == high:
+        below = sum(int(np.count_nonzero(part < low)) for part in parts)
+        up_to = sum(int(np.count_nonzero(part <= low)) for part in parts)
+        if below <= first <= last < up_to:
+            return float(low)
     below = 0
     inside = []
-    for block in _blocks(values.size, 4 * _BLOCK):
-        part = values[block]
+    for part in parts:
         less = part < low
         below += int(np.count_nonzero(less))
         inside.append(part[(part <= high) ^ less])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool
 
 Box = tuple[slice, ...]
 """A part of a grid: one slice per axis, with a start and a stop."""
@@ -20,7 +20,7 @@ _MOST_PASSES = 16
 _BLOCK = 1 << 18
 
 
-def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
+def argmax_labels(scores: Array) -> Array:
     """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type.
 
     The memory layout is that of the scores: one pass per label, several times faster than numpy's argmax over a strided axis.
@@ -35,7 +35,7 @@ def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
     return labels
 
 
-def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
+def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
     """Return the number of voxels of each label 0 … num_labels - 1."""
     if num_labels > _MOST_PASSES:
         flat = labels.ravel(order="K")
@@ -46,7 +46,7 @@ def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
     return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
 
 
-def foreground_labels(labels: NDArray[Any]) -> list[int]:
+def foreground_labels(labels: Array) -> list[int]:
     """Return the labels above 0 that occur in (*grid) unsigned labels, ascending."""
     box = bounding_box(labels != 0)
     if box is None:
@@ -79,7 +79,7 @@ def vanished_labels(changes: LabelChanges) -> dict[int, int]:
     return {label: before for label, (before, after) in pairs if before and not after}
 
 
-def widen(mask: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.bool_]:
+def widen(mask: Bool, reach: Sequence[int]) -> Bool:
     """Return where a True voxel is within reach, to both sides of each axis: in a box around each voxel, cut off by the grid."""
     near = mask.copy()
     for axis, most in enumerate(reach):
@@ -94,7 +94,7 @@ def widen(mask: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.bool_]:
     return near
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
+def bounding_box(mask: Bool) -> Box | None:
     """Slices that contain all True voxels; None if there are none."""
     box = []
     for axis in range(mask.ndim):

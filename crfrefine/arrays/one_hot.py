@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Float32, Labels
 
 CONFIDENCE = 2.0
 """Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it stronger or weaker."""
@@ -34,7 +34,7 @@ MOST_SHOWN = 12
 """Most labels that a message lists."""
 
 
-def present_labels(label_map: NDArray[Any]) -> tuple[int, ...]:
+def present_labels(label_map: Array) -> tuple[int, ...]:
     """Return the labels that occur among whole numbers from 0 up, ascending; raise InputError if they are more than MOST_PRESENT."""
     counts = np.zeros(0, np.int64)
     flat = label_map.reshape(len(label_map), -1) if label_map.ndim > 1 else label_map.reshape(1, -1)
@@ -57,7 +57,7 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     return tuple(channels) if len(channels) > 1 else (0, 1)
 
 
-def one_hot_logits(label_map: NDArray[Any], channels: Sequence[int], present: Sequence[int] | None = None) -> NDArray[np.float32]:
+def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:
     """Return (channels, *grid) logits of a label map: CONFIDENCE for the label of a voxel, 0 for the other labels.
 
     Channels of labels that are not in `present`, if it is given, are ABSENT_LOGIT everywhere: they are not missing elsewhere by an error of
@@ -77,13 +77,13 @@ def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
     return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > LARGEST_IN_MEMORY
 
 
-def leave_far_out(logits: NDArray[np.float32], reach: Sequence[int]) -> None:
+def leave_far_out(logits: Float32, reach: Sequence[int]) -> None:
     """Set (channels, *grid) logits of a label to ABSENT_LOGIT where it does not occur within reach: in a box around the voxel."""
     for channel in logits:
         np.copyto(channel, np.float32(ABSENT_LOGIT), where=~widen(channel == CONFIDENCE, reach))
 
 
-def channel_numbers(labels: NDArray[np.unsignedinteger[Any]], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
+def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
     """Return the number of the channel of each label, in the smallest unsigned type; channels ascend, and have every label."""
     dtype = np.min_scalar_type(len(channels) - 1)
     if channels[-1] == len(channels) - 1:
@@ -93,7 +93,7 @@ def channel_numbers(labels: NDArray[np.unsignedinteger[Any]], channels: Sequence
     return _looked_up(table, labels)
 
 
-def renumber(indices: NDArray[Any], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
+def renumber(indices: Array, channels: Sequence[int]) -> Labels:
     """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
     table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
     if channels[-1] == len(channels) - 1:
@@ -101,7 +101,7 @@ def renumber(indices: NDArray[Any], channels: Sequence[int]) -> NDArray[np.unsig
     return _looked_up(table, indices)
 
 
-def _looked_up(table: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any]:
+def _looked_up(table: Array, indices: Array) -> Array:
     """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
     found = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)
@@ -110,7 +110,7 @@ def _looked_up(table: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-def expand_channels(values: NDArray[np.float32], channels: Sequence[int], num_labels: int, absent: float) -> NDArray[np.float32]:
+def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, absent: float) -> Float32:
     """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory; others are `absent`."""
     order = StorageOrder.of_memory(values[0])
     expanded = order.to_user(np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32))

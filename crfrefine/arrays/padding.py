@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool
 
 LARGEST_SHARE = 0.999
 """Largest share of padding in the mask. With more, the logits are probably not the network's output for this image."""
@@ -25,20 +25,20 @@ ENOUGH_VOXELS = 1000
 BLOCK_VOXELS = 1 << 16
 
 
-def plane_blocks(values: NDArray[Any]) -> Iterator[slice]:
+def plane_blocks(values: Array) -> Iterator[slice]:
     """Yield slices of the first grid axis of (L, *grid) values, a few planes each, about BLOCK_VOXELS voxels."""
     planes = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
     for start in range(0, values.shape[1], planes):
         yield slice(start, start + planes)
 
 
-def all_equal(values: NDArray[Any], to: float | None = None) -> NDArray[np.bool_]:
+def all_equal(values: Array, to: float | None = None) -> Bool:
     """Return where all channels of (channels, …) values are exactly equal, or equal to a number.
 
     Later channels are read only if the first ones agree somewhere.
     """
     first, *others = values if to is None else (to, *values)
-    same: NDArray[np.bool_] = others[0] == first
+    same: Bool = others[0] == first
     for channel in others[1:]:
         if not same.any():
             break
@@ -46,13 +46,13 @@ def all_equal(values: NDArray[Any], to: float | None = None) -> NDArray[np.bool_
     return same
 
 
-def find_padding(channels: NDArray[Any], *, are_regions: bool = False) -> NDArray[np.bool_] | None:
+def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere.
 
     Of regions: where all log-odds are exactly 0, which says nothing about any. Any other constant does, unlike in a softmax: probabilities
     that are 0 in all channels are certain background. It is fastest in C order; only the first channels are read where these tell.
     """
-    found: NDArray[np.bool_] | None = None
+    found: Bool | None = None
     for planes in plane_blocks(channels):
         same = all_equal(channels[:, planes], 0.0 if are_regions else None)
         if same.any():
@@ -62,7 +62,7 @@ def find_padding(channels: NDArray[Any], *, are_regions: bool = False) -> NDArra
     return found
 
 
-def leave_out(padding: NDArray[np.bool_], mask: NDArray[np.bool_] | None, what: str) -> tuple[NDArray[np.bool_], int]:
+def leave_out(padding: Bool, mask: Bool | None, what: str) -> tuple[Bool, int]:
     """Return a mask, (*grid), without the padding, and the number of voxels removed from it; `what` is for the error.
 
     Raises:

@@ -18,6 +18,8 @@ from crfrefine.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32
+
 InputType = Literal["auto", "logits", "probabilities", "labels"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
@@ -31,7 +33,7 @@ TOLD_SUM_TOLERANCE = 0.05
 """The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping regions do not."""
 
 
-def to_logits(values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
+def to_logits(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
     """Decide the type of the values as `identify` does, and turn probabilities into logits in place."""
     found, note = identify(values, input_type, kind, path)
     if found == "probabilities":
@@ -39,7 +41,7 @@ def to_logits(values: NDArray[np.float32], input_type: str, kind: str | None, pa
     return found, note
 
 
-def identify(values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
+def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
     """Decide whether values are logits or probabilities, and check them. Voxels where all labels are equal (padding) are ignored.
 
     Args:
@@ -124,7 +126,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     return "logits"
 
 
-def is_distribution(values: NDArray[Any], tolerance: float) -> bool:
+def is_distribution(values: Array, tolerance: float) -> bool:
     """Return whether values are probabilities of labels: all lie in [0, 1], and they sum to 1 at each voxel."""
     if len(values) < 2 or _first_outside(values) is not None:
         return False
@@ -138,7 +140,7 @@ def check_input_type(input_type: str) -> None:
         raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
 
 
-def take_logarithms(probabilities: NDArray[np.float32]) -> None:
+def take_logarithms(probabilities: Float32) -> None:
     """Replace C-contiguous probabilities with log(clip(p, 1e-7, 1)), in place, block by block."""
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
@@ -147,7 +149,7 @@ def take_logarithms(probabilities: NDArray[np.float32]) -> None:
         np.log(block, out=block)
 
 
-def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None, inside: NDArray[np.bool_] | None) -> None:
+def add_bias(logits: Float32, bias: NDArray[np.floating[Any]] | None, inside: Bool | None) -> None:
     """Add the bias of each label to its logits, (L, ...), in place, where a mask is True; None: nothing, and everywhere."""
     if bias is None:
         return
@@ -155,7 +157,7 @@ def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None
         np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)
 
 
-def over_output_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+def over_output_temperature(logits: Float32, temperature: float) -> Float32:
     """Return refined logits, or log-odds of regions, whose softmax or sigmoid are calibrated probabilities; no copy with 1.
 
     Source:
@@ -164,9 +166,9 @@ def over_output_temperature(logits: NDArray[np.float32], temperature: float) -> 
     return logits if temperature == 1.0 else logits * np.float32(1.0 / temperature)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def softmax(logits: Float32) -> Float32:
     """Return exp(logits) normalized to sum to 1 over the first axis, without overflow."""
-    probabilities: NDArray[np.float32] = logits - logits.max(axis=0)
+    probabilities: Float32 = logits - logits.max(axis=0)
     np.exp(probabilities, out=probabilities)
     probabilities /= probabilities.sum(axis=0)
     return probabilities
@@ -183,14 +185,14 @@ class _OffSums:
     first_zero: int
 
 
-def _blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _blocks(values: Array) -> Iterator[tuple[int, Array]]:
     """Yield (flat index of the first voxel, (L, n) values) for a few planes at a time."""
     plane = math.prod(values.shape[2:])
     for planes in plane_blocks(values):
         yield planes.start * plane, values[:, planes].reshape(len(values), -1)
 
 
-def _first_outside(values: NDArray[Any]) -> str | None:
+def _first_outside(values: Array) -> str | None:
     """Describe the first value outside [0, 1]; None if there is none except in padding."""
     for start, block in _blocks(values):
         if block.min() >= -SUM_TOLERANCE and block.max() <= 1 + SUM_TOLERANCE:
@@ -203,12 +205,12 @@ def _first_outside(values: NDArray[Any]) -> str | None:
     return None
 
 
-def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
+def _off_sums(values: Array, tolerance: float) -> _OffSums:
     """Count the voxels whose sum over labels is not 1, except padding."""
     return _count(((start, block.sum(axis=0), partial(all_equal, block)) for start, block in _blocks(values)), tolerance)
 
 
-def _count(blocks: Iterable[tuple[int, NDArray[Any], Callable[[], NDArray[np.bool_]]]], tolerance: float) -> _OffSums:
+def _count(blocks: Iterable[tuple[int, Array, Callable[[], Bool]]], tolerance: float) -> _OffSums:
     """Count the sums that are not 1, from the place of the first one of each block, its sums, and where they do not count."""
     num_zero = num_off = 0
     first_zero = first_off = -1
@@ -229,13 +231,13 @@ def _count(blocks: Iterable[tuple[int, NDArray[Any], Callable[[], NDArray[np.boo
     return _OffSums(num_off, first_off, first_sum, num_zero, first_zero)
 
 
-def require_distribution(sums: NDArray[np.float32], is_padding: NDArray[np.bool_], name: str, tolerance: float) -> None:
+def require_distribution(sums: Float32, is_padding: Bool, name: str, tolerance: float) -> None:
     """Raise InputError, as `identify` does, if (*grid) sums over labels, which all lie in [0, 1], are not 1, except padding."""
     blocks = [(0, sums.reshape(-1), lambda: is_padding.reshape(-1))]
     _require(partial(_count, blocks), sums.shape, name, tolerance, lambda: "")
 
 
-def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
+def _require_sums(values: Array, name: str, tolerance: float) -> None:
     _require(partial(_off_sums, values), values.shape[1:], name, tolerance, partial(_binary_hint, values))
 
 
@@ -252,14 +254,14 @@ def _require(count: Callable[[float], _OffSums], grid: tuple[int, ...], name: st
         )
 
 
-def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
+def _refuse_sigmoids(values: Array, name: str) -> None:
     """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
         raise InputError(_sigmoid_message(values.shape[1:], found, name) + _binary_hint(values))
 
 
-def _binary_hint(values: NDArray[Any]) -> str:
+def _binary_hint(values: Array) -> str:
     """Return a line of advice if all values are 0 or 1."""
     is_binary = all(((block == 0) | (block == 1)).all() for _, block in _blocks(values))
     return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if is_binary else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,14 +11,14 @@ from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, 
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Float32
 
 
 LARGEST_LOG_ODDS = 1e4
 """Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
 
 
-def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
+def identify_regions(values: Array, input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
     """Decide whether the channels of regions are log-odds ("logits") or sigmoid probabilities.
 
     Args:
@@ -59,7 +59,7 @@ def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None 
     return told or ("probabilities" if is_inside else "logits"), reason
 
 
-def take_log_odds(probabilities: NDArray[np.float32]) -> None:
+def take_log_odds(probabilities: Float32) -> None:
     """Replace C-contiguous probabilities with log(p / (1 - p)), in place, block by block; p and 1 - p are at least 1e-7."""
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
@@ -69,9 +69,9 @@ def take_log_odds(probabilities: NDArray[np.float32]) -> None:
         np.subtract(block, others, out=block)
 
 
-def sigmoid(log_odds: NDArray[Any]) -> NDArray[np.float32]:
+def sigmoid(log_odds: Array) -> Float32:
     """Return 1 / (1 + exp(-x)) without overflow, float32 in the memory layout of the log-odds."""
     from scipy.special import expit
 
-    probabilities: NDArray[np.float32] = expit(log_odds).astype(np.float32, copy=False)
+    probabilities: Float32 = expit(log_odds).astype(np.float32, copy=False)
     return probabilities

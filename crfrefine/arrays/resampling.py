@@ -19,6 +19,8 @@ from crfrefine.base.parallel import run_all
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Float32
+
     Number = TypeVar("Number", bound=np.generic)
 
 JOB_VOXELS = 1 << 22
@@ -28,7 +30,7 @@ _TIE_STEP = np.float32(1e-6)
 """Of a score: a few roundings in float32, far below anything that counts."""
 
 
-def linear_jobs(grid_map: GridMap, source: NDArray[np.float32], target: NDArray[np.float32]) -> list[Callable[[], None]]:
+def linear_jobs(grid_map: GridMap, source: Float32, target: Float32) -> list[Callable[[], None]]:
     """Return the jobs that interpolate channels linearly; they may run at the same time, in any order, with the same result.
 
     The target, (channels, [z,] y, x) C-contiguous, is written to. Voxels up to half a voxel beyond the outermost samples get the value
@@ -73,7 +75,7 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     return target
 
 
-def resample_logits(grid_map: GridMap, source: NDArray[np.float32], target: NDArray[np.float32], *, threads: int = 1) -> None:
+def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, threads: int = 1) -> None:
     """Interpolate logits linearly, so that all labels are equal only outside the source and where its padding alone contributes.
 
     Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
@@ -95,11 +97,11 @@ def resample_logits(grid_map: GridMap, source: NDArray[np.float32], target: NDAr
     target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
 
 
-def _linear_aligned(maps: tuple[AxisMap, ...], source: NDArray[np.float32], target: NDArray[np.float32], part: slice) -> None:
+def _linear_aligned(maps: tuple[AxisMap, ...], source: Float32, target: Float32, part: slice) -> None:
     """Fill some planes. A plane of the source is interpolated along x and y once, and used by all planes that it is a neighbor of."""
     (below, above, weights), along_y, along_x = (axis.neighbors() for axis in maps)
     inside = [axis.inside for axis in maps]
-    planes: dict[int, NDArray[np.float32]] = {}
+    planes: dict[int, Float32] = {}
     for z in range(part.start, part.stop):
         if not inside[0][z]:
             target[z] = 0.0
@@ -111,10 +113,10 @@ def _linear_aligned(maps: tuple[AxisMap, ...], source: NDArray[np.float32], targ
         target[z][:, ~inside[2]] = 0.0
 
 
-_Neighbors = tuple["NDArray[np.intp]", "NDArray[np.intp]", "NDArray[np.float32]"]
+_Neighbors = tuple["NDArray[np.intp]", "NDArray[np.intp]", "Float32"]
 
 
-def _plane(plane: NDArray[np.float32], along_y: _Neighbors, along_x: _Neighbors) -> NDArray[np.float32]:
+def _plane(plane: Float32, along_y: _Neighbors, along_x: _Neighbors) -> Float32:
     """Return a plane of the source, (y, x), interpolated along both axes."""
     below, above, weights = along_x
     rows = _mix(plane[:, below], plane[:, above], weights)
@@ -122,16 +124,14 @@ def _plane(plane: NDArray[np.float32], along_y: _Neighbors, along_x: _Neighbors)
     return _mix(rows[below], rows[above], weights[:, np.newaxis])
 
 
-def _mix(
-    below: NDArray[np.float32], above: NDArray[np.float32], weight: Any, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def _mix(below: Float32, above: Float32, weight: Any, out: Float32 | None = None) -> Float32:
     # Not below + weight * (above - below): the difference of two finite values may overflow.
-    mixed: NDArray[np.float32] = np.multiply(below, np.float32(1) - weight, out=out)
+    mixed: Float32 = np.multiply(below, np.float32(1) - weight, out=out)
     mixed += above * weight
     return mixed
 
 
-def _linear_oblique(grid_map: GridMap, source: NDArray[np.float32], target: NDArray[np.float32], part: slice) -> None:
+def _linear_oblique(grid_map: GridMap, source: Float32, target: Float32, part: slice) -> None:
     """Fill some planes."""
     from scipy.ndimage import affine_transform
 

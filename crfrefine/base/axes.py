@@ -28,11 +28,6 @@ class StorageOrder:
         """Return the memory order of the axes of an array (*grid)."""
         return cls(tuple(sorted(range(grid.ndim), key=lambda axis: -abs(grid.strides[axis]))))
 
-    @property
-    def inverse(self) -> tuple[int, ...]:
-        """For each of the user's axes, its number in storage."""
-        return tuple(sorted(range(len(self.axes)), key=lambda axis: self.axes[axis]))
-
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
         num_leading = array.ndim - len(self.axes)
@@ -40,7 +35,8 @@ class StorageOrder:
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
-        return StorageOrder(self.inverse).to_storage(array)
+        places = sorted(range(len(self.axes)), key=lambda place: self.axes[place])  # Of each of the user's axes, in storage.
+        return StorageOrder(tuple(places)).to_storage(array)
 
     def axes_to_storage(self, per_axis: Sequence[_T]) -> tuple[_T, ...]:
         """Return values per user's axis, such as a spacing, in storage order."""

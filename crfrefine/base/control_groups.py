@@ -1,7 +1,7 @@
 """The control groups (cgroups, versions 1 and 2) that hold this process: their folders, their numbers, and the share of cores they allow.
 
 Functions of texts and folders, so that made-up systems can be tested. A text that cannot be understood limits nothing.
-`crfrefine.base.memory_sources` reads their memory.
+`crfrefine.base.memory` reads their memory.
 """
 
 from __future__ import annotations

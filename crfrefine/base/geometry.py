@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TIMES = "\u00d7"
-
 SPACING_RANGE = (1e-6, 1e9)
 """mm between neighboring voxels: from an electron microscope's to the limit of positions in float32. Bodies have 1e-4 to 1e3."""
 
-LARGEST_LABEL = 65535
-"""Largest label of a label map: they are read and written as 16-bit integers at most."""
-
 GRID_TOLERANCE = 0.01
-"""Largest distance, in voxels, between corners of two grids that count as equal: headers keep float32 or six printed digits."""
+"""Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep float32 or six printed digits."""
 
 SHEAR_TOLERANCE = 1e-4
 """Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a hundred times below it."""
@@ -84,7 +80,6 @@ def same_grid(
     affine: NDArray[np.float64],
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64],
-    tolerance: float = GRID_TOLERANCE,
 ) -> bool:
     """Return whether two grids put the same voxels at the same places.
 
@@ -93,7 +88,6 @@ def same_grid(
         affine: (4, 4) voxel to world mm.
         other_shape: of the other grid.
         other_affine: of the other grid.
-        tolerance: largest distance between corners, in units of the smallest voxel spacing.
     """
     if not same_shape(shape, other_shape):
         return False
@@ -102,7 +96,7 @@ def same_grid(
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
     farthest = np.sqrt(((corners @ difference.T)[:, :3] ** 2).sum(axis=1)).max()
-    return bool(farthest <= tolerance * min(spacing_of(affine, len(shape))))
+    return bool(farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape))))
 
 
 def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import islice
 
+TIMES = "\u00d7"
+"""Between the extents of a grid, as in 240×240×155."""
+
 MOST_CHARACTERS = 80
 MOST_LISTED = 5
 MOST_OF_A_PATH = 300

@@ -101,7 +101,6 @@ def load_case(
     *,
     threads: int | None = None,
     with_labels: bool = False,
-    headers: CaseHeaders | None = None,
 ) -> Case:
     """Read and check a case, several files at a time; a label map becomes logits.
 
@@ -110,7 +109,6 @@ def load_case(
         options: how to read.
         threads: None: the cores this process may use.
         with_labels: whether to read the reference too.
-        headers: result of `read_case_headers` for these files and options; None: they are read.
 
     Raises:
         InputError: files that are missing or hold unusable values; an empty mask.
@@ -118,7 +116,7 @@ def load_case(
         UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
         CapacityError: the case does not fit into the memory that `options.max_memory` and the system allow; nothing is allocated then.
     """
-    return read_case(headers or read_case_headers(files, options), options, threads=threads, with_labels=with_labels)
+    return read_case(read_case_headers(files, options), options, threads=threads, with_labels=with_labels)
 
 
 def read_case(
@@ -147,8 +145,7 @@ def read_case(
             label_maps.append(read_label_map(network, first, options, are_structures=headers.files.are_structures))
 
     # The longest job first: the network's output; each file inflates on one thread.
-    scores = network.allocate() if kept is Kept.LOGITS and network.kind != KIND else None
-    jobs = network.reading(scores) if scores is not None else []
+    scores, jobs = network.reading() if kept is Kept.LOGITS and network.kind != KIND else (None, [])
     if network.kind == KIND:
         jobs.append(partial(_timed, times, "labels", read_labels))
     if kept is Kept.LOGITS:

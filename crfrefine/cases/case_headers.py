@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from crfrefine import io
-from crfrefine.base.geometry import TIMES, same_shape
-from crfrefine.base.text import see
+from crfrefine.base.geometry import same_shape
+from crfrefine.base.text import TIMES, see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import KIND, read_label_header
 from crfrefine.cases.other_grid import WorkGrid
@@ -85,9 +86,10 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     """
     if files.problem:
         raise InputError(files.problem)
+    check_identity = partial(require_same_identity, allow=options.allow_mismatched_dicom, case_id=files.case_id)
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
     # Before the grids are checked, which usually differ as well: the advice to resample would be wrong here.
-    _require_same_identity(files, options, *images)
+    check_identity(images)
     for image in images[1:]:
         if not images[0].on_same_grid(image):
             raise _mismatch(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
@@ -98,7 +100,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             )
     logits = _read_network_header(files, options) if files.logits else None
     if logits is not None:
-        _require_same_identity(files, options, *images, *logits.files)
+        check_identity((*images, *logits.files))
     if logits is not None and logits.kind == KIND:
         placed = tuple(io.placed_on(file, images[0]) for file in logits.files)
         logits = replace(logits, files=placed, grid_shape=placed[0].grid_shape, affine=placed[0].affine)
@@ -109,7 +111,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     mask, labels = (
         io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
     )
-    _require_same_identity(files, options, *images, *(logits.files if logits is not None else ()), mask, labels)
+    check_identity((*images, *(logits.files if logits is not None else ()), mask, labels))
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             require_scalar(header, what)
@@ -133,10 +135,6 @@ def _read_network_header(files: CaseFiles, options: ReadingOptions) -> io.Logits
 
 def _mm(spacing: Sequence[float] | None) -> str:
     return TIMES.join(f"{size:g}" for size in spacing or ()) + " mm"
-
-
-def _require_same_identity(files: CaseFiles, options: ReadingOptions, *headers: VolumeHeader | None) -> None:
-    require_same_identity(headers, allow=options.allow_mismatched_dicom, case_id=files.case_id)
 
 
 def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:

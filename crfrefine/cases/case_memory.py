@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.geometry import TIMES
 from crfrefine.base.memory import format_size, memory_limit, require_memory
-from crfrefine.base.text import shorten
+from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.volume import VolumeHeader
@@ -93,10 +92,13 @@ def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, 
     sizes = _sizes(headers, kept)
     if with_labels and headers.labels is not None:
         sizes.append((headers.labels, _FLOAT * math.prod(headers.labels.grid_shape)))
+    needed = sum(size for _, size in sizes)
+    if needed <= limit.bytes:
+        return
     largest = sorted(sizes, key=lambda size: -size[1])[:_MOST_NAMED]
     named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
     more = [f"  and {len(sizes) - _MOST_NAMED} more"] if len(sizes) > _MOST_NAMED else []
-    require_memory(sum(size for _, size in sizes), "\n".join([f"case {case_id!r}: its files, read as float32, take", *named, *more]), limit)
+    require_memory(needed, "\n".join([f"case {case_id!r}: its files, read as float32, take", *named, *more]), limit)
 
 
 def _sizes(headers: CaseHeaders, kept: Kept) -> list[tuple[VolumeHeader, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
@@ -31,10 +31,10 @@ class DatasetDescription:
     regions_class_order: tuple[int, ...] | None = None
 
     @property
-    def label_titles(self) -> dict[int, str]:
-        """Names to show for the labels that have one of their own: "1 anterior" for label 1."""
+    def label_names(self) -> dict[int, str]:
+        """Names to show for the labels that have one of their own, by number."""
         numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
-        return {found[0]: f"{found[0]} {shorten(' '.join(name.split()))}" for name, found in numbers.items() if len(found) == 1}
+        return {found[0]: shorten(" ".join(name.split())) for name, found in numbers.items() if len(found) == 1}
 
     @property
     def has_regions(self) -> bool:
@@ -91,25 +91,23 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     if not isinstance(file_ending, str | None):
         raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
     key = "channel_names" if "channel_names" in content else "modality"
-    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in _by_name(labels).items()}
+    if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
+        labels = {name: number for number, name in labels.items()}  # As in older files.
+    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in labels.items()}
     ignore = numbers.get("ignore")
+    channel_names = _channel_names(content.get(key, {}), key)
+    order = content.get("regions_class_order")
+    if not isinstance(order, list | None):
+        raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
+    written = [_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order or ())]
     return DatasetDescription(
         path=path,
-        channel_names=_channel_names(content.get(key, {}), key),
+        channel_names=channel_names,
         labels=numbers,
         file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
-        regions_class_order=_class_order(content.get("regions_class_order")),
+        regions_class_order=None if order is None else tuple(written),
     )
-
-
-def _class_order(order: Any) -> tuple[int, ...] | None:
-    """Return the labels that regions write; None where there is no such entry."""
-    if order is None:
-        return None
-    if not isinstance(order, list):
-        raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
-    return tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order))
 
 
 def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
@@ -128,13 +126,6 @@ def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
     return tuple(channels)
-
-
-def _by_name(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a mapping of name to number, also for older files, which map number to name."""
-    if labels and all(_is_number(key) and isinstance(value, str) for key, value in labels.items()):
-        return {value: key for key, value in labels.items()}
-    return labels
 
 
 def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
@@ -167,9 +158,9 @@ class Names:
     notes: tuple[str, ...] = ()  # files that could not be used
 
     @property
-    def plain_labels(self) -> dict[int, str]:
-        """Names of the labels without the number that titles begin with."""
-        return {label: title.removeprefix(f"{label} ") for label, title in self.labels.items()}
+    def titles(self) -> dict[int, str]:
+        """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
+        return {label: f"{label} {name}" for label, name in self.labels.items()}
 
 
 def read_names(places: Sequence[Path]) -> Names:
@@ -182,5 +173,5 @@ def read_names(places: Sequence[Path]) -> Names:
     for path in dict.fromkeys(places):
         found = description_or_note(path if path.is_dir() else path.parent, notes)
         if found is not None:
-            return Names(found.label_titles, found.channel_names, tuple(dict.fromkeys(notes)))
+            return Names(found.label_names, found.channel_names, tuple(dict.fromkeys(notes)))
     return Names(notes=tuple(dict.fromkeys(notes)))

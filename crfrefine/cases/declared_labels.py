@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import description_or_note

@@ -318,12 +318,8 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]
 
 def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are not separate cases."""
-    return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
-
-
-def _is_named(stem: str, ending: str, names: Collection[str]) -> bool:
-    name = stem.removesuffix(ending)
-    return name != stem and name in names
+    of_probabilities = {name + ending for name in names for ending in LOGITS_NAMES}
+    return [path for path in paths if stem_of(path) in of_probabilities]
 
 
 def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:

@@ -68,19 +68,13 @@ def _of_folder(cases: CaseList, folder: Path, *, is_single: bool) -> CaseList:
         chosen = _choose(case, by_stem, folder, is_single=is_single)
         taken |= set(chosen.logits)
         found.append(chosen)
-    known = {case.case_id for case in cases}
-    stray = sorted(
-        path.name for stem, paths in by_stem.items() for path in paths if path not in taken and not _is_of_known_case(stem, known)
-    )
+    # This tool's outputs, and other names for a case that is there, are not stray.
+    known = {case.case_id + ending for case in cases for ending in ("", *LOGITS_NAMES, *LABEL_SUFFIXES)}
+    stray = sorted(path.name for stem, paths in by_stem.items() for path in paths if path not in taken and stem not in known)
     notes = list(cases.notes)
     if stray and not is_single:
         notes.append(f"{folder}: {len(stray)} label maps without images, such as {stray[0]}, are ignored")
     return CaseList(found, notes)
-
-
-def _is_of_known_case(stem: str, known: set[str]) -> bool:
-    """Return whether a file is one of this tool's outputs or of another name for a case that is there."""
-    return stem in known or any(stem.endswith(ending) and stem.removesuffix(ending) in known for ending in (*LOGITS_NAMES, *LABEL_SUFFIXES))
 
 
 def _choose(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, is_single: bool) -> CaseFiles:

@@ -53,19 +53,8 @@ def require_any_output(cases: CaseList, folder: Path) -> None:
     raise InputError(message + (found if any(folder.iterdir()) else "\n  The folder is empty."))
 
 
-@contextmanager
-def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generator[None]:
-    """Add to an error about folders that `-i` and `-p` were exchanged, if they seem so."""
-    try:
-        yield
-    except CrfRefineError as error:
-        if _seem_exchanged(images, logits):
-            raise InputError(f"{error}\n  {EXCHANGED}") from None
-        raise
-
-
-def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
-    """Return whether the cases of the two are complete the other way round; no network makes a series of DICOM slices."""
+def seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
+    """Return whether the cases of the two options are complete the other way round; no network makes a series of DICOM slices."""
     if not images or not logits or is_series(images[0]):
         return False
     if is_series(logits[0]):

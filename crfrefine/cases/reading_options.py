@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from crfrefine.cases.declared_labels import DeclaredLabels
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
-from crfrefine.errors import ConfigError
-
-MASK_MODES = ("none", "nonzero")
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,6 @@ class ReadingOptions:
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
     max_memory: int | None = None  # bytes that the arrays of a case may take; None, or more than the system allows: what the system allows
     allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown mask mode."""
-        if self.mask_mode not in MASK_MODES:
-            raise ConfigError(f"intensity.mask = {self.mask_mode!r}: expected one of {', '.join(MASK_MODES)}")
 
 
 DEFAULT_READING = ReadingOptions()

@@ -6,7 +6,7 @@ import takes a fifth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import cache, partial
 from importlib import import_module
@@ -148,7 +148,13 @@ class Commands(Mapping[str, Any]):
 
 @cache
 def _build(name: str) -> Any:
-    settings, function = {"cls": Command, **COMMANDS[name]}, name.replace("-", "_")
     app = typer.Typer(**LOOK)
-    app.command(name, **settings)(getattr(import_module(f"crfrefine.cli.{function}"), function))
+    app.command(name, **{"cls": Command, **COMMANDS[name]})(function_of(name))
     return typer.main.get_command(app)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """Return the function of a command, whose module is imported."""
+    function = name.replace("-", "_")
+    found: Callable[..., Any] = getattr(import_module(f"crfrefine.cli.{function}"), function)
+    return found

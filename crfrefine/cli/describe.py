@@ -13,12 +13,8 @@ import typer
 from typer.models import OptionInfo, ParameterInfo
 
 from crfrefine.apps.tools.descriptors.command import Command, Kind, Manual, Option
-from crfrefine.cli.convert import convert
-from crfrefine.cli.demo import demo
-from crfrefine.cli.evaluate import evaluate
-from crfrefine.cli.infer import infer
+from crfrefine.cli.commands import function_of
 from crfrefine.cli.options import parse_path
-from crfrefine.cli.train_crf import train_crf
 
 _WRITTEN = ("output", "summary", "target")
 """Names of options with paths to write; other paths are read."""
@@ -40,15 +36,6 @@ class Described(StrEnum):
     EVALUATE = "evaluate"
     CONVERT = "convert"
     DEMO = "demo"
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    Described.INFER: infer,
-    Described.TRAIN_CRF: train_crf,
-    Described.EVALUATE: evaluate,
-    Described.CONVERT: convert,
-    Described.DEMO: demo,
-}
 
 
 def describe(
@@ -105,7 +92,7 @@ def _manual(ctx: Any) -> Manual:
 
 def command_of(name: str) -> Command:
     """Return a command with its options, from its function."""
-    function = _FUNCTIONS[name]
+    function = function_of(name)
     lines = (inspect.getdoc(function) or "").split("\n\n")
     return Command(name, " ".join(" ".join(lines).split()), tuple(_options_of(function)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,7 +56,9 @@ def info(
                 {"path": str(path), "properties": dict(line for line in lines if line[0] != "note"), "notes": notes, "problems": []}
             )
         if lines and not as_json:
-            _show_file(path, lines)
+            print(printable(str(path)))
+            for name, value in lines:
+                print(f"  {name:<12}  {for_terminal(value)}")
     mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
     is_well = not any(one["problems"] for one in found)
     if as_json:
@@ -69,12 +70,6 @@ def info(
         print(for_terminal(f"note: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
-
-
-def _show_file(path: Path, lines: list[tuple[str, str]]) -> None:
-    print(printable(str(path)))
-    for name, value in lines:
-        print(f"  {name:<12}  {for_terminal(value)}")
 
 
 def _show_folder(report: FolderReport, verbose: bool) -> None:

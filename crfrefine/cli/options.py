@@ -13,7 +13,7 @@ import typer
 
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Placement
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme

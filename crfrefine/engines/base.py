@@ -6,14 +6,12 @@ storage order beforehand (`crfrefine.refine` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
@@ -111,10 +109,10 @@ class MeanFieldResult(Reported):
         marginals: the same shape, where the engine has them left over from its last step; None: they are to be computed.
     """
 
-    logits: NDArray[np.float32]
+    logits: Float32
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
-    marginals: NDArray[np.float32] | None = None
+    marginals: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +124,17 @@ class Tape:
         record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
             omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
         steps: length of each step: 1 - damping, less where the energy rose.
+        spec: what was run.
         volume_biases: (steps, L) float64, biases of the volume term; None without the term.
         volume_part: (voxels,), where the volume term applies; None: at all masked voxels, or there is no term.
     """
 
-    logits: NDArray[Any]
-    record: NDArray[Any]
+    logits: Array
+    record: Array
     steps: tuple[float, ...]
-    volume_biases: NDArray[np.float64] | None = field(default=None, kw_only=True)
-    volume_part: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    spec: MeanFieldSpec
+    volume_biases: Float64 | None = field(default=None, kw_only=True)
+    volume_part: Bool | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,15 @@ class MeanFieldGradients:
         volume_weight: number; None without a volume term.
     """
 
-    logits: NDArray[Any]
-    weights: NDArray[np.float64]
-    compatibility: NDArray[np.float64]
+    logits: Array
+    weights: Float64
+    compatibility: Float64
     temperature: float
-    bias: NDArray[np.float64]
-    theta_position: NDArray[np.float64]
-    theta_intensity: NDArray[np.float64]
-    theta_gamma: NDArray[np.float64] | None
-    image: NDArray[Any] | None
+    bias: Float64
+    theta_position: Float64
+    theta_intensity: Float64
+    theta_gamma: Float64 | None
+    image: Array | None
     volume_weight: float | None = None
 
 
@@ -183,19 +183,12 @@ class RecordingKernels(Protocol):
     dtype: str
     """"float32" or "float64": precision of that image and of all arrays."""
 
-    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+    def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field on (L, *grid) logits and save what the backward pass needs; all steps are taken, the tolerance is ignored."""
         ...
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss with respect to all inputs of `forward` and to the bandwidths and image of the kernels.
 
@@ -213,14 +206,11 @@ class RecordingKernels(Protocol):
 class Kernels(RecordingKernels, Protocol):
     """The kernels of a model on one image, built and normalized once, for any number of runs with different weights."""
 
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field on (L, *grid) logits until its stopping rule is met."""
-        ...
+    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field on (L, *grid) logits until its stopping rule is met.
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`, and release the kernels: they cannot be used afterwards.
-
-        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
+        After the last run the kernels cannot be used: their memory may be free before the refined logits are written, so that both need
+        not fit into memory together.
         """
         ...
 
@@ -234,10 +224,8 @@ class Backend(Protocol):
         """Build the kernels of a model on one image, which must not change while they are in use."""
         ...
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
-        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then `run_last`.
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
+        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then their only run.
 
         Args:
             logits: (L, *grid), higher is better.
@@ -247,30 +235,21 @@ class Backend(Protocol):
         """
         ...
 
-    def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> NDArray[np.float32]:
-        """Filter (V, *grid) values once with the only kernel of a set; the spatial kernel needs no image.
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
+        """Filter (V, *grid) values once with the only kernel of a set.
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """
         ...
 
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
         ...
 
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
         """Return the softmax over labels of (L, *grid) logits."""
         ...
 
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return the smallest and largest value of each channel; both are NaN for a channel with a value that is not finite."""
         ...

@@ -55,32 +55,20 @@ def load_engine() -> Any:
 
 
 def best_level() -> str:
-    """Return the highest level that is compiled and that this processor supports.
-
-    Raises:
-        BackendUnavailableError: there is no engine.
-    """
+    """Return the highest level that is compiled and that this processor supports; raises BackendUnavailableError without an engine."""
     supported = LEVELS[: LEVELS.index(processor_level()) + 1]
     return [level for level in built_levels() if level in supported][-1]
 
 
 @cache
 def processor_level() -> str:
-    """Return the highest level that this processor supports, compiled or not.
-
-    Raises:
-        BackendUnavailableError: there is no engine.
-    """
+    """Return the highest level that this processor supports, compiled or not; raises BackendUnavailableError without an engine."""
     return str(_import_level(LEVELS[0]).cpu_level())
 
 
 @cache  # Every layer asks for the engine several times, and a look at the folder takes as long as the arithmetic of a small case.
 def built_levels() -> tuple[str, ...]:
-    """Return the levels that are compiled, lowest first.
-
-    Raises:
-        BackendUnavailableError: there is no engine.
-    """
+    """Return the levels that are compiled, lowest first; raises BackendUnavailableError without an engine."""
     folder = Path(str(_import_level(LEVELS[0]).__file__)).parent
     return tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
 from crfrefine.engines.compiled import load_engine
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-Look = Callable[[int, int, NDArray[Any]], None]
+Look = Callable[[int, int, Array], None]
 """Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""
 
 
@@ -71,47 +71,36 @@ class CpuBackend:
             )
         return tuple(planned)
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if image.values.dtype != np.float32:
             image = replace(image, values=image.values.astype(np.float32))
         kernels = self.kernels(image, spec.kernels, context)
         del image
-        return kernels.run_last(logits, spec.mean_field, progress=context.progress)
+        return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
-    def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> NDArray[np.float32]:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
         values = np.ascontiguousarray(values, dtype=np.float32)
-        guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
+        guide, settings = np.ascontiguousarray(image.values, dtype=np.float32), _kernel_arguments(spec, image.spacing)
         out = np.zeros_like(values)
         with _engine_errors(self._engine, values.shape):
-            self._engine.message(values, guide, _mask(mask), *_kernel_arguments(spec, spacing), threads or available_threads(), out)
+            self._engine.message(values, guide, _mask(image.mask), *settings, threads or available_threads(), out)
         return out
 
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        out: NDArray[np.unsignedinteger[Any]] = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
+        out: Labels = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
         self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
         out = np.empty(logits.shape, dtype=np.float32)
         self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
         ends = self._engine.channel_ranges(np.ascontiguousarray(channels, dtype=np.float32), threads or available_threads())
         return list(zip(ends[::2], ends[1::2], strict=True))
@@ -120,9 +109,7 @@ class CpuBackend:
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
-    def __init__(
-        self, engine: Any, built: Any, image: NDArray[Any], mask: NDArray[np.bool_] | None, spec: KernelSetSpec, build_seconds: float
-    ) -> None:
+    def __init__(self, engine: Any, built: Any, image: Array, mask: Bool | None, spec: KernelSetSpec, build_seconds: float) -> None:
         self._engine = engine
         self._built = built
         self._num_labels = spec.num_labels
@@ -135,7 +122,7 @@ class CpuKernels:
         self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
         self.is_kept = False
-        """Whether `run_last`, too, leaves the kernels for further runs."""
+        """Whether the last run, too, leaves the kernels for further runs."""
 
     @property
     def built(self) -> Any:
@@ -143,70 +130,48 @@ class CpuKernels:
         return self._built
 
     def run(
-        self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, look: Look | None = None
+        self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False, look: Look | None = None
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
-        # With a tolerance of 0 the engine writes only the logits of the last step.
-        return self._run(logits, spec, progress, is_last=False, look=look if spec.tolerance > 0.0 else None)
-
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field and release the kernels; see `Kernels.run_last`."""
-        return self._run(logits, spec, progress, is_last=not self.is_kept)
-
-    def _run(
-        self,
-        logits: NDArray[Any],
-        spec: MeanFieldSpec,
-        progress: Progress | None,
-        *,
-        is_last: bool,
-        look: Look | None = None,
-    ) -> MeanFieldResult:
         self._check_shape(logits)
         if logits.dtype != self.dtype or logits.strides[-1] != logits.itemsize:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
         out = np.empty(logits.shape, self.dtype)
-        if look is not None:
+        if look is not None and spec.tolerance > 0.0:  # With 0 the engine writes only the logits of the last step.
             out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             model = _model_argument(self._checked(spec).as_plain(), self._volume_part(logits, spec))
-            outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last, progress, out)
+            outcome = self._built.run(logits, model, spec.num_iterations, spec.tolerance, is_last and not self.is_kept, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
 
-    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+    def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
-        spec = self._checked(spec).as_plain()
-        part = self._volume_part(logits, spec)
+        plain = self._checked(spec).as_plain()
+        part = self._volume_part(logits, plain)
         out = np.empty_like(logits)
         try:
-            num_recorded = spec.num_iterations + (spec.volume_weight > 0.0)
-            record = np.empty((num_recorded, spec.num_channels, self.num_voxels), logits.dtype)
+            num_recorded = plain.num_iterations + (plain.volume_weight > 0.0)
+            record = np.empty((num_recorded, plain.num_channels, self.num_voxels), logits.dtype)
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps, biases = self._built.forward(logits, _model_argument(spec, part), out, record)
-        return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None, volume_part=part)
+            steps, biases = self._built.forward(logits, _model_argument(plain, part), out, record)
+        return Tape(out, record, tuple(steps), spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
-        model = _model_argument(self._checked(spec), tape.volume_part)
+        spec = self._checked(tape.spec)
+        model = _model_argument(spec, tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, model, wants_theta, by_logits, by_image)
@@ -233,17 +198,17 @@ class CpuKernels:
         spec.check_channels(self._num_labels, self.image_shape[1:])
         return spec.rounded(np.dtype(self.dtype))
 
-    def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+    def _volume_part(self, logits: Array, spec: MeanFieldSpec) -> Bool | None:
         """Return at which masked voxels the volume term applies; None: at all, or there is no term."""
         inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
         return volume_part(logits, inside, spec)
 
-    def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
+    def _array(self, channels: Array) -> Array:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
         self._check_shape(channels)
         return np.ascontiguousarray(channels, dtype=self.dtype)
 
-    def _check_shape(self, channels: NDArray[Any]) -> None:
+    def _check_shape(self, channels: Array) -> None:
         if channels.shape != (self._num_labels, *self.image_shape[1:]):
             raise InputError(f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self.image_shape[1:])}")
 
@@ -255,7 +220,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
-def _model_argument(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple[Any, ...]:
+def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
@@ -264,7 +229,7 @@ def _model_argument(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tupl
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 
 
-def _looking(progress: Progress | None, look: Look, out: NDArray[Any]) -> Progress:
+def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:
     """Return a callback before each step that also shows what the step before it led to."""
 
     def tell(stage: str, step: int, num_steps: int) -> None:
@@ -280,7 +245,7 @@ def _floats(values: Any) -> list[float]:
     return [float(value) for value in np.asarray(values).ravel()]
 
 
-def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+def _mask(mask: Bool | None) -> Bool | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array, Bool
 
 _LARGEST_INDEX = 2**31
 """No grid is longer, and sums of two such indices fit into 64 bits."""
@@ -38,8 +37,8 @@ class FeatureOrigin:
 class GridImage:
     """The image of a case, or a part of one, and where the model applies; axes in storage order."""
 
-    values: NDArray[Any]  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
-    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    values: Array  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
+    mask: Bool | None  # (*grid), True where the model applies; None: everywhere
     spacing: Sequence[float]  # mm, one per grid axis
     # The user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend on the order
     # of its features, and must not depend on the memory order. None: the axes are in the user's order.
@@ -80,7 +79,7 @@ def default_origin(image: GridImage) -> FeatureOrigin:
     return FeatureOrigin(first_inside(mask), tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values))
 
 
-def first_inside(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+def first_inside(mask: Bool) -> tuple[int, ...]:
     """Return the first corner of a mask's bounding box; raise InputError if the mask is empty."""
     box = bounding_box(mask)
     if box is None:

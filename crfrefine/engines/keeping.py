@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from crfrefine.engines.cpu import CpuBackend, CpuKernels, Look
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array, Float32
     from crfrefine.engines.base import MeanFieldResult, RunContext
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
@@ -49,9 +48,7 @@ class KeepingBackend(CpuBackend):
             self._built_for = image, spec, context.threads
         return self._kept
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on kept kernels; see `Backend.mean_field`. Where they do not fit into memory beside it, none are kept."""
         try:
             return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress, look=self.look)
@@ -76,7 +73,7 @@ class KeepingBackend(CpuBackend):
         return before == after
 
 
-def _is_same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+def _is_same(one: Array | None, other: Array | None) -> bool:
     """Return whether two arrays are equal, or neither is there."""
     if one is None or other is None:
         return one is other

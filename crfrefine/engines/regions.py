@@ -11,14 +11,13 @@ import numpy as np
 from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, RunContext, of_part
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Float32
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import ModelSpec
 
 
 def region_mean_field(
-    backend: Backend, log_odds: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec], context: RunContext
+    backend: Backend, log_odds: Float32, image: GridImage, models: Sequence[ModelSpec], context: RunContext
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside.
 
@@ -34,8 +33,8 @@ def region_mean_field(
     timings: dict[str, float] = {}
     for region, model in enumerate(models):
         binary[1] = log_odds[region]
-        run = kernels.run_last if region == len(models) - 1 else kernels.run
-        outcome = run(binary, model.mean_field, progress=of_part(context.progress, region, len(models)))
+        progress = of_part(context.progress, region, len(models))
+        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=region == len(models) - 1)
         np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
         reports.append(outcome.report)
         for stage, seconds in outcome.timings.items():  # The kernels were built once, and each run reports that.

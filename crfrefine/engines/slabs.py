@@ -14,8 +14,7 @@ from crfrefine.engines.grid_image import default_origin
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.engines.base import Progress
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.specs import ModelSpec
@@ -42,7 +41,7 @@ class Slab:
         return self.last - self.first
 
 
-Run = Callable[["NDArray[np.float32]", "GridImage", "Sequence[ModelSpec]"], MeanFieldResult]
+Run = Callable[["Float32", "GridImage", "Sequence[ModelSpec]"], MeanFieldResult]
 """Runs the mean field at once on (L, *grid) logits of labels, or log-odds of regions, each of which has a model with the same kernels."""
 
 
@@ -64,12 +63,7 @@ def cuts(num_planes: int, halo: int, fewest: int = 1) -> Iterator[list[Slab]]:
 
 
 def run_in_slabs(
-    run: Run,
-    values: NDArray[np.float32],
-    image: GridImage,
-    models: Sequence[ModelSpec],
-    error: tuple[str, float],
-    progress: Progress | None = None,
+    run: Run, values: Float32, image: GridImage, models: Sequence[ModelSpec], error: tuple[str, float], progress: Progress | None = None
 ) -> tuple[MeanFieldResult, str]:
     """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
 
@@ -124,12 +118,7 @@ def _smaller(num_planes: int, halo: int, extent: int, shortage: float) -> list[S
 
 
 def _run(
-    run: Run,
-    values: NDArray[np.float32],
-    image: GridImage,
-    given: Sequence[ModelSpec],
-    slabs: Sequence[Slab],
-    progress: Progress | None,
+    run: Run, values: Float32, image: GridImage, given: Sequence[ModelSpec], slabs: Sequence[Slab], progress: Progress | None
 ) -> MeanFieldResult:
     """Run slab by slab, that with the most voxels first: if it fits, so do most others, and it chooses the filter of "auto" for all."""
     out = np.empty(values.shape, np.float32)
@@ -158,7 +147,7 @@ def _run(
     return MeanFieldResult(out, MeanFieldReport(report.num_iterations, False, (), told), timings)
 
 
-def _run_fixed(run: Run, values: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult | None:
+def _run_fixed(run: Run, values: Float32, image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult | None:
     """Run with the filter that another slab has chosen; None: it does not take this one, such as the grid few voxels in a wide box."""
     try:
         return run(values, image, models)
@@ -168,7 +157,7 @@ def _run_fixed(run: Run, values: NDArray[np.float32], image: GridImage, models: 
     return None
 
 
-def _num_voxels(mask: NDArray[np.bool_] | None, slab: Slab) -> int:
+def _num_voxels(mask: Bool | None, slab: Slab) -> int:
     return slab.extent if mask is None else int(np.count_nonzero(mask[slab.first : slab.last]))
 
 

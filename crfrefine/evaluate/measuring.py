@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from crfrefine.metrics.calibration import measure_calibration, measure_channel_c
 from crfrefine.metrics.overlap import measure_case
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array
     from crfrefine.metrics.registry import RegionValues
 
 
@@ -81,7 +80,7 @@ def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
     result.fail(replace(failure, part=name))
 
 
-def _measure_masks(label_map: NDArray[Any], reference: Reference) -> RegionValues:
+def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
     settings, wanted = reference.settings, reference.volume
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.runs.execution.placement import HERE, Placement
+from crfrefine.runs.execution.executor import HERE, Placement
 
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
 """Names in the output folder."""
@@ -87,8 +88,6 @@ def check_options(options: EvaluationOptions) -> None:
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:
-    seen = set()
-    for name in names:
-        if name in seen:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ConfigError(f"{option} {shorten(name)}: two methods have this name; give each a different one")
-        seen.add(name)

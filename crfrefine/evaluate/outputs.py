@@ -27,8 +27,7 @@ from crfrefine.runs.execution.records import error_fields
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array, Float32
     from crfrefine.evaluate.pairing import CasePair
     from crfrefine.pages.report.model import CaseImages, ReportInput
 
@@ -194,7 +193,7 @@ def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: S
 
     reference = read_reference(pair, evaluation.settings, [])
     method, regions = evaluation.options.name, evaluation.settings.channels
-    channels: list[NDArray[np.float32]] = []
+    channels: list[Float32] = []
     titles: list[str] = []
     for number, path in enumerate(pair.images):
         try:
@@ -216,6 +215,6 @@ def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: S
     )
 
 
-def _solid(values: NDArray[Any]) -> NDArray[Any]:
+def _solid(values: Array) -> Array:
     """Return a slice as a volume with one slice: (x, y, 1)."""
     return values if values.ndim >= 3 else values.reshape(values.shape + (1,) * (3 - values.ndim))

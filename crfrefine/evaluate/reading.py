@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +26,8 @@ from crfrefine.io.volume import Volume, VolumeHeader
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.base.array_types import Array, Bool, Float32, Labels
     from crfrefine.evaluate.pairing import CasePair, MethodFiles
     from crfrefine.evaluate.records import Settings
 
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 class SoftLabels:
     """The contents of a file of logits or probabilities."""
 
-    label_map: NDArray[np.unsignedinteger[Any]]  # (*grid) the most probable label; of regions as nnU-Net combines them.
-    probabilities: NDArray[np.float32]  # (L, *grid) float32; of regions: (R, *grid).
+    label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
+    probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
     note: str  # Whether they were taken as logits or as probabilities, and why.
     regions: RegionScheme | None = None  # The regions of the channels; None: the channels are labels.
 
@@ -51,7 +50,7 @@ class Reference:
     header: VolumeHeader  # Of the volume.
     settings: Settings  # Of the run.
     structures: Mapping[str, int]  # As of `CasePair`.
-    ignored: NDArray[np.bool_] | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
+    ignored: Bool | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
     notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated, and of DICOM that differs.
     met: list[VolumeHeader] = field(default_factory=list)  # The files of the case so far: the reference need not be DICOM.
 
@@ -93,9 +92,7 @@ def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Refer
     return Reference(volume, volume.header, settings, pair.structures, ignored if ignored is not None and ignored.any() else None)
 
 
-def read_masks(
-    files: MethodFiles, grid: Reference, regions: RegionReading, told: list[str]
-) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
+def read_masks(files: MethodFiles, grid: Reference, regions: RegionReading, told: list[str]) -> tuple[Labels, SoftLabels | None]:
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
@@ -120,12 +117,12 @@ def remarks_on_name(path: Path) -> tuple[str, ...]:
     return () if misnamed is None else (f"{path.name}: {misnamed}",)
 
 
-def _onto(grid: Reference, found: Volume, what: str) -> NDArray[np.unsignedinteger[Any]]:
+def _onto(grid: Reference, found: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
     assert found.header is not None
     grid.check(found.header, what)
     stored = StorageOrder.of_files(found.data.ndim).to_storage(found.data)
-    labels: NDArray[np.unsignedinteger[Any]] = grid.work.nearest(found.header, stored, what, grid.notes, outside="are background")
+    labels: Labels = grid.work.nearest(found.header, stored, what, grid.notes, outside="are background")
     return StorageOrder.of_files(labels.ndim).to_user(labels)
 
 
@@ -167,7 +164,7 @@ def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: Region
     return _soft_labels(labels, stored, note, grid)
 
 
-def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, note: str, grid: Reference) -> SoftLabels:
+def _soft_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str, grid: Reference) -> SoftLabels:
     """Return the label map and the sigmoid probabilities of regions, in place; `stored` are (R, [z,] y, x) log-odds or probabilities."""
     if kind == "logits":
         for channel in stored:
@@ -179,9 +176,7 @@ def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, 
     return _soft_labels(scheme.decode(stored - np.float32(0.5)), stored, note, grid, scheme)
 
 
-def _soft_labels(
-    labels: NDArray[Any], stored: NDArray[np.float32], note: str, grid: Reference, scheme: RegionScheme | None = None
-) -> SoftLabels:
+def _soft_labels(labels: Array, stored: Float32, note: str, grid: Reference, scheme: RegionScheme | None = None) -> SoftLabels:
     """Return arrays in storage order, ([z,] y, x) and (channels, [z,] y, x), in the user's."""
     shape = grid.header.grid_shape
     order = StorageOrder.of_files(len(shape))
@@ -189,7 +184,7 @@ def _soft_labels(
     return SoftLabels(order.to_user(labels.reshape(shape[::-1])), probabilities, note, scheme)
 
 
-def read_image(path: Path, grid: Reference) -> NDArray[np.float32]:
+def read_image(path: Path, grid: Reference) -> Float32:
     """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     grid.check(header, "image")

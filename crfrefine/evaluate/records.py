@@ -14,7 +14,7 @@ from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
-from crfrefine.io.atomic import atomic_file, remove_file
+from crfrefine.io.atomic import atomic_files, remove_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.recognition import files_read
 from crfrefine.metrics.registry import RegionValues
@@ -74,7 +74,7 @@ class Job:
         if identity is None:
             remove_file(self.file)
         else:
-            with atomic_file(self.file) as file:
+            with atomic_files(self.file) as (file,):
                 file.write(to_json(result, identity))
 
 

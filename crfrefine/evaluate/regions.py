@@ -66,7 +66,8 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     # A region that equals a label, such as "2=2", would appear twice.
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
-    numbers = {value for entry in (description.labels.values() if description else ()) for value in _numbers(entry)} - {0, ignored}
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in (description.labels.values() if description else ()))
+    numbers = {value for entry in entries for value in entry} - {0, ignored}
     return RegionPlan(
         labels=tuple(sorted(numbers | plain)),
         named=named,
@@ -134,13 +135,9 @@ def _check_name(name: str, members: Sequence[int]) -> None:
         raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
 
 
-def _numbers(entry: int | tuple[int, ...]) -> tuple[int, ...]:
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
 def _titles(description: DatasetDescription | None) -> dict[str, str]:
     """Return "1 anterior" for label 1."""
-    return {str(label): title for label, title in description.label_titles.items()} if description else {}
+    return {str(label): f"{label} {name}" for label, name in description.label_names.items()} if description else {}
 
 
 def _title(number: str, name: str) -> str:

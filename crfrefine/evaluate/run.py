@@ -82,7 +82,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
         observer.note(note)
     for result in evaluation.results:
         observer.case_ended(result)
-    with make_executor("processes", evaluation.num_processes, options.placement) as executor:
+    with make_executor(evaluation.num_processes, options.placement) as executor:
         for warning in executor.warnings:
             observer.warning(warning)
         for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):

@@ -13,9 +13,10 @@ import numpy as np
 
 from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.geometry import same_shape
+from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import MOST_BYTES, Content
-from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
+from crfrefine.io.labels import MOST_OFF, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
@@ -46,10 +47,8 @@ __all__ = [
     "read_labels",
     "read_logits",
     "read_logits_header",
-    "read_mask",
     "read_pieces",
     "read_volume",
-    "smallest_label_type",
     "stem_of",
     "suffix_of",
     "write_channels",
@@ -103,14 +102,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
             "it may be a probability map or an image"
         )
     found.require_range(header.path)
-    return _volume(header, found.labels)
-
-
-def read_mask(path: str | Path) -> Volume:
-    """Read a mask: True where the value is not zero."""
-    header = read_header(path, VOLUME_SUFFIXES)
-    header.geometry()
-    return _volume(header, read_where(header, is_nonzero))
+    return Volume(StorageOrder.of_files(found.labels.ndim).to_user(found.labels), *header.geometry(), header.path, header)
 
 
 def check_label_map(path: str | Path, like: VolumeHeader) -> None:
@@ -215,10 +207,6 @@ def is_whole(path: str | Path) -> bool:
     except CrfRefineError:
         return False
     return header.misnamed is None
-
-
-def _volume(header: VolumeHeader, values: NDArray[Any]) -> Volume:
-    return Volume(StorageOrder.of_files(values.ndim).to_user(values), *header.geometry(), header.path, header)
 
 
 def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:

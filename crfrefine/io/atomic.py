@@ -23,30 +23,21 @@ _IN_USE = (5, 32)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing; it gets its name only if the block ends without an error.
+def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
+    """Open files of one folder for writing; they get their names only if the block ends without an error.
 
-    If anything ends the block early, Ctrl-C included, the partial file is removed; that of a killed process, when the next one writes
+    If anything ends the block early, Ctrl-C included, the partial files are removed; those of a killed process, when the next one writes
     into the folder (`temporary`).
 
     Args:
-        path: the file to write; an existing regular file is replaced at the end.
+        paths: one file, or several that belong together: the last one names the others and is renamed after them. Existing regular files
+            are replaced at the end.
 
     Raises:
-        CrfRefineError: the folder is not writable, the disk is full, or the name belongs to something other than a regular file.
+        CrfRefineError: the folder is not writable, the disk is full, or a name belongs to something other than a regular file; existing
+            files stay unchanged.
     """
-    with atomic_files(path) as (file,):
-        yield file
-
-
-@contextmanager
-def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files of one folder that belong together; the last one names the others and is renamed after them.
-
-    Raises:
-        CrfRefineError: as for `atomic_file`; existing files stay unchanged.
-    """
-    targets = _targets(paths)
+    targets = check_replaceable(*paths)
     temporary: list[Path] = []
     files: list[BinaryIO] = []
     try:
@@ -78,7 +69,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
 
 def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -> None:
     """Write a file atomically, compressed with gzip if its name says so."""
-    with atomic_file(path) as file:
+    with atomic_files(path) as (file,):
         if is_named_gzip(path):
             write_gzip(file, parts, threads)
         else:
@@ -90,13 +81,8 @@ def write_small_file(path: Path, content: bytes) -> None:
     if _kind(path) is not None:
         write_special(path, content)
         return
-    with atomic_file(path) as file:
+    with atomic_files(path) as (file,):
         file.write(content)
-
-
-def check_replaceable(*paths: Path) -> None:
-    """Raise CrfRefineError if `atomic_files` would refuse these paths, so that a run finds out before it computes."""
-    _targets(paths)
 
 
 def check_small_file(path: Path) -> None:
@@ -107,7 +93,7 @@ def check_small_file(path: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, if there is one; raise CrfRefineError for anything but a regular file, as for writing, or if that is not possible."""
-    (target,) = _targets((path,))
+    (target,) = check_replaceable(path)
     try:
         target.unlink(missing_ok=True)
     except OSError as error:
@@ -138,8 +124,12 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     return CrfRefineError(f"{path}: cannot be written: {reason}")
 
 
-def _targets(paths: Sequence[Path]) -> list[Path]:
-    """Return the regular files that the paths stand for, existing or not."""
+def check_replaceable(*paths: Path) -> list[Path]:
+    """Return the regular files that paths stand for, existing or not.
+
+    Raises:
+        CrfRefineError: `atomic_files` cannot write one of them; so a run finds out before it computes.
+    """
     for path in paths:
         kind = _kind(path)
         if kind is not None:

@@ -71,6 +71,7 @@ class Decoder:
         self._stream, self.shape = stream, shape
         inner = stream.inner
         self._inner = None if inner is None or shape[0] == 1 or inner * shape[0] == math.prod(shape) else inner
+        self._is_surely_finite = _is_surely_finite(stream)
         self._num_bytes = 0
         self._num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
@@ -104,8 +105,8 @@ class Decoder:
                 raise self._cut_off()
             stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
             with np.errstate(over="ignore", invalid="ignore"):
-                target[...] = _scaled(stored, stream.slope, stream.intercept) if stream.is_scaled else stored
-            suspicious = suspicious or not _is_finite(target)
+                _convert(stored, stream, target)
+            suspicious = suspicious or not (self._is_surely_finite or _is_finite(target))
         if suspicious:
             self._count_bad(values, first_channel, first_plane)
 
@@ -135,10 +136,11 @@ class Decoder:
         self._stream.finish()
         if self._first_bad is None:
             return
-        index, kind = self._first_bad
+        (channel, *place), kind = self._first_bad
+        voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self.shape[0] > 1 else "")
         raise InputError(
             f"{self._stream.path}: {self._num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
-            f"the first one ({kind}) is at {voxel_name(index, self.shape[0])}\n"
+            f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 
@@ -191,12 +193,6 @@ def read_whole(stream: VoxelStream, shape: tuple[int, ...], path: Path) -> NDArr
     return values
 
 
-def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
-    """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
-    voxel = ", ".join(str(i) for i in index[:0:-1])
-    return f"voxel ({voxel})" + (f" of channel {index[0]}" if num_channels > 1 else "")
-
-
 def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32, *, is_reversed: bool = False) -> NDArray[Any]:
     """Return an uninitialized array for the values of a file, in Fortran order if reversed; raise CapacityError if it does not fit."""
     size = dtype.itemsize * math.prod(shape)
@@ -226,13 +222,27 @@ def _runs(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield flat[start : start + _BLOCK_VALUES]
 
 
-def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+def _convert(stored: NDArray[Any], stream: VoxelStream, target: NDArray[Any]) -> None:
+    """Write values as they are stored to an array of the same shape, scaled."""
     # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
-    precise = np.float32 if stored.dtype.itemsize <= 2 else np.float64
-    scaled: NDArray[Any] = np.multiply(stored, precise(slope), dtype=precise)
-    if intercept != 0.0:
-        scaled += precise(intercept)
-    return scaled
+    is_wide = stream.is_scaled and stored.dtype.itemsize > 2
+    scaled = np.empty(stored.shape, np.float64) if is_wide else target
+    scaled[...] = stored
+    if stream.is_scaled:
+        scaled *= scaled.dtype.type(stream.slope)
+        if stream.intercept != 0.0:
+            scaled += scaled.dtype.type(stream.intercept)
+    if is_wide:
+        target[...] = scaled
+
+
+def _is_surely_finite(stream: VoxelStream) -> bool:
+    """Return whether all values that may be stored are finite in float32: integers without an immense scaling."""
+    if stream.dtype.kind not in "iu":
+        return False
+    limits = np.iinfo(stream.dtype)
+    largest = max(abs(float(limits.min)), float(limits.max)) * abs(stream.slope) + abs(stream.intercept)
+    return largest < float(np.finfo(np.float32).max)
 
 
 def _is_finite(block: NDArray[Any]) -> bool:

@@ -38,10 +38,6 @@ class DicomIdentity:
             (name, shorten(value or "not given")) for name, value in zip(("patient", "study", "frame of ref"), self.values, strict=True)
         )
 
-    def completed_by(self, other: DicomIdentity) -> DicomIdentity:
-        """Return the identity, completed by what only the other one has."""
-        return DicomIdentity(*(own or others for own, others in zip(self.values, other.values, strict=True)))
-
 
 class IdentifiedFile(Protocol):
     """The fields of a header that are needed here; only DICOM files have an identity."""

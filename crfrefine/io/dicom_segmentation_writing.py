@@ -13,7 +13,7 @@ import numpy as np
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.io.dicom_files import INSTALL, has_frames, interpreting, read_dataset, require_pydicom
 from crfrefine.io.dicom_identity import KEYWORDS
 from crfrefine.io.dicom_segments import CONTENT, describe, sources_of
@@ -143,7 +143,7 @@ def write_segmentation(content: Content, image: VolumeHeader | None) -> None:
             written = _encoded(highdicom, sources, numbers[labels], content, segments)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _refused(path, template, error) from None
-    with atomic_file(path) as file:
+    with atomic_files(path) as (file,):
         file.write(written)
 
 

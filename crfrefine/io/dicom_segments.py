@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment, with_unique_labels
@@ -84,7 +84,9 @@ def describe(highdicom: Any, number: int, segment: Segment, *, is_refined: bool,
             name=_HERE if is_refined else "unknown", version=version if is_refined else "unknown", family=_concept(highdicom, _FAMILY)
         ),
         anatomic_regions=None if segment.region is None else [_concept(highdicom, segment.region)],
-        display_color=_display_color(highdicom, segment) if stored is None else None,
+        display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in segment.shown_color))
+        if stored is None
+        else None,
     )
     if segment.type_modifier is not None:
         kind = item.SegmentedPropertyTypeCodeSequence[0]
@@ -162,11 +164,6 @@ def _color(item: Any) -> tuple[float, float, float] | None:
         return None
     red, green, blue = (float(part) / 255 for part in CIELabColor.from_dicom_value([int(value) for value in values]).to_rgb())
     return red, green, blue
-
-
-def _display_color(highdicom: Any, segment: Segment) -> Any:
-    red, green, blue = (round(255 * part) for part in segment.shown_color)
-    return highdicom.color.CIELabColor.from_rgb(red, green, blue)
 
 
 def _concept(highdicom: Any, code: Code) -> Any:

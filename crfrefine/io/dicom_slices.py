@@ -206,7 +206,10 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
     identity = first.identity
     for other in slices[1:]:
         _require_alike(folder, first, other)
-        identity = _common_identity(folder, identity, other)
+        found = differences(identity, other.identity)
+        if found:
+            raise InputError(f"{folder}: slices that differ in {' and '.join(found)}: {other.path.name} has others than those before it")
+        identity = DicomIdentity(*(own or others for own, others in zip(identity.values, other.identity.values, strict=True)))
     notes = []
     numbers = sorted({one.number for one in slices if one.number is not None})
     promised = max((one.promised or 0 for one in slices), default=0)
@@ -248,13 +251,6 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
         f"{folder}: {len(by_series)} series in one folder: {listed([shorten(text, 120) for text in found], 5)}\n"
         "  Give each series a folder of its own: CASE, or CASE_0000, CASE_0001 for modalities."
     )
-
-
-def _common_identity(folder: Path, identity: DicomIdentity, other: Slice) -> DicomIdentity:
-    found = differences(identity, other.identity)
-    if found:
-        raise InputError(f"{folder}: slices that differ in {' and '.join(found)}: {other.path.name} has others than those before it")
-    return identity.completed_by(other.identity)
 
 
 def _require_alike(folder: Path, first: Slice, other: Slice) -> None:

@@ -26,7 +26,7 @@ from crfrefine.base.geometry import same_grid
 from crfrefine.base.memory import memory_left, memory_limit
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import metaimage
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start
 from crfrefine.io.volume import VolumeHeader
 
@@ -109,7 +109,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
             raise UnsupportedFormatError(
                 f"{path}: this format cannot hold the axes or the origin of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
             )
-        with theirs.open("rb") as source, atomic_file(path) as file:
+        with theirs.open("rb") as source, atomic_files(path) as (file,):
             shutil.copyfileobj(source, file, BLOCK_BYTES)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.geometry import LARGEST_LABEL
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces
 
@@ -90,14 +90,3 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
     """Raise InputError if a file has several values per voxel."""
     if header.num_channels > 1:
         raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
-
-
-def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest of uint8 and uint16 that holds the label.
-
-    Raises:
-        CapacityError: a label above 65535.
-    """
-    if largest_label > LARGEST_LABEL:
-        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
-    return np.uint8 if largest_label <= 255 else np.uint16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,11 @@ class LogitsHeader:
         """The file, or the first one of several."""
         return self.files[0].path
 
-    def allocate(self) -> NDArray[np.float32]:
-        """Return an uninitialized array for the values, (L, [z,] y, x)."""
-        return allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
-
-    def reading(self, values: NDArray[np.float32]) -> list[Callable[[], None]]:
-        """Return the jobs that fill the array, one per file; they may run at the same time."""
-        if len(self.files) == 1:
-            return [lambda: read_into(self.files[0], values)]
-        return [lambda i=i, file=file: read_into(file, values[i : i + 1]) for i, file in enumerate(self.files)]  # type: ignore[misc]
+    def reading(self) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
+        """Return an array for the values, (L, [z,] y, x), and the jobs that fill it, one per file; they may run at the same time."""
+        values: NDArray[np.float32] = allocate_array((self.num_labels, *self.grid_shape[::-1]), self.path)
+        parts = [values] if len(self.files) == 1 else [values[i : i + 1] for i in range(len(self.files))]
+        return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
 
     def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
         """Read the values piece by piece, one file after the other; see `read_pieces`.
@@ -127,6 +124,6 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 
         UnsupportedFormatError: damaged or cut off.
     """
     header = read_logits_header(paths, fewest=fewest)
-    values = header.allocate()
-    run_all(header.reading(values), threads)
+    values, jobs = header.reading()
+    run_all(jobs, threads)
     return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.atomic import atomic_file, atomic_files, real_path
+from crfrefine.io.atomic import atomic_files, real_path
 from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
 from crfrefine.io.temporary import open_scratch
@@ -219,7 +219,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
             header_file.write(_header(content, lines, num_bytes, content.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
-    with atomic_file(path) as file, open_scratch(real_path(path).parent) as compressed:
+    with atomic_files(path) as (file,), open_scratch(real_path(path).parent) as compressed:
         num_bytes = write_zlib(compressed, content.together())
         file.write(_header(content, lines, num_bytes, "LOCAL"))
         compressed.seek(0)

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
@@ -39,9 +39,9 @@ def read_header(path: Path) -> VolumeHeader:
         segments: tuple[Segment, ...] = ()
         if header.num_channels == 1:
             assert header.source is not None
-            size, end = len(template.binaryblock), header.source.num_bytes_after
+            size, end = int(template["sizeof_hdr"]), header.source.num_bytes_after
             block += reader.read(max(0, min(end, size + MOST_BYTES) - len(block)))
-            segments = labels_in(block[size:end], template.endianness)
+            segments = labels_in(block[size:end], getattr(template, "endianness", "<"))
     return replace(
         header,
         segments=segments,
@@ -56,8 +56,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
     Of a NIfTI file, both transforms with their codes and the units are kept bit for bit.
     """
     header = header_to_write(content, like, is_pair=False)
-    start = header.binaryblock + bytes(int(header["vox_offset"]) - len(header.binaryblock))
-    write_bytes(content.path, chain([start], content.one_after_the_other()), threads)
+    write_bytes(content.path, chain([header], content.one_after_the_other()), threads)
 
 
 # Names and colors of labels in the extension of a NIfTI header: the table of Caret, which TotalSegmentator writes, too.

@@ -52,7 +52,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
     header = header_to_write(content, like, is_pair=True)
     with atomic_files(*content.voxel_files, content.path) as (voxel_file, header_file):
         voxel_file.writelines(content.one_after_the_other())
-        header_file.write(header.binaryblock + bytes(4))  # No extension.
+        header_file.write(header)
 
 
 def _voxels_of(path: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.base.text import listed, see, shorten_value
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import VoxelStream
 from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
@@ -95,7 +95,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
     header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
     with (
-        atomic_file(content.path) as file,
+        atomic_files(content.path) as (file,),
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
         archive.open(_entry(f"{content.kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,

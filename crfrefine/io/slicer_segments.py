@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
@@ -139,7 +139,9 @@ def _code_text(code: Code | None) -> str:
 def _with_codes(segment: Segment, tags: str) -> Segment:
     """Return the segment with the codes of its terminology entry."""
     entry = next((tag for tag in tags.split("|") if tag.startswith(_TERMINOLOGY)), "")
-    category, kind, modifier, region, region_modifier = (_code(part) for part in _five_codes(entry.split("~")))
+    parts = [*entry.split("~"), *[""] * 7]
+    # The two others name the lists that the codes are from.
+    category, kind, modifier, region, region_modifier = (_code(part) for part in (*parts[1:4], *parts[5:7]))
     return replace(
         segment,
         category=category or TISSUE,
@@ -148,12 +150,6 @@ def _with_codes(segment: Segment, tags: str) -> Segment:
         region=region,
         region_modifier=region_modifier,
     )
-
-
-def _five_codes(parts: Sequence[str]) -> list[str]:
-    """Return the parts of a terminology entry that are codes; the other two name the lists that they are from."""
-    padded = [*parts, *[""] * 7]
-    return [*padded[1:4], *padded[5:7]]
 
 
 def _code(text: str) -> Code | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import math
 import re
+import stat
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.errors import UnsupportedFormatError
+from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream
 from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
-from crfrefine.io.voxel_files import size_of
+from crfrefine.io.text_header import shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class VoxelSource:
         num_values = math.prod(self.sizes) // len(self.files)
         needed = num_values * self.dtype.itemsize
         for path in self.files:
-            found = max(size_of(path, self.header_path) - max(self.offset, 0), 0)
+            found = max(_size_of(path, self.header_path) - max(self.offset, 0), 0)
             if self.encoding in _MOST_PER_BYTE:
                 if self.stored_bytes is not None and self.stored_bytes > found:
                     raise cut_off(path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
@@ -85,7 +86,7 @@ class VoxelSource:
         """Open one of the files at its first voxel."""
         offset = self.offset
         if offset == FROM_THE_END:
-            offset = size_of(path, self.header_path) - math.prod(self.sizes) // len(self.files) * self.dtype.itemsize
+            offset = _size_of(path, self.header_path) - math.prod(self.sizes) // len(self.files) * self.dtype.itemsize
         if self.num_lines:
             with open_bytes(path, "raw", offset) as text:
                 offset = _after_lines(text, offset, self.num_lines, path)
@@ -98,6 +99,20 @@ class VoxelSource:
                 # Bytes count after decompression; for voxels as text, they are skipped in the file.
                 skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
             yield reader
+
+
+def _size_of(path: Path, header_path: Path) -> int:
+    """Return the size of a file with voxels in bytes; raise InputError if it is missing or not a regular file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise InputError(
+            f"{header_path}: its voxels are missing; expected them in {shown(str(path), 400)}, put both files into one folder"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        # Reading a pipe could block forever; a device may have no end.
+        raise InputError(f"{header_path}: expected its voxels in {shown(str(path), 400)}, which is not a regular file")
+    return status.st_size
 
 
 def _joined(source: VoxelSource, bytes_per_file: int) -> Generator[bytes, None, None]:

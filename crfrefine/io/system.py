@@ -32,12 +32,12 @@ def open_flags(*names: str) -> int:
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file until it is closed, on a system that `HAS_LOCKS`; return False if another process has locked it."""
+    """Lock a file until it is closed, on a system that `HAS_LOCKS`; return False if another process has it, or it has no name left."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def is_refused(name: str) -> bool:

@@ -64,7 +64,7 @@ def open_temporary(target: Path, names: list[Path]) -> BinaryIO:
         except FileExistsError:
             names.pop()  # another process's file
             raise
-        if not is_locked(names[-1]) or _lock(descriptor):
+        if not is_locked(names[-1]) or lock(descriptor):
             return os.fdopen(descriptor, "wb")
         os.close(descriptor)
         names.pop()  # Another process met the file before it was locked, and removes it.
@@ -113,15 +113,10 @@ def _remove_if_left(path: Path) -> None:
         descriptor = os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
         try:
             # It may have got its final name meanwhile, and the lock is then that of a whole file.
-            if _lock(descriptor) and os.path.samestat(path.lstat(), os.fstat(descriptor)):
+            if lock(descriptor) and os.path.samestat(path.lstat(), os.fstat(descriptor)):
                 path.unlink()
         finally:
             os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed; return whether it could be locked and still has a name."""
-    return lock(descriptor) and os.fstat(descriptor).st_nlink > 0
 
 
 def _marks(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from pathlib import Path
 
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -70,20 +69,6 @@ def voxel_path(header_path: Path, name: str) -> Path:
                 f"{header_path}: its voxels are in {shown(str(path), 200)}, outside its folder, and {OUTSIDE_FILES} is set to refuse"
             )
     return path
-
-
-def size_of(path: Path, header_path: Path) -> int:
-    """Return the size of a file with voxels in bytes; raise InputError if it is missing or not a regular file."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        raise InputError(
-            f"{header_path}: its voxels are missing; expected them in {shown(str(path), 400)}, put both files into one folder"
-        ) from None
-    if not stat.S_ISREG(status.st_mode):
-        # Reading a pipe could block forever; a device may have no end.
-        raise InputError(f"{header_path}: expected its voxels in {shown(str(path), 400)}, which is not a regular file")
-    return status.st_size
 
 
 def require_listed(header_path: Path, expected: int, found: int) -> None:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from crfrefine.base.array_types import Array
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
     from crfrefine.parameters.specs import MeanFieldSpec
 
-_NOTHING: NDArray[Any] = np.empty(0)
+_NOTHING: Array = np.empty(0)
 
 
 GRADIENTS = (
@@ -49,7 +50,7 @@ class MeanField(torch.autograd.Function):
         logits, image, weights, _, _, _, compatibility, temperature, bias, _ = given
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
-        ctx.kernels, ctx.spec = kernels, spec
+        ctx.kernels = kernels
         ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
@@ -68,7 +69,6 @@ class MeanField(torch.autograd.Function):
             dataclasses.replace(ctx.tape, record=to_array(record)),
             to_array(logits),
             to_array(grad),
-            ctx.spec,
             wants_theta=any(wanted for name, wanted in wants.items() if name.startswith("theta")),
             wants_image=wants["image"],
         )

@@ -42,7 +42,7 @@ WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
 
 def weight_from_raw(raw: Tensor) -> Tensor:
     """Return weights from their raw values."""
-    inside = _clamped(raw, 0.0, _raw_of_weight(WEIGHT_RANGE[1]))
+    inside = clamped(raw, (0.0, _raw_of_weight(WEIGHT_RANGE[1])))
     return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
 
 
@@ -59,23 +59,13 @@ def _raw_of_weight(value: float) -> float:
 
 def value_from_log(raw: Tensor, limits: tuple[float, float]) -> Tensor:
     """Return positive values within limits, from their logarithms."""
-    return torch.exp(_clamped(raw, math.log(limits[0]), math.log(limits[1])))
+    return torch.exp(clamped(raw, (math.log(limits[0]), math.log(limits[1]))))
 
 
 def log_from_value(values: Sequence[float], limits: tuple[float, float], key: str) -> list[float]:
     """Return the logarithms of values; raise ConfigError, naming the key, if one is out of range."""
     _check_range(values, limits, key)
     return [math.log(value) for value in values]
-
-
-def bias_from_raw(raw: Tensor) -> Tensor:
-    """Return the biases, which are held as they are, within their range."""
-    return _clamped(raw, *BIAS_RANGE)
-
-
-def volume_from_raw(raw: Tensor) -> Tensor:
-    """Return the weight of the volume term, which is held as it is, within its range."""
-    return _clamped(raw, *VOLUME_RANGE)
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
@@ -168,6 +158,7 @@ class _ClampInward(torch.autograd.Function):
         return grad.masked_fill(outward, 0.0), None, None
 
 
-def _clamped(raw: Tensor, low: float, high: float) -> Tensor:
-    clamped: Tensor = _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
-    return clamped
+def clamped(raw: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Return values that are held as they are, within limits; gradients that lead outside stop there."""
+    inside: Tensor = _ClampInward.apply(raw, *limits)  # type: ignore[no-untyped-call]
+    return inside

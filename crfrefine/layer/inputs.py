@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.arrays.arguments import BOUNDS, given_array
 from crfrefine.arrays.padding import check_share
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.base.array_types import Array
 from crfrefine.base.geometry import is_plausible
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
@@ -30,10 +30,10 @@ LARGEST_PADDING = 1e4
 _LOOKED_AT = 8
 """Most voxels along an axis that are looked at to tell probabilities from logits."""
 
-Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
+Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
 """mm: one number, one per axis, or one row per batch item."""
 
-Mask = Tensor | NDArray[Any]
+Mask = Tensor | Array
 """Nonzero inside."""
 
 
@@ -164,7 +164,7 @@ def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) 
     return list(masks)
 
 
-def _tensor_of(array: NDArray[Any]) -> Tensor:
+def _tensor_of(array: Array) -> Tensor:
     """Return a copy of an array, which may be flipped, read-only, or of the other byte order: PyTorch takes none of these."""
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 

@@ -15,9 +15,7 @@ from crfrefine.refinement.tiles.grid import MOST_DIMS
 from crfrefine.refinement.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.parameters.specs import ModelSpec
 
 __all__ = ["PackSettings", "are_possible", "differs", "pack_item", "saves_work"]
@@ -34,13 +32,7 @@ def differs(weight: Any) -> bool:
 
 
 def pack_item(
-    logits: Tensor,
-    spec: ModelSpec,
-    settings: PackSettings,
-    index: int,
-    image: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
-    spacing: Sequence[float],
+    logits: Tensor, spec: ModelSpec, settings: PackSettings, index: int, image: Float32, mask: Bool | None, spacing: Sequence[float]
 ) -> PackedKernels | None:
     """Return the kernels of a batch item for its logits in (B, L, *grid); None if it has no use for label sets."""
     values = to_array(logits[index].detach().float())

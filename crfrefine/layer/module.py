@@ -108,18 +108,7 @@ class CrfRnn(CrfValues):
         return self._computed(logits, image, spacing, mask, kernels)
 
     if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            logits: Tensor,
-            image: Tensor,
-            spacing: inputs.Spacing | None = None,
-            mask: inputs.Mask | None = None,
-            *,
-            kernels: Sequence[RecordingKernels] | None = None,
-        ) -> Tensor:
-            """Do as `forward`; the method of `nn.Module` takes and returns Any."""
-            ...
+        __call__ = forward  # The method of `nn.Module` takes and returns Any.
 
     @graphs.outside_graphs
     def _computed(

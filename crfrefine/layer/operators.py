@@ -76,7 +76,7 @@ def refine(
 
 @refine.register_fake
 def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape), _fake_token(logits)
+    return logits.new_empty(logits.shape), logits.new_empty(1, dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("crfrefine::refine_backward", mutates_args=(), **graphs.OPTIONS)
@@ -128,10 +128,6 @@ def _kept(token: Tensor) -> Any:
             "the CRF's kernels of the forward pass are gone: a compiled graph must hand its tensors to the backward pass as they are, "
             "without hooks that copy them (torch.autograd.graph.save_on_cpu)"
         ) from None
-
-
-def _fake_token(like: Tensor) -> Tensor:
-    return like.new_empty(1, dtype=torch.int64, device="cpu")
 
 
 @functools.lru_cache(maxsize=32)

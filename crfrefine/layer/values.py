@@ -198,7 +198,7 @@ class CrfValues(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
-        return forms.bias_from_raw(self.raw_bias)
+        return forms.clamped(self.raw_bias, forms.BIAS_RANGE)
 
     @property
     def volume_weight(self) -> Tensor | None:
@@ -206,7 +206,7 @@ class CrfValues(nn.Module):
         if not self._has_volume:
             return None
         assert self.raw_volume_weight is not None
-        return forms.volume_from_raw(self.raw_volume_weight)
+        return forms.clamped(self.raw_volume_weight, forms.VOLUME_RANGE)
 
     def terms(self) -> raw.Terms:
         """Return the values of what is learned."""

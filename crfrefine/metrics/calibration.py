@@ -17,15 +17,13 @@ from crfrefine.metrics.reliability import ReliabilitySums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float64
+
 _BLOCK_VOXELS = 1 << 15  # A few arrays of a block fit into a processor's cache.
 
 
 def measure_calibration(
-    probabilities: NDArray[np.floating[Any]],
-    reference: NDArray[Any],
-    regions: Mapping[str, Iterable[int]],
-    *,
-    ignore_label: int | None = None,
+    probabilities: NDArray[np.floating[Any]], reference: Array, regions: Mapping[str, Iterable[int]], *, ignore_label: int | None = None
 ) -> RegionValues:
     """Measure how well label probabilities agree with the observed frequencies, over all voxels.
 
@@ -53,7 +51,7 @@ def measure_calibration(
 def measure_channel_calibration(
     probabilities: NDArray[np.floating[Any]],
     channels: Sequence[Iterable[int]],
-    reference: NDArray[Any],
+    reference: Array,
     regions: Mapping[str, Iterable[int]],
     *,
     ignore_label: int | None = None,
@@ -71,7 +69,7 @@ def measure_channel_calibration(
 def _measure(
     probabilities: NDArray[np.floating[Any]],
     channels: Mapping[str, list[int]],
-    reference: NDArray[Any],
+    reference: Array,
     regions: Mapping[str, Iterable[int]],
     ignore_label: int | None,
     *,
@@ -90,9 +88,7 @@ def _measure(
     return {name: {key: metric.measure(own) if own.count else math.nan for key, metric in metrics} for name, own in sums.items()}
 
 
-def _blocks(
-    probabilities: NDArray[np.floating[Any]], reference: NDArray[Any], ignore_label: int | None
-) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
+def _blocks(probabilities: NDArray[np.floating[Any]], reference: Array, ignore_label: int | None) -> Iterator[tuple[Float64, Array]]:
     """Yield probabilities (channels, n) and reference labels (n,), without the voxels that are ignored."""
     if probabilities.shape[1:] != reference.shape:
         raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
@@ -110,8 +106,8 @@ def _blocks(
             yield np.clip(block, 0.0, 1.0, dtype=np.float64, casting="unsafe"), truth
 
 
-def _is_any(truth: NDArray[Any], members: NDArray[Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = truth == members[0]
+def _is_any(truth: Array, members: Array) -> Bool:
+    found: Bool = truth == members[0]
     for member in members[1:]:
         found |= truth == member
     return found

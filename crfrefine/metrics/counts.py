@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool
+
 
 @dataclass(frozen=True)
 class OverlapCounts:
@@ -28,7 +30,7 @@ class OverlapCounts:
     num_both: int
 
     @classmethod
-    def of_masks(cls, prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Self:
+    def of_masks(cls, prediction: Bool, reference: Bool) -> Self:
         """Count the voxels of two masks of the same shape."""
         return cls(int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), int(np.count_nonzero(prediction & reference)))
 

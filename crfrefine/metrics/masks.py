@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from crfrefine.arrays.components import count_components
 from crfrefine.metrics.counts import OverlapCounts, ratio
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool, Float64
 
 
 # In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from a header with float32 or six digits
@@ -26,8 +26,8 @@ _ROUNDING = 1e-5
 class MaskPair:
     """A predicted mask and its reference, outside of which nothing lies; values shared by several metrics are computed once, if needed."""
 
-    prediction: NDArray[np.bool_]  # (*grid)
-    reference: NDArray[np.bool_]  # (*grid)
+    prediction: Bool  # (*grid)
+    reference: Bool  # (*grid)
     spacing: Sequence[float]  # mm, one per grid axis.
     voxel_volume: float  # Cubic mm.
     tolerance_mm: float  # Of the surface Dice.
@@ -38,14 +38,14 @@ class MaskPair:
         return OverlapCounts.of_masks(self.prediction, self.reference)
 
     @cached_property
-    def directed_distances(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    def directed_distances(self) -> tuple[Float64, Float64] | None:
         """Distances in mm from each boundary to the other one; None if a mask is empty."""
         if not self.counts.num_predicted or not self.counts.num_reference:
             return None
         return boundary_distances(self.prediction, self.reference, self.spacing)
 
     @cached_property
-    def distances(self) -> NDArray[np.float64] | None:
+    def distances(self) -> Float64 | None:
         """The distances in both directions."""
         return None if self.directed_distances is None else np.concatenate(self.directed_distances)
 
@@ -97,7 +97,7 @@ def num_components(pair: MaskPair) -> float:
 _VOXELS_PER_POINT = 30
 
 
-def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def boundary(mask: Bool) -> Bool:
     """Return the voxels of a mask that share a face with a voxel outside it, or with the border of the grid."""
     inner = mask.copy(order="K")
     for axis in range(mask.ndim):
@@ -108,9 +108,7 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def boundary_distances(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def boundary_distances(prediction: Bool, reference: Bool, spacing: Sequence[float]) -> tuple[Float64, Float64]:
     """Return the distances in mm from each boundary voxel of one mask to the nearest one of the other, center to center; both ways."""
     edge, other = boundary(prediction), boundary(reference)
     shared = edge & other
@@ -127,18 +125,18 @@ def boundary_distances(
     )
 
 
-def _nearest_by_tree(points: NDArray[np.bool_], targets: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
     """Return the distance in mm from each point to the nearest target, in C order of the points."""
     from scipy.spatial import cKDTree
 
     tree = cKDTree(np.argwhere(targets) * np.asarray(spacing, np.float64))
-    distances: NDArray[Any] = tree.query(np.argwhere(points) * np.asarray(spacing, np.float64))[0]
+    distances: Array = tree.query(np.argwhere(points) * np.asarray(spacing, np.float64))[0]
     return distances.astype(np.float64, copy=False)
 
 
-def _nearest_by_transform(points: NDArray[np.bool_], targets: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+def _nearest_by_transform(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
     """Return the same as `_nearest_by_tree`, in a time that depends only on the size of the grid."""
     from scipy import ndimage
 
-    distances: NDArray[np.float64] = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points]
+    distances: Float64 = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points]
     return distances

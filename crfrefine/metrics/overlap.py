@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.geometry import TIMES
+from crfrefine.base.text import TIMES
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.masks import MaskPair
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json, require_usable

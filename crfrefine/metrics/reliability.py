@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool, Float64
 
 NUM_BINS = 15
 """Number of bins of equal width between 0 and 1, as in Guo et al. 2017 and most later work."""
@@ -24,7 +24,7 @@ class ReliabilitySums:
         self.gaps = np.zeros(NUM_BINS)
         self.squares = self.logarithms = 0.0
 
-    def add_binary(self, probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> None:
+    def add_binary(self, probability: Float64, truth: Bool) -> None:
         """Add the probabilities of a region, and where it is."""
         self._add_to_bins(probability, truth)
         # 1 - p outside the region: the probability of the true outcome.
@@ -32,7 +32,7 @@ class ReliabilitySums:
         self.squares += float(((1.0 - of_truth) ** 2).sum())
         self._add_logarithms(of_truth)
 
-    def add_labels(self, probabilities: NDArray[np.float64], truth: NDArray[Any]) -> None:
+    def add_labels(self, probabilities: Float64, truth: Array) -> None:
         """Add the probability of the most probable label, and where it is right; squares and logarithms are over all labels."""
         best = probabilities.argmax(axis=0)
         voxels = np.arange(truth.size)
@@ -43,12 +43,12 @@ class ReliabilitySums:
         self.squares += float((probabilities**2).sum()) + float((1.0 - 2.0 * of_truth).sum())
         self._add_logarithms(of_truth)
 
-    def _add_to_bins(self, confidence: NDArray[np.float64], is_hit: NDArray[np.bool_]) -> None:
+    def _add_to_bins(self, confidence: Float64, is_hit: Bool) -> None:
         bins = np.minimum((confidence * NUM_BINS).astype(np.intp), NUM_BINS - 1)
         self.count += confidence.size
         self.gaps += np.bincount(bins, confidence - is_hit, NUM_BINS)
 
-    def _add_logarithms(self, of_truth: NDArray[np.float64]) -> None:
+    def _add_logarithms(self, of_truth: Float64) -> None:
         self.logarithms += float(np.log(np.maximum(of_truth, SMALLEST_PROBABILITY)).sum())
 
 

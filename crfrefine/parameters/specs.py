@@ -67,6 +67,11 @@ class KernelSetSpec:
         return next((kernel for kernel in self.kernels if kernel.is_spatial), None)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What reports call the kernels."""
+        return tuple("spatial" if kernel.is_spatial else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
+
+    @property
     def watches_energy(self) -> bool:
         """Whether a rise of the energy shortens the steps: D^-1 K is not symmetric, so a rise means nothing there."""
         return self.normalization != "after"

@@ -18,6 +18,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_ou
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
 from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, identify_regions, take_log_odds
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
@@ -60,7 +61,7 @@ class ArrayNetwork:
         """Of the axes in memory."""
         return StorageOrder.of_memory(self.values[0])
 
-    def check_shapes(self, image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+    def check_shapes(self, image: Array, mask: Array | None) -> None:
         """Raise InputError unless image and mask fit."""
         check_shapes(self.values, image, mask, fewest_channels=2 if self.regions is None else 1)
 
@@ -69,7 +70,7 @@ class ArrayNetwork:
 class LabelMapNetwork:
     """A label map in place of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
 
-    labels: NDArray[np.unsignedinteger[Any]]  # (*grid), in an unsigned type
+    labels: Labels  # (*grid), in an unsigned type
     channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`)
     num_labels: int  # L, background included, as values per label in the parameters have it
 
@@ -83,7 +84,7 @@ class LabelMapNetwork:
         """Of the axes in memory."""
         return StorageOrder.of_memory(self.labels)
 
-    def check_shapes(self, image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+    def check_shapes(self, image: Array, mask: Array | None) -> None:
         """Raise InputError unless image and mask fit."""
         check_shapes(np.broadcast_to(self.labels, self.shape), image, mask)
 
@@ -95,12 +96,12 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 class Prepared:
     """What a case is refined with, in storage order."""
 
-    logits: NDArray[np.float32]  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
-    mask: NDArray[np.bool_] | None  # (*grid), True inside the mask and outside the padding; None: everywhere
+    logits: Float32  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
+    mask: Bool | None  # (*grid), True inside the mask and outside the padding; None: everywhere
     box: Box | None  # the part of the grid that is refined without tiles; None: all of it
     image: GridImage  # of the box, normalized; with `labels` that of the tiles counts
     plan: TilePlan | None  # the labels of the tiles; None: all labels take part everywhere
-    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid) the network's label map, if its logits are not in memory
+    labels: Labels | None = None  # (*grid) the network's label map, if its logits are not in memory
     num_padding: int = 0  # voxels in the mask that are padding
     notes: tuple[str, ...] = ()  # what the user should know, one sentence each
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
@@ -193,7 +194,7 @@ def _prepare_array(
     return Prepared(channels, mask, box, image, plan, None, num_padding, notes, is_probability, are_regions, timings)
 
 
-def box_of(mask: NDArray[np.bool_] | None) -> Box | None:
+def box_of(mask: Bool | None) -> Box | None:
     """Return the mask's bounding box; None if it is nearly the whole grid."""
     box = None if mask is None else bounding_box(mask)
     if mask is None or box is None:
@@ -202,7 +203,7 @@ def box_of(mask: NDArray[np.bool_] | None) -> Box | None:
     return box if inside < WORTH_IT * mask.size else None
 
 
-def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float) -> tuple[NDArray[np.float32], float]:
+def _as_log_odds(channels: Float32, input_type: str, largest: float) -> tuple[Float32, float]:
     """Return the log-odds of regions and their largest magnitude; "auto" expects log-odds and refuses what looks like probabilities."""
     if input_type != "logits" and identify_regions(channels, input_type, kind="logits")[0] == "probabilities":
         channels = np.array(channels, order="C")
@@ -227,7 +228,7 @@ def check_temperature(temperature: float, largest: float) -> None:
         )
 
 
-def check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
+def check_finite(backend: Backend, channels: Array, name: str, threads: int | None) -> float:
     """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
     if channels.dtype.kind != "f":
         return 0.0

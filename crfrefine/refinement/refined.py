@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array, Bool, Float32, Labels
     from crfrefine.base.axes import StorageOrder
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.label_source import OutsideLogits
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 class NetworkLogits:
     """A network's logits in memory, from which those of voxels that took no part follow."""
 
-    values: NDArray[np.float32]  # (L, *grid) logits, or probabilities; they must not change
+    values: Float32  # (L, *grid) logits, or probabilities; they must not change
     is_probability: bool  # whether they are probabilities
     run: MeanFieldSpec  # with the temperature that divides logits, and the bias that is added to them
     box: Box | None  # where labels took part; None: everywhere
-    mask: NDArray[np.bool_] | None  # (*box), True where the model applies; None: everywhere
+    mask: Bool | None  # (*box), True where the model applies; None: everywhere
 
-    def channel(self, label: int, planes: slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def channel(self, label: int, planes: slice, out: Float32 | None = None) -> Float32:
         """Return planes of a label's logits, with its bias inside the mask, over the temperature, in a new array or in `out`."""
         values = self.values[label, planes]
         logits = np.empty(values.shape, np.float32) if out is None else out
@@ -48,23 +49,6 @@ class NetworkLogits:
         if self.run.temperature != 1.0:  # A pass over all labels, which is worth saving.
             logits *= np.float32(1.0) / np.float32(self.run.temperature)
         return logits
-
-
-class Selection:
-    """The voxels of a grid where a mask is True, in the C order of the user's axes."""
-
-    def __init__(self, where: NDArray[np.bool_], order: StorageOrder) -> None:
-        """Take a mask, (*grid) in the user's order of axes, and the order of axes of arrays that values are taken from."""
-        box = bounding_box(where) or (slice(0, 0),) * where.ndim
-        self.count = int(np.count_nonzero(where))
-        self.box = order.axes_to_storage(box)
-        """The part of the grid that holds all voxels, axes in storage order."""
-        self._order, self._inside = order, where[box]
-
-    def take(self, part: NDArray[Any], start: Sequence[int]) -> NDArray[Any]:
-        """Return the values of a part of a channel at the voxels, (count,); it begins at voxel `start` of the grid, in storage order."""
-        box = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(self.box, start, strict=True))
-        return self._order.to_user(part[box])[self._inside]
 
 
 class RefinedChannels:
@@ -84,7 +68,7 @@ class RefinedChannels:
         num_channels: int,
         *,
         network: NetworkLogits | None = None,
-        labels: NDArray[np.unsignedinteger[Any]] | None = None,
+        labels: Labels | None = None,
         outside: OutsideLogits | None = None,
         settled_energy: float = 0.0,
     ) -> None:
@@ -102,7 +86,7 @@ class RefinedChannels:
         self._found, self._shape, self._network, self._outside = found, grid_shape, network, outside
         self.tiles = None if isinstance(found, MeanFieldResult) else found
         self._box = None if network is None else network.box
-        self._log_sums: dict[float, NDArray[np.float32]] = {}
+        self._log_sums: dict[float, Float32] = {}
         self._own = None
         if labels is not None:
             labels.setflags(write=False)  # They are shown to the user, too.
@@ -129,24 +113,19 @@ class RefinedChannels:
         return self._own is not None
 
     @property
-    def marginals(self) -> NDArray[np.float32] | None:
+    def marginals(self) -> Float32 | None:
         """The softmax of the whole array, if the engine computed it."""
         return self._found.marginals if isinstance(self._found, MeanFieldResult) and self._box is None else None
 
-    def computed(self) -> NDArray[np.float32]:
+    def computed(self) -> Float32:
         """Return what the engine computed."""
         if isinstance(self._found, MeanFieldResult):
             return self._found.logits
         return self._found.values[None] if self._found.sets.num_entries else np.zeros((0, 1), np.float32)
 
     def label_map(
-        self,
-        network: NDArray[np.unsignedinteger[Any]],
-        decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]] | None = None,
-        *,
-        threads: int | None = None,
-        settled_only: bool = False,
-    ) -> NDArray[np.unsignedinteger[Any]]:
+        self, network: Labels, decode: Callable[[Float32], Labels] | None = None, *, threads: int | None = None, settled_only: bool = False
+    ) -> Labels:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels. Tiles have their own way."""
         if self.tiles is None:
             assert decode is not None
@@ -165,7 +144,7 @@ class RefinedChannels:
         part[...] = inner.reshape(part.shape)
         return labels
 
-    def channel(self, label: int, planes: slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def channel(self, label: int, planes: slice, out: Float32 | None = None) -> Float32:
         """Return planes of a label's refined logits, which may be in `out`.
 
         Where a label took no part in a tile, its penalty is taken to be the largest of those that did, since it cannot be smaller; without
@@ -188,11 +167,11 @@ class RefinedChannels:
         np.copyto(piece[ours], refined, where=self._inside[of_box] & ~np.isnan(refined))
         return piece
 
-    def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> NDArray[np.float32]:
+    def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> Float32:
         """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and where logits are not known."""
         return self._in_labels(label, planes, (1.0, 0.0), output_temperature)
 
-    def dense(self) -> NDArray[np.float32]:
+    def dense(self) -> Float32:
         """Return (channels, *grid) refined logits."""
         if self.is_array:
             return self.computed()
@@ -203,22 +182,28 @@ class RefinedChannels:
                 channel[...] = found
         return logits
 
-    def at(self, voxels: Selection) -> NDArray[np.float32]:
-        """Return (channels, N) refined logits at some voxels, one label after the other."""
-        values = np.empty((self.num_channels, voxels.count), np.float32)
-        box = self._box or tuple(slice(0, extent) for extent in self._shape)
-        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(box, voxels.box, strict=True))
-        if isinstance(self._found, MeanFieldResult) and holds_all:
-            for row, channel in zip(values, self._found.logits, strict=True):
-                row[:] = voxels.take(channel, [axis.start for axis in box])
-            return values
-        planes = voxels.box[0]
+    def at(self, where: Bool, order: StorageOrder) -> Float32:
+        """Return (channels, N) refined logits at the voxels of a mask, (*grid) in the user's order of axes, one label after the other."""
+        box = bounding_box(where) or (slice(0, 0),) * where.ndim
+        inside, stored = where[box], order.axes_to_storage(box)
+        values = np.empty((self.num_channels, int(np.count_nonzero(inside))), np.float32)
+
+        def take(part: Array, start: Sequence[int]) -> Array:
+            """Return the values of a part of a channel, which begins at a voxel of the grid, in storage order."""
+            there = tuple(slice(axis.start - first, axis.stop - first) for axis, first in zip(stored, start, strict=True))
+            return order.to_user(part[there])[inside]
+
+        own = self._box or tuple(slice(0, extent) for extent in self._shape)
+        holds_all = all(ours.start <= axis.start and axis.stop <= ours.stop for ours, axis in zip(own, stored, strict=True))
         for label, row in enumerate(values):
-            row[:] = voxels.take(self.channel(label, planes), [planes.start] + [0] * (len(box) - 1))
+            if isinstance(self._found, MeanFieldResult) and holds_all:
+                row[:] = take(self._found.logits[label], [axis.start for axis in own])
+            else:
+                row[:] = take(self.channel(label, stored[0]), [stored[0].start] + [0] * (len(own) - 1))
         return values
 
     @cached_property
-    def _penalty(self) -> NDArray[np.float32]:
+    def _penalty(self) -> Float32:
         """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
         assert self.tiles is not None
         assert self._network is not None
@@ -234,7 +219,7 @@ class RefinedChannels:
         return penalty
 
     @cached_property
-    def _inside(self) -> NDArray[np.bool_]:
+    def _inside(self) -> Bool:
         """(*box), True at the voxels that took part."""
         assert self.tiles is not None
         inside = self.tiles.sets.grid.voxels(self.tiles.sets.active)
@@ -246,13 +231,13 @@ class RefinedChannels:
     def _box_shape(self) -> tuple[int, ...]:
         return self._shape if self._box is None else tuple(axis.stop - axis.start for axis in self._box)
 
-    def _spread(self, label: int) -> NDArray[np.float32]:
+    def _spread(self, label: int) -> Float32:
         """Return a label's refined logits in the tiles where it took part, (*box); NaN in others."""
         assert self.tiles is not None
         tiles, entries = self.tiles.sets.entries_of(label)
         return self.tiles.sets.grid.spread(tiles, self.tiles.values[entries], np.float32(np.nan)).reshape(self._box_shape)
 
-    def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
+    def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> Float32:
         """Return planes of a label's probabilities with an output temperature; None: of its logits.
 
         `alone` are the values where it is the only label of a tile, and where another one is.
@@ -267,7 +252,7 @@ class RefinedChannels:
             else:
                 sums = self._log_sums_of(output_temperature)
 
-                def to_probabilities(values: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float32]:
+                def to_probabilities(values: Float32, places: NDArray[np.int64]) -> Float32:
                     values = over_output_temperature(values, output_temperature) - sums[places]
                     return np.exp(values, out=values)
 
@@ -276,7 +261,7 @@ class RefinedChannels:
             self._outside.write(label, own, piece, output_temperature=output_temperature)
         return piece if own is planes else piece.reshape(self._shape)[planes]
 
-    def _log_sums_of(self, output_temperature: float) -> NDArray[np.float32]:
+    def _log_sums_of(self, output_temperature: float) -> Float32:
         """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""
         assert self.tiles is not None
         if output_temperature not in self._log_sums:

@@ -7,16 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 def refine_network(
     network: Network,
-    image: NDArray[Any],
+    image: Array,
     *,
     spacing: ArrayLike,
     parameters: CrfParameters,
@@ -155,7 +156,7 @@ def run_everywhere(
         values = np.array(values, order="C")
         take_logarithms(values)
 
-    def run(values: NDArray[np.float32], image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult:
+    def run(values: Float32, image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult:
         if prepared.are_regions:
             return region_mean_field(backend, values, image, models, context)
         return backend.mean_field(values, image, models[0], context)

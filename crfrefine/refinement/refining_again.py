@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.engines.keeping import KeepingBackend
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Float32, Labels
     from crfrefine.base.axes import StorageOrder
     from crfrefine.engines.base import Backend
 
@@ -32,27 +29,21 @@ class RefiningAgain:
         engine: keeps the kernels.
     """
 
-    show: Callable[[int, int, NDArray[np.unsignedinteger[Any]]], None] | None = None
+    show: Callable[[int, int, Labels], None] | None = None
     engine: KeepingBackend = field(default_factory=KeepingBackend)
 
     def replaces(self, backend: Backend) -> Backend:
         """Return the engine that keeps kernels, for the CPU; other backends keep nothing, and are returned as they are."""
         return self.engine if backend.name == self.engine.name else backend
 
-    def watch(
-        self,
-        decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]],
-        logits: NDArray[np.float32],
-        box: Box | None,
-        order: StorageOrder,
-    ) -> None:
+    def watch(self, decode: Callable[[Float32], Labels], logits: Float32, box: Box | None, order: StorageOrder) -> None:
         """Prepare for showing the steps of the next run: of its network's (L, *grid) logits, refined in a box, in storage order."""
         show = self.show
         if show is None:
             self.engine.look = None
             return
 
-        def look(step: int, num_steps: int, refined: NDArray[np.float32]) -> None:
+        def look(step: int, num_steps: int, refined: Float32) -> None:
             labels = decode(refined)
             if box is not None:
                 inside, labels = labels, decode(logits)

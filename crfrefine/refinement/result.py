@@ -20,7 +20,7 @@ from crfrefine.base.notebook import html_table
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldReport, Reported
-from crfrefine.refinement.refined import RefinedChannels, Selection
+from crfrefine.refinement.refined import RefinedChannels
 
 _MOST_ROWS = 30
 """Most labels that a notebook shows."""
@@ -138,7 +138,7 @@ class RefinementResult(Reported):
 
     def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
-        return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
+        return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
     def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.

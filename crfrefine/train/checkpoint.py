@@ -13,7 +13,7 @@ from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MOST_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import atomic_file, remove_file
+from crfrefine.io.atomic import atomic_files, remove_file
 from crfrefine.io.recognition import files_read
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.candidates import FitResult
@@ -101,7 +101,7 @@ class Checkpoint:
     def save(self, done: Done) -> None:
         """Write the file, whole or not at all."""
         content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": to_plain(done)})
-        with atomic_file(self._path) as file:
+        with atomic_files(self._path) as (file,):
             file.write(content.encode())
         self._saved = time.monotonic()
 

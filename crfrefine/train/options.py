@@ -11,7 +11,7 @@ from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
 from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.placement import HERE, Placement
+from crfrefine.runs.execution.executor import HERE, Placement
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
 """What gradients move."""

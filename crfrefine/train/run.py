@@ -62,7 +62,7 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     with (
         torch_in_one_thread(),
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu, check=budget.check) as workers,
-        make_executor("processes", 1, placement) if placement.is_cluster else nullcontext() as executor,
+        make_executor(1, placement) if placement.is_cluster else nullcontext() as executor,
     ):
         return _run_stages(options, device, observer or TrainingObserver(), workers, executor, budget)
 

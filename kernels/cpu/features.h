@@ -1,4 +1,4 @@
-// Features of the compact voxels: intensity over theta_beta first, position over theta_alpha last.
+// Features of the compact voxels: intensities first, positions last, each over its bandwidth.
 #pragma once
 
 #include "cpu/filter.h"

@@ -1,5 +1,5 @@
 // The bilateral kernel as a direct sum over a window: pairs farther apart than kTruncationRadius standard deviations in space are left out,
-// everything else is exact. No lattice, no build; the fastest filter if theta_alpha is a few voxels.
+// everything else is exact. No lattice, no build; the fastest filter if its width is a few voxels.
 //
 // Each unordered pair is visited once (half of the window) and its weight used in both directions; two rows of voxels share
 // their loaded neighbors (window_plan.h).
@@ -217,7 +217,7 @@ class TruncatedFilter final : public Filter {
                     }
                 }
                 for (const PlannedOffset* offset = plan_.offsets.data(); offset < last; ++offset) {
-                    // At the window's ends only one of the rows has a pair: a sixth of the work, if theta_alpha is 1.5 voxels.
+                    // At the window's ends only one of the rows has a pair: a sixth of the work, if the bandwidth is 1.5 voxels.
                     if (offset->exponent[1] == kNoPair) {
                         add_pairs<0, 1>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
                     } else if (offset->exponent[0] == kNoPair) {

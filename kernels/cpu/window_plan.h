@@ -20,7 +20,7 @@ struct PlannedOffset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
-// Squared distances along each axis over theta_alpha, for derivatives only: an offset's share of them, stored apart from the data of
+// Squared distances along each axis over the bandwidth, for derivatives only: an offset's share of them, stored apart from the data of
 // filtering.
 struct OffsetDistances {
     float squared[kRows][kMaxAxes]{};

@@ -212,16 +212,17 @@ def test_names_are_those_of_the_first_description(tmp_path):
     places = [tmp_path / "images" / "a.nii", tmp_path / "logits"]
     assert read_names(places) == Names()
     write(tmp_path / "logits", {"labels": {"left": 1}})
-    assert read_names(places) == Names({1: "1 left"})
+    assert read_names(places) == Names({1: "left"})
     write(tmp_path, DESCRIPTION)
-    assert read_names(places) == Names({0: "0 background", 3: "3 tumor core", 2: "2 edema"}, ("T1", "FLAIR"))
+    assert read_names(places) == Names({0: "background", 3: "tumor core", 2: "edema"}, ("T1", "FLAIR"))
+    assert read_names(places).titles[3] == "3 tumor core"
 
 
 def test_a_description_that_cannot_be_used_is_named_and_the_next_one_is_read(tmp_path):
     write(tmp_path / "images", "{")
     write(tmp_path / "logits", DESCRIPTION)
     found = read_names([tmp_path / "images", tmp_path / "images", tmp_path / "logits"])
-    assert found.labels[3] == "3 tumor core"
+    assert found.labels[3] == "tumor core"
     (note,) = found.notes
     assert note.startswith(f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
     assert note.endswith("; continuing without it")

@@ -119,7 +119,10 @@ def test_values_are_converted_as_typer_converts_them(name):
     ("arguments", "unwanted"),
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
-        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic nibabel"),
+        (
+            "infer {case} -c brats --set mean_field.filter=lattice",
+            "torch cupy SimpleITK matplotlib pydicom scipy.ndimage numpy.ma pydantic nibabel",
+        ),
         pytest.param(
             "info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic nibabel crfrefine.parameters.model", marks=pytest.mark.long
         ),

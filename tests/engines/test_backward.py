@@ -71,7 +71,7 @@ class Problem:
         return kernels, kernels.forward(logits, run), logits, run
 
     def backward(self, kernels, tape, logits, run, *, wants_image=True):
-        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), run, wants_theta=True, wants_image=wants_image)
+        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), wants_theta=True, wants_image=wants_image)
 
     def gradients(self, backend, *, threads=2, **wanted):
         return self.backward(*self.forward(backend, threads=threads), **wanted)
@@ -206,7 +206,7 @@ def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
         spec = kernel_set([((0.9, 1.1, 1.0), (0.8,))], None, normalization="symmetric", filter="truncated", num_labels=3, num_iterations=2)
         kernels = get_backend("cpu").kernels(GridImage(many[:1], inside, (1.0, 1.3, 0.9)), spec, RunContext(threads=2))
         run = MeanFieldSpec(np.full((1, 3), 2.0), 1.0 - np.eye(3), 2)
-        return kernels.backward(kernels.forward(many[1:4], run), many[1:4], many[4:], run, wants_image=True)
+        return kernels.backward(kernels.forward(many[1:4], run), many[1:4], many[4:], wants_image=True)
 
     found, part = gradients(copies), gradients(1)
     for name in ("weights", "theta_position", "theta_intensity"):

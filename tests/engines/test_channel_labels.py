@@ -68,7 +68,7 @@ class Shared:
     def gradients(self, name, dtype=np.float64, **options):
         kernels, logits = self.kernels(get_backend(name), dtype, **options), self.logits.astype(dtype)
         tape = kernels.forward(logits, self.spec)
-        return tape, kernels.backward(tape, logits, self.by_refined.astype(dtype), self.spec, wants_theta=True, wants_image=True)
+        return tape, kernels.backward(tape, logits, self.by_refined.astype(dtype), wants_theta=True, wants_image=True)
 
 
 @st.composite
@@ -144,7 +144,7 @@ def test_the_gpu_takes_shared_channels_where_it_need_not_tell_labels_apart():
     expected = plain.run(logits, case.spec).logits
     np.testing.assert_allclose(kernels.run(logits, case.spec).logits[case.held], expected[case.held], rtol=5e-5, atol=2e-5)
     with pytest.raises(BackendUnavailableError, match=r"gradients.*--device cpu"):
-        kernels.backward(kernels.forward(logits, case.spec), logits, logits, case.spec)
+        kernels.backward(kernels.forward(logits, case.spec), logits, logits)
     for model in MODELS[1:]:
         with pytest.raises(BackendUnavailableError, match=r"Potts.*--device cpu"):
             kernels.run(logits, Shared(np.random.default_rng(2), model=model).spec)

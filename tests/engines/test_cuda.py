@@ -19,6 +19,7 @@ from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -91,7 +92,7 @@ def test_bandwidths_beyond_any_integer_average_everything():
     image, values = np.zeros((2, 4, 5, 7), np.float32), rng.random((4, 4, 5, 7), np.float32)
     for theta_beta, name in (((1.0, 1.0), "truncated"), (None, "auto")):
         kernel = one_kernel(theta_alpha=(1e30,) * 3, theta_beta=theta_beta, filter=name)
-        result = watched_backend().message(values, image if theta_beta else None, None, (1.0, 2.0, 0.5), kernel)
+        result = watched_backend().message(values, GridImage(image, None, (1.0, 2.0, 0.5)), kernel)
         np.testing.assert_allclose(result, np.broadcast_to(values.sum((1, 2, 3), keepdims=True), values.shape), rtol=1e-5)
 
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_computed_is_refused():
         _input(Case(case.logits, image, case.mask, case.spacing), 1.0, 0.1)
     spec = one_kernel(theta_alpha=(2.0,) * 3, theta_beta=(0.2,) * 2, filter="window")
     with pytest.raises(ConfigError, match=r"mean_field\.filter.*exact, truncated, grid and lattice, not 'window'"):
-        cuda_shim.shim_backend().message(case.logits, case.image, None, case.spacing, spec)
+        cuda_shim.shim_backend().message(case.logits, GridImage(case.image, None, case.spacing), spec)
 
 
 def test_memory_that_a_callback_lacks_is_not_the_gpus():

@@ -174,7 +174,7 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
                 weights, penalties = np.full((2, num_labels), 0.5), 1.0 - np.eye(num_labels)
                 model = MeanFieldSpec(weights, penalties, 2, volume_weight=volume, volume_keep="largest")
                 tape = kernels.forward(logits, model)
-                kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=not volume, wants_image=not volume)
+                kernels.backward(tape, logits, np.ones_like(logits), wants_theta=not volume, wants_image=not volume)
     asked = {(source, kernel, *option) for source, kernel, constants in watched.launched for option in constants}
     assert sorted(_options() - asked) == []
     sizes = {f"CRF_{name}" for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "ROWS", "THREADS", "TILE")}

@@ -7,6 +7,7 @@ from cuda_shim import shim_backend
 from oracles import one_kernel, random_case
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 def _message(engine, case, theta_alpha, theta_beta, num_channels=5):
     values = np.random.default_rng(3).random((num_channels, *case.logits.shape[1:])).astype(np.float32)
     spec = one_kernel((theta_alpha,) * len(case.spacing), (theta_beta,) * len(case.image), filter="grid")
-    return engine.message(values, case.image, case.mask, case.spacing, spec)
+    return engine.message(values, GridImage(case.image, case.mask, case.spacing), spec)
 
 
 @pytest.mark.parametrize(

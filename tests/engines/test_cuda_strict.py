@@ -39,7 +39,7 @@ def _built(engine, case, model):
 def _train(engine, case, model):
     kernels, run = _built(engine, case, model), replace(model.mean_field, tolerance=0.0)
     wants = {"wants_image": not run.volume_weight, "wants_theta": not run.volume_weight}
-    kernels.backward(kernels.forward(case.logits, run), case.logits, case.logits, run, **wants)
+    kernels.backward(kernels.forward(case.logits, run), case.logits, case.logits, **wants)
 
 
 def _refine(engine, case, model):
@@ -111,7 +111,7 @@ def test_the_backward_pass_takes_what_is_estimated():
     expected = backward_bytes(case.logits.shape, 7 * 11 * 9, "float32", [5], num_theta=1, num_image=2, num_given=num_given)
     device.reset()
     before = device.used
-    kernels.backward(tape, case.logits, case.logits, run, wants_image=True)
+    kernels.backward(tape, case.logits, case.logits, wants_image=True)
     assert 0.9 * expected < device.most - before < expected + 4096
 
 

@@ -17,6 +17,7 @@ from oracles import grid_kernel, one_kernel, random_case
 
 import crfrefine
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
@@ -40,7 +41,7 @@ def test_the_grid_is_the_documented_one(compiled_backend, num_dims, num_modaliti
     """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
     case = random_case(num_dims, num_modalities, masked=masked)
     values, spec = _values(case), one_kernel((theta_alpha,) * num_dims, (0.13,) * num_modalities, filter="grid")
-    result = compiled_backend.message(values, case.image, case.mask, case.spacing, spec)
+    result = compiled_backend.message(values, GridImage(case.image, case.mask, case.spacing), spec)
     expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
@@ -61,7 +62,7 @@ def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_moda
     shape = (23, 11, 37) if (num_dims, num_modalities) == (3, 1) else GRIDS[num_dims]
     case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
     spec = one_kernel((theta_alpha,) * num_dims, (0.19,) * num_modalities, filter="lattice")
-    arguments = (_values(case), case.image, case.mask, case.spacing, spec)
+    arguments = (_values(case), GridImage(case.image, case.mask, case.spacing), spec)
     result, expected = (engine.message(*arguments) for engine in (compiled_backend, get_backend("reference")))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
@@ -93,7 +94,7 @@ def test_what_the_engine_refuses_has_a_kind(kind, match, changes):
     asked = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
     image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
     with pytest.raises(kind, match=match) as caught:
-        get_backend("cpu").message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), one_kernel(**asked))
+        get_backend("cpu").message(image[:1], GridImage(image, asked.pop("mask"), (1.0, 1.3, 2.0)), one_kernel(**asked))
     assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
 
 
@@ -104,13 +105,14 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path):
     script.write_text(
         "import resource, numpy as np\n"
         "from crfrefine.engines import get_backend\n"
+        "from crfrefine.engines.grid_image import GridImage\n"
         "from crfrefine.parameters.specs import KernelSetSpec, KernelSpec\n"
         "kernels = KernelSetSpec((KernelSpec((2.0,) * 3, (0.2,)),), 'none', 'truncated', num_labels=6, num_iterations=1)\n"
         "engine = get_backend('cpu')\n"
         "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
-        "engine.message(values, image, None, (1.0, 1.3, 2.0), kernels, threads=1)\n"
+        "engine.message(values, GridImage(image, None, (1.0, 1.3, 2.0)), kernels, threads=1)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr

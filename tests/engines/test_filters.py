@@ -12,6 +12,7 @@ from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel,
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError
 
 FLOAT32 = 1e-5
@@ -27,8 +28,7 @@ def _message(backend, case, values, theta_alpha, theta_beta, **settings):
     """Of one kernel, exact and not normalized unless told else; one number stands for all axes or modalities."""
     alpha = np.broadcast_to(theta_alpha, len(case.spacing)).tolist()
     beta = None if theta_beta is None else np.broadcast_to(theta_beta, len(case.image)).tolist()
-    image = None if beta is None else case.image
-    return backend.message(values.astype(np.float32), image, case.mask, case.spacing, one_kernel(alpha, beta, **settings))
+    return backend.message(values.astype(np.float32), GridImage(case.image, case.mask, case.spacing), one_kernel(alpha, beta, **settings))
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated"])

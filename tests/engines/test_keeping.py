@@ -5,6 +5,7 @@ import pytest
 
 from crfrefine import CrfParameters, refine
 from crfrefine.apps.demo.phantom import make_phantom
+from crfrefine.engines.cpu import CpuKernels
 from crfrefine.engines.keeping import KeepingBackend
 from crfrefine.errors import CapacityError
 from crfrefine.refining_again import RefiningAgain
@@ -131,8 +132,12 @@ def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
     again = RefiningAgain()
     run(DENSE, again)
 
-    def refuse(*arguments, **more):
-        raise CapacityError("not enough memory")
+    run_kernels = CpuKernels.run
+
+    def refuse(kernels, *arguments, **more):
+        if kernels.is_kept:
+            raise CapacityError("not enough memory")
+        return run_kernels(kernels, *arguments, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr("crfrefine.engines.cpu.CpuKernels.run", refuse)

@@ -5,6 +5,7 @@ import pytest
 from oracles import one_kernel
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import InputError
 
 SHAPE = (3, 21, 20)
@@ -42,5 +43,7 @@ def test_an_image_that_is_not_finite_is_refused_wherever_it_is_so(value):
     for place in PLACES:
         image[1].flat[place] = value
         with pytest.raises(InputError, match="modality 1 of the image holds values that are not finite"):
-            get_backend("cpu").message(values, image, None, (1.0, 1.5, 0.7), one_kernel((2.0,) * 3, (0.1,) * 2, filter="truncated"))
+            get_backend("cpu").message(
+                values, GridImage(image, None, (1.0, 1.5, 0.7)), one_kernel((2.0,) * 3, (0.1,) * 2, filter="truncated")
+            )
         image[1].flat[place] = 1.0

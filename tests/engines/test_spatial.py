@@ -32,7 +32,9 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma,
         mask[...] = False
         mask[[5, 8, 2, 2, 5, 9], [1, 1, 3, 0, 0, 1], [7, 10, 4, 7, 4, 3]] = True
     given = mask if masked else None
-    found = compiled_backend.message(values, None, given, SPACING, one_kernel(theta_alpha=theta, theta_beta=None))[0]
+    found = compiled_backend.message(
+        values, GridImage(np.zeros((0, *GRID), np.float32), given, SPACING), one_kernel(theta_alpha=theta, theta_beta=None)
+    )[0]
     axes = [_faded_gaussian(np.arange(n) - at, sigma) for n, at in zip(GRID, (5, 1, 7), strict=True)]
     expected = axes[0][:, None, None] * axes[1][:, None] * axes[2] * mask
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
@@ -47,7 +49,7 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend, dtype, rad
     spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
     kernels = compiled_backend.kernels(GridImage(np.zeros((1, *GRID), dtype), None, SPACING), spec)
-    found = kernels.backward(kernels.forward(logits, run), logits, direction, run).theta_gamma
+    found = kernels.backward(kernels.forward(logits, run), logits, direction).theta_gamma
 
     def loss(theta):
         matrices = []

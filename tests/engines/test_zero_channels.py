@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from oracles import SPACINGS, one_kernel
 
 from crfrefine.engines import get_backend
+from crfrefine.engines.grid_image import GridImage
 
 Float32 = NDArray[np.float32]
 
@@ -67,11 +68,11 @@ def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, mask
     cpu, spec = get_backend("cpu"), _kernel(filter_name, num_dims, num_modalities)
     for _ in range(2):
         values = _sparse_channels(shape, num_channels, rng)
-        full = cpu.message(np.where(values == 0.0, TINY, values), image, mask, SPACINGS[num_dims], spec, threads=1)
-        found = cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=1)
+        full = cpu.message(np.where(values == 0.0, TINY, values), GridImage(image, mask, SPACINGS[num_dims]), spec, threads=1)
+        found = cpu.message(values, GridImage(image, mask, SPACINGS[num_dims]), spec, threads=1)
         last_bit = 2.5e-7 if filter_name in ("grid", "lattice") else 0.0
         np.testing.assert_allclose(_without_negligible(found), _without_negligible(full), rtol=last_bit, atol=0.0)
-        np.testing.assert_array_equal(cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=3), found)
+        np.testing.assert_array_equal(cpu.message(values, GridImage(image, mask, SPACINGS[num_dims]), spec, threads=3), found)
 
 
 def test_the_end_of_a_run_receives():
@@ -82,5 +83,7 @@ def test_the_end_of_a_run_receives():
         mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
         mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
         values[..., begin + 19] = 1.0
-        found, expected = (get_backend(name).message(values, image, mask, (1.0, 1.4, 0.3), spec) for name in ("cpu", "reference"))
+        found, expected = (
+            get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec) for name in ("cpu", "reference")
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -42,7 +42,7 @@ class Blobs(Case):
         marginals = softmax(tape.logits)
         by_marginals = np.random.default_rng(7).normal(size=marginals.shape)
         by_refined = marginals * (by_marginals - (marginals * by_marginals).sum(axis=0))
-        return marginals, kernels.backward(tape, self.logits, by_refined.astype(np.float32), run, wants_image=True)
+        return marginals, kernels.backward(tape, self.logits, by_refined.astype(np.float32), wants_image=True)
 
 
 def make_blobs(shape, num_labels, seed, *, softness=0.25, masked=False):

@@ -92,7 +92,7 @@ def _usual_calls():
             model = blobs.model("matrix", spatial=True)
             for kernels in (replace(blobs, image=blobs.image.astype(dtype)).dense(model), blobs.packed(model, 1e-3)):
                 blobs.gradients(kernels, model.mean_field)
-            engine.message(blobs.logits, blobs.image, blobs.mask, blobs.spacing, model.kernels, threads=1)
+            engine.message(blobs.logits, GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, threads=1)
         engine.plan_filters(GridImage(blobs.image, blobs.mask, blobs.spacing), model.kernels, 2)
         engine.softmax(blobs.logits, threads=2)
         engine.channel_ranges(blobs.logits, threads=2)

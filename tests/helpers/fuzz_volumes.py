@@ -20,6 +20,7 @@ from io_helpers import meta_text, nrrd_text
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
+from crfrefine.io.labels import is_nonzero, read_where
 
 Sample = Mapping[str, bytes]
 SHAPE = (2, 3, 4)
@@ -33,7 +34,7 @@ def _read_volume(path, rng):
         case 0:
             assert io.read_labels(path).data.dtype in (np.uint8, np.uint16)
         case 1:
-            assert io.read_mask(path).data.dtype == np.bool_
+            assert read_where(io.read_header(path), is_nonzero).dtype == np.bool_
         case 2:
             io.is_whole(path)
             io.suffix_of(path)

@@ -1,11 +1,27 @@
 """What other processes run in the tests of executors: of a module that they can import by its name."""
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 
 from crfrefine.errors import CapacityError
+
+
+def results(executor, function, items):
+    """What an executor makes of items, in their order; the first error that comes is raised."""
+    with contextlib.closing(executor.map(Numbered(function), list(enumerate(items)))) as outcomes:
+        found = {number: outcome.get() for (number, _), outcome in outcomes}
+    return [found[number] for number in range(len(items))]
+
+
+class Numbered:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, numbered):
+        return self.function(numbered[1])
 
 
 def square(number):

@@ -14,7 +14,7 @@ from io_helpers import affine_of, numbers
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import atomic_file, atomic_files, cannot_write, write_small_file
+from crfrefine.io.atomic import atomic_files, cannot_write, write_small_file
 from crfrefine.io.temporary import temporary_name
 from crfrefine.io.volume import Volume
 
@@ -28,7 +28,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     path = tmp_path / "a.nii.gz"
 
     def write_half():
-        with atomic_file(path) as file:
+        with atomic_files(path) as (file,):
             file.write(b"half")
             raise error
 
@@ -39,7 +39,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     with pytest.raises(error):
         write_half()
     assert path.read_bytes() == b"old"
-    with atomic_file(path) as file:
+    with atomic_files(path) as (file,):
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -124,7 +124,7 @@ def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
 
 
 def test_a_name_that_is_too_long_is_found_out_at_once(tmp_path):
-    with pytest.raises(CrfRefineError, match="cannot be written: File name too long"), atomic_file(tmp_path / ("n" * 256)):
+    with pytest.raises(CrfRefineError, match="cannot be written: File name too long"), atomic_files(tmp_path / ("n" * 256)):
         pytest.fail("the block was begun")
     assert names(tmp_path) == set()
 
@@ -144,7 +144,7 @@ def test_a_link_stays_and_the_file_behind_it_is_written(old, linked):
     (here / "a.nii.gz").symlink_to(Path("..", "scratch", "b.nii.gz"))
     if old is not None:
         (scratch / "b.nii.gz").write_bytes(old)
-    with atomic_file(here / "a.nii.gz") as file:
+    with atomic_files(here / "a.nii.gz") as (file,):
         file.write(b"new")
         assert [path.name.startswith(".b.nii.gz.tmp-") for path in scratch.glob(".*")] == [True]
     assert (here / "a.nii.gz").is_symlink()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from crfrefine.io import temporary
-from crfrefine.io.atomic import atomic_file, check_writable, write_small_file
+from crfrefine.io.atomic import atomic_files, check_writable, write_small_file
 from crfrefine.io.temporary import open_scratch, remove_leftovers
 
 WRITER = """
@@ -82,7 +82,7 @@ def test_a_file_of_a_living_process_stays_and_becomes_whole(storage, tmp_path):
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
         before = names(tmp_path)
-        with atomic_file(tmp_path / "own"):
+        with atomic_files(tmp_path / "own"):
             remove_leftovers(tmp_path)
             assert len(names(tmp_path)) == 3
         (tmp_path / "own").unlink()

@@ -17,7 +17,7 @@ from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.plain_nifti import read_plain
+from crfrefine.io.nifti_header import facts_of_plain, read_plain
 
 # sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
 FLOAT32_MM = 1e-4
@@ -85,14 +85,13 @@ def test_plain_headers_say_what_nibabel_reads(affine, changes):
         return
     nibabels = nib.Nifti1Header(bytes(block), check=False)
     nibabels.check_fix(logger=QUIET, error_level=40)
-    assert nibabels.binaryblock == bytes(block) == plain.binaryblock == pickle.loads(pickle.dumps(plain)).binaryblock
-    for say in ("get_data_shape", "get_data_dtype", "get_slope_inter"):
-        assert getattr(plain, say)() == getattr(nibabels, say)()
-    for say in ("get_qform", "get_sform"):
-        (ours, code), (theirs, its_code) = getattr(plain, say)(coded=True), getattr(nibabels, say)(coded=True)
-        assert code == its_code
+    assert nibabels.binaryblock == bytes(block) == plain.tobytes() == pickle.loads(pickle.dumps(plain)).tobytes()
+    facts = facts_of_plain(plain)
+    assert (facts.shape, facts.dtype) == (nibabels.get_data_shape(), nibabels.get_data_dtype())
+    assert (facts.slope, facts.intercept) == nibabels.get_slope_inter()
+    for ours, (theirs, _) in ((facts.qform, nibabels.get_qform(coded=True)), (facts.sform, nibabels.get_sform(coded=True))):
         np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_array_equal(plain.get_best_affine(), nibabels.get_best_affine())
+    np.testing.assert_array_equal(facts.affine, nibabels.get_best_affine())
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
@@ -363,6 +362,15 @@ def test_values_that_are_not_finite_are_counted_and_located(value, kind, dtype, 
     # Their sum overflows, which is how infinity is looked for first.
     large = np.full((30, 40, 50), 3e38, np.float32)
     np.testing.assert_array_equal(io.read_volume(save_nifti(tmp_path / "a.nii.gz", large)).data, large)
+
+
+def test_integers_are_not_finite_if_their_scaling_is_too_large(tmp_path):
+    data = np.zeros((5, 6, 7), np.int16)
+    data[2, 3, 4] = 30_000
+    path = tmp_path / "a.nii.gz"
+    assert io.read_volume(save_nifti(path, data, slope=1e34)).data.max() == pytest.approx(3e38)
+    with pytest.raises(InputError, match=r"1 of 210 values are NaN or infinite; the first one \(infinite\) is at voxel \(2, 3, 4\)"):
+        io.read_volume(save_nifti(path, data, slope=1e35))
 
 
 def test_files_that_are_not_there(tmp_path):

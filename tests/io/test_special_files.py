@@ -15,7 +15,7 @@ from special_file_helpers import Reader, kind_of, make_device, make_pipe
 
 from crfrefine import io
 from crfrefine.errors import ConfigError, CrfRefineError
-from crfrefine.io.atomic import atomic_file, remove_file, write_small_file
+from crfrefine.io.atomic import atomic_files, remove_file, write_small_file
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 
@@ -96,7 +96,7 @@ def test_what_was_not_written_is_not_removed_either(tmp_path):
     assert kind_of(path) == stat.S_IFIFO
     link, target = tmp_path / "link", tmp_path / "target"
     link.symlink_to(target)
-    with atomic_file(link) as file:
+    with atomic_files(link) as (file,):
         file.write(b"new")
     remove_file(link)
     remove_file(link)

@@ -50,13 +50,13 @@ def test_sides_are_right_however_the_volume_is_stored(axes, signs):
         assert (x - size[across] / 2) * (letters["RA"[across]][0] - size[across] / 2) > 0
         assert (y - size[up] / 2) * (letters["RAS"[up]][1] - size[up] / 2) > 0
     viewer = viewer_case(case, 10**9)
-    num_x, num_y, num_z = viewer.shape
+    num_x, num_y, num_z = viewer.spec["shape"]
     for picture in (
         decoded(viewer.images[0])[..., 0] > decoded(viewer.images[0])[..., 0].max() / 2,
         decoded(viewer.overlays["changes"])[..., 3] > 0,
     ):
         rows, columns = np.nonzero(picture)
-        slices = rows // num_z * sprite_columns(viewer.shape) + columns // num_y
+        slices = rows // num_z * sprite_columns(viewer.spec["shape"]) + columns // num_y
         assert slices.mean() < num_x / 2, "the right comes first"
         assert (columns % num_y).mean() > num_y / 2, "the front lies to the right"
         assert (rows % num_z).mean() < num_z / 2, "the top lies above"
@@ -121,8 +121,8 @@ def test_the_modality_with_the_clearest_border_is_shown_and_named():
     assert "FLAIR &lt;1&gt;" in panel[1]
     assert "<title>1 front &lt;part&gt;</title>" in cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[1][1]
     viewer = viewer_case(case, 10**9)
-    assert [modality["name"] for modality in viewer.spec()["modalities"]] == ["T2", "FLAIR <1>"]
-    assert viewer.spec()["modality"] == 1
+    assert [modality["name"] for modality in viewer.spec["modalities"]] == ["T2", "FLAIR <1>"]
+    assert viewer.spec["modality"] == 1
 
 
 def test_smaller_volumes_keep_their_size_in_mm_and_invent_no_labels_and_a_viewer_keeps_to_its_budget():
@@ -193,7 +193,7 @@ def test_slices_of_a_single_voxel_and_maps_without_labels_can_be_shown():
     flat = np.ones((6, 5, 1), np.uint8)
     case = upright_case(CaseImages("flat", flat.astype(np.float32)[None], flat, flat, flat, np.diag([1.0, 1.0, 5.0, 1.0])))
     assert [cut.name for cut in cuts_of("x", case, "a", "b")] == ["axial"], "the others are lines"
-    assert viewer_case(case, 10**6).shape == (6, 5, 1)
+    assert viewer_case(case, 10**6).spec["shape"] == (6, 5, 1)
     nothing = np.zeros((5, 6, 7), np.uint8)
     case = upright_case(CaseImages("empty", (nothing + np.float32(2))[None], nothing, nothing, nothing, np.diag([-1.0, -1.0, 1.0, 1.0])))
     assert case.after.shape == (5, 6, 7), "the whole grid"

@@ -13,6 +13,7 @@ from pretended_gpus import SITE
 from script_imports import importing_from
 
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -64,7 +65,7 @@ def _cases(device):
     mask, image = rng.random((5, 4, 7)) < 0.7, rng.random((1, 5, 4, 7), dtype=np.float32)
     for filter_name, theta_beta in (("exact", (0.4,)), ("auto", None)):
         kernels = KernelSetSpec((KernelSpec((1.2, 1.1, 1.7), theta_beta),), "symmetric", filter_name, num_labels=3, num_iterations=1)
-        CudaBackend(device).message(rng.random((3, 5, 4, 7), dtype=np.float32), image, mask, (1.0, 0.8, 1.5), kernels)
+        CudaBackend(device).message(rng.random((3, 5, 4, 7), dtype=np.float32), GridImage(image, mask, (1.0, 0.8, 1.5)), kernels)
 
 
 @needs_compiler

@@ -6,8 +6,20 @@ import pytest
 
 from crfrefine.base import memory, threads
 from crfrefine.base.control_groups import control_groups, core_quota
-from crfrefine.base.memory import MemoryLimit, format_size, memory_limit, parse_size, require_memory
-from crfrefine.base.memory_sources import LARGEST, OwnUse, batch_limits, control_group_limits, machine_limit, own_use, resource_limits
+from crfrefine.base.memory import (
+    LARGEST,
+    MemoryLimit,
+    OwnUse,
+    batch_limits,
+    control_group_limits,
+    format_size,
+    machine_limit,
+    memory_limit,
+    own_use,
+    parse_size,
+    require_memory,
+    resource_limits,
+)
 from crfrefine.base.threads import SHARE, available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
 

@@ -10,7 +10,7 @@ import pytest
 
 from crfrefine.io import temporary
 from crfrefine.io.temporary import open_scratch
-from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
+from crfrefine.runs.infer.records import RECORD_FOLDER
 
 HELPER = Path(__file__).resolve().parents[1] / "helpers" / "other_system.py"
 SYSTEMS = ("macos", "windows")

@@ -21,7 +21,7 @@ from crfrefine.runs.execution import factory
 from crfrefine.runs.execution.cluster import connection as cluster_connection
 from crfrefine.runs.execution.cluster import run as cluster_run
 from crfrefine.runs.execution.cluster.on_worker import Description
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Placement
 
 pytestmark = [
     pytest.mark.long,
@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 
 def make(address, **placement):
-    return factory.make_executor("processes", 1, Placement(dask=address, **placement))
+    return factory.make_executor(1, Placement(dask=address, **placement))
 
 
 def test_an_item_whose_process_dies_once_is_tried_again_and_one_that_dies_twice_is_given_up(address, tmp_path):
@@ -97,7 +97,7 @@ def test_whoever_stops_early_leaves_nothing_on_the_cluster(address, tmp_path):
 def test_a_process_has_the_folder_and_its_share_of_the_worker(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with make(address, threads=3) as executor:
-        assert executor.results(pool_functions.where, [0]) == [(str(tmp_path), "3", None)]
+        assert pool_functions.results(executor, pool_functions.where, [0]) == [(str(tmp_path), "3", None)]
 
 
 def test_a_worker_with_another_version_is_refused_at_the_start_or_when_it_comes(address, monkeypatch):
@@ -120,18 +120,18 @@ def test_workers_that_would_share_a_gpu_are_refused():
         cluster_connection.check_devices({"x": Description("host", "0", 4, 2)})
     assert (Description("host", None, 7, 2).share, Description("host", None, 1, 2).share) == (3, 1)
     with pytest.raises(InputError, match="--workers 2 with a GPU: its cases would share the GPU"):
-        factory.make_executor("processes", 1, Placement(workers=2, one_per_device=True))
+        factory.make_executor(1, Placement(workers=2, one_per_device=True))
 
 
 def test_an_item_gets_the_memory_of_its_worker_and_goes_to_one_with_enough():
     """What the smaller worker refuses is computed on the larger one, while it does the rest. In the end comes one without a limit."""
     small, large, none = (need * MIB for need in (10, 1500, 5000))
     with cluster_in_process(1, 512 * MIB) as cluster, make(cluster.scheduler_address) as executor:
-        assert executor.results(pool_functions.fill_memory, [1000]) == [1000]
+        assert pool_functions.results(executor, pool_functions.fill_memory, [1000]) == [1000]
         ((_, outcome),) = executor.map(pool_functions.fill_memory, [512 * MIB])
         assert isinstance(outcome.error, CapacityError)
         assert "of the cluster's worker, and was stopped" in str(outcome.error)
-        folder, _, memory = executor.results(pool_functions.where, [0])[0]
+        folder, _, memory = pool_functions.results(executor, pool_functions.where, [0])[0]
         assert 0 < int(memory) < 512 * MIB
         assert folder == str(Path.cwd())
         add_worker(cluster, memory_limit=4000 * MIB)
@@ -146,7 +146,7 @@ def test_an_item_gets_the_memory_of_its_worker_and_goes_to_one_with_enough():
         ((_, outcome),) = executor.map(pool_functions.need_memory, [(0, none)])
         assert isinstance(outcome.error, CapacityError)
         add_worker(cluster, memory_limit=0)
-        assert len(executor.results(pool_functions.need_memory, [(number, none) for number in range(2)])) == 2
+        assert len(pool_functions.results(executor, pool_functions.need_memory, [(number, none) for number in range(2)])) == 2
 
 
 def test_an_address_that_nobody_answers_is_said():
@@ -172,7 +172,7 @@ def test_a_run_waits_for_workers_the_cluster_forgets_what_it_told_and_a_schedule
     with short, cluster_in_process(0) as cluster, make(cluster.scheduler_address) as executor:
         threading.Timer(1.0, cluster.scale, [1]).start()
         with pytest.warns(RuntimeWarning, match="has no workers: waiting for them"):
-            assert executor.results(pool_functions.repeat, [3, 1 << 16]) == [b"xxx", b"x" * (1 << 16)]
+            assert pool_functions.results(executor, pool_functions.repeat, [3, 1 << 16]) == [b"xxx", b"x" * (1 << 16)]
         scheduler, client = cluster.scheduler, executor._connection.client
         assert not any("crfrefine" in topic for topic in scheduler._broker._topics)
         wait_until(lambda: not [key for key in scheduler.tasks if "crfrefine" in str(key)])

@@ -1,4 +1,4 @@
-"""What all executors promise alike: serial, in threads, in processes with and without limits, and on a Dask cluster.
+"""What all executors promise alike: one item after the other, in processes with and without limits, and on a Dask cluster.
 
 Each item has its outcome, an error or a lost worker costs its item alone, and nothing is left behind.
 """
@@ -13,11 +13,10 @@ import pytest
 from evaluation_helpers import children
 
 from crfrefine.errors import InputError
-from crfrefine.runs.execution.executor import Serial
+from crfrefine.runs.execution.executor import Placement
 from crfrefine.runs.execution.factory import Processes, make_executor
-from crfrefine.runs.execution.placement import Placement
 from crfrefine.runs.execution.process import Limits
-from crfrefine.runs.execution.threads import Threads
+from crfrefine.runs.execution.threads import Workers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -26,18 +25,18 @@ pytestmark = [
 ]
 
 SEPARATE = ["processes", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("processes with limits", "cluster"))]
-KINDS = ["serial", "threads", *SEPARATE]
-QUICK = ["serial", "threads", "processes", "cluster"]
+KINDS = ["serial", *SEPARATE]
+QUICK = ["serial", "processes", "cluster"]
 
 
 @pytest.fixture
 def make(request):
     def executor(kind, seconds=None):
         if kind == "cluster":
-            return make_executor("processes", 1, Placement(dask=request.getfixturevalue("address"), case_timeout=seconds))
+            return make_executor(1, Placement(dask=request.getfixturevalue("address"), case_timeout=seconds))
         if kind == "processes with limits":
-            return make_executor("processes", 2, Placement(case_timeout=seconds or 600.0))
-        return Serial() if kind == "serial" else make_executor(kind, 2)
+            return make_executor(2, Placement(case_timeout=seconds or 600.0))
+        return make_executor(1 if kind == "serial" else 2)
 
     return executor
 
@@ -54,24 +53,19 @@ def test_every_item_has_its_result(make, kind):
             found.append((item, outcome.get()[0]))
             processes.add(outcome.get()[1])
         assert list(executor.map(pool_functions.square, [], begun.append)) == []
-        assert executor.results(pool_functions.square, []) == []
-        assert executor.results(pool_functions.square_slowly_from_the_end, range(5)) == [0, 1, 4, 9, 16]
+        assert pool_functions.results(executor, pool_functions.square, []) == []
+        assert pool_functions.results(executor, pool_functions.square_slowly_from_the_end, range(5)) == [0, 1, 4, 9, 16]
         sizes = [10, 1 << 14, 1 << 20]  # larger than a pipe or an event of the cluster takes at once
-        assert [len(result) for result in executor.results(pool_functions.repeat, sizes)] == sizes
+        assert [len(result) for result in pool_functions.results(executor, pool_functions.repeat, sizes)] == sizes
     assert sorted(found) == [(number, number**2) for number in (0, 1, 2, 3, 3, 4)]
     assert sorted(begun) == [0, 1, 2, 3, 3, 4]
-    assert processes == {os.getpid()} if kind in ("serial", "threads") else os.getpid() not in processes
+    assert processes == {os.getpid()} if kind == "serial" else os.getpid() not in processes
     assert len(processes) <= 2
 
 
-def test_one_worker_is_the_caller():
-    for kind, executor in {"threads": Threads, "processes": Processes}.items():
-        assert isinstance(make_executor(kind, 1), Serial)
-        assert isinstance(make_executor(kind, 2), executor)
-    with pytest.raises(ValueError, match="'dusk'"):
-        make_executor("dusk", 2)
+def test_a_single_item_needs_no_process():
     ((_, outcome),) = Processes(2).map(pool_functions.square, [3])
-    assert outcome.get() == (9, os.getpid()), "a single item needs no process"
+    assert outcome.get() == (9, os.getpid())
 
 
 @pytest.mark.parametrize("kind", QUICK)
@@ -84,13 +78,13 @@ def test_an_error_costs_its_item_alone_and_says_where_it_was_raised(make, kind):
         assert "no 2" in failed.failure.message
         assert "in fail_at_two" in failed.failure.traceback
         with pytest.raises(ValueError, match="no 2"):
-            executor.results(pool_functions.fail_at_two, range(4))
+            pool_functions.results(executor, pool_functions.fail_at_two, range(4))
 
 
 def test_of_several_errors_the_one_of_the_first_item_is_raised():
     """Which one comes first depends on the machine; what a command says must not."""
-    with Threads(3) as executor, pytest.raises(ValueError, match="no 0"):
-        executor.results(pool_functions.fail_from_the_end, range(3))
+    with Workers(3) as workers, pytest.raises(ValueError, match="no 0"):
+        workers.run(lambda item, _: pool_functions.fail_from_the_end(item), range(3))
 
 
 @pytest.mark.parametrize("kind", SEPARATE)
@@ -136,7 +130,7 @@ def test_an_item_that_takes_too_long_is_given_up_alone(make, kind):
 
 def test_the_time_of_an_item_does_not_begin_before_its_process_is_ready():
     with Processes(1, Limits(seconds=1.0)) as executor:
-        assert executor.results(pool_functions.LoadedSlowly(), [-1]) == [1]
+        assert pool_functions.results(executor, pool_functions.LoadedSlowly(), [-1]) == [1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +162,7 @@ def test_whoever_stops_early_may_go_on_with_other_items(make, kind):
             next(outcomes)
         with pytest.raises(StopError):
             list(executor.map(pool_functions.sleep, [0.02] * 50, started))
-        assert executor.results(pool_functions.repeat, [2, 1]) == [b"xx", b"x"]
+        assert pool_functions.results(executor, pool_functions.repeat, [2, 1]) == [b"xx", b"x"]
     assert len(begun) < 50
 
 
@@ -186,7 +180,7 @@ def test_a_script_is_not_run_again_in_each_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import math\nfrom crfrefine.runs.execution.factory import make_executor\n"
-        "with make_executor('processes', 2) as executor:\n    print(executor.results(math.sqrt, [1.0, 4.0]))\n"
+        "with make_executor(2) as executor:\n    print(sorted(outcome.get() for _, outcome in executor.map(math.sqrt, [1.0, 4.0])))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stderr, done.stdout) == ("", "[1.0, 2.0]\n")

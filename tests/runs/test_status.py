@@ -13,9 +13,8 @@ from cli_helpers import Folders, load_nifti, run_here, save_nifti, write_case, w
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
+from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, RunSummary
 from crfrefine.runs.infer.run import run_inference
-from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
 from crfrefine.runs.infer.summary_writing import summary_file
 from crfrefine.runs.status.finding import find_status
 from crfrefine.runs.status.report import quote, rest_command, summary_of_part

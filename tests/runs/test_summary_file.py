@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cli_helpers import command, files_in, infer, load_nifti, refined, save_nifti, write_folders
 
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.summary_reading import RECORD_FOLDER, read_summary
+from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, RunSummary
+from crfrefine.runs.infer.summary_reading import read_summary
 from crfrefine.runs.infer.summary_writing import SAVE_SECONDS, SummaryFile
 
 
@@ -264,7 +264,7 @@ def test_saves_are_seldom_and_none_is_lost(tmp_path):
     started = time.monotonic()
     for number in range(300):
         summary.cases.append(CaseRecord(f"case{number:04d}", "done"))
-        file.save_soon()
+        file.case_ended(CaseRecord("a"))
         time.sleep(0.0005)
         if path.exists():
             seen.add(path.stat().st_ino)
@@ -276,6 +276,6 @@ def test_saves_are_seldom_and_none_is_lost(tmp_path):
     assert content(path)["interrupted"]
     file.save_last()
     assert not content(path)["interrupted"]
-    file.save_soon()
+    file.case_ended(CaseRecord("a"))
     time.sleep(0.05)
     assert not content(path)["interrupted"], "saved after the end"

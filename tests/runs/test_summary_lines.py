@@ -9,8 +9,8 @@ from cli_helpers import infer
 from special_file_helpers import Reader, make_pipe
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.runs.infer.records import CaseRecord, RunSummary
-from crfrefine.runs.infer.summary_reading import RECORD_FOLDER, read_summary
+from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, RunSummary
+from crfrefine.runs.infer.summary_reading import read_summary
 from crfrefine.runs.infer.summary_writing import SummaryLines, summary_file
 
 

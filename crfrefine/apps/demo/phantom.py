@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32, Float64
+
 NUM_LABELS = 4
 
 _HEAD_SCALE_MM = 80.0  # the lengths below fit a field of view of about this size; smaller phantoms scale them down
@@ -32,13 +34,13 @@ _INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.7
 class Phantom:
     """A synthetic case."""
 
-    image: NDArray[np.float32]  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
+    image: Float32  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
     labels: NDArray[np.uint8]  # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
-    logits: NDArray[np.float32]  # (4, *grid) float32, as from a mediocre network.
+    logits: Float32  # (4, *grid) float32, as from a mediocre network.
     spacing: tuple[float, float, float]  # mm, one per grid axis.
 
     @property
-    def affine(self) -> NDArray[np.float64]:
+    def affine(self) -> Float64:
         """Voxel to world (RAS+, mm), the grid's center at the origin."""
         affine = np.diag([*self.spacing, 1.0])
         affine[:3, 3] = [-(n - 1) / 2 * step for n, step in zip(self.labels.shape, self.spacing, strict=True)]
@@ -71,9 +73,7 @@ class PhantomFiles:
 
 
 def make_phantom(
-    seed: int = 0,
-    grid_shape: tuple[int, int, int] = (96, 84, 40),
-    spacing: tuple[float, float, float] = (0.9, 0.9, 2.0),
+    seed: int = 0, grid_shape: tuple[int, int, int] = (96, 84, 40), spacing: tuple[float, float, float] = (0.9, 0.9, 2.0)
 ) -> Phantom:
     """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network.
 
@@ -123,7 +123,7 @@ def _draw_anatomy(
     return labels, tissue
 
 
-def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Sequence[float], scale: float) -> NDArray[np.float32]:
+def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Sequence[float], scale: float) -> Float32:
     """Return two modalities with partial volume, texture, a bias field and noise."""
     from scipy.ndimage import gaussian_filter
 
@@ -137,9 +137,7 @@ def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Se
     return image
 
 
-def _imitate_network(
-    rng: np.random.Generator, labels: NDArray[np.uint8], head: NDArray[np.bool_], spacing: Sequence[float], scale: float
-) -> NDArray[np.float32]:
+def _imitate_network(rng: np.random.Generator, labels: NDArray[np.uint8], head: Bool, spacing: Sequence[float], scale: float) -> Float32:
     """Return logits: blurred scores with wandering borders, then islands of false labels and holes in true ones."""
     from scipy.ndimage import gaussian_filter
 
@@ -159,7 +157,7 @@ def _imitate_network(
     return logits
 
 
-def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> NDArray[np.float32]:
+def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
     """Return the normalized squared radius of each voxel: below 1 inside; `center` and `radii` are fractions of the field of view."""
     squared = np.zeros(grid_shape, np.float32)
     for axis, (size, middle, radius) in enumerate(zip(grid_shape, center, radii, strict=True)):
@@ -168,7 +166,7 @@ def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequ
     return squared
 
 
-def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> NDArray[np.float32]:
+def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> Float32:
     """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 far away."""
     axes = [(np.arange(n, dtype=np.float32) - c) * step for n, c, step in zip(grid_shape, center, spacing, strict=True)]
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
@@ -176,7 +174,7 @@ def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray
     return np.asarray(1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32)
 
 
-def _smooth_noise(rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], length: float) -> NDArray[np.float32]:
+def _smooth_noise(rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], length: float) -> Float32:
     """Return noise with unit variance and a correlation length in mm."""
     from scipy.ndimage import gaussian_filter
 

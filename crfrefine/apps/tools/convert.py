@@ -12,8 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
-from crfrefine.base.geometry import TIMES
-from crfrefine.base.text import counted
+from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.region_reading import RegionReading, find_regions
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.base.array_types import Float32
 
 
 def convert_file(
@@ -85,7 +85,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
         raise InputError(
             f"{error}\n  A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images."
         ) from None
-    segments = header.segments or named_segments(read_names([header.path]).plain_labels)
+    segments = header.segments or named_segments(read_names([header.path]).labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
     # Whole numbers may be those of an image, too, where a scanner has no scaling.
     kind = "image" if _is_series(header) or looks_like_image(labels.data) else "label map"
@@ -105,7 +105,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
     if scheme is not None:
         return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
-        segments = named_segments(read_names([header.path]).plain_labels)
+        segments = named_segments(read_names([header.path]).labels)
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments, is_refined=False)
         return f"{_told(header)} -> {target}: label map"
     if needs_kind:
@@ -116,7 +116,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
 
 
 def _convert_regions(
-    header: VolumeHeader, target: Path, to: str | None, like: Volume, values: NDArray[np.float32], kind: str | None, scheme: RegionScheme
+    header: VolumeHeader, target: Path, to: str | None, like: Volume, values: Float32, kind: str | None, scheme: RegionScheme
 ) -> str:
     """Write the channels of regions as log-odds, as probabilities, or as the label map that nnU-Net makes of them."""
     order = file_order(values)
@@ -135,7 +135,7 @@ def _convert_regions(
     return f"{source} -> {target}: {written}"
 
 
-def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
+def _as_kind(values: Float32, kind: str | None, to: str | None, path: Path) -> tuple[Float32, str]:
     """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
     order = file_order(values)
     stored = order.to_storage(values)  # contiguous

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from crfrefine import io
 from crfrefine.base.failures import Causes, Failure, failing_alone
-from crfrefine.base.geometry import TIMES, describe_grid
-from crfrefine.base.text import counted, listed
+from crfrefine.base.geometry import describe_grid
+from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions
@@ -21,8 +21,7 @@ from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Float32
 
 _MOST_LISTED_VALUES = 32
 
@@ -183,7 +182,7 @@ def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
     return lines
 
 
-def _count_whole_values(values: NDArray[np.float32]) -> list[tuple[str, str]]:
+def _count_whole_values(values: Float32) -> list[tuple[str, str]]:
     """Return how often each value occurs if there are only a few whole numbers, as in a label map."""
     import numpy as np
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +18,8 @@ from crfrefine.pages.pictures.planes import choose_places
 from crfrefine.pages.pictures.windows import Window, choose_window
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.cases.reading_options import ReadingOptions
     from crfrefine.parameters.model import CrfParameters
 
@@ -30,11 +29,11 @@ class TuneCase:
     """A case, read once."""
 
     files: CaseFiles  # Its paths.
-    image: NDArray[np.float32]  # (M, *grid) float32, raw intensities.
-    logits: NDArray[np.float32] | None  # (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
-    network: NDArray[np.unsignedinteger[Any]]  # (*grid), the network's own labels.
-    mask: NDArray[np.bool_] | None  # (*grid) of a mask file; None: there is none.
-    reference: NDArray[np.unsignedinteger[Any]] | None  # (*grid) labels; None: there is none.
+    image: Float32  # (M, *grid) float32, raw intensities.
+    logits: Float32 | None  # (L, *grid) float32; of regions (R, *grid) log-odds; None: the network's output is a label map.
+    network: Labels  # (*grid), the network's own labels.
+    mask: Bool | None  # (*grid) of a mask file; None: there is none.
+    reference: Labels | None  # (*grid) labels; None: there is none.
     spacing: tuple[float, ...]  # mm, one per grid axis.
     num_labels: int  # L of label maps, background included.
     channel_labels: tuple[int, ...]  # The labels that occur, if the network's output is a label map.
@@ -58,9 +57,9 @@ class TuneCase:
         return tuple(float(self.spacing[axis]) for axis in self.pose.axis_order)
 
     @cached_property
-    def nonzero(self) -> NDArray[np.bool_]:
+    def nonzero(self) -> Bool:
         """(*grid), True where any modality is not 0."""
-        found: NDArray[np.bool_] = self.image[0] != 0
+        found: Bool = self.image[0] != 0
         for modality in self.image[1:]:
             found |= modality != 0
         return found
@@ -71,7 +70,7 @@ class TuneCase:
         structure = self.network > 0
         return tuple(choose_window(modality, structure) for modality in self.image)
 
-    def mask_for(self, parameters: CrfParameters) -> NDArray[np.bool_] | None:
+    def mask_for(self, parameters: CrfParameters) -> Bool | None:
         """Return where the model applies, (*grid), as `infer` has it for these parameters; None: everywhere."""
         if self.mask is not None or parameters.intensity.mask != "nonzero":
             return self.mask

@@ -18,10 +18,9 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.refining_again import RefiningAgain
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.apps.tune.case import TuneCase
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.engines.base import Progress
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.result import RefinementResult
@@ -58,13 +57,10 @@ class CaseRefiner:
         self._threads, self._device = threads, device
         self._again = RefiningAgain()
         self._lock = threading.Lock()
-        self._normalized: tuple[object, NDArray[np.float32]] | None = None
+        self._normalized: tuple[object, Float32] | None = None
 
     def refine_whole(
-        self,
-        parameters: CrfParameters,
-        progress: Progress | None = None,
-        show: Callable[[int, int, NDArray[np.unsignedinteger[Any]]], None] | None = None,
+        self, parameters: CrfParameters, progress: Progress | None = None, show: Callable[[int, int, Labels], None] | None = None
     ) -> RefinementResult:
         """Return the refined case: the result of `infer` with these parameters. One call at a time.
 
@@ -109,7 +105,7 @@ class CaseRefiner:
         context = RunContext(self._threads)
         return refine_network(network, image, spacing=case.spacing, parameters=plain, mask=inside, device=self._device, context=context)
 
-    def _normalized_image(self, parameters: CrfParameters, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    def _normalized_image(self, parameters: CrfParameters, mask: Bool | None) -> Float32:
         """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""
         with self._lock:
             if self._normalized is None or self._normalized[0] != parameters.intensity:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.base.failures import describe_failure
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +19,7 @@ class Shown:
 
     number: int  # Of the request that it answers.
     box: Box | None  # The part of the grid that it covers; None: all of it.
-    labels: NDArray[Any]  # (*grid), or (*box).
+    labels: Array  # (*grid), or (*box).
     facts: dict[str, Any]  # What to say about it, as JSON.
 
 

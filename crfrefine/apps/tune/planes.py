@@ -9,10 +9,9 @@ import numpy as np
 from crfrefine.pages.pictures.planes import PLANES, planes_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.apps.tune.case import TuneCase
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array
 
 UNKNOWN = 0xFFFF
 """In place of a refined label outside of the refined box."""
@@ -40,7 +39,7 @@ def shown_planes(case: TuneCase) -> list[dict[str, Any]]:
     return planes
 
 
-def plane_bytes(case: TuneCase, refined: NDArray[Any] | None, box: Box | None, number: int, index: int, modality: int) -> bytes:
+def plane_bytes(case: TuneCase, refined: Array | None, box: Box | None, number: int, index: int, modality: int) -> bytes:
     """Return a plane, row by row from the top: network, refined and reference as 16-bit labels, then gray as bytes.
 
     The refined labels cover a box, all of the grid (None), or nothing yet (None): the rest is UNKNOWN. `number` is of `PLANES`, and `index`
@@ -51,8 +50,8 @@ def plane_bytes(case: TuneCase, refined: NDArray[Any] | None, box: Box | None, n
     if len(where) == 3:
         where[3 - across - up] = index
 
-    def cut(array: NDArray[Any]) -> NDArray[Any]:
-        plane: NDArray[Any] = case.pose.turn(array)[tuple(where)].T[::-1]
+    def cut(array: Array) -> Array:
+        plane: Array = case.pose.turn(array)[tuple(where)].T[::-1]
         return plane
 
     network = cut(case.network)

@@ -209,7 +209,7 @@ class Session:
         return tuple(Region(name, labels) for name, labels in zip(case.regions.names, case.regions.labels, strict=True))
 
     def _label_name(self, label: int) -> str:
-        return "background" if label == 0 else self._inputs.names.labels.get(label, f"label {label}")
+        return "background" if label == 0 else self._inputs.names.titles.get(label, f"label {label}")
 
     def _described_parameters(self, state: _State) -> dict[str, Any]:
         labels = [self._label_name(label) for label in range(state.refiner.case.num_labels)]

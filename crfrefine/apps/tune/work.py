@@ -24,9 +24,8 @@ from crfrefine.errors import ConfigError
 from crfrefine.metrics.counts import OverlapCounts, dice
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Array
     from crfrefine.metrics.regions import Region
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.result import RefinementResult
@@ -67,7 +66,7 @@ class Request:
     parameters: CrfParameters  # The model.
     regions: tuple[Region, ...]  # Labels that count together in the table.
     box: Box | None = None  # What to refine first; None: nothing.
-    in_box: NDArray[Any] | None = None  # Its labels, once they are known.
+    in_box: Array | None = None  # Its labels, once they are known.
 
 
 class Work:
@@ -117,7 +116,7 @@ class Work:
             if self._news.has_ended or (wanted.box is not None and wanted.number != self._news.number):
                 raise _StaleError
 
-        def show(step: int, num_steps: int, labels: NDArray[Any]) -> None:
+        def show(step: int, num_steps: int, labels: Array) -> None:
             nonlocal last
             if time.perf_counter() - last < STEP_SECONDS:
                 return
@@ -139,7 +138,7 @@ class Work:
         facts = self._facts(wanted, result.label_map, None, started) | _outcome(result)
         self._news.publish(Shown(wanted.number, None, result.label_map, facts), "")
 
-    def _facts(self, wanted: Request, labels: NDArray[Any], box: Box | None, started: float, frame: Box | None = None) -> dict[str, Any]:
+    def _facts(self, wanted: Request, labels: Array, box: Box | None, started: float, frame: Box | None = None) -> dict[str, Any]:
         """Return what can be said of labels of the whole case, or of a box; `frame` is a box that is drawn all the same."""
         case, part, frame = wanted.refiner.case, box or (), box or frame
         reference = None if case.reference is None else case.reference[part]
@@ -172,7 +171,7 @@ Row = dict[str, int | float | str | None]
 
 
 def score_labels(
-    network: NDArray[Any], refined: NDArray[Any], reference: NDArray[Any] | None, num_labels: int, regions: Sequence[Region] = ()
+    network: Array, refined: Array, reference: Array | None, num_labels: int, regions: Sequence[Region] = ()
 ) -> tuple[list[Row], int]:
     """Return a row of each label that occurs, then of each region, background aside; and how many voxels have another label after.
 

@@ -33,11 +33,6 @@ class Fold:
     is_started: bool
 
     @property
-    def validated(self) -> frozenset[str]:
-        """The cases that the validation left a file of."""
-        return self.predicted | self.archives.keys()
-
-    @property
     def lacks_probabilities(self) -> bool:
         """Whether a validated case has no probabilities, as after a validation without `--npz`."""
         return bool(self.predicted - self.archives.keys())
@@ -104,7 +99,7 @@ def find_folds(network: TrainedNetwork, splits: Sequence[Split]) -> Folds:
     trained_on = {str(number): split.training for number, split in enumerate(splits)}
     found: dict[str, list[str]] = {}
     for fold in folds.values():
-        for case_id in fold.validated:
+        for case_id in fold.predicted | fold.archives.keys():
             found.setdefault(case_id, []).append(fold.name)
     fold_of, twice, seen = dict(by_splits), {}, set()
     for case_id, names in found.items():

@@ -80,7 +80,9 @@ def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
     """Return what a folder of nnU-Net holds; the InputError for another one names the folders nearby that are of nnU-Net."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
     if not folder.is_dir():
-        raise InputError(f"{path}: no such folder{_beside_results(path)}")
+        results = folder_of_environment(_RESULTS)
+        is_among_results = results is not None and not path.is_absolute() and (results / path).is_dir()
+        raise InputError(f"{path}: no such folder" + (f"; there is {results / path}" if results and is_among_results else ""))
     if _is_trained(folder):
         return _trained(folder)
     has_plans, has_arguments = ((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
@@ -175,8 +177,11 @@ def _networks_near(folder: Path) -> list[Path]:
     above = [parent for parent in folder.parents[:_LEVELS_ABOVE] if _is_trained(parent)]
     below = [found for level in range(_LEVELS_BELOW) for found in sorted(folder.glob("*/" * level + "*__*__*"))]
     found = above + [candidate for candidate in below if _is_trained(candidate)]
-    results = None if found else _results_folder(folder)
-    return found if results is None else [one for one in _subfolders(results / folder.name) if _is_trained(one)]
+    if not found:
+        places = (folder_of_environment(_RESULTS), folder.parent.parent / _RESULTS)
+        results = next((place for place in places if place is not None and place.is_dir()), None)
+        found = [] if results is None else [one for one in _subfolders(results / folder.name) if _is_trained(one)]
+    return found
 
 
 def _advice(networks: Sequence[Path]) -> str:
@@ -192,17 +197,6 @@ def folder_of_environment(variable: str) -> Path | None:
     """Return the folder that an environment variable of nnU-Net names; None if it is not set."""
     value = os.environ.get(variable)
     return Path(value) if value else None
-
-
-def _results_folder(dataset: Path) -> Path | None:
-    """Return nnU-Net's folder of results, by the environment or beside the folder of all datasets."""
-    places = (folder_of_environment(_RESULTS), dataset.parent.parent / _RESULTS)
-    return next((place for place in places if place is not None and place.is_dir()), None)
-
-
-def _beside_results(path: Path) -> str:
-    results = folder_of_environment(_RESULTS)
-    return f"; there is {results / path}" if results is not None and not path.is_absolute() and (results / path).is_dir() else ""
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from crfrefine.base.geometry import LARGEST_LABEL
+from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten_value
 from crfrefine.cases.nnunet.layout import TrainedNetwork, read_table
 from crfrefine.errors import InputError

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, Range, RunContext
+from crfrefine.base.array_types import Float32
+from crfrefine.engines.base import NO_CONTEXT, Backend, MeanFieldResult, RunContext
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, padded_channels, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
-from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
+from crfrefine.engines.cuda.memory import build_bytes, run_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
@@ -35,6 +33,12 @@ class CudaBackend:
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
+        try:
+            host: Backend = CpuBackend()
+        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
+            host = ReferenceBackend()
+        # Computed on the host, as what follows.
+        self.label_map, self.softmax, self.channel_ranges = host.label_map, host.softmax, host.channel_ranges
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`. The number of threads has no effect here.
@@ -49,9 +53,7 @@ class CudaBackend:
         with self._lock, active_for(self.device, image.values), capacity(image.values.shape):
             return CudaKernels(self.device, image, spec, context.progress)
 
-    def mean_field(
-        self, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
-    ) -> MeanFieldResult:
+    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`.
 
         Raises:
@@ -59,40 +61,24 @@ class CudaBackend:
         """
         num_labels, inside = len(logits), image.num_voxels
         with self._lock, self.device.active(), capacity(logits.shape):
-            needed = case_bytes(
-                logits.shape,
-                len(image.values),
-                inside,
-                spec.mean_field.num_channels,
-                num_bilateral=len(spec.kernels.bilateral),
-                filter_name=spec.kernels.filter,
-            )
-            if spec.mean_field.volume_weight > 0.0:
-                needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
+            needed = build_bytes(image.values.shape, inside, spec.kernels, "float32") + 4.0 * math.prod(logits.shape)
+            needed += run_bytes(logits.shape, inside, spec.mean_field, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = replace(image, values=np.asarray(image.values, dtype=np.float32))
             kernels = CudaKernels(self.device, guide, spec.kernels, context.progress)
-            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
+            return kernels.run(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=context.progress)
 
-    def message(
-        self,
-        values: NDArray[np.float32],
-        image: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> NDArray[np.float32]:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`."""
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
-        inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        inside = image.num_voxels
         with self._lock, self.device.active(), capacity(values.shape):
-            num_modalities = 0 if wanted.is_spatial or image is None else len(image)
-            needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
+            image_shape = (0 if wanted.is_spatial else len(image.values), *values.shape[1:])
+            needed = build_bytes(image_shape, inside, spec, "float32")
+            needed += 8.0 * (math.prod(values.shape) + padded_channels(num_channels) * inside)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
-            voxels = Voxels(device, values.shape[1:], spec.distances(spacing), mask)
-            guide = device.upload(np.asarray(values[:0] if image is None else image, dtype=np.float32))
+            voxels = Voxels(device, values.shape[1:], spec.distances(image.spacing), image.mask)
+            guide = device.upload(np.asarray(image.values, dtype=np.float32))
             plain = build_filter(voxels, guide, wanted, spec.filter, num_channels, 1)
             kernel = normalized(plain, voxels, spec.normalization)
             width, xp = row_width(num_channels), device.xp
@@ -105,22 +91,3 @@ class CudaBackend:
             for c, channel in enumerate(out):
                 channel[voxels.grid_index] = total[c // width, :, c % width]
             return device.download(out.reshape(values.shape))
-
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Computed on the host, as what follows."""
-        return self._host.label_map(logits, threads=threads)
-
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
-        """Return the softmax over labels; see `Backend.softmax`."""
-        return self._host.softmax(logits, threads=threads)
-
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`."""
-        return self._host.channel_ranges(channels, threads=threads)
-
-    @cached_property
-    def _host(self) -> Backend:
-        try:
-            return CpuBackend()
-        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
-            return ReferenceBackend()

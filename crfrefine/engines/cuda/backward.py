@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.moments import Moments, Singles
+from crfrefine.engines.cuda.moments import Moments
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -29,11 +29,11 @@ class Gradients:
     """Gradients of a loss; arrays on the device, sums on the host in float64."""
 
     logits: Any  # (label, *grid)
-    weights: NDArray[np.float64]  # (kernel, label)
-    compatibility: NDArray[np.float64]  # (label, label), including the diagonal
+    weights: Float64  # (kernel, label)
+    compatibility: Float64  # (label, label), including the diagonal
     temperature: float  # number
-    bias: NDArray[np.float64]  # (label)
-    theta: list[NDArray[np.float64]]  # (feature) per kernel, intensities first, box axes last; zeros unless asked for
+    bias: Float64  # (label)
+    theta: list[Float64]  # (feature) per kernel, intensities first, box axes last; zeros unless asked for
 
 
 class Backward:
@@ -133,12 +133,14 @@ class Backward:
 
     def _normalizations_back(self) -> None:
         """Add what the normalizations pass on to bandwidths and image."""
-        singles, num_voxels = Singles(self._voxels, self._dtype), self._voxels.num_voxels
+        xp, num_voxels = self._device.xp, self._voxels.num_voxels
+        unit = xp.ones((1, num_voxels, 1), dtype=self._dtype)
+        by_ones, filtered_back = (xp.empty_like(unit) for _ in range(2))
         for m, moments in enumerate(self._moments):
             if moments is not None:
-                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, singles.by_ones)
+                arguments = (*self._penalty(m), self._spec.num_labels, self._by_start, num_voxels, by_ones)
                 self._launch("differentiate_ones", *arguments)
-                moments.finish(singles)
+                moments.finish(unit, by_ones, filtered_back)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits, and keep its sums."""
@@ -161,7 +163,7 @@ class Backward:
             for of_voxels, of_grid in zip(self._by_voxels, self._by_image.reshape(len(self._by_image), -1), strict=True):
                 of_grid[self._voxels.grid_index] = of_voxels
 
-    def _gradients(self, by_logits: Any, totals: list[NDArray[np.float64]]) -> Gradients:
+    def _gradients(self, by_logits: Any, totals: list[Float64]) -> Gradients:
         """Put the results together from the totals of the sums, in the order in which they were reserved."""
         spec, num_labels, found = self._spec, self._spec.num_labels, iter(totals)
         products = np.array([next(found) for _ in self._kernels]).reshape(-1, num_labels, num_labels)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.current_gpu import on_gpu
@@ -238,9 +238,9 @@ class CupyDevice:
         foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
         return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
 
-    def download(self, array: Any) -> NDArray[Any]:
+    def download(self, array: Any) -> Array:
         """Return a copy on the host; see `Device.download`."""
-        host: NDArray[Any] = self.xp.asnumpy(array)
+        host: Array = self.xp.asnumpy(array)
         return host
 
     def synchronize(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array
 from crfrefine.engines.base import Progress
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
@@ -40,7 +41,7 @@ class Device(Protocol):
         """Return the array on the device in C order: a numpy array is copied; one that is there already is shared by DLPack."""
         ...
 
-    def download(self, array: Any) -> NDArray[Any]:
+    def download(self, array: Any) -> Array:
         """Return a copy on the host after all launches so far are done."""
         ...
 
@@ -117,11 +118,7 @@ class Room:
         self._bytes: Any = None
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Return an array with any values in it, until the next call.
-
-        Raises:
-            CapacityError: too little memory.
-        """
+        """Return an array with any values in it, until the next call; raises CapacityError with too little memory."""
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if self._bytes is None or self._bytes.size < num_bytes:
             self._bytes = None  # before more is allocated

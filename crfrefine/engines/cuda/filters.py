@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.engines.cuda.device import Room, check_memory, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
@@ -70,15 +71,15 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     voxels = bilateral.voxels
     return [
         int(min(TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING), extent - 1))
-        for theta, step, extent in zip(bilateral.theta_alpha, voxels.spacing, voxels.box_shape, strict=True)
+        for theta, step, extent in zip(bilateral.theta_position, voxels.spacing, voxels.box_shape, strict=True)
     ]
 
 
-def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
     """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
     squared: Any = np.zeros(())
     linear: Any = np.zeros((), dtype=np.int64)
-    for theta, step, r, stride in zip(bilateral.theta_alpha, bilateral.voxels.spacing, radius, strides, strict=True):
+    for theta, step, r, stride in zip(bilateral.theta_position, bilateral.voxels.spacing, radius, strides, strict=True):
         distance = np.arange(-r, r + 1)
         squared = squared[..., None] + (distance * (step / theta)) ** 2
         linear = linear[..., None] + distance * stride
@@ -99,7 +100,7 @@ class TruncatedFilter(Filter):
         num_offsets = math.prod(2 * r + 1 for r in radius)
         if num_offsets > _MOST_OFFSETS:
             raise CapacityError(
-                f"a truncated sum with theta_alpha {bilateral.theta_alpha} visits up to {num_offsets:.2g} neighbors of each voxel; "
+                f"a truncated sum with theta_alpha {bilateral.theta_position} visits up to {num_offsets:.2g} neighbors of each voxel; "
                 "use smaller bandwidths, or mean_field.filter = lattice"
             )
         # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the next one.
@@ -107,7 +108,7 @@ class TruncatedFilter(Filter):
         strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
         lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
         size = math.prod(padded) + 2 * lead
-        num_modalities, itemsize = len(bilateral.theta_beta), bilateral.features.dtype.itemsize
+        num_modalities, itemsize = len(bilateral.theta_intensity), bilateral.features.dtype.itemsize
         needed = 4.0 * size + voxels.num_voxels * (20.0 + itemsize * num_modalities)
         check_memory(voxels.device, needed, "the padded box of a truncated sum")
         self._device, xp = voxels.device, voxels.device.xp
@@ -130,7 +131,7 @@ SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
 """Standard deviations up to which a tap of the spatial kernel counts in full, by the precision of the values."""
 
 
-def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Float64]:
     """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
 
     Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no weight jumps when another voxel comes

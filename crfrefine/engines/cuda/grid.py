@@ -8,8 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import WIDEST_ROW, Room, check_memory, row_constants, row_width
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.memory import grid_bytes
@@ -45,7 +45,7 @@ class GridSize:
     @staticmethod
     def of(bilateral: BilateralInput) -> GridSize:
         """Compute it from the features."""
-        voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_beta)]
+        voxels, modalities = bilateral.voxels, bilateral.features[: len(bilateral.theta_intensity)]
         positions = [_positions(bilateral, a) for a in range(voxels.num_axes)]
         cells = tuple(math.floor(position[-1]) - math.floor(position[0]) + _SPAN for position in positions)
         spans = [(math.floor(low), math.floor(high)) for low, high in extremes(voxels.device, modalities)]
@@ -112,14 +112,14 @@ class _Axis:
         self.weight, self.reach = upload(weight.astype(dtype)), upload(reach.astype(dtype))
 
 
-def _positions(bilateral: BilateralInput, axis: int) -> NDArray[np.float64]:
+def _positions(bilateral: BilateralInput, axis: int) -> Float64:
     """(place) positions along an axis of the box, in bandwidths from the feature origin."""
     voxels = bilateral.voxels
     place = bilateral.first[axis] + np.arange(voxels.box_shape[axis])
-    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_alpha[axis], dtype=np.float64)
+    return np.asarray(place * voxels.spacing[axis] / bilateral.theta_position[axis], dtype=np.float64)
 
 
-def _spline_weights(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spline_weights(fraction: Float64) -> Float64:
     """(place, 4) weights of the cells around points at these fractions of their cells."""
     f, weight = fraction, np.empty((len(fraction), _SPAN))
     weight[:, 0], weight[:, 3] = (1.0 - f) ** 3 / 6.0, f**3 / 6.0

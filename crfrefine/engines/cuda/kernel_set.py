@@ -70,7 +70,7 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     vertices is estimated from a sample of the voxels; None if the choice does not depend on it.
     """
     voxels = bilateral.voxels
-    num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
+    num_modalities, width = len(bilateral.theta_intensity), row_width(num_channels)
     num_groups = num_row_groups(num_channels)
     filterings = num_filterings * num_groups + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
@@ -131,19 +131,18 @@ def build_kernels(
     spec: KernelSetSpec,
     progress: Callable[[int, int], None] | None = None,
     origin: FeatureOrigin | None = None,
-) -> tuple[list[Kernel], list[str]]:
-    """Build and normalize the kernels of a model, the spatial one last, and describe each in one line.
+) -> list[Kernel]:
+    """Build and normalize the kernels of a model, the spatial one last.
 
     All values have the type of the image, (M, *grid) on the device. `progress` gets the number of kernels built so far, and of all kernels.
     """
-    kernels, descriptions = [], []
+    kernels = []
     for number, kernel in enumerate(spec.kernels):
         if progress is not None:
             progress(number, len(spec.kernels))
         plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations, origin)
         kernels.append(normalized(plain, voxels, spec.normalization, image.dtype))
-        descriptions.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {plain.description}")
-    return kernels, descriptions
+    return kernels
 
 
 def build_filter(

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, staged
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import build_kernels
-from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
+from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -45,7 +44,7 @@ class CudaKernels:
         self._mask = mask
         origin = checked_origin(given)
         inside = given.num_voxels
-        needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
+        needed = build_bytes(image.shape, inside, spec, image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
         uploaded = device.upload(image)
         device.synchronize()
@@ -55,13 +54,13 @@ class CudaKernels:
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
         self._voxels = Voxels(device, self._grid_shape, spec.distances(given.spacing), mask, given.axes)
-        self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
+        self._kernels = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
         of_axes = self._voxels.of_box_axes
         self._features = [
             FeatureColumns(self._voxels, of_axes(kernel.theta_position), list(kernel.theta_intensity or ()), self._image)
             for kernel in spec.kernels
         ]
-        self.filters = tuple(filters)
+        self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in zip(spec.names, self._kernels, strict=True))
         self.num_kernels = len(self._kernels)
         self.num_voxels = self._voxels.num_voxels
         self._lock = threading.Lock()
@@ -69,21 +68,20 @@ class CudaKernels:
         device.synchronize()
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
-    def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
-        return self.run(logits, spec, progress=progress)
-
-    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
-            self._check(self._run_bytes(spec) + self._copied_bytes(logits), "a run")
+            needed = run_bytes(self._shape(), self.num_voxels, spec, self.dtype)
+            self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             self._device.synchronize()
             uploaded = time.perf_counter()
             part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, staged(progress, "mean field"), part=part)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, given, volume_part=part, watches_energy=self._spec.watches_energy)
+            outcome = steps.take_steps(staged(progress, "mean field"))
+            del steps
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             refined = self._give(outcome.logits, logits)
@@ -97,30 +95,24 @@ class CudaKernels:
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
-        spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
+        plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0))
+            needed = run_bytes(self._shape(), self.num_voxels, plain, self.dtype, records=True)
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
-            part = self._volume_part(given, logits, spec)
-            outcome = self._run(given, spec, part=part, records=True)
-            record = self._give(outcome.record, logits)
-            return Tape(self._give(outcome.logits, logits), record, outcome.steps, volume_biases=outcome.volume_biases, volume_part=part)
+            part = self._volume_part(given, logits, plain)
+            options = {"watches_energy": self._spec.watches_energy, "records": True}
+            outcome = MeanFieldRun(self._voxels, self._kernels, plain, given, volume_part=part, **options).take_steps()
+            refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
+            return Tape(refined, record, outcome.steps, spec, volume_biases=outcome.volume_biases, volume_part=part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: Any,
-        gradient: Any,
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Any, gradient: Any, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        if spec.channel_labels is not None:
+        if tape.spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        spec = spec.rounded(self._image.dtype)
+        spec = tape.spec.rounded(self._image.dtype)
         wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = backward_bytes(
@@ -132,7 +124,7 @@ class CudaKernels:
                 num_image=len(self._image) * wants_image,
                 num_given=sum(self._copied_bytes(array) for array in (logits, gradient, tape.record)),
             )
-            self._check(needed + self._volume_bytes(spec), "the backward pass")
+            self._check(needed + volume_bytes(self.num_voxels, spec, self.dtype), "the backward pass")
             by_image = self._device.xp.zeros_like(self._image) if wants_image else None
             model = (self._voxels, self._kernels, self._features, spec, self._image.dtype)
             backward = Backward(*model, wants_theta=wants_theta, by_image=by_image)
@@ -162,28 +154,7 @@ class CudaKernels:
                 volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),
             )
 
-    def _run(
-        self,
-        given: Any,
-        spec: MeanFieldSpec,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        part: NDArray[np.bool_] | None,
-        records: bool = False,
-    ) -> MeanFieldOutcome:
-        options = {"watches_energy": self._spec.watches_energy, "records": records}
-        return run_mean_field(self._voxels, self._kernels, spec, given, progress, volume_part=part, **options)
-
-    def _run_bytes(self, spec: MeanFieldSpec, *, num_recorded: int = 0) -> float:
-        needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=num_recorded)
-        return needed + self._volume_bytes(spec)
-
-    def _volume_bytes(self, spec: MeanFieldSpec) -> float:
-        if spec.volume_weight == 0.0:
-            return 0.0
-        return volume_bytes(self._num_labels, self.num_voxels, spec.num_channels, self.dtype)
-
-    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
 
         `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
@@ -229,7 +200,7 @@ class CudaKernels:
         """Return the array on the host or on the device, wherever `like` is."""
         return self._device.download(array) if isinstance(like, np.ndarray) else array
 
-    def _of_grid_axes(self, of_box_axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _of_grid_axes(self, of_box_axes: Float64) -> Float64:
         """Return values for all axes of the grid; zero for axes that are one voxel long."""
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes

@@ -77,11 +77,7 @@ class Simplices:
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
-        """Lay out the keys of float32 features.
-
-        Raises:
-            CapacityError: too many features, or too fine cells.
-        """
+        """Lay out the keys of float32 features; raises CapacityError for too many features, or too fine cells."""
         dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
         if dimension is None:
             raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
@@ -37,42 +37,11 @@ class MeanFieldOutcome:
     # (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step, too; None
     # unless asked for.
     record: Any = None
-    volume_biases: NDArray[np.float64] | None = None  # (steps, label), those of the volume term; None without it
+    volume_biases: Float64 | None = None  # (steps, label), those of the volume term; None without it
 
 
-def run_mean_field(
-    voxels: Voxels,
-    kernels: Sequence[Kernel],
-    spec: MeanFieldSpec,
-    logits: Any,
-    progress: Callable[[int, int], None] | None = None,
-    *,
-    volume_part: NDArray[np.bool_] | None = None,
-    watches_energy: bool = True,
-    records: bool = False,
-) -> MeanFieldOutcome:
-    """Run the iteration on (label, *grid) float32 or float64 logits on the device, in whose precision the weights of the run are.
-
-    `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `watches_energy`, a rise halves
-    the steps; if it `records`, what the backward pass needs is saved.
-    """
-    run = _Run(voxels, kernels, spec, logits, volume_part=volume_part, watches_energy=watches_energy, records=records)
-    may_stop = spec.tolerance > 0.0
-    # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
-    # The energy of a Potts model with one weight for all labels does not rise.
-    may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
-    keeps = may_stop or spec.damping > 0.0 or (watches_energy and may_rise)
-    for t in range(spec.num_iterations):
-        if progress is not None:
-            progress(t, spec.num_iterations)
-        run.step(keeps=keeps, is_last=t + 1 == spec.num_iterations)
-        if may_stop and run.converged():
-            break
-    return run.outcome()
-
-
-class _Run:
-    """The arrays of a run, and its launches."""
+class MeanFieldRun:
+    """The iteration on (label, *grid) float32 or float64 logits on the device, in whose precision the weights of the run are."""
 
     def __init__(
         self,
@@ -81,10 +50,15 @@ class _Run:
         spec: MeanFieldSpec,
         logits: Any,
         *,
-        volume_part: NDArray[np.bool_] | None,
+        volume_part: Bool | None,
         watches_energy: bool,
-        records: bool,
+        records: bool = False,
     ) -> None:
+        """Take a run.
+
+        `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `watches_energy`, a rise
+        halves the steps; if it `records`, what the backward pass needs is saved.
+        """
         self._voxels, self._spec, self._logits = voxels, spec, logits
         self._watches_energy = watches_energy
         self._device, xp = voxels.device, voxels.device.xp
@@ -120,7 +94,22 @@ class _Run:
         self._volume = VolumeSteps(voxels, spec, self._out, volume_part) if keeps_volumes else None
         self._old = xp.empty_like(self._marginals) if keeps_volumes and spec.tolerance > 0.0 else None
 
-    def step(self, *, keeps: bool, is_last: bool) -> None:
+    def take_steps(self, progress: Callable[[int, int], None] | None = None) -> MeanFieldOutcome:
+        """Take all steps, or until no further one is needed; once per object."""
+        spec, may_stop = self._spec, self._spec.tolerance > 0.0
+        # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
+        # The energy of a Potts model with one weight for all labels does not rise.
+        may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
+        keeps = may_stop or spec.damping > 0.0 or (self._watches_energy and may_rise)
+        for t in range(spec.num_iterations):
+            if progress is not None:
+                progress(t, spec.num_iterations)
+            self._step(keeps=keeps, is_last=t + 1 == spec.num_iterations)
+            if may_stop and bool(self._device.download(self._state)[_CONVERGED]):  # waits for the step
+                break
+        return self._outcome()
+
+    def _step(self, *, keeps: bool, is_last: bool) -> None:
         """Launch one step."""
         self._store_marginals()
         if self._old is not None:
@@ -161,11 +150,7 @@ class _Run:
         model = (messages, self._weighted_ones, self._compatibility, int(spec.is_potts), int(wants_divergence), self._state)
         self._launch("update", self._num_threads, *given, *model, kept, out, self._num_threads, self._partial)
 
-    def converged(self) -> bool:
-        """Wait for the latest step, and return whether no further one is needed."""
-        return bool(self._device.download(self._state)[_CONVERGED])
-
-    def outcome(self) -> MeanFieldOutcome:
+    def _outcome(self) -> MeanFieldOutcome:
         """Return the present result."""
         if self._volume is not None:
             self._store_marginals()  # before what the host waits for, or it would return too early

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.engines.cuda.device import padded_channels
 from crfrefine.engines.cuda.lists import MOST_TOGETHER
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 MOST_THREADS = 1 << 16
 """Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
@@ -28,24 +31,9 @@ _CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pai
 _TABLE = 13.0  # per slot: the key, whether there is one, and the number of the vertex
 
 
-def case_bytes(
-    logits_shape: Sequence[int],
-    num_modalities: int,
-    num_voxels: int,
-    num_channels: int,
-    *,
-    num_bilateral: int,
-    filter_name: str,
-) -> float:
-    """Return the bytes of a float32 run on host arrays: (L, *grid) logits in and out, image, voxels, features, kernels, and the steps."""
-    image_shape = (num_modalities, *logits_shape[1:])
-    build = build_bytes(image_shape, num_voxels, num_bilateral=num_bilateral, filter_name=filter_name, dtype="float32")
-    return build + 4.0 * math.prod(logits_shape) + run_bytes(logits_shape, num_voxels, num_channels, "float32")
-
-
-def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: int, filter_name: str, dtype: Any) -> float:
+def build_bytes(image_shape: Sequence[int], num_voxels: int, spec: KernelSetSpec, dtype: Any) -> float:
     """Return the bytes of the kernels of a model on an image (M, *grid), in the image's precision."""
-    size = _itemsize(dtype)
+    size, num_bilateral = _itemsize(dtype), len(spec.bilateral)
     num_axes, grid_size = len(image_shape) - 1, math.prod(image_shape[1:])
     num_features = image_shape[0] + num_axes
     voxels = num_voxels * (16.0 + 4.0 * num_axes)
@@ -53,26 +41,31 @@ def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: i
     # Features, which some filters pack or rescale; the factor of the normalization and the message of ones, with their temporaries.
     features = size * num_voxels * (2.0 * num_features + 4.0)
     kernels = num_bilateral * size * num_voxels * (num_features + 4.0) + 2.0 * size * num_voxels
-    lattices = num_bilateral * lattice_bytes(num_voxels, num_features, dtype) if filter_name == "lattice" else 0.0
+    lattices = num_bilateral * lattice_bytes(num_voxels, num_features, dtype) if spec.filter == "lattice" else 0.0
     return size * math.prod(image_shape) + voxels + max(numbering, features + kernels + lattices)
 
 
-def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, dtype: Any, *, num_recorded: int = 0) -> float:
-    """Return the bytes of the steps, without the initial logits, with the marginals of `num_recorded` steps kept."""
-    size = _itemsize(dtype)
+def run_bytes(logits_shape: Sequence[int], num_voxels: int, spec: MeanFieldSpec, dtype: Any, *, records: bool = False) -> float:
+    """Return the bytes of the steps, without the initial logits; if it `records`, with the marginals of all steps."""
+    size, num_channels = _itemsize(dtype), spec.num_channels
     padded = padded_channels(num_channels)
     rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
+    num_recorded = (spec.num_iterations + (spec.volume_weight > 0.0)) * records
     record = num_voxels * float(num_recorded * num_channels)
-    return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
+    steps = size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
+    return steps + volume_bytes(num_voxels, spec, dtype)
 
 
-def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any) -> float:
+def volume_bytes(num_voxels: int, spec: MeanFieldSpec, dtype: Any) -> float:
     """Return the bytes of the volume term in a run or a backward pass: sums, marginals of all labels, and the part where it applies.
 
     In a run there are also the marginals at the start of a step, in a backward pass those of all labels once more.
     """
+    if spec.volume_weight == 0.0:
+        return 0.0
+    num_labels = spec.num_labels
     sums = product_bytes(num_labels, num_labels, num_voxels, dtype) + product_bytes(num_labels, 1, num_voxels, dtype)
-    own = num_labels + max(padded_channels(num_channels), num_labels + 4.0)
+    own = num_labels + max(padded_channels(spec.num_channels), num_labels + 4.0)
     # The part, and the arithmetic that counts voxels of labels.
     return sums + num_voxels * (_itemsize(dtype) * own + 34.0)
 
@@ -121,19 +114,6 @@ def product_bytes(num_rows: int, num_others: int, num_voxels: int, dtype: Any) -
     """Return the bytes of the sums of `add_products`."""
     num_slices = pair_tile(num_rows, num_others, dtype)[1]
     return 8.0 * num_rows * num_others * num_slices * pair_blocks(num_rows, num_others, num_voxels, dtype)
-
-
-def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: int, *, filter_name: str) -> float:
-    """Return the bytes of one filtering of (C, *grid) values in float32; no modalities: with a spatial kernel."""
-    image_shape = (num_modalities, *values_shape[1:])
-    build = build_bytes(
-        image_shape,
-        num_voxels,
-        num_bilateral=int(num_modalities > 0),
-        filter_name=filter_name,
-        dtype="float32",
-    )
-    return build + 4.0 * (2.0 * math.prod(values_shape) + 2.0 * padded_channels(values_shape[0]) * num_voxels)
 
 
 def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bool = False) -> float:

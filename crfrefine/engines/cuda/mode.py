@@ -12,11 +12,7 @@ VARIABLE = "CRFREFINE_CUDA"
 
 
 def is_plain() -> bool:
-    """Whether the environment asks for plain mode.
-
-    Raises:
-        ConfigError: it asks for something else.
-    """
+    """Whether the environment asks for plain mode; raises ConfigError if it asks for something else."""
     asked = os.environ.get(VARIABLE, "").strip()
     if asked not in ("", "plain"):
         raise ConfigError(f"{VARIABLE} is {shorten_value(asked)}; expected plain, or nothing")

@@ -15,22 +15,6 @@ from crfrefine.engines.cuda.sums import Sums
 from crfrefine.engines.cuda.voxels import Voxels
 
 
-class Singles:
-    """Single channels for the normalization of one kernel after the other.
-
-    Attributes:
-        unit: (1, voxel, 1) ones.
-        by_ones: (1, voxel, 1) gradient with respect to the message of all ones, summed over the steps.
-        filtered_back: (1, voxel, 1), for what is filtered.
-    """
-
-    def __init__(self, voxels: Voxels, dtype: Any) -> None:
-        """Allocate them."""
-        xp, shape = voxels.device.xp, (1, voxels.num_voxels, 1)
-        self.unit = xp.ones(shape, dtype=dtype)
-        self.by_ones, self.filtered_back = (xp.empty(shape, dtype=dtype) for _ in range(2))
-
-
 class Moments:
     """The sums of one kernel over the steps of a backward pass: S = sum_c <u_c, K v_c> for pairs u, v, differentiated.
 
@@ -81,14 +65,14 @@ class Moments:
         """Add the pair of a step, v = the scaled marginals and u = the scaled gradient with respect to the messages, as rows."""
         self._add_pair(marginals, self._sent_scale, by_message, self._kernel.scale)
 
-    def finish(self, singles: Singles) -> None:
+    def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
         """Add what the row sums D pass on, which normalize the messages and depend on bandwidths and image too.
 
-        With the gradient for the message of all ones, in `singles`, and that for D, which takes its place, there are two more sums of the
-        form <u, K v>.
+        With the gradient for the message of all ones, summed over the steps, and that for D, which takes its place, there are two more
+        sums of the form <u, K v>. All are (1, voxel, 1): ones, that gradient, and memory for what is filtered.
         """
         kernel, features, num_voxels = self._kernel, self._features, self._voxels.num_voxels
-        scale, unit, by_ones, filtered_back = kernel.scale, singles.unit, singles.by_ones, singles.filtered_back
+        scale = kernel.scale
         self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
         self._add_pair(unit, self._sent_scale, by_ones, scale)
         by_degree = None if scale is None else by_ones

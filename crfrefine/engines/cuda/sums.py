@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import Device, precision
 from crfrefine.engines.cuda.memory import PAIR_THREADS, pair_blocks, pair_tile
 
@@ -26,7 +26,7 @@ class Sums:
         self._parts.append(self.device.xp.zeros((num_sums, count), dtype=np.float64))
         return self._parts[-1]
 
-    def totals(self) -> list[NDArray[np.float64]]:
+    def totals(self) -> list[Float64]:
         """Wait until all launches so far are done; return (num_sums) totals on the host, in the order in which they were reserved."""
         ends = np.cumsum([len(part) for part in self._parts])
         found = self.device.xp.empty(int(ends[-1]), dtype=np.float64)

@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Float64
 from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.voxels import Voxels
@@ -16,7 +16,6 @@ from crfrefine.engines.reference.volume import LAST_CHANGE, VolumeTerm
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
-Float = NDArray[np.float64]
 
 LAST_SINGLE_CHANGE = 1e-3
 """`LAST_CHANGE` for marginals in single precision."""
@@ -33,11 +32,11 @@ class MassSums:
         self._labels = Products(self._of_labels, num_labels, 1, voxels.num_voxels, dtype)
         self._marginals = voxels.device.xp.empty((num_labels, voxels.num_voxels), dtype=dtype)
 
-    def of_logits(self, logits: Any, bias: Float) -> tuple[Float, Float]:
+    def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
         """Return masses (L,) and covariance (L, L), as `sums_of`, of softmax(logits + bias); logits are (label, *grid)."""
         return self.of_marginals(self._with_bias(logits, bias))
 
-    def of_marginals(self, marginals: Any) -> tuple[Float, Float]:
+    def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
         """Return the same of (label, voxel) marginals."""
         self._pairs.parts[...] = 0.0
         self._pairs.add(marginals, marginals, part=self._part)
@@ -47,17 +46,17 @@ class MassSums:
         # What is left of a label's variance when nothing cancels.
         return masses, np.diag(products.sum(axis=1)) - products
 
-    def masses(self, logits: Any) -> Float:
+    def masses(self, logits: Any) -> Float64:
         """Return the masses of softmax(logits), (L,); logits are (label, *grid)."""
         return self.total(self._with_bias(logits, np.zeros(self._num_labels)))
 
-    def total(self, values: Any) -> Float:
+    def total(self, values: Any) -> Float64:
         """Return the sums of (label, voxel) values, (L,)."""
         self._labels.parts[...] = 0.0
         self._labels.add(values, None, part=self._part)
         return self._of_labels.totals()[0]
 
-    def counts(self, logits: Any) -> Float:
+    def counts(self, logits: Any) -> Float64:
         """Return the numbers of voxels where each label has the largest of (label, *grid) logits, (L,)."""
         device, index = self._voxels.device, self._voxels.grid_index
         index = index if self._part is None else index[self._part != 0]
@@ -68,7 +67,7 @@ class MassSums:
             largest = device.xp.maximum(own, largest)
         return np.asarray(device.download(device.xp.bincount(labels, minlength=self._num_labels)), dtype=np.float64)
 
-    def _with_bias(self, logits: Any, bias: Float) -> Any:
+    def _with_bias(self, logits: Any, bias: Float64) -> Any:
         """Return softmax(logits + bias), (label, voxel), until the next call."""
         voxels = self._voxels
         given = (logits, voxels.grid_size, voxels.grid_index, voxels.num_voxels, self._num_labels)
@@ -91,7 +90,7 @@ class VolumeSteps:
         self._masses = self._sums.masses(out)
         self._term = VolumeTerm(self._sums.counts(out) if spec.keeps_counts else self._masses, spec.volume_slack)
         self._last_change = LAST_CHANGE if out.dtype == np.float64 else LAST_SINGLE_CHANGE
-        self.biases: list[Float] = []
+        self.biases: list[Float64] = []
         # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
         self._first_watched = 2 if spec.volume_slack == 0.0 and spec.keeps_counts else 1
 
@@ -113,9 +112,9 @@ class VolumeSteps:
             self._masses = self._sums.masses(self._out)
         return energy
 
-    def _masses_with(self, step: float, bias: Float) -> tuple[Float, Float]:
+    def _masses_with(self, step: float, bias: Float64) -> tuple[Float64, Float64]:
         return self._sums.of_logits(self._out, self._scaled(step, bias))
 
-    def _scaled(self, step: float, bias: Float) -> NDArray[Any]:
+    def _scaled(self, step: float, bias: Float64) -> Array:
         dtype = self._out.dtype
         return np.asarray(dtype.type(step) * bias.astype(dtype), dtype=dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.volume import MassSums
 from crfrefine.engines.cuda.voxels import Voxels
@@ -23,14 +23,7 @@ class VolumeBackward:
         by_slack: gradient with respect to the slack, of the steps so far.
     """
 
-    def __init__(
-        self,
-        voxels: Voxels,
-        spec: MeanFieldSpec,
-        record: Any,
-        biases: NDArray[np.float64],
-        part: NDArray[np.bool_] | None,
-    ) -> None:
+    def __init__(self, voxels: Voxels, spec: MeanFieldSpec, record: Any, biases: Float64, part: Bool | None) -> None:
         """Take a run's (step + 1, channel, voxel) marginals, on the device, its (step, label) biases, and where the term applies."""
         self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
         self._device = voxels.device
@@ -56,7 +49,7 @@ class VolumeBackward:
         if not self._spec.keeps_counts:
             self._pull(self._marginals(0), self._by_target, by_start)
 
-    def _pull(self, marginals: Any, by_mass: NDArray[np.float64], gradient: Any) -> None:
+    def _pull(self, marginals: Any, by_mass: Float64, gradient: Any) -> None:
         given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))
         num_voxels = self._voxels.num_voxels
         arguments = (marginals, num_voxels, self._spec.num_labels, self._part, given, gradient)

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.engines.cuda.device import Device, check_memory
 from crfrefine.engines.grid_image import FeatureOrigin
 from crfrefine.errors import CapacityError, InputError
@@ -31,12 +31,7 @@ class Voxels:
     """
 
     def __init__(
-        self,
-        device: Device,
-        grid_shape: Sequence[int],
-        spacing: Sequence[float],
-        mask: NDArray[np.bool_] | None,
-        axes: Sequence[int] | None = None,
+        self, device: Device, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
     ) -> None:
         """Number the voxels inside the mask, None: all. `axes`: the user's number of each grid axis; None: they are in the user's order.
 
@@ -98,7 +93,7 @@ class Voxels:
         return [float(per_grid_axis[a]) for a in self.source_axis]
 
 
-def extremes(device: Device, arrays: Iterable[Any]) -> list[NDArray[Any]]:
+def extremes(device: Device, arrays: Iterable[Any]) -> list[Array]:
     """Return (smallest, largest) of each array, of which one is there at a time; not a number if one of its values is none.
 
     The host waits once for all of them.
@@ -120,11 +115,11 @@ class BilateralInput:
         self,
         voxels: Voxels,
         image: Any,
-        theta_alpha: Sequence[float],
-        theta_beta: Sequence[float],
+        theta_position: Sequence[float],
+        theta_intensity: Sequence[float],
         origin: FeatureOrigin | None = None,
     ) -> None:
-        """Compute the features of an image, (M, *grid) on the device, with a theta_alpha per box axis and a theta_beta per modality.
+        """Compute the features of an image, (M, *grid) on the device, with one bandwidth per box axis and one per modality.
 
         They count from `origin`; None: from the box's first voxel and the lowest intensities.
 
@@ -134,20 +129,20 @@ class BilateralInput:
         """
         device, xp = voxels.device, voxels.device.xp
         dtype = image.dtype
-        self.voxels, self._image, self.theta_alpha, self.theta_beta = voxels, image, list(theta_alpha), list(theta_beta)
+        self.voxels, self._image, self.theta_position, self.theta_intensity = voxels, image, list(theta_position), list(theta_intensity)
         self._origin = origin
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
-        for theta, low, extent, step in zip(theta_alpha, first, voxels.box_shape, voxels.spacing, strict=True):
+        for theta, low, extent, step in zip(theta_position, first, voxels.box_shape, voxels.spacing, strict=True):
             if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
                 raise CapacityError(
                     f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
                     "bandwidth, and check the spacing"
                 )
-        ends = extremes(device, (modality.reshape(-1)[voxels.grid_index] for modality in image[: len(self.theta_beta)]))
+        ends = extremes(device, (modality.reshape(-1)[voxels.grid_index] for modality in image[: len(self.theta_intensity)]))
         lowest, highest = [float(low) for low, _ in ends], [float(high) for _, high in ends]
         zero = list(lowest)
-        for m, theta in enumerate(theta_beta):
+        for m, theta in enumerate(theta_intensity):
             if not math.isfinite(lowest[m]) or not math.isfinite(highest[m]):
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
             if origin is not None:
@@ -157,25 +152,25 @@ class BilateralInput:
                     f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
                 )
-        num_features = len(self.theta_beta) + voxels.num_axes
-        position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_alpha, strict=True)]
+        num_features = len(self.theta_intensity) + voxels.num_axes
+        position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_position, strict=True)]
         self.features = xp.empty((num_features, voxels.num_voxels), dtype=dtype)
         # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
-        for feature, modality, base, beta in zip(self.features, image, zero, theta_beta, strict=False):
+        for feature, modality, base, beta in zip(self.features, image, zero, theta_intensity, strict=False):
             feature[...] = (modality.reshape(-1)[voxels.grid_index] - dtype.type(base)) * dtype.type(1.0 / beta)
         for a, coordinate in enumerate(voxels.coordinates):
-            self.features[len(self.theta_beta) + voxels.feature[a]] = (coordinate + first[a]) * position_scale[a]
+            self.features[len(self.theta_intensity) + voxels.feature[a]] = (coordinate + first[a]) * position_scale[a]
         positions = [(0.0, 0.0)] * voxels.num_axes
         for a, scale in enumerate(position_scale):
             positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
-        spans = zip(lowest, highest, zero, theta_beta, strict=True)
+        spans = zip(lowest, highest, zero, theta_intensity, strict=True)
         self.ranges = [((bottom - own) / theta, (top - own) / theta) for bottom, top, own, theta in spans] + positions
 
     def single(self) -> BilateralInput:
         """The same features from the image in float32, from which a lattice is built."""
         if self._image.dtype == np.float32:
             return self
-        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta, self._origin)
+        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_position, self.theta_intensity, self._origin)
 
     @property
     def num_features(self) -> int:

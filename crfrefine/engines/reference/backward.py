@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.reference.mean_field import (
     Filter,
     MeanFieldTrace,
@@ -27,28 +28,26 @@ from crfrefine.engines.reference.mean_field import (
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
-Float = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of a loss."""
 
-    logits: Float  # (N, L)
-    weights: Float  # (kernels, L)
-    compatibility: Float  # (L, L), including the diagonal
+    logits: Float64  # (N, L)
+    weights: Float64  # (kernels, L)
+    compatibility: Float64  # (L, L), including the diagonal
     temperature: float  # number
-    bias: Float  # (L,)
+    bias: Float64  # (L,)
     volume_slack: float  # number; 0 without a volume term
-    features: tuple[Float, ...]  # (N, D) per kernel, with respect to its features
+    features: tuple[Float64, ...]  # (N, D) per kernel, with respect to its features
 
 
 def mean_field_backward(
     trace: MeanFieldTrace,
-    gradient: Float,
-    logits: Float,
+    gradient: Float64,
+    logits: Float64,
     kernels: Sequence[Filter],
-    features: Sequence[Float],
+    features: Sequence[Float64],
     spec: MeanFieldSpec,
     *,
     normalization: str,
@@ -119,7 +118,7 @@ def mean_field_backward(
     )
 
 
-def _by_plain(kernel: Float, by_normalized: Float, normalization: str) -> Float:
+def _by_plain(kernel: Float64, by_normalized: Float64, normalization: str) -> Float64:
     """Turn the gradient for the normalized kernel into that for the plain kernel, which also determines the row sums D."""
     row_sum = kernel.sum(axis=1)
     if normalization == "none":
@@ -132,7 +131,7 @@ def _by_plain(kernel: Float, by_normalized: Float, normalization: str) -> Float:
     return np.asarray(by_normalized * scale[:, None] * scale[None, :] + (-0.5 * scale**3 * by_scale)[:, None])
 
 
-def _by_features(by_kernel: Float, kernel: Float, features: Float) -> Float:
+def _by_features(by_kernel: Float64, kernel: Float64, features: Float64) -> Float64:
     """Turn the gradient for K_ij = exp(-|f_i - f_j|^2 / 2) into that for each f_i."""
     pull = by_kernel * kernel
     pull = pull + pull.T

@@ -6,11 +6,9 @@ O(N^2) time: for checks on small grids, refused on large ones.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Float64
 from crfrefine.errors import CapacityError
-
-Float = NDArray[np.float64]
 
 TRUNCATION_RADIUS = 3.0
 """Radius of the `truncated` filter, in bandwidths of position."""
@@ -27,7 +25,7 @@ _BALL_MARGIN = 1e-6
 class DenseKernel:
     """The kernel exp(-|f_i - f_j|^2 / 2) of a set of points, the points themselves included (its diagonal is 1)."""
 
-    def __init__(self, features: Float, *, num_positions: int = 0, radius: float = np.inf) -> None:
+    def __init__(self, features: Float64, *, num_positions: int = 0, radius: float = np.inf) -> None:
         """Keep the features; small kernels are computed once and stored.
 
         Args:
@@ -54,18 +52,18 @@ class DenseKernel:
         """N, the number of points."""
         return int(self._columns.shape[1])
 
-    def filter(self, values: Float) -> Float:
+    def filter(self, values: Float64) -> Float64:
         """Sum over all points j of K_ij values_j, for (N, V) values; K is symmetric, so this is its own transpose."""
         if self._stored is not None:
             return np.asarray(self._stored @ values)
         blocks = [self._rows(slice(start, start + _ROWS)) @ values for start in range(0, self.num_points, _ROWS)]
         return np.concatenate(blocks)
 
-    def to_dense(self) -> Float:
+    def to_dense(self) -> Float64:
         """The (N, N) matrix K."""
         return self._rows(slice(None)) if self._stored is None else self._stored
 
-    def _rows(self, rows: slice) -> Float:
+    def _rows(self, rows: slice) -> Float64:
         first_position = self._columns.shape[0] - self._num_positions
         position = np.zeros((self._columns[0, rows].size, self.num_points))
         intensity = np.zeros_like(position)

@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, RunContext, Tape
 from crfrefine.engines.grid_image import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
@@ -27,8 +28,6 @@ from crfrefine.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from crfrefine.engines.grid_image import FeatureOrigin, GridImage
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-
-Float32 = NDArray[np.float32]
 
 
 class ReferenceBackend:
@@ -48,43 +47,33 @@ class ReferenceBackend:
 
     def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        return self.kernels(image, spec.kernels, context).run_last(logits, spec.mean_field, progress=context.progress)
+        return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
 
-    def message(
-        self,
-        values: Float32,
-        image: Float32 | None,
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        spec: KernelSetSpec,
-        *,
-        threads: int | None = None,
-    ) -> Float32:
+    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
         """Filter values once; see `Backend.message`. A spatial kernel is always summed exactly.
 
         Raises:
             ConfigError, InputError, CapacityError: as `kernels`.
         """
-        grid_shape = values.shape[1:]
-        inside = _inside(mask, grid_shape)
-        plain, _, _ = _built(spec.kernels[0], spec, image, inside, spacing, None, None)
+        inside = _inside(image.mask, values.shape[1:])
+        plain, _, _ = _built(spec.kernels[0], spec, image.values, inside, image.spacing, None, None)
         kernel = NormalizedKernel(plain, int(inside.sum()), spec.normalization)
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
 
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+    def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        labels: NDArray[np.unsignedinteger[Any]] = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
+        labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
         return labels
 
-    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
-        marginals: NDArray[np.float32] = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
+        marginals: Float32 = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
         return marginals
 
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
         finite = [bool(np.isfinite(channel).all()) for channel in channels]
         return [
@@ -107,28 +96,24 @@ class ReferenceKernels:
         # Intensities first, positions last, as in kernel_features.
         self._thetas = [np.array([*(kernel.theta_intensity or ()), *kernel.theta_position]) for kernel in spec.kernels]
         self._num_bilateral = len(spec.bilateral)
-        self._features: list[NDArray[np.float64]] = []
+        self._features: list[Float64] = []
         self._kernels: list[Filter] = []
-        filters: list[str] = []
+        texts: list[str] = []
         for index, kernel in enumerate(spec.kernels):
             if progress is not None:
                 progress("build", index, len(spec.kernels))
             plain, text, features = _built(kernel, spec, image, inside, given.spacing, given.axes, origin)
             self._kernels.append(plain)
             self._features.append(features)
-            filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
-        self.filters = tuple(filters)
+            texts.append(text)
+        self.filters = tuple(f"{name}: {text}" for name, text in zip(spec.names, texts, strict=True))
         self.num_kernels = len(self._kernels)
         self.num_voxels = int(inside.sum())
         self._normalized = [NormalizedKernel(kernel, self.num_voxels, spec.normalization) for kernel in self._kernels]
         self._build_seconds = time.perf_counter() - started
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
-        return self.run(logits, spec, progress=progress)
-
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. The kernels can always be used again."""
         started = time.perf_counter()
         told = None if progress is None else lambda step: progress("mean field", step, spec.num_iterations)
         trace = self._run(logits, spec, told)
@@ -137,25 +122,18 @@ class ReferenceKernels:
             self._on_grid(trace, logits, spec), report, {"build": self._build_seconds, "steps": time.perf_counter() - started}
         )
 
-    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+    def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         trace = self._run(logits, replace(spec, tolerance=0.0))
         record = np.stack([marginals.T for marginals in trace.marginals])
         biases = np.stack(trace.volume_biases) if trace.volume_biases else None
-        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, volume_biases=biases, volume_part=trace.volume_part)
+        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, spec, volume_biases=biases, volume_part=trace.volume_part)
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        temperature = spec.temperature
+        spec, temperature = tape.spec, tape.spec.temperature
         marginals = tuple(of_step.T for of_step in tape.record)
         biases = () if tape.volume_biases is None else tuple(tape.volume_biases)
         trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases, tape.volume_part)
@@ -196,7 +174,7 @@ class ReferenceKernels:
             volume_weight=spec.volume_weight_gradient(found.volume_slack),
         )
 
-    def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
+    def _run(self, logits: Array, spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
         return mean_field(
             self._compact(logits),
             self._normalized,
@@ -214,18 +192,18 @@ class ReferenceKernels:
         spec.check_channels(self._spec.num_labels, self._inside.shape)
         return spec.channel_labels.of_voxels(self._inside.shape)[:, self._inside].T
 
-    def _on_grid(self, trace: MeanFieldTrace, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
+    def _on_grid(self, trace: MeanFieldTrace, logits: Array, spec: MeanFieldSpec) -> Array:
         """(L, *grid) logits of the last step; outside the mask the input divided by the temperature."""
         refined = np.ascontiguousarray(logits, dtype=np.float64) / spec.temperature
         refined[:, self._inside] = trace.logits.T
         return refined.astype(self._dtype)
 
-    def _compact(self, channels: NDArray[Any]) -> NDArray[np.float64]:
+    def _compact(self, channels: Array) -> Float64:
         """(N, channels), values of the voxels inside the mask."""
         return np.asarray(channels, dtype=np.float64)[:, self._inside].T
 
 
-def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _inside(mask: Bool | None, grid_shape: tuple[int, ...]) -> Bool:
     """The mask, or all voxels; never empty."""
     inside = np.ones(grid_shape, dtype=bool) if mask is None else mask
     if not inside.any():
@@ -236,12 +214,12 @@ def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDAr
 def _built(
     kernel: KernelSpec,
     spec: KernelSetSpec,
-    image: NDArray[Any] | None,
-    inside: NDArray[np.bool_],
+    image: Array | None,
+    inside: Bool,
     spacing: Sequence[float],
     axes: Sequence[int] | None,
     origin: FeatureOrigin | None,
-) -> tuple[Filter, str, NDArray[np.float64]]:
+) -> tuple[Filter, str, Float64]:
     """The plain kernel, a line that says how it is computed, and its features."""
     steps = spec.distances(spacing)
     counted_from = None if origin is None else (origin.position, origin.intensity)
@@ -256,7 +234,7 @@ def _built(
     return *_filter(counted, inside.ndim, spec.filter), features
 
 
-def _filter(features: NDArray[np.float64], num_positions: int, name: str) -> tuple[Filter, str]:
+def _filter(features: Float64, num_positions: int, name: str) -> tuple[Filter, str]:
     """The filter of that name for these features, and a line that says what it is."""
     if name in ("exact", "auto"):
         return DenseKernel(features), "exact"

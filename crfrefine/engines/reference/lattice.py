@@ -11,11 +11,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from crfrefine.base.array_types import Float64
+
 Integer = NDArray[np.int64]
 
 
-def elevate(features: Float) -> Float:
+def elevate(features: Float64) -> Float64:
     """Map features into the hyperplane of R^(D+1) whose coordinates sum to 0, scaled so that the whole filter has unit variance.
 
     Splatting and slicing each spread by (D+1)^2 / 12 along every direction and the blur by (D+1)^2 / 2, together (D+1)^2 * 2/3; so
@@ -40,7 +41,7 @@ def elevate(features: Float) -> Float:
     return elevated
 
 
-def enclosing_simplex(elevated: Float) -> tuple[Integer, Integer]:
+def enclosing_simplex(elevated: Float64) -> tuple[Integer, Integer]:
     """Find the simplex that encloses each point: its remainder-0 vertex and the rank of each coordinate's residual.
 
     The vertex is the nearest point whose coordinates are multiples of D+1 and sum to 0; rank 0 is the largest residual. A coordinate
@@ -64,7 +65,7 @@ def enclosing_simplex(elevated: Float) -> tuple[Integer, Integer]:
     return (quotient + wrap) * size, rank + wrap * size
 
 
-def barycentric_coordinates(elevated: Float, remainder0: Integer, rank: Integer) -> Float:
+def barycentric_coordinates(elevated: Float64, remainder0: Integer, rank: Integer) -> Float64:
     """Weights of the D+1 vertices of the enclosing simplex: they reproduce the point, are non-negative and sum to 1.
 
     Args:
@@ -124,7 +125,7 @@ class Lattice:
         neighbors: (D+1, K, 2) vertex ids one step down and up each direction; -1 = absent.
     """
 
-    def __init__(self, features: Float) -> None:
+    def __init__(self, features: Float64) -> None:
         """Build the lattice.
 
         Args:
@@ -154,14 +155,14 @@ class Lattice:
         """K, the number of vertices."""
         return len(self.keys)
 
-    def splat(self, values: Float) -> Float:
+    def splat(self, values: Float64) -> Float64:
         """Spread (N, V) values to the vertices of their simplices: (K, V)."""
         vertex_values = np.zeros((self.num_vertices, values.shape[1]))
         for corner in range(self.num_dims + 1):
             np.add.at(vertex_values, self.simplex_vertices[:, corner], self.barycentric[:, corner, None] * values)
         return vertex_values
 
-    def blur(self, vertex_values: Float, *, reverse: bool = False) -> Float:
+    def blur(self, vertex_values: Float64, *, reverse: bool = False) -> Float64:
         """Blur (K, V) vertex values with [1 2 1] / 4 along each of the D+1 directions; absent neighbors count as 0.
 
         Args:
@@ -177,11 +178,11 @@ class Lattice:
             vertex_values = 0.5 * vertex_values + 0.25 * (padded[down] + padded[up])
         return vertex_values
 
-    def slice_(self, vertex_values: Float) -> Float:
+    def slice_(self, vertex_values: Float64) -> Float64:
         """Interpolate (K, V) vertex values at the points: (N, V); the transpose of `splat`."""
         corners = vertex_values[self.simplex_vertices]
         return np.asarray((self.barycentric[:, :, None] * corners).sum(axis=1))
 
-    def filter(self, values: Float, *, transpose: bool = False) -> Float:
+    def filter(self, values: Float64, *, transpose: bool = False) -> Float64:
         """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j, for (N, V) values."""
         return amplitude(self.num_dims) * self.slice_(self.blur(self.splat(values), reverse=transpose))

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.reference.volume import VolumeTerm
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
-Float = NDArray[np.float64]
 
 ENERGY_RISE = 1e-6
 """Rise of the energy, relative to the size of its terms, that halves the step; less is rounding."""
@@ -30,7 +30,7 @@ FLIPPED_SHARE = 1e-4
 class Filter(Protocol):
     """A kernel matrix K of N points that can be applied to values."""
 
-    def filter(self, values: Float) -> Float:
+    def filter(self, values: Float64) -> Float64:
         """K values, for (N, V) values."""
         ...
 
@@ -51,7 +51,7 @@ class NormalizedKernel:
         self._before = 1.0 / np.sqrt(row_sum) if normalization == "symmetric" else np.ones_like(row_sum)
         self._after = self._before if normalization == "symmetric" else 1.0 / row_sum
 
-    def message(self, values: Float) -> Float:
+    def message(self, values: Float64) -> Float64:
         """Filter (N, V) values."""
         return self._after * self._kernel.filter(self._before * values)
 
@@ -60,40 +60,40 @@ class NormalizedKernel:
 class MeanFieldTrace:
     """Result of a run."""
 
-    logits: Float  # x of the last step, (N, L)
+    logits: Float64  # x of the last step, (N, L)
     num_iterations: int  # steps taken
     converged: bool  # whether the stopping rule was met
     energy: tuple[float, ...]  # free energy of the marginals at the start of each step
-    marginals: tuple[Float, ...]  # those marginals, (N, L) each; with a volume term those after the last step, too
+    marginals: tuple[Float64, ...]  # those marginals, (N, L) each; with a volume term those after the last step, too
     steps: tuple[float, ...]  # length of each step
-    volume_biases: tuple[Float, ...] = ()  # (L,) each, the bias per label of each step; none without a volume term
-    volume_part: NDArray[np.bool_] | None = None  # (N,), where the volume term applies; None: everywhere, or there is no term
+    volume_biases: tuple[Float64, ...] = ()  # (L,) each, the bias per label of each step; none without a volume term
+    volume_part: Bool | None = None  # (N,), where the volume term applies; None: everywhere, or there is no term
 
 
-def log_softmax(logits: Float) -> Float:
+def log_softmax(logits: Float64) -> Float64:
     """Logarithm of the softmax over the last axis; finite for any finite logits."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def softmax_gradient(marginals: Float, by_marginals: Float) -> Float:
+def softmax_gradient(marginals: Float64, by_marginals: Float64) -> Float64:
     """Turn the gradient with respect to (N, L) marginals into that with respect to their logits."""
     return np.asarray(marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True)))
 
 
-def weights_of(weight: Float, labels: NDArray[np.int32] | None) -> Float:
+def weights_of(weight: Float64, labels: NDArray[np.int32] | None) -> Float64:
     """Weights (L,) as factors of a message: per label, or per voxel and channel where labels share channels."""
     return weight if labels is None else np.asarray(weight[labels])
 
 
-def with_bias(logits: Float, bias: NDArray[np.floating[Any]] | None, labels: NDArray[np.int32] | None) -> Float:
+def with_bias(logits: Float64, bias: NDArray[np.floating[Any]] | None, labels: NDArray[np.int32] | None) -> Float64:
     """Add the bias (L,) of the labels to (N, L) logits, or to (N, channels) where labels share channels."""
     if bias is None:
         return logits
     return np.asarray(logits + (bias if labels is None else bias[labels]), dtype=np.float64)
 
 
-def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int32] | None, *, transpose: bool = False) -> Float:
+def with_penalties(messages: Float64, spec: MeanFieldSpec, labels: NDArray[np.int32] | None, *, transpose: bool = False) -> Float64:
     """Multiply (N, L) weighted messages by the compatibility of the labels that the channels hold, or by its transpose."""
     if labels is None:
         return np.asarray(messages @ (spec.compatibility.T if transpose else spec.compatibility), dtype=np.float64)
@@ -103,18 +103,18 @@ def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int3
     return np.asarray(np.einsum("nlk,nk->nl" if transpose else "nkl,nk->nl", penalty, messages))
 
 
-def volume_term(marginals: Float, spec: MeanFieldSpec) -> VolumeTerm | None:
+def volume_term(marginals: Float64, spec: MeanFieldSpec) -> VolumeTerm | None:
     """The volume term of a run whose first marginals are these where the term applies; None: the run has none."""
     return VolumeTerm.of_network(marginals, spec.volume_slack, counts=spec.keeps_counts) if spec.volume_weight > 0.0 else None
 
 
 def mean_field(
-    logits: Float,
+    logits: Float64,
     kernels: Sequence[NormalizedKernel],
     spec: MeanFieldSpec,
     *,
     labels: NDArray[np.int32] | None = None,
-    volume_part: NDArray[np.bool_] | None = None,
+    volume_part: Bool | None = None,
     watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
@@ -140,10 +140,10 @@ def mean_field(
     step = 1.0 - spec.damping
     energies: list[float] = []
     steps: list[float] = []
-    record: list[Float] = []
+    record: list[Float64] = []
     part = slice(None) if volume_part is None else volume_part
     volume = volume_term(np.exp(log_marginals[part]), spec)
-    biases: list[Float] = []
+    biases: list[Float64] = []
     # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
     first_watched = 2 if spec.volume_slack == 0.0 and spec.keeps_counts else 1
     converged = False

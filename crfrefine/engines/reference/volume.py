@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from crfrefine.base.array_types import Float64
 
 PSEUDO_VOXELS = 1.0
 """Added to all masses, so that a label whose mass vanishes has a finite energy."""
@@ -30,11 +29,11 @@ RIDGE = 1e-9
 class VolumeTerm:
     """The masses to keep, and how closely."""
 
-    target: Float  # (L,), V, sums to the number of voxels
+    target: Float64  # (L,), V, sums to the number of voxels
     slack: float  # inverse of the term's strength; 0: masses are kept exactly
 
     @classmethod
-    def of_network(cls, marginals: Float, slack: float, *, counts: bool) -> VolumeTerm:
+    def of_network(cls, marginals: Float64, slack: float, *, counts: bool) -> VolumeTerm:
         """Create the term that keeps the masses of the network's output.
 
         Args:
@@ -46,14 +45,14 @@ class VolumeTerm:
             return cls(np.bincount(marginals.argmax(axis=1), minlength=marginals.shape[1]).astype(np.float64), slack)
         return cls(marginals.sum(axis=0), slack)
 
-    def energy(self, masses: Float) -> float:
+    def energy(self, masses: Float64) -> float:
         """Return the term's energy, the divergence of the masses (L,) from those to keep; 0 if they are kept exactly."""
         if self.slack == 0.0:
             return 0.0
         masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
-    def balance(self, x: Float, step: float, start: Float) -> Float:
+    def balance(self, x: Float64, step: float, start: Float64) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0.
 
         Args:
@@ -62,13 +61,13 @@ class VolumeTerm:
             start: (L,), where the search starts.
         """
 
-        def masses_of(bias: Float) -> tuple[Float, Float]:
+        def masses_of(bias: Float64) -> tuple[Float64, Float64]:
             scores = np.exp(x + step * bias - (x + step * bias).max(axis=1, keepdims=True))
             return sums_of(scores / scores.sum(axis=1, keepdims=True))
 
         return self.search(masses_of, step, start, LAST_CHANGE)
 
-    def search(self, masses_of: Callable[[Float], tuple[Float, Float]], step: float, start: Float, last_change: float) -> Float:
+    def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], step: float, start: Float64, last_change: float) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0, for marginals that are elsewhere.
 
         Args:
@@ -90,7 +89,7 @@ class VolumeTerm:
                 break
         return bias
 
-    def backward(self, gradient: Float, marginals: Float, bias: Float, step: float) -> tuple[Float, Float, float]:
+    def backward(self, gradient: Float64, marginals: Float64, bias: Float64, step: float) -> tuple[Float64, Float64, float]:
         """Return the gradients of a loss with respect to log-marginals without the bias (N, L), the target (L,) and the slack.
 
         Args:
@@ -103,7 +102,7 @@ class VolumeTerm:
         by_x = gradient - marginals * (pull - (marginals @ pull)[:, None])
         return by_x, by_target, by_slack
 
-    def pull(self, gradient: Float, masses: Float, covariance: Float, bias: Float, step: float) -> tuple[Float, Float, float]:
+    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64, step: float) -> tuple[Float64, Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the gradients with respect to the target (L,) and the slack.
 
         Args:
@@ -117,19 +116,19 @@ class VolumeTerm:
         pull = np.linalg.solve(self._curvature(covariance, masses, step), step * (gradient - gradient.mean()))
         return pull, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
 
-    def _balanced(self, bias: Float) -> Float:
+    def _balanced(self, bias: Float64) -> Float64:
         """Masses, with pseudo-voxels, for which the bias would be right: proportional to (V + 1) e^(-slack bias)."""
         target = self.target + PSEUDO_VOXELS
         scaled = target * np.exp(-self.slack * bias)
         return np.asarray(scaled * (target.sum() / scaled.sum()))
 
-    def _curvature(self, covariance: Float, balanced: Float, step: float) -> Float:
+    def _curvature(self, covariance: Float64, balanced: Float64, step: float) -> Float64:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
         return np.asarray(step * covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
 
 
-def sums_of(marginals: Float) -> tuple[Float, Float]:
+def sums_of(marginals: Float64) -> tuple[Float64, Float64]:
     """Masses (L,) of marginals (N, L), and the sum of their covariances (L, L), H in docs/reference/math.md, section 11.2."""
     masses = marginals.sum(axis=0)
     return masses, np.asarray(np.diag(masses) - marginals.T @ marginals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from crfrefine.base.geometry import orientation_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool, Float64
 
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -40,7 +40,7 @@ class Upright:
     sides: tuple[str, ...]  # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
 
     @classmethod
-    def of(cls, affine: NDArray[np.float64] | None, num_dims: int) -> Upright:
+    def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
         """Return how to turn an array on a grid; grids without an affine and grids that are not 3-D are not turned."""
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
@@ -49,13 +49,13 @@ class Upright:
         flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
         return cls(axis_order, flips, SIDES)
 
-    def turn(self, array: NDArray[Any]) -> NDArray[Any]:
+    def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
         array = array.transpose(*self.axis_order, *range(len(self.axis_order), array.ndim))
         return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
-def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[slice]:
+def crop_around(foreground: Bool, steps: Sequence[float]) -> list[slice]:
     """Return slices around the foreground, (*grid), with a margin: small structures become visible. Without foreground: the whole grid."""
     box = bounding_box(foreground)
     if box is None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageFont
 
+    from crfrefine.base.array_types import Array, Bool
+
 Anchor = Literal["la", "ma", "ra", "lm", "mm", "rm", "md"]
 
 LINE_WIDTH = 2
@@ -43,18 +45,18 @@ def gray_level(share: float) -> int:
     return round(share * WHITE)
 
 
-def label_levels(labels: NDArray[Any]) -> NDArray[np.uint8]:
+def label_levels(labels: Array) -> NDArray[np.uint8]:
     """Return the level of the color of each label above 0; background is white."""
     levels: NDArray[np.uint8] = np.where(labels == 0, WHITE, WHITE + 1 + (labels.astype(np.int64) - 1) % len(LABEL_COLORS)).astype(np.uint8)
     return levels
 
 
-def enlarge(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     """Return a plane, (rows, columns), at another size, (across, down): each pixel has the value of the voxel that its middle is in."""
     columns, rows = (
         ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in zip(size, plane.shape[::-1], strict=True)
     )
-    enlarged: NDArray[Any] = plane[:, columns].take(rows, axis=0)
+    enlarged: Array = plane[:, columns].take(rows, axis=0)
     return enlarged
 
 
@@ -67,7 +69,7 @@ def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.u
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
 
 
-def outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def outline(labels: Array) -> Bool:
     """Return the pixels of the outlines of labels above 0, along the edges of their voxels; (rows, columns) in and out."""
     rows, columns = labels.shape
     padded = np.pad(labels, LINE_WIDTH)
@@ -81,14 +83,14 @@ def outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
     return border & is_dashed_on(labels)
 
 
-def is_dashed_on(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def is_dashed_on(labels: Array) -> Bool:
     """Return whether the dashes of each pixel's label are drawn there: labels with the same color differ in their dashes."""
     if not labels.size or labels.max() <= len(LABEL_COLORS):
         return np.ones(labels.shape, bool)
     styles = (np.maximum(labels.astype(np.int64), 1) - 1) // len(LABEL_COLORS) % len(_DASHES)
     drawn, period = np.array(_DASHES)[styles].transpose(2, 0, 1)
     rows, columns = np.indices(labels.shape)
-    result: NDArray[np.bool_] = (rows + columns) % period < drawn
+    result: Bool = (rows + columns) % period < drawn
     return result
 
 

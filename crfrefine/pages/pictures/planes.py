@@ -7,7 +7,7 @@ densest change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Array, Bool
 
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name, axis across the picture and axis up the picture, of an upright volume."""
@@ -43,7 +45,7 @@ class Places:
     change_plane: int = 0  # The plane of `PLANES` that shows most of that change, by its number.
 
 
-def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], steps: Sequence[float]) -> Places:
+def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
     """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
 
     The structure is the largest connected part of what all maps have in common: false islands of one map are not part of it, however many
@@ -63,7 +65,7 @@ def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], step
     return Places(point, peak, _plane_of_change(changed, peak, steps, shown))
 
 
-def find_structure(maps: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
+def find_structure(maps: Sequence[Array]) -> Bool | None:
     """Return the largest connected part of what the most maps have as foreground, (*grid); None without any foreground."""
     from scipy.ndimage import label
 
@@ -81,7 +83,7 @@ def find_structure(maps: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
     return structure
 
 
-def find_largest_change(changed: NDArray[np.bool_], steps: Sequence[float]) -> tuple[int, ...] | None:
+def find_largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
     """Return the changed voxel with the most changed voxels around it; None without changes."""
     from scipy.ndimage import uniform_filter
 
@@ -97,7 +99,7 @@ def find_largest_change(changed: NDArray[np.bool_], steps: Sequence[float]) -> t
     return tuple(int(index) + part.start for index, part in zip(found, box, strict=True))
 
 
-def _sums(values: NDArray[Any], axis: int) -> NDArray[np.int64]:
+def _sums(values: Array, axis: int) -> NDArray[np.int64]:
     sums: NDArray[np.int64] = values.sum(axis=tuple(other for other in range(values.ndim) if other != axis), dtype=np.int64)
     return sums
 
@@ -110,7 +112,7 @@ def _best_plane(sections: NDArray[np.int64], changes: NDArray[np.int64]) -> int:
     return int(largest[len(largest) // 2])
 
 
-def _plane_of_change(changed: NDArray[np.bool_], peak: tuple[int, ...], steps: Sequence[float], axes: Sequence[int]) -> int:
+def _plane_of_change(changed: Bool, peak: tuple[int, ...], steps: Sequence[float], axes: Sequence[int]) -> int:
     """Return the number of the plane that holds the most changed voxels around the largest change."""
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
     around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Float32, Float64
+
 _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
 _DIMMED = 0.55  # below changed voxels
 _COLUMNS = ("image", "network", "refined", "changed voxels")
@@ -37,8 +39,8 @@ class Plane:
     edges: str  # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
     size_mm: tuple[float, float]  # Width and height.
     image: NDArray[np.uint8]  # Gray values.
-    before: NDArray[Any]  # Labels of the network.
-    after: NDArray[Any]  # Labels after refinement.
+    before: Array  # Labels of the network.
+    after: Array  # Labels after refinement.
     # Columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
     frame: tuple[int, int, int, int] | None = None
 
@@ -52,12 +54,12 @@ class Cuts:
 
 
 def draw_preview(
-    image: NDArray[np.float32],
-    before: NDArray[Any],
-    after: NDArray[Any],
+    image: Float32,
+    before: Array,
+    after: Array,
     spacing: Sequence[float],
     *,
-    affine: NDArray[np.float64] | None = None,
+    affine: Float64 | None = None,
     title: str = "",
     subtitle: str = "",
     label_names: Mapping[int, str] | None = None,
@@ -104,12 +106,7 @@ def draw_preview(
 
 
 def cut_planes(
-    image: NDArray[np.float32],
-    before: NDArray[Any],
-    after: NDArray[Any],
-    spacing: Sequence[float],
-    affine: NDArray[np.float64] | None,
-    modality_names: Sequence[str] = (),
+    image: Float32, before: Array, after: Array, spacing: Sequence[float], affine: Float64 | None, modality_names: Sequence[str] = ()
 ) -> Cuts:
     """Cut the volume through its labels and their largest change, upright if the orientation is known, and cropped around the labels.
 

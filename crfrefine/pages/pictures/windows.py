@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Array, Bool, Float32
 
 LOWEST_WITHOUT_AIR = -500.0
 """Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other modality has such numbers."""
@@ -31,7 +33,7 @@ class Window:
     high: float  # White, above `low`.
     name: str = ""  # Such as "lung"; empty if it comes from the image's percentiles.
 
-    def gray(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def gray(self, image: Float32) -> NDArray[np.uint8]:
         """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""
         shown = np.nan_to_num(image.astype(np.float32), copy=False, nan=self.low, posinf=self.high, neginf=self.low)
         shown -= self.low  # in place: volumes can be large
@@ -46,7 +48,7 @@ SOFT_TISSUE, LUNG, BONE = Window(-160, 240, "soft tissue"), Window(-1350, 150, "
 """Usual windows of CT, in Hounsfield units."""
 
 
-def choose_window(image: NDArray[np.float32], structure: NDArray[np.bool_]) -> Window:
+def choose_window(image: Float32, structure: Bool) -> Window:
     """Return the window of a modality.
 
     For CT it is the usual one of the structure: lung if the median of the structure is below -400 HU, bone (or contrast medium) if it is
@@ -69,15 +71,13 @@ def choose_window(image: NDArray[np.float32], structure: NDArray[np.bool_]) -> W
     return Window(low, high) if high > low else Window(low - 0.5, low + 0.5)
 
 
-def is_hounsfield(image: NDArray[np.float32]) -> bool:
+def is_hounsfield(image: Float32) -> bool:
     """Return whether an image looks like CT in Hounsfield units."""
     sample = _thinned(image)
     return bool(np.any((sample < LOWEST_WITHOUT_AIR) & (sample > -np.inf)))
 
 
-def choose_modality(
-    modalities: Sequence[NDArray[np.float32]], windows: Sequence[Window], labels: NDArray[Any], steps: Sequence[float]
-) -> int:
+def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]) -> int:
     """Return the number of the modality with the highest contrast at the borders of the labels; the first one of equals.
 
     The contrast of a label is the distance of the mean intensities on both sides of its border, within 3 mm, in standard deviations.
@@ -93,16 +93,16 @@ def choose_modality(
     return int(sums.argmax())
 
 
-def _thinned(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _thinned(image: Float32) -> Float32:
     """Return a large image with fewer voxels, evenly spread."""
     step = max(1, int((image.size / _MOST_SAMPLES) ** (1 / image.ndim)))
-    thinned: NDArray[np.float32] = image[(slice(None, None, step),) * image.ndim]
+    thinned: Float32 = image[(slice(None, None, step),) * image.ndim]
     return thinned
 
 
-def _is_tissue(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _is_tissue(image: Float32) -> Bool:
     """Return where an image is finite, not exactly zero, and not the value that a background has after normalization."""
-    counted: NDArray[np.bool_] = np.isfinite(image) & (image != 0)
+    counted: Bool = np.isfinite(image) & (image != 0)
     if counted.any():
         lowest = image == image[counted].min()
         if _BACKGROUND_SHARE * image.size <= np.count_nonzero(lowest) < np.count_nonzero(counted):
@@ -110,7 +110,7 @@ def _is_tissue(image: NDArray[np.float32]) -> NDArray[np.bool_]:
     return counted
 
 
-def _border(structure: NDArray[np.bool_], steps: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[slice, ...]]:
+def _border(structure: Bool, steps: Sequence[float]) -> tuple[Bool, Bool, tuple[slice, ...]]:
     """Return the voxels near the border on either side, in a box of the grid."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -126,7 +126,7 @@ def _border(structure: NDArray[np.bool_], steps: Sequence[float]) -> tuple[NDArr
     return inside, outside, box
 
 
-def _contrast(image: NDArray[np.float32], window: Window, inside: NDArray[np.bool_], outside: NDArray[np.bool_]) -> float:
+def _contrast(image: Float32, window: Window, inside: Bool, outside: Bool) -> float:
     """Return the distance of the means on both sides of the border in standard deviations; what is no tissue is left out."""
     counted = _is_tissue(image)
     sides = [np.clip(image[side & counted], window.low, window.high).astype(np.float64) for side in (inside, outside)]

@@ -7,7 +7,7 @@ tooltips; with very many, only some are drawn, always including the extremes. Th
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -40,25 +40,22 @@ def drawn_cases(pairs: Pairs) -> NDArray[np.intp]:
 
 def paired_plot(name: str, pairs: Pairs, wording: Wording, before: str, after: str) -> str:
     """Draw each case as a line from before to after."""
-    assert pairs.before is not None
+    earlier = pairs.before
+    assert earlier is not None
     plot = Plot(name, f"{wording.metric.title}, each case from before to after", _count_text(pairs, after))
     left, right, top, bottom = plot.inner
-    scale = scale_over([float(value) for values in (pairs.before, pairs.after) for value in values], bottom, top)
+    scale = scale_over([float(value) for values in (earlier, pairs.after) for value in values], bottom, top)
     plot.y_axis(scale, wording.axis)
     x_before, x_after = left + 0.2 * (right - left), left + 0.8 * (right - left)
-    lines: dict[int, list[str]] = defaultdict(list)
-    marks: dict[int, list[str]] = defaultdict(list)
-    tips: dict[int, list[str]] = defaultdict(list)
     alone = len(pairs.cases) <= MOST_MARKS
-    for index in drawn_cases(pairs):
-        start, end = scale(float(pairs.before[index])), scale(float(pairs.after[index]))
-        gain = int(pairs.gains[index])
-        lines[gain].append(f"M{short(x_before)} {short(start)}L{short(x_after)} {short(end)}")
-        marks[gain].append((_mark(x_before, start, 0) if alone else "") + _mark(x_after, end, gain))
-        tips[gain].append(_case_tip(pairs, int(index), wording))
-    for gain in (0, 1, -1):
-        _add_marks(plot, gain, tips[gain], lines[gain], marks[gain], alone=alone)
-    for x, values, where, method in ((x_before, pairs.before, -1, before), (x_after, pairs.after, 1, after)):
+
+    def draw(index: int, gain: int) -> tuple[str, str]:
+        start, end = scale(float(earlier[index])), scale(float(pairs.after[index]))
+        mark = (_mark(x_before, start, 0) if alone else "") + _mark(x_after, end, gain)
+        return f"M{short(x_before)} {short(start)}L{short(x_after)} {short(end)}", mark
+
+    _add_cases(plot, pairs, wording, draw)
+    for x, values, where, method in ((x_before, earlier, -1, before), (x_after, pairs.after, 1, after)):
         mean = float(values.mean())
         tip = element("title", escape(f"mean {wording.quantity(mean)}"))
         plot.add(element("path", tip, d=f"M{short(x + 14 * where)} {short(scale(mean))}l{8 * where} -5v10z", class_="mean"))
@@ -191,26 +188,21 @@ def _stacked(places: list[float], size: float) -> list[int]:
 
 
 def _add_points(plot: Plot, pairs: Pairs, wording: Wording, x: list[float], y: list[float], size: float = 1.0) -> None:
-    marks: dict[int, list[str]] = defaultdict(list)
-    tips: dict[int, list[str]] = defaultdict(list)
-    for index in drawn_cases(pairs):
-        gain = int(pairs.gains[index])
-        marks[gain].append(_mark(x[index], y[index], gain, size))
-        tips[gain].append(_case_tip(pairs, int(index), wording))
-    for gain in (0, 1, -1):
-        _add_marks(plot, gain, tips[gain], [""] * len(marks[gain]), marks[gain], alone=len(pairs.cases) <= MOST_MARKS)
+    _add_cases(plot, pairs, wording, lambda index, gain: ("", _mark(x[index], y[index], gain, size)))
 
 
-def _add_marks(plot: Plot, gain: int, tips: list[str], lines: list[str], marks: list[str], *, alone: bool) -> None:
-    """Add marks with their lines: one element with a tooltip per case, or a single element if there are many."""
-    if not marks:
-        return
-    kind = _KINDS[gain]
-    if not alone:
-        tips, lines, marks = [f"{len(marks)} cases {kind}"], ["".join(lines)], ["".join(marks)]
-    for tip, line, mark in zip(tips, lines, marks, strict=True):
-        drawn = element("path", d=line, class_="line") if line else ""
-        plot.add(element("g", element("title", escape(tip)) + drawn + element("path", d=mark, class_="mark"), class_=f"case {kind}"))
+def _add_cases(plot: Plot, pairs: Pairs, wording: Wording, draw: Callable[[int, int], tuple[str, str]]) -> None:
+    """Add the line and the mark that `draw` returns for a case and its gain: one element with a tooltip per case, or one for many."""
+    drawn = [(int(pairs.gains[index]), int(index)) for index in drawn_cases(pairs)]
+    for kind in (0, 1, -1):
+        name = _KINDS[kind]
+        cases = [(_case_tip(pairs, index, wording), *draw(index, gain)) for gain, index in drawn if gain == kind]
+        if cases and len(pairs.cases) > MOST_MARKS:
+            _, lines, marks = zip(*cases, strict=True)
+            cases = [(f"{len(cases)} cases {name}", "".join(lines), "".join(marks))]
+        for tip, line, mark in cases:
+            shown = (element("path", d=line, class_="line") if line else "") + element("path", d=mark, class_="mark")
+            plot.add(element("g", element("title", escape(tip)) + shown, class_=f"case {name}"))
 
 
 def _mark(x: float, y: float, gain: int, size: float = 1.0) -> str:

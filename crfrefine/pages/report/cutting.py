@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Array, Float32
 
 GAINED, LOST, RELABELED = 1, 2, 3
 """Kinds of changed voxels: gained a label, lost its label, or has another label."""
@@ -53,13 +55,13 @@ class UprightCase:
     """A case whose axes run, as nearly as possible, from right to left, posterior to anterior and inferior to superior."""
 
     case: str
-    images: NDArray[np.float32] | None  # (M, x, y, z) finite intensities; None without an image.
+    images: Float32 | None  # (M, x, y, z) finite intensities; None without an image.
     modality_names: tuple[str, ...]  # One per modality.
     windows: tuple[Window, ...]  # One per modality.
     modality: int  # The number of the one with the highest contrast at the border of the labels.
-    reference: NDArray[Any]  # (x, y, z) labels.
-    before: NDArray[Any] | None  # (x, y, z) labels; None without a baseline.
-    after: NDArray[Any]  # (x, y, z) labels.
+    reference: Array  # (x, y, z) labels.
+    before: Array | None  # (x, y, z) labels; None without a baseline.
+    after: Array  # (x, y, z) labels.
     changes: NDArray[np.uint8]  # (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference without a baseline.
     steps: tuple[float, float, float]  # mm, one per axis.
     point: tuple[int, int, int]  # One index per axis: the planes through the structure.
@@ -112,7 +114,7 @@ def upright_case(images: CaseImages) -> UprightCase:
     )
 
 
-def _finite(images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _finite(images: Float32) -> Float32:
     """Replace, in place and per modality, what is not finite: NaN and -inf by the smallest number, which is black, inf by the largest."""
     for channel in images:
         is_finite = np.isfinite(channel)
@@ -127,7 +129,7 @@ def _three(values: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
+def changes_between(before: Array, after: Array) -> NDArray[np.uint8]:
     """Return the kind of change of each voxel."""
     changes = np.zeros(after.shape, np.uint8)
     changed = before != after
@@ -173,8 +175,8 @@ def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
     )
 
 
-def _block_means(image: NDArray[np.float32], factors: list[int], counts: tuple[int, ...]) -> NDArray[np.float32]:
-    values: NDArray[Any] = image
+def _block_means(image: Float32, factors: list[int], counts: tuple[int, ...]) -> Float32:
+    values: Array = image
     for axis, (factor, count) in enumerate(zip(factors, counts, strict=True)):
         starts = np.arange(count) * factor
         sums = np.add.reduceat(values, starts, axis=axis, dtype=np.float32)  # large volumes: single precision, and no copy of the whole

@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array
+
 
 def gray_png(gray: NDArray[np.uint8]) -> str:
     """Return (rows, columns) gray values, the first row at the top, as a PNG."""
@@ -20,7 +22,7 @@ def gray_png(gray: NDArray[np.uint8]) -> str:
     return _data_url(Image.fromarray(np.ascontiguousarray(gray)))
 
 
-def label_png(labels: NDArray[Any], colors: Mapping[int, str]) -> str:
+def label_png(labels: Array, colors: Mapping[int, str]) -> str:
     """Return (rows, columns) labels, the first row at the top, as a PNG: each in its color, others transparent."""
     from PIL import Image
 
@@ -35,7 +37,7 @@ def label_png(labels: NDArray[Any], colors: Mapping[int, str]) -> str:
     return _data_url(picture, transparency=0, bits=next(bits for bits in (1, 2, 4, 8) if 2**bits > len(known)))
 
 
-def sprite(volume: NDArray[Any]) -> NDArray[Any]:
+def sprite(volume: Array) -> Array:
     """Return (x, y, z) as one picture of all sagittal slices, row by row, each (z from top to bottom, y), as brainsprite expects.
 
     Free places at the end are filled with zeros.

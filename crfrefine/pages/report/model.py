@@ -14,17 +14,19 @@ from crfrefine.statistics.verdict import Verdict
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Float32, Float64
+
 
 @dataclass(frozen=True)
 class CaseImages:
     """The volumes of one case, all on one grid, as stored; the report turns them upright."""
 
     case: str
-    image: NDArray[np.float32] | None  # (M, x, y, z) any intensity; None if there are no images.
+    image: Float32 | None  # (M, x, y, z) any intensity; None if there are no images.
     reference: NDArray[np.integer[Any]]  # (x, y, z) labels of the reference, 0 is background.
     before: NDArray[np.integer[Any]] | None  # (x, y, z) labels of the baseline; None without a baseline.
     after: NDArray[np.integer[Any]]  # (x, y, z) labels of the judged method.
-    affine: NDArray[np.float64]  # (4, 4) voxel to world RAS+ mm.
+    affine: Float64  # (4, 4) voxel to world RAS+ mm.
     modality_names: tuple[str, ...] = ()  # One per modality; default: they are numbered.
 
 
@@ -46,6 +48,11 @@ class ReportInput:
     left_out: str = ""  # One line about the incomplete cases that are left out; empty if there are none.
     # The regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
     mean_regions: Sequence[str] | None = None
+
+    @property
+    def compared(self) -> list[str]:
+        """The baseline, if there is one, and the judged method."""
+        return [self.method] if self.baseline is None else [self.baseline, self.method]
 
     @property
     def label_titles(self) -> dict[int, str]:

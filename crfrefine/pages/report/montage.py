@@ -21,7 +21,7 @@ from crfrefine.pages.report.encoding import gray_png
 from crfrefine.pages.report.svg import element
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from crfrefine.base.array_types import Array, Bool
 
 CHANGE_KINDS = {GAINED: "gained", LOST: "lost", RELABELED: "relabeled"}
 
@@ -56,8 +56,8 @@ def _cut(
     through = 3 - across - up
     index: tuple[Any, ...] = tuple(point[axis] if axis == through else slice(None) for axis in range(3))
 
-    def slice_of(volume: NDArray[Any]) -> NDArray[Any]:
-        cut: NDArray[Any] = volume[index].T[::-1]  # (rows from top to bottom, columns)
+    def slice_of(volume: Array) -> Array:
+        cut: Array = volume[index].T[::-1]  # (rows from top to bottom, columns)
         return cut
 
     steps = case.steps[across], case.steps[up]
@@ -93,7 +93,7 @@ def _cut(
     return Cut(plane, case.axes[through].place(point[through]), tuple(panels))
 
 
-def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: float) -> str:
+def _changes(name: str, changes: Array, steps: Sequence[float], pitch: float) -> str:
     """Return the changed voxels, each kind with its color and pattern; the pitch of the patterns is in mm."""
     unit = f"{pitch:.4g}"
     fills = {GAINED: CHANGE_COLORS[GAINED], LOST: f"url(#{name}-hatched)", RELABELED: f"url(#{name}-dotted)"}
@@ -111,7 +111,7 @@ def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: fl
     return element("defs", patterns) + filled if filled else ""
 
 
-def contour_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
+def contour_path(mask: Bool, steps: Sequence[float]) -> str:
     """Return the outline of a mask, (rows, columns), along the edges of its voxels as an SVG path in mm; `steps` of columns and rows."""
     padded = np.pad(mask, 1)
     parts = []
@@ -122,7 +122,7 @@ def contour_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
     return "".join(parts)
 
 
-def filled_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
+def filled_path(mask: Bool, steps: Sequence[float]) -> str:
     """Return the voxels of a mask as rows of rectangles; arguments as in `contour_path`."""
     return "".join(
         f"M{_mm(column * steps[0])} {_mm(row * steps[1])}h{_mm(length * steps[0])}v{_mm(steps[1])}h{_mm(-length * steps[0])}z"
@@ -130,7 +130,7 @@ def filled_path(mask: NDArray[np.bool_], steps: Sequence[float]) -> str:
     )
 
 
-def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+def _runs(mask: Bool) -> list[tuple[int, int, int]]:
     """Return row, first column and length of each run of True in a row."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
@@ -138,7 +138,7 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     return [(int(row), int(start), int(end - start)) for row, start, end in zip(rows, starts, ends, strict=True)]
 
 
-def _contours(labels: NDArray[Any], steps: Sequence[float], titles: Mapping[int, str]) -> str:
+def _contours(labels: Array, steps: Sequence[float], titles: Mapping[int, str]) -> str:
     drawn = []
     for label in foreground_labels(labels):
         path = contour_path(labels == label, steps)

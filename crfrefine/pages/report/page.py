@@ -21,7 +21,6 @@ from crfrefine.pages.report.pairs import ShownCase, is_shown_unsigned, pairs_of,
 from crfrefine.pages.report.viewer import ViewerCase
 from crfrefine.pages.report.wording import UNDEFINED, effect_text, interval_text, p_text, wording_of
 from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families
-from crfrefine.statistics.harm import Decline
 from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
 _ASSETS = files("crfrefine.pages.report") / "assets"
@@ -45,11 +44,11 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_asset)
     )
-    environment.globals |= {"asset": _asset, "words": wording_of}
+    environment.globals |= {"asset": _asset, "words": wording_of, "interval_text": interval_text, "p_text": p_text}
     metrics = [metric for metric in report.table.metrics if region_choices(report, metric)]
     tested = sorted((metric for metric in metrics if metric_named(metric).better is not None), key=lambda metric: metric != ENDPOINT)
     sets = list(_charts(report, tested))
-    rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
+    rivals = [method for method in report.table.methods if method not in report.compared]
     cases = table_cases(report, metrics)
     has_viewer = any(view.viewer is not None for view in views)
     content = environment.get_template("page.html").render(
@@ -59,7 +58,6 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         tone=tone(report),
         verdict_regions=[report.region_title(region) for region in report.verdict.regions] if report.verdict is not None else [],
         figures=figures(report),
-        declines=list(declines(report)),
         families=describe_families(report.summary),
         undefined=[
             (report.region_title(region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
@@ -69,7 +67,6 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         unsigned=[metric_named(metric).title for metric in metrics if is_shown_unsigned(report, metric)],
         lines=list(summary_lines(report, report.method)),
         rivals=[(rival, list(summary_lines(report, rival))) for rival in rivals],
-        judged_rivals=judged_rivals(report),
         metrics=[metric_named(metric) for metric in dict.fromkeys(drawn["metric"] for drawn in sets)],
         charts=sets,
         is_aggregated=len(report.table.cases) > charts.MOST_MARKS,
@@ -86,7 +83,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         change_colors={CHANGE_KINDS[kind]: color for kind, color in CHANGE_COLORS.items()},
         viewer_source=viewer_source if has_viewer else "",
         viewer_problem=viewer_problem,
-        viewer_specs=_json({str(number): view.viewer.spec() for number, view in enumerate(views) if view.viewer is not None}),
+        viewer_specs=_json({str(number): view.viewer.spec for number, view in enumerate(views) if view.viewer is not None}),
         minus="\u2212",
     )
     return content
@@ -171,8 +168,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
     choices = region_choices(report, ENDPOINT) if ENDPOINT in metrics else ()
     if not choices:
         return list(range(most))
-    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
-    values = shown_values(report, methods, choices[0], ENDPOINT)
+    values = shown_values(report, report.compared, choices[0], ENDPOINT)
     size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
     # Cases that cannot be compared come first, so that they are looked at too.
     return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
@@ -181,8 +177,7 @@ def table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
 def table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of the case table: one list per metric, region and method, null if undefined; `views` are anchors of cases."""
     table = report.table
-    first = [report.method] if report.baseline is None else [report.baseline, report.method]
-    rivals = [method for method in table.methods if method not in first]
+    first, rivals = report.compared, [method for method in table.methods if method not in report.compared]
     values: dict[str, dict[str, list[list[float | None]]]] = {}
     for metric in metrics:
         values[metric] = {}
@@ -250,46 +245,6 @@ def figures(report: ReportInput) -> list[tuple[str, str, str]]:
         ),
         ("p (Wilcoxon)", p_text(comparison.p_value), "two-sided, paired; this question alone"),
         ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
-    ]
-
-
-def declines(report: ReportInput) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield a heading and rows of text for what got worse significantly, and for what got worse in most cases."""
-    harm = report.verdict.harm if report.verdict is not None else None
-    for heading, declines in () if harm is None else (("Significantly", harm.significant), ("In most cases", harm.in_most_cases)):
-        if declines:
-            yield heading, [_decline_cells(report, decline) for decline in declines]
-
-
-def _decline_cells(report: ReportInput, decline: Decline) -> dict[str, Any]:
-    wording, comparison = wording_of(decline.metric), decline.comparison
-    return {
-        "metric": wording.metric.title,
-        "region": report.region_title(decline.region),
-        "counts": (comparison.wins, comparison.ties, comparison.losses),
-        "difference": wording.change_quantity(comparison.mean_difference),
-        "interval": interval_text(comparison, wording),
-        "p_value": p_text(decline.p_holm),
-    }
-
-
-def judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
-    """Return text on each rival of the verdict."""
-    if report.verdict is None:
-        return []
-    dice = wording_of(ENDPOINT)
-    return [
-        {
-            "name": rival.name,
-            "theirs": dice.number(rival.comparison.mean_baseline),
-            "ours": dice.number(rival.comparison.mean),
-            "difference": dice.change(rival.comparison.mean_difference),
-            "interval": interval_text(rival.comparison, dice),
-            "p_value": p_text(rival.p_adjusted),
-            "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
-            "is_beaten": rival.is_beaten,
-        }
-        for rival in report.verdict.rivals
     ]
 
 

@@ -16,6 +16,8 @@ from crfrefine.statistics.verdict import ENDPOINT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float64
+
 # As in the comparisons: smaller differences are rounding errors.
 _ROUNDING = 1e-12
 
@@ -25,12 +27,12 @@ class Pairs:
     """Two methods in one metric and region; only cases with both values, or without a baseline, with the single value."""
 
     cases: tuple[str, ...]  # (n) their names.
-    before: NDArray[np.float64] | None  # (n) values of the baseline; None without one.
-    after: NDArray[np.float64]  # (n) values of the judged method.
+    before: Float64 | None  # (n) values of the baseline; None without one.
+    after: Float64  # (n) values of the judged method.
     gains: NDArray[np.int64]  # (n) 1 if the method is better, -1 if worse, 0 if equal; all 0 without a baseline or a better direction.
 
     @property
-    def differences(self) -> NDArray[np.float64]:
+    def differences(self) -> Float64:
         """After minus before; after itself without a baseline."""
         return self.after if self.before is None else self.after - self.before
 
@@ -54,7 +56,7 @@ def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
     return ((MEAN,) if has_mean else ()) + tuple(measured)
 
 
-def shown_values(report: ReportInput, methods: Sequence[str], region: str, metric: str) -> NDArray[np.float64]:
+def shown_values(report: ReportInput, methods: Sequence[str], region: str, metric: str) -> Float64:
     """Return (methods, cases) values as compared: signed differences by magnitude, means over regions over the common ones.
 
     For a single method, without a comparison, differences keep their sign, as in the summary.
@@ -74,9 +76,8 @@ def is_shown_unsigned(report: ReportInput, metric: str) -> bool:
 
 def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
     """Return the values of one chart."""
-    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
-    values = shown_values(report, methods, region, metric)
-    kept: NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=0))
+    values = shown_values(report, report.compared, region, metric)
+    kept: Bool = np.asarray(~np.isnan(values).any(axis=0))
     cases = tuple(case for case, there in zip(report.table.cases, kept, strict=True) if there)
     after = values[-1, kept]
     if report.baseline is None:
@@ -141,5 +142,4 @@ def undefined_counts(report: ReportInput, metric: str) -> Iterator[tuple[str, st
 
 
 def _is_measured(report: ReportInput, region: str, metric: str) -> bool:
-    methods = (report.method,) if report.baseline is None else (report.method, report.baseline)
-    return any(not np.isnan(report.table.values(method, region, metric)).all() for method in methods)
+    return any(not np.isnan(report.table.values(method, region, metric)).all() for method in report.compared)

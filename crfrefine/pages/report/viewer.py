@@ -23,6 +23,8 @@ from crfrefine.pages.report.encoding import gray_png, label_png, sprite
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Float32, Float64
+
 MOST_VOXELS = 4_000_000
 """Most voxels of a case in the viewer: decoded, at four bytes each, a phone can hold one case several times."""
 
@@ -55,37 +57,11 @@ def read_viewer() -> str:
 
 
 @dataclass(frozen=True)
-class Modality:
-    """How a modality is shown."""
-
-    name: str  # Such as "FLAIR".
-    levels: NDArray[np.float64]  # The intensity of each gray level of its sprite, ascending.
-    window: Window  # The one it is shown with at first.
-
-    def spec(self) -> dict[str, Any]:
-        """Return the data that the page's script needs: intensities with seven digits, and the windows to choose from."""
-        windows = [self.window]
-        if self.window.name:
-            windows += [other for other in (SOFT_TISSUE, LUNG, BONE) if other != self.window]
-        return {
-            "name": self.name,
-            "levels": [float(f"{level:.7g}") for level in self.levels],
-            "windows": [[window.name, float(f"{window.low:.7g}"), float(f"{window.high:.7g}")] for window in windows],
-        }
-
-
-@dataclass(frozen=True)
 class ViewerCase:
     """A case in the viewer."""
 
-    shape: tuple[int, ...]  # Voxels along each upright axis.
-    steps: tuple[float, float, float]  # mm, one per axis.
-    point: tuple[int, int, int]  # Initial position of the planes, through the structure.
-    change: tuple[int, int, int] | None  # Position of the largest change, if the initial planes do not show it.
-    counting: tuple[tuple[int, int, int], ...]  # First number, step and number of voxels in the file, one per axis.
+    spec: Mapping[str, Any]  # What the page's script needs besides the sprites.
     images: tuple[str, ...]  # A sprite of gray levels per modality; without images a single one, of one gray.
-    modalities: tuple[Modality, ...]  # How each modality is shown; empty without images.
-    modality: int  # The number of the one that is shown at first.
     overlays: Mapping[str, str]  # The available sprites of colors by name: reference, before, after and changes.
     reduced: tuple[int, int, int]  # The factor by which voxels were enlarged, one integer per axis.
 
@@ -93,18 +69,6 @@ class ViewerCase:
     def num_bytes(self) -> int:
         """The bytes that it adds to the page."""
         return sum(map(len, self.images)) + sum(len(picture) for picture in self.overlays.values())
-
-    def spec(self) -> dict[str, Any]:
-        """Return the data that the page's script needs besides the sprites."""
-        return {
-            "shape": self.shape,
-            "steps": self.steps,
-            "point": self.point,
-            "change": self.change,
-            "counting": self.counting,
-            "modality": self.modality,
-            "modalities": [modality.spec() for modality in self.modalities],
-        }
 
 
 def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXELS) -> ViewerCase:
@@ -118,7 +82,7 @@ def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXE
 
 
 def _encode(case: UprightCase) -> ViewerCase:
-    def colored(labels: NDArray[Any]) -> str:
+    def colored(labels: Array) -> str:
         return label_png(sprite(labels), {label: label_color(label) for label in foreground_labels(labels)})
 
     overlays = {"reference": colored(case.reference)}
@@ -131,25 +95,27 @@ def _encode(case: UprightCase) -> ViewerCase:
         assert case.images is not None
         levels = _levels(case.images[number], window)
         pictures.append(gray_png(sprite(_nearest(case.images[number], levels))))
-        modalities.append(Modality(case.modality_names[number], levels, window))
-    if not pictures:
-        pictures = [gray_png(sprite(np.full_like(case.changes, 40)))]
-    counting = tuple((axis.first, axis.step, axis.size) for axis in case.axes)
-    return ViewerCase(
-        case.after.shape,
-        case.steps,
-        case.point,
-        case.change,
-        counting,
-        tuple(pictures),
-        tuple(modalities),
-        case.modality,
-        overlays,
-        case.reduced,
-    )
+        choices = [window, *(other for other in (SOFT_TISSUE, LUNG, BONE) if window.name and other != window)]
+        modalities.append(
+            {
+                "name": case.modality_names[number],
+                "levels": [float(f"{level:.7g}") for level in levels],  # the intensity of each gray level of the sprite, ascending
+                "windows": [[choice.name, float(f"{choice.low:.7g}"), float(f"{choice.high:.7g}")] for choice in choices],
+            }
+        )
+    spec = {
+        "shape": case.after.shape,
+        "steps": case.steps,
+        "point": case.point,  # where the planes are at first
+        "change": case.change,  # where the largest change is, if they do not show it
+        "counting": [(axis.first, axis.step, axis.size) for axis in case.axes],
+        "modality": case.modality,
+        "modalities": modalities,
+    }
+    return ViewerCase(spec, tuple(pictures) or (gray_png(sprite(np.full_like(case.changes, 40))),), overlays, case.reduced)
 
 
-def _levels(image: NDArray[np.float32], window: Window) -> NDArray[np.float64]:
+def _levels(image: Float32, window: Window) -> Float64:
     """Return the intensities of the stored gray levels: dense in the window, and sparser below and above it as far as the image goes."""
     low, high = min(float(image.min()), window.low), max(float(image.max()), window.high)
 
@@ -164,6 +130,6 @@ def _levels(image: NDArray[np.float32], window: Window) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _nearest(image: NDArray[np.float32], levels: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _nearest(image: Float32, levels: Float64) -> NDArray[np.uint8]:
     """Return the number of the nearest level of each voxel."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, image).astype(np.uint8)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.threads import available_threads
 from crfrefine.engines.compiled import load_engine
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.parameters.specs import KernelSetSpec
 
 TILE = (8, 8, 16)
@@ -24,7 +26,7 @@ TILE = (8, 8, 16)
 MOST_DIMS = 3
 """Most axes of a grid that is cut into tiles."""
 
-Extents = tuple[int, int, int]
+Extents = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,12 @@ class TileGrid:
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:
         """Return the tiles of a grid of one to three axes."""
-        first, second, third = (1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
-        return cls((first, second, third))
+        return cls((1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape))
 
     @cached_property
     def counts(self) -> Extents:
         """Number of tiles along each axis."""
-        first, second, third = (-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
-        return first, second, third
+        return tuple(-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
 
     @property
     def num_tiles(self) -> int:
@@ -54,13 +54,13 @@ class TileGrid:
         """Return the C++ engine's routines for these tiles."""
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
-    def voxels(self, tiles: NDArray[Any], start: Extents = (0, 0, 0), stop: Extents | None = None) -> NDArray[Any]:
-        """Spread values per tile over the voxels of a box; without its end, that of the grid."""
-        for axis, (begin, end) in enumerate(zip(start, stop or self.shape, strict=True)):
-            tiles = tiles.take(np.arange(begin, end) // TILE[axis], axis=axis)
+    def voxels(self, tiles: Array, box: Box | None = None) -> Array:
+        """Spread values per tile over the voxels of a box; None: of the grid."""
+        for axis, part in enumerate(box or tuple(slice(0, extent) for extent in self.shape)):
+            tiles = tiles.take(np.arange(part.start, part.stop) // TILE[axis], axis=axis)
         return tiles
 
-    def spread(self, tiles: NDArray[np.int64], values: NDArray[np.float32], otherwise: np.float32) -> NDArray[np.float32]:
+    def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:
         """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
         padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
@@ -68,7 +68,7 @@ class TileGrid:
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
 
-    def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+    def sums(self, values: Array, dtype: DTypeLike, where: Bool | None = None) -> Array:
         """Return the sum of the voxels of each tile, (*tiles), where they count."""
         sums = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
@@ -80,18 +80,13 @@ class TileGrid:
             sums[row] = total
         return sums
 
-    def box(self, tiles: NDArray[np.bool_]) -> tuple[Extents, Extents]:
-        """Return start and stop, in voxels, of the smallest box of tiles that holds those that are True; at least one is."""
-        spans = []
-        for axis in range(3):
-            occupied = np.flatnonzero(tiles.any(axis=tuple(other for other in range(3) if other != axis)))
-            spans.append((int(occupied[0]) * TILE[axis], min(int(occupied[-1] + 1) * TILE[axis], self.shape[axis])))
-        (z0, z1), (y0, y1), (x0, x1) = spans
-        return (z0, y0, x0), (z1, y1, x1)
+    def box(self, tiles: Bool) -> Box:
+        """Return the voxels of the smallest box of tiles that holds those that are True; at least one is."""
+        parts = zip(bounding_box(tiles) or (), TILE, self.shape, strict=True)
+        return tuple(slice(part.start * tile, min(part.stop * tile, extent)) for part, tile, extent in parts)
 
 
 def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
     """Return the voxels along each axis of the tiles' grid after which every kernel ends, or the grid; all in storage order."""
     leading = MOST_DIMS - len(spacing)
-    first, second, third = (0,) * leading + spec.reach(spacing, grid.shape[leading:])
-    return first, second, third
+    return (0,) * leading + spec.reach(spacing, grid.shape[leading:])

@@ -17,17 +17,18 @@ from crfrefine.refinement.tiles.grid import TILE, Extents, TileGrid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool
+
 
 def num_rings(reach: Extents) -> Extents:
     """Return the number of tiles along each axis by which a label's domain is wider than the tiles where it is present.
 
     Twice the reach: messages at a voxel come from within the reach, and their normalization from within the reach of those.
     """
-    first, second, third = (math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
-    return first, second, third
+    return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 
-def find_domains(present: NDArray[np.bool_], may_matter: NDArray[np.bool_], rings: Extents) -> NDArray[np.bool_]:
+def find_domains(present: Bool, may_matter: Bool, rings: Extents) -> Bool:
     """Return where labels take part, (L, *tiles).
 
     Args:
@@ -50,7 +51,7 @@ class LabelSets:
     """
 
     grid: TileGrid  # the tiles
-    domains: NDArray[np.bool_]  # (L, *tiles), result of `find_domains`
+    domains: Bool  # (L, *tiles), result of `find_domains`
 
     @cached_property
     def num_labels_of(self) -> NDArray[np.int64]:
@@ -61,9 +62,9 @@ class LabelSets:
         return counts
 
     @cached_property
-    def active(self) -> NDArray[np.bool_]:
+    def active(self) -> Bool:
         """(*tiles), True where two labels or more take part."""
-        several: NDArray[np.bool_] = self.num_labels_of > 1
+        several: Bool = self.num_labels_of > 1
         return several
 
     @cached_property
@@ -112,7 +113,7 @@ class LabelSets:
         """Return the active tiles where a label takes part, as flat numbers, and its entries there."""
         return self._places[label]
 
-    def flagged(self, flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+    def flagged(self, flags: NDArray[np.uint8]) -> Bool | None:
         """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None: no entry is flagged."""
         if not flags.any():
             return None
@@ -122,7 +123,7 @@ class LabelSets:
             found[label].flat[tiles[flags[entries] != 0]] = True
         return found
 
-    def engine(self, mask: NDArray[np.bool_] | None, threads: int | None) -> Any:
+    def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, None: everywhere."""
         return load_engine().LabelSets(
             self.grid.shape, TILE, mask, self.tiles, self.first_entry, self.labels, self.settled, threads or available_threads()

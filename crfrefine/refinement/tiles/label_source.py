@@ -14,6 +14,7 @@ from crfrefine.refinement.tiles.grid import TILE, TileGrid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.refinement.tiles.grid import Extents
 
 
@@ -32,9 +33,7 @@ class LabelMapChannels:
 
     is_probability = False
 
-    def __init__(
-        self, numbers: NDArray[np.unsignedinteger[Any]], reach: Extents, first_plane: int = 0, num_planes: int | None = None
-    ) -> None:
+    def __init__(self, numbers: Labels, reach: Extents, first_plane: int = 0, num_planes: int | None = None) -> None:
         """Take a label map.
 
         Args:
@@ -48,10 +47,10 @@ class LabelMapChannels:
         self._first_plane = first_plane
         self._num_planes = len(numbers) - first_plane if num_planes is None else num_planes
 
-    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+    def ensure(self, domains: Bool, threads: int | None) -> None:
         """Do nothing: the label map is in memory."""
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
         if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > LARGEST_NEIGHBORHOOD:
             engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
@@ -77,9 +76,7 @@ class LabelMapChannels:
         return logits[first - start : stop - start]
 
 
-def find_tiles_near_labels(
-    grid: TileGrid, numbers: NDArray[np.unsignedinteger[Any]], num_channels: int, reach: Extents, threads: int | None
-) -> NDArray[np.bool_]:
+def find_tiles_near_labels(grid: TileGrid, numbers: Labels, num_channels: int, reach: Extents, threads: int | None) -> Bool:
     """Return the tiles where a label may take part, (channels, *tiles): those with voxels within reach of it, and few others.
 
     The numbers, (*grid) C-contiguous, are the channel of each voxel's label.
@@ -92,23 +89,16 @@ def find_tiles_near_labels(
 class OutsideLogits:
     """The logits over the temperature, and their softmax, at the voxels that a mask leaves out."""
 
-    def __init__(
-        self,
-        source: LabelMapChannels,
-        mask: NDArray[np.bool_],
-        num_labels: int,
-        temperature: float,
-        threads: int | None,
-    ) -> None:
+    def __init__(self, source: LabelMapChannels, mask: Bool, num_labels: int, temperature: float, threads: int | None) -> None:
         """Keep the parts; the mask has three axes, and is True where the model applies."""
         self._source = source
         self._outside = ~mask
         self._num_labels = num_labels
         self._temperature = np.float32(temperature)
         self._threads = threads
-        self._sums: dict[float, NDArray[np.float32]] = {}
+        self._sums: dict[float, Float32] = {}
 
-    def write(self, label: int, planes: slice, to: NDArray[np.float32], *, output_temperature: float | None) -> None:
+    def write(self, label: int, planes: slice, to: Float32, *, output_temperature: float | None) -> None:
         """Write a label's probabilities at the voxels outside the mask into planes; without an output temperature its logits."""
         outside = self._outside[planes]
         if not outside.any():
@@ -119,13 +109,13 @@ class OutsideLogits:
         else:
             to[outside] = np.exp(values / np.float32(output_temperature) - self._log_sums(output_temperature)[planes][outside])
 
-    def _log_sums(self, output_temperature: float) -> NDArray[np.float32]:
+    def _log_sums(self, output_temperature: float) -> Float32:
         """Return what `_sum` does, once for each output temperature."""
         if output_temperature not in self._sums:
             self._sums[output_temperature] = self._sum(self._temperature * np.float32(output_temperature))
         return self._sums[output_temperature]
 
-    def _sum(self, temperature: np.float32) -> NDArray[np.float32]:
+    def _sum(self, temperature: np.float32) -> Float32:
         """Return (*grid), logarithm of the sum of exp(logit / temperature) over the labels; anything inside the mask."""
         grid = TileGrid.of(self._outside.shape)
         source, engine = self._source, grid.engine(self._threads)

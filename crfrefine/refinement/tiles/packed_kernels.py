@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,7 @@ from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.survey import find_present, find_thresholds, survey_channels
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64
     from crfrefine.engines.base import Backend, Kernels
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.label_sets import LabelSets
@@ -56,10 +55,10 @@ class _Packed:
 class PackedTape(Tape):
     """A tape whose record is that of shared channels, and what it was recorded with."""
 
-    packed: _Packed
+    packed: _Packed = field(kw_only=True)
 
 
-def plan_packing(logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings) -> _Packed | None:
+def plan_packing(logits: Float32, image: GridImage, spec: ModelSpec, settings: PackSettings) -> _Packed | None:
     """Return how labels share channels; None if that is not possible, or saves nothing."""
     thresholds = find_thresholds(settings.threshold, spec)
     if thresholds is None or not spec.kernels.kernels or logits.ndim - 1 > MOST_DIMS or logits.dtype != np.float32:
@@ -89,17 +88,13 @@ def _share(problem: TileProblem, settings: PackSettings) -> _Packed:
     return _Packed(problem, sets, Packing(problem, sets, tells_labels=tells_labels) if sets.active.any() else None)
 
 
-def saves_work(
-    logits: NDArray[np.float32], mask: NDArray[np.bool_] | None, spacing: Sequence[float], spec: ModelSpec, settings: PackSettings
-) -> bool:
+def saves_work(logits: Float32, mask: Bool | None, spacing: Sequence[float], spec: ModelSpec, settings: PackSettings) -> bool:
     """Return whether `pack_kernels` would build kernels."""
     image = np.zeros((0, *logits.shape[1:]), np.float32)
     return plan_packing(logits, GridImage(image, mask, spacing), spec, settings) is not None
 
 
-def pack_kernels(
-    backend: Backend, logits: NDArray[np.float32], image: GridImage, spec: ModelSpec, settings: PackSettings
-) -> PackedKernels | None:
+def pack_kernels(backend: Backend, logits: Float32, image: GridImage, spec: ModelSpec, settings: PackSettings) -> PackedKernels | None:
     """Build the kernels for runs on (L, *grid) logits, where only labels that are present near a place take part.
 
     They are for these logits and this model only. None if labels everywhere are about as fast, or label sets are not possible, as where a
@@ -133,7 +128,7 @@ class PackedKernels:
         """Channels that labels share; 0: every tile is settled."""
         return 0 if self._packed.packing is None else self._packed.packing.num_channels
 
-    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> PackedTape:
+    def forward(self, logits: Array, spec: MeanFieldSpec) -> PackedTape:
         """Run the mean field and save what the backward pass needs; see `RecordingKernels.forward`.
 
         A run in which a label came to matter near the border of its domain is repeated with a larger one.
@@ -143,12 +138,12 @@ class PackedKernels:
         while True:
             packed = self._packed
             if packed.packing is None or packed.kernels is None:
-                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), packed)
+                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), spec, packed=packed)
             tape = packed.kernels.forward(packed.packing.pack(logits), _shared(spec, packed.packing))
             exceeding = self._exceeding(packed, tape.logits)
             if exceeding is None:
                 refined = packed.packing.unpack(tape.logits, logits, spec.temperature)
-                return PackedTape(refined, tape.record, tape.steps, packed)
+                return PackedTape(refined, tape.record, tape.steps, spec, packed=packed)
             repeats += 1
             if repeats >= MOST_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True
@@ -156,32 +151,18 @@ class PackedKernels:
             self._packed = self._build(_share(problem, self._settings))
 
     def backward(
-        self,
-        tape: Tape,
-        logits: NDArray[Any],
-        gradient: NDArray[Any],
-        spec: MeanFieldSpec,
-        *,
-        wants_theta: bool = True,
-        wants_image: bool = False,
+        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `RecordingKernels.backward`, and `Packing.unpack_gradient` for labels that took no part."""
         if not isinstance(tape, PackedTape):
             raise TypeError("the tape must be of the same kernels")
         packing, kernels = tape.packed.packing, tape.packed.kernels
-        logits = self._biased(logits, spec)
+        spec, logits = tape.spec, self._biased(logits, tape.spec)
         if packing is None or kernels is None:
-            by_logits: NDArray[Any] = gradient / np.float32(spec.temperature)
+            by_logits: Array = gradient / np.float32(spec.temperature)
             return self._without_messages(by_logits, logits, spec, wants_image=wants_image)
-        own = replace(tape, logits=tape.logits[:0])
-        found = kernels.backward(
-            own,
-            packing.pack(logits),
-            packing.pack_gradient(gradient),
-            _shared(spec, packing),
-            wants_theta=wants_theta,
-            wants_image=wants_image,
-        )
+        own, given = replace(tape, spec=_shared(spec, packing)), (packing.pack(logits), packing.pack_gradient(gradient))
+        found = kernels.backward(own, *given, wants_theta=wants_theta, wants_image=wants_image)
         by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
         by_temperature = _by_temperature(by_logits, logits, spec.temperature)
         return replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))
@@ -198,7 +179,7 @@ class PackedKernels:
         self.filters = kernels.filters
         return replace(planned, kernels=kernels)
 
-    def _biased(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
+    def _biased(self, logits: Array, spec: MeanFieldSpec) -> Array:
         """Return the logits with the bias of the labels inside the mask."""
         if spec.bias is None:
             return logits
@@ -206,13 +187,13 @@ class PackedKernels:
         add_bias(biased, spec.bias, self._packed.problem.image.mask)
         return biased
 
-    def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:
+    def _by_bias(self, by_logits: Array) -> Float64:
         """Return the gradient with respect to the bias, which is added to the logits inside the mask."""
         inside = self._packed.problem.image.mask
         where: Any = True if inside is None else inside
         return np.array([channel.sum(dtype=np.float64, where=where) for channel in by_logits])
 
-    def _exceeding(self, packed: _Packed, refined: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    def _exceeding(self, packed: _Packed, refined: Float32) -> Bool | None:
         """Return (L, *tiles), where a label's marginal is not negligible near the border of its domain; None: nowhere."""
         assert packed.packing is not None
         problem, sets = packed.problem, packed.sets
@@ -221,9 +202,7 @@ class PackedKernels:
         engine.check(values, problem.may_matter, problem.reach, problem.threshold, flags)
         return sets.flagged(flags)
 
-    def _without_messages(
-        self, by_logits: NDArray[Any], logits: NDArray[Any], spec: MeanFieldSpec, *, wants_image: bool
-    ) -> MeanFieldGradients:
+    def _without_messages(self, by_logits: Array, logits: Array, spec: MeanFieldSpec, *, wants_image: bool) -> MeanFieldGradients:
         num_modalities, num_axes, num_labels = len(self._image), self._image.ndim - 1, spec.num_labels
         kernels = self._packed.problem.spec.kernels
         return MeanFieldGradients(
@@ -244,7 +223,7 @@ def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
     return replace(spec, channel_labels=packing.shared, bias=None)
 
 
-def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:
+def _by_temperature(by_logits: Array, logits: Array, temperature: float) -> float:
     """Return the gradient with respect to the temperature, which only divides the logits."""
     sums = (np.multiply(gradient, values, dtype=np.float64).sum() for gradient, values in zip(by_logits, logits, strict=True))
     return -float(sum(sums)) / temperature

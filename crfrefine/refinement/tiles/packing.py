@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import widen
+from crfrefine.arrays.label_maps import Box, widen
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.parameters.specs import ChannelLabels
 from crfrefine.refinement.tiles.grid import TILE, Extents
@@ -18,11 +18,9 @@ from crfrefine.refinement.tiles.label_sets import num_rings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.refinement.tiles.label_sets import LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
-
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +29,8 @@ class _Piece:
 
     label: int  # the label
     channel: int  # its channel
-    start: Extents  # first voxel of the box around them
-    stop: Extents  # end of the box
-    tiles: NDArray[np.bool_]  # (*tiles of the grid), True where the label takes part
+    box: Box  # the voxels around them
+    tiles: Bool  # (*tiles of the grid), True where the label takes part
 
 
 class Packing:
@@ -58,22 +55,22 @@ class Packing:
             for label in np.unique(labels[labels >= 0]):
                 tiles = (labels == label) & sets.domains[label]
                 if tiles.any():
-                    self._pieces.append(_Piece(int(label), channel, *self._grid.box(tiles), tiles))
+                    self._pieces.append(_Piece(int(label), channel, self._grid.box(tiles), tiles))
 
     @property
     def num_channels(self) -> int:
         """C."""
         return self.shared.num_channels
 
-    def pack(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def pack(self, logits: Float32) -> Float32:
         """Return (C, *grid) logits from (L, *grid): ABSENT_LOGIT where a channel holds no label that takes part."""
-        return self._packed(logits, np.float32(ABSENT_LOGIT), self._grid.voxels)
+        return self._packed(logits, ABSENT_LOGIT, ((piece, self._grid.voxels(piece.tiles, piece.box)) for piece in self._pieces))
 
-    def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+    def pack_gradient(self, gradient: Float32) -> Float32:
         """Return the gradient with respect to refined channels, (C, *grid), from that of labels: 0 where nothing was refined."""
-        return self._packed(gradient, np.float32(0.0), self._active_voxels)
+        return self._packed(gradient, 0.0, self._places())
 
-    def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    def unpack(self, refined: Float32, logits: Float32, temperature: float) -> Float32:
         """Return the refined logits of all labels, (L, *grid), from those of the channels and the network's.
 
         Where a label took no part among several, its penalty is taken to be the largest of those that did. Elsewhere, the logits are
@@ -82,25 +79,26 @@ class Packing:
         out = logits / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(refined)
         penalty = np.zeros(self._grid.shape, np.float32)
-        for piece, box, where in self._places():
+        for piece, where in self._places():
+            box = piece.box
             np.fmin(penalty[box], channels[piece.channel][box] - labels[piece.label][box], out=penalty[box], where=where)
         labels += penalty
-        for piece, box, where in self._places():
-            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        for piece, where in self._places():
+            np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
-    def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    def unpack_gradient(self, by_channels: Float32, gradient: Float32, temperature: float) -> Float32:
         """Return the gradient with respect to the network's logits, (L, *grid), from those of packed and of refined logits.
 
         A refined logit of a label that took no part counts as that label's logit over the temperature, and a constant.
         """
         out = gradient / np.float32(temperature)
         labels, channels = self._volumes(out), self._volumes(by_channels)
-        for piece, box, where in self._places():
-            np.copyto(labels[piece.label][box], channels[piece.channel][box], where=where)
+        for piece, where in self._places():
+            np.copyto(labels[piece.label][piece.box], channels[piece.channel][piece.box], where=where)
         return out
 
-    def entries(self, refined: NDArray[np.float32], threads: int | None) -> NDArray[np.float32]:
+    def entries(self, refined: Float32, threads: int | None) -> Float32:
         """Return the refined channels (C, *grid) as (entries of the label sets, voxels of a tile)."""
         engine, channels = self._grid.engine(threads), self._volumes(refined)
         values = np.empty((self._sets.num_entries, TILE[0] * TILE[1] * TILE[2]), np.float32)
@@ -111,30 +109,20 @@ class Packing:
                 engine.fill_entries(channels[piece.channel], True, tiles[own], False, entries[own], values)
         return values
 
-    def _packed(
-        self, values: NDArray[np.float32], otherwise: np.float32, voxels: Callable[[NDArray[np.bool_], Extents, Extents], NDArray[Any]]
-    ) -> NDArray[np.float32]:
+    def _packed(self, values: Float32, otherwise: float, places: Iterable[tuple[_Piece, Bool]]) -> Float32:
         out = np.full((self.num_channels, *values.shape[1:]), otherwise, np.float32)
         labels, channels = self._volumes(values), self._volumes(out)
-        for piece in self._pieces:
-            box = tuple(slice(begin, end) for begin, end in zip(piece.start, piece.stop, strict=True))
-            np.copyto(channels[piece.channel][box], labels[piece.label][box], where=voxels(piece.tiles, piece.start, piece.stop))
+        for piece, where in places:
+            np.copyto(channels[piece.channel][piece.box], labels[piece.label][piece.box], where=where)
         return out
 
-    def _places(self) -> Iterator[tuple[_Piece, Box, NDArray[np.bool_]]]:
-        """Yield each piece with its box, and where in the box its label was refined."""
+    def _places(self) -> Iterator[tuple[_Piece, Bool]]:
+        """Yield each piece, and where in its box its label was refined."""
         for piece in self._pieces:
-            (z0, y0, x0), (z1, y1, x1) = piece.start, piece.stop
-            yield piece, (slice(z0, z1), slice(y0, y1), slice(x0, x1)), self._active_voxels(piece.tiles, piece.start, piece.stop)
+            where = self._grid.voxels(piece.tiles & self._sets.active, piece.box)
+            yield piece, where if self._mask is None else where & self._mask[piece.box]
 
-    def _active_voxels(self, tiles: NDArray[np.bool_], start: Extents, stop: Extents) -> NDArray[np.bool_]:
-        """Return the voxels of a box that are refined, and in tiles that are True."""
-        voxels: NDArray[np.bool_] = self._grid.voxels(tiles & self._sets.active, start, stop)
-        if self._mask is not None:
-            voxels &= self._mask[tuple(slice(begin, end) for begin, end in zip(start, stop, strict=True))]
-        return voxels
-
-    def _volumes(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _volumes(self, channels: Float32) -> Float32:
         """Return a view of channels (n, *grid) with three grid axes."""
         return channels.reshape(len(channels), *self._grid.shape)
 
@@ -143,17 +131,15 @@ class Packing:
 
 _NEIGHBORS = np.ones((3, 3, 3), np.bool_)
 
-TileBox = tuple[slice, ...]
-
 
 @dataclass(frozen=True, eq=False)
 class _Part:
     """A connected part of the tiles that a label needs: the box around it, and in the box where it is heard and where it takes part."""
 
     label: int
-    box: TileBox
-    heard: NDArray[np.bool_]
-    own: NDArray[np.bool_]
+    box: Box
+    heard: Bool
+    own: Bool
 
 
 class _Channel:
@@ -178,9 +164,7 @@ class _Channel:
         self.is_own[part.box] |= part.own
 
 
-def channel_table(
-    sets: LabelSets, present: NDArray[np.bool_], reach: Extents, near: NDArray[np.bool_], *, tells_labels: bool
-) -> NDArray[np.int32]:
+def channel_table(sets: LabelSets, present: Bool, reach: Extents, near: Bool, *, tells_labels: bool) -> NDArray[np.int32]:
     """Spread labels over few channels such that no message is taken for that of another label.
 
     A label needs its channel where it takes part, and in all active tiles that its messages reach. The background comes last, since the
@@ -200,12 +184,12 @@ def channel_table(
     """
     from scipy import ndimage
 
-    first, second, third = (math.ceil(extent / tile) for extent, tile in zip(reach, TILE, strict=True))
+    heard_from = [math.ceil(extent / tile) for extent, tile in zip(reach, TILE, strict=True)]
     parts = []
     for label, own in enumerate(sets.domains):
         if not (own & near).any():
             continue
-        arrives = widen(own, (first, second, third)) & widen(present[label], num_rings(reach)) & sets.active
+        arrives = widen(own, heard_from) & widen(present[label], num_rings(reach)) & sets.active
         heard = (own | arrives) & near
         numbered, count = ndimage.label(heard, structure=_NEIGHBORS)
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):

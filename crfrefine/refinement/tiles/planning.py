@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
     from crfrefine.engines.base import RunContext
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.parameters.model import CrfParameters
@@ -40,18 +39,18 @@ class TilePlan:
 
     problem: TileProblem  # the volume
     sets: LabelSets  # the labels of its tiles
-    best: NDArray[np.float64]  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
+    best: Float64  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
     is_direct: bool | None  # whether sums are direct; None: what is less work
     box: Box | None = None  # the part of the grid that tiles cover; None: all of it
-    labels: NDArray[np.unsignedinteger[Any]] | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
+    labels: Labels | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
     outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
     notes: tuple[str, ...] = ()  # what the user should know, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
 def plan_array(
-    values: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
+    values: Float32,
+    mask: Bool | None,
     box: Box | None,
     image: GridImage,
     spec: ModelSpec,
@@ -105,7 +104,7 @@ CROWDED = 1.1
 
 
 def is_crowded(
-    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, thresholds: Thresholds, threads: int | None
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, threads: int | None
 ) -> bool:
     """Return whether so many labels are present in a sample of the tiles that tiles save nothing.
 
@@ -174,9 +173,7 @@ MOST_PAIRS = 1000
 than half its memory."""
 
 
-def plan_label_map(
-    numbers: NDArray[np.unsignedinteger[Any]], image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None
-) -> TilePlan:
+def plan_label_map(numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
@@ -222,8 +219,7 @@ def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
     run = spec.mean_field
     if run.is_potts and run.has_one_weight:
         return reach
-    first, second, third = reach
-    return 2 * first, 2 * second, 2 * third
+    return tuple(2 * extent for extent in reach)
 
 
 def settled_probability(spec: ModelSpec) -> float:

@@ -15,9 +15,8 @@ from crfrefine.refinement.tiles.grid import TILE, TileGrid, kernel_reach
 from crfrefine.refinement.tiles.label_sets import LabelSets, find_domains, num_rings
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.arrays.intensity import IntensityMap
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.engines.grid_image import GridImage
     from crfrefine.engines.slabs import Slab
     from crfrefine.parameters.specs import ModelSpec
@@ -31,8 +30,8 @@ class TileProblem:
 
     grid: TileGrid  # the tiles
     source: ChannelSource  # the network's logits
-    present: NDArray[np.bool_]  # (L, *tiles), where labels are present
-    may_matter: NDArray[np.bool_]  # (L, *tiles), where they may become so; a superset
+    present: Bool  # (L, *tiles), where labels are present
+    may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
     threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None: no check
@@ -47,7 +46,7 @@ class TileProblem:
         return len(self.image.spacing)
 
     @cached_property
-    def mask(self) -> NDArray[np.bool_] | None:
+    def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None: everywhere."""
         return None if self.image.mask is None else self.image.mask.reshape(self.grid.shape)
 
@@ -60,7 +59,7 @@ class TileProblem:
         """Return the labels of each tile."""
         return LabelSets(self.grid, find_domains(self.present, self.may_matter, num_rings(self.reach)))
 
-    def normalized(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    def normalized(self, start: int = 0, stop: int | None = None) -> Float32:
         """Return normalized planes of the slowest of three axes, (M, planes, y, x) float32, C-contiguous."""
         part = self.image.values.reshape(-1, *self.grid.shape)[:, start:stop]
         if self.maps is None:
@@ -96,6 +95,6 @@ class TileProblem:
         )
 
 
-def rows_of(tiles: NDArray[np.bool_], slab: Slab) -> NDArray[np.bool_]:
+def rows_of(tiles: Bool, slab: Slab) -> Bool:
     """Return the tiles, (…, *tiles), of the planes that take part in a slab."""
     return tiles[..., slab.first // TILE[0] : -(-slab.last // TILE[0]), :, :]

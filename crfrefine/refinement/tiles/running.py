@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from crfrefine.refinement.tiles.sources import DenseChannels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32, Labels
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.specs import KernelSpec
     from crfrefine.refinement.tiles.grid import Extents
@@ -39,28 +40,28 @@ class RefinedTiles:
     """Refined logits of label sets."""
 
     sets: LabelSets  # the labels of each tile
-    values: NDArray[np.float32]  # (entries, voxels of a tile) float32
+    values: Float32  # (entries, voxels of a tile) float32
     # (entries), 1 where the label's marginal was above the threshold near the border of its domain after any step: a label that passes the
     # border may be gone there at the end.
     exceeds: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None  # (*grid), True where the model applies; None: everywhere
+    mask: Bool | None  # (*grid), True where the model applies; None: everywhere
     report: MeanFieldReport  # steps, energy and filters
     timings: dict[str, float]  # seconds of each stage
     is_biased: bool  # whether labels have a bias, which may have chosen others than the network's in settled tiles
 
-    def decode(self, labels: NDArray[np.unsignedinteger[Any]], threads: int | None) -> None:
+    def decode(self, labels: Labels, threads: int | None) -> None:
         """Write the label of the largest logit at the voxels of active tiles into a label map (*grid), uint8 or uint16."""
         if self.sets.num_entries:
             self.sets.engine(self.mask, threads).decode(self.values, labels)
 
-    def write_settled(self, label_map: NDArray[np.unsignedinteger[Any]]) -> None:
+    def write_settled(self, label_map: Labels) -> None:
         """Write the only label of each settled tile into a label map (*grid), inside the mask; without a bias it is the network's."""
         if not self.is_biased:
             return
         depth, height, width = self.sets.grid.shape
         for start in range(0, depth, TILE[0]):
             stop = min(start + TILE[0], depth)
-            spread = self.sets.grid.voxels(self.sets.settled, (start, 0, 0), (stop, height, width))
+            spread = self.sets.grid.voxels(self.sets.settled, (slice(start, stop), slice(0, height), slice(0, width)))
             where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[start:stop]
             np.copyto(label_map[start:stop], spread.astype(label_map.dtype), where=where)
 
@@ -68,10 +69,10 @@ class RefinedTiles:
         self,
         label: int,
         planes: slice,
-        piece: NDArray[np.float32],
+        piece: Float32,
         *,
         absent: float,
-        convert: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]] | None = None,
+        convert: Callable[[Float32, NDArray[np.int64]], Float32] | None = None,
     ) -> None:
         """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
 
@@ -94,7 +95,7 @@ class RefinedTiles:
         inner = slice(planes.start - first, planes.stop - first)
         np.copyto(piece, spread[inner], where=active[inner])
 
-    def exceeding(self) -> NDArray[np.bool_] | None:
+    def exceeding(self) -> Bool | None:
         """Return (L, *tiles), where a label's marginal was not negligible near the border of its domain; None: nowhere."""
         return self.sets.flagged(self.exceeds)
 
@@ -105,7 +106,7 @@ def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
     return RefinedTiles(sets, values, exceeds, problem.mask, MeanFieldReport(0, True, ()), {}, problem.spec.mean_field.bias is not None)
 
 
-def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> tuple[Float32, NDArray[np.uint16]]:
     """Return the logits of the labels that take part in each tile, with their bias, and the voxels that are not settled.
 
     Only direct sums cost less for single settled voxels: with filters of the whole volume, a row is open if one of its voxels is.
@@ -174,7 +175,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
     return RefinedTiles(sets, out, exceeds, problem.mask, report, timings, run.bias is not None)
 
 
-def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> NDArray[np.bool_]:
+def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
     """Return (*grid), True within twice the reach of a row of a tile with an open voxel; along the last axis in whole tiles."""
     grid, reach = problem.grid, problem.reach
     open_rows = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
@@ -185,9 +186,7 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     return np.repeat(near, TILE[2], axis=2)[:, :, : grid.shape[2]]
 
 
-def build_kernels(
-    problem: TileProblem, near: NDArray[np.bool_], image: NDArray[np.float32], num_channels: int, backend: Backend, context: RunContext
-) -> CpuKernels:
+def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
     """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
 
     A row counts as far as the normalization of those who send reaches: twice the kernels' reach.
@@ -209,9 +208,7 @@ def build_kernels(
 def _describe(problem: TileProblem, sets: LabelSets) -> tuple[str, ...]:
     """Return how the messages of each kernel are summed directly."""
     how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
-    return tuple(
-        f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {how}" for number, kernel in enumerate(problem.spec.kernels.kernels)
-    )
+    return tuple(f"{name}: {how}" for name in problem.spec.kernels.names)
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:

@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.refinement.tiles.grid import Extents
 
 
@@ -18,11 +19,11 @@ class ChannelSource(Protocol):
     is_probability: bool
     """Whether the values are probabilities, of which the logarithm is taken."""
 
-    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+    def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
         ...
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles, named by flat numbers, to entries of `out`, (entries, voxels of a tile) float32."""
         ...
 
@@ -34,7 +35,7 @@ class ChannelSource(Protocol):
 class DenseChannels:
     """Channels in an array: a box of its grid."""
 
-    def __init__(self, values: NDArray[np.float32], box: tuple[slice, ...], *, is_probability: bool = False) -> None:
+    def __init__(self, values: Float32, box: tuple[slice, ...], *, is_probability: bool = False) -> None:
         """Take (L, *grid) float32 channels of three grid axes, of which a box counts."""
         self.values = values
         self.box = box
@@ -43,17 +44,16 @@ class DenseChannels:
     @property
     def shape(self) -> Extents:
         """Voxels along each axis of the box."""
-        first, second, third = self.values[0][self.box].shape
-        return first, second, third
+        return tuple(axis.stop - axis.start for axis in self.box)
 
-    def channel(self, label: int) -> NDArray[np.float32]:
+    def channel(self, label: int) -> Float32:
         """Return a label's values in the box, C-contiguous."""
         return np.ascontiguousarray(self.values[label][self.box])
 
-    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+    def ensure(self, domains: Bool, threads: int | None) -> None:
         """Do nothing: the whole array is in memory."""
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
         engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
 

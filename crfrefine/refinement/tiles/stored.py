@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,27 +16,10 @@ from crfrefine.refinement.tiles.label_sets import num_rings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32
+    from crfrefine.io.pieces import Piece
     from crfrefine.refinement.tiles.grid import Extents
     from crfrefine.refinement.tiles.survey import Survey, Thresholds
-
-
-class Piece(Protocol):
-    """Planes of some channels, as `crfrefine.io` reads them."""
-
-    @property
-    def channels(self) -> slice:
-        """The channels."""
-        ...
-
-    @property
-    def planes(self) -> slice:
-        """The planes of the slowest axis."""
-        ...
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """(channels, planes, …)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,7 @@ class Brick:
 
     label: int  # the channel
     first_plane: int  # number of the first plane
-    values: NDArray[Any]  # (planes, y, x), C-contiguous
+    values: Array  # (planes, y, x), C-contiguous
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
@@ -54,7 +37,7 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     Types other than float32 and float16 are converted, exactly.
     """
     num_planes, *plane_shape = grid.shape
-    waiting: dict[int, NDArray[Any]] = {}
+    waiting: dict[int, Array] = {}
     for piece in read():
         for label, values in zip(range(piece.channels.start, piece.channels.stop), piece.values, strict=True):
             planes = values.reshape(-1, *plane_shape)
@@ -72,7 +55,7 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
                 yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
 
 
-ReadPieces = Callable[[], Iterable[Piece]]
+ReadPieces = Callable[[], "Iterable[Piece]"]
 """Returns the pieces of a network's output, from the beginning at each call."""
 
 
@@ -85,21 +68,21 @@ class StoredChannels:
         self.grid = grid
         self.num_labels = num_labels
         self.is_probability = is_probability
-        self._parts: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in range(num_labels)]
+        self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
 
-    def keep(self, label: int, tiles: NDArray[np.int64], values: NDArray[Any]) -> None:
+    def keep(self, label: int, tiles: NDArray[np.int64], values: Array) -> None:
         """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, none of which is kept already."""
         if len(tiles):
             self._parts[label].append((tiles, values))
 
-    def retain(self, label: int, wanted: NDArray[np.bool_]) -> None:
+    def retain(self, label: int, wanted: Bool) -> None:
         """Forget a label's tiles except those that are True in `wanted`, (*tiles)."""
         tiles, values = self._joined(label)
         chosen = wanted.reshape(-1)[tiles]
         if not chosen.all():
             self._parts[label] = [(tiles[chosen], values[chosen])]
 
-    def ensure(self, domains: NDArray[np.bool_], threads: int | None) -> None:
+    def ensure(self, domains: Bool, threads: int | None) -> None:
         """Read tiles that are not kept yet; see `ChannelSource.ensure`."""
         missing = domains.copy()
         for label, tiles in enumerate(missing):
@@ -115,7 +98,7 @@ class StoredChannels:
                 own.engine(threads).gather(brick.values, tiles, values)
                 self.keep(brick.label, tiles + first, values)
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
         kept, values = self._joined(label)
         if len(tiles) != len(kept):
@@ -132,7 +115,7 @@ class StoredChannels:
             part.keep(label, tiles[chosen] - first, values[chosen])
         return part
 
-    def _joined(self, label: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    def _joined(self, label: int) -> tuple[NDArray[np.int64], Array]:
         parts = self._parts[label]
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, math.prod(TILE)), np.float32)
@@ -152,7 +135,7 @@ def first_tile(grid: TileGrid, plane: int) -> int:
 
 def store_channels(
     read: ReadPieces, survey: Survey, thresholds: Thresholds, reach: Extents, threads: int | None
-) -> tuple[StoredChannels, NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[StoredChannels, Bool, Bool]:
     """Read all channels once more, and keep the tiles where labels may take part.
 
     Returns:

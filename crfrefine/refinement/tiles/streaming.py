@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +22,7 @@ from crfrefine.refinement.tiles.stored import ReadPieces, read_bricks
 from crfrefine.refinement.tiles.survey import Survey
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.engines.base import RunContext
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.grid import TileGrid
@@ -51,18 +50,18 @@ class StreamedNetwork:
         """Of the axes in files."""
         return StorageOrder.of_files(len(self.grid_shape))
 
-    def check_shapes(self, image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+    def check_shapes(self, image: Array, mask: Array | None) -> None:
         """Headers were compared before: do nothing."""
 
 
 def survey_stream(
-    stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, context: RunContext
+    stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, context: RunContext
 ) -> tuple[Survey, str]:
     """Return what one pass over the channels finds, and what they were taken for."""
     kind = stream.kind
     while True:
         finder = KindFinder(grid, stream.input_type, kind, stream.path)
-        survey = Survey(grid, stream.num_labels, run.temperature, bias=run.bias, mask=mask, threads=context.threads)
+        survey = Survey(grid, run, mask, context.threads)
         is_right = True
         bricks = read_bricks(stream.read, grid)
         for brick in bricks:
@@ -92,7 +91,7 @@ class KindFinder:
         said = input_type if input_type != "auto" else kind
         self.is_probability: bool | None = None if said is None else said == "probabilities"
         self._is_said = said is not None
-        self._sums: NDArray[np.float32] | None = np.zeros(grid.shape, np.float32)
+        self._sums: Float32 | None = np.zeros(grid.shape, np.float32)
         self._outside: str | None = None
 
     def watch(self, brick: Brick) -> bool:
@@ -111,7 +110,7 @@ class KindFinder:
         self._sums[brick.first_plane : brick.first_plane + len(brick.values)] += brick.values
         return True
 
-    def finish(self, is_equal: NDArray[np.bool_]) -> str:
+    def finish(self, is_equal: Bool) -> str:
         """Return a sentence that says what the channels were taken for, and why; voxels where all labels are equal are not checked.
 
         Raises:

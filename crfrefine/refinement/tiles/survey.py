@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid
     from crfrefine.refinement.tiles.sources import DenseChannels
@@ -35,43 +36,31 @@ class Survey:
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
     """
 
-    def __init__(
-        self,
-        grid: TileGrid,
-        num_labels: int,
-        temperature: float,
-        *,
-        bias: NDArray[np.floating[Any]] | None = None,
-        mask: NDArray[np.bool_] | None = None,
-        is_probability: bool = False,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None, *, is_probability: bool = False) -> None:
         """Start with no channel.
 
         Args:
             grid: the tiles.
-            num_labels: L.
-            temperature: divides the logits.
-            bias: (L,), added to the logits; None: nothing.
+            run: with the temperature that divides the logits, and the bias that is added to them.
             mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
-            is_probability: whether the channels are probabilities, of which the logarithm is taken.
             threads: None: the cores this process may use.
+            is_probability: whether the channels are probabilities, of which the logarithm is taken.
         """
         self.grid = grid
-        self.num_labels = num_labels
-        self.temperature = temperature
-        self._bias = np.zeros(num_labels) if bias is None else bias
+        self.num_labels = num_labels = run.num_labels
+        self.temperature = run.temperature
+        self._bias = np.zeros(num_labels) if run.bias is None else run.bias
         self.is_probability = is_probability
         self.mask = mask
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
-        self.best_biased = None if bias is None else np.empty(grid.shape, np.float32)
+        self.best_biased = None if run.bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
         self._engine = grid.engine(threads)
 
-    def add(self, label: int, values: NDArray[Any], first_plane: int = 0) -> None:
+    def add(self, label: int, values: Array, first_plane: int = 0) -> None:
         """Add planes of a label's channel, C-contiguous; each plane of each label exactly once, labels in ascending order."""
         self._engine.survey(
             values,
@@ -94,10 +83,10 @@ class Survey:
         self.best, self.labels, self.is_equal = self.best[:0].copy(), self.labels[:0].copy(), self.is_equal[:0].copy()
         self.best_biased = None
 
-    def best_by_tile(self) -> NDArray[np.float64]:
+    def best_by_tile(self) -> Float64:
         """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
         largest = self.best if self.best_biased is None else self.best_biased
-        sums: NDArray[np.float64] = self.grid.sums(largest, np.float64, self.mask) / self.temperature
+        sums: Float64 = self.grid.sums(largest, np.float64, self.mask) / self.temperature
         return sums
 
     def uncertain_share(self, log_probability: float) -> float:
@@ -112,7 +101,7 @@ class Survey:
             doubt = doubt[self.mask[planes]]
         return float(np.mean(doubt > max(math.exp(log_probability), SMALLEST_DOUBT))) if doubt.size else 1.0
 
-    def margins_of(self, label: int, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
+    def margins_of(self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool) -> Float32:
         """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
 
         The values are the whole channel, (*grid), or those of the tiles alone, (tiles, voxels of a tile).
@@ -123,18 +112,15 @@ class Survey:
         return found
 
 
-def survey_channels(
-    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
-) -> Survey:
+def survey_channels(grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: Bool | None, threads: int | None) -> Survey:
     """Return what one pass over all channels finds; the mask is C-contiguous."""
-    options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
-    survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
+    survey = Survey(grid, run, mask, threads, is_probability=source.is_probability)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
     return survey
 
 
-def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[Bool, Bool]:
     """Return where labels are present, and where they may matter, (L, *tiles) each, once all channels were surveyed."""
     present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
     for label, margins in enumerate(survey.margins):
@@ -157,10 +143,10 @@ SHARE_OF_UNIFORM = 0.5
 class Thresholds:
     """When a label is present in a tile, and when it may matter there; logarithms of probabilities."""
 
-    present: NDArray[np.float64]  # (L,), a label above it is present
+    present: Float64  # (L,), a label above it is present
     # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; minus infinity where that has
     # no bound.
-    may_matter: NDArray[np.float64]
+    may_matter: Float64
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:

@@ -122,7 +122,8 @@ class DeviceProcesses:
                         self._again(seat, content, has_more=bool(pending))
                     yield items[number], outcome
             for number in pending:
-                yield items[number], Outcome(error=BackendUnavailableError(self._nothing_left()))
+                text = f"not begun, as no GPU is left ({'; '.join(self._reasons)}); once they work, run again with --continue"
+                yield items[number], Outcome(error=BackendUnavailableError(text))
         finally:
             self.close()
 
@@ -167,9 +168,6 @@ class DeviceProcesses:
     def _drop(self, seat: _Seat, reason: str) -> None:
         self._reasons.append(f"{seat.device}: {reason}")
         self._note(f"{seat.device} gets no more cases: {reason}")
-
-    def _nothing_left(self) -> str:
-        return f"not begun, as no GPU is left ({'; '.join(self._reasons)}); once they work, run again with --continue"
 
     def _give_out(self, items: Sequence[Item], pending: list[int], started: Started[Item]) -> None:
         """Give each idle process an item, first the one that it has read ahead; the others' only if nothing else is left."""

@@ -1,12 +1,10 @@
-"""Run a function on many items: the outcome of each item, and the executor interface."""
+"""Run a function on many items: the outcome of each item, where and how long it is computed, and the executor interface."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar, cast
 
@@ -55,11 +53,31 @@ def attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Result]:
         return Outcome(error=error)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the cases of a run are computed, and how long each may take: the same for all commands."""
+
+    workers: int | None = None  # processes of a Dask cluster that the run starts on this machine and stops
+    dask: str | None = None  # address of a running Dask scheduler, `tcp://…` or `tls://…`, or its scheduler file
+    case_timeout: float | None = None  # seconds after which a case is given up
+    threads: int | None = None  # per case; None: the share that the worker has
+    max_memory: int | None = None  # bytes of the run, which local workers share; on another cluster, per case. None: what is there
+    one_per_device: bool = False  # whether cases are computed on GPUs, of which each gets one case at a time
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the cases are tasks of a Dask cluster."""
+        return self.workers is not None or self.dask is not None
+
+
+HERE = Placement()
+"""In this process, or as the command chooses."""
+
+
 class Executor(ABC):
     """Runs functions on items, in a `with` block.
 
-    If the block ends early, by an error or Ctrl-C, pending work is dropped; work in progress is stopped if that loses nothing
-    (processes), else waited for (threads).
+    If the block ends early, by an error or Ctrl-C, pending work is dropped, and work in progress is stopped.
 
     Attributes:
         threads_per_item: CPU threads that each item has; None: as many as the caller gives it.
@@ -93,43 +111,6 @@ class Executor(ABC):
                 sent to a cluster, are finished, and have outcomes.
         """
 
-    def results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return the results in the order of the items, or raise the error of the first one that failed."""
-        results: list[Result] = []
-        waiting: dict[int, Outcome[Result]] = {}
-        with closing(self.map(partial(_of_numbered, function), list(enumerate(items)))) as outcomes:
-            for (number, _), outcome in outcomes:
-                waiting[number] = outcome
-                while len(results) in waiting:
-                    results.append(waiting.pop(len(results)).get())
-        return results
-
     @abstractmethod
     def close(self) -> None:
         """Stop the remaining work."""
-
-
-class Serial(Executor):
-    """One item after the other, in the caller's thread."""
-
-    def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        started: Started[Item] = ignore,
-        stops: Callable[[Outcome[Result]], bool] = never,
-    ) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with its outcome, in order."""
-        for item in items:
-            started(item)
-            outcome = attempt(function, item)
-            yield item, outcome
-            if stops(outcome):
-                return
-
-    def close(self) -> None:
-        """There is no remaining work."""
-
-
-def _of_numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> Result:
-    return function(numbered[1])

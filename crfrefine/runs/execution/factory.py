@@ -7,18 +7,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
 
-from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Serial, Started, ignore, never
-from crfrefine.runs.execution.placement import HERE, Placement
+from crfrefine.runs.execution.executor import HERE, Executor, Item, Outcome, Placement, Result, Started, attempt, ignore, never
 from crfrefine.runs.execution.process import LOOK_SECONDS, Limits, WorkerProcess
-from crfrefine.runs.execution.threads import Threads
 
 
-def make_executor(kind: str, num_workers: int, placement: Placement = HERE, *, writes_files: bool = False) -> Executor:
+def make_executor(num_workers: int, placement: Placement = HERE, *, writes_files: bool = False) -> Executor:
     """Return the executor for the cases. An external scheduler gets an entry here; nothing else in the package changes.
 
     Args:
-        kind: "threads", which share memory and suit work that releases the interpreter's lock; or "processes", which may die one by one.
-        num_workers: items at a time; with one, everything runs in the caller's thread.
+        num_workers: items at a time.
         placement: a Dask cluster, or a time limit, which needs separate processes.
         writes_files: whether items write files, so that one that is stopped gets time to remove unfinished ones.
 
@@ -27,13 +24,7 @@ def make_executor(kind: str, num_workers: int, placement: Placement = HERE, *, w
     """
     if placement.is_cluster:
         return Cluster(placement)
-    if placement.case_timeout is not None:
-        return Processes(num_workers, Limits(placement.case_timeout), writes_files=writes_files)
-    if kind not in ("threads", "processes"):
-        raise ValueError(f"unknown executor {kind!r}")
-    if num_workers <= 1:
-        return Serial()
-    return Threads(num_workers) if kind == "threads" else Processes(num_workers, writes_files=writes_files)
+    return Processes(num_workers, Limits(placement.case_timeout), writes_files=writes_files)
 
 
 # Run a function on many items in separate processes, one item at a time each: if a process is killed, only its item is lost.
@@ -43,7 +34,7 @@ class Processes(Executor):
     """Several items at a time.
 
     Args:
-        num_workers: processes at a time; a single item runs in this process, unless it has limits.
+        num_workers: processes at a time; without limits, with one of them or for a single item, everything runs in the caller's thread.
         limits: what an item may take; one that takes more is stopped.
         writes_files: whether items write files: then closing gives them time to remove unfinished ones.
     """
@@ -64,7 +55,12 @@ class Processes(Executor):
         """Yield each item with its outcome, as they complete; errors have a note with their traceback."""
         num_workers = min(self._num_workers, len(items))
         if num_workers <= 1 and not self._limits.are_set:
-            yield from Serial().map(function, items, started, stops)
+            for item in items:
+                started(item)
+                outcome: Outcome[Result] = attempt(function, item)
+                yield item, outcome
+                if stops(outcome):
+                    return
             return
         pickled = pickle.dumps(function)
         pending = deque(items)

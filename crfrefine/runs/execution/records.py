@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from crfrefine.base.failures import Failure
 
@@ -34,13 +33,6 @@ class Record:
         """Mark the case as failed."""
         self.status = FAILED
         self.failures.append(failure)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for a JSON file, with the command's own fields after name and status."""
-        fields = dataclasses.asdict(self)
-        shared = {name: fields.pop(name) for name in ("times", "notes")}
-        del fields["failures"]
-        return {**fields, **shared, **error_fields(self.failures[0] if self.failures else None)}
 
 
 def error_fields(failure: Failure | None) -> dict[str, str | None]:

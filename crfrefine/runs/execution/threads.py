@@ -5,53 +5,12 @@ A GPU gets one case at a time: one keeps it busy, and several would share its me
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from crfrefine.runs.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore, never
-
-
-class Threads(Executor):
-    """Several items at a time; closing drops pending items and waits for the others."""
-
-    def __init__(self, num_workers: int) -> None:
-        self._pool = ThreadPoolExecutor(num_workers, "case")
-
-    def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        started: Started[Item] = ignore,
-        stops: Callable[[Outcome[Result]], bool] = never,
-    ) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with its outcome, as they complete."""
-        stopped = threading.Event()
-
-        def work(item: Item) -> Outcome[Result] | None:
-            if stopped.is_set():
-                return None
-            started(item)
-            outcome = attempt(function, item)
-            if stops(outcome):
-                stopped.set()
-            return outcome
-
-        futures = {self._pool.submit(work, item): item for item in items}
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                if outcome is not None:
-                    yield futures[future], outcome
-        finally:
-            for future in futures:
-                future.cancel()
-
-    def close(self) -> None:
-        """Wait for items in progress."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+from crfrefine.runs.execution.executor import Item, Result, ignore
 
 
 class Workers:
@@ -67,13 +26,13 @@ class Workers:
         self.threads = threads
         self._one_by_one = one_by_one
         self._check = check
-        self._executor = Threads(threads)
+        self._pool = ThreadPoolExecutor(threads, "case")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._executor.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Like `run`, for computations of the model."""
@@ -84,10 +43,13 @@ class Workers:
         return [self._checked(function, item, self.threads) for item in items]
 
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
-        """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use."""
+        """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use.
+
+        Of several errors, that of the first item is raised, and what has not begun is dropped.
+        """
         if len(items) < self.threads or self.threads == 1:
             return self.run_one_by_one(function, items)
-        return self._executor.results(lambda item: self._checked(function, item, 1), items)
+        return list(self._pool.map(lambda item: self._checked(function, item, 1), items))
 
     def _checked(self, function: Callable[[Item, int], Result], item: Item, threads: int) -> Result:
         self._check()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,6 @@ class Task:
     recorded: CaseRecord | None = None  # what an earlier summary says of its outputs
 
     @property
-    def case_id(self) -> str:
-        """Its name."""
-        return self.files.case_id
-
-    @property
     def paths(self) -> tuple[Path | None, ...]:
         """Its inputs, for errors that do not name theirs."""
         return (*self.files.images, *self.files.logits, self.files.mask)
@@ -55,7 +50,7 @@ class Task:
         """Return the record of a case whose outputs exist, are complete, are on its grid, and have not come from other parameters."""
         from crfrefine.runs.infer.outputs import is_complete
 
-        record = self.recorded or CaseRecord(self.case_id)
+        record = self.recorded or CaseRecord(self.files.case_id)
         if record.other_parameters is not None:
             return None
         return replace(record, status="skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
@@ -77,17 +72,14 @@ class CaseInWork:
     """A case on its way."""
 
     task: Task
-    record: CaseRecord = field(init=False)  # of an earlier run, if that is to be kept
+    record: CaseRecord  # of an earlier run, if that is to be kept
     case: Case | None = None  # from reading to refining; None: nothing is left to do, or it failed
     refined: RefinedArrays | None = None  # from refining to writing
-
-    def __post_init__(self) -> None:
-        self.record = CaseRecord(self.task.case_id)
 
 
 def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
     """Return the record of a case after all its work, or of the earlier run that did it; errors are in the record."""
-    work = CaseInWork(task)
+    work = CaseInWork(task, CaseRecord(task.files.case_id))
     with failing_alone(work.record.fail, *task.paths):
         read_case(settings, work)
         if work.case is not None:
@@ -151,7 +143,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        names = settings.names.plain_labels
+        names = settings.names.labels
         gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if outvoted else ""
         advice += ", and the rules of [postprocess] removed small objects" if outvoted and result.voxels_removed else ""
@@ -170,7 +162,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         logits=logit_channels(result) if options.save_logits else None,
         image=case.image if options.preview else None,
         before=result.network_label_map if options.preview else None,
-        subtitle=describe_numbers(result, case.spacing, settings.names.labels),
+        subtitle=describe_numbers(result, case.spacing, settings.names.titles) if options.preview else "",
         segments=segments,
     )
 

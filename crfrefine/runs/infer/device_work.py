@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crfrefine.base.failures import failing_alone
-from crfrefine.base.memory import memory_limit
-from crfrefine.base.memory_sources import SHARED_MEMORY
+from crfrefine.base.memory import SHARED_MEMORY, memory_limit
 from crfrefine.base.threads import SHARE, available_threads
-from crfrefine.errors import DeviceLostError
 from crfrefine.runs.execution.devices import DeviceProcesses, Placed
 from crfrefine.runs.execution.process import Limits, Surroundings
 from crfrefine.runs.infer.case_work import CaseInWork, CaseSettings, Task, read_case, refine_case, write_case
@@ -62,15 +60,10 @@ class DeviceWork:
 
 
 def _read(settings: CaseSettings, task: Task) -> CaseInWork:
-    work = CaseInWork(task)
+    work = CaseInWork(task, CaseRecord(task.files.case_id))
     with failing_alone(work.record.fail, *task.paths):
         read_case(settings, work)
     return work
-
-
-def is_device_lost(record: CaseRecord | None) -> bool:
-    """Whether a case failed because its device stopped working."""
-    return record is not None and record.failed_by(DeviceLostError)
 
 
 def device_processes(

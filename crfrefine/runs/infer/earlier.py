@@ -17,17 +17,8 @@ from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.infer.records import CaseRecord, time_of_change
-from crfrefine.runs.infer.summary_reading import (
-    RECORD_FOLDER,
-    NotASummaryError,
-    RecordedCase,
-    as_read,
-    read_summary,
-    records_in,
-    text,
-    whole,
-)
+from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, records_in, time_of_change
+from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedCase, as_read, read_summary, text, whole
 
 
 @dataclass(frozen=True)
@@ -35,13 +26,9 @@ class EarlierRecords:
     """The records of earlier runs that this run takes up."""
 
     of_outputs: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case, those whose label map is unchanged
-    of_failures: Mapping[str, CaseRecord] = field(default_factory=dict)  # by case
+    all: Sequence[CaseRecord] = ()  # those of failures, too, in the order of the cases' names
     notes: Sequence[str] = ()
     damaged: Sequence[Path] = ()  # records in the output folder that cannot be read
-
-    def all(self) -> list[CaseRecord]:
-        """Return all records in the order of the cases' names."""
-        return sorted([*self.of_outputs.values(), *self.of_failures.values()], key=lambda record: record.case_id)
 
 
 def read_earlier(
@@ -87,7 +74,9 @@ def read_earlier(
         elif records and records[-1].has_failed:
             failures[case_id] = _record(records[-1].values)
         elif written is not None:
-            without[case_id] = any(_is_about(one.values, label_map) for one in records)
+            # A record of a label map in another format is not about this one.
+            recorded = [Path(str(one.values.get("output"))).name for one in records if one.values["written"] is not None]
+            without[case_id] = label_map.name in recorded
     if place is not None:
         notes += _notes_on_missing(place, without)
     if from_elsewhere:
@@ -101,12 +90,8 @@ def read_earlier(
             f"{_count(again, 'case')} refined with other parameters: {listed(again)} (other values of {listed(keys)}); "
             f"--continue refines {'it' if len(again) == 1 else 'them'} again"
         )
-    return EarlierRecords(outputs, failures, notes, damaged)
-
-
-def _is_about(values: Mapping[str, Any], label_map: Path) -> bool:
-    """Return whether a record is about a label map of this name, not about one in another format."""
-    return values["written"] is not None and Path(str(values.get("output"))).name == label_map.name
+    taken_up = sorted([*outputs.values(), *failures.values()], key=lambda record: record.case_id)
+    return EarlierRecords(outputs, taken_up, notes, damaged)
 
 
 def _notes_on_missing(place: Path, without: Mapping[str, bool]) -> list[str]:

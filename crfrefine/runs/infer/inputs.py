@@ -13,12 +13,12 @@ from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.cases.declared_labels import declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.mistakes import naming_exchanged, require_any_output
+from crfrefine.cases.mistakes import EXCHANGED, require_any_output, seem_exchanged
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import is_series
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import label_maps_of
 
@@ -41,7 +41,11 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     # No file has to say how many labels logits have.
     where = folders if options.input_type in ("auto", "labels") else ()
     declared, notes = declared_labels(found, where, options.parameters.num_labels)
-    told = [*_without_crf(options.parameters), *found.notes, *(note for note in notes if note not in found.notes)]
+    told = [*found.notes, *(note for note in notes if note not in found.notes)]
+    parameters = options.parameters
+    weights = [kernel.weight for kernel in parameters.bilateral] + [parameters.spatial.weight, parameters.volume.weight]
+    if not any(np.any(weight) for weight in weights):  # As after a training that found no CRF better than the network.
+        told.insert(0, "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels")
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
     label_maps = label_maps_of(found, options).values()
@@ -49,7 +53,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     names = read_names(folders[::-1]) if shows_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
-        names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
+        names = replace(names, labels={number: name for name, number in structures.items()})
     if options.save_structures and options.writes_file:
         told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if options.masks == "nonzero" else "none"
@@ -65,23 +69,19 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     return RunInputs(tuple(found), reading, structures, names, tuple(told))
 
 
-def _without_crf(parameters: CrfParameters) -> list[str]:
-    """Return a note if the parameters refine nothing, as those of a training that found no CRF better than the network."""
-    weights = [kernel.weight for kernel in parameters.bilateral] + [parameters.spatial.weight, parameters.volume.weight]
-    if any(np.any(weight) for weight in weights):
-        return []
-    return ["all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels"]
-
-
 def _find_cases(options: InferenceOptions) -> CaseList:
     masks = None if options.masks is None or options.masks == "nonzero" else Path(options.masks)
     if options.manifest is not None:
         return read_manifest(options.manifest, options.output, input_type=options.input_type)
     if options.nnunet is None:
-        with naming_exchanged(options.images, options.logits):
+        try:
             cases = discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
             require_any_output(cases, options.logits[0])
-            return cases
+        except CrfRefineError as error:
+            if seem_exchanged(options.images, options.logits):
+                raise InputError(f"{error}\n  {EXCHANGED}") from None
+            raise
+        return cases
     from crfrefine.cases.nnunet.trained import find_cases_to_refine
 
     return find_cases_to_refine(options.nnunet, options.images, masks)

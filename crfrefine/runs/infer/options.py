@@ -9,7 +9,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.io.paths import suffix_of
 from crfrefine.io.recognition import is_series
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.placement import HERE, Placement
+from crfrefine.runs.execution.executor import HERE, Placement
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from crfrefine.io.dicom_identity import differences
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, identities, suffix_to_write
 from crfrefine.io.special_files import special_kind
-from crfrefine.runs.infer.structure_names import LabelFiles, segments_in
-from crfrefine.runs.infer.summary_reading import RECORD_FOLDER
+from crfrefine.runs.infer.records import RECORD_FOLDER
+from crfrefine.runs.infer.structure_names import LabelFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,13 +103,16 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
 
 def label_maps_of(cases: Sequence[CaseFiles], options: InferenceOptions) -> dict[str, Path]:
     """Return where the label map of each case goes, by the case's name."""
-
-    def name_of(files: CaseFiles) -> str:
-        return f"{files.case_id}{options.output_format or (suffix_to_write(files.images[0]) if files.images else '')}"
-
     if options.writes_file:
         return {files.case_id: options.output for files in cases}
-    return {files.case_id: options.output / (files.output or name_of(files)) for files in cases}
+    found = {}
+    for files in cases:
+        name = files.output
+        if name is None:
+            suffix = options.output_format or (suffix_to_write(files.images[0]) if files.images else "")
+            name = Path(f"{files.case_id}{suffix}")
+        found[files.case_id] = options.output / name
+    return found
 
 
 def check_case_outputs(outputs: OutputFiles) -> None:
@@ -146,7 +149,9 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if not all(is_whole(path) for path in volumes):
         return False
     if outputs.labels is not None:
-        label_files = tuple(outputs.labels.of(read_labels(outputs.label_map).data, segments_in(files)))
+        # Only a label map says something of its labels, and no other output of a network.
+        segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
+        label_files = tuple(outputs.labels.of(read_labels(outputs.label_map).data, segments))
         if not all(is_whole(path) for path in label_files):
             return False
         volumes += label_files

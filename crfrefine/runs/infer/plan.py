@@ -20,9 +20,8 @@ from crfrefine.runs.infer.earlier import EarlierRecords, note_on_other_part, rea
 from crfrefine.runs.infer.inputs import find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
-from crfrefine.runs.infer.records import RunSummary
+from crfrefine.runs.infer.records import RunSummary, record_file
 from crfrefine.runs.infer.structure_names import check_names_file
-from crfrefine.runs.infer.summary_reading import record_file
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     device, devices = _choose_device(options)
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
-    outputs = plan_outputs(cases, options, inputs.names.plain_labels)
+    outputs = plan_outputs(cases, options, inputs.names.labels)
     named = tuple(map(os.path.realpath, options.inputs))
-    can_record = options.record and any(not files.problem for files in cases)
-    record = record_file(options, named) if can_record else None
-    earlier, of_other_part = _read_earlier(options, cases, outputs, named, record)
+    can_record = options.record and not options.writes_file and any(not files.problem for files in cases)
+    record = record_file(options.output, named, options.part_id, options.num_parts) if can_record else None
+    earlier = _read_earlier(options, cases, outputs, named, record)
     tasks = [
         Task(number, files, plan, earlier.of_outputs.get(files.case_id))
         for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
@@ -63,7 +62,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     # If no case can be read, no folder is needed.
     for folder in {folder for task in tasks if not task.files.problem for folder in task.outputs.folders()}:
         check_writable(folder)
-    names_file = None if options.writes_file else check_names_file(inputs.structures, cases, options.output)
+    names_file = None
+    if inputs.structures and not options.writes_file:
+        names_file = check_names_file(inputs.structures, cases, options.output)
     for path in (options.summary, record):
         if path is not None:
             check_small_output(path)
@@ -86,10 +87,10 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         working_folder=working_folder(),
         command=options.command,
         resumed=options.resume,
-        earlier=earlier.all(),
+        earlier=list(earlier.all),
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
-    notes = (*inputs.notes, *of_other_part, *earlier.notes)
+    notes = (*inputs.notes, *earlier.notes)
     return RunPlan(settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
 
 
@@ -114,14 +115,14 @@ def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
 
 def _read_earlier(
     options: InferenceOptions, cases: Sequence[CaseFiles], outputs: Sequence[OutputFiles], inputs: Sequence[str], record: Path | None
-) -> tuple[EarlierRecords, tuple[str, ...]]:
-    """Return what earlier runs say of the cases, and a note if the summary is of another part of the folder."""
+) -> EarlierRecords:
+    """Return what earlier runs say of the cases; without --continue only a note, if the summary is of another part of the folder."""
     if options.summary is not None:
         check_summary_path(options.summary, cases, outputs, options.also_read)
     part = (options.num_parts, options.part_id)
     if options.resume:
         label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
         folder = None if record is None else options.output
-        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part, folder=folder, inputs=inputs), ()
+        return read_earlier(options.summary, label_maps, options.parameters.to_dict(), part, folder=folder, inputs=inputs)
     note = None if options.summary is None else note_on_other_part(options.summary, options.output, part)
-    return EarlierRecords(), () if note is None else (note,)
+    return EarlierRecords(notes=() if note is None else (note,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.text import listed
 from crfrefine.io.json import without_nonfinite
-from crfrefine.runs.execution.records import Record
+from crfrefine.runs.execution.records import Record, error_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from crfrefine.arrays.label_maps import LabelChanges
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import MeanFieldReport
 
 SCHEMA = 1
+
+LINES_SUFFIX = ".jsonl"
+
+RECORD_FOLDER = ".crfrefine"
+"""In the output folder: the records of runs, a file for each part, since several processes on several machines may write at a time."""
 
 VANISHED = "labels that vanished"
 """The note on labels that a case has lost begins with it; what to do about it follows a semicolon."""
@@ -63,15 +69,17 @@ class CaseRecord(Record):
         self.output = self.written = self.probabilities = self.logits = self.preview = self.structures = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they stand in a JSON file, those of the run and of the labels beside the others."""
+        """Return the fields as they stand in a JSON file, those of the mean field and of the labels beside the others."""
+        fields = dataclasses.asdict(self)
+        kept, times, notes, _ = (fields.pop(name) for name in ("kept", "times", "notes", "failures"))
         values: dict[str, Any] = {}
-        for name, value in super().to_dict().items():
+        for name, value in fields.items():
             values |= (value or _NOT_REACHED[name]) if name in _NOT_REACHED else {name: value}
+        values |= {"times": times, "notes": notes, **error_fields(self.failures[0] if self.failures else None)}
         if self.regions is not None:
             values["regions"] = self.regions.to_dict()
-        kept = values.pop("kept") or {}
         own = {"status": self.status, "other_parameters": self.other_parameters} | ({"output": self.output} if self.output else {})
-        return values | kept | own
+        return values | (kept or {}) | own
 
 
 _NOT_REACHED: dict[str, dict[str, Any]] = {
@@ -134,6 +142,22 @@ class RunSummary:
     def to_json(self) -> str:
         """Return the text of the JSON file."""
         return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def record_file(output: Path, inputs: Sequence[str], part_id: int, num_parts: int) -> Path:
+    """Return the record of a run in its output folder. Runs on other inputs, absolute paths, have other files."""
+    digest = hashlib.sha256("\0".join(inputs).encode(errors="surrogateescape")).hexdigest()[:8]
+    return output / RECORD_FOLDER / f"run-{digest}-part-{part_id}-of-{num_parts}{LINES_SUFFIX}"
+
+
+def records_in(folder: Path) -> list[Path]:
+    """Return the records in an output folder; none if there are none."""
+    return sorted((folder / RECORD_FOLDER).glob(f"run-*{LINES_SUFFIX}"))
+
+
+def is_lines(path: Path) -> bool:
+    """Return whether a summary of this name has a line per record."""
+    return path.name.lower().endswith(LINES_SUFFIX)
 
 
 def note_on_num_labels(records: Iterable[Mapping[str, Any]]) -> str | None:

@@ -77,10 +77,11 @@ class _Run:
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
-        is_on_gpus = self._plan.devices[0].startswith("cuda") and not self.options.placement.is_cluster
-        if len(self._plan.devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
+        is_cluster, has_timeout = self.options.placement.is_cluster, self.options.placement.case_timeout is not None
+        is_on_gpus = self._plan.devices[0].startswith("cuda") and not is_cluster
+        if len(self._plan.devices) > 1 or (is_on_gpus and has_timeout):
             return self._execute_on_devices()
-        if not self.options.placement.is_separate:
+        if not is_cluster and not has_timeout:
             return self._execute(self._execute_here)
         from crfrefine.runs.execution.factory import make_executor  # Pipes and processes take time to import.
 
@@ -90,7 +91,7 @@ class _Run:
             max_memory=self.options.max_memory,
             one_per_device=self._summary.device != "cpu",
         )
-        with make_executor("processes", 1, placement, writes_files=True) as executor:
+        with make_executor(1, placement, writes_files=True) as executor:
             for warning in executor.warnings:
                 self._tell(self._observer.warning, warning)
             self._summary.threads = executor.threads_per_item or self._summary.threads
@@ -113,13 +114,17 @@ class _Run:
 
     def _execute_on_devices(self) -> RunSummary:
         """Refine the cases on GPUs with a process each."""
-        from crfrefine.runs.infer.device_work import DeviceWork, device_processes, is_device_lost
+        from crfrefine.runs.infer.device_work import DeviceWork, device_processes
 
         fallback = "cpu" if self.options.device == "auto" else None
         processes, self._summary.threads = device_processes(
             self._plan.devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
         )
         work = DeviceWork(self._settings)
+
+        def is_device_lost(record: CaseRecord | None) -> bool:
+            return record is not None and record.failed_by(DeviceLostError)
+
         return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost, self._stops)))
 
     def _execute(self, run: Callable[[], None]) -> RunSummary:
@@ -142,7 +147,7 @@ class _Run:
             raise
         finally:
             self._summary.seconds = time.perf_counter() - started
-            order = {task.case_id: task.number for task in self._tasks}
+            order = {task.files.case_id: task.number for task in self._tasks}
             self._summary.cases = sorted(self._summary.cases, key=lambda record: order[record.case_id])
             with ExitStack() as ending:  # An error of one file, such as a full disk, keeps none of the others from being written.
                 ending.callback(self._tell, self._observer.run_ended, self._summary)
@@ -152,7 +157,7 @@ class _Run:
 
     def _read(self, task: Task, admit: Admit) -> CaseInWork | None:
         """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading threads."""
-        work = CaseInWork(task)
+        work = CaseInWork(task, CaseRecord(task.files.case_id))
         with self._work_on(work):
             read_case(self._settings, work, admit)
         if work.case is not None:
@@ -166,10 +171,7 @@ class _Run:
         self._case_started(work.task)
         for note in record.notes:
             self._note(record, note)
-
-        def progress(stage: str, step: int, num_steps: int) -> None:
-            self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
-
+        progress = partial(self._tell, self._observer.stage_changed, record.case_id)
         with self._work_on(work):
             refine_case(self._settings, work, progress=progress, note=partial(self._note, record))
         if work.refined is not None:
@@ -187,7 +189,7 @@ class _Run:
         """Record cases that are refined in other processes or on other machines, each on its own from its first file to its last."""
         with closing(outcomes):
             for task, outcome in outcomes:
-                record = outcome.result or CaseRecord(task.case_id)
+                record = outcome.result or CaseRecord(task.files.case_id)
                 if outcome.error is not None:
                     record.fail(describe_failure(outcome.error, *task.paths))
                 for note in record.notes if record.status != "skipped" else ():
@@ -199,7 +201,7 @@ class _Run:
         return self.options.fail_fast and (outcome.error is not None or (outcome.result is not None and bool(outcome.result.failures)))
 
     def _case_started(self, task: Task) -> None:
-        self._tell(self._observer.case_started, task.case_id, task.number)
+        self._tell(self._observer.case_started, task.files.case_id, task.number)
 
     def _work_on(self, work: CaseInWork) -> AbstractContextManager[None]:
         """Return the context for every part of the processing of a case: an error in it fails only this case."""

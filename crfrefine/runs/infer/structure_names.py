@@ -27,8 +27,8 @@ NAMES_FILE = "dataset.json"
 
 
 def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
-    """Return the file of names to write; None if none is needed: no structures, or the same names are there."""
-    if not structures or all(files.problem for files in cases):
+    """Return the file of names to write; None if none is needed: no case can be read, or the same names are there."""
+    if all(files.problem for files in cases):
         return None
     path = output / NAMES_FILE
     if not os.path.lexists(path):
@@ -74,20 +74,9 @@ class LabelFiles:
         named = {label: name for label, name in self.names.items() if name not in RESERVED_NAMES}
         found: dict[str, tuple[Path, Segment]] = {}
         for segment in segments_of(labels, segments or named_segments(named)):
-            stem = _stem(segment)
+            # Such as `Niere__linke` for `Niere, linke`.
+            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MOST_OF_A_STEM] or f"Label_{segment.label}"
             while stem.casefold() in found:
                 stem = f"{stem}_{segment.label}"
             found[stem.casefold()] = self.folder / f"{stem}{self.suffix}", segment
         return dict(found.values())
-
-
-def segments_in(files: CaseFiles) -> tuple[Segment, ...]:
-    """Return what the label map of a case says of its labels; nothing if the network's output is not a label map."""
-    from crfrefine.io import read_header
-
-    return read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
-
-
-def _stem(segment: Segment) -> str:
-    """Return a segment's name as that of a file: `Niere__linke` for `Niere, linke`."""
-    return re.sub(r"[^\w+-]", "_", segment.name)[:_MOST_OF_A_STEM] or f"Label_{segment.label}"

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -20,15 +19,7 @@ from crfrefine.io.json import parse_json, read_json, require_usable, without_non
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.records import FAILED
-from crfrefine.runs.infer.records import SCHEMA
-
-if TYPE_CHECKING:
-    from crfrefine.runs.infer.options import InferenceOptions
-
-LINES_SUFFIX = ".jsonl"
-
-RECORD_FOLDER = ".crfrefine"
-"""In the output folder: the records of runs, a file for each part, since several processes on several machines may write at a time."""
+from crfrefine.runs.infer.records import SCHEMA, is_lines
 
 MOST_BYTES = 1 << 30
 """Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
@@ -98,24 +89,6 @@ class RecordedCase:
         """Return the tables of its parameters, as they are read, that differ from others; none if it was refined with the same."""
         then = self.parameters
         return {name: then.get(name) for name in {**then, **parameters} if then.get(name) != parameters.get(name)}
-
-
-def record_file(options: InferenceOptions, inputs: Sequence[str]) -> Path | None:
-    """Return the record of a run; None if the output is a file, which has none. Runs on other inputs, absolute, have other files."""
-    if options.writes_file:
-        return None
-    digest = hashlib.sha256("\0".join(inputs).encode(errors="surrogateescape")).hexdigest()[:8]
-    return options.output / RECORD_FOLDER / f"run-{digest}-part-{options.part_id}-of-{options.num_parts}{LINES_SUFFIX}"
-
-
-def records_in(folder: Path) -> list[Path]:
-    """Return the records in an output folder; none if there are none."""
-    return sorted((folder / RECORD_FOLDER).glob(f"run-*{LINES_SUFFIX}"))
-
-
-def is_lines(path: Path) -> bool:
-    """Return whether a summary of this name has a line per record."""
-    return path.name.lower().endswith(LINES_SUFFIX)
 
 
 def read_summary(path: Path) -> list[RecordedRun]:

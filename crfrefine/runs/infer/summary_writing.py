@@ -17,8 +17,8 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import cannot_write, real_path, write_small_file
 from crfrefine.io.special_files import special_kind
 from crfrefine.io.system import open_flags
-from crfrefine.runs.infer.records import CaseRecord, RunSummary, to_line
-from crfrefine.runs.infer.summary_reading import is_lines, unfinished_line
+from crfrefine.runs.infer.records import CaseRecord, RunSummary, is_lines, to_line
+from crfrefine.runs.infer.summary_reading import unfinished_line
 
 SAVE_SECONDS = 1.0
 """Shortest time between two saves of a JSON value."""
@@ -137,11 +137,7 @@ class SummaryFile:
         self._save()
 
     def case_ended(self, record: CaseRecord) -> None:
-        """Save the record of a case, which the summary has, soon."""
-        self.save_soon()
-
-    def save_soon(self) -> None:
-        """Save in the background: now, or when enough time has passed since the last time."""
+        """Save the record of a case, which the summary has, in the background: now, or when enough time has passed since the last time."""
         with self._lock:
             if not self._saves_early or self._timer is not None:
                 return

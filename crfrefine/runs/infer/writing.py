@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from crfrefine.base.axes import file_order
 from crfrefine.base.parallel import run_all
 from crfrefine.base.text import printable
 from crfrefine.io.atomic import write_small_file
@@ -28,15 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChannelPlanes:
-    """Channels that are made when they are written."""
+    """Channels of all labels, each piece made when it is written."""
 
     num_channels: int  # of the file
     # Returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
     piece: Callable[[int, slice], NDArray[np.float32]]
-
-
-Channels: TypeAlias = "NDArray[np.float32] | ChannelPlanes"
-"""(L, *grid) float32, or channels that are made when they are written."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class RefinedArrays:
 
     like: Volume  # the case's first image: grid, format and header of the outputs
     label_map: NDArray[Any]  # (*grid) integer
-    probabilities: Channels | None  # the marginals
-    logits: Channels | None  # the refined ones
+    probabilities: ChannelPlanes | None  # the marginals
+    logits: ChannelPlanes | None  # the refined ones
     image: NDArray[Any] | None  # (M, *grid), for the preview
     before: NDArray[Any] | None  # (*grid) the network's labels, for the preview
     subtitle: str  # of the preview
@@ -57,7 +54,7 @@ def write_outcome(
     case_id: str, outcome: RefinedArrays, outputs: OutputFiles, names: Names, structures: Mapping[str, int], threads: int
 ) -> None:
     """Write the results of a case, each file atomically; `structures` has the number of each structure by its name."""
-    from crfrefine.io import write_channels, write_label_map, write_pieces
+    from crfrefine.io import write_label_map, write_pieces
 
     def write_structure(path: Path, number: int) -> None:
         mask = (outcome.label_map == number).view("u1")
@@ -68,19 +65,15 @@ def write_outcome(
         (outputs.probabilities, outcome.probabilities, "probabilities"),
         (outputs.logits, outcome.logits, "logits"),
     ):
-        if path is None or channels is None:
-            continue
-        if isinstance(channels, ChannelPlanes):
+        if path is not None and channels is not None:
             write_pieces(path, outcome.like, channels.num_channels, channels.piece, kind=kind, threads=threads)
-        else:
-            write_channels(path, channels, outcome.like, kind=kind, threads=threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, case_id, outcome, outcome.image, outcome.before, names)
     written = {path: structures[stem_of(path)] for path in outputs.structures}
     if outputs.labels is not None:
         written = {path: segment.label for path, segment in outputs.labels.of(outcome.label_map, outcome.segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.plain_labels))
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.labels))
 
 
 def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDArray[Any], before: NDArray[Any], names: Names) -> None:
@@ -94,20 +87,20 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
         affine=outcome.like.affine,
         title=printable(case_id),
         subtitle=outcome.subtitle,
-        label_names=names.labels,
+        label_names=names.titles,
         modality_names=names.modalities,
     )
     write_small_file(path, picture)
 
 
-def probability_channels(result: RefinementResult) -> Channels:
-    """Return the marginals, as an array or plane by plane."""
+def probability_channels(result: RefinementResult) -> ChannelPlanes:
+    """Return the marginals."""
     piece = partial(result.channels.probabilities, output_temperature=result.output_temperature)
     return _of_all_labels(result, piece, lambda: result.marginals, 0.0)
 
 
-def logit_channels(result: RefinementResult) -> Channels:
-    """Return the refined logits, as an array or plane by plane."""
+def logit_channels(result: RefinementResult) -> ChannelPlanes:
+    """Return the refined logits."""
     from crfrefine.arrays.one_hot import ABSENT_LOGIT
 
     return _of_all_labels(result, result.channels.channel, lambda: result.logits, ABSENT_LOGIT)
@@ -118,8 +111,8 @@ def _of_all_labels(
     piece: Callable[[int, slice], NDArray[np.float32]],
     whole: Callable[[], NDArray[np.float32]],
     absent: float,
-) -> Channels:
-    """Return (L, *grid) values, plane by plane if they never were an array; those of labels without a channel are `absent`.
+) -> ChannelPlanes:
+    """Return values for all labels, those without a channel `absent`; they become an array as a whole unless they are streamed.
 
     Channels of regions stay as they are.
     """
@@ -129,8 +122,10 @@ def _of_all_labels(
 
     if not result.channels.is_streamed:
         values = whole()
-        is_whole = result.regions is not None or len(values) == result.num_labels
-        return values if is_whole else expand_channels(values, result.channel_labels, result.num_labels, absent)
+        if result.regions is None and len(values) < result.num_labels:
+            values = expand_channels(values, result.channel_labels, result.num_labels, absent)
+        stored = file_order(values).to_storage(values)
+        return ChannelPlanes(len(stored), lambda channel, planes: stored[channel, planes])
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:

@@ -21,17 +21,8 @@ from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.io.recognition import identities
 from crfrefine.runs.execution.records import FAILED
-from crfrefine.runs.infer.records import note_on_num_labels, time_of_change
-from crfrefine.runs.infer.summary_reading import (
-    LINES_SUFFIX,
-    MOST_BYTES,
-    RECORD_FOLDER,
-    NotASummaryError,
-    RecordedCase,
-    RecordedRun,
-    read_summary,
-    records_in,
-)
+from crfrefine.runs.infer.records import LINES_SUFFIX, RECORD_FOLDER, note_on_num_labels, records_in, time_of_change
+from crfrefine.runs.infer.summary_reading import MOST_BYTES, NotASummaryError, RecordedCase, RecordedRun, read_summary
 from crfrefine.runs.status.report import DONE, MISSING, CaseStatus, PartStatus, RunStatus, StatusReport, go_there, quote, rest_command
 
 SUFFIXES = (".json", LINES_SUFFIX)

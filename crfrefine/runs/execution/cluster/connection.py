@@ -16,7 +16,7 @@ from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.base.threads import available_threads
 from crfrefine.errors import BackendUnavailableError, InputError
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Placement
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -122,7 +122,9 @@ def connect(placement: Placement) -> Connection:
         import distributed  # noqa: F401
     except ImportError as error:
         raise BackendUnavailableError(f"{NEEDS_DISTRIBUTED} ({error})") from error
-    _silence()
+    # Dask's own log would be on standard error: what matters becomes a message of the run.
+    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     connection = _start(placement) if placement.dask is None else _reach(placement.dask, placement)
     try:
         _check_workers(connection, placement)
@@ -212,12 +214,6 @@ def _check_workers(connection: Connection, placement: Placement) -> None:
         check_devices(described)
     if connection.threads_per_item is None:
         connection.threads_per_item = min((about.share for about in described.values()), default=None)
-
-
-def _silence() -> None:
-    """Keep Dask's own log off standard error: what matters becomes a message of the run."""
-    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def check_version(worker: str, version: object) -> None:

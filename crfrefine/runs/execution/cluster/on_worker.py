@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from distributed import get_worker
 
 import crfrefine
-from crfrefine.base.memory_sources import OF_WORKER, WORKER_MEMORY, own_use
+from crfrefine.base.memory import OF_WORKER, WORKER_MEMORY, own_use
 from crfrefine.base.threads import SHARE, available_threads
 from crfrefine.runs.execution.executor import Outcome
 from crfrefine.runs.execution.process import Limits, Surroundings, WorkerProcess

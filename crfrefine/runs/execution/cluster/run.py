@@ -25,8 +25,7 @@ from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.runs.execution.cluster.connection import Connection, check_devices, check_version
 from crfrefine.runs.execution.cluster.on_worker import Reply, Start, TaskSettings, end_run, work
-from crfrefine.runs.execution.executor import Item, Outcome, Result, Started
-from crfrefine.runs.execution.placement import Placement
+from crfrefine.runs.execution.executor import Item, Outcome, Placement, Result, Started
 from crfrefine.runs.execution.process import GRACE_SECONDS
 from crfrefine.runs.execution.records import Record
 
@@ -138,7 +137,8 @@ class ClusterRun(Generic[Item, Result]):
         return flying < self._workers.capacity(only_on)
 
     def _send(self, item: SentItem) -> None:
-        item.begin_attempt()
+        item.attempt += 1
+        item.future, item.begun_on, item.began, item.reply = None, [], 0.0, None
         number, attempt = item.number, item.attempt
         item.future = self._client.submit(
             work,
@@ -218,7 +218,10 @@ class ClusterRun(Generic[Item, Result]):
             check_version(reply.worker, reply.version)
         outcome: Outcome[Result] = pickle.loads(reply.content)
         if outcome.is_lost:
-            return item.lost_process(outcome.error) if item.loses(reply.worker) else None
+            if not item.loses(reply.worker):
+                return None
+            # The error says how the process died, the last time.
+            return Outcome(error=InputError(f"{outcome.error}; tried {MOST_LOSSES} times, on {item.where_lost}"), is_lost=True)
         record = outcome.result if isinstance(outcome.result, Record) else None
         lacks_memory = isinstance(outcome.error, (CapacityError, MemoryError)) or (record is not None and record.failed_by(CapacityError))
         if lacks_memory and item.may_be_sent_again:
@@ -267,11 +270,6 @@ class SentItem:
     lost_with: list[str] = field(default_factory=list)  # workers that were lost with it, or lost its process, in all attempts
     only_on: frozenset[str] = frozenset()  # the workers with enough memory for it; empty: any
 
-    def begin_attempt(self) -> None:
-        """It is sent once more."""
-        self.attempt += 1
-        self.future, self.begun_on, self.began, self.reply = None, [], 0.0, None
-
     def loses(self, worker: str) -> bool:
         """Note that it has lost its process or worker; return whether that is often enough to give it up."""
         self.lost_with.append(worker)
@@ -291,10 +289,6 @@ class SentItem:
         """Return the outcome of an item whose worker was lost too often."""
         text = f"its worker was lost {MOST_LOSSES} times, on {self.where_lost}: the machine or the job ended, or its memory ran out"
         return Outcome(error=InputError(text), is_lost=True)
-
-    def lost_process(self, error: Exception | None) -> Outcome[Any]:
-        """Return the outcome of an item whose process died too often; the error says how, the last time."""
-        return Outcome(error=InputError(f"{error}; tried {MOST_LOSSES} times, on {self.where_lost}"), is_lost=True)
 
 
 # The workers of a cluster as a run sees them: who is there, how many items they take, and who has more memory.

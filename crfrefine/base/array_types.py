@@ -1,0 +1,21 @@
+"""Names of numpy's array types, for annotations: each says what the numbers of an array are, of any shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Of any type."""
+
+Bool = NDArray[np.bool_]
+"""Such as a mask."""
+
+Float32 = NDArray[np.float32]
+
+Float64 = NDArray[np.float64]
+
+Labels = NDArray[np.unsignedinteger[Any]]
+"""Labels of voxels, in an unsigned type that holds them."""
