@@ -13,16 +13,29 @@ constexpr int kMostProbes = 512;  // a table that is at most half full has chain
 
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
 
+// Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key itself, or with wide keys the number of
+// a corner that has it.
 #if CRF_WIDE_KEYS
 using Key = unsigned __int128;
 CRF_D uint64 hash_of(Key key) {
     return (static_cast<uint64>(key) ^ static_cast<uint64>(key >> 64) * 0xC2B2AE3D27D4EB4Full) * 0x9E3779B97F4A7C15ull;
 }
-CRF_D Key key_from(const uint64* low, const uint64* high, int64 i) { return static_cast<Key>(high[i]) << 64 | low[i]; }
+CRF_D Key key_of(uint64 low, uint64 high) { return static_cast<Key>(high) << 64 | low; }
+CRF_D Key key_from(const uint64* low, const uint64* high, int64 i) { return key_of(low[i], high[i]); }
+CRF_D void store_key(Key key, uint64* low, uint64* high, int64 i) {
+    low[i] = static_cast<uint64>(key);
+    high[i] = static_cast<uint64>(key >> 64);
+}
+CRF_D uint64 owner_for(Key, int64 corner) { return static_cast<uint64>(corner); }
+CRF_D Key key_in(uint64 owner, const uint64* low, const uint64* high) { return key_from(low, high, static_cast<int64>(owner)); }
 #else
 using Key = uint64;
 CRF_D uint64 hash_of(Key key) { return key * 0x9E3779B97F4A7C15ull; }
+CRF_D Key key_of(uint64 low, uint64) { return low; }
 CRF_D Key key_from(const uint64* low, const uint64*, int64 i) { return low[i]; }
+CRF_D void store_key(Key key, uint64* low, uint64*, int64 i) { low[i] = key; }
+CRF_D uint64 owner_for(Key key, int64) { return key; }
+CRF_D Key key_in(uint64 owner, const uint64*, const uint64*) { return owner; }
 #endif
 
 // One unit of q_i in a packed key; q_0 has no field.
@@ -52,10 +65,7 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
     }
     corner_weight[n] = static_cast<uint16>(rest > 0 ? rest : 0);
 
-    Key key = static_cast<Key>(bias_low);
-#if CRF_WIDE_KEYS
-    key |= static_cast<Key>(bias_high) << 64;
-#endif
+    Key key = key_of(bias_low, bias_high);
     CRF_UNROLL
     for (int i = 1; i <= kFeatures; ++i) key += unit_of(shift, i) * static_cast<Key>(static_cast<int64>(quotient[i]));
     Key unit[kFeatures + 1];  // of the coordinate at each rank
@@ -68,17 +78,13 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
     // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
     CRF_UNROLL
     for (int k = 0; k <= kFeatures; ++k) {
-        key_low[k * num_voxels + n] = static_cast<uint64>(key);
-#if CRF_WIDE_KEYS
-        key_high[k * num_voxels + n] = static_cast<uint64>(key >> 64);
-#endif
+        store_key(key, key_low, key_high, k * num_voxels + n);
         key += Key(1) - unit[kFeatures - k];
     }
 }
 
-// One thread per corner (a voxel's vertex): the slot of its key in the table; a missing key is inserted. A slot holds the
-// key itself, or with wide keys the number of a corner that has it. `overflow` is set if the table is too full: the slots are invalid
-// then, and a larger table is needed.
+// One thread per corner (a voxel's vertex): the slot of its key in the table; a missing key is inserted. `overflow` is set if the table is
+// too full: the slots are invalid then, and a larger table is needed.
 CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners, uint64* table, int table_bits,
            uint32* corner_slot, uint64* overflow) {
     const int64 i = thread_number();
@@ -89,16 +95,9 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
     for (int probe = 0; probe < kMostProbes; ++probe) {
         // Another thread has found the table too full: all slots are void, so this chain need not be followed to its end.
         if (probe % kProbesBetween == kProbesBetween - 1 && read_shared(overflow) != 0) return;
-#if CRF_WIDE_KEYS
         uint64 owner = read_shared(table + slot);
-        if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, static_cast<uint64>(i));
-        const bool found = owner == kEmpty || key_from(key_low, key_high, static_cast<int64>(owner)) == key;
-#else
-        uint64 owner = read_shared(table + slot);
-        if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, key);
-        const bool found = owner == kEmpty || owner == key;
-#endif
-        if (found) {
+        if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, owner_for(key, i));
+        if (owner == kEmpty || key_in(owner, key_low, key_high) == key) {
             corner_slot[i] = static_cast<uint32>(slot);
             return;
         }
@@ -111,14 +110,7 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
 CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table, const int64* slots, int64 num_vertices,
            uint64* vertex_low, uint64* vertex_high) {
     const int64 v = thread_number();
-    if (v >= num_vertices) return;
-#if CRF_WIDE_KEYS
-    const int64 owner = static_cast<int64>(table[slots[v]]);
-    vertex_low[v] = key_low[owner];
-    vertex_high[v] = key_high[owner];
-#else
-    vertex_low[v] = table[slots[v]];
-#endif
+    if (v < num_vertices) store_key(key_in(table[slots[v]], key_low, key_high), vertex_low, vertex_high, v);
 }
 
 // One thread per vertex: order[v] is the place of the vertex's key among those read; its slot gets the vertex's number.
@@ -168,12 +160,7 @@ CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, 
         for (int probe = 0; probe < kMostProbes; ++probe) {
             const uint64 owner = table[slot];
             if (owner == kEmpty) break;
-#if CRF_WIDE_KEYS
-            const bool same = key_from(key_low, key_high, static_cast<int64>(owner)) == key;
-#else
-            const bool same = owner == key;
-#endif
-            if (same) {
+            if (key_in(owner, key_low, key_high) == key) {
                 found = static_cast<int>(slot_vertex[slot]);
                 break;
             }
