@@ -1,5 +1,7 @@
 """Suite `case`: whole BraTS-like cases through the command, start-up, reading, computing and writing included.
 
+Their processor time is compared with that of reading the same files and writing a label map.
+
 Four modalities in float32, zero outside the brain; float32 logits of five labels, constant outside it, as networks leave them that crop
 their input; everything gzipped. The files have just been written, so they come from the page cache.
 """
@@ -15,7 +17,8 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from processes import time_command
+from peers import WORKERS
+from processes import measure_command, time_command
 from workloads import WORKLOADS, make
 
 COMMAND = Path(sys.executable).with_name("crfrefine")
@@ -79,8 +82,24 @@ def _check(output: Path, logits: Path) -> dict[str, float]:
     return {"voxels_changed": changed}
 
 
+def _beside_files(images: Path, logits: Path, labels: Path, repeats: int) -> dict[str, list[float]]:
+    """Processor seconds, on one thread: one case through the command, and a program that reads its files and writes its label map."""
+    scores, output = logits / "case0.nii.gz", labels.with_name("again.nii.gz")
+    first, *others = (images / f"case0_{modality:04d}.nii.gz" for modality in range(4))
+    more = [argument for path in others for argument in ("-i", path)]
+    commands: dict[str, list[str | Path]] = {
+        "infer": _infer(first, scores, output, 1, *more),
+        "files": [sys.executable, WORKERS / "run_files.py", scores, labels, output, first, *others],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            seconds[name].append(measure_command(command)["processor_seconds"])
+    return seconds
+
+
 def run(*, quick: bool) -> dict[str, Any]:
-    """One case by itself, and a folder of three; best of 3 (of 1 when quick), two threads."""
+    """One case by itself, and a folder of three; best of 3 (of 1 when quick), two threads. Beside reading and writing: 7 runs (2)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images, logits = _write_cases(folder)
@@ -96,11 +115,13 @@ def run(*, quick: bool) -> dict[str, Any]:
             batch.append(time_command(_infer(images, logits, all_cases, 2, "--summary", summary)) / NUM_CASES)
             stages = json.loads(summary.read_text())
         checks = _check(all_cases, logits)
+        processor_seconds = _beside_files(images, logits, all_cases / "case0.nii.gz", 2 if quick else 7)
     return {
         "input_mib_gzipped": size_mib,
         "single_seconds": min(single),
         "folder_seconds_per_case": min(batch),
         "runs": {"single": single, "folder_per_case": batch},
+        "processor_seconds": processor_seconds,
         "checks": checks,
         "summary": stages,
     }

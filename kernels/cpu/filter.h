@@ -28,6 +28,9 @@ class BasicFilter {
     // The voxels whose sums matter: (voxel) 1, others 0; nullptr: all. At others, `accumulate` may leave out what it adds.
     const uint8_t* receivers = nullptr;
 
+    // The voxels whose values may differ from 0: (voxel) 1, others 0; nullptr: all.
+    const uint8_t* senders = nullptr;
+
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
     //
     // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or nullptr for all ones.

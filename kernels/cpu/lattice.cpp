@@ -1,6 +1,7 @@
 // Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "cpu/lattice_lists.h"
 #include "cpu/lattice_rows.h"
@@ -255,6 +256,7 @@ class LatticeFilter final : public Filter {
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
+        if (!has_any(tile, senders)) return store_zeros(tile, rows);
         float* to = reinterpret_cast<float*>(sent);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -270,11 +272,16 @@ class LatticeFilter final : public Filter {
                 to += count * C;
             }
         }
-        if (is_zero(reinterpret_cast<const float*>(sent), tile.num_voxels * C)) {
-            std::fill(buffer, buffer + tile.num_vertices, Row{});
-            return store_vertices(tile, buffer, rows);
-        }
+        if (is_zero(reinterpret_cast<const float*>(sent), tile.num_voxels * C)) return store_zeros(tile, rows);
         splat_rows(tile, sent, buffer, rows);
+    }
+
+    // Whether a voxel of a tile is among the marked ones, such as `receivers`; nullptr: all are.
+    bool has_any(const Lattice::Tile& tile, const uint8_t* marked) const {
+        if (!marked) return true;
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p)
+            if (std::memchr(marked + lattice_.pieces[p].voxel, 1, lattice_.pieces[p].length)) return true;
+        return false;
     }
 
     // From a tile's rows to its vertices in `buffer`, and from there to their slots.
@@ -292,6 +299,12 @@ class LatticeFilter final : public Filter {
     void store_vertices(const Lattice::Tile& tile, const Row* buffer, Row* rows) const {
         const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) rows[slot[i]] = buffer[i];
+    }
+
+    template <class Row>
+    void store_zeros(const Lattice::Tile& tile, Row* rows) const {
+        const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
+        for (int64_t i = 0; i < tile.num_vertices; ++i) rows[slot[i]] = Row{};
     }
 
     template <class Row>
@@ -313,6 +326,7 @@ class LatticeFilter final : public Filter {
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum, bool overwrites) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
+        if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
         if (!overwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
         slice_rows(tile, buffer, received);

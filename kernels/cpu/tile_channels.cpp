@@ -1,5 +1,6 @@
 // Messages between tiles by the filters of the whole volume: labels whose tiles do not overlap share a channel, and a few channels at a
-// time are spread over all voxels. For kernels that are too wide for direct sums.
+// time are spread over all voxels. For kernels that are too wide for direct sums. Most labels are in few tiles: a group of channels is sent
+// from the tiles of its labels, and received there.
 #include <algorithm>
 
 #include "cpu/tile_filter.h"
@@ -20,6 +21,7 @@ class ChannelTileFilter final : public TileFilter {
           group_(std::min(kChannelGroup, channels.num_channels)),
           sent_(group_ * voxels.num_voxels),
           received_(group_ * voxels.num_voxels),
+          senders_(voxels.num_voxels),
           receivers_(voxels.num_voxels),
           pieces_(set.num_active) {
         const Tiling& tiling = set.tiling;
@@ -31,14 +33,16 @@ class ChannelTileFilter final : public TileFilter {
             std::fill_n(sent_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
             std::fill_n(received_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
         });
+        std::fill_n(senders_.get(), voxels.num_voxels, uint8_t{0});
         std::fill_n(receivers_.get(), voxels.num_voxels, uint8_t{0});
         pool.run(set.num_active, [&](int64_t item, int) {
             for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
                 const int64_t row = item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
-                pieces_[item].push_back({voxel, place, length, row, open[row] != 0});
-                for (int64_t i = 0; i < length; ++i) receivers_[voxel + i] = open[row] >> (place % kLanes + i) & 1;
+                pieces_[item].push_back({voxel, place, length, row, static_cast<LaneMask>(open[row] >> place % kLanes)});
             });
         });
+        find_tiles_of_groups();
+        kernel.filter->senders = senders_.get();
         kernel.filter->receivers = receivers_.get();
     }
 
@@ -55,11 +59,13 @@ class ChannelTileFilter final : public TileFilter {
         for (int first = 0; first < channels_.num_channels; first += kChannelGroup) {
             const int count = std::min(kChannelGroup, channels_.num_channels - first), filtered = std::min(count, num_filtered - first);
             put(sent, first, filtered, false);
+            expect(first, count, true);
             if (filtered > 0)
                 kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
                                            received_.get(), workspace_);
             put(sent, first, filtered, true);
             take(first, count, filtered, sent.sums_to_zero, label_weight, message);
+            expect(first, count, false);
         }
     }
 
@@ -68,13 +74,37 @@ class ChannelTileFilter final : public TileFilter {
     struct Piece {
         int64_t voxel, place, length;  // of the first: its number, and its place in the tile
         int64_t row;                   // (active tile, row of the tile)
-        bool is_open;
+        LaneMask open;                 // of its voxels, the lowest bit for the first; bits of later voxels of the row may follow
     };
+
+    // The tiles with a label of the group; and those with a label of the last channel, whose message may follow from all others.
+    void find_tiles_of_groups() {
+        const int last = channels_.num_channels - 1;
+        tiles_of_group_.resize(last / kChannelGroup + 1);
+        has_last_.assign(set_.num_active, 0);
+        for (int64_t item = 0; item < set_.num_active; ++item) {
+            std::vector<uint8_t> in_group(tiles_of_group_.size(), 0);
+            for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
+                in_group[channels_.of_entry[e] / kChannelGroup] = 1;
+                if (channels_.of_entry[e] == last) has_last_[item] = 1;
+            }
+            for (size_t group = 0; group < in_group.size(); ++group)
+                if (in_group[group] || has_last_[item]) tiles_of_group_[group].push_back(item);
+        }
+    }
+
+    template <class Body>
+    void for_tiles_of(int first, Body&& body) {
+        const std::vector<int64_t>& items = tiles_of_group_[first / kChannelGroup];
+        pool_.run(static_cast<int64_t>(items.size()), [&](int64_t i, int) { body(items[i]); });
+    }
 
     // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros always.
     void put(const SentVoxels& sent, int first, int count, bool clear) {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
-        pool_.run(set_.num_active, [&](int64_t item, int) {
+        for_tiles_of(first, [&](int64_t item) {
+            for (const Piece& piece : pieces_[item])
+                if (sent.voxels[piece.row]) std::fill_n(senders_.get() + piece.voxel, piece.length, uint8_t{!clear});
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 const int channel = channels_.of_entry[e] - first;
                 if (channel < 0 || channel >= count) continue;
@@ -95,18 +125,31 @@ class ChannelTileFilter final : public TileFilter {
             const int channel = channels_.of_settled[tile] - first;
             if (channel < 0 || channel >= count) return;
             for_pieces(tile, [&](int64_t voxel, int64_t, int64_t length) {
+                std::fill_n(senders_.get() + voxel, length, uint8_t{!clear});
                 std::fill_n(sent_.get() + channel * num_voxels + voxel, length, clear ? 0.0f : 1.0f);
             });
         });
     }
 
-    // Adds what was received in some channels to the messages, and leaves zeros.
+    // Marks the voxels that receive in some channels, and clears what they have received; or marks none.
+    void expect(int first, int count, bool mark) {
+        for_tiles_of(first, [&](int64_t item) {
+            for (const Piece& piece : pieces_[item]) {
+                if (!piece.open) continue;
+                for (int64_t i = 0; i < piece.length; ++i) receivers_[piece.voxel + i] = mark && (piece.open >> i & 1);
+                for (int c = 0; mark && c < count; ++c)
+                    std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel, piece.length, 0.0f);
+            }
+        });
+    }
+
+    // Adds what was received in some channels to the messages.
     void take(int first, int count, int filtered, bool sums_to_zero, const float* label_weight, float* message) {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
-        pool_.run(set_.num_active, [&](int64_t item, int) {
+        for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
-                if (!piece.is_open) continue;
-                if (sums_to_zero) follow(piece, count, filtered);
+                if (!piece.open) continue;
+                if (sums_to_zero && has_last_[item]) follow(piece, count, filtered);
                 for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                     const int channel = channels_.of_entry[e] - first;
                     if (channel < 0 || channel >= count) continue;
@@ -115,7 +158,6 @@ class ChannelTileFilter final : public TileFilter {
                     float* const to = message + e * tile_voxels + piece.place;
                     for (int64_t i = 0; i < piece.length; ++i) to[i] += weight * from[i];
                 }
-                for (int c = 0; c < count; ++c) std::fill_n(received_.get() + c * num_voxels + piece.voxel, piece.length, 0.0f);
             }
         });
     }
@@ -148,12 +190,15 @@ class ChannelTileFilter final : public TileFilter {
     const Voxels& voxels_;
     Kernel<float>& kernel_;
     ThreadPool& pool_;
-    const int group_;                         // channels that are filtered together
-    std::vector<int64_t> first_run_;          // (row of the grid + 1) the first run of the row, or of a later one
-    Buffer<float> sent_, received_;           // (channel of a group, compact voxel), zero between calls where it matters
-    Buffer<float> rest_;                      // (compact voxel) minus what the channels so far received
-    Buffer<uint8_t> receivers_;               // (compact voxel) whether it is open
-    std::vector<std::vector<Piece>> pieces_;  // of each active tile
+    const int group_;                                   // channels that are filtered together
+    std::vector<int64_t> first_run_;                    // (row of the grid + 1) the first run of the row, or of a later one
+    Buffer<float> sent_;                                // (channel of a group, compact voxel), zero between calls
+    Buffer<float> received_;                            // (channel of a group, compact voxel), anything finite between calls
+    Buffer<float> rest_;                                // (compact voxel) minus what the channels so far received
+    Buffer<uint8_t> senders_, receivers_;               // (compact voxel) whether it sends, or receives, in the group at work
+    std::vector<std::vector<Piece>> pieces_;            // of each active tile
+    std::vector<std::vector<int64_t>> tiles_of_group_;  // active tiles that a group of channels is needed in
+    std::vector<uint8_t> has_last_;                     // (active tile) whether a label of it has the last channel
     Workspace workspace_;
 };
 
