@@ -18,7 +18,7 @@ from study_stages import Stages, listing
 
 from crfrefine import CrfParameters, refine
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
@@ -145,7 +145,7 @@ def _train_and_measure(
         segmenter.network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
     seed = unit.seed + (own != NETWORK)
     seconds = train(segmenter, cases, phases, unit.setup.sides, seed, folder / "checkpoint.pt", watch)
-    with atomic_file(folder / "model.pt") as stream:
+    with atomic_files(folder / "model.pt") as (stream,):
         torch.save(segmenter.state_dict(), stream)
     learned = None
     if segmenter.crf is not None:
@@ -160,7 +160,7 @@ def _train_and_measure(
             if method is not None and learned is not None:
                 found += _measured(unit, case, logits, learned.replace(**{"mean_field.num_iterations": iterations}), method)
     result = {"processor_seconds": round(seconds, 1), "measurements": [asdict(one) for one in found]}
-    with atomic_file(folder / RESULT) as stream:
+    with atomic_files(folder / RESULT) as (stream,):
         stream.write(json.dumps(without_nonfinite(result), indent=1).encode())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     dice = {name: np.nanmean([one.value for one in found if one.method == name and one.metric == "dice"]) for name in methods if name}

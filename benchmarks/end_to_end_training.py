@@ -17,7 +17,7 @@ from end_to_end_network import Segmenter
 from torch import Tensor, nn
 
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.train.starts import STEP_LENGTHS
 
 BATCH = 2
@@ -103,7 +103,7 @@ def train(
             if (step + 1) % _CHECKPOINT_EVERY == 0 or is_over:
                 content = {"phase": number, "step": step + 1, "seconds": seconds, "segmenter": segmenter.state_dict()}
                 content |= {"generator": generator.bit_generator.state, "optimizer": optimizer.state_dict(), "rates": rates.state_dict()}
-                with atomic_file(file) as stream:
+                with atomic_files(file) as (stream,):
                     torch.save(content, stream)
             if (step + 1) % max(1, phase.num_steps // 10) == 0:
                 watch.tell(f"{phase.name}: step {step + 1} of {phase.num_steps}, loss {np.mean(losses[-25:]):.3f}, {seconds:.0f} s")

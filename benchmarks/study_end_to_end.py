@@ -34,7 +34,7 @@ from crfrefine.apps.demo.phantom import make_phantom, write_phantom
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.train.folds import make_folds
 
 DOCUMENT = ROOT / "docs" / "reference" / "end-to-end.md"
@@ -82,8 +82,7 @@ def make_units(folder: Path, options: argparse.Namespace, output: Path) -> list[
         raise SystemExit(f"study: {folder}: no {', '.join(missing)}; expected images/ labels/ dataset.json")
     description = read_dataset_description(folder)
     assert description is not None
-    titles = description.label_titles
-    names = tuple(titles.get(label, str(label)).removeprefix(f"{label} ") for label in range(description.num_labels))
+    names = tuple(description.label_names.get(label, str(label)) for label in range(description.num_labels))
     files = [case for case in discover_cases(folder / "images", None, None, folder / "labels") if case.labels is not None]
     setup = SETUPS.get(folder.name, OTHER)
     folds = make_folds(len(files), 2 if options.quick else NUM_FOLDS, SEED)
@@ -106,7 +105,7 @@ def train_unit(unit: Unit, deadline: float) -> None:
     parent = os.getppid()
     run_unit(unit, Watch(lambda text: say(f"{unit.name}: {text}"), lambda: time.time() > deadline or os.getppid() != parent))
     head = json.dumps(environment.describe("torch"), indent=1)
-    with atomic_file(unit.folder / ENVIRONMENT) as stream:
+    with atomic_files(unit.folder / ENVIRONMENT) as (stream,):
         stream.write(head.encode())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crfrefine import crf_loss
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_files
 from crfrefine.layer import partial_cross_entropy
 
 SCRIBBLES, WITH_CRF, LABELS = "scribbles", "scribbles + crf_loss", "all labels"
@@ -89,7 +89,7 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
         except FloatingPointError:
             _require_finite([stack.name for stack, _ in chosen], "the gradients", step, checkpoint)
         if step % max(1, schedule.num_steps // NUM_CHECKPOINTS) == 0:
-            with atomic_file(checkpoint) as file:
+            with atomic_files(checkpoint) as (file,):
                 torch.save(training.network.state_dict(), file)
             seconds = time.process_time() - started
             print(f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s", flush=True)

@@ -67,11 +67,22 @@ void add_group(RowGroup& group, float* to, int64_t stride, int64_t length) {
     group.count = 0;
 }
 
-// to = sum of four rows
-inline void blend(float* to, const float* from, int64_t stride, vfloat4 weight, int64_t count) {
+// to = weighted sum of four rows
+inline void blend(float* to, const float* const (&from)[kSpan], vfloat4 weight, int64_t count) {
     for (int64_t i = 0; i < count; i += kLanes)
-        store(to + i, load(from + i) * weight[0] + load(from + stride + i) * weight[1] + load(from + 2 * stride + i) * weight[2] +
-                          load(from + 3 * stride + i) * weight[3]);
+        store(to + i, load(from[0] + i) * weight[0] + load(from[1] + i) * weight[1] + load(from[2] + i) * weight[2] +
+                          load(from[3] + i) * weight[3]);
+}
+
+// Calls body(begin, end) for each longest stretch of marked indices below `count`.
+template <class IsMarked, class Body>
+void for_marked(int64_t count, IsMarked&& is_marked, Body&& body) {
+    for (int64_t begin = 0; begin < count; ++begin) {
+        int64_t end = begin;
+        while (end < count && is_marked(end)) ++end;
+        if (end > begin) body(begin, end);
+        begin = end;
+    }
 }
 
 class GridFilter final : public Filter {
@@ -111,6 +122,7 @@ class GridFilter final : public Filter {
         for (int64_t r = 0; r < num_rows; ++r) first_run_[r + 1] += first_run_[r];
 
         num_planes_ = axes > 1 ? voxels_.box_shape[0] : 1;
+        num_bands_ = axes > 2 ? size.cells[1] : 1;
         scratch_.resize(pool.num_threads());
         use_width(1);
     }
@@ -181,8 +193,10 @@ class GridFilter final : public Filter {
         level_[last()] = whole_vectors(size_.cells[last()] * bins_ * width);
         for (int a = axes - 2; a >= 0; --a) level_[a] = size_.cells[a] * level_[a + 1];
         plane_size_ = axes > 1 ? level_[1] : level_[0];
+        band_size_ = plane_size_ / num_bands_;
+        zeros_.assign(band_size_, 0.0f);
         batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
-        filled_.resize(batch_);
+        filled_.resize(batch_ * num_bands_);
         int64_t inner = 0;  // size of the levels below a plane
         for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
         const int64_t of_row = (width == 1 ? RowVoxels::kFloats : RowProducts::kFloats) * (voxels_.box_shape[last()] + kLanes);
@@ -194,29 +208,29 @@ class GridFilter final : public Filter {
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
-    // order of the planes: the same sums for any number of threads. What is zero is left out.
+    // order of the planes: the same sums for any number of threads. Bands that nothing is sent to are neither written nor read.
     void splat(const Sent& sent) {
-        clear_in_parallel(grid_, level_[0]);
         if (voxels_.num_axes == 1) {
+            std::fill_n(grid_, level_[0], 0.0f);
             splat_row(0, sent, grid_, scratch_[0].get());
             return;
         }
-        occupied_.assign(size_.cells[0], 0);
+        occupied_.assign(size_.cells[0] * num_bands_, 0);
         for (int64_t begin = 0; begin < num_planes_; begin += batch_) {
             const int64_t count = std::min(batch_, num_planes_ - begin);
+            std::fill(filled_.begin(), filled_.end(), uint8_t{0});
             pool_.run(count, [&](int64_t p, int thread) {
-                float* plane = planes_ + p * plane_size_;
-                filled_[p] = splat_below(1, begin + p, sent, plane, scratch_[thread].get() + plane_size_);
+                splat_below(1, begin + p, sent, planes_ + p * plane_size_, filled_.data() + p * num_bands_,
+                            scratch_[thread].get() + plane_size_);
             });
-            for (int64_t p = 0; p < count; ++p)
-                if (filled_[p]) std::fill_n(occupied_.begin() + axis_[0][begin + p].cell, kSpan, uint8_t{1});
-            constexpr int64_t kPiece = 4096;
-            pool_.run((plane_size_ + kPiece - 1) / kPiece, [&](int64_t piece, int) {
-                const int64_t first = piece * kPiece, length = std::min(kPiece, plane_size_ - first);
+            const std::vector<uint8_t> fresh = occupy(begin, count);
+            for_pieces([&](int64_t band, int64_t first, int64_t length, int) {
+                for (int64_t cell = 0; cell < size_.cells[0]; ++cell)
+                    if (fresh[cell * num_bands_ + band]) std::fill_n(grid_ + cell * plane_size_ + first, length, 0.0f);
                 RowGroup group;
                 const auto add = [&] { add_group(group, grid_ + group.cell * plane_size_ + first, plane_size_, length); };
                 for (int64_t p = 0; p < count; ++p) {
-                    if (!filled_[p]) continue;
+                    if (!filled_[p * num_bands_ + band]) continue;
                     const Place& place = axis_[0][begin + p];
                     if (!group.takes(place.cell)) add();
                     group.push(place.cell, planes_ + p * plane_size_ + first, place.weight);
@@ -226,35 +240,62 @@ class GridFilter final : public Filter {
         }
     }
 
-    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). False if nothing is sent there: `to` is
-    // then not written.
-    bool splat_below(int axis, int64_t position, const Sent& sent, float* to, float* scratch) {
+    // Marks the bands of the grid that the planes of a batch reach, and returns those that no earlier one has reached.
+    std::vector<uint8_t> occupy(int64_t begin, int64_t count) {
+        std::vector<uint8_t> fresh(occupied_.size());
+        for (int64_t p = 0; p < count; ++p)
+            for (int64_t band = 0; band < num_bands_; ++band)
+                for (int k = 0; filled_[p * num_bands_ + band] && k < kSpan; ++k) {
+                    const int64_t at = (axis_[0][begin + p].cell + k) * num_bands_ + band;
+                    fresh[at] |= !occupied_[at];
+                    occupied_[at] = 1;
+                }
+        return fresh;
+    }
+
+    // Calls body(band, first, length, thread) for pieces of a plane of the grid, in parallel: `length` floats of a band from `first` on.
+    template <class Body>
+    void for_pieces(Body&& body) {
+        constexpr int64_t kPiece = 2048;
+        const int64_t num_pieces = (band_size_ + kPiece - 1) / kPiece;
+        pool_.run(num_bands_ * num_pieces, [&](int64_t item, int thread) {
+            const int64_t band = item / num_pieces, first = item % num_pieces * kPiece;
+            body(band, band * band_size_ + first, std::min(kPiece, band_size_ - first), thread);
+        });
+    }
+
+    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). filled: becomes 1 for each cell along
+    // the axis that is written, and for the last axis if anything is.
+    void splat_below(int axis, int64_t position, const Sent& sent, float* to, uint8_t* filled, float* scratch) {
         if (axis == last()) {
-            if (!row_sends(position, sent.values)) return false;
+            if (!row_sends(position, sent.values)) return;
             std::fill(to, to + level_[axis], 0.0f);
             splat_row(position, sent, to, scratch);
-            return true;
+            filled[0] = 1;
+            return;
         }
-        const int64_t size = level_[axis + 1];
+        const int64_t size = level_[axis + 1], num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1], part = size / num_parts;
+        std::vector<uint8_t> parts(num_parts);
         RowGroup group;
-        int64_t clear = 0;  // cells of `to` that are written
         const auto add = [&] {
-            if (group.count == 0) return;
-            if (group.cell + kSpan > clear) std::fill(to + clear * size, to + (group.cell + kSpan) * size, 0.0f);
-            clear = std::max(clear, group.cell + kSpan);
+            for (int64_t cell = group.cell; group.count > 0 && cell < group.cell + kSpan; ++cell) {
+                if (!filled[cell]) std::fill_n(to + cell * size, size, 0.0f);
+                filled[cell] = 1;
+            }
             add_group(group, to + group.cell * size, size, size);
         };
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
             const Place& place = axis_[axis][i];
             if (!group.takes(place.cell)) add();
             float* below = scratch + group.count * size;
-            if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, scratch + RowGroup::kGroup * size)) continue;
+            std::fill(parts.begin(), parts.end(), uint8_t{0});
+            splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, parts.data(), scratch + RowGroup::kGroup * size);
+            if (std::find(parts.begin(), parts.end(), uint8_t{1}) == parts.end()) continue;
+            for (int64_t cell = 0; cell < num_parts; ++cell)
+                if (!parts[cell]) std::fill_n(below + cell * part, part, 0.0f);
             group.push(place.cell, below, place.weight);
         }
         add();
-        if (clear == 0) return false;
-        std::fill(to + clear * size, to + level_[axis], 0.0f);
-        return true;
     }
 
     bool row_sends(int64_t row, const float* values) const {
@@ -475,8 +516,7 @@ class GridFilter final : public Filter {
         while (begin < end && is_zero_vector(load(from + begin))) begin += kLanes;
         while (begin < end && is_zero_vector(load(from + end - kLanes))) end -= kLanes;
         auto receives = [&](const Batch& batch) {
-            if (receivers && std::all_of(receivers + batch.voxel, receivers + batch.voxel + batch.count, [](uint8_t r) { return r == 0; }))
-                return false;
+            if (!any_receives(batch.voxel, batch.count)) return false;
             return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
         };
         auto receive = [&](const Batch& batch, const vfloat4* total) {
@@ -525,28 +565,54 @@ class GridFilter final : public Filter {
         }
     }
 
+    // Whether any of some voxels needs what it receives.
+    bool any_receives(int64_t voxel, int64_t count) const { return !receivers || std::memchr(receivers + voxel, 1, count) != nullptr; }
+    bool row_receives(int64_t row) const {
+        for (int32_t r = first_run_[row]; r < first_run_[row + 1]; ++r)
+            if (any_receives(voxels_.runs[r].voxel, voxels_.runs[r].length)) return true;
+        return false;
+    }
+
     // receive(plane, row, cells, memory): for each row that has something to receive; memory: room for the voxels of a row.
     template <class Receive>
     void slice(Receive&& receive) {
         if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, scratch_[0].get());
         pool_.run(num_planes_, [&](int64_t p, int thread) {
-            const int64_t rows_below = rows_under(1);
-            if (first_run_[p * rows_below] == first_run_[(p + 1) * rows_below]) return;
-            float* plane = scratch_[thread].get();
-            const Place& place = axis_[0][p];
-            if (!receives(place.cell)) return;
-            blend(plane, grid_ + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
+            float* const plane = scratch_[thread].get();
+            if (!blend_bands(p, plane)) return;
             slice_below(1, p, plane, plane + plane_size_,
                         [&](int64_t row, const float* from, float* memory) { receive(p, row, from, memory); });
         });
     }
 
-    // Whether the blur brings anything to the cells along the first axis that a voxel at this one reads.
-    bool receives(int64_t cell) const {
-        const int64_t end = std::min(cell + kSpan + 1, size_.cells[0]);
-        for (int64_t c = std::max<int64_t>(0, cell - 1); c < end; ++c)
-            if (occupied_[c]) return true;
-        return false;
+    // The bands that the voxels of a plane read; false: all of them are zero.
+    bool blend_bands(int64_t p, float* plane) const {
+        const int64_t rows_below = rows_under(1), rows_aside = num_bands_ > 1 ? rows_under(2) : 1;
+        std::vector<uint8_t> is_read(num_bands_);
+        for (int64_t row = 0; row < rows_below; ++row)
+            if (row_receives(p * rows_below + row)) {
+                const int64_t band = num_bands_ > 1 ? axis_[1][row / rows_aside].cell : 0;
+                std::fill_n(is_read.begin() + band, num_bands_ > 1 ? kSpan : 1, uint8_t{1});
+            }
+        bool any = false;
+        for (int64_t band = 0; band < num_bands_; ++band) {
+            if (!is_read[band]) continue;
+            const float* from[kSpan];
+            bool is_zero = true;
+            for (int k = 0; k < kSpan; ++k) {
+                const int64_t cell = axis_[0][p].cell + k;
+                const bool reached = wide_[cell * num_bands_ + band] != 0;
+                from[k] = reached ? grid_ + cell * plane_size_ + band * band_size_ : zeros_.data();
+                is_zero &= !reached;
+            }
+            if (is_zero) {
+                std::fill_n(plane + band * band_size_, band_size_, 0.0f);
+            } else {
+                blend(plane + band * band_size_, from, axis_[0][p].weight, band_size_);
+                any = true;
+            }
+        }
+        return any;
     }
 
     template <class Receive>
@@ -555,52 +621,73 @@ class GridFilter final : public Filter {
             if (!is_zero(from, level_[axis])) receive(position, from, scratch);
             return;
         }
-        const int64_t rows_below = rows_under(axis + 1);
+        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1];
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
             const int64_t below = position * voxels_.box_shape[axis] + i;
-            if (first_run_[below * rows_below] == first_run_[(below + 1) * rows_below]) continue;
+            bool any = false;
+            for (int64_t row = below * rows_below; !any && row < (below + 1) * rows_below; ++row) any = row_receives(row);
+            if (!any) continue;
             const Place& place = axis_[axis][i];
-            blend(scratch, from + place.cell * level_[axis + 1], level_[axis + 1], place.weight, level_[axis + 1]);
-            slice_below(axis + 1, below, scratch, scratch + level_[axis + 1], receive);
+            const float* const first = from + place.cell * size;
+            blend(scratch, {first, first + size, first + 2 * size, first + 3 * size}, place.weight, size);
+            slice_below(axis + 1, below, scratch, scratch + size, receive);
         }
     }
 
-    void clear_in_parallel(float* to, int64_t count) {
-        constexpr int64_t kPiece = 1 << 16;
-        pool_.run((count + kPiece - 1) / kPiece,
-                  [&](int64_t piece, int) { std::fill(to + piece * kPiece, to + std::min((piece + 1) * kPiece, count), 0.0f); });
+    // The three-tap filter along every axis of the grid, in place: first all inner axes of each plane, while it is in the cache. Bands that
+    // stay zero are left out.
+    void blur() {
+        if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], scratch_[0].get());
+        const auto size = static_cast<int64_t>(occupied_.size());
+        std::vector<uint8_t> wider = occupied_;  // within planes
+        for (int64_t i = 0; i < size; ++i) {
+            const int64_t band = i % num_bands_;
+            wider[i] |= (band > 0 && occupied_[i - 1]) || (band + 1 < num_bands_ && occupied_[i + 1]);
+        }
+        wide_ = wider;
+        for (int64_t i = 0; i < size; ++i)
+            wide_[i] |= (i >= num_bands_ && wider[i - num_bands_]) || (i + num_bands_ < size && wider[i + num_bands_]);
+        pool_.run(size_.cells[0], [&](int64_t p, int thread) {
+            float *const plane = grid_ + p * plane_size_, *const scratch = scratch_[thread].get();
+            const uint8_t *const occupied = occupied_.data() + p * num_bands_, *const reached = wide_.data() + p * num_bands_;
+            for (int64_t band = 0; band < num_bands_; ++band) {
+                if (occupied[band]) {
+                    blur_inside(plane + band * band_size_, band_size_, scratch);
+                } else if (reached[band]) {
+                    std::fill_n(plane + band * band_size_, band_size_, 0.0f);
+                }
+            }
+            if (num_bands_ == 1) return;
+            for_marked(
+                num_bands_, [&](int64_t band) { return wider[p * num_bands_ + band] != 0; },
+                [&](int64_t begin, int64_t end) { blur_strided(plane + begin * band_size_, end - begin, band_size_, scratch); });
+        });
+        for_pieces([&](int64_t band, int64_t first, int64_t length, int thread) {
+            for_marked(
+                size_.cells[0], [&](int64_t cell) { return wide_[cell * num_bands_ + band] != 0; },
+                [&](int64_t begin, int64_t end) {
+                    blur_columns(grid_ + begin * plane_size_ + first, end - begin, plane_size_, length, scratch_[thread].get());
+                });
+        });
     }
 
-    // The three-tap filter along every axis of the grid, in place: first all inner axes of each plane, while it is in the cache.
-    void blur() {
-        const int axes = voxels_.num_axes;
-        pool_.run(axes > 1 ? size_.cells[0] : 1, [&](int64_t p, int thread) {
-            if (axes > 1 && !occupied_[p]) return;
-            float* plane = grid_ + p * plane_size_;
-            float* scratch = scratch_[thread].get();
-            const int64_t row_size = level_[last()], x_cells = size_.cells[last()];
-            for (float* row = plane; row < plane + plane_size_; row += row_size) {
-                if (num_modalities_ == 2) {
-                    for (int64_t x = 0; x < x_cells; ++x) {
-                        float* const bins = row + x * bins_ * width_;
-                        blur_contiguous(bins, size_.bins[0], size_.bins[1] * width_, width_, scratch);
-                        blur_strided(bins, size_.bins[0], size_.bins[1] * width_, scratch);
-                    }
-                } else {
-                    blur_contiguous(row, x_cells, bins_ * width_, width_, scratch);
+    // The same along the axes within `size` consecutive cells of the grid: those of a band, or a grid of one axis.
+    void blur_inside(float* cells, int64_t size, float* scratch) const {
+        const int64_t row_size = level_[last()], x_cells = size_.cells[last()];
+        for (float* row = cells; row < cells + size; row += row_size) {
+            if (num_modalities_ == 2) {
+                for (int64_t x = 0; x < x_cells; ++x) {
+                    float* const bins = row + x * bins_ * width_;
+                    blur_contiguous(bins, size_.bins[0], size_.bins[1] * width_, width_, scratch);
+                    blur_strided(bins, size_.bins[0], size_.bins[1] * width_, scratch);
                 }
-                blur_strided(row, x_cells, bins_ * width_, scratch);
+            } else {
+                blur_contiguous(row, x_cells, bins_ * width_, width_, scratch);
             }
-            for (int a = axes - 2; a >= 1; --a)
-                for (float* slab = plane; slab < plane + plane_size_; slab += level_[a])
-                    blur_strided(slab, size_.cells[a], level_[a + 1], scratch);
-        });
-        if (axes == 1) return;
-        constexpr int64_t kPiece = 2048;
-        pool_.run((plane_size_ + kPiece - 1) / kPiece, [&](int64_t piece, int thread) {
-            const int64_t first = piece * kPiece;
-            blur_columns(grid_ + first, size_.cells[0], plane_size_, std::min(kPiece, plane_size_ - first), scratch_[thread].get());
-        });
+            blur_strided(row, x_cells, bins_ * width_, scratch);
+        }
+        for (int a = last() - 1; a >= 2; --a)
+            for (float* slab = cells; slab < cells + size; slab += level_[a]) blur_strided(slab, size_.cells[a], level_[a + 1], scratch);
     }
 
     const Voxels& voxels_;
@@ -619,10 +706,12 @@ class GridFilter final : public Filter {
     int64_t num_cells_ = 0;
     int64_t level_[kMaxAxes]{};  // sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
+    int64_t num_bands_ = 1, band_size_ = 0;      // bands: the cells of a plane at one cell along the second axis, unless that is the last
     std::vector<int32_t> first_run_;             // of each row of the box
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
-    std::vector<uint8_t> filled_;                // of each plane of the batch
-    std::vector<uint8_t> occupied_;              // whether a voxel sends to these cells along the first axis
+    std::vector<uint8_t> filled_;                // (plane of the batch, band) whether a voxel sends to it
+    std::vector<uint8_t> occupied_, wide_;       // (cell along the first axis, band) the same; and whether it is not zero after the blur
+    std::vector<float> zeros_;                   // a band
     std::vector<Buffer<float>> scratch_;
 };
 

@@ -6,16 +6,23 @@
 
 namespace crf {
 
+namespace {
+
+template <class T>
+Buffer<T> filled(int64_t num_voxels, T value, ThreadPool& pool) {
+    Buffer<T> values(num_voxels);
+    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+        std::fill(values.get() + block * kVoxelBlock, values.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
+    });
+    return values;
+}
+
+}  // namespace
+
 template <class T>
 void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
     const T unit = 1, tiny = std::numeric_limits<T>::min();  // the smallest normal number keeps the factor of a vanished row sum finite
-    auto fill = [&](Buffer<T>& b, T value) {
-        b = Buffer<T>(num_voxels);
-        pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-            std::fill(b.get() + block * kVoxelBlock, b.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
-        });
-    };
     const bool symmetric = normalization == Normalization::kSymmetric;
     if (normalization != Normalization::kNone) {
         kernel.scale = Buffer<T>(num_voxels);
@@ -27,10 +34,8 @@ void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization nor
         kernel.scale = Buffer<T>();
         kernel.ones = Buffer<T>();
     }
-    Buffer<T> ones, degree;
-    fill(ones, 1);
-    fill(degree, 0);
-    kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get(), workspace);
+    Buffer<T> degree = filled(num_voxels, T{0}, pool);
+    kernel.filter->accumulate(filled(num_voxels, T{1}, pool).get(), 1, nullptr, nullptr, &unit, degree.get(), workspace);
     if (normalization == Normalization::kNone) {
         kernel.ones = std::move(degree);
         return;
@@ -45,12 +50,20 @@ void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization nor
     });
     kernel.scale = std::move(degree);
     kernel.scales_sent = symmetric;
-    if (!symmetric) return;  // D^-1 K 1 = 1
-    fill(kernel.ones, 0);
-    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(), workspace);
+}
+
+template <class T>
+void find_ones(Kernel<T>& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace) {
+    if (kernel.ones || !kernel.scales_sent) return;  // D^-1 K 1 = 1
+    const T unit = 1;
+    kernel.ones = filled(num_voxels, T{0}, pool);
+    kernel.filter->accumulate(filled(num_voxels, T{1}, pool).get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(),
+                              workspace);
 }
 
 template void normalize_kernel(Kernel<float>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
 template void normalize_kernel(Kernel<double>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
+template void find_ones(Kernel<float>&, int64_t, ThreadPool&, Workspace&);
+template void find_ones(Kernel<double>&, int64_t, ThreadPool&, Workspace&);
 
 }  // namespace crf

@@ -16,11 +16,15 @@ struct Kernel {
     std::unique_ptr<BasicFilter<T>> filter;
     Buffer<T> scale;           // (voxel) factor of the normalization, empty = ones
     bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
-    Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones
+    Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
 };
 
-// Computes `scale` and `ones` of a kernel that has its filter.
+// Computes the `scale` of a kernel that has its filter, and `ones` if that takes no other filtering.
 template <class T>
 void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
+
+// Computes `ones` of a normalized kernel unless it is known. Not all users of a kernel need it.
+template <class T>
+void find_ones(Kernel<T>& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace);
 
 }  // namespace crf

@@ -46,6 +46,11 @@ struct KernelSet {
         return std::any_of(kernels.begin(), kernels.end(), [](const Kernel<T>& kernel) { return kernel.filter->keeps_image(); });
     }
 
+    // Before the mean field of dense channels: tiles do without.
+    void find_ones(ThreadPool& pool, Workspace& workspace) {
+        for (Kernel<T>& kernel : kernels) crf::find_ones(kernel, voxels.num_voxels, pool, workspace);
+    }
+
     KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
               const BuildCallback& callback);
 };

@@ -131,8 +131,7 @@ class MessageBackward {
                 kv[n] = scale ? one / scale[n] : one;
             }
         });
-        clear_rows(ktu, num_voxels_, 1, pool_);
-        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
+        filter_back(m);
         add_moments_of(m, {u, v, kv, ktu, 1});
         if (scale) pass_degree(m);
         add_waiting_moments(m);
@@ -167,9 +166,14 @@ class MessageBackward {
                 kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
             }
         });
-        clear_rows(ktu, num_voxels_, 1, pool_);
-        kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
+        if (waiting_[m].room == 0) filter_back(m);  // else the moments need nothing that is filtered
         add_moments_of(m, {u, v, kv, ktu, 1});
+    }
+
+    // K^T u of one channel.
+    void filter_back(size_t m) {
+        clear_rows(filtered_back_, num_voxels_, 1, pool_);
+        kernels_[m].filter->accumulate_transposed(grad_message_, 1, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }

@@ -48,6 +48,7 @@ def _kernel(filter_name, num_dims, num_modalities):
         ("truncated", 4, 9, False),
         ("grid", 2, 9, True),
         ("grid", 3, 2, False),
+        ("grid", 4, 3, True),
         ("lattice", 3, 3, True),
         ("spatial", 1, 9, False),
         ("spatial", 3, 3, True),

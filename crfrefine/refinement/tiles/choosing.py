@@ -37,6 +37,11 @@ WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
 which values are copied to and from tiles."""
 
 
+ROWS_OF_UNCERTAIN, WORTH_ROWS = 6.0, 0.8
+"""Share of a grid's rows that is filtered after the first step, over the share of uncertain voxels; and the share of the work with all
+labels everywhere below which a grid is used on tiles."""
+
+
 def window_voxels(problem: TileProblem) -> float:
     """Return the number of voxels in the windows of all appearance kernels together."""
     steps = problem.spec.kernels.distances(problem.image.spacing)
@@ -57,8 +62,11 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
     return bool(name == "truncated" or window_voxels(problem) * num_active <= PAIRS_OF_LARGE_FILTERS * groups * num_around)
 
 
-def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> bool | None:
-    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere."""
+def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, uncertain: float) -> bool | None:
+    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere.
+
+    `uncertain` is the share of voxels inside the mask of which the network is not certain.
+    """
     tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
     num_voxels = problem.image.num_voxels
     num_dense = channels * num_voxels
@@ -75,6 +83,13 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> 
         pairs = window_voxels(problem) * num_active
         if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
             return True
+    if name == "grid":
+        # Besides the steps: normalization, twice with all labels everywhere, and what settled voxels send, the last label included.
+        steps = problem.spec.kernels.num_iterations * channels
+        most = int(sets.num_labels_of.max())
+        on_tiles = num_around * (1 + most) + num_voxels * steps * min(1.0, ROWS_OF_UNCERTAIN * uncertain)
+        if on_tiles < WORTH_ROWS * num_voxels * (2 + steps):
+            return False
     return False if num_around * own_groups < WORTH_CHANNELS * groups * num_voxels else None
 
 

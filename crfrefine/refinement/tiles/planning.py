@@ -87,7 +87,7 @@ def plan_array(
     settled = float(thresholds.may_matter.min())
     problem = TileProblem(grid, source, present, may_matter, image, spec, threshold, settled=settled, precision=threshold)
     sets = problem.label_sets()
-    is_direct = choose_tiles(problem, sets, threads) if sets.active.any() else True
+    is_direct = choose_tiles(problem, sets, threads, survey.uncertain_share(settled)) if sets.active.any() else True
     return None if is_direct is None else TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=exact)
 
 

@@ -5,6 +5,7 @@ And from which probability on a label counts as being somewhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid
     from crfrefine.refinement.tiles.sources import DenseChannels
+
+
+SAMPLED_PLANES, SMALLEST_DOUBT = 5, 1e-5
+"""One of so many planes shows how certain a network is; a smaller probability may be rounding."""
 
 
 class Survey:
@@ -83,6 +88,18 @@ class Survey:
         largest = self.best if self.best_biased is None else self.best_biased
         sums: Float64 = self.grid.sums(largest, np.float64, self.mask) / self.temperature
         return sums
+
+    def uncertain_share(self, log_probability: float) -> float:
+        """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together.
+
+        A few planes say enough; float32 tells no doubt below SMALLEST_DOUBT.
+        """
+        planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
+        largest = self.best if self.best_biased is None else self.best_biased
+        doubt = -np.expm1(largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
+        if self.mask is not None:
+            doubt = doubt[self.mask[planes]]
+        return float(np.mean(doubt > max(math.exp(log_probability), SMALLEST_DOUBT))) if doubt.size else 1.0
 
     def margins_of(self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool) -> Float32:
         """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
