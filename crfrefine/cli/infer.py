@@ -25,7 +25,9 @@ def infer(
     nnunet: shared.NnunetOption = None,
     manifest: shared.ManifestOption = None,
     masks: shared.MasksOption = None,
-    config: shared.ConfigOption = "default",
+    config: Annotated[
+        str, shared.config_option(help="A preset's name, a TOML file, or auto: chosen for these cases, without labels.")
+    ] = "default",
     overrides: shared.OverridesOption = None,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
     regions: shared.RegionsOption = None,
@@ -98,12 +100,13 @@ def infer(
     from crfrefine.runs.infer.options import InferenceOptions
     from crfrefine.runs.infer.run import run_inference
 
+    is_auto = config == shared.AUTO
     options = InferenceOptions(
         images=tuple(images or ()),
         logits=tuple(logits or ()),
         output=output,
         masks=masks if masks in (None, "nonzero") else Path(masks),
-        parameters=shared.parameters_of(config, overrides),
+        parameters=shared.parameters_of("default" if is_auto else config, overrides),
         input_type=input_type.value,
         regions=shared.parse_scheme(regions or (), regions_class_order),
         resample=resample,
@@ -120,13 +123,19 @@ def infer(
         part_id=part_id or 0,
         fail_fast=fail_fast,
         summary=summary,
-        config=find_config(config),
+        config=None if is_auto else find_config(config),
         nnunet=nnunet,
         manifest=manifest,
         command=tuple(ctx.obj or ()),
         placement=placement,
         output_format=None if output_format is None else output_format.lower(),
     )
+    if is_auto:
+        from crfrefine.cli.training_reporting import TrainingReporter
+        from crfrefine.train.unlabeled_run import choose_for
+
+        with TrainingReporter(verbosity) as choosing:
+            options = choose_for(options, shared.parse_overrides(overrides), choosing)
     with Reporter(verbosity) as reporter:
         result = run_inference(options, reporter)
     if not quiet:

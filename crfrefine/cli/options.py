@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.parameters.model import CrfParameters
 
+AUTO = "auto"
+"""The name after `infer -c` that means: choose the parameters for these cases."""
+
 MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
 MAX_PARTS = 1_000_000
 MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
@@ -287,9 +290,15 @@ def check_sources(
 def parameters_of(config: str, overrides: Sequence[str] | None) -> CrfParameters:
     """Return the parameters of a preset or file, with the entries of `--set`."""
     from crfrefine.parameters.model import CrfParameters
+
+    return CrfParameters.load(config).replace(**parse_overrides(overrides))
+
+
+def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Return the entries of `--set` by their dotted keys."""
     from crfrefine.parameters.toml import parse_override
 
-    return CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
+    return dict(parse_override(text) for text in texts or ())
 
 
 def parse_placement(workers: int | None, dask: str | None, case_timeout: float | None = None, *, processes: int | None = None) -> Placement:

@@ -14,6 +14,13 @@ from crfrefine.cli import options as shared
 LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 
+_WITH_LABELS = (
+    *("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides"),
+    *("device", "workers", "dask", "resume"),
+)
+"""Parameters that mean nothing where nothing is trained."""
+
+
 class LossName(StrEnum):
     """The training loss."""
 
@@ -23,6 +30,7 @@ class LossName(StrEnum):
 
 
 def train_crf(
+    ctx: typer.Context,
     folder: Annotated[Path | None, shared.path_argument(metavar="DATA_DIR", help="Folder with images/ labels/ logits/ [masks/].")] = None,
     output: Annotated[
         Path | None,
@@ -33,6 +41,10 @@ def train_crf(
         ),
     ] = None,
     nnunet: shared.NnunetOption = None,
+    unlabeled: Annotated[
+        bool,
+        typer.Option("--unlabeled", help="Choose among built-in parameters without labels, on synthetic cases made from the given ones."),
+    ] = False,
     images: Annotated[Path | None, shared.path_option("-i", "--images", metavar="FOLDER", help="Images.")] = None,
     labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="FOLDER", help="Reference.")] = None,
     logits: Annotated[
@@ -91,6 +103,8 @@ def train_crf(
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     verbosity = shared.verbosity_of(verbose, quiet)
+    if unlabeled:
+        _refuse_with_unlabeled(ctx)
     if nnunet is None and folder is None and images is None and labels is None and logits is None:
         raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits, or --nnunet", param_hint="DATA_DIR")
     if nnunet is not None and (folder is not None or logits is not None):
@@ -100,6 +114,30 @@ def train_crf(
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
+    if unlabeled and output is not None:
+        from crfrefine.cli.training_reporting import TrainingReporter, print_choice
+        from crfrefine.train.options import UnlabeledOptions, locate_unlabeled
+        from crfrefine.train.unlabeled_run import run_unlabeled
+
+        found = locate_unlabeled(folder, images=images, logits=logits, masks=masks)
+        to_choose = UnlabeledOptions(
+            images=found["images"],
+            logits=found["logits"],
+            output=output,
+            masks=found.get("masks"),
+            unread=found.get("labels"),
+            input_type=input_type.value,
+            resample=resample,
+            allow_mismatched_dicom=allow_mismatched_dicom,
+            strict=strict,
+            seed=seed,
+            threads=threads,
+            max_minutes=max_minutes,
+        )
+        with TrainingReporter(verbosity) as choosing:
+            choice = run_unlabeled(to_choose, choosing)
+        print_choice(choice, to_choose, verbosity)
+        return
     placement = shared.parse_placement(workers, dask)
     started = time.monotonic()  # PyTorch takes seconds to load, and --max-minutes counts them
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
@@ -143,3 +181,15 @@ def train_crf(
     with TrainingReporter(verbosity) as reporter:
         result = run_training(options, reporter, started=started)
     print_training(result, verbosity)
+
+
+def _refuse_with_unlabeled(ctx: typer.Context) -> None:
+    """Raise BadParameter if options are given that belong to a training."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in ctx.command.params
+        if parameter.name in _WITH_LABELS and getattr(ctx.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(given)}"
+        raise typer.BadParameter(text, param_hint="--unlabeled")

@@ -14,8 +14,11 @@ from crfrefine.train.observer import Step, TrainingObserver
 if TYPE_CHECKING:
     from crfrefine.metrics.registry import Metric
     from crfrefine.train.comparison import TrainingResult
+    from crfrefine.train.options import UnlabeledOptions
+    from crfrefine.train.unlabeled import Choice
 
 _SECONDS_BETWEEN_LINES = 10.0
+_MOST_SETS = 5
 
 
 class TrainingReporter(RunReporter, TrainingObserver):
@@ -83,6 +86,19 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         if judged.harm is not None:
             print(for_terminal(judged.harm.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
+
+
+def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
+    """Print the sets of parameters that gain most, the written files, and the verdict as the last line."""
+    if verbosity > QUIET:
+        order = sorted(enumerate(choice.gains), key=lambda pair: -pair[1])[:_MOST_SETS]
+        gain = "points against default, synthetic cases"
+        if order:
+            print_table(("parameters", gain), [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order], (gain,))
+        for path in (options.output, options.report, options.curves):
+            if path.exists():
+                print(for_terminal(f"written: {path}"), file=sys.stderr)
+    print(for_terminal(f"verdict: {choice.describe()}"))
 
 
 def describe_duration(seconds: float) -> str:

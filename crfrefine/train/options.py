@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,20 +96,62 @@ class TrainingOptions:
     @property
     def report(self) -> Path:
         """The JSON file with all results."""
-        return self._beside(".report.json")
+        return beside(self.output, ".report.json")
 
     @property
     def curves(self) -> Path:
         """The picture of the training curves."""
-        return self._beside(".curves.png")
+        return beside(self.output, ".curves.png")
 
     @property
     def checkpoint(self) -> Path:
         """The file in which a stopped run saves its state; it is removed when the run has ended."""
-        return self._beside(".checkpoint.json")
+        return beside(self.output, ".checkpoint.json")
 
-    def _beside(self, ending: str) -> Path:
-        return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
+
+@dataclass(frozen=True)
+class UnlabeledOptions:
+    """What to choose parameters for, without labels, and where to write them: `train-crf --unlabeled`.
+
+    Attributes:
+        images: folder of images, or the file of one case; so are the following.
+        logits: the network's logits or label maps.
+        output: the parameter file to write; the report and the picture go beside it.
+        masks: None: as the preset's `intensity.mask` says.
+        unread: a folder of labels, which are not read.
+        seed: of the noise.
+        max_minutes: the run ends within this time, with what is sure by then.
+
+    Other attributes are those of TrainingOptions.
+    """
+
+    images: Path
+    logits: Path
+    output: Path
+    masks: Path | None = None
+    unread: Path | None = None
+    input_type: str = "auto"
+    resample: bool = False
+    allow_mismatched_dicom: bool = False
+    strict: bool = False
+    seed: int = 0
+    threads: int | None = None
+    max_minutes: float | None = None
+
+    @property
+    def report(self) -> Path:
+        """The JSON file with all scores."""
+        return beside(self.output, ".report.json")
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the scores."""
+        return beside(self.output, ".curves.png")
+
+
+def beside(output: Path, ending: str) -> Path:
+    """Return a file beside the parameter file, of its name with another ending."""
+    return output.with_name(output.name.removesuffix(".toml") + ending)
 
 
 _NAMES = {
@@ -134,24 +176,37 @@ def locate_folders(
         InputError: one of them does not exist.
     """
     given = {"images": images, "labels": labels, "logits": logits, "masks": masks}
-    found: dict[str, Path | None] = {}
+    found = _located(folder, given, ("images", "labels", "logits"))
+    return DataFolders(found["images"], found["labels"], found["logits"], found.get("masks"))
+
+
+def locate_unlabeled(
+    folder: Path | None, *, images: Path | None = None, logits: Path | None = None, masks: Path | None = None
+) -> dict[str, Path]:
+    """Return where images, logits and perhaps masks and labels are by these names: folders, or for one case files; see `locate_folders`."""
+    given = {"images": images, "labels": None, "logits": logits, "masks": masks}
+    return _located(folder, given, ("images", "logits"), takes_files=True)
+
+
+def _located(folder: Path | None, given: Mapping[str, Path | None], needed: Sequence[str], *, takes_files: bool = False) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds images/, labels/ and logits/")
+        raise InputError(f"{folder}: no such folder; expected one that holds {_and(f'{what}/' for what in needed)}")
     for what, names in _NAMES.items():
         path = given[what]
         if path is None and folder is not None:
             path = next((folder / name for name in names if (folder / name).is_dir()), None)
-        elif path is not None and not path.is_dir():
+        elif path is not None and not (path.is_dir() or (takes_files and path.exists())):
             raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
-        found[what] = path
-    if found["images"] is None or found["labels"] is None or found["logits"] is None:
-        missing = [what for what in ("images", "labels", "logits") if found[what] is None]
+        if path is not None:
+            found[what] = path
+    if missing := [what for what in needed if what not in found]:
         named = _and(f"--{what}" for what in missing)
         advice = f"name {named} too, or the folder that holds all"
         if folder is not None:
             advice = f"expected {_and(f'{folder / what}/' for what in missing)}; or name them with {named}"
         raise InputError(f"{folder or 'the data'}: no folder of {_and(missing)}: {advice}")
-    return DataFolders(found["images"], found["labels"], found["logits"], found["masks"])
+    return found
 
 
 def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
@@ -176,7 +231,7 @@ def _and(parts: Iterable[str]) -> str:
 
 def check_options(options: TrainingOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
+    from crfrefine.io.atomic import check_replaceable
 
     known = (*LEARNABLE, VOLUME_GROUP, RULES_GROUP)
     unknown = [name for name in options.learn if name not in known]
@@ -194,15 +249,22 @@ def check_options(options: TrainingOptions) -> None:
             f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "
             "are on the argmax of the CRF's marginals; set it to 'argmax', and to another value in the file that train-crf writes"
         )
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
     if options.max_minutes is not None and options.placement.is_cluster:
         raise ConfigError("--max-minutes: folds that are trained at the same time share no time; leave it out, or --workers and --dask")
-    if options.output.suffix != ".toml" or options.output.is_dir():
-        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
         raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
+    check_outputs(options)
+    check_replaceable(options.checkpoint)
+
+
+def check_outputs(options: TrainingOptions | UnlabeledOptions) -> None:
+    """Raise ConfigError or InputError for a time limit that is none, or files that cannot be written."""
+    from crfrefine.io.atomic import check_small_output, check_writable
+
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
+    if options.output.suffix != ".toml" or options.output.is_dir():
+        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     check_writable(options.output.parent)
     for path in (options.curves, options.report, options.output):
         check_small_output(path)
-    check_replaceable(options.checkpoint)

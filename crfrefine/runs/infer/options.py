@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.io.paths import suffix_of
@@ -38,6 +40,7 @@ class InferenceOptions:
     fail_fast: bool = False  # stop at the first bad case
     summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
     record: bool = True  # whether a folder of results gets a record of the run, which `status` and `resume` read
+    choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
     config: Path | None = None  # the file of the parameters, so that no output overwrites it
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
     manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks

@@ -76,6 +76,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         max_memory=limit.bytes if limit.is_known else None,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
+        choice=options.choice,
         requested_device=options.device,
         num_parts=options.num_parts,
         part_id=options.part_id,

@@ -95,6 +95,7 @@ class RunSummary:
     device: str  # or several, such as "cuda:0,1"
     threads: int
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
+    choice: Mapping[str, Any] | None = None  # how they were chosen for these cases (`-c auto`); None: they were given
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
     max_memory_source: str = ""  # what sets this limit, a phrase

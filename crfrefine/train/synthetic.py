@@ -1,0 +1,170 @@
+"""Synthetic cases like a given one, but with a known truth: a parametric bootstrap of the network's errors.
+
+The truth is a label map that the case suggests. The network's logits are changed so that they agree with it, and then disturbed by noise
+until they are as wrong as the network expects itself to be. What restores the truth best can then be seen without labels.
+
+Source: the parametric bootstrap, Efron & Tibshirani 1993, chapter 6.
+Arrays are (channels, *grid) or (*grid), in any number of dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.region_channels import sigmoid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+NOISE_SIGMAS = (1.0, 2.0)
+"""Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and such as look like
+structures."""
+
+LEAST_VOXELS = 30
+"""A label with fewer voxels has no part in a mean Dice: a few voxels would decide it."""
+
+DICE_TOLERANCE = 0.002
+"""How near the noise comes to the Dice that is asked for: a fifth of what a choice of parameters must gain to be looked at."""
+
+_MOST_HALVINGS = 16
+_LARGEST_SCALE = 1024.0
+_SMALLEST_PROBABILITY = 1e-12
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What the channels of a network's output are: labels, together one softmax, or overlapping regions, a sigmoid each."""
+
+    num_channels: int
+    regions: RegionScheme | None = None
+
+    @property
+    def groups(self) -> Sequence[tuple[int, ...]]:
+        """The labels that count together: each foreground label, or those of each region."""
+        return [(label,) for label in range(1, self.num_channels)] if self.regions is None else self.regions.labels
+
+    def decode(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the (*grid) label map of (channels, *grid) logits."""
+        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the softmax over labels, or the sigmoid of each region, (channels, *grid)."""
+        if self.regions is not None:
+            return sigmoid(logits)
+        found = np.exp(logits - logits.max(axis=0))
+        return np.asarray(found / found.sum(axis=0))
+
+    def logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the inverse of `probabilities`, up to a constant over labels."""
+        logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _SMALLEST_PROBABILITY))
+        if self.regions is not None:
+            logarithms -= np.log(np.maximum(1.0 - probabilities, _SMALLEST_PROBABILITY))
+        return logarithms
+
+    def agreeing(self, logits: NDArray[np.float32], truth: NDArray[Any]) -> NDArray[np.float32]:
+        """Return a copy of (channels, *grid) logits that decodes to the (*grid) truth, as doubtful as they were at each voxel.
+
+        Where they say another label, its logit changes places with that of the true one; the log-odds of regions change their sign.
+        """
+        if self.regions is not None:
+            inside = np.stack([np.isin(truth, labels) for labels in self.regions.labels])
+            return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
+        found = logits.copy()
+        said = argmax_labels(logits)
+        wrong = np.nonzero(said != truth)
+        highest, own = (said[wrong], *wrong), (truth[wrong], *wrong)
+        found[highest] = logits[own]
+        found[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
+        return found
+
+
+def dice_of(found: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
+    """Return the mean Dice of two (*grid) label maps over the groups of labels with LEAST_VOXELS in the truth; NaN if none has."""
+    num_labels = 1 + max(int(found.max()), int(truth.max()), *(max(labels) for labels in groups))
+    pairs = np.bincount((truth.astype(np.int64) * num_labels + found).ravel(), minlength=num_labels**2).reshape(num_labels, num_labels)
+    values = []
+    for labels in map(list, groups):
+        if (size := pairs[labels].sum()) >= LEAST_VOXELS:
+            values.append(2.0 * pairs[np.ix_(labels, labels)].sum() / (pairs[:, labels].sum() + size))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels: Channels) -> float:
+    """Return the mean Dice that a network expects of itself, if its probabilities are right: 2 sum(p inside) / (voxels inside + sum(p)).
+
+    Args:
+        logits: (channels, *grid).
+        mask: (*grid), where voxels count.
+        channels: what the channels are.
+
+    Returns:
+        The mean over labels or regions that the network gives LEAST_VOXELS; NaN if there are none.
+    """
+    labels, probabilities = channels.decode(logits), channels.probabilities(logits)
+    values = []
+    for number, group in enumerate(channels.groups, start=channels.regions is None):
+        inside = np.isin(labels, group) & mask
+        if (size := int(inside.sum())) >= LEAST_VOXELS:
+            within = float(probabilities[number][inside].sum(dtype=np.float64))
+            values.append(2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64))))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return (channels, *grid) Gaussian noise of NOISE_SIGMAS, in equal parts, with a standard deviation of 1; `voxel` is their unit."""
+    total = np.zeros(shape, np.float32)
+    for sigma in (width * voxel for width in NOISE_SIGMAS):
+        part = gaussian_filter(random.standard_normal(shape, dtype=np.float32), (0.0, *(sigma,) * (len(shape) - 1)))
+        total += part / part.std()
+    return np.asarray(total / total.std(), np.float32)
+
+
+def noise_scale(
+    logits: NDArray[np.float32], noise: NDArray[np.float32], truth: NDArray[Any], mask: NDArray[np.bool_], dice: float, channels: Channels
+) -> float:
+    """Return by what noise is multiplied to bring logits down to a Dice to the truth, within DICE_TOLERANCE where that is possible.
+
+    Args:
+        logits: (channels, *grid) that decode to the truth.
+        noise: (channels, *grid), added to them.
+        truth: (*grid) labels.
+        mask: (*grid), where voxels count.
+        dice: what to come to.
+        channels: what the channels are.
+    """
+
+    def reached(scale: float) -> float:
+        return dice_of(np.where(mask, channels.decode(logits + np.float32(scale) * noise), 0), truth, channels.groups)
+
+    low, high = 0.0, 1.0
+    while reached(high) > dice and high < _LARGEST_SCALE:
+        low, high = high, 2.0 * high
+    for _ in range(_MOST_HALVINGS):
+        middle = (low + high) / 2.0
+        if abs((found := reached(middle)) - dice) <= DICE_TOLERANCE:
+            return middle
+        low, high = (middle, high) if found > dice else (low, middle)
+    return high
+
+
+def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+    """Return by how much each axis is coarsened next: 2 for the finest one (the longest of equals), else 1."""
+    finest = min(range(len(shape)), key=lambda axis: (spacing[axis], -shape[axis]))
+    return [2 if axis == finest else 1 for axis in range(len(shape))]
+
+
+def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
+    """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis; what fills no block is left out."""
+    shape: list[int] = [len(values)]
+    for size, factor in zip(values.shape[1:], factors, strict=True):
+        shape += [size // factor, factor]
+    whole = values[(slice(None), *(slice(size // factor * factor) for size, factor in zip(values.shape[1:], factors, strict=True)))]
+    return np.asarray(whole.reshape(shape).mean(axis=tuple(range(2, len(shape), 2))), np.float32)

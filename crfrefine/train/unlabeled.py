@@ -1,0 +1,345 @@
+"""Choose the parameters of a CRF without labels: those that best restore synthetic cases like the given ones (`synthetic.py`).
+
+Everything that was settled by measuring stands at the beginning, and that of the noise in `synthetic.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.base.text import counted
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.refinement.case import refine
+from crfrefine.refinement.refining_again import RefiningAgain
+from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
+from crfrefine.train.synthetic import Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.cases.case import Case
+
+THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)
+"""Bandwidths of position, in voxels: those that fit differ tenfold between data sets."""
+THETA_BETA = 0.06
+"""The edges of a synthetic truth lie where the network put them, so that synthetic cases prefer to look at the image less than is good for
+real ones: it is not chosen."""
+WEIGHTS = (2.5, 8.0)
+"""As in `starts.py`: little is gained in between."""
+VOLUME_WEIGHTS = (0.0, 0.75)
+"""Without the volume term, and with one that keeps much of each label's main body (`volume.keep` `largest`)."""
+
+MOST_CASES = 20
+"""Cases that are looked at, evenly spread: the parameters are a handful of numbers, which more cases hardly change."""
+MOST_CASES_OF_A_RUN = 10
+"""The same for `infer`, whose user waits for results."""
+FEW_CASES = 4
+"""With fewer, the noise seeds of each case count by themselves where chance is judged."""
+NUM_SEEDS = 2
+"""Seeds of the noise for each case; of few cases as many as give FEWEST_DRAWS."""
+FEWEST_DRAWS = 8
+
+MOST_VOXELS = 400_000
+"""Of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most."""
+MARGIN = 16
+"""Voxels around the foreground that belong to a synthetic case: more than most kernels reach."""
+NOISE_LEVELS = (1.0, 1.5)
+"""What the noise that the network expects of itself is multiplied by: networks expect too much of themselves."""
+
+LEAST_GAIN = 0.01
+"""Dice above `default` that a choice must gain in every kind of synthetic case. Larger promises were kept on real cases, smaller ones were
+worth nothing (docs/decisions/unlabeled.md)."""
+LEAST_AGREEMENT = 0.85
+"""Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
+case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98."""
+LEAST_UNIT = 0.001
+"""Smallest gain over the network that gains are measured in, so that a kind of synthetic case without errors does not decide."""
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Parameters to choose from, and what they are called; the numbers are for the report, none for `default`."""
+
+    name: str
+    parameters: CrfParameters
+    theta_alpha_voxels: float | None = None
+    weight: float | None = None
+    volume_weight: float | None = None
+
+
+def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidate]:
+    """Return `default` and the built-in sets, those with the same kernels one after the other.
+
+    Args:
+        voxel: side of a typical voxel in mm.
+        overrides: entries that all of them have, by their dotted keys.
+    """
+    default = CrfParameters()
+    found = [Candidate(DEFAULT, default.replace(**overrides))]
+    for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
+        length = float(f"{alpha * voxel:.3g}")
+        changes = {
+            "bilateral.theta_alpha": length,
+            "bilateral.theta_beta": THETA_BETA,
+            "bilateral.weight": weight,
+            "mean_field.temperature": TEMPERATURE,
+            "mean_field.num_iterations": NUM_ITERATIONS,
+            "mean_field.tolerance": 0.0,
+            "volume.weight": volume,
+            "volume.keep": "largest" if volume else default.volume.keep,
+        }
+        name = f"theta_alpha {length:g} mm, weight {weight:g}, volume.weight {volume:g}"
+        found.append(Candidate(name, default.replace(**{**changes, **overrides}), alpha, weight, volume))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What the synthetic cases of one case are made from: the part around its foreground, coarsened to MOST_VOXELS."""
+
+    case_id: str
+    voxel: float  # side in mm of a voxel of the case
+    channels: Channels
+    image: NDArray[np.float32]  # (M, *box), normalized on the whole case
+    mask: NDArray[np.bool_]  # (*box)
+    spacing: tuple[float, ...]
+    truths: tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]  # refined, network's own: (*box) labels, logits that decode to them
+    dice: float  # that the network expects of itself
+    agreement: float  # Dice of the network's own labels to the refined ones
+    noise_voxels: float  # how many voxels of the synthetic case a voxel of the noise is long: those of the network's grid, if it is coarser
+
+
+def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
+    """Return what a case's synthetic ones are made from: truths are the case refined with `default`, and the network's own labels.
+
+    Raises:
+        InputError: a label map, which does not say how sure the network is; the case has no label of enough voxels.
+    """
+    if case.input_kind == "labels":
+        raise InputError(
+            f"case {case.case_id!r}: a label map does not say how sure the network is, so nothing can be chosen without labels; "
+            "give logits or probabilities, or use the preset `default`"
+        )
+    channels = Channels(len(case.logits), case.regions)
+    image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
+    result = refine(
+        case.logits,
+        image,
+        spacing=case.spacing,
+        parameters=_of_normalized(default),
+        mask=case.mask,
+        input_type="logits",
+        regions=case.regions,
+        threads=threads,
+    )
+    padding = case.find_padding()
+    mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
+    mask = mask if padding is None else mask & ~padding
+    expected = expected_dice(case.logits, mask, channels)
+    box = bounding_box(((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask)
+    if box is None or np.isnan(expected):
+        raise InputError(f"case {case.case_id!r}: no label has enough voxels to compare")
+    box = tuple(slice(max(0, one.start - MARGIN), one.stop + MARGIN) for one in box)
+    image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
+    # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
+    logits, refined = (np.where(mask, found[(slice(None), *box)], np.float32(0.0)) for found in (case.logits, result.logits))
+    while mask.size > MOST_VOXELS:
+        factors = halving(mask.shape, spacing.tolist())
+        refined = channels.logits(block_means(channels.probabilities(refined), factors))
+        logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
+        spacing *= factors
+    truths = [np.where(mask, channels.decode(found), 0) for found in (refined, logits)]
+    if any(np.isnan(dice_of(truth, truth, channels.groups)) for truth in truths):
+        raise InputError(f"case {case.case_id!r}: no label has enough voxels to compare")
+    agreement = dice_of(truths[1], truths[0], channels.groups)
+    agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
+    return Source(
+        case.case_id,
+        voxel_length(case.spacing),
+        channels,
+        np.ascontiguousarray(image),
+        mask,
+        tuple(spacing.tolist()),
+        agreeing,
+        expected,
+        agreement,
+        noise_voxels,
+    )
+
+
+def score_candidates(
+    source: Source, candidates: Sequence[Candidate], seed: Sequence[int], threads: int, check: Callable[[], None]
+) -> NDArray[np.float64]:
+    """Return how well each candidate restores the truths of a case from noise of a seed; `check` may raise to stop.
+
+    Returns:
+        (kinds, 1 + candidates) Dice to the truth, of the disturbed network first; a kind is a truth with a level of noise.
+    """
+    channels, draws = source.channels, []
+    for number, (truth, logits) in enumerate(source.truths):
+        noise = make_noise(logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))) * source.mask
+        scale = noise_scale(logits, noise, truth, source.mask, source.dice, channels)
+        draws += [(truth, logits + np.float32(level * scale) * noise) for level in NOISE_LEVELS]
+
+    def dice(truth: NDArray[Any], labels: NDArray[Any]) -> float:
+        return dice_of(np.where(source.mask, labels, 0), truth, channels.groups)
+
+    again = RefiningAgain()
+    columns = [[dice(truth, channels.decode(noisy)) for truth, noisy in draws]]
+    for candidate in candidates:  # Those with the same kernels follow each other, so that these are built once.
+        check()
+        refined = partial(
+            refine,
+            image=source.image,
+            spacing=source.spacing,
+            parameters=_of_normalized(candidate.parameters),
+            mask=source.mask,
+            input_type="logits",
+            regions=channels.regions,
+            threads=threads,
+            again=again,
+        )
+        columns.append([dice(truth, refined(noisy).label_map) for truth, noisy in draws])
+    return np.array(columns).T
+
+
+def _of_normalized(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters for an image that is normalized already."""
+    return replace(parameters, intensity=IntensityParameters(normalization="none"))
+
+
+def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what candidates gain over `default`.
+
+    Args:
+        table: (units, kinds, 1 + candidates) Dice, of the network first and of `default` next; units are cases, or draws of few cases.
+
+    Returns:
+        Dice, (units, kinds, candidates); and in units of what the best candidate gains over the network in each kind, the mean over kinds,
+        (units, candidates): in an easy kind, small gains count.
+    """
+    over_network = table[:, :, 1:] - table[:, :, :1]
+    best = np.maximum(over_network.mean(axis=0).max(axis=-1), LEAST_UNIT)
+    gains = table[:, :, 1:] - table[:, :, 1:2]
+    return gains, (gains / best[:, None]).mean(axis=1)
+
+
+def pick(table: NDArray[np.float64]) -> int:
+    """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`.
+
+    Candidates that gain less than LEAST_GAIN over `default` in a kind of synthetic case are out.
+    """
+    gains, scores = scores_of(table)
+    root = np.sqrt(len(table))
+    lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / root
+    lower[(gains.mean(axis=0) < LEAST_GAIN).any(axis=0)] = -np.inf
+    lower[0] = 0.0
+    return int(lower.argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen, and why: `default` whenever anything else is not sure to be better on the synthetic cases."""
+
+    candidates: tuple[Candidate, ...]  # `default` first
+    table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first; NaN where the time ran out
+    case_ids: tuple[str, ...]
+    expected: tuple[float, ...]  # Dice that the network expects of itself, of each case
+    agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
+    left_out: tuple[str, ...] = ()  # cases that could not be used, and why
+    out_of_time: bool = False
+    seconds: float = 0.0
+
+    @cached_property
+    def units(self) -> NDArray[np.float64]:
+        """(units, kinds, 1 + candidates) of what was measured: the mean over the seeds of each case, or each draw of few cases."""
+        measured = [own[~np.isnan(own).any(axis=(1, 2))] for own in self.table]
+        measured = [own for own in measured if len(own)]
+        if len(measured) >= FEW_CASES:
+            return np.stack([own.mean(axis=0) for own in measured])
+        return np.concatenate(measured) if measured else np.zeros((0, *self.table.shape[2:]))
+
+    @cached_property
+    def _gains(self) -> NDArray[np.float64]:
+        """(units, candidates) Dice above `default`, the mean over kinds."""
+        return np.asarray(scores_of(self.units)[0].mean(axis=1))
+
+    @cached_property
+    def gains(self) -> list[float]:
+        """Mean Dice of each candidate above `default`; empty if nothing was measured."""
+        return [float(gain) for gain in self._gains.mean(axis=0)] if len(self.units) else []
+
+    @cached_property
+    def best(self) -> int:
+        """The number of the candidate that is taken unless there is a doubt; 0 is `default`."""
+        return pick(self.units) if len(self.units) > 1 else 0
+
+    @cached_property
+    def halves(self) -> list[tuple[int, float]]:
+        """What each half of the units would choose, and what this scores on the other half; empty with fewer than four."""
+        if len(self.units) < 4:
+            return []
+        scores = scores_of(self.units)[1]
+        chosen = [pick(self.units[start::2]) for start in (0, 1)]
+        return [(number, float(scores[1 - start :: 2, number].mean())) for start, number in enumerate(chosen)]
+
+    @property
+    def seeds(self) -> list[float]:
+        """What the best candidate gains with each seed of the noise."""
+        by_seed = [own[~np.isnan(own).any(axis=(1, 2))] for own in np.moveaxis(self.table, 1, 0)]
+        return [float((own[:, :, 1 + self.best] - own[:, :, 1]).mean()) for own in by_seed if len(own)]
+
+    @property
+    def doubt(self) -> str:
+        """Why it stays with `default`; empty if it does not."""
+        if len(self.units) < 2:
+            return "the time ran out" if self.out_of_time else "no case could be used"
+        if float(np.median(self.agreements)) < LEAST_AGREEMENT:
+            return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
+        if self.best == 0:
+            return f"no other set gains {100 * LEAST_GAIN:g} point of Dice in every kind of noise"
+        if self.halves and sum(score for _, score in self.halves) <= 0.0:
+            return "what one half of the synthetic cases would choose does not help the other half"
+        return ""
+
+    @property
+    def chosen(self) -> Candidate:
+        """What is taken."""
+        return self.candidates[0 if self.doubt else self.best]
+
+    def describe(self) -> str:
+        """Return the verdict in plain English."""
+        on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
+        early = "the time ran out before all was tried; " if self.out_of_time and len(self.units) > 1 else ""
+        if self.doubt:
+            return f"{early}it stays with `{DEFAULT}`: {self.doubt}, {on}"
+        halves = sum(score > 0.0 for _, score in self.halves)
+        sure = f"better with {sum(gain > 0.0 for gain in self.seeds)} of {counted(len(self.seeds), 'seed')} of the noise" + (
+            f"; what one half would choose helps the other in {halves} of 2 halves" if self.halves else ""
+        )
+        gain = f"{100 * self.gains[self.best]:+.2f} points of Dice against `{DEFAULT}`"
+        return f"{early}chosen: {self.chosen.name}: {gain} {on} ({sure}). That is no proof: look at the results, or measure with labels"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record of a run keeps of the choice."""
+        return {
+            "chosen": self.chosen.name,
+            "gain": 0.0 if self.doubt else self.gains[self.best],
+            "doubt": self.doubt,
+            "sentence": self.describe(),
+            "cases": list(self.case_ids),
+            "left_out": list(self.left_out),
+            "seconds": self.seconds,
+        }

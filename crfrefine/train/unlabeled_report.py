@@ -1,0 +1,110 @@
+"""The files of `crfrefine train-crf --unlabeled`: the parameters, the report as JSON, the picture of the scores."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Any
+
+import crfrefine
+from crfrefine.base.text import counted
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.json import without_nonfinite
+from crfrefine.train import synthetic, unlabeled
+from crfrefine.train.options import UnlabeledOptions
+from crfrefine.train.unlabeled import Choice
+
+SCHEMA = 1
+
+
+def write_choice(choice: Choice, options: UnlabeledOptions) -> list[str]:
+    """Write the picture, the report and, last, the parameters, each whole or not at all; return notes."""
+    notes = []
+    try:
+        drawn = draw_scores(choice)
+    except ImportError:
+        notes.append("no picture of the scores: it needs matplotlib (pip install matplotlib)")
+    else:
+        write_small_file(options.curves, drawn)
+    content = json.dumps(without_nonfinite(make_report(choice, options)), indent=2, allow_nan=False) + "\n"
+    write_small_file(options.report, content.encode())
+    head = [
+        f"Written by crfrefine {crfrefine.__version__}: chosen without labels, by synthetic cases made from the given ones.",
+        choice.describe(),
+        f"Cases: {', '.join(choice.case_ids)}.",
+    ]
+    comment = "\n".join(line for text in head for line in textwrap.wrap(text, 118))
+    write_small_file(options.output, choice.chosen.parameters.to_toml(comment).encode())
+    return notes
+
+
+def make_report(choice: Choice, options: UnlabeledOptions) -> dict[str, Any]:
+    """Return the content of the report, as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "version": crfrefine.__version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": {
+            "images": str(options.images),
+            "logits": str(options.logits),
+            "masks": None if options.masks is None else str(options.masks),
+            "input_type": options.input_type,
+            "resample": options.resample,
+            "allow_mismatched_dicom": options.allow_mismatched_dicom,
+            "seed": options.seed,
+            "max_minutes": options.max_minutes,
+        },
+        "rule": {
+            "noise_sigmas_voxels": synthetic.NOISE_SIGMAS,
+            "noise_levels": unlabeled.NOISE_LEVELS,
+            "least_voxels": synthetic.LEAST_VOXELS,
+            "num_seeds": choice.table.shape[1],
+            "least_gain": unlabeled.LEAST_GAIN,
+            "least_agreement": unlabeled.LEAST_AGREEMENT,
+        },
+        "choice": choice.to_dict(),
+        "parameters": choice.chosen.parameters.to_dict(),
+        "expected_dice": dict(zip(choice.case_ids, choice.expected, strict=True)),
+        "agreement_of_truths": dict(zip(choice.case_ids, choice.agreements, strict=True)),
+        "halves": [{"chosen": choice.candidates[number].name, "score_on_the_other": score} for number, score in choice.halves],
+        "gains_by_seed": choice.seeds,
+        "candidates": [{"name": each.name, "parameters": each.parameters.to_dict()} for each in choice.candidates],
+        "gains": choice.gains,
+        # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
+        "dice": choice.table.tolist(),
+    }
+
+
+def draw_scores(choice: Choice) -> bytes:
+    """Draw what each candidate gains over `default` on synthetic cases, over theta_alpha, and return the picture as PNG.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 5.0), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for candidate, gain in zip(choice.candidates, choice.gains, strict=bool(choice.gains)):
+        if candidate.theta_alpha_voxels is not None:
+            name = f"weight {candidate.weight:g}, volume.weight {candidate.volume_weight:g}"
+            lines.setdefault(name, []).append((candidate.theta_alpha_voxels, 100.0 * gain))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.axhline(0.0, color="#000000", linewidth=1.0, linestyle="dashed", label=unlabeled.DEFAULT)
+    axes.set_xscale("log")
+    axes.set_xticks(unlabeled.THETA_ALPHA_VOXELS, [f"{value:g}" for value in unlabeled.THETA_ALPHA_VOXELS])
+    axes.minorticks_off()
+    axes.set_xlabel("theta_alpha, voxels")
+    axes.set_ylabel("points of Dice above default")
+    axes.set_title(f"synthetic cases made from {counted(len(choice.case_ids), 'case')}", fontsize=11)
+    axes.grid(color="#E0E0E0", linewidth=0.6)
+    axes.legend(fontsize=7, frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})  # no version: equal input, equal bytes
+    return buffer.getvalue()

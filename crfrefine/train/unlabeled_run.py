@@ -1,0 +1,209 @@
+"""The run of `crfrefine train-crf --unlabeled` and of `infer -c auto`: read some cases, try the candidates, choose.
+
+No part of it needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.base.failures import expected_error
+from crfrefine.base.text import counted, listed
+from crfrefine.base.threads import available_threads
+from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.runs.execution.threads import Workers
+from crfrefine.runs.infer.inputs import find_inputs
+from crfrefine.runs.infer.options import InferenceOptions
+from crfrefine.runs.infer.plan import plan_run
+from crfrefine.runs.infer.records import records_in
+from crfrefine.runs.infer.summary_reading import NotASummaryError, read_summary
+from crfrefine.train.budget import Budget, TimeIsUpError
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.options import UnlabeledOptions, check_outputs
+from crfrefine.train.starts import voxel_length
+from crfrefine.train.unlabeled import (
+    FEWEST_DRAWS,
+    MOST_CASES,
+    MOST_CASES_OF_A_RUN,
+    NOISE_LEVELS,
+    NUM_SEEDS,
+    Candidate,
+    Choice,
+    Source,
+    make_candidates,
+    make_source,
+    score_candidates,
+)
+from crfrefine.train.unlabeled_report import write_choice
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
+    """Choose parameters, write them with a report, and return the choice.
+
+    Raises:
+        CrfRefineError: no case can be used, or a file cannot be written.
+    """
+    budget = Budget(options.max_minutes)
+    check_outputs(options)
+    reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample", "allow_mismatched_dicom")}
+    inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
+    if options.unread is not None:
+        observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
+    for note in inputs.notes:
+        observer.note(note)
+    problems = [files.problem for files in inputs.cases if files.problem]
+    if problems and options.strict:
+        raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
+    choice = Search(inputs.cases, inputs.reading, observer, budget, seed=options.seed, threads=options.threads).run()
+    if not choice.case_ids and not choice.out_of_time:
+        raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *choice.left_out]))
+    for note in write_choice(choice, options):
+        observer.note(note)
+    return choice
+
+
+def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver) -> InferenceOptions:
+    """Return the options of a run with parameters that are chosen for its cases; with `resume`, as an earlier run of them has chosen.
+
+    Args:
+        options: of the run.
+        overrides: entries that all parameters to choose from have, by their dotted keys.
+        observer: receives the progress.
+
+    Raises:
+        CrfRefineError: the run is impossible, which is found out first.
+    """
+    plan = plan_run(options)
+    earlier = _recorded(options, plan.summary.inputs) if options.resume else None
+    if earlier is not None:
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {earlier['choice'].get('chosen')}")
+        return replace(options, parameters=CrfParameters.from_dict(earlier["parameters"]).replace(**overrides), choice=earlier["choice"])
+    inputs = find_inputs(options)
+    choice = Search(
+        inputs.cases, inputs.reading, observer, Budget(None), most_cases=MOST_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
+    ).run()
+    observer.stage_ended(choice.describe())
+    return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
+
+
+def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, Any] | None:
+    """Return the record of the newest run on the same inputs into the same folder that had chosen its parameters."""
+    runs = []
+    for path in () if options.writes_file else records_in(options.output):
+        try:
+            runs += read_summary(path)
+        except NotASummaryError:  # The run says so itself.
+            continue
+    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and list(run.head.get("inputs", ())) == list(inputs)]
+    return max(chosen, key=lambda head: str(head.get("started", "")), default=None)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` numbers below `count`, evenly spread, the first and the last one among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def _coarseness(headers: CaseHeaders) -> float:
+    """Return how many of the image's voxels a voxel of the network is long; at least 1."""
+    of_network = headers.logits.files[0].spacing if headers.logits is not None else None
+    return 1.0 if of_network is None else max(1.0, voxel_length(of_network) / voxel_length(headers.spacing))
+
+
+class Search:
+    """The choice for some cases, of which a part is looked at; one that cannot be used is left out, with a note.
+
+    Args:
+        files: the cases.
+        reading: how they are read.
+        observer: receives the progress.
+        budget: the time; when it is over, what was measured until then decides.
+        most_cases: how many are looked at.
+        overrides: entries that all candidates have, by their dotted keys.
+        seed: of the noise.
+        threads: None: the cores this process may use. The choice does not depend on it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[CaseFiles],
+        reading: ReadingOptions,
+        observer: TrainingObserver,
+        budget: Budget,
+        *,
+        most_cases: int = MOST_CASES,
+        overrides: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        self._files = [files[number] for number in spread(len(files), most_cases)]
+        self._reading, self._observer, self._budget, self._seed = reading, observer, budget, seed
+        self._overrides = overrides or {}
+        self._threads = threads or available_threads()
+        self._sources: list[Source] = []
+        self._left_out: list[str] = []
+        self._lock = threading.Lock()  # of what follows, and of the observer
+        self._num_done = 0
+
+    def run(self) -> Choice:
+        """Read the cases, try all candidates on synthetic ones, and return what was found."""
+        self._observer.run_started(f"choosing parameters without labels: {counted(len(self._files), 'case')}")
+        self._observer.stage_started("reading cases")
+        with Workers(self._threads, check=self._budget.check) as workers:
+            out_of_time = False
+            try:
+                workers.run_one_by_one(self._add_source, self._files)
+            except TimeIsUpError:
+                out_of_time = True
+            if self._left_out:
+                self._observer.note(f"{len(self._left_out)} of {counted(len(self._files), 'case')} not used: {listed(self._left_out)}")
+            sources = self._sources
+            voxel = float(np.median([source.voxel for source in sources])) if sources else 1.0
+            candidates = make_candidates(voxel, self._overrides)
+            num_seeds = max(NUM_SEEDS, math.ceil(FEWEST_DRAWS / max(1, len(sources))))
+            table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
+            cells = [(case, seed) for seed in range(num_seeds) for case in range(len(sources))]
+            try:
+                if not out_of_time:
+                    self._observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+                    workers.run(partial(self._score, candidates, table), cells)
+            except TimeIsUpError:
+                out_of_time = True
+        return Choice(
+            tuple(candidates),
+            table,
+            tuple(source.case_id for source in sources),
+            tuple(source.dice for source in sources),
+            tuple(source.agreement for source in sources),
+            tuple(self._left_out),
+            out_of_time,
+            self._budget.spent_seconds,
+        )
+
+    def _add_source(self, files: CaseFiles, threads: int) -> None:
+        try:
+            headers = read_case_headers(files, self._reading)
+            case = read_case(headers, self._reading, threads=threads)
+            self._sources.append(make_source(case, CrfParameters().replace(**self._overrides), threads, _coarseness(headers)))
+        except Exception as error:
+            self._left_out.append(str(expected_error(error, *files.images, *files.logits, files.mask)).partition("\n")[0])
+
+    def _score(self, candidates: Sequence[Candidate], table: NDArray[np.float64], cell: tuple[int, int], threads: int) -> None:
+        """Try all candidates on a case and a seed, and fill them in."""
+        case, seed = cell
+        table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, self._budget.check)
+        with self._lock:
+            self._num_done += 1
+            share = self._num_done / (table.shape[0] * table.shape[1])
+            self._observer.progressed(share, self._budget.spent_seconds * (1.0 - share) / share)

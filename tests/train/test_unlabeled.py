@@ -1,0 +1,326 @@
+"""Parameters chosen without labels: synthetic cases as asked for, the choice, `train-crf --unlabeled` and `infer -c auto`."""
+
+import json
+import sys
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import errors, files_in, load_nifti, run_here, save_nifti
+from scipy.ndimage import gaussian_filter, zoom
+
+import crfrefine
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.presets import list_presets
+from crfrefine.train import synthetic, unlabeled, unlabeled_run
+from crfrefine.train.synthetic import Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+
+GRID_SHAPE = (34, 29, 17)  # no two axes alike
+SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
+AFFINE = np.diag([*SPACING, 1.0])
+REGIONS = RegionScheme.named(("whole", "core"), ((1, 2), (2,)))
+
+
+def anatomy(seed, shape=GRID_SHAPE):
+    """Two labels, one inside the other, (*grid): smooth, and somewhere else for each seed."""
+    random = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1.0, 1.0, size) for size in shape), indexing="ij")
+    center = random.uniform(-0.15, 0.15, len(shape))
+    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, center, strict=True)))
+    distance += 2.0 * gaussian_filter(random.normal(size=shape), 3.0)
+    return (distance < 0.65).astype(np.uint8) + (distance < 0.35).astype(np.uint8)
+
+
+def network(labels, kind, seed):
+    """Logits (3, *grid) float32 that are "clean", or "noisy" and unsure, with blobs of a voxel or two of wrong labels, or a "wreck"."""
+    strength, size = {"clean": (9.0, 0.3), "noisy": (3.0, 0.8), "wreck": (3.0, 1.5)}[kind]
+    random = np.random.default_rng(seed + 100)
+    noise = np.stack([gaussian_filter(random.normal(size=labels.shape), 1.0) for _ in range(3)])
+    logits = strength * np.eye(3)[labels].transpose(labels.ndim, *range(labels.ndim))
+    return (logits + size / noise.std() * noise).astype(np.float32)
+
+
+def write_data(root, kind, count=2, *, channels=network):
+    for seed in range(count):
+        labels = anatomy(seed)
+        image = 100.0 * labels + np.random.default_rng(seed).normal(0.0, 4.0, labels.shape)
+        save_nifti(root / "images" / f"case{seed}_0000.nii.gz", image.astype(np.float32), AFFINE)
+        save_nifti(root / "logits" / f"case{seed}.nii.gz", np.moveaxis(channels(labels, kind, seed), 0, -1), AFFINE)
+    return root
+
+
+def as_regions(labels, kind, seed):
+    logits = network(labels, kind, seed)
+    return np.stack([np.maximum(logits[1], logits[2]) - logits[0], logits[2] - np.maximum(logits[0], logits[1])])
+
+
+def disturbed(channels, logits, truth, mask, dice):
+    noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
+    return logits + np.float32(noise_scale(logits, noise, truth, mask, dice, channels)) * noise
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer sets of parameters and seeds, for what does not depend on their number."""
+    monkeypatch.setattr(unlabeled_run, "NUM_SEEDS", 1)
+    monkeypatch.setattr(unlabeled_run, "FEWEST_DRAWS", 4)
+    monkeypatch.setattr(unlabeled, "THETA_ALPHA_VOXELS", (1.0, 3.0))
+
+
+def choose(root, *options, status=0):
+    return run_here("train-crf", "--unlabeled", root, "-o", root / "out" / "params.toml", *options, status=status)
+
+
+def report_of(root):
+    return json.loads((root / "out" / "params.report.json").read_text())
+
+
+@pytest.mark.parametrize("shape", [GRID_SHAPE, (61, 47)])
+@pytest.mark.parametrize("scheme", [None, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("dice", [0.95, 0.7, 0.4])
+def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
+    truth = anatomy(1, shape)
+    channels = Channels(3 if scheme is None else 2, scheme)
+    logits = channels.agreeing((network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth)
+    mask = np.ones(shape, bool)
+    mask[:2] = False
+    noisy = disturbed(channels, logits, truth, mask, dice)
+    assert dice_of(np.where(mask, channels.decode(noisy), 0), truth, channels.groups) == pytest.approx(dice, abs=0.01)
+    np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
+
+
+def test_changed_logits_say_the_truth_and_keep_their_doubt():
+    truth, said = anatomy(1), anatomy(2)
+    logits = network(said, "noisy", 0)
+    logits[:, truth > 1] = 0.0  # equal for all labels
+    changed = Channels(3).agreeing(logits, truth)
+    np.testing.assert_array_equal(changed.argmax(axis=0), truth)
+    np.testing.assert_allclose(np.sort(changed, axis=0), np.sort(logits, axis=0), atol=1e-6)
+    right = logits.argmax(axis=0) == truth
+    np.testing.assert_array_equal(changed[:, right], logits[:, right])
+    log_odds = as_regions(said, "noisy", 0)
+    log_odds[:, truth > 1] = 0.0
+    changed = Channels(2, REGIONS).agreeing(log_odds, truth)
+    np.testing.assert_array_equal(REGIONS.decode(changed), truth)
+    np.testing.assert_allclose(np.abs(changed), np.abs(log_odds), atol=1e-30)
+
+
+def test_noise_of_a_coarser_network_is_as_much_wider():
+    fine, coarse = (make_noise((2, *GRID_SHAPE), voxel, np.random.default_rng(3)) for voxel in (1.0, 2.0))
+    assert fine.std() == pytest.approx(1.0, abs=1e-3)
+    assert coarse.std() == pytest.approx(1.0, abs=1e-3)
+    alike = [np.mean(noise[:, 3:] * noise[:, :-3]) for noise in (fine, coarse)]  # three voxels apart
+    assert alike[0] < 0.4 < 0.6 < alike[1]
+
+
+def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
+    """Of one label, independent voxels: 2 E(both) / (E(found) + E(true)), up to the ratio of means."""
+    random = np.random.default_rng(0)
+    p = np.where(anatomy(1) > 0, random.uniform(0.6, 1.0, GRID_SHAPE), random.uniform(0.0, 0.1, GRID_SHAPE))
+    logits = np.log(np.stack([1.0 - p, p])).astype(np.float32)
+    drawn = [2 * ((own := random.random(GRID_SHAPE) < p) & (p > 0.5)).sum() / (own.sum() + (p > 0.5).sum()) for _ in range(20)]
+    assert expected_dice(logits, p >= 0, Channels(2)) == pytest.approx(np.mean(drawn), abs=0.003)
+
+
+def test_few_voxels_have_no_part_and_thick_slices_stay():
+    truth, found = np.zeros((2, 20, 30), np.uint8)
+    truth[:10], truth[15, : synthetic.LEAST_VOXELS - 1] = 1, 2
+    found[:5] = 1
+    assert dice_of(found, truth, ((1,), (2,))) == pytest.approx(2 / 3)
+    assert np.isnan(dice_of(found, truth, ((2,),)))
+    assert halving((9, 8, 7), (1.0, 1.4, 2.5)) == [2, 1, 1]
+    assert halving((7, 8, 7), (1.0, 1.0, 2.5)) == [1, 2, 1]
+    values = np.arange(60.0).reshape(1, 5, 4, 3)
+    np.testing.assert_allclose(block_means(values, (2, 2, 1))[0, 1, 0], values[0, 2:4, :2].mean(axis=(0, 1)))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
+    noisy = choose(write_data(tmp_path / "noisy", "noisy")).stdout.splitlines()
+    clean = choose(write_data(tmp_path / "clean", "clean")).stdout.splitlines()
+    assert noisy[-1].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
+    assert "on synthetic cases made from 2 cases (better with 2 of 2 seeds of the noise; what one half would choose helps" in noisy[-1]
+    assert clean[-1].startswith("verdict: it stays with `default`: ")
+    wreck = choose(write_data(tmp_path / "wreck", "wreck")).stdout.splitlines()
+    assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in wreck[-1]
+    assert CrfParameters.load(tmp_path / "clean" / "out" / "params.toml") == CrfParameters()
+    found = CrfParameters.load(tmp_path / "noisy" / "out" / "params.toml")
+    assert (found.bilateral[0].theta_alpha, found.mean_field.num_iterations) == (4.39, 5)
+    assert found.bilateral[0].weight == 8.0
+    truth, image, logits = anatomy(0), load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"), network(anatomy(0), "noisy", 0)
+    gains = [
+        dice_of(crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map, truth, ((1,), (2,)))
+        for each in (found, CrfParameters())
+    ]
+    assert gains[0] > gains[1]
+    report = report_of(tmp_path / "noisy")
+    best = max(range(9), key=lambda number: report["gains"][number])
+    assert report["choice"]["chosen"] == report["candidates"][best]["name"]
+    assert np.shape(report["dice"]) == (2, 2, 4, 10)
+    assert CrfParameters.from_dict(report["parameters"]) == found
+    assert files_in(tmp_path / "noisy" / "out") == ["params.curves.png", "params.report.json", "params.toml"]
+
+
+@pytest.mark.usefixtures("few")
+def test_the_choice_depends_on_the_seed_and_not_on_the_threads(tmp_path):
+    write_data(tmp_path, "noisy", 4)
+    found = []
+    for options in (("--threads", 1), ("--threads", 3), ("--seed", 1)):
+        choose(tmp_path, *options)
+        found.append(report_of(tmp_path)["dice"])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.usefixtures("few")
+def test_one_case_and_what_cannot_be_used(tmp_path):
+    """Files of one case; a folder of three, of which one has background alone and one is damaged."""
+    write_data(tmp_path, "noisy", 3)
+    files = ("-i", tmp_path / "images" / "case0_0000.nii.gz", "-p", tmp_path / "logits" / "case0.nii.gz")
+    one = run_here("train-crf", "--unlabeled", *files, "-o", tmp_path / "one.toml", status=0)
+    assert "made from 1 case (better with 4 of 4 seeds" in one.stdout
+    empty = np.zeros((*GRID_SHAPE, 3), np.float32)
+    empty[..., 0] = 5.0
+    save_nifti(tmp_path / "logits" / "case1.nii.gz", empty, AFFINE)
+    (tmp_path / "logits" / "case2.nii.gz").write_bytes(b"nothing")
+    (tmp_path / "labels").mkdir()
+    three = choose(tmp_path)
+    assert "note: 2 of 3 cases not used: case 'case1': no label has enough voxels to compare, " in three.stderr
+    assert "/labels is not read: --unlabeled chooses without labels" in three.stderr
+    assert report_of(tmp_path)["choice"]["cases"] == ["case0"]
+    save_nifti(tmp_path / "logits" / "case0.nii.gz", network(anatomy(0), "noisy", 0).argmax(axis=0).astype(np.uint8), AFFINE)
+    message = errors(choose(tmp_path, status=1).stderr)[0]
+    assert "no case can be used to choose parameters" in message
+    assert "a label map does not say how sure the network is" in choose(tmp_path, status=1).stderr
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("kind", ["regions", "masks", "another grid", "two axes"])
+def test_other_inputs(tmp_path, kind):
+    write_data(tmp_path, "noisy", 1, channels=as_regions if kind == "regions" else network)
+    logits, options = tmp_path / "logits" / "case0.nii.gz", ()
+    if kind == "regions":
+        content = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+        (tmp_path / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "a"}, "file_ending": ".nii.gz"}))
+    elif kind == "masks":
+        save_nifti(tmp_path / "masks" / "case0.nii.gz", (anatomy(0) > 0).astype(np.uint8), AFFINE)
+    elif kind == "another grid":
+        finer = zoom(load_nifti(logits), (1, 1, 2, 1), order=1, grid_mode=True, mode="nearest")
+        affine = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0])
+        affine[2, 3] -= SPACING[2] / 4
+        save_nifti(logits, finer, affine)
+        options = ("--resample",)
+    else:
+        labels = anatomy(0, (61, 47))
+        for folder, values in (("images", 100.0 * labels), ("logits", np.moveaxis(network(labels, "noisy", 0), 0, -1)[:, :, None])):
+            for path in (tmp_path / folder).iterdir():
+                nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), path)
+    choose(tmp_path, *options)
+    found = report_of(tmp_path)
+    assert found["choice"]["cases"] == ["case0"]
+    assert max(found["gains"]) > 0
+
+
+def table_of(gains, spread=0.002, num_cases=6):
+    """Dice of network, `default` and candidates with these gains, which differ a little between cases and kinds."""
+    table = np.zeros((num_cases, 1, 2, 2 + len(gains)))
+    table[..., 0], table[..., 1], table[..., 2:] = 0.7, 0.8, 0.8 + np.array(gains)
+    table[..., 2:] += np.random.default_rng(0).normal(0.0, spread, table[..., 2:].shape)
+    return table
+
+
+def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
+    def choice(table, agreements=(0.9,) * 6):
+        candidates = [replace(each, name=str(number)) for number, each in enumerate(unlabeled.make_candidates(1.0, {}))]
+        return unlabeled.Choice(tuple(candidates[: table.shape[3] - 1]), table, tuple("abcdef"), (0.7,) * 6, agreements)
+
+    assert choice(table_of([0.02, 0.04, 0.03])).chosen.name == "2"
+    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith(
+        "`default` changes so many of the network's labels"
+    )
+    assert choice(table_of([0.0, -0.01])).chosen.name == "0"
+    assert choice(table_of([0.008, 0.004])).doubt.startswith("no other set gains 1 point of Dice in every kind of noise")
+    assert choice(table_of([0.1, 0.1], spread=0.6)).chosen.name == "0"  # too scattered to be sure
+    hurt = table_of([0.02, 0.06])
+    hurt[:, :, 1, 3] -= 0.055
+    assert choice(hurt).chosen.name == "1"
+    unfinished = table_of([0.02, 0.04, 0.03])
+    unfinished[3:] = np.nan
+    assert choice(unfinished).units.shape == (3, 2, 5)
+    assert choice(unfinished).chosen.name == "2"
+
+
+def test_when_the_time_is_over_it_stays_with_default(tmp_path):
+    write_data(tmp_path, "noisy", 1)
+    result = choose(tmp_path, "--max-minutes", 1e-6)
+    assert result.stdout.splitlines()[-1].startswith("verdict: it stays with `default`: the time ran out")
+    assert "trying" not in result.stderr
+    assert CrfParameters.load(tmp_path / "out" / "params.toml") == CrfParameters()
+
+
+def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
+    for options, names in (
+        (("-l", tmp_path), "--labels"),
+        (("--learn", "theta", "--folds", 3), "--learn, --folds"),
+        (("-c", "brats", "--set", "spatial.weight=1"), "--config, --set"),
+        (("--continue", "--workers", 2), "--workers, --continue"),
+    ):
+        message = errors(choose(tmp_path, *options, status=2).stderr)[0]
+        assert "Invalid value for --unlabeled: " in message
+        assert message.endswith(f"leave out {names}")
+    assert "name the file to write" in run_here("train-crf", "--unlabeled", tmp_path, status=2).stderr
+    assert "images and logits" in choose(tmp_path, status=1).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("few")
+def test_neither_pytorch_nor_matplotlib_is_needed(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] in ("torch", "matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = choose(write_data(tmp_path, "noisy", 1))
+    assert "note: no picture of the scores: it needs matplotlib" in result.stderr
+    assert files_in(tmp_path / "out") == ["params.report.json", "params.toml"]
+
+
+@pytest.mark.usefixtures("few")
+def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkeypatch):
+    write_data(tmp_path, "noisy", 2)
+    arguments = ("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "-c", "auto")
+    first = run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
+    assert "chosen: theta_alpha 4.39 mm, " in first.stderr
+    assert files_in(tmp_path / "out") == ["case0.nii.gz", "case1.nii.gz"]
+    assert files_in(tmp_path / "out" / ".crfrefine") == [next((tmp_path / "out" / ".crfrefine").iterdir()).name]
+    (record,) = (tmp_path / "out" / ".crfrefine").iterdir()
+    head = json.loads(record.read_text().splitlines()[0])
+    used = CrfParameters.from_dict(head["parameters"])
+    assert (used.bilateral[0].theta_alpha, used.postprocess.fill_holes) == (4.39, "each")
+    assert head["choice"]["cases"] == ["case0", "case1"]
+    image, logits = (
+        load_nifti(tmp_path / "images" / "case1_0000.nii.gz"),
+        np.moveaxis(load_nifti(tmp_path / "logits" / "case1.nii.gz"), -1, 0),
+    )
+    expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
+    assert run_here("status", tmp_path / "out").status == 0
+
+    (tmp_path / "out" / "case1.nii.gz").unlink()
+    monkeypatch.delattr(unlabeled_run, "make_source")  # It is not to choose again.
+    again = run_here(*arguments, "--continue", status=0)
+    assert "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, " in again.stderr
+    assert [line.split("\t")[1] for line in again.stdout.splitlines()[1:]] == ["skipped", "done"]
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
+
+
+def test_auto_is_no_preset_and_a_file_of_this_name_is_a_path(tmp_path, monkeypatch):
+    assert "auto" not in list_presets()
+    write_data(tmp_path, "clean", 1)
+    replace(CrfParameters()).save(tmp_path / "auto")
+    monkeypatch.chdir(tmp_path)
+    result = run_here("infer", "-i", "images", "-p", "logits", "-o", "out", "-c", "./auto", status=0)
+    assert "choosing parameters" not in result.stderr
+    early = run_here("infer", "-i", "images", "-p", "logits", "-o", "images", "-c", "auto", status=1)
+    assert "choosing parameters" not in early.stderr  # What is impossible is found out first.
