@@ -57,8 +57,8 @@ NOISE_LEVELS = (1.0, 1.5)
 """What the noise that the network expects of itself is multiplied by: networks expect too much of themselves."""
 
 LEAST_GAIN = 0.01
-"""Dice above `default` that a choice must gain in every kind of synthetic case. Larger promises became gains on real cases, if smaller ones;
-smaller promises were worth nothing (docs/decisions/unlabeled.md)."""
+"""Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
+large; smaller promises were worth nothing (docs/decisions/unlabeled.md)."""
 LEAST_AGREEMENT = 0.85
 """Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
 case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98."""

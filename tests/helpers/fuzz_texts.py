@@ -201,7 +201,7 @@ def _read_summary(path, rng):
     else:
         label_maps = {name: path.with_name(f"{name}.nii.gz") for name in "abc"}
         found = read_earlier(path, label_maps, CrfParameters().to_dict(), (2, 0))
-        assert all(isinstance(record.case_id, str) for record in found.all())
+        assert all(isinstance(record.case_id, str) for record in found.all)
         _require_lines(found.notes)
 
 
