@@ -37,6 +37,7 @@ ELSEWHERE = {
     r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
     r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
     r"nnUNetv2_|for fold in|TotalSegmentator|bosh |for gpu in": "other people's programs",
+    r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
     r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
     r"mkdir ": "writes into the home folder, or links to an executable on the path",
