@@ -42,9 +42,10 @@ def open_browser(profile):
 
 
 def requested(driver):
-    """Every address that the page asked for since the last call."""
+    """Every address that the page asked for since the last call; the browser's own first page may still be loading, and asks, too."""
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    return [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent if not params["documentURL"].startswith("chrome:")]
 
 
 def resize(driver, width):
