@@ -94,9 +94,12 @@ NRRD_HEADERS = {
     "line skip huge": (nrrd_text("line skip: 4611686018427387904"), "skips more lines than there are"),
     "list": (nrrd_text("data file: LIST"), "promises 4 files of voxels, it lists 0"),
     "voxels without a name": (nrrd_text("data file: "), "expected the name of a file"),
-    "voxels missing": (nrrd_text("datafile: nowhere.raw"), "its voxels are missing; expected them in .*nowhere.raw"),
+    "voxels missing": (
+        nrrd_text("datafile: nowhere.raw"),
+        "missing; expected them in .*nowhere.raw, put both files into one folder",
+    ),
     "no empty line": (nrrd_text().rstrip(b"\n"), "cut off: no empty line ends its header"),
-    "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file"),
+    "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file, although its name says so"),
     "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
     "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
