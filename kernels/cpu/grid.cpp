@@ -31,25 +31,50 @@ inline vfloat4 spline_weights(float f) {
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
+// Some consecutive floats of an array, in whole vectors: those that hold numbers; the others are zeros that are not written.
+struct Stretch {
+    int64_t begin = 0, end = 0;
+
+    bool is_empty() const { return begin >= end; }
+    // The smallest stretch around both.
+    Stretch with(const Stretch& other) const {
+        if (is_empty()) return other;
+        if (other.is_empty()) return *this;
+        return {std::min(begin, other.begin), std::max(end, other.end)};
+    }
+    Stretch within(const Stretch& other) const { return {std::max(begin, other.begin), std::min(end, other.end)}; }
+};
+
+// Writes zeros such that the array holds numbers in `wanted`, too.
+void cover(float* array, Stretch& held, const Stretch& wanted) {
+    if (held.is_empty()) held = {wanted.begin, wanted.begin};
+    for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
+        if (!missing.is_empty()) std::fill(array + missing.begin, array + missing.end, 0.0f);
+    held = held.with(wanted);
+}
+
 // Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
 struct RowGroup {
     static constexpr int kGroup = 4;
     int count = 0;
     int64_t cell = 0;
-    const float* row[kGroup];
+    float* row[kGroup];
+    Stretch held[kGroup], all;
     vfloat4 weight[kGroup];
 
     bool takes(int64_t next) const { return count == 0 || (count < kGroup && next == cell); }
-    void push(int64_t its_cell, const float* from, vfloat4 its_weight) {
+    void push(int64_t its_cell, float* from, const Stretch& its_stretch, vfloat4 its_weight) {
         cell = its_cell;
         row[count] = from;
+        held[count] = its_stretch;
+        all = all.with(its_stretch);
         weight[count++] = its_weight;
     }
 };
 
 template <int N>
-void add_rows(const RowGroup& group, float* to, int64_t stride, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes) {
+void add_rows(const RowGroup& group, float* to, int64_t stride) {
+    for (int64_t i = group.all.begin; i < group.all.end; i += kLanes) {
         vfloat total[kSpan];
         for (int j = 0; j < kSpan; ++j) total[j] = load(to + j * stride + i);
         for (int n = 0; n < N; ++n) {
@@ -60,28 +85,48 @@ void add_rows(const RowGroup& group, float* to, int64_t stride, int64_t count) {
     }
 }
 
-// Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group.
-void add_group(RowGroup& group, float* to, int64_t stride, int64_t length) {
-    if (group.count > 0)
-        with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride, length); });
-    group.count = 0;
+// Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group. The four rows hold numbers wherever
+// one of the group does.
+void add_group(RowGroup& group, float* to, int64_t stride) {
+    for (int n = 0; n < group.count; ++n) cover(group.row[n], group.held[n], group.all);
+    if (group.count > 0) with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride); });
+    group = {};
 }
 
-// to = weighted sum of four rows
-inline void blend(float* to, const float* const (&from)[kSpan], vfloat4 weight, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes)
-        store(to + i, load(from[0] + i) * weight[0] + load(from[1] + i) * weight[1] + load(from[2] + i) * weight[2] +
-                          load(from[3] + i) * weight[3]);
+// to = weighted sum of four rows that are `stride` apart
+inline void blend(float* to, const float* from, int64_t stride, vfloat4 weight, const Stretch& part) {
+    for (int64_t i = part.begin; i < part.end; i += kLanes)
+        store(to + i, load(from + i) * weight[0] + load(from + stride + i) * weight[1] + load(from + 2 * stride + i) * weight[2] +
+                          load(from + 3 * stride + i) * weight[3]);
 }
 
-// Calls body(begin, end) for each longest stretch of marked indices below `count`.
-template <class IsMarked, class Body>
-void for_marked(int64_t count, IsMarked&& is_marked, Body&& body) {
-    for (int64_t begin = 0; begin < count; ++begin) {
-        int64_t end = begin;
-        while (end < count && is_marked(end)) ++end;
-        if (end > begin) body(begin, end);
-        begin = end;
+// The smallest stretches around those that are up to `away` before or after each in a list; of a larger array, every `step`-th.
+void widen(const Stretch* from, int64_t count, int64_t step, int64_t away, Stretch* to) {
+    for (int64_t i = 0; i < count; ++i) {
+        Stretch all;
+        for (int64_t k = std::max<int64_t>(0, i - away); k <= std::min(count - 1, i + away); ++k) all = all.with(from[k * step]);
+        to[i * step] = all;
+    }
+}
+
+// The three-tap filter across rows that are `stride` apart, in the part of them that is given: from what they hold to what they hold
+// afterwards, each with its neighbors. Every `step`-th of the stretches counts. The scratch holds the previous row, unfiltered.
+void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held, const Stretch* wider, int64_t step, const Stretch& part,
+                 float* scratch) {
+    Stretch own = held[0].within(part), before;
+    for (int64_t r = 0; r < count; ++r) {
+        float *const row = rows + r * stride, *const next = row + stride;
+        const bool is_last = r + 1 == count;
+        Stretch after = is_last ? Stretch{} : held[(r + 1) * step].within(part);
+        const Stretch all = wider[r * step].within(part);
+        if (!all.is_empty()) {
+            cover(row, own, all);
+            cover(scratch, before, all);
+            if (!is_last) cover(next, after, all);
+            blur_row(row + all.begin, is_last ? nullptr : next + all.begin, all.end - all.begin, scratch + all.begin);
+        }
+        before = all;
+        own = after;
     }
 }
 
@@ -136,7 +181,9 @@ class GridFilter final : public Filter {
             splat({values + c * voxels_.num_voxels, pre});
             blur();
             float* const to = sum + c * voxels_.num_voxels;
-            slice([&](int64_t, int64_t row, const float* from, float*) { slice_row(row, from, post, channel_weight[c], to); });
+            slice([&](int64_t, int64_t row, const float* from, const Stretch& part, float*) {
+                slice_row(row, from, part, post, channel_weight[c], to);
+            });
         }
     }
 
@@ -154,7 +201,7 @@ class GridFilter final : public Filter {
             blur();
             const Sent own{u + c * voxels_.num_voxels, nullptr, columns, num_columns};
             std::fill(of_plane.begin(), of_plane.end(), vfloat{});
-            slice([&](int64_t plane, int64_t row, const float* from, float* memory) {
+            slice([&](int64_t plane, int64_t row, const float* from, const Stretch&, float* memory) {
                 of_plane[plane] += num_modalities_ == 1 ? row_moments<1>(row, from, own, memory) : row_moments<2>(row, from, own, memory);
             });
             for (const vfloat& total : of_plane) {
@@ -194,7 +241,6 @@ class GridFilter final : public Filter {
         for (int a = axes - 2; a >= 0; --a) level_[a] = size_.cells[a] * level_[a + 1];
         plane_size_ = axes > 1 ? level_[1] : level_[0];
         band_size_ = plane_size_ / num_bands_;
-        zeros_.assign(band_size_, 0.0f);
         batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
         filled_.resize(batch_ * num_bands_);
         int64_t inner = 0;  // size of the levels below a plane
@@ -208,100 +254,113 @@ class GridFilter final : public Filter {
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
-    // order of the planes: the same sums for any number of threads. Bands that nothing is sent to are neither written nor read.
+    // order of the planes: the same sums for any number of threads. Parts of bands that nothing is sent to are neither written nor read.
     void splat(const Sent& sent) {
         if (voxels_.num_axes == 1) {
             std::fill_n(grid_, level_[0], 0.0f);
             splat_row(0, sent, grid_, scratch_[0].get());
             return;
         }
-        occupied_.assign(size_.cells[0] * num_bands_, 0);
+        occupied_.assign(size_.cells[0] * num_bands_, {});
         for (int64_t begin = 0; begin < num_planes_; begin += batch_) {
             const int64_t count = std::min(batch_, num_planes_ - begin);
-            std::fill(filled_.begin(), filled_.end(), uint8_t{0});
+            std::fill(filled_.begin(), filled_.end(), Stretch{});
             pool_.run(count, [&](int64_t p, int thread) {
                 splat_below(1, begin + p, sent, planes_ + p * plane_size_, filled_.data() + p * num_bands_,
                             scratch_[thread].get() + plane_size_);
             });
-            const std::vector<uint8_t> fresh = occupy(begin, count);
-            for_pieces([&](int64_t band, int64_t first, int64_t length, int) {
-                for (int64_t cell = 0; cell < size_.cells[0]; ++cell)
-                    if (fresh[cell * num_bands_ + band]) std::fill_n(grid_ + cell * plane_size_ + first, length, 0.0f);
-                RowGroup group;
-                const auto add = [&] { add_group(group, grid_ + group.cell * plane_size_ + first, plane_size_, length); };
-                for (int64_t p = 0; p < count; ++p) {
-                    if (!filled_[p * num_bands_ + band]) continue;
-                    const Place& place = axis_[0][begin + p];
-                    if (!group.takes(place.cell)) add();
-                    group.push(place.cell, planes_ + p * plane_size_ + first, place.weight);
+            const std::vector<Stretch> before = occupied_;
+            occupy(begin, count);
+            for_pieces([&](int64_t band, const Stretch& piece, int) {
+                float *const grid = grid_ + band * band_size_, *const planes = planes_ + band * band_size_;
+                for (int64_t cell = 0; cell < size_.cells[0]; ++cell) {
+                    Stretch held = before[cell * num_bands_ + band].within(piece);
+                    const Stretch wanted = occupied_[cell * num_bands_ + band].within(piece);
+                    if (!wanted.is_empty()) cover(grid + cell * plane_size_, held, wanted);
                 }
-                add();
+                RowGroup group;
+                for (int64_t p = 0; p < count; ++p) {
+                    const Stretch own = filled_[p * num_bands_ + band].within(piece);
+                    if (own.is_empty()) continue;
+                    const Place& place = axis_[0][begin + p];
+                    if (!group.takes(place.cell)) add_group(group, grid + group.cell * plane_size_, plane_size_);
+                    group.push(place.cell, planes + p * plane_size_, own, place.weight);
+                }
+                add_group(group, grid + group.cell * plane_size_, plane_size_);
             });
         }
     }
 
-    // Marks the bands of the grid that the planes of a batch reach, and returns those that no earlier one has reached.
-    std::vector<uint8_t> occupy(int64_t begin, int64_t count) {
-        std::vector<uint8_t> fresh(occupied_.size());
+    // Notes what the planes of a batch reach in the bands of the grid.
+    void occupy(int64_t begin, int64_t count) {
         for (int64_t p = 0; p < count; ++p)
             for (int64_t band = 0; band < num_bands_; ++band)
-                for (int k = 0; filled_[p * num_bands_ + band] && k < kSpan; ++k) {
-                    const int64_t at = (axis_[0][begin + p].cell + k) * num_bands_ + band;
-                    fresh[at] |= !occupied_[at];
-                    occupied_[at] = 1;
+                for (int k = 0; k < kSpan; ++k) {
+                    Stretch& reached = occupied_[(axis_[0][begin + p].cell + k) * num_bands_ + band];
+                    reached = reached.with(filled_[p * num_bands_ + band]);
                 }
-        return fresh;
     }
 
-    // Calls body(band, first, length, thread) for pieces of a plane of the grid, in parallel: `length` floats of a band from `first` on.
+    // Calls body(band, part of the band, thread) for pieces of the bands, in parallel.
     template <class Body>
     void for_pieces(Body&& body) {
         constexpr int64_t kPiece = 2048;
         const int64_t num_pieces = (band_size_ + kPiece - 1) / kPiece;
         pool_.run(num_bands_ * num_pieces, [&](int64_t item, int thread) {
-            const int64_t band = item / num_pieces, first = item % num_pieces * kPiece;
-            body(band, band * band_size_ + first, std::min(kPiece, band_size_ - first), thread);
+            const int64_t first = item % num_pieces * kPiece;
+            body(item / num_pieces, Stretch{first, std::min(first + kPiece, band_size_)}, thread);
         });
     }
 
-    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). filled: becomes 1 for each cell along
-    // the axis that is written, and for the last axis if anything is.
-    void splat_below(int axis, int64_t position, const Sent& sent, float* to, uint8_t* filled, float* scratch) {
+    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). filled: becomes what is written of each
+    // cell along the axis, and for the last axis of all.
+    void splat_below(int axis, int64_t position, const Sent& sent, float* to, Stretch* filled, float* scratch) {
         if (axis == last()) {
-            if (!row_sends(position, sent.values)) return;
-            std::fill(to, to + level_[axis], 0.0f);
+            filled[0] = touched(position, [&](int64_t voxel, int64_t count) { return !is_zero(sent.values + voxel, count); });
+            if (filled[0].is_empty()) return;
+            std::fill(to + filled[0].begin, to + filled[0].end, 0.0f);
             splat_row(position, sent, to, scratch);
-            filled[0] = 1;
             return;
         }
         const int64_t size = level_[axis + 1], num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1], part = size / num_parts;
-        std::vector<uint8_t> parts(num_parts);
+        std::vector<Stretch> parts(num_parts);
         RowGroup group;
         const auto add = [&] {
-            for (int64_t cell = group.cell; group.count > 0 && cell < group.cell + kSpan; ++cell) {
-                if (!filled[cell]) std::fill_n(to + cell * size, size, 0.0f);
-                filled[cell] = 1;
-            }
-            add_group(group, to + group.cell * size, size, size);
+            for (int64_t cell = group.cell; group.count > 0 && cell < group.cell + kSpan; ++cell)
+                cover(to + cell * size, filled[cell], group.all);
+            add_group(group, to + group.cell * size, size);
         };
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
             const Place& place = axis_[axis][i];
             if (!group.takes(place.cell)) add();
             float* below = scratch + group.count * size;
-            std::fill(parts.begin(), parts.end(), uint8_t{0});
+            std::fill(parts.begin(), parts.end(), Stretch{});
             splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, parts.data(), scratch + RowGroup::kGroup * size);
-            if (std::find(parts.begin(), parts.end(), uint8_t{1}) == parts.end()) continue;
-            for (int64_t cell = 0; cell < num_parts; ++cell)
-                if (!parts[cell]) std::fill_n(below + cell * part, part, 0.0f);
-            group.push(place.cell, below, place.weight);
+            if (std::all_of(parts.begin(), parts.end(), [](const Stretch& own) { return own.is_empty(); })) continue;
+            for (int64_t cell = 0; num_parts > 1 && cell < num_parts; ++cell) cover(below + cell * part, parts[cell], {0, part});
+            group.push(place.cell, below, num_parts > 1 ? Stretch{0, size} : parts[0], place.weight);
         }
         add();
     }
 
-    bool row_sends(int64_t row, const float* values) const {
-        for (int32_t r = first_run_[row]; r < first_run_[row + 1]; ++r)
-            if (!is_zero(values + voxels_.runs[r].voxel, voxels_.runs[r].length)) return true;
-        return false;
+    // The floats of a row of cells between the first and the last of its voxels that count: counts(voxel, number of voxels).
+    template <class Counts>
+    Stretch touched(int64_t row, Counts&& counts) const {
+        int64_t first = -1, end = -1;
+        for (int32_t r = first_run_[row]; r < first_run_[row + 1]; ++r) {
+            const Run& run = voxels_.runs[r];
+            if (!counts(run.voxel, run.length)) continue;
+            const int64_t x = run.box - row * voxels_.box_shape[last()];
+            for (int64_t done = 0; done < run.length; done += kLanes) {
+                const int64_t count = std::min<int64_t>(kLanes, run.length - done);
+                if (!counts(run.voxel + done, count)) continue;
+                if (first < 0) first = x + done;
+                end = x + done + count;
+            }
+        }
+        if (first < 0) return {};
+        const int64_t cell = bins_ * width_;
+        return {x_cell_[first] * cell / kLanes * kLanes, whole_vectors((x_cell_[end - 1] + kSpan) * cell)};
     }
 
     // Number of rows below one index of the axes before `axis`.
@@ -508,11 +567,12 @@ class GridFilter final : public Filter {
         }
     }
 
-    void slice_row(int64_t row, const float* from, const float* post, float channel_weight, float* sum) const {
+    // part: what the voxels that receive read of the cells.
+    void slice_row(int64_t row, const float* from, const Stretch& part, const float* post, float channel_weight, float* sum) const {
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
         // The stretch of cells that are not zero, in whole vectors.
-        int64_t begin = 0, end = level_[last()];
+        int64_t begin = part.begin, end = part.end;
         while (begin < end && is_zero_vector(load(from + begin))) begin += kLanes;
         while (begin < end && is_zero_vector(load(from + end - kLanes))) end -= kLanes;
         auto receives = [&](const Batch& batch) {
@@ -567,114 +627,123 @@ class GridFilter final : public Filter {
 
     // Whether any of some voxels needs what it receives.
     bool any_receives(int64_t voxel, int64_t count) const { return !receivers || std::memchr(receivers + voxel, 1, count) != nullptr; }
-    bool row_receives(int64_t row) const {
-        for (int32_t r = first_run_[row]; r < first_run_[row + 1]; ++r)
-            if (any_receives(voxels_.runs[r].voxel, voxels_.runs[r].length)) return true;
-        return false;
+    // What the voxels of a row that receive read of its cells.
+    Stretch read_by(int64_t row) const {
+        return touched(row, [&](int64_t voxel, int64_t count) { return any_receives(voxel, count); });
     }
 
-    // receive(plane, row, cells, memory): for each row that has something to receive; memory: room for the voxels of a row.
+    // receive(plane, row, cells, part of them that is read, memory): for each row that has something to receive; memory: room for the
+    // voxels of a row.
     template <class Receive>
     void slice(Receive&& receive) {
-        if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, scratch_[0].get());
+        if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, read_by(0), scratch_[0].get());
         pool_.run(num_planes_, [&](int64_t p, int thread) {
             float* const plane = scratch_[thread].get();
-            if (!blend_bands(p, plane)) return;
-            slice_below(1, p, plane, plane + plane_size_,
-                        [&](int64_t row, const float* from, float* memory) { receive(p, row, from, memory); });
+            std::vector<Stretch> reads(rows_under(1));
+            for (int64_t row = 0; row < rows_under(1); ++row) reads[row] = read_by(p * rows_under(1) + row);
+            if (!blend_bands(p, reads.data(), plane)) return;
+            slice_below(1, 0, reads.data(), plane, plane + plane_size_, [&](int64_t row, const float* from, float* memory) {
+                receive(p, p * rows_under(1) + row, from, reads[row], memory);
+            });
         });
     }
 
-    // The bands that the voxels of a plane read; false: all of them are zero.
-    bool blend_bands(int64_t p, float* plane) const {
+    // The bands that the voxels of a plane read; false: all of them are zero. reads: what each row of the plane reads.
+    bool blend_bands(int64_t p, const Stretch* reads, float* plane) const {
         const int64_t rows_below = rows_under(1), rows_aside = num_bands_ > 1 ? rows_under(2) : 1;
-        std::vector<uint8_t> is_read(num_bands_);
-        for (int64_t row = 0; row < rows_below; ++row)
-            if (row_receives(p * rows_below + row)) {
-                const int64_t band = num_bands_ > 1 ? axis_[1][row / rows_aside].cell : 0;
-                std::fill_n(is_read.begin() + band, num_bands_ > 1 ? kSpan : 1, uint8_t{1});
-            }
+        std::vector<Stretch> is_read(num_bands_);
+        for (int64_t row = 0; row < rows_below; ++row) {
+            const int64_t band = num_bands_ > 1 ? axis_[1][row / rows_aside].cell : 0;
+            for (int64_t k = 0; k < (num_bands_ > 1 ? kSpan : 1); ++k) is_read[band + k] = is_read[band + k].with(reads[row]);
+        }
         bool any = false;
         for (int64_t band = 0; band < num_bands_; ++band) {
-            if (!is_read[band]) continue;
-            const float* from[kSpan];
-            bool is_zero = true;
-            for (int k = 0; k < kSpan; ++k) {
-                const int64_t cell = axis_[0][p].cell + k;
-                const bool reached = wide_[cell * num_bands_ + band] != 0;
-                from[k] = reached ? grid_ + cell * plane_size_ + band * band_size_ : zeros_.data();
-                is_zero &= !reached;
-            }
-            if (is_zero) {
-                std::fill_n(plane + band * band_size_, band_size_, 0.0f);
-            } else {
-                blend(plane + band * band_size_, from, axis_[0][p].weight, band_size_);
+            if (is_read[band].is_empty()) continue;
+            const Stretch wanted = of_band(is_read[band]);
+            const int64_t first = axis_[0][p].cell * num_bands_ + band;
+            Stretch held;
+            for (int64_t k = 0; k < kSpan; ++k) held = held.with(wide_[first + k * num_bands_]);
+            held = held.within(wanted);
+            if (!held.is_empty()) {
+                blend(plane + band * band_size_, grid_ + first * band_size_, plane_size_, axis_[0][p].weight, held);
                 any = true;
             }
+            cover(plane + band * band_size_, held, wanted);
         }
         return any;
     }
 
+    // position: of what lies below the axis, among the same in its plane.
     template <class Receive>
-    void slice_below(int axis, int64_t position, const float* from, float* scratch, const Receive& receive) const {
+    void slice_below(int axis, int64_t position, const Stretch* reads, const float* from, float* scratch, const Receive& receive) const {
         if (axis == last() || axis == kMaxAxes - 1) {  // gcc follows the recursion, and warns of axes that do not exist without the latter
-            if (!is_zero(from, level_[axis])) receive(position, from, scratch);
+            const Stretch& part = reads[position];
+            if (!part.is_empty() && !is_zero(from + part.begin, part.end - part.begin)) receive(position, from, scratch);
             return;
         }
         const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1];
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
             const int64_t below = position * voxels_.box_shape[axis] + i;
-            bool any = false;
-            for (int64_t row = below * rows_below; !any && row < (below + 1) * rows_below; ++row) any = row_receives(row);
-            if (!any) continue;
+            Stretch part;
+            for (int64_t row = below * rows_below; row < (below + 1) * rows_below; ++row) part = part.with(reads[row]);
+            if (part.is_empty()) continue;
             const Place& place = axis_[axis][i];
-            const float* const first = from + place.cell * size;
-            blend(scratch, {first, first + size, first + 2 * size, first + 3 * size}, place.weight, size);
-            slice_below(axis + 1, below, scratch, scratch + size, receive);
+            blend(scratch, from + place.cell * size, size, place.weight, axis + 1 == last() ? part : Stretch{0, size});
+            slice_below(axis + 1, below, reads, scratch, scratch + size, receive);
         }
     }
 
-    // The three-tap filter along every axis of the grid, in place: first all inner axes of each plane, while it is in the cache. Bands that
-    // stay zero are left out.
+    // What is held of a band if so much is held of its rows: all, unless the band is one row.
+    Stretch of_band(const Stretch& row) const { return level_[last()] == band_size_ ? row : Stretch{0, band_size_}; }
+
+    // The three-tap filter along every axis of the grid, in place: first all inner axes of each plane, while it is in the cache. What stays
+    // zero is left out.
     void blur() {
-        if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], scratch_[0].get());
-        const auto size = static_cast<int64_t>(occupied_.size());
-        std::vector<uint8_t> wider = occupied_;  // within planes
-        for (int64_t i = 0; i < size; ++i) {
-            const int64_t band = i % num_bands_;
-            wider[i] |= (band > 0 && occupied_[i - 1]) || (band + 1 < num_bands_ && occupied_[i + 1]);
-        }
-        wide_ = wider;
-        for (int64_t i = 0; i < size; ++i)
-            wide_[i] |= (i >= num_bands_ && wider[i - num_bands_]) || (i + num_bands_ < size && wider[i + num_bands_]);
+        if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
+        std::vector<Stretch> wider(occupied_.size());  // within planes
+        wide_.resize(occupied_.size());
         pool_.run(size_.cells[0], [&](int64_t p, int thread) {
             float *const plane = grid_ + p * plane_size_, *const scratch = scratch_[thread].get();
-            const uint8_t *const occupied = occupied_.data() + p * num_bands_, *const reached = wide_.data() + p * num_bands_;
+            Stretch* const occupied = occupied_.data() + p * num_bands_;
             for (int64_t band = 0; band < num_bands_; ++band) {
-                if (occupied[band]) {
-                    blur_inside(plane + band * band_size_, band_size_, scratch);
-                } else if (reached[band]) {
-                    std::fill_n(plane + band * band_size_, band_size_, 0.0f);
-                }
+                if (occupied[band].is_empty()) continue;
+                const Stretch cells = with_neighbors(occupied[band]);
+                cover(plane + band * band_size_, occupied[band], cells);
+                blur_inside(plane + band * band_size_, band_size_, cells, scratch);
             }
-            if (num_bands_ == 1) return;
-            for_marked(
-                num_bands_, [&](int64_t band) { return wider[p * num_bands_ + band] != 0; },
-                [&](int64_t begin, int64_t end) { blur_strided(plane + begin * band_size_, end - begin, band_size_, scratch); });
+            widen(occupied, num_bands_, 1, num_bands_ > 1, wider.data() + p * num_bands_);
+            if (num_bands_ > 1)
+                blur_across(plane, num_bands_, band_size_, occupied, wider.data() + p * num_bands_, 1, {0, band_size_}, scratch);
         });
-        for_pieces([&](int64_t band, int64_t first, int64_t length, int thread) {
-            for_marked(
-                size_.cells[0], [&](int64_t cell) { return wide_[cell * num_bands_ + band] != 0; },
-                [&](int64_t begin, int64_t end) {
-                    blur_columns(grid_ + begin * plane_size_ + first, end - begin, plane_size_, length, scratch_[thread].get());
-                });
+        std::vector<Stretch> read(occupied_.size());  // four cells are read together
+        for (int64_t band = 0; band < num_bands_; ++band) {
+            widen(wider.data() + band, size_.cells[0], num_bands_, 1, wide_.data() + band);
+            widen(wide_.data() + band, size_.cells[0], num_bands_, kSpan - 1, read.data() + band);
+        }
+        for_pieces([&](int64_t band, const Stretch& piece, int thread) {
+            float* const grid = grid_ + band * band_size_;
+            blur_across(grid, size_.cells[0], plane_size_, wider.data() + band, wide_.data() + band, num_bands_, piece,
+                        scratch_[thread].get());
+            for (int64_t cell = 0; cell < size_.cells[0]; ++cell) {
+                Stretch held = wide_[cell * num_bands_ + band].within(piece);
+                const Stretch wanted = read[cell * num_bands_ + band].within(piece);
+                if (!wanted.is_empty()) cover(grid + cell * plane_size_, held, wanted);
+            }
         });
     }
 
-    // The same along the axes within `size` consecutive cells of the grid: those of a band, or a grid of one axis.
-    void blur_inside(float* cells, int64_t size, float* scratch) const {
-        const int64_t row_size = level_[last()], x_cells = size_.cells[last()];
-        for (float* row = cells; row < cells + size; row += row_size) {
+    // The cells of a band that hold numbers, and one more along the last axis on both sides.
+    Stretch with_neighbors(const Stretch& cells) const {
+        const int64_t cell = bins_ * width_, begin = cells.begin / cell - 1, end = (cells.end + cell - 1) / cell + 1;
+        return of_band({std::max<int64_t>(0, begin * cell) / kLanes * kLanes, std::min(whole_vectors(end * cell), level_[last()])});
+    }
+
+    // The same along the axes within `size` consecutive cells of the grid: those of a band, or a grid of one axis; of each row a part.
+    void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
+        const int64_t row_size = level_[last()], cell = bins_ * width_;
+        // Cells of which all is held; what is held of others is zero.
+        const int64_t first = (part.begin + cell - 1) / cell, x_cells = std::min(part.end / cell, size_.cells[last()]) - first;
+        for (float* row = cells + first * cell; row < cells + size; row += row_size) {
             if (num_modalities_ == 2) {
                 for (int64_t x = 0; x < x_cells; ++x) {
                     float* const bins = row + x * bins_ * width_;
@@ -709,9 +778,8 @@ class GridFilter final : public Filter {
     int64_t num_bands_ = 1, band_size_ = 0;      // bands: the cells of a plane at one cell along the second axis, unless that is the last
     std::vector<int32_t> first_run_;             // of each row of the box
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
-    std::vector<uint8_t> filled_;                // (plane of the batch, band) whether a voxel sends to it
-    std::vector<uint8_t> occupied_, wide_;       // (cell along the first axis, band) the same; and whether it is not zero after the blur
-    std::vector<float> zeros_;                   // a band
+    std::vector<Stretch> filled_;                // (plane of the batch, band) what voxels send to
+    std::vector<Stretch> occupied_, wide_;       // (cell along the first axis, band) the same; and what is not zero after the blur
     std::vector<Buffer<float>> scratch_;
 };
 

@@ -20,25 +20,23 @@ inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64
     }
 }
 
-// Across the first `width` floats of `count` rows, `stride` apart. The scratch holds the previous row, unfiltered.
-inline void blur_columns(float* rows, int64_t count, int64_t stride, int64_t width, float* scratch) {
-    std::fill(scratch, scratch + width, 0.0f);
-    for (int64_t r = 0; r < count; ++r) {
-        float* row = rows + r * stride;
-        if (r + 1 < count) {
-            const float* next = row + stride;
-            for (int64_t i = 0; i < width; ++i) {
-                const float own = row[i];
-                row[i] = kCenter * own + kSide * (scratch[i] + next[i]);
-                scratch[i] = own;
-            }
-        } else {
-            for (int64_t i = 0; i < width; ++i) row[i] = kCenter * row[i] + kSide * scratch[i];
+// One row of `width` floats, with the previous row, unfiltered, in the scratch, which then holds this one; next: nullptr after the last.
+inline void blur_row(float* row, const float* next, int64_t width, float* scratch) {
+    if (next) {
+        for (int64_t i = 0; i < width; ++i) {
+            const float own = row[i];
+            row[i] = kCenter * own + kSide * (scratch[i] + next[i]);
+            scratch[i] = own;
         }
+    } else {
+        for (int64_t i = 0; i < width; ++i) row[i] = kCenter * row[i] + kSide * scratch[i];
     }
 }
 
 // Across `count` consecutive rows of `length` floats.
-inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) { blur_columns(rows, count, length, length, scratch); }
+inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) {
+    std::fill(scratch, scratch + length, 0.0f);
+    for (int64_t r = 0; r < count; ++r, rows += length) blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
+}
 
 }  // namespace crf

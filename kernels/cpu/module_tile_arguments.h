@@ -10,6 +10,7 @@
 namespace crf {
 
 using Stored = nanobind::ndarray<nanobind::ro, nanobind::c_contig, nanobind::device::cpu>;  // float32 or float16; uint8 or uint16
+using StoredBox = nanobind::ndarray<nanobind::ro, nanobind::device::cpu>;                   // the same, or a box of a larger array
 using Writable = nanobind::ndarray<nanobind::c_contig, nanobind::device::cpu>;
 using TileList = nanobind::ndarray<const int64_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 template <class T>

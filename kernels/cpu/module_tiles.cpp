@@ -26,16 +26,29 @@ namespace crf {
 
 namespace {
 
-bool is_half(const Stored& values) {
+template <class Array>
+bool is_half(const Array& values) {
     return values.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && values.dtype().bits == 16;
 }
 
 // Calls body with a pointer of the stored type.
 template <class Body>
-void with_stored(const Stored& values, Body&& body) {
+void with_stored(const StoredBox& values, Body&& body) {
     if (is_half(values)) return body(static_cast<const Half*>(values.data()));
     if (values.dtype() == nb::dtype<float>()) return body(static_cast<const float*>(values.data()));
     throw InputError("expected float32 or float16");
+}
+
+// Calls body with the channel, (plane, y, x), or (tiles, voxels of a tile), whose voxels are all side by side.
+template <class Body>
+void with_channel(const StoredBox& values, Body&& body) {
+    require(values.ndim() >= 2, "expected a channel of three axes, or the voxels of tiles");
+    const size_t last = values.ndim() - 1;
+    require(values.shape(last) <= 1 || values.stride(last) == 1, "expected rows whose voxels are side by side");
+    const bool is_grid = values.ndim() == 3;
+    require(is_grid || values.shape(0) <= 1 || values.stride(0) == static_cast<int64_t>(values.shape(1)),
+            "expected tiles one after the other");
+    with_stored(values, [&]<class T>(const T* data) { body(Channel<T>{data, values.stride(last - 1), is_grid ? values.stride(0) : 0}); });
 }
 
 // Calls body with a pointer of the label map's type.
@@ -52,7 +65,7 @@ class Tiles {
     Tiles(const std::array<int64_t, 3>& shape, const std::array<int64_t, 3>& tile, int threads)
         : tiling_(checked_tiling(shape, tile)), threads_(threads) {}
 
-    void survey(const Stored& values, int64_t first_plane, int label, bool is_probability, float bias, float inverse_temperature,
+    void survey(const StoredBox& values, int64_t first_plane, int label, bool is_probability, float bias, float inverse_temperature,
                 const std::optional<MaskArray>& mask, const Out<float>& log_sum, const Out<float>& best, const Out<uint16_t>& labels,
                 const Out<bool>& is_equal, const std::optional<Out<float>>& best_biased, const Out<float>& tile_margin) const {
         const int64_t num_planes = checked_planes(values, tiling_);
@@ -66,15 +79,15 @@ class Tiles {
         require_size(tile_margin, tiling_.num_tiles(), "expected room for one margin per tile");
         float* const biased = best_biased ? best_biased->data() : nullptr;
         const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), biased, inverse_temperature, bias};
-        with_stored(values, [&](const auto* data) {
+        with_channel(values, [&](const auto& channel) {
             run_pool(threads_, [&](ThreadPool& pool) {
-                survey_channel(tiling_, data, first_plane, num_planes, label, {is_probability}, mask_data(mask), state, tile_margin.data(),
-                               pool);
+                survey_channel(tiling_, channel, first_plane, num_planes, label, {is_probability}, mask_data(mask), state,
+                               tile_margin.data(), pool);
             });
         });
     }
 
-    void margins(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float bias,
+    void margins(const StoredBox& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float bias,
                  float inverse_temperature, const std::optional<MaskArray>& mask, const Out<float>& log_sum,
                  const Out<float>& margin) const {
         require_source(values, is_whole_grid, tiles);
@@ -82,9 +95,9 @@ class Tiles {
         require_grid(log_sum, tiling_);
         require_size(margin, static_cast<int64_t>(tiles.size()), "expected room for one margin per tile");
         const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
-        with_stored(values, [&](const auto* data) {
+        with_channel(values, [&](const auto& channel) {
             run_pool(threads_, [&](ThreadPool& pool) {
-                tile_margins(tiling_, source(data, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, margin.data(), pool);
+                tile_margins(tiling_, source(channel, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, margin.data(), pool);
             });
         });
     }
@@ -105,13 +118,13 @@ class Tiles {
         });
     }
 
-    void fill_entries(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, const TileList& entries,
+    void fill_entries(const StoredBox& values, bool is_whole_grid, const TileList& tiles, bool is_probability, const TileList& entries,
                       const FloatOut& out) const {
         require_source(values, is_whole_grid, tiles);
         require_entries(tiles, entries, out, tiling_);
-        with_stored(values, [&](const auto* data) {
+        with_channel(values, [&](const auto& channel) {
             run_pool(threads_, [&](ThreadPool& pool) {
-                crf::fill_entries(tiling_, source(data, is_whole_grid, tiles), {is_probability}, entries.data(), out.data(), pool);
+                crf::fill_entries(tiling_, source(channel, is_whole_grid, tiles), {is_probability}, entries.data(), out.data(), pool);
             });
         });
     }
@@ -151,15 +164,17 @@ class Tiles {
 
    private:
     // The whole grid, or the voxels of the tiles one after the other.
-    void require_source(const Stored& values, bool is_whole_grid, const TileList& tiles) const {
+    template <class Array>
+    void require_source(const Array& values, bool is_whole_grid, const TileList& tiles) const {
         require_tiles(tiles, tiling_);
         const int64_t size = is_whole_grid ? tiling_.num_voxels() : static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels();
         require_size(values, size, "expected the voxels of the grid, or those of the tiles");
+        if (is_whole_grid) checked_planes(values, tiling_);
     }
 
     template <class T>
-    static TileSource<T> source(const T* values, bool is_whole_grid, const TileList& tiles) {
-        return {values, is_whole_grid, tiles.data(), static_cast<int64_t>(tiles.shape(0))};
+    static TileSource<T> source(const Channel<T>& channel, bool is_whole_grid, const TileList& tiles) {
+        return {channel, is_whole_grid, tiles.data(), static_cast<int64_t>(tiles.shape(0))};
     }
 
     Tiling tiling_;

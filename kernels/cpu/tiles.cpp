@@ -41,7 +41,7 @@ vfloat inside_mask(vfloat margin, const uint8_t* mask, int64_t count) {
 // Where the row of a tile lies in its source.
 template <class T>
 const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item, const TileRow& row) {
-    return source.values + (source.is_whole_grid ? row.grid : item * tiling.tile_voxels() + row.place);
+    return source.is_whole_grid ? source.channel.at(row.z, row.y) + row.x : source.channel.values + item * tiling.tile_voxels() + row.place;
 }
 
 }  // namespace
@@ -68,8 +68,8 @@ vfloat Decoding::operator()(vfloat stored) const {
 }
 
 template <class T>
-void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, int64_t num_planes, int label, const Decoding& decoding,
-                    const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool) {
+void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t first_plane, int64_t num_planes, int label,
+                    const Decoding& decoding, const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool) {
     const int64_t width = tiling.shape[2], first_row = first_plane / tiling.tile[0];
     const int64_t last_row = (first_plane + num_planes - 1) / tiling.tile[0];
     pool.run((last_row - first_row + 1) * tiling.count[1], [&](int64_t item, int) {
@@ -79,7 +79,7 @@ void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, 
         const int64_t z_end = std::min(tiling.end(0, tile_z), first_plane + num_planes);
         for (int64_t z = std::max(tiling.begin(0, tile_z), first_plane); z < z_end; ++z)
             for (int64_t y = tiling.begin(1, tile_y); y < tiling.end(1, tile_y); ++y) {
-                const T* row = values + ((z - first_plane) * tiling.shape[1] + y) * width;
+                const T* row = channel.at(z - first_plane, y);
                 const int64_t at = (z * tiling.shape[1] + y) * width;
                 for (int64_t x = 0; x < width; x += kLanes) {
                     const int64_t left = width - x, n = at + x;
@@ -167,10 +167,10 @@ void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decod
     });
 }
 
-template void survey_channel(const Tiling&, const float*, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&, float*,
-                             ThreadPool&);
-template void survey_channel(const Tiling&, const Half*, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&, float*,
-                             ThreadPool&);
+template void survey_channel(const Tiling&, const Channel<float>&, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&,
+                             float*, ThreadPool&);
+template void survey_channel(const Tiling&, const Channel<Half>&, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&,
+                             float*, ThreadPool&);
 template void tile_margins(const Tiling&, const TileSource<float>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
 template void tile_margins(const Tiling&, const TileSource<Half>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
 template void gather_tiles(const Tiling&, const float*, const int64_t*, int64_t, float*, ThreadPool&);

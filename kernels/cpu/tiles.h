@@ -62,18 +62,27 @@ struct Survey {
     float bias;  // of the label that is looked at
 };
 
+// The channel of a label, which may be a box of a larger array: its rows and planes begin at these distances.
+template <class T>
+struct Channel {
+    const T* values;
+    int64_t row, plane;
+
+    const T* at(int64_t z, int64_t y) const { return values + z * plane + y * row; }
+};
+
 // Adds planes [first_plane, first_plane + num_planes) of the channel of a label to the survey.
 //
 // tile_margin: (tile) raised to the largest (logit + bias) / temperature - log_sum of the voxels inside the mask: an upper bound of the
 // logarithm of the label's largest probability in the tile, because log_sum only grows.
 template <class T>
-void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, int64_t num_planes, int label, const Decoding& decoding,
-                    const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool);
+void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t first_plane, int64_t num_planes, int label,
+                    const Decoding& decoding, const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool);
 
 // The channel of a label, at `num_tiles` tiles: either the whole grid, or the tiles' voxels one tile after the other.
 template <class T>
 struct TileSource {
-    const T* values;
+    Channel<T> channel;
     bool is_whole_grid;
     const int64_t* tiles;
     int64_t num_tiles;

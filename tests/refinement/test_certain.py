@@ -41,3 +41,21 @@ def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_numbe
     assert np.abs(found.marginals - everywhere.marginals).max() < 1e-4
     errors = [np.sqrt(np.mean((result.marginals - exact.marginals) ** 2)) for result in (found, everywhere)]
     assert errors[0] < 1.01 * errors[1] < 0.002
+
+
+@pytest.mark.parametrize("borders", [(3,), (71,), (22, 233)], ids=["start", "middle", "two"])
+def test_a_grid_filters_the_parts_of_long_rows_that_count(borders):
+    """Between two borders, and from the first to either end of a row, nothing is sent or received; labels alternate along the rows."""
+    rng = np.random.default_rng(len(borders))
+    shape = (9, 26, 250)
+    place = np.arange(shape[2]) + rng.integers(0, 2, shape[:2])[..., None]
+    is_body = sum(place > border for border in borders) % 2 == 1
+    logits = np.where(is_body, 15.0, -15.0) * np.array([-1.0, 1.0])[:, None, None, None]
+    near = np.min([np.abs(place - border) for border in borders], axis=0) < 3
+    logits[:, near] = 0.1 * logits[:, near] + rng.standard_normal((2, np.count_nonzero(near)))
+    given = logits.astype(np.float32), (is_body + 0.3 * rng.standard_normal(shape)).astype(np.float32)
+    found, everywhere = refine(*given), refine(*given, **{"mean_field.label_threshold": 0.0})
+    assert found.channels.tiles is not None
+    assert (everywhere.label_map != everywhere.network_label_map).sum() > 20
+    np.testing.assert_allclose(found.marginals, everywhere.marginals, atol=1e-4)
+    np.testing.assert_array_equal(refine(*given, threads=3).logits, found.logits)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from crfrefine.base.array_types import Bool, Float32
@@ -47,8 +46,9 @@ class DenseChannels:
         return tuple(axis.stop - axis.start for axis in self.box)
 
     def channel(self, label: int) -> Float32:
-        """Return a label's values in the box, C-contiguous."""
-        return np.ascontiguousarray(self.values[label][self.box])
+        """Return a label's values in the box, with consecutive voxels along the last axis."""
+        channel: Float32 = self.values[label][self.box]
+        return channel
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Do nothing: the whole array is in memory."""

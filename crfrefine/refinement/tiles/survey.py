@@ -61,7 +61,7 @@ class Survey:
         self._engine = grid.engine(threads)
 
     def add(self, label: int, values: Array, first_plane: int = 0) -> None:
-        """Add planes of a label's channel, C-contiguous; each plane of each label exactly once, labels in ascending order."""
+        """Add planes of a label's channel, whose rows are contiguous; each plane of each label exactly once, labels in ascending order."""
         self._engine.survey(
             values,
             first_plane,
