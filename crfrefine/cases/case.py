@@ -36,6 +36,8 @@ from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -226,14 +228,20 @@ def _mask(
         if not mask.any():
             raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
     elif mask_mode == "nonzero":
-        mask = image[0] != 0
-        for modality in image[1:]:
-            mask |= modality != 0
-        if not mask.any():
-            raise InputError(f"{headers.images[0].path}: the mask `nonzero` is empty: the image is zero everywhere")
+        mask = nonzero_mask(image, headers.images[0].path)
     else:
         return None
     return StorageOrder.of_files(mask.ndim).to_user(mask)
+
+
+def nonzero_mask(image: NDArray[Any], path: Path | None) -> NDArray[np.bool_]:
+    """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere."""
+    mask: NDArray[np.bool_] = image[0] != 0
+    for modality in image[1:]:
+        mask |= modality != 0
+    if not mask.any():
+        raise InputError(f"{path}: the mask `nonzero` is empty: the image is zero everywhere")
+    return mask
 
 
 def _read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,6 +114,10 @@ def train_crf(
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
+    common: dict[str, Any] = {
+        **{"input_type": input_type.value, "resample": resample, "allow_mismatched_dicom": allow_mismatched_dicom, "strict": strict},
+        **{"seed": seed, "threads": threads, "max_minutes": max_minutes},
+    }
     if unlabeled and output is not None:
         from crfrefine.cli.training_reporting import TrainingReporter, print_choice
         from crfrefine.train.options import UnlabeledOptions, locate_unlabeled
@@ -126,13 +130,7 @@ def train_crf(
             output=output,
             masks=found.get("masks"),
             unread=found.get("labels"),
-            input_type=input_type.value,
-            resample=resample,
-            allow_mismatched_dicom=allow_mismatched_dicom,
-            strict=strict,
-            seed=seed,
-            threads=threads,
-            max_minutes=max_minutes,
+            **common,
         )
         with TrainingReporter(verbosity) as choosing:
             choice = run_unlabeled(to_choose, choosing)
@@ -167,16 +165,10 @@ def train_crf(
         loss=loss.value,
         num_optimizer_steps=num_iterations,
         regions=tuple(regions or ()),
-        seed=seed,
         device=device,
-        threads=threads,
         placement=placement,
-        max_minutes=max_minutes,
         resume=resume,
-        input_type=input_type.value,
-        resample=resample,
-        allow_mismatched_dicom=allow_mismatched_dicom,
-        strict=strict,
+        **common,
     )
     with TrainingReporter(verbosity) as reporter:
         result = run_training(options, reporter, started=started)

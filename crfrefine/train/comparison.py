@@ -78,11 +78,6 @@ class TrainingResult:
     threads: int
 
     @property
-    def num_cut_short(self) -> int:
-        """Folds whose training the time limit ended."""
-        return num_cut_short(self.folds)
-
-    @property
     def keeps_largest(self) -> bool:
         """Whether the verdict is on the CRF with the largest component, so that `infer` is to keep it."""
         return self.comparison.verdict.method == TRAINED_LARGEST and not self.final.fit.is_network

@@ -195,7 +195,9 @@ class Fit:
         calibrated, chosen = self._task.calibrated, self._task.kind
         found = []
         if calibrated is not None and chosen in (None, CALIBRATION):
-            gains = _defined(self._calibrated_dice(calibrated) - of_network)
+            crops, loss, device = self._material.crops, self._material.loss, self._material.device
+            scores = self._workers.run_on_device(lambda case, _: calibrated_score(calibrated, crops[case], loss, device), self._deciding)
+            gains = _defined(self._dice(scores) - of_network)
             found.append(Candidate(CALIBRATION, CALIBRATION, calibrated, 0, gains))
         if not math.isfinite(best.best_score):
             return found
@@ -208,13 +210,6 @@ class Fit:
                 start, step = (UNTRAINED, 0) if kind == UNTRAINED else (best.name, best.best_optimizer_step)
                 found.append(Candidate(kind, start, parameters, step, gains))
         return found
-
-    def _calibrated_dice(self, parameters: CrfParameters) -> NDArray[np.float64]:
-        """Return the Dice of the deciding cases with the recalibrated network."""
-        crops, loss, device = self._material.crops, self._material.loss, self._material.device
-        return self._dice(
-            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, crops[case], loss, device), self._deciding)
-        )
 
 
 def _defined(values: NDArray[np.float64]) -> tuple[float, ...]:

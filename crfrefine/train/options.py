@@ -46,13 +46,51 @@ class DataFolders:
     nnunet: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What parameters are found with, whether they are trained or chosen.
+
+    Attributes:
+        output: the parameter file to write; the report, the picture and the checkpoint go beside it.
+        input_type: "auto", "logits", "probabilities" or "labels".
+        resample: whether logits, labels and masks on another grid are interpolated onto the image's.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
+        strict: refuse cases that lack a file, which are left out otherwise.
+        seed: of all that is drawn; the same seed gives the same result.
+        threads: CPU threads; None: the cores this process may use. The result does not depend on it.
+        max_minutes: the run ends within this time, with its result so far; None: no limit.
+    """
+
+    output: Path
+    input_type: str = "auto"
+    resample: bool = False
+    allow_mismatched_dicom: bool = False
+    strict: bool = False
+    seed: int = 0
+    threads: int | None = None
+    max_minutes: float | None = None
+
+    def beside(self, ending: str) -> Path:
+        """Return a file beside the parameter file, of its name with another ending."""
+        return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
+
+    @property
+    def report(self) -> Path:
+        """The JSON file with all results."""
+        return self.beside(".report.json")
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the training curves, or of the scores."""
+        return self.beside(".curves.png")
+
+
 @dataclass(frozen=True)
-class TrainingOptions:
-    """What to train, on what, and where to write.
+class TrainingOptions(CommonOptions):
+    """What to train, on what, and where to write; what is not said here is said of CommonOptions.
 
     Attributes:
         data: the labeled cases.
-        output: the parameter file to write; the report, the curves and the checkpoint go beside it.
         parameters: the model to start from; None: the built-in starts.
         config: the file that the parameters came from, so that it is not written over.
         learn: which of LEARNABLE and VOLUME_GROUP are learned, the others stay as they start; RULES_GROUP: the small-object rules are
@@ -61,20 +99,12 @@ class TrainingOptions:
         loss: one of LOSSES.
         num_optimizer_steps: for the start that is trained to its end; None: the built-in number.
         regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
-        seed: order of the cases and their folds; the same seed gives the same result.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None: the cores this process may use. The result does not depend on it.
-        max_minutes: the run ends within this time, with its result so far; None: no limit.
         resume: go on from the checkpoint of a run that was stopped.
-        input_type: "auto", "logits", "probabilities" or "labels".
-        resample: whether logits, labels and masks on another grid are interpolated onto the image's.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
-        strict: refuse cases that lack a file, which are left out otherwise.
         placement: whether folds are trained on a cluster, each on one worker; not with `max_minutes`.
     """
 
     data: DataFolders
-    output: Path
     parameters: CrfParameters | None = None
     config: Path | None = None
     learn: tuple[str, ...] = DEFAULT_LEARN
@@ -82,76 +112,31 @@ class TrainingOptions:
     loss: str = LOSSES[0]
     num_optimizer_steps: int | None = None
     regions: tuple[str, ...] = ()
-    seed: int = 0
     device: str = "auto"
-    threads: int | None = None
-    max_minutes: float | None = None
     resume: bool = False
-    input_type: str = "auto"
-    resample: bool = False
-    allow_mismatched_dicom: bool = False
-    strict: bool = False
     placement: Placement = HERE
-
-    @property
-    def report(self) -> Path:
-        """The JSON file with all results."""
-        return beside(self.output, ".report.json")
-
-    @property
-    def curves(self) -> Path:
-        """The picture of the training curves."""
-        return beside(self.output, ".curves.png")
 
     @property
     def checkpoint(self) -> Path:
         """The file in which a stopped run saves its state; it is removed when the run has ended."""
-        return beside(self.output, ".checkpoint.json")
+        return self.beside(".checkpoint.json")
 
 
 @dataclass(frozen=True)
-class UnlabeledOptions:
-    """What to choose parameters for, without labels, and where to write them: `train-crf --unlabeled`.
+class UnlabeledOptions(CommonOptions):
+    """What to choose parameters for, without labels: `train-crf --unlabeled`; what is not said here is said of CommonOptions.
 
     Attributes:
         images: folder of images, or the file of one case; so are the following.
         logits: the network's logits or label maps.
-        output: the parameter file to write; the report and the picture go beside it.
         masks: None: as the preset's `intensity.mask` says.
         unread: a folder of labels, which are not read.
-        seed: of the noise.
-        max_minutes: the run ends within this time, with what is sure by then.
-
-    Other attributes are those of TrainingOptions.
     """
 
     images: Path
     logits: Path
-    output: Path
     masks: Path | None = None
     unread: Path | None = None
-    input_type: str = "auto"
-    resample: bool = False
-    allow_mismatched_dicom: bool = False
-    strict: bool = False
-    seed: int = 0
-    threads: int | None = None
-    max_minutes: float | None = None
-
-    @property
-    def report(self) -> Path:
-        """The JSON file with all scores."""
-        return beside(self.output, ".report.json")
-
-    @property
-    def curves(self) -> Path:
-        """The picture of the scores."""
-        return beside(self.output, ".curves.png")
-
-
-def beside(output: Path, ending: str) -> Path:
-    """Return a file beside the parameter file, of its name with another ending."""
-    return output.with_name(output.name.removesuffix(".toml") + ending)
 
 
 _NAMES = {
@@ -257,7 +242,7 @@ def check_options(options: TrainingOptions) -> None:
     check_replaceable(options.checkpoint)
 
 
-def check_outputs(options: TrainingOptions | UnlabeledOptions) -> None:
+def check_outputs(options: CommonOptions) -> None:
     """Raise ConfigError or InputError for a time limit that is none, or files that cannot be written."""
     from crfrefine.io.atomic import check_small_output, check_writable
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,12 +86,12 @@ def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
     failed: list[CrfRefineError] = []
     has_large_cases = False
 
-    def read(number: int, threads: int) -> tuple[Crop, bool]:
-        case = plan.read(number, threads)
-        return make_crop(case, plan.base.intensity), bool(case.logits[0].size > LARGE_CASE_VOXELS)
-
     def try_to_read(number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
-        return attempt(partial(read, number, threads), plan.cases.files[number])
+        def read() -> tuple[Crop, bool]:
+            case = plan.read(number, threads)
+            return make_crop(case, plan.base.intensity), bool(case.logits[0].size > LARGE_CASE_VOXELS)
+
+        return attempt(read, plan.cases.files[number])
 
     for first in range(0, plan.num_cases, workers.threads):
         numbers = range(first, min(first + workers.threads, plan.num_cases))

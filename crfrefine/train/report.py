@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import crfrefine
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import MOST_OF_A_LINE
@@ -21,7 +23,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train.candidates import UNTRAINED, FitResult, is_part_way
-from crfrefine.train.comparison import TrainingResult
+from crfrefine.train.comparison import TrainingResult, num_cut_short
 from crfrefine.train.curves import draw_curves
 from crfrefine.train.tuned import Tuned
 
@@ -156,10 +158,8 @@ def describe_origin(result: TrainingResult) -> str:
         lines.append(
             f"{len(result.plan.cases.left_out)} further cases were left out because a file was missing (see left_out in the report)."
         )
-    if result.num_cut_short:
-        lines.append(
-            f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
-        )
+    if number := num_cut_short(result.folds):
+        lines.append(f"The time (--max-minutes) ran out in {number} of {len(result.folds)} folds before their training was finished.")
     if final.is_network:
         when = " in the time that there was" if final.stopped_by_time else ""
         lines.append(f"No CRF was better than the network alone{when}: all weights are 0, and `infer` returns the network's labels.")
@@ -185,8 +185,8 @@ def describe_origin(result: TrainingResult) -> str:
             others = [table[key] for table in fold_tables if key in table]
             if key == "volume.weight" and not any((value, *others)):
                 continue
-            spread = f"; folds {_number(min(others))} to {_number(max(others))}" if others else ""
-            lines.append(f"  {key}: trained, {_number(value)}{spread}")
+            spread = f"; folds {min(others):.3g} to {max(others):.3g}" if others else ""
+            lines.append(f"  {key}: trained, {value:.3g}{spread}")
     lines.append(f"All other values are those of {started}; mean_field.num_iterations and tolerance are as in training.")
     return _wrapped(lines)
 
@@ -222,7 +222,7 @@ def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:
     table = parameters.to_dict()
     kernels = table["bilateral"]
     named = [(f"bilateral.{number}" if len(kernels) > 1 else "bilateral", kernel) for number, kernel in enumerate(kernels)]
-    spatial = [("spatial", table["spatial"])] if any(_flat(table["spatial"]["weight"])) else []
+    spatial = [("spatial", table["spatial"])] if np.any(parameters.spatial.weight) else []
     for name, section in [*named, *spatial]:
         for key, value in section.items():
             yield from _indexed(f"{name}.{key}", value)
@@ -242,10 +242,6 @@ def _indexed(key: str, value: Any) -> Iterable[tuple[str, float]]:
         yield key, float(value)
 
 
-def _flat(value: Any) -> list[float]:
-    return list(value) if isinstance(value, list) else [value]
-
-
 def _group_of(key: str) -> str:
     if key.startswith("compatibility"):
         return "compatibility"
@@ -254,10 +250,6 @@ def _group_of(key: str) -> str:
     if key.startswith("mean_field"):
         return "bias" if "bias" in key else "temperature"
     return "weights" if ".weight" in key else "theta"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _wrapped(lines: Sequence[str]) -> str:

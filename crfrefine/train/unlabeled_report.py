@@ -84,11 +84,9 @@ def draw_scores(choice: Choice) -> bytes:
     Raises:
         ImportError: there is no matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 5.0), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float]]] = {}
     for candidate, gain in zip(choice.candidates, choice.gains, strict=bool(choice.gains)):

@@ -70,7 +70,7 @@ std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64
 // Position and intensity of a feature origin.
 using OriginArgument = std::pair<std::vector<int64_t>, std::vector<double>>;
 
-// (theta_alpha, theta_beta) of each bilateral kernel.
+// Bandwidths of position and of intensity of each bilateral kernel.
 using BilateralArgument = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
 
 // What is known of the image when the kernels' settings are checked.

@@ -55,7 +55,7 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     inner = tuple(slice(int(8 / step), -int(8 / step)) for step in large.spacing)
     assert found[inner].size > 10_000
     assert np.mean(found[inner] != wanted[inner]) < 0.005
-    before = large.network[box][inner]
+    before = large.network_labels[box][inner]
     assert np.mean(before != wanted[inner]) > 0.01, "there is something to refine"
 
 
@@ -90,7 +90,7 @@ def test_a_box_outside_of_the_mask_or_without_logits_has_no_result(large):
     box = (slice(0, 3), slice(0, 4), slice(0, 5))
     assert not large.nonzero[box].any()
     assert CaseRefiner(large, 1).refine_box(parameters, box) is None
-    flat = dataclasses.replace(large, logits=np.zeros_like(large.logits))
+    flat = dataclasses.replace(large, network=np.zeros_like(large.logits))
     assert CaseRefiner(flat, 1).refine_box(chosen(), box) is None
 
 

@@ -66,7 +66,7 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     rows = whole_result(session)["labels"]
     assert [row.get("label", row.get("region")) for row in rows] == [1, 2, 3, "whole", "core"]
     truth, refined = load_nifti(labels / "a.nii.gz"), session._news.shown.labels
-    assert rows == score_labels(session.case.network, refined, truth, 4, both)[0]
+    assert rows == score_labels(session.case.network_labels, refined, truth, 4, both)[0]
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):
         Session(dataclasses.replace(options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)))
@@ -82,7 +82,7 @@ def test_regions_are_the_channels_if_there_is_one_for_each(opened, tmp_path):
     assert session.case.regions is not None
     assert session.case.regions.class_order == (1, 2, 3)
     assert [row["region"] for row in whole_result(session)["labels"] if "region" in row] == ["whole", "core", "cyst"]
-    assert set(np.unique(session.case.network)) == {0, 1, 2, 3}
+    assert set(np.unique(session.case.network_labels)) == {0, 1, 2, 3}
 
 
 def test_scores_are_those_of_plain_counts():

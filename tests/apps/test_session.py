@@ -82,7 +82,7 @@ def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_eno
     with open_session(options_for(folders[0], tmp_path)) as session:
         with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
             session.save(session.parameters()["number"])
-        assert session.case.reference is None
+        assert session.case.labels is None
         assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
         assert session.take_case(session.number, "second")["has_reference"]
 
@@ -123,7 +123,7 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
         columns, rows = (size for axis, size in enumerate(case.upright_grid) if axis != through)
         assert len(content) == 7 * rows * columns
         layers = np.frombuffer(content[: 6 * rows * columns], "<u2").reshape(3, rows, columns)
-        for layer, array in zip(layers, (case.network, spread, case.reference), strict=True):
+        for layer, array in zip(layers, (case.network_labels, spread, case.labels), strict=True):
             np.testing.assert_array_equal(layer, case.pose.turn(array).take(place[through], axis=through).T[::-1])
     marked = np.zeros(case.grid, bool)
     marked[stored_place(case, place)] = True

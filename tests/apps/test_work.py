@@ -44,7 +44,7 @@ def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, m
         assert "energy" not in found.facts
         assert "converged" not in found.facts
         np.testing.assert_array_equal(found.labels[box], shown[0][0].labels)
-        assert found.facts["voxels_changed"] == np.count_nonzero(found.labels != case.network)
+        assert found.facts["voxels_changed"] == np.count_nonzero(found.labels != case.network_labels)
     differing = [np.count_nonzero(found.labels != final) for found, _ in shown[1:-1]]
     assert differing[0] > differing[-1]
     shown.clear()

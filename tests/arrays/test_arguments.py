@@ -33,6 +33,7 @@ WRONG = [
     ({"image": "image.nii.gz"}, "image is a path"),
     *(({"threads": threads}, "threads: expected a whole number of at least 1, or None") for threads in (0, 1.5, True)),
     ({"logits": CASE.logits.astype(complex)}, "expected an array of real numbers"),
+    ({"logits": CASE.logits.astype(object)}, "logits"),
     ({"logits": CASE.logits[:, 0, 0], "image": CASE.image[:, 0, 0], "spacing": "one"}, r"one per grid axis$"),  # no sign of a batch
     ({"logits": LABELS, "input_type": "labels", "regions": {"a": 1}}, r"regions: .* a label map has none; leave regions out"),
     # Without the check it would be as many labels as there are voxels on the first axis.

@@ -49,7 +49,6 @@ def test_nested_regions_write_the_label_that_no_later_region_has():
 
 
 CORE = {"core": [1, 3, 4], "enhancing": 4}
-TWO = {"a": [1, 2], "b": 2}
 
 
 @pytest.mark.parametrize(
@@ -57,9 +56,6 @@ TWO = {"a": [1, 2], "b": 2}
     [
         (CORE, None, r"region 'core' = 1\+3\+4: the label that it writes is not clear.*it has 1\+3.*--regions-class-order 1,2,3"),
         ({"enhancing": 3, "whole": [1, 3]}, None, "region 'enhancing' = 3: the label that it writes is not clear.*it has none"),
-        (TWO, (1,), r"the class order has 1 labels for 2 regions \(a, b\); expected one label per region"),
-        (TWO, (1, 1), "the class order has label 1 for region 'b', which consists of the labels 2"),
-        ({"a": [0, 1]}, (1,), "region 'a': label 0 is the background"),
         ({"a": []}, (1,), "region 'a': it has no labels"),
         ({"a": [1, 70000]}, (1,), "label 70000: label maps hold labels up to 65535"),
         ({}, (), "regions: expected a name and labels for each region"),
@@ -69,8 +65,3 @@ TWO = {"a": [1, 2], "b": 2}
 def test_what_is_not_clear_or_contradicts_itself_is_refused(regions, class_order, told):
     with pytest.raises(ConfigError, match=f"(?s){told}"):
         RegionScheme.of(regions, class_order)
-
-
-def test_a_name_may_appear_once():
-    with pytest.raises(ConfigError, match="region 'a' appears twice"):
-        RegionScheme(("a", "a"), ((1,), (2,)), (1, 2))

@@ -87,7 +87,6 @@ def test_overrides_and_parameter_files(folders, tmp_path):
         (("-i", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
         (("-o", LONG), 2, "more than a path can have"),
         (("--summary", LONG), 2, "more than a path can have"),
-        ((f"--{LONG}",), 2, "No such option"),
     ],
     ids=lambda value: "_".join(text[:20] for text in value) if isinstance(value, tuple) else "",
 )

@@ -80,7 +80,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
     """Regions of a label map would be passed over; or, of a single region, the labels would be taken for log-odds."""
     folders, _ = write_regions(tmp_path, "a", description=None)
     for options, told in (
-        ((*ON_THE_LINE, "--set", "bilateral.weight=[1,2,3,4]"), "bilateral.weight: it has 4 values, but the case has 3 regions"),
         ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),
         (ON_THE_LINE, "leave --regions out"),
         (("--regions", "tumor=2"), "whole numbers from 0 to 3, as in a label map; "),

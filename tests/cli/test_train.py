@@ -210,7 +210,6 @@ REFUSED = {
     "--learn ,": "got nothing",
     "--set postprocess.decision=dice": "postprocess.decision = 'dice' cannot be trained with",
     "--learn postprocess": "--learn: postprocess goes with a CRF that is learned; add some of weights, compatibility",
-    "--folds 5": "--folds: expected 2 to 4",
     "--regions core=1+9": "--regions core: label 9 is not among the logits' 0 to 3",
     "--regions core": "expected NAME=LABEL",
     "--device cuda:99": "NVIDIA GPU",

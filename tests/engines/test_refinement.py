@@ -1,14 +1,11 @@
 """What `refine` says besides the refined labels: the network's own, and what changed."""
 
-import math
-
 import numpy as np
 import pytest
 from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters
-from crfrefine.arrays.components import clean
 from crfrefine.engines import get_backend
 
 PARAMETERS = CrfParameters().replace(**{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2})
@@ -32,16 +29,6 @@ def test_changes_are_counted():
     assert result.changes.voxels_changed == (before != after).sum() > 0
     assert result.changes.voxels_before == tuple(np.bincount(before.ravel(), minlength=3))
     assert result.changes.voxels_after == tuple(np.bincount(after.ravel(), minlength=3))
-
-
-def test_rules_for_small_objects_are_in_milliliters():
-    case = random_case(3, grid_shape=(9, 11, 7))
-    voxel_ml = math.prod(case.spacing) / 1000
-    rules = PARAMETERS.replace(**{"postprocess.min_component_ml": [0.0, 3.5 * voxel_ml, 3.5 * voxel_ml]})
-    plain, ruled = (crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=own) for own in (PARAMETERS, rules))
-    expected = clean(plain.label_map, rules.postprocess, voxel_ml)
-    np.testing.assert_array_equal(ruled.label_map, expected.label_map)
-    assert ruled.voxels_removed == expected.voxels_removed > 0
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])

@@ -10,17 +10,6 @@ from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder
 from crfrefine.cases.nnunet.predictions import find_predicted_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.evaluate.records import from_json
-from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.infer.earlier import read_earlier
-
-
-def test_a_summary_with_a_long_word_in_the_place_of_a_number(tmp_path):
-    record = {"case_id": "a", "status": "done", "times": {"compute": "x" * 5000}}
-    record |= dict.fromkeys(("written", "other_parameters", "num_iterations", "voxels_changed"))
-    (tmp_path / "s.json").write_text(json.dumps({"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": [record]}))
-    with pytest.raises(InputError, match=r"s\.json: expected the summary of an earlier `infer`") as caught:
-        read_earlier(tmp_path / "s.json", {"a": tmp_path / "a.nii"}, CrfParameters().to_dict(), (1, 0))
-    assert len(str(caught.value)) < 700
 
 
 def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_path):

@@ -10,10 +10,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, nrrd_text, numbers, save_itk, volume
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, save_itk, volume
 
 from crfrefine import io
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import UnsupportedFormatError
 
 SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
 # Text headers keep all digits; direction times spacing and back costs two roundings of float64, at positions up to 1000 mm.
@@ -107,20 +107,3 @@ def test_a_wrong_promise_of_compressed_bytes(tmp_path):
         UnsupportedFormatError, match=r"a\.zraw: the file is cut off: its header promises 240 bytes of voxels, it holds 120"
     ):
         io.read_volume(tmp_path / "a.mhd")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.mhd", b"", "the file is empty"),
-        ("a.nhdr", nrrd_text("data file: a.raw"), r"missing; expected them in .*a\.raw, put both files into one folder"),
-        ("a.mha", b"patient,dice\n1,2\n", "not a MetaImage file, although its name says so"),
-        ("a.nhdr", b"patient,dice\n1,2\n", "not an NRRD file, although its name says so: it begins with b'patient,dice'"),
-        ("a.mhd", b"NDims = 3\nElementDataFile = LOCAL\n", "damaged MetaImage header: no line `DimSize = ...`"),
-        ("a.nrrd", b"NRRD0004\ntype: short\n\n", "damaged NRRD header: no line `dimension: ...`"),
-    ],
-)
-def test_what_is_no_such_file(name, content, message, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises((InputError, UnsupportedFormatError), match=message):
-        io.read_volume(tmp_path / name)

@@ -242,10 +242,6 @@ def test_learned_groups_can_be_chosen():
     ("changes", "arguments", "text"),
     [
         ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
-        ({"bilateral.theta_beta": (1.0, 2.0, 3.0)}, {}, r"bilateral\.theta_beta.* 2 modalities"),
-        ({"bilateral.theta_alpha": (1.0, 2.0)}, {}, r"bilateral\.theta_alpha.* 3 axes"),
-        ({"mean_field.bias": (0.5, 1.0)}, {}, r"mean_field\.bias: it has 2 values, but the case has 3 labels"),
-        ({"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, {}, r"compatibility\.matrix.* 3 labels"),
         ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"symmetric_compatibility": True}, "not symmetric"),
         ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"compatibility": "potts"}, "have a matrix"),

@@ -107,8 +107,10 @@ def test_a_run_that_was_interrupted_is_told_and_continued(folders, monkeypatch):
     }
     assert run["parts"][0]["run"] == "interrupted"
     assert "interrupted" in run_here("status", "out").stdout
+    assert "--summary" not in run["commands"][0]
     run_line(run["commands"][0], monkeypatch)
     status_of("out", exit_status=0)
+    assert len(records()) == 1
 
 
 def test_a_failed_case_has_its_error_until_it_is_done_and_the_last_summary_counts(folders):
@@ -193,18 +195,6 @@ def test_a_run_from_python_has_no_command(folders):
 
 def records(folder=Path("out")):
     return sorted((folder / RECORD_FOLDER).iterdir())
-
-
-def test_a_run_needs_no_summary(folders, monkeypatch):
-    Path("logits/b.nii.gz").rename("logits/hidden")
-    assert infer(folders).status == 1
-    run = status_of("out", exit_status=1)
-    assert states(run) == {"a": "done", "b": "failed", "c": "done", "d": "done", "e": "done"}
-    assert "--summary" not in run["commands"][0]
-    Path("logits/hidden").rename("logits/b.nii.gz")
-    run_line(run["commands"][0], monkeypatch)
-    assert set(states(status_of("out", exit_status=0)).values()) == {"done"}
-    assert len(records()) == 1
 
 
 def test_a_summary_beside_the_record_is_a_copy(folders):

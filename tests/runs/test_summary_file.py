@@ -199,7 +199,7 @@ def test_a_file_that_is_no_summary_of_infer_is_not_replaced(folders, summary):
     run(folders, "--summary", summary)
     whole = summary.read_text()
     (folders.output / "b.nii.gz").unlink()
-    values = {"case_id": 5, "energy": ["low"], "num_iterations": 2.5, "times": {"read": "long"}, "other_parameters": [1]}
+    values = {"case_id": 5, "energy": ["low"], "num_iterations": 2.5, "times": {"read": "x" * 5000}, "other_parameters": [1]}
     for text in (
         whole[: len(whole) // 2],
         "notes of mine\n",
@@ -213,6 +213,7 @@ def test_a_file_that_is_no_summary_of_infer_is_not_replaced(folders, summary):
         said = run(folders, "--summary", summary, "--continue", status=1)
         assert said.startswith(f"crfrefine: error: {summary}: "), text[:40]
         assert "name another file, or remove this one" in said
+        assert len(said) < 1000
         assert summary.read_text() == text
         assert "b.nii.gz" not in files_in(folders.output)
     run(folders, "--summary", summary)  # Without --continue, the file that the user names is replaced, as ever.

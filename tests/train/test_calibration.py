@@ -87,7 +87,7 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
         write_phantom(case, tmp_path / "data", f"case{seed}")
     parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
     steps = {"learn": CALIBRATION, "num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
-    result = run_training(TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "params.toml", parameters, **steps))
+    result = run_training(TrainingOptions(locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps))
     values = [fold.measured[case] for fold in result.folds for case in fold.measured]
     assert len(values) == 4
     for methods in values:

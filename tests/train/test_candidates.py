@@ -106,7 +106,7 @@ def test_models_between_the_preset_and_the_trained_one_come_before_it():
 
 def options(root, **changes):
     settings = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2, **changes}
-    return TrainingOptions(locate_folders(root / "data"), root / "params.toml", **settings)
+    return TrainingOptions(locate_folders(root / "data"), output=root / "params.toml", **settings)
 
 
 def test_volume_terms_are_tried_on_every_device(tmp_path):

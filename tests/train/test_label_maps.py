@@ -90,7 +90,7 @@ def test_only_what_is_near_foreground_is_cropped(tmp_path):
 def test_volumes_are_those_of_the_labels(tmp_path):
     """The sum of the probabilities would be a share of every voxel: it is refused where it would be learned, and no candidate elsewhere."""
     write_label_maps(tmp_path / "data", 2)
-    shared = TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "own.toml", input_type="labels")
+    shared = TrainingOptions(locate_folders(tmp_path / "data"), output=tmp_path / "own.toml", input_type="labels")
     assert {volume.keep for volume in make_plan(shared, TrainingDevice()).rivals.volumes} == {"largest"}
     options = ("--input-type", "labels", "--learn", "weights,volume", "--set", "volume.weight=0.5", "-o", tmp_path / "own.toml", "-q")
     result = run_here("train-crf", tmp_path / "data", *options)

@@ -97,7 +97,7 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
 def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     data = locate_folders(write_cases(tmp_path / "data", 4))
     steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
-    result = run_training(TrainingOptions(data, tmp_path / "params.toml", start(8.0).parameters, learn=("weights",), **steps))
+    result = run_training(TrainingOptions(data, start(8.0).parameters, output=tmp_path / "params.toml", learn=("weights",), **steps))
     assert not result.final.fit.is_network
     assert "mean_field.output_temperature: trained, " in (tmp_path / "params.toml").read_text()
     written = CrfParameters.load(tmp_path / "params.toml")

@@ -109,7 +109,7 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
                 raise TimeIsUpError
 
         monkeypatch.setattr(Budget, "check", check)
-        run_training(TrainingOptions(data, tmp_path / "own.toml", resume=True, **STEPS), observer)
+        run_training(TrainingOptions(data, output=tmp_path / "own.toml", resume=True, **STEPS), observer)
         assert any("run again with --resume" in note for note in observer.notes) == (stage is not None)
         assert report.with_name("own.checkpoint.json").exists() == (stage is not None)
         return json.loads(report.read_text())
@@ -136,6 +136,6 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
 def test_trainings_that_were_cut_short_and_found_nothing_are_no_reason_against_the_crf(data, tmp_path, monkeypatch):
     """Every case was measured, with what there was, of which nothing follows for a training that is finished."""
     monkeypatch.setattr(Budget, "is_part_over", lambda self: True)
-    judged = run_training(TrainingOptions(data, tmp_path / "p.toml", **STEPS)).comparison.verdict
+    judged = run_training(TrainingOptions(data, output=tmp_path / "p.toml", **STEPS)).comparison.verdict
     assert judged.sentence == "Not tested: the time ran out before the training was finished in 2 of 2 folds."
     assert (judged.outcome, judged.comparison.num_pairs) == ("not tested", 4)

@@ -11,6 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.base.axes import StorageOrder
+from crfrefine.cases.label_input import LabelMap
 from crfrefine.engines.base import RunContext
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -33,7 +34,7 @@ _FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
 
 def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
     """Return a box around a voxel of the grid, as nearly a cube in mm as the grid allows; None: the whole grid is small enough."""
-    num_channels = len(case.logits) if case.logits is not None else len(case.channel_labels)
+    num_channels = len(case.channel_labels) if isinstance(case.network, LabelMap) else len(case.logits)
     most = MOST_VALUES / max(num_channels, _FEWEST_LABELS)
     if np.prod(case.grid) <= most:
         return None
@@ -70,8 +71,8 @@ class CaseRefiner:
         case, mask = self.case, self.case.mask_for(parameters)
         image = self._normalized_image(parameters, mask)
         network: Network
-        if case.logits is None:
-            network = LabelMapNetwork(case.network, case.channel_labels, case.num_labels)
+        if isinstance(case.network, LabelMap):
+            network = LabelMapNetwork(case.network.labels, case.channel_labels, case.num_labels)
         else:
             network = ArrayNetwork(case.logits, "logits", case.regions)
         shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
@@ -93,8 +94,8 @@ class CaseRefiner:
         image = self._normalized_image(parameters, mask)[(slice(None), *box)]
         plain = _normalized_before(parameters).replace(postprocess=PostprocessParameters(decision=parameters.postprocess.decision))
         network: Network
-        if case.logits is None:
-            labels = case.network[box]
+        if isinstance(case.network, LabelMap):
+            labels = case.network.labels[box]
             channels = tuple(sorted({0, *case.channel_labels[:2], *(int(label) for label in np.unique(labels))}))
             network = LabelMapNetwork(labels, channels, case.num_labels)
         else:
@@ -110,7 +111,7 @@ class CaseRefiner:
         with self._lock:
             if self._normalized is None or self._normalized[0] != parameters.intensity:
                 self._normalized = None  # Two need not fit into memory.
-                order = StorageOrder.of_memory(self.case.network)
+                order = StorageOrder.of_memory(self.case.network_labels)
                 stored = None if mask is None else order.to_storage(mask)
                 image, threads = order.to_storage(self.case.image), self._threads
                 values = normalize_intensity(image, parameters.intensity, stored, threads=threads)

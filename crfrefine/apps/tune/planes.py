@@ -54,7 +54,7 @@ def plane_bytes(case: TuneCase, refined: Array | None, box: Box | None, number: 
         plane: Array = case.pose.turn(array)[tuple(where)].T[::-1]
         return plane
 
-    network = cut(case.network)
+    network = cut(case.network_labels)
     if refined is not None and box is not None:
         # Only the plane's own voxels are spread over the grid.
         spread = np.full(network.shape, UNKNOWN, "<u2")
@@ -68,7 +68,7 @@ def plane_bytes(case: TuneCase, refined: Array | None, box: Box | None, number: 
         shown = spread
     else:
         shown = np.full(network.shape, UNKNOWN, "<u2") if refined is None else cut(refined)
-    reference = np.zeros(network.shape, "<u2") if case.reference is None else cut(case.reference)
+    reference = np.zeros(network.shape, "<u2") if case.labels is None else cut(case.labels)
     gray = case.windows[modality].gray(cut(case.image[modality]))
     return b"".join(layer.astype("<u2").tobytes() for layer in (network, shown, reference)) + np.ascontiguousarray(gray).tobytes()
 

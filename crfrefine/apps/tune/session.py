@@ -75,7 +75,7 @@ class _State:
     @property
     def text(self) -> str:
         """The parameter file."""
-        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {self.refiner.case.files.case_id}; not validated.")
+        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {self.refiner.case.case_id}; not validated.")
 
 
 class Session:
@@ -122,7 +122,7 @@ class Session:
         labels = [{"label": label, "name": self._label_name(label), "color": label_color(label)} for label in range(1, case.num_labels)]
         return {
             "cases": [files.case_id for files in self._cases],
-            "case": case.files.case_id,
+            "case": case.case_id,
             "opened": state.opened,
             "grid": list(case.upright_grid),
             "spacing": list(case.upright_spacing),
@@ -130,7 +130,7 @@ class Session:
             "planes": shown_planes(case),
             "modalities": [modalities[number] if number < len(modalities) else f"image {number + 1}" for number in range(len(case.image))],
             "labels": labels,
-            "has_reference": case.reference is not None,
+            "has_reference": case.labels is not None,
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
             "is_as_opened": state.parameters == self._options.inputs.parameters,

@@ -141,8 +141,8 @@ class Work:
     def _facts(self, wanted: Request, labels: Array, box: Box | None, started: float, frame: Box | None = None) -> dict[str, Any]:
         """Return what can be said of labels of the whole case, or of a box; `frame` is a box that is drawn all the same."""
         case, part, frame = wanted.refiner.case, box or (), box or frame
-        reference = None if case.reference is None else case.reference[part]
-        rows, num_changed = score_labels(case.network[part], labels, reference, case.num_labels, wanted.regions)
+        reference = None if case.labels is None else case.labels[part]
+        rows, num_changed = score_labels(case.network_labels[part], labels, reference, case.num_labels, wanted.regions)
         return {
             "is_whole": box is None,
             "box": None if frame is None else [[axis.start, axis.stop] for axis in upright_box(case, frame)],

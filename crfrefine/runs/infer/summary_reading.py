@@ -41,12 +41,18 @@ class _OtherContentError(ValueError):
 class RecordedRun:
     """A run, as its summary has it."""
 
+    path: Path
     head: Mapping[str, Any]
     num_parts: int
     part_id: int  # from 0
     cases: list[Mapping[str, Any]] = field(default_factory=list)  # in the order of the file; the last one of a case counts
     not_reached: list[Mapping[str, Any]] = field(default_factory=list)  # of runs before it, of cases that it did not reach
     is_interrupted: bool = True  # it was stopped or killed, or goes on
+
+    @property
+    def started(self) -> str:
+        """When it began, UTC."""
+        return str(self.head["started"])
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def _read_table(path: Path) -> RecordedRun:
     require_usable(content, "")
     if not isinstance(content, dict) or "cases" not in content:
         raise _OtherContentError("it has other content")
-    run = _run_of(content)
+    run = _run_of(content, path)
     run.is_interrupted = bool(content.get("interrupted"))
     run.cases.extend(map(_checked, content["cases"]))
     run.not_reached.extend(map(_checked, content.get("not_reached", ())))
@@ -157,7 +163,7 @@ def _read_lines(path: Path) -> list[RecordedRun]:
     runs: list[RecordedRun] = []
     for number, entry in _entries(content[: len(content) - unfinished_line(content)]):
         if isinstance(entry, dict) and entry.get("run") == "started":
-            runs.append(_run_of(entry))
+            runs.append(_run_of(entry, path))
         elif not runs or not isinstance(entry, dict):
             raise _OtherContentError(f"line {number} is not of a run that began on a line before")
         elif entry.get("run") == "ended":
@@ -186,14 +192,14 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def _run_of(content: Mapping[str, Any]) -> RecordedRun:
+def _run_of(content: Mapping[str, Any], path: Path) -> RecordedRun:
     if not {"schema", "parameters", "num_parts", "part_id"} <= content.keys():
         raise _OtherContentError("it has other content")
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
     if not isinstance(content["parameters"], dict):
         raise ValueError("parameters: expected a table")
-    run = RecordedRun(content, whole(content["num_parts"]), whole(content["part_id"]))
+    run = RecordedRun(path, content, whole(content["num_parts"]), whole(content["part_id"]))
     if not 0 <= run.part_id < run.num_parts:
         raise ValueError(f"part {run.part_id} of {run.num_parts}: parts are numbered from 0")
     return run

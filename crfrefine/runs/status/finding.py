@@ -10,7 +10,6 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
     """
     report = StatusReport()
     others: list[RunStatus] = []
-    groups: dict[tuple[str, tuple[str, ...]], list[FoundRun]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[RecordedRun]] = {}
     seen: set[Path | tuple[int, int]] = set()
     for path in paths:
         for file, runs in _summaries_in(path, report.notes).items():
@@ -52,11 +51,14 @@ def find_status(paths: Sequence[Path]) -> StatusReport:
                 others.append(runs)
                 continue
             for run in runs:
-                require_cases(run, file)
+                require_cases(run)
+                # Where results are now: a later run may have found the folder under another name.
                 named_by = runs[-1] if file.parent.name == RECORD_FOLDER else run
-                found = FoundRun(run, file, str(named_by.head.get("output_folder")))
-                groups.setdefault(found.key, []).append(found)
-    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.order)) for (output_folder, _), group in groups.items()]
+                key = str(named_by.head.get("output_folder")), tuple(map(str, run.head["inputs"]))
+                groups.setdefault(key, []).append(run)
+    for (output_folder, _), group in groups.items():
+        # By the second in which they began, then by the time of the last record.
+        report.runs.append(_merge(output_folder, sorted(group, key=lambda run: (run.started, run.path.stat().st_mtime_ns))))
     report.runs += others
     return report
 
@@ -96,36 +98,35 @@ def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] 
     return found
 
 
-def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
+def _merge(output_folder: str, group: Sequence[RecordedRun]) -> RunStatus:
     """Return what is left of a run."""
     last = group[-1]
-    label_maps = {str(case_id): _resolve(path, last.run) for case_id, path in last.run.head["all_cases"].items()}
+    label_maps = {str(case_id): _resolve(path, last) for case_id, path in last.head["all_cases"].items()}
     records = _last_records(group)
-    num_parts = last.run.num_parts
-    own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
+    num_parts = last.num_parts
+    own = {run.part_id: run for run in group if run.num_parts == num_parts}  # The last run of each part.
     num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
     starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
-    wanted = [(own.get(part_id) or last).run.parameters for part_id in range(num_used)]
+    wanted = [(own.get(part_id) or last).parameters for part_id in range(num_used)]
     cases = [
         _case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts], wanted[number % num_parts])
         for number, (case_id, path) in enumerate(label_maps.items())
     ]
     parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
-    notes = _notes(group, cases, records)
+    notes = _notes(output_folder, group, cases, records)
     return RunStatus(output_folder, cases, parts, notes)
 
 
-def _last_records(group: Sequence[FoundRun]) -> dict[str, RecordedCase]:
+def _last_records(group: Sequence[RecordedRun]) -> dict[str, RecordedCase]:
     """Return the last record of each case. A run without --continue does all of its cases again: older records of these are void."""
     records: dict[str, RecordedCase] = {}
     begun = None
-    for found in group:
-        run = found.run
+    for run in group:
         # A run may have left two files: its record, and its summary.
-        if not run.head.get("resumed") and (found.started, run.num_parts, run.part_id) != begun:
+        if not run.head.get("resumed") and (run.started, run.num_parts, run.part_id) != begun:
             for case_id in list(run.head["all_cases"])[run.part_id :: run.num_parts]:
                 records.pop(case_id, None)
-        begun = (found.started, run.num_parts, run.part_id)
+        begun = (run.started, run.num_parts, run.part_id)
         for values in run.not_reached:
             records.setdefault(values["case_id"], RecordedCase(values, run))
         for values in run.cases:
@@ -179,33 +180,31 @@ def _resolve(path: object, run: RecordedRun) -> Path:
     return Path(str(run.head["working_folder"])) / str(path)
 
 
-def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
+def _first_start(own: RecordedRun | None, group: Sequence[RecordedRun]) -> str:
     """Return the time from which on a label map without a record is a result of a part; "": always, as --continue keeps older ones."""
     if own is None:
         return group[0].started
-    return "" if own.run.head.get("resumed") else own.started
+    return "" if own.head.get("resumed") else own.started
 
 
-def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[CaseStatus]) -> PartStatus:
+def _part(part_id: int, own: RecordedRun | None, last: RecordedRun, cases: Sequence[CaseStatus]) -> PartStatus:
     """Return what is left of a part with these cases; `own` is its last run, and `last` that of any part."""
     counts = Counter(case.state for case in cases)
     like = own or last
-    arguments = [str(word) for word in like.run.head["command"]]
     command = None
-    if counts[FAILED] + counts[MISSING] and arguments:
-        command = rest_command(arguments, last.run.num_parts, part_id, of_part=like.run.part_id, folder=like.folder)
-    state = "not started" if own is None else "interrupted" if own.run.is_interrupted else "ended"
+    if counts[FAILED] + counts[MISSING] and like.head["command"]:
+        command = rest_command(like.head["command"], last.num_parts, part_id, of_part=like.part_id, folder=like.head["working_folder"])
+    state = "not started" if own is None else "interrupted" if own.is_interrupted else "ended"
     return PartStatus(part_id, counts, state, None if own is None else own.path, command)
 
 
-def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, RecordedCase]) -> list[str]:
+def _notes(output_folder: str, group: Sequence[RecordedRun], cases: Sequence[CaseStatus], records: Mapping[str, RecordedCase]) -> list[str]:
     notes = []
-    output_folder = group[-1].key[0]
     if not is_there(Path(output_folder)):
         notes.append(f"there is no {output_folder} here: paths are those that the run saw; ask where it ran, or put the folder back")
-    now = group[-1].run.head["all_cases"].keys()
-    gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
-    added = sorted(now - set(group[0].run.head["all_cases"]))
+    now = group[-1].head["all_cases"].keys()
+    gone = sorted({case_id for run in group for case_id in run.head["all_cases"]} - now)
+    added = sorted(now - set(group[0].head["all_cases"]))
     if gone:
         notes.append(
             f"{counted(len(gone), 'case')} of earlier runs or other parts not in the last run, and not counted here: {listed(gone)}"
@@ -223,16 +222,14 @@ def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapp
         )
     with_record = [records[case.case_id] for case in cases if case.state == DONE and case.case_id in records]
     done = [record.values for record in with_record]
-    if vanished := [_with_labels(values, group[-1].run.head.get("label_names")) for values in done if values.get("vanished_labels")]:
+    if vanished := [_with_labels(values, group[-1].head.get("label_names")) for values in done if values.get("vanished_labels")]:
         notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
     if (note := note_on_num_labels(done)) is not None:
         notes.append(note)
-    kinds = {
-        json.dumps(records[case.case_id].parameters, sort_keys=True) for case in cases if case.state == DONE and case.case_id in records
-    }
+    kinds = {json.dumps(record.parameters, sort_keys=True) for record in with_record}
     if len(kinds) > 1:
         notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
-    if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
+    if not any(run.head["command"] for run in group) and any(case.state != DONE for case in cases):
         notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
     return notes
 
@@ -288,47 +285,18 @@ def _command(settings: Mapping[str, Any]) -> str | None:
 # A run as `status` needs it: its summary must say which cases it has, and where its relative paths begin.
 
 
-@dataclass
-class FoundRun:
-    """A run in a summary."""
-
-    run: RecordedRun
-    path: Path
-    output_folder: str  # where results are now: a later run may have found it under another name
-
-    @property
-    def started(self) -> str:
-        """When it began, UTC."""
-        return str(self.run.head["started"])
-
-    @property
-    def order(self) -> tuple[str, int]:
-        """What tells earlier runs from later ones: the second in which they began, then the time of the last record."""
-        return self.started, self.path.stat().st_mtime_ns
-
-    @property
-    def folder(self) -> str:
-        """Where its relative paths begin."""
-        return str(self.run.head["working_folder"])
-
-    @property
-    def key(self) -> tuple[str, tuple[str, ...]]:
-        """What runs have in common whose summaries belong together: the output folder and the inputs."""
-        return self.output_folder, tuple(map(str, self.run.head["inputs"]))
-
-
-def require_cases(run: RecordedRun, path: Path) -> None:
+def require_cases(run: RecordedRun) -> None:
     """Raise InputError if a run does not say which cases it has."""
     head = run.head
     if not {"all_cases", "inputs", "command", "output_folder", "working_folder", "started"} <= head.keys():
         raise InputError(
-            f"{path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
+            f"{run.path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
             "  Run `infer --continue` again: what is done is skipped and recorded."
         )
     texts = [head["output_folder"], head["working_folder"], *head["inputs"], *head["command"]] if _are_lists(head) else [None]
     if not all(map(_can_be_a_name, texts)) or _time(head["started"]) is None:
         raise InputError(
-            f"{path}: expected a summary of `infer`: all_cases, inputs, command, folders and started are not as it writes them"
+            f"{run.path}: expected a summary of `infer`: all_cases, inputs, command, folders and started are not as it writes them"
         )
 
 
