@@ -148,7 +148,6 @@ def test_regions_of_the_command_line():
         ([], "1,2", "it belongs to the regions of --regions"),
         (["a=1"], "1;2", "expected one label per region, separated by commas"),
         (["a=1", "a=2"], "1,2", "region 'a' appears twice"),
-        (["a=1", "b"], None, "expected NAME=LABEL"),
     ):
         with pytest.raises(ConfigError, match=".*" + told):
             parse_scheme(regions, class_order)

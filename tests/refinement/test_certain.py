@@ -31,7 +31,7 @@ def case():
 
 @pytest.mark.parametrize("theta_alpha", [1.0, 1.9])
 def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(case, theta_alpha):
-    """Certain voxels beside uncertain ones, of rows within the same cells, too; a network that is nowhere certain has all labels everywhere."""
+    """Certain voxels beside uncertain ones, in the same cells, too; a network that is nowhere certain has all labels everywhere."""
     case = [np.ascontiguousarray(array[..., ::-1, :]) for array in case]
     changes = {"bilateral.theta_alpha": theta_alpha}
     found, threaded = refine(*case, **changes), refine(*case, threads=3, **changes)
