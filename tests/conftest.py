@@ -56,11 +56,20 @@ def compiled_backend(request, monkeypatch):
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Three small cases, a, b and c, as files."""
+def folders(tmp_path, request):
+    """Small cases as files: a, b and c, or the CASES of the test's module."""
     from cli_helpers import write_folders
 
-    return write_folders(tmp_path, "a", "b", "c")
+    return write_folders(tmp_path, *getattr(request.module, "CASES", "abc"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A real browser."""
+    from browser_helpers import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(autouse=True)

@@ -47,20 +47,31 @@ class TrainingReporter(RunReporter, TrainingObserver):
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._update(text=f"{step.stage} {text}")
-        is_due = time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
-        if self._verbosity >= VERBOSE or (is_due and self._bar is None):
-            left = "" if self._left is None else f"; about {describe_duration(self._left)} left"
-            self._say(f"  {step.stage} [{step.start}] {text}{left}")
+        if self._verbosity >= VERBOSE or (self._is_due and self._bar is None):
+            self._say(f"  {step.stage} [{step.start}] {text}{self._time_left}")
             self._shown = time.monotonic()
 
-    def progressed(self, fraction: float, seconds_left: float | None) -> None:
-        """Move the bar."""
+    def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
+        """Move the bar; without one, print what is done occasionally."""
         self._left = seconds_left
         self._update(completed=fraction)
+        if done and self._bar is None and self._is_due:
+            self._say(f"  {done}{self._time_left}")
+            self._shown = time.monotonic()
 
     def stage_ended(self, text: str) -> None:
         """Print the result of a part."""
         self._say(text)
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the last line is some time ago."""
+        return time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
+
+    @property
+    def _time_left(self) -> str:
+        """The end of a line: how long it will take; empty if that is unknown."""
+        return "" if self._left is None else f"; about {describe_duration(self._left)} left"
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:

@@ -34,11 +34,9 @@ def require_matplotlib() -> None:
 
 def draw_curves(result: TrainingResult) -> bytes:
     """Draw the curves of all trainings of a run and return the picture as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.0, 7.6), dpi=110)
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, 2)
     # Margins that hold any labels: layouts that fit themselves to the labels take longer than the picture.
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.07, top=0.915, wspace=0.2, hspace=0.29)

@@ -39,8 +39,8 @@ class TrainingObserver(Observer[str, Record]):
     def stepped(self, step: Step) -> None:
         """The optimizer made a step."""
 
-    def progressed(self, fraction: float, seconds_left: float | None) -> None:
-        """About so much of the whole run is done."""
+    def progressed(self, fraction: float, seconds_left: float | None, done: str = "") -> None:
+        """About so much of the whole run is done; `done` says it in words, where steps of an optimizer do not."""
 
     def stage_ended(self, text: str) -> None:
         """A part of the run is over; `text` is its outcome in a line."""

@@ -17,7 +17,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.probabilities import softmax
 from crfrefine.arrays.region_channels import sigmoid
+from crfrefine.metrics import counts
+from crfrefine.train.crops import count_confusion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,10 +60,7 @@ class Channels:
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the softmax over labels, or the sigmoid of each region, (channels, *grid)."""
-        if self.regions is not None:
-            return sigmoid(logits)
-        found = np.exp(logits - logits.max(axis=0))
-        return np.asarray(found / found.sum(axis=0))
+        return softmax(logits) if self.regions is None else sigmoid(logits)
 
     def logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the inverse of `probabilities`, up to a constant over labels."""
@@ -89,11 +89,9 @@ class Channels:
 def dice_of(found: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
     """Return the mean Dice of two (*grid) label maps over the groups of labels with LEAST_VOXELS in the truth; NaN if none has."""
     num_labels = 1 + max(int(found.max()), int(truth.max()), *(max(labels) for labels in groups))
-    pairs = np.bincount((truth.astype(np.int64) * num_labels + found).ravel(), minlength=num_labels**2).reshape(num_labels, num_labels)
-    values = []
-    for labels in map(list, groups):
-        if (size := pairs[labels].sum()) >= LEAST_VOXELS:
-            values.append(2.0 * pairs[np.ix_(labels, labels)].sum() / (pairs[:, labels].sum() + size))
+    confusion = count_confusion(truth, found, num_labels)
+    of_groups = [counts.OverlapCounts.of_confusion(confusion, labels) for labels in groups]
+    values = [counts.dice(one) for one in of_groups if one.num_reference >= LEAST_VOXELS]
     return float(np.mean(values)) if values else float("nan")
 
 

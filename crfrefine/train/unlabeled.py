@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.case import refine
 from crfrefine.refinement.refining_again import RefiningAgain
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
-from crfrefine.train.synthetic import Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+from crfrefine.train.synthetic import LEAST_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,8 @@ FEW_CASES = 4
 NUM_SEEDS = 2
 """Seeds of the noise for each case; of few cases as many as give FEWEST_DRAWS."""
 FEWEST_DRAWS = 8
+LEAST_UNITS = 4
+"""Cases, or draws of few cases, with fewer of which nothing is sure: two for each half."""
 
 MOST_VOXELS = 400_000
 """Of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most."""
@@ -100,9 +102,23 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
             "volume.weight": volume,
             "volume.keep": "largest" if volume else default.volume.keep,
         }
-        name = f"theta_alpha {length:g} mm, weight {weight:g}, volume.weight {volume:g}"
-        found.append(Candidate(name, default.replace(**{**changes, **overrides}), alpha, weight, volume))
+        parameters = default.replace(**{**changes, **overrides})
+        if parameters not in [each.parameters for each in found]:  # Overrides may make some equal.
+            found.append(Candidate(_name_of(parameters), parameters, alpha, weight, volume))
     return found
+
+
+def _name_of(parameters: CrfParameters) -> str:
+    """Return what tells a built-in set from the others."""
+    kernel, volume = parameters.bilateral[0], parameters.volume
+    return ", ".join(
+        f"{name} {' '.join(f'{number:g}' for number in np.atleast_1d(values))}{unit}"
+        for name, values, unit in (
+            ("theta_alpha", kernel.theta_alpha, " mm"),
+            ("weight", kernel.weight, ""),
+            ("volume.weight", volume.weight, ""),
+        )
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +141,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     """Return what a case's synthetic ones are made from: truths are the case refined with `default`, and the network's own labels.
 
     Raises:
-        InputError: a label map, which does not say how sure the network is; the case has no label of enough voxels.
+        InputError: a label map, which does not say how sure the network is; the case has no label of LEAST_VOXELS.
     """
     if case.input_kind == "labels":
         raise InputError(
@@ -150,7 +166,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     expected = expected_dice(case.logits, mask, channels)
     box = bounding_box(((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask)
     if box is None or np.isnan(expected):
-        raise InputError(f"case {case.case_id!r}: no label has enough voxels to compare")
+        raise InputError(f"case {case.case_id!r}: no label has {LEAST_VOXELS} voxels, which a comparison needs")
     box = tuple(slice(max(0, one.start - MARGIN), one.stop + MARGIN) for one in box)
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
@@ -162,7 +178,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         spacing *= factors
     truths = [np.where(mask, channels.decode(found), 0) for found in (refined, logits)]
     if any(np.isnan(dice_of(truth, truth, channels.groups)) for truth in truths):
-        raise InputError(f"case {case.case_id!r}: no label has enough voxels to compare")
+        raise InputError(f"case {case.case_id!r}: no label has {LEAST_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
     agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
     return Source(
@@ -258,18 +274,26 @@ class Choice:
     case_ids: tuple[str, ...]
     expected: tuple[float, ...]  # Dice that the network expects of itself, of each case
     agreements: tuple[float, ...]  # Dice of the network's own labels to those refined with `default`, of each case
-    left_out: tuple[str, ...] = ()  # cases that could not be used, and why
+    left_out: Mapping[str, str] = field(default_factory=dict)  # cases that could not be used, and why
     out_of_time: bool = False
     seconds: float = 0.0
 
     @cached_property
+    def measured(self) -> dict[str, NDArray[np.float64]]:
+        """(seeds, kinds, 1 + candidates) of each case, as far as the time sufficed; without the cases of which nothing was measured."""
+        found = {case_id: own[~np.isnan(own).any(axis=(1, 2))] for case_id, own in zip(self.case_ids, self.table, strict=True)}
+        return {case_id: own for case_id, own in found.items() if len(own)}
+
+    @property
+    def _units_are_cases(self) -> bool:
+        return len(self.measured) >= FEW_CASES
+
+    @cached_property
     def units(self) -> NDArray[np.float64]:
         """(units, kinds, 1 + candidates) of what was measured: the mean over the seeds of each case, or each draw of few cases."""
-        measured = [own[~np.isnan(own).any(axis=(1, 2))] for own in self.table]
-        measured = [own for own in measured if len(own)]
-        if len(measured) >= FEW_CASES:
-            return np.stack([own.mean(axis=0) for own in measured])
-        return np.concatenate(measured) if measured else np.zeros((0, *self.table.shape[2:]))
+        if self._units_are_cases:
+            return np.stack([own.mean(axis=0) for own in self.measured.values()])
+        return np.concatenate([np.zeros((0, *self.table.shape[2:])), *self.measured.values()])
 
     @cached_property
     def _gains(self) -> NDArray[np.float64]:
@@ -288,8 +312,8 @@ class Choice:
 
     @cached_property
     def halves(self) -> list[tuple[int, float]]:
-        """What each half of the units would choose, and what this scores on the other half; empty with fewer than four."""
-        if len(self.units) < 4:
+        """What each half of the units would choose, and what this scores on the other half; empty with fewer than LEAST_UNITS."""
+        if len(self.units) < LEAST_UNITS:
             return []
         scores = scores_of(self.units)[1]
         chosen = [pick(self.units[start::2]) for start in (0, 1)]
@@ -304,13 +328,13 @@ class Choice:
     @property
     def doubt(self) -> str:
         """Why it stays with `default`; empty if it does not."""
-        if len(self.units) < 2:
-            return "the time ran out" if self.out_of_time else "no case could be used"
+        if len(self.units) < LEAST_UNITS:
+            return "the time ran out before enough was tried" if self.out_of_time else "no case could be used"
         if float(np.median(self.agreements)) < LEAST_AGREEMENT:
             return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
         if self.best == 0:
             return f"no other set gains {100 * LEAST_GAIN:g} point of Dice in every kind of noise"
-        if self.halves and sum(score for _, score in self.halves) <= 0.0:
+        if sum(score for _, score in self.halves) <= 0.0:
             return "what one half of the synthetic cases would choose does not help the other half"
         return ""
 
@@ -321,13 +345,16 @@ class Choice:
 
     def describe(self) -> str:
         """Return the verdict in plain English."""
-        on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
-        early = "the time ran out before all was tried; " if self.out_of_time and len(self.units) > 1 else ""
+        if len(self.units) < LEAST_UNITS:
+            return f"it stays with `{DEFAULT}`: {self.doubt}"
+        on = f"on synthetic cases made from {counted(len(self.measured), 'case')}"
+        early = "the time ran out before all was tried; " if self.out_of_time else ""
         if self.doubt:
             return f"{early}it stays with `{DEFAULT}`: {self.doubt}, {on}"
         halves = sum(score > 0.0 for _, score in self.halves)
-        sure = f"better with {sum(gain > 0.0 for gain in self.seeds)} of {counted(len(self.seeds), 'seed')} of the noise" + (
-            f"; what one half would choose helps the other in {halves} of 2 halves" if self.halves else ""
+        sure = (
+            f"better with {sum(gain > 0.0 for gain in self.seeds)} of {counted(len(self.seeds), 'seed')} of the noise"
+            f"; what one half of the {'cases' if self._units_are_cases else 'draws'} would choose helps the other in {halves} of 2 halves"
         )
         gain = f"{100 * self.gains[self.best]:+.2f} points of Dice against `{DEFAULT}`"
         return f"{early}chosen: {self.chosen.name}: {gain} {on} ({sure}). That is no proof: look at the results, or measure with labels"
@@ -339,7 +366,7 @@ class Choice:
             "gain": 0.0 if self.doubt else self.gains[self.best],
             "doubt": self.doubt,
             "sentence": self.describe(),
-            "cases": list(self.case_ids),
-            "left_out": list(self.left_out),
+            "cases": list(self.measured),
+            "left_out": dict(self.left_out),
             "seconds": self.seconds,
         }

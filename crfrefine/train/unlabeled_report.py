@@ -26,6 +26,7 @@ def write_choice(choice: Choice, options: UnlabeledOptions) -> list[str]:
         drawn = draw_scores(choice)
     except ImportError:
         notes.append("no picture of the scores: it needs matplotlib (pip install matplotlib)")
+        options.curves.unlink(missing_ok=True)  # One of an earlier run would be taken for this one's.
     else:
         write_small_file(options.curves, drawn)
     content = json.dumps(without_nonfinite(make_report(choice, options)), indent=2, allow_nan=False) + "\n"
@@ -33,7 +34,7 @@ def write_choice(choice: Choice, options: UnlabeledOptions) -> list[str]:
     head = [
         f"Written by crfrefine {crfrefine.__version__}: chosen without labels, by synthetic cases made from the given ones.",
         choice.describe(),
-        f"Cases: {', '.join(choice.case_ids)}.",
+        f"Cases: {', '.join(choice.measured)}.",
     ]
     comment = "\n".join(line for text in head for line in textwrap.wrap(text, 118))
     write_small_file(options.output, choice.chosen.parameters.to_toml(comment).encode())
@@ -83,11 +84,9 @@ def draw_scores(choice: Choice) -> bytes:
     Raises:
         ImportError: there is no matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 5.0), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float]]] = {}
     for candidate, gain in zip(choice.candidates, choice.gains, strict=bool(choice.gains)):
@@ -102,7 +101,7 @@ def draw_scores(choice: Choice) -> bytes:
     axes.minorticks_off()
     axes.set_xlabel("theta_alpha, voxels")
     axes.set_ylabel("points of Dice above default")
-    axes.set_title(f"synthetic cases made from {counted(len(choice.case_ids), 'case')}", fontsize=11)
+    axes.set_title(f"synthetic cases made from {counted(len(choice.measured), 'case')}", fontsize=11)
     axes.grid(color="#E0E0E0", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False)
     buffer = BytesIO()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.failures import expected_error
-from crfrefine.base.text import counted, listed
+from crfrefine.base.failures import Causes, expected_error
+from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
-from crfrefine.errors import InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.runs.infer.inputs import find_inputs
@@ -68,7 +68,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
     choice = Search(inputs.cases, inputs.reading, observer, budget, seed=options.seed, threads=options.threads).run()
     if not choice.case_ids and not choice.out_of_time:
-        raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *choice.left_out]))
+        raise InputError("\n  ".join([f"{options.logits}: no case can be used to choose parameters", *causes_of(choice.left_out)]))
     for note in write_choice(choice, options):
         observer.note(note)
     return choice
@@ -86,6 +86,8 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
         CrfRefineError: the run is impossible, which is found out first.
     """
     plan = plan_run(options)
+    if options.parameters.mean_field.positions != "mm":
+        raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
     earlier = _recorded(options, plan.summary.inputs) if options.resume else None
     if earlier is not None:
         observer.note(f"parameters as an earlier run into this folder has chosen them: {earlier['choice'].get('chosen')}")
@@ -94,6 +96,8 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     choice = Search(
         inputs.cases, inputs.reading, observer, Budget(None), most_cases=MOST_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
     ).run()
+    if not choice.case_ids:
+        observer.note("\n  ".join(causes_of(choice.left_out)))
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
 
@@ -110,6 +114,12 @@ def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, 
     return max(chosen, key=lambda head: str(head.get("started", "")), default=None)
 
 
+def causes_of(left_out: Mapping[str, str]) -> list[str]:
+    """Return why cases are left out: of several with one cause, the first one whole and the others in a line."""
+    causes = Causes()
+    return [*(reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)), *causes.others()]
+
+
 def spread(count: int, most: int) -> list[int]:
     """Return at most `most` numbers below `count`, evenly spread, the first and the last one among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
@@ -122,7 +132,7 @@ def _coarseness(headers: CaseHeaders) -> float:
 
 
 class Search:
-    """The choice for some cases, of which a part is looked at; one that cannot be used is left out, with a note.
+    """The choice for some cases, of which a part of those with all files is looked at; one that cannot be used is left out.
 
     Args:
         files: the cases.
@@ -147,46 +157,50 @@ class Search:
         seed: int = 0,
         threads: int | None = None,
     ) -> None:
-        self._files = [files[number] for number in spread(len(files), most_cases)]
+        complete = [each for each in files if not each.problem]
+        self._files = [complete[number] for number in spread(len(complete), most_cases)]
+        self._left_out = {each.case_id: each.problem for each in files if each.problem}
         self._reading, self._observer, self._budget, self._seed = reading, observer, budget, seed
         self._overrides = overrides or {}
         self._threads = threads or available_threads()
         self._sources: list[Source] = []
-        self._left_out: list[str] = []
         self._lock = threading.Lock()  # of what follows, and of the observer
-        self._num_done = 0
+        self._num_tried = 0
+        self._is_over = False  # Threads end before their next set of parameters.
 
     def run(self) -> Choice:
         """Read the cases, try all candidates on synthetic ones, and return what was found."""
         self._observer.run_started(f"choosing parameters without labels: {counted(len(self._files), 'case')}")
         self._observer.stage_started("reading cases")
-        with Workers(self._threads, check=self._budget.check) as workers:
+        with Workers(self._threads, check=self._check) as workers:
             out_of_time = False
             try:
                 workers.run_one_by_one(self._add_source, self._files)
             except TimeIsUpError:
                 out_of_time = True
-            if self._left_out:
-                self._observer.note(f"{len(self._left_out)} of {counted(len(self._files), 'case')} not used: {listed(self._left_out)}")
             sources = self._sources
+            if sources and self._left_out:
+                self._observer.note("\n  ".join([f"{counted(len(self._left_out), 'case')} not used:", *causes_of(self._left_out)]))
             voxel = float(np.median([source.voxel for source in sources])) if sources else 1.0
             candidates = make_candidates(voxel, self._overrides)
             num_seeds = max(NUM_SEEDS, math.ceil(FEWEST_DRAWS / max(1, len(sources))))
             table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
             cells = [(case, seed) for seed in range(num_seeds) for case in range(len(sources))]
             try:
-                if not out_of_time:
+                if cells and not out_of_time:
                     self._observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
-                    workers.run(partial(self._score, candidates, table), cells)
+                    workers.run(partial(self._score, candidates, table, self._budget.spent_seconds), cells)
             except TimeIsUpError:
                 out_of_time = True
+            finally:
+                self._is_over = True
         return Choice(
             tuple(candidates),
             table,
             tuple(source.case_id for source in sources),
             tuple(source.dice for source in sources),
             tuple(source.agreement for source in sources),
-            tuple(self._left_out),
+            self._left_out,
             out_of_time,
             self._budget.spent_seconds,
         )
@@ -197,13 +211,28 @@ class Search:
             case = read_case(headers, self._reading, threads=threads)
             self._sources.append(make_source(case, CrfParameters().replace(**self._overrides), threads, _coarseness(headers)))
         except Exception as error:
-            self._left_out.append(str(expected_error(error, *files.images, *files.logits, files.mask)).partition("\n")[0])
+            self._left_out[files.case_id] = str(expected_error(error, *files.images, *files.logits, files.mask))
+        self._observer.progressed(0.0, None, f"{len(self._sources)} of {counted(len(self._files), 'case')} read")
 
-    def _score(self, candidates: Sequence[Candidate], table: NDArray[np.float64], cell: tuple[int, int], threads: int) -> None:
-        """Try all candidates on a case and a seed, and fill them in."""
+    def _score(
+        self, candidates: Sequence[Candidate], table: NDArray[np.float64], started: float, cell: tuple[int, int], threads: int
+    ) -> None:
+        """Try all candidates on a case and a seed, and fill them in; `started` is when the first of them began."""
         case, seed = cell
-        table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, self._budget.check)
-        with self._lock:
-            self._num_done += 1
-            share = self._num_done / (table.shape[0] * table.shape[1])
-            self._observer.progressed(share, self._budget.spent_seconds * (1.0 - share) / share)
+        num_trials = table.shape[0] * table.shape[1] * len(candidates)
+
+        def begin_trial() -> None:
+            self._check()
+            with self._lock:
+                share = self._num_tried / num_trials
+                left = (self._budget.spent_seconds - started) * (1.0 - share) / share if share else None
+                self._observer.progressed(share, left, f"{self._num_tried} of {num_trials} trials")
+                self._num_tried += 1
+
+        table[case, seed] = score_candidates(self._sources[case], candidates, (self._seed, seed, case), threads, begin_trial)
+
+    def _check(self) -> None:
+        """Raise TimeIsUpError if the time is up, or the run has ended."""
+        self._budget.check()
+        if self._is_over:
+            raise TimeIsUpError

@@ -5,6 +5,7 @@
 // x and intensity only, rows are then added into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the
 // number of axes, and the spline makes the kernel several times more accurate than a lattice with linear cells.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "cpu/grid.h"
@@ -20,7 +21,7 @@ namespace {
 // The voxels of a row are splatted in so many stretches, one voxel of each in turn: neighboring voxels touch overlapping cells, and a load
 // that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
-constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
+constexpr int64_t kBatchFloats = int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
 
 // Weights of the four cells around a point at fraction f of its cell.
 inline vfloat4 spline_weights(float f) {
@@ -52,6 +53,12 @@ void cover(float* array, Stretch& held, const Stretch& wanted) {
         if (!missing.is_empty()) std::fill(array + missing.begin, array + missing.end, 0.0f);
     held = held.with(wanted);
 }
+
+// A voxel's place along an axis: the first of the four cells around it, and their weights.
+struct Place {
+    int64_t cell;
+    vfloat4 weight;
+};
 
 // Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
 struct RowGroup {
@@ -93,11 +100,21 @@ void add_group(RowGroup& group, float* to, int64_t stride) {
     group = {};
 }
 
-// to = weighted sum of four rows that are `stride` apart
-inline void blend(float* to, const float* from, int64_t stride, vfloat4 weight, const Stretch& part) {
-    for (int64_t i = part.begin; i < part.end; i += kLanes)
-        store(to + i, load(from + i) * weight[0] + load(from + stride + i) * weight[1] + load(from + 2 * stride + i) * weight[2] +
-                          load(from + 3 * stride + i) * weight[3]);
+// Each of N rows, or planes, becomes the weighted sum of the same four, which are loaded once; in a part of them.
+template <int N>
+void blend_rows(float* to, const float* from, int64_t stride, const Place* places, const Stretch& part, int64_t to_stride) {
+    for (int64_t i = part.begin; i < part.end; i += kLanes) {
+        const vfloat a = load(from + i), b = load(from + stride + i), c = load(from + 2 * stride + i), d = load(from + 3 * stride + i);
+        for (int n = 0; n < N; ++n) {
+            const vfloat4 weight = places[n].weight;
+            store(to + n * to_stride + i, a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3]);
+        }
+    }
+}
+inline void blend(float* to, const float* from, int64_t stride, const Place* places, int64_t num_places, const Stretch& part,
+                  int64_t to_stride) {
+    with_constant<1, 2, 3, RowGroup::kGroup>(static_cast<int>(num_places),
+                                             [&](auto n) { blend_rows<n()>(to, from, stride, places, part, to_stride); });
 }
 
 // The smallest stretches around those that are up to `away` before or after each in a list; of a larger array, every `step`-th.
@@ -218,11 +235,6 @@ class GridFilter final : public Filter {
     std::string description() const override { return "grid (" + std::to_string(num_cells_) + " cells)"; }
 
    private:
-    struct Place {
-        int64_t cell;
-        vfloat4 weight;
-    };
-
     // What the voxels send, over `pre` if that is given; or the products with up to kColumns columns, side by side in every cell.
     struct Sent {
         const float* values;
@@ -665,7 +677,7 @@ class GridFilter final : public Filter {
             for (int64_t k = 0; k < kSpan; ++k) held = held.with(wide_[first + k * num_bands_]);
             held = held.within(wanted);
             if (!held.is_empty()) {
-                blend(plane + band * band_size_, grid_ + first * band_size_, plane_size_, axis_[0][p].weight, held);
+                blend(plane + band * band_size_, grid_ + first * band_size_, plane_size_, &axis_[0][p], 1, held, 0);
                 any = true;
             }
             cover(plane + band * band_size_, held, wanted);
@@ -681,15 +693,22 @@ class GridFilter final : public Filter {
             if (!part.is_empty() && !is_zero(from + part.begin, part.end - part.begin)) receive(position, from, scratch);
             return;
         }
-        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1];
-        for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
-            const int64_t below = position * voxels_.box_shape[axis] + i;
+        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1], length = voxels_.box_shape[axis];
+        const Place* const places = axis_[axis].data();
+        for (int64_t i = 0, end = 0; i < length; i = end) {
             Stretch part;
-            for (int64_t row = below * rows_below; row < (below + 1) * rows_below; ++row) part = part.with(reads[row]);
+            std::array<bool, RowGroup::kGroup> receives{};
+            for (end = i; end < length && end < i + RowGroup::kGroup && places[end].cell == places[i].cell; ++end)
+                for (int64_t row = (position * length + end) * rows_below; row < (position * length + end + 1) * rows_below; ++row) {
+                    part = part.with(reads[row]);
+                    receives[end - i] |= !reads[row].is_empty();
+                }
             if (part.is_empty()) continue;
-            const Place& place = axis_[axis][i];
-            blend(scratch, from + place.cell * size, size, place.weight, axis + 1 == last() ? part : Stretch{0, size});
-            slice_below(axis + 1, below, reads, scratch, scratch + size, receive);
+            if (axis + 1 < last()) part = {0, size};
+            blend(scratch, from + places[i].cell * size, size, places + i, end - i, part, size);
+            for (int64_t n = 0; n < end - i; ++n)
+                if (receives[n])
+                    slice_below(axis + 1, position * length + i + n, reads, scratch + n * size, scratch + RowGroup::kGroup * size, receive);
         }
     }
 

@@ -5,18 +5,13 @@ import threading
 import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here
-from tune_helpers import open_session, options_for, whole_result, write_labeled, write_large
+from tune_helpers import open_session, options_for, whole_result, write_large
 
 from crfrefine.apps.tune.planes import UNKNOWN, plane_bytes, stored_place, upright_box
 from crfrefine.apps.tune.work import NewestOnly
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
 
 
 @pytest.fixture

@@ -2,17 +2,12 @@
 
 import numpy as np
 import pytest
-from browser_helpers import missing_browser, open_browser, prefer, requested, resize, wait
-from tune_helpers import missing_server, open_page, write_labeled
+from browser_helpers import missing_browser, prefer, requested, resize, wait
+from tune_helpers import missing_server, open_page
 
 pytestmark = pytest.mark.skipif(
     bool(missing_browser() or missing_server()), reason=missing_browser() or missing_server() or "both are there"
 )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +19,6 @@ def saved(tmp_path_factory):
 def running(folders, saved):
     with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
         yield page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture

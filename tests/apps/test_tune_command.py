@@ -9,16 +9,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page, write_labeled
+from tune_helpers import missing_server, open_page
 
 from crfrefine.apps.tune import server
 
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
 
 
 def arguments(folders):

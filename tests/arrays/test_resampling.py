@@ -91,11 +91,7 @@ def test_volumes_are_resampled_as_by_simpleitk(grids):
     compare_with_itk(grids)
 
 
-@pytest.mark.parametrize(
-    ("direction", "is_parallel"),
-    [(PERMUTED, True), (SHEARED, False)],
-    ids=["permuted", "sheared"],
-)
+@pytest.mark.parametrize(("direction", "is_parallel"), [(PERMUTED, True), (SHEARED, False)], ids=["permuted", "sheared"])
 def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
     """Linear interpolation is exact for it, up to rounding in float32; beyond the outermost samples it continues as a constant."""
     shape, source_shape = (9, 16, 8), (5, 6, 8)

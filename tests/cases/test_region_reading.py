@@ -145,11 +145,9 @@ def test_regions_of_the_command_line():
     assert order.class_order == (2, 1, 4)
     assert parse_scheme([], None) is None
     for regions, class_order, told in (
-        (["whole=1+2+3+4", "core=1+3+4", "enhancing=4"], None, "--regions-class-order 1,2,3"),
         ([], "1,2", "it belongs to the regions of --regions"),
         (["a=1"], "1;2", "expected one label per region, separated by commas"),
         (["a=1", "a=2"], "1,2", "region 'a' appears twice"),
-        (["a=1", "b"], None, "expected NAME=LABEL"),
     ):
         with pytest.raises(ConfigError, match=".*" + told):
             parse_scheme(regions, class_order)

@@ -23,10 +23,7 @@ from cli_helpers import (
     write_folders,
 )
 
-
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path, "bad", "good")
+CASES = ("bad", "good")
 
 
 def with_value(value):

@@ -3,16 +3,11 @@
 import shutil
 
 import numpy as np
-import pytest
-from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
 from dicom_helpers import save, slices
 
+CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
-
-
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path, "c0", "c1", "c2")
 
 
 def test_logits_that_no_case_has_are_one_error(folders):

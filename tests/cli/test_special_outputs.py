@@ -4,17 +4,12 @@ import json
 import stat
 import subprocess
 
-import pytest
-from cli_helpers import FAST, files_in, infer, run_here, write_folders
+from cli_helpers import FAST, files_in, infer, run_here
 from evaluation_helpers import write_study
 from special_file_helpers import Reader, kind_of, make_pipe
 
+CASES = ("one", "two")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-
-
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path, "one", "two")
 
 
 def test_summary_and_preview_go_through_pipes(folders, tmp_path):

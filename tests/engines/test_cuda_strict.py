@@ -182,11 +182,7 @@ def borrowed(monkeypatch):
     )
     memory = SimpleNamespace(memory_reserved=lambda device: 100 + device, memory_allocated=lambda device: 30)
     current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=4000 + device), device=noted)
-    allocator = SimpleNamespace(
-        caching_allocator_alloc=allocate,
-        caching_allocator_delete=free,
-        OutOfMemoryError=_OutOfMemoryError,
-    )
+    allocator = SimpleNamespace(caching_allocator_alloc=allocate, caching_allocator_delete=free, OutOfMemoryError=_OutOfMemoryError)
     torch = SimpleNamespace(Tensor=_Tensor, cuda=SimpleNamespace(**vars(memory), **vars(current), **vars(allocator)))
     monkeypatch.setitem(sys.modules, "torch", torch)
     return notes, cupy

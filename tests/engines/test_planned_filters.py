@@ -25,15 +25,7 @@ def planned_and_built(image, mask=None, **changes):
     return backend.plan_filters(GridImage(image, mask, SPACING), spec, 2), built.filters
 
 
-@pytest.mark.parametrize(
-    ("name", "theta"),
-    [
-        ("auto", (1.0, 0.05)),
-        ("auto", (6.0, 0.3)),
-        ("auto", (30.0, 0.5)),
-        ("grid", (6.0, 0.3)),
-    ],
-)
+@pytest.mark.parametrize(("name", "theta"), [("auto", (1.0, 0.05)), ("auto", (6.0, 0.3)), ("auto", (30.0, 0.5)), ("grid", (6.0, 0.3))])
 def test_the_planned_filter_is_the_built_one(name, theta):
     changes = {"mean_field.filter": name, "bilateral.theta_alpha": theta[0], "bilateral.theta_beta": theta[1], "spatial.weight": 1.0}
     planned, built = planned_and_built(noisy_halves(), **changes)

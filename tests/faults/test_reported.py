@@ -6,14 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cli_helpers import GRID_SHAPE, load_nifti, write_case, write_folders
+from cli_helpers import GRID_SHAPE, load_nifti, write_case
 
-
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path, "good")
-
-
+CASES = ("good",)
 LIMITED = """
 import re, sys
 from pathlib import Path

@@ -16,9 +16,7 @@ STEPS = (1.0, 1.5, 3.0)
 
 # How the volumes are stored: from superior to inferior, right to left, posterior to anterior.
 STORED_SHAPE = (UPRIGHT_SHAPE[2], UPRIGHT_SHAPE[0], UPRIGHT_SHAPE[1])
-AFFINE = np.array(
-    [[0, -STEPS[0], 0, 40.0], [0, 0, STEPS[1], -7.0], [-STEPS[2], 0, 0, 3.0], [0, 0, 0, 1.0]],
-)
+AFFINE = np.array([[0, -STEPS[0], 0, 40.0], [0, 0, STEPS[1], -7.0], [-STEPS[2], 0, 0, 3.0], [0, 0, 0, 1.0]])
 
 
 def world_of(index):
@@ -38,6 +36,11 @@ def make_images(case, *, has_image=True, has_before=True):
     after[3:7, 9, 3:9] = 0
     image = np.random.default_rng(5).normal(100, 8, STORED_SHAPE).astype(np.float32) + 60 * (reference > 0)
     return CaseImages(case, image[None] if has_image else None, reference, before if has_before else None, after, AFFINE)
+
+
+def spread(num_cases, center, width):
+    """Changes around a center without ties among the magnitudes."""
+    return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
 
 
 def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):

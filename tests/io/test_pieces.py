@@ -1,5 +1,6 @@
 """Reading piece by piece, against the dense reader: every format, layout and type."""
 
+import binascii
 import bz2
 import gzip
 import threading
@@ -68,6 +69,7 @@ def as_text(values):
     return lambda data: " ".join(map(str, np.frombuffer(data, values.dtype))).encode()
 
 
+GZIP = {"encoding": "gzip", "encode": gzip.compress}
 WRITERS = {
     "npz": lambda folder, values: npz(folder / "a.npz", values),
     "npz, not compressed": lambda folder, values: npz(folder / "a.npz", values, save=np.savez),
@@ -80,15 +82,11 @@ WRITERS = {
     "mha, channels last": lambda folder, values: metaimage(folder / "a.mha", values, vectors=False),
     "nrrd of vectors": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 1),
     "nrrd, channels between": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 2),
-    "nrrd, channels slowest": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, encoding="gzip", encode=gzip.compress),
+    "nrrd, channels slowest": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, **GZIP),
     "nrrd, bzip2": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=1, encoding="bzip2", encode=bz2.compress),
     "nrrd, text": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=3, encoding="ascii", encode=as_text(values)),
-    "nrrd, hex": lambda folder, values: nrrd(
-        folder / "a.nrrd", values, channel_axis=0, encoding="hex", encode=lambda data: data.hex().encode()
-    ),
-    "nrrd, several files": lambda folder, values: nrrd(
-        folder / "a.nrrd", values, channel_axis=3, encoding="gzip", encode=gzip.compress, files=7
-    ),
+    "nrrd, hex": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, encoding="hex", encode=binascii.hexlify),
+    "nrrd, several files": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=3, **GZIP, files=7),
 }
 TYPES = ["float32", "uint8", "int8", "int16", "uint16", "int32", "float64"]
 SIZES = [1, 150, 1 << 26]  # Pieces of one plane, of some, of all channels.

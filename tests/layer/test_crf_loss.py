@@ -50,10 +50,7 @@ def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
     return float(value), gradient
 
 
-@pytest.mark.parametrize(
-    ("num_dims", "num_labels", "masked", "filter_name"),
-    [(2, 2, False, "exact"), (3, 5, True, "truncated")],
-)
+@pytest.mark.parametrize(("num_dims", "num_labels", "masked", "filter_name"), [(2, 2, False, "exact"), (3, 5, True, "truncated")])
 def test_value_and_gradient_are_those_of_the_dense_matrix(num_dims, num_labels, masked, filter_name):
     """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings. Each axis and modality has its own bandwidth."""
     case = random_case(num_dims, 2, num_labels, masked=masked)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser_helpers import missing_browser, open_browser, prefer, requested, resize, wait
+from browser_helpers import missing_browser, prefer, requested, resize, wait
 from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 
 from crfrefine.errors import InputError
@@ -52,12 +52,6 @@ const paths = [...drawn].map((path) => new Path2D(path.getAttribute("d")));
 const around = (x, y) => paths.findIndex((path) => context.isPointInPath(path, x + 0.5, y + 0.5, "evenodd"));
 return Array.from({length: rows}, (_, y) => Array.from({length: columns}, (_, x) => around(x, y) + 1));
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")

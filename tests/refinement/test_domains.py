@@ -97,11 +97,7 @@ def test_tiles_outside_the_mask_take_no_part():
     "model",
     [
         {"compatibility.kind": "matrix", "compatibility.matrix": ((0.0, -0.5), (-0.5, 0.0))},
-        {
-            "compatibility.kind": "matrix",
-            "compatibility.matrix": ((0.0, 0.5), (0.5, 0.0)),
-            "mean_field.normalization": "none",
-        },
+        {"compatibility.kind": "matrix", "compatibility.matrix": ((0.0, 0.5), (0.5, 0.0)), "mean_field.normalization": "none"},
     ],
     ids=["negative penalty", "matrix of plain sums"],
 )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_helpers import files_in, run_here, write_folders
+from cli_helpers import errors, files_in, run_here
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
@@ -16,12 +16,8 @@ from crfrefine.errors import CrfRefineError, UnexpectedError
 
 BUG = KeyError("There is no item named 'logits.npy'")
 
+CASES = ("bad", "good")
 QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    return write_folders(tmp_path, "bad", "good")
 
 
 def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
@@ -37,17 +33,12 @@ def break_reader(monkeypatch, error, name="bad", function="open_voxels"):
     monkeypatch.setattr(crfrefine.io.nifti, function, broken)
 
 
-def error_line(text):
-    (line,) = [line for line in text.splitlines() if line.startswith("crfrefine: error: ")]
-    return line
-
-
 @pytest.mark.parametrize("error", [BUG, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), AssertionError()], ids=repr)
 def test_infer_goes_on_after_whatever_a_reader_raises(folders, monkeypatch, error):
     break_reader(monkeypatch, error)
     result = run_here("infer", *folders.arguments, *QUICK, "--summary", folders.output / "summary.json", "-v", status=1)
     assert files_in(folders.output) == ["good.nii.gz", "summary.json"]
-    line = error_line(result.stderr)
+    (line,) = errors(result.stderr)
     assert line.startswith(f"crfrefine: error: case 'bad': {folders.images.parent}")
     assert f"unexpected {type(error).__name__}" in line
     assert "please report it" in line
@@ -66,8 +57,9 @@ def test_a_traceback_is_shown_on_request_alone_and_not_of_too_little_memory(fold
     assert files_in(folders.output) == []
     break_reader(monkeypatch, MemoryError())
     result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
-    assert "there is not enough memory to read it" in error_line(result.stderr)
-    assert "report" not in error_line(result.stderr)
+    (line,) = errors(result.stderr)
+    assert "there is not enough memory to read it" in line
+    assert "report" not in line
     assert "Traceback" not in result.stderr
 
 
@@ -84,7 +76,7 @@ def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage)
 
     monkeypatch.setattr(module, name, broken)
     result = run_here("infer", *folders.arguments, *QUICK, "-v", status=1)
-    line = error_line(result.stderr)
+    (line,) = errors(result.stderr)
     assert "case 'bad': " in line
     assert "unexpected ZeroDivisionError (a bug): a bug, please report it" in line
     assert ", in broken\n" in result.stderr
@@ -95,7 +87,7 @@ def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch):
     study = write_study(tmp_path)
     break_reader(monkeypatch, BUG, "after/case1")
     result = run_here(*study.arguments, status=1)
-    line = error_line(result.stderr)
+    (line,) = errors(result.stderr)
     assert line.startswith("crfrefine: error: case 'case1': ")
     assert f"{study.after / 'case1.nii.gz'}: cannot be read: unexpected KeyError" in line
     assert "please report it" in line
@@ -113,7 +105,7 @@ def test_info_and_convert_say_it_in_a_line(folders, monkeypatch, command):
         assert "1 case in order, 1 problem" in result.stdout
         assert f"wrong: case 'bad': {folders.images / 'bad_0000.nii.gz'}: cannot be read: unexpected KeyError" in result.stdout
     else:
-        assert "unexpected KeyError" in error_line(result.stderr)
+        assert "unexpected KeyError" in errors(result.stderr)[0]
     assert "Traceback" not in result.stderr
     assert ", in broken\n" in run_here(*arguments, "-v").stderr
 
@@ -123,7 +115,7 @@ def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch):
     break_reader(monkeypatch, IndexError("list index out of range"), "case1", "read_header")
     arguments = ("train-crf", tmp_path, "-o", tmp_path / "params.toml", "--threads", "2")
     result = run_here(*arguments, status=1)
-    line = error_line(result.stderr)
+    (line,) = errors(result.stderr)
     assert line.startswith("crfrefine: error: case 'case1': ")
     assert "unexpected IndexError (list index out of range)" in line
     assert "Traceback" not in result.stderr

@@ -6,9 +6,8 @@ import time
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cli_helpers import Folders, load_nifti, save_nifti, write_folders
+from cli_helpers import write_folders
 
 import crfrefine.cases.case
 from crfrefine.cases.case_files import CaseFiles
@@ -119,15 +118,6 @@ def test_parts_are_numbered_from_0():
     for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
         with pytest.raises(InputError, match="numbered from 0"):
             select_part([CaseFiles("a", (Path("a.nii"),))], num_parts, part_id)
-
-
-def test_two_dimensional_images(tmp_path):
-    rng = np.random.default_rng(0)
-    folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
-    save_nifti(folders.images / "a_0000.nii.gz", rng.integers(0, 99, (14, 9, 1), dtype=np.int16))
-    save_nifti(folders.logits / "a.nii.gz", rng.normal(0, 1, (14, 9, 1, 3)).astype(np.float32))
-    assert run_inference(options_for(folders, preview=True)).count("done") == 1
-    assert load_nifti(folders.output / "a.nii.gz").shape == (14, 9, 1)
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():

@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+from report_helpers import spread
 
 from crfrefine.metrics.registry import METRICS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
@@ -13,11 +14,6 @@ from crfrefine.statistics.paired import holm
 from crfrefine.statistics.verdict import Outcome, verdict
 
 TITLES = {"1": "1 front", "2": "2 back"}
-
-
-def _spread(num_cases, center, width):
-    """Changes around a center without ties among the magnitudes."""
-    return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
 
 
 def _table(changes, *, base=0.5, methods=("network", "crf")):
@@ -37,7 +33,7 @@ def _harm(table, regions=("1", "2"), **options):
 
 def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_significant():
     """Sensitivity falls in 24 of 30 cases and HD95 rises in 19 of 30, one clearly and one not; precision rises."""
-    falls = -0.01 * _spread(30, 0.6, 1.0)
+    falls = -0.01 * spread(30, 0.6, 1.0)
     distances = np.where(np.arange(30) < 19, 0.1, -0.2) + 1e-4 * np.arange(30)
     table = _table(
         {("dice", "1"): 0.01 + 0 * falls, ("sensitivity", "1"): falls, ("precision", "1"): -falls, ("hd95_mm", "1"): distances}, base=3.0
@@ -65,7 +61,7 @@ def test_every_metric_knows_its_direction():
     """Its value grows in every case, from above zero; worse for a metric of which less is better, and the reverse."""
     names = [name for name, metric in METRICS.items() if metric.better and not metric.follows and name not in ("dice", "nll")]
     for metric, sign in itertools.product(names, (1, -1)):
-        harm = _harm(_table({("dice", "1"): _spread(12, 0.1, 0.01), (metric, "1"): sign * _spread(12, 0.1, 0.02)}), ["1"])
+        harm = _harm(_table({("dice", "1"): spread(12, 0.1, 0.01), (metric, "1"): sign * spread(12, 0.1, 0.02)}), ["1"])
         is_worse = (METRICS[metric].better == "higher") == (sign < 0)
         assert [decline.metric for decline in harm.significant] == [metric] * is_worse
         assert harm.in_most_cases == ()
@@ -73,7 +69,7 @@ def test_every_metric_knows_its_direction():
 
 
 def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
-    changes = {("dice", "1"): _spread(20, 0.06, 0.01), ("dice", "2"): _spread(20, -0.02, 0.01)}
+    changes = {("dice", "1"): spread(20, 0.06, 0.01), ("dice", "2"): spread(20, -0.02, 0.01)}
     table = _table(changes)
     judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=200), titles=TITLES, num_resamples=200)
     assert judged.outcome == Outcome.HELPS
@@ -93,9 +89,9 @@ def test_dice_that_falls_in_most_cases_of_a_label_is_named_but_other_metrics_of_
     """Among many single regions some are worse in most cases by chance."""
     mostly = np.where(np.arange(10) < 6, -0.01, 0.02) + 1e-4 * np.arange(10)
     changes = {
-        ("dice", "1"): _spread(10, 0.1, 0.01),
+        ("dice", "1"): spread(10, 0.1, 0.01),
         ("dice", "2"): mostly,
-        ("precision", "1"): _spread(10, 0.1, 0.01),
+        ("precision", "1"): spread(10, 0.1, 0.01),
         ("precision", "2"): mostly,
     }
     harm = _harm(_table(changes))
@@ -112,7 +108,7 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
     The regions of a metric that is worse in the mean are listed, but not in the sentence.
     """
-    changes = {(metric, region): sign * _spread(20, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in "12"}
+    changes = {(metric, region): sign * spread(20, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in "12"}
     harm = _harm(_table(changes), titles=TITLES)
     assert [decline.name for decline in harm.significant] == ["sensitivity", "sensitivity of 1 front", "sensitivity of 2 back"]
     assert [decline.region for decline in harm.significant] == [MEAN, "1", "2"]
@@ -123,7 +119,7 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
     harm = _harm(_table(changes), regions)
     assert [(decline.name, decline.p_holm) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
     assert harm.num_comparisons == 1 + 2 * 30
-    changes = {("dice", region): _spread(20, -0.05, 0.01) if int(region) < 10 else _spread(20, 0.5, 0.01) for region in regions[:12]}
+    changes = {("dice", region): spread(20, -0.05, 0.01) if int(region) < 10 else spread(20, 0.5, 0.01) for region in regions[:12]}
     harm = _harm(_table(changes), regions[:12])
     assert len(harm.significant) == 9
     assert harm.headline.endswith("Dice of 6 and 3 more")
@@ -133,16 +129,16 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
 def test_where_nothing_is_worse_the_sentence_says_what_was_compared():
     """IoU is a function of Dice; precision that rises in 7 of 9 cases and falls far in two is no majority, but not "no worse" either."""
-    harm = _harm(_table({("dice", "1"): _spread(9, -0.1, 0.01), ("iou", "1"): _spread(9, -0.1, 0.01)}), ["1"])
+    harm = _harm(_table({("dice", "1"): spread(9, -0.1, 0.01), ("iou", "1"): spread(9, -0.1, 0.01)}), ["1"])
     assert (harm.num_comparisons, harm.sentence) == (0, "No other metric could be compared.")
     steps = np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
     assert steps.mean() < 0
-    harm = _harm(_table({("dice", "1"): _spread(9, 0.1, 0.01), ("precision", "1"): steps}), ["1"])
+    harm = _harm(_table({("dice", "1"): spread(9, 0.1, 0.01), ("precision", "1"): steps}), ["1"])
     assert (harm.significant, harm.in_most_cases) == ((), ())
     assert harm.sentence == "No other metric got worse in most cases."
     half = np.where(np.arange(8) < 4, 0.01, -0.02) + 1e-4 * np.arange(8)
-    assert _harm(_table({("dice", "1"): _spread(8, 0.1, 0.01), ("precision", "1"): half}), ["1"]).in_most_cases == (), "half is not most"
-    harm = _harm(_table({(metric, region): _spread(9, 0.1, 0.01) for metric in ("dice", "precision") for region in "12"}))
+    assert _harm(_table({("dice", "1"): spread(8, 0.1, 0.01), ("precision", "1"): half}), ["1"]).in_most_cases == (), "half is not most"
+    harm = _harm(_table({(metric, region): spread(9, 0.1, 0.01) for metric in ("dice", "precision") for region in "12"}))
     assert harm.sentence == "No other metric got worse in most cases, nor Dice in any region."
     assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
 
@@ -158,13 +154,13 @@ def test_with_few_cases_everything_is_named_as_not_significant():
 
 
 def test_praise_ends_with_what_is_worse_than_with_the_baseline_and_other_sentences_stay():
-    table = _table({("dice", "1"): _spread(20, 0.1, 0.01), ("precision", "1"): _spread(20, -0.1, 0.01)})
+    table = _table({("dice", "1"): spread(20, 0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
     rival = [Measurement(line.case, line.region, line.metric, 0.5, "rival") for line in table if line.method == "network"]
     table = ResultTable([*table, *rival])
     judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network", num_resamples=50), num_resamples=50)
     assert " It gains more than every simple method, the best of which is rival: crf +10.01, rival +0.00 points (p " in judged.sentence
     assert judged.sentence.endswith(" But significantly worse than with network: precision.")
-    table = _table({("dice", "1"): _spread(20, -0.1, 0.01), ("precision", "1"): _spread(20, -0.1, 0.01)})
+    table = _table({("dice", "1"): spread(20, -0.1, 0.01), ("precision", "1"): spread(20, -0.1, 0.01)})
     judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=50), num_resamples=50)
     assert judged.outcome == Outcome.HURTS
     assert judged.sentence == verdict(table, "crf", "network", num_resamples=50).sentence

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -12,9 +14,11 @@ from scipy.ndimage import gaussian_filter, zoom
 
 import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.cli import training_reporting
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.train import synthetic, unlabeled, unlabeled_run
+from crfrefine.train.budget import TimeIsUpError
 from crfrefine.train.synthetic import Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
 
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
@@ -141,7 +145,10 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     noisy = choose(write_data(tmp_path / "noisy", "noisy")).stdout.splitlines()
     clean = choose(write_data(tmp_path / "clean", "clean")).stdout.splitlines()
     assert noisy[-1].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
-    assert "on synthetic cases made from 2 cases (better with 2 of 2 seeds of the noise; what one half would choose helps" in noisy[-1]
+    assert (
+        "on synthetic cases made from 2 cases (better with 2 of 2 seeds of the noise; what one half of the draws would choose helps"
+        in noisy[-1]
+    )
     assert clean[-1].startswith("verdict: it stays with `default`: ")
     wreck = choose(write_data(tmp_path / "wreck", "wreck")).stdout.splitlines()
     assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in wreck[-1]
@@ -187,9 +194,10 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     (tmp_path / "logits" / "case2.nii.gz").write_bytes(b"nothing")
     (tmp_path / "labels").mkdir()
     three = choose(tmp_path)
-    assert "note: 2 of 3 cases not used: case 'case1': no label has enough voxels to compare, " in three.stderr
+    assert "note: 2 cases not used:\n  case 'case1': no label has 30 voxels, which a comparison needs\n" in three.stderr
     assert "/labels is not read: --unlabeled chooses without labels" in three.stderr
     assert report_of(tmp_path)["choice"]["cases"] == ["case0"]
+    assert list(report_of(tmp_path)["choice"]["left_out"]) == ["case1", "case2"]
     save_nifti(tmp_path / "logits" / "case0.nii.gz", network(anatomy(0), "noisy", 0).argmax(axis=0).astype(np.uint8), AFFINE)
     message = errors(choose(tmp_path, status=1).stderr)[0]
     assert "no case can be used to choose parameters" in message
@@ -237,9 +245,7 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
         return unlabeled.Choice(tuple(candidates[: table.shape[3] - 1]), table, tuple("abcdef"), (0.7,) * 6, agreements)
 
     assert choice(table_of([0.02, 0.04, 0.03])).chosen.name == "2"
-    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith(
-        "`default` changes so many of the network's labels"
-    )
+    assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith("`default` changes so many of the network's")
     assert choice(table_of([0.0, -0.01])).chosen.name == "0"
     assert choice(table_of([0.008, 0.004])).doubt.startswith("no other set gains 1 point of Dice in every kind of noise")
     assert choice(table_of([0.1, 0.1], spread=0.6)).chosen.name == "0"  # too scattered to be sure
@@ -247,9 +253,81 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     hurt[:, :, 1, 3] -= 0.055
     assert choice(hurt).chosen.name == "1"
     unfinished = table_of([0.02, 0.04, 0.03])
-    unfinished[3:] = np.nan
-    assert choice(unfinished).units.shape == (3, 2, 5)
+    unfinished[4:] = np.nan
+    assert choice(unfinished).units.shape == (4, 2, 5)
     assert choice(unfinished).chosen.name == "2"
+    assert "made from 4 cases (better with 1 of 1 seed of the noise; what one half of the cases would" in choice(unfinished).describe()
+    assert choice(unfinished).to_dict()["cases"] == ["a", "b", "c", "d"]
+    unfinished[3:] = np.nan
+    early = replace(choice(unfinished), out_of_time=True)  # Too little to compare halves.
+    assert early.describe() == "it stays with `default`: the time ran out before enough was tried"
+    assert early.chosen.name == "0"
+
+
+def test_sets_are_named_by_what_they_hold_and_tried_once():
+    held = {"bilateral.theta_alpha": [5.0, 5.0, 9.0], "bilateral.weight": 3.0}
+    found = unlabeled.make_candidates(1.46, held)
+    assert [each.name for each in found[1:]] == [f"theta_alpha 5 5 9 mm, weight 3, volume.weight {volume}" for volume in ("0", "0.75")]
+    assert all(each.parameters == each.parameters.replace(**held) for each in found)
+
+
+@pytest.mark.usefixtures("few")
+def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
+    write_data(tmp_path, "noisy", 5)
+    monkeypatch.setattr(unlabeled_run, "MOST_CASES", 3)
+    for number in range(5):
+        save_nifti(tmp_path / "images" / f"case{number}_0001.nii.gz", np.ones(GRID_SHAPE, np.float32), AFFINE)
+    for number in (0, 4):
+        (tmp_path / "images" / f"case{number}_0001.nii.gz").unlink()
+    monkeypatch.setattr(unlabeled_run, "score_candidates", lambda *_: np.zeros((4, 10)))
+    result = choose(tmp_path)
+    assert report_of(tmp_path)["choice"]["cases"] == ["case1", "case2", "case3"]
+    assert "note: 2 cases not used:\n  case 'case0': expected the modalities 0000, 0001, as in the other cases; " in result.stderr
+    assert "1 more case failed like 'case0' (case4)" in result.stderr
+
+
+@pytest.mark.usefixtures("few")
+def test_what_differs_in_lines_is_told_whole(tmp_path):
+    write_data(tmp_path, "noisy", 2)
+    for path in (tmp_path / "logits").iterdir():
+        save_nifti(path, np.moveaxis(network(anatomy(0), "noisy", 0), 0, -1)[:, :, 3:], AFFINE)
+    assert "Or give --resample" in choose(tmp_path, status=1).stderr
+    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "-c", "auto", status=1)
+    chosen = result.stderr.partition("it stays with `default`: no case could be used\n")[0]
+    assert "Or give --resample" in chosen
+
+
+@pytest.mark.usefixtures("few")
+def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_reporting, "_SECONDS_BETWEEN_LINES", 0.0)
+    lines = choose(write_data(tmp_path, "noisy"), "--threads", 1).stderr.splitlines()
+    assert {"  1 of 2 cases read", "  2 of 2 cases read", "  0 of 36 trials"} <= set(lines)
+    assert any(line.startswith("  35 of 36 trials; about ") for line in lines)
+
+
+@pytest.mark.usefixtures("few")
+def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
+    """Another thread may be in the midst of minutes of work."""
+    second_runs, stopped = threading.Event(), []
+
+    def score(source, candidates, seed, threads, check):
+        if not seed[2]:
+            second_runs.wait(10)
+            raise KeyboardInterrupt
+        second_runs.set()
+        for _ in range(100):
+            try:
+                check()
+            except TimeIsUpError:
+                stopped.append(seed)
+                raise
+            time.sleep(0.1)
+
+    monkeypatch.setattr(unlabeled_run, "score_candidates", score)
+    with pytest.raises(BaseException, match="interrupted"):
+        choose(write_data(tmp_path, "noisy"), "--threads", 2)
+    assert stopped
+    assert files_in(tmp_path / "out") == []
 
 
 def test_when_the_time_is_over_it_stays_with_default(tmp_path):
@@ -281,7 +359,10 @@ def test_neither_pytorch_nor_matplotlib_is_needed(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = choose(write_data(tmp_path, "noisy", 1))
+    write_data(tmp_path, "noisy", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "params.curves.png").write_bytes(b"of an earlier run")
+    result = choose(tmp_path)
     assert "note: no picture of the scores: it needs matplotlib" in result.stderr
     assert files_in(tmp_path / "out") == ["params.report.json", "params.toml"]
 
@@ -293,16 +374,12 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     first = run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
     assert "chosen: theta_alpha 4.39 mm, " in first.stderr
     assert files_in(tmp_path / "out") == ["case0.nii.gz", "case1.nii.gz"]
-    assert files_in(tmp_path / "out" / ".crfrefine") == [next((tmp_path / "out" / ".crfrefine").iterdir()).name]
     (record,) = (tmp_path / "out" / ".crfrefine").iterdir()
     head = json.loads(record.read_text().splitlines()[0])
     used = CrfParameters.from_dict(head["parameters"])
     assert (used.bilateral[0].theta_alpha, used.postprocess.fill_holes) == (4.39, "each")
     assert head["choice"]["cases"] == ["case0", "case1"]
-    image, logits = (
-        load_nifti(tmp_path / "images" / "case1_0000.nii.gz"),
-        np.moveaxis(load_nifti(tmp_path / "logits" / "case1.nii.gz"), -1, 0),
-    )
+    image, logits = load_nifti(tmp_path / "images" / "case1_0000.nii.gz"), network(anatomy(1), "noisy", 1)
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
@@ -324,3 +401,5 @@ def test_auto_is_no_preset_and_a_file_of_this_name_is_a_path(tmp_path, monkeypat
     assert "choosing parameters" not in result.stderr
     early = run_here("infer", "-i", "images", "-p", "logits", "-o", "images", "-c", "auto", status=1)
     assert "choosing parameters" not in early.stderr  # What is impossible is found out first.
+    voxels = ("-c", "auto", "--set", "mean_field.positions=voxels")
+    assert "mean_field.positions: " in run_here("infer", "-i", "images", "-p", "logits", "-o", "out2", *voxels, status=1).stderr
