@@ -384,6 +384,11 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
 
+    other = run_here(*arguments, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json", status=0)
+    assert "trying 5 sets of parameters" in other.stderr  # Others than those that it had chosen from.
+    assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
+    run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
+
     (tmp_path / "out" / "case1.nii.gz").unlink()
     monkeypatch.delattr(unlabeled_run, "make_source")  # It is not to choose again.
     again = run_here(*arguments, "--continue", status=0)
