@@ -136,6 +136,7 @@ def test_few_voxels_have_no_part_and_thick_slices_stay():
     assert np.isnan(dice_of(found, truth, ((2,),)))
     assert halving((9, 8, 7), (1.0, 1.4, 2.5)) == [2, 1, 1]
     assert halving((7, 8, 7), (1.0, 1.0, 2.5)) == [1, 2, 1]
+    assert halving((9, 8, 1), (1.0, 1.4, 0.5)) == [2, 1, 1]  # A picture in three axes stays one.
     values = np.arange(60.0).reshape(1, 5, 4, 3)
     np.testing.assert_allclose(block_means(values, (2, 2, 1))[0, 1, 0], values[0, 2:4, :2].mean(axis=(0, 1)))
 
