@@ -125,7 +125,7 @@ class Source:
     truths: tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]  # refined, network's own: (*box) labels, logits that decode to them
     dice: float  # that the network expects of itself
     agreement: float  # Dice of the network's own labels to the refined ones
-    noise_voxels: float  # how many voxels of the synthetic case a voxel of the noise is long: those of the network's grid, if it is coarser
+    noise_voxels: float  # how many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see `docs/decisions`
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:

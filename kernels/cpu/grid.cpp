@@ -5,6 +5,7 @@
 // x and intensity only, rows are then added into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the
 // number of axes, and the spline makes the kernel several times more accurate than a lattice with linear cells.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "cpu/grid.h"
@@ -20,7 +21,7 @@ namespace {
 // The voxels of a row are splatted in so many stretches, one voxel of each in turn: neighboring voxels touch overlapping cells, and a load
 // that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
-constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
+constexpr int64_t kBatchFloats = int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
 
 // Weights of the four cells around a point at fraction f of its cell.
 inline vfloat4 spline_weights(float f) {
@@ -30,6 +31,12 @@ inline vfloat4 spline_weights(float f) {
 }
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// A voxel's place along an axis: the first of the four cells around it, and their weights.
+struct Place {
+    int64_t cell;
+    vfloat4 weight;
+};
 
 // Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
 struct RowGroup {
@@ -67,11 +74,20 @@ void add_group(RowGroup& group, float* to, int64_t stride, int64_t length) {
     group.count = 0;
 }
 
-// to = weighted sum of four rows
-inline void blend(float* to, const float* const (&from)[kSpan], vfloat4 weight, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes)
-        store(to + i, load(from[0] + i) * weight[0] + load(from[1] + i) * weight[1] + load(from[2] + i) * weight[2] +
-                          load(from[3] + i) * weight[3]);
+// Each of N rows, or planes, becomes the weighted sum of the same four, which are loaded once.
+template <int N>
+void blend_rows(float* to, int64_t stride, const float* const (&from)[kSpan], const Place* places, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const vfloat a = load(from[0] + i), b = load(from[1] + i), c = load(from[2] + i), d = load(from[3] + i);
+        for (int n = 0; n < N; ++n) {
+            const vfloat4 weight = places[n].weight;
+            store(to + n * stride + i, a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3]);
+        }
+    }
+}
+inline void blend(float* to, int64_t stride, const float* const (&from)[kSpan], const Place* places, int64_t num_places, int64_t count) {
+    with_constant<1, 2, 3, RowGroup::kGroup>(static_cast<int>(num_places),
+                                             [&](auto n) { blend_rows<n()>(to, stride, from, places, count); });
 }
 
 // Calls body(begin, end) for each longest stretch of marked indices below `count`.
@@ -171,11 +187,6 @@ class GridFilter final : public Filter {
     std::string description() const override { return "grid (" + std::to_string(num_cells_) + " cells)"; }
 
    private:
-    struct Place {
-        int64_t cell;
-        vfloat4 weight;
-    };
-
     // What the voxels send, over `pre` if that is given; or the products with up to kColumns columns, side by side in every cell.
     struct Sent {
         const float* values;
@@ -573,6 +584,12 @@ class GridFilter final : public Filter {
         return false;
     }
 
+    bool any_row_receives(int64_t first, int64_t count) const {
+        for (int64_t row = first; row < first + count; ++row)
+            if (row_receives(row)) return true;
+        return false;
+    }
+
     // receive(plane, row, cells, memory): for each row that has something to receive; memory: room for the voxels of a row.
     template <class Receive>
     void slice(Receive&& receive) {
@@ -608,7 +625,7 @@ class GridFilter final : public Filter {
             if (is_zero) {
                 std::fill_n(plane + band * band_size_, band_size_, 0.0f);
             } else {
-                blend(plane + band * band_size_, from, axis_[0][p].weight, band_size_);
+                blend(plane + band * band_size_, 0, from, &axis_[0][p], 1, band_size_);
                 any = true;
             }
         }
@@ -621,16 +638,19 @@ class GridFilter final : public Filter {
             if (!is_zero(from, level_[axis])) receive(position, from, scratch);
             return;
         }
-        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1];
-        for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
-            const int64_t below = position * voxels_.box_shape[axis] + i;
+        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1], length = voxels_.box_shape[axis];
+        const Place* const places = axis_[axis].data();
+        for (int64_t i = 0, end = 0; i < length; i = end) {
             bool any = false;
-            for (int64_t row = below * rows_below; !any && row < (below + 1) * rows_below; ++row) any = row_receives(row);
+            std::array<bool, RowGroup::kGroup> receives{};
+            for (end = i; end < length && end < i + RowGroup::kGroup && places[end].cell == places[i].cell; ++end)
+                any |= receives[end - i] = any_row_receives((position * length + end) * rows_below, rows_below);
             if (!any) continue;
-            const Place& place = axis_[axis][i];
-            const float* const first = from + place.cell * size;
-            blend(scratch, {first, first + size, first + 2 * size, first + 3 * size}, place.weight, size);
-            slice_below(axis + 1, below, scratch, scratch + size, receive);
+            const float* const first = from + places[i].cell * size;
+            blend(scratch, size, {first, first + size, first + 2 * size, first + 3 * size}, places + i, end - i, size);
+            for (int64_t n = 0; n < end - i; ++n)
+                if (receives[n])
+                    slice_below(axis + 1, position * length + i + n, scratch + n * size, scratch + RowGroup::kGroup * size, receive);
         }
     }
 

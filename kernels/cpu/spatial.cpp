@@ -306,16 +306,16 @@ class SpatialFilter final : public Filter {
     }
 
     // Room for `size` numbers between `margin` zeros on either side.
-    static float* padded_copy(std::vector<float>& scratch, int64_t size, int64_t margin) {
-        if (static_cast<int64_t>(scratch.size()) < size + 2 * margin) scratch.resize(size + 2 * margin);
-        float* const first = scratch.data() + margin;
-        std::fill(scratch.data(), first, 0.0f);
+    static float* padded_copy(Buffer<float>& scratch, int64_t size, int64_t margin) {
+        if (scratch.size < size + 2 * margin) scratch = Buffer<float>(size + 2 * margin);
+        float* const first = scratch.get() + margin;
+        std::fill(scratch.get(), first, 0.0f);
         std::fill(first + size, first + size + margin, 0.0f);
         return first;
     }
 
     // Rows of the last axis, one after another, in place; values beyond their ends are zero.
-    static void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
+    static void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, Buffer<float>& scratch) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1, margin = std::max<int64_t>(radius, kLanes) + kLanes;
         float* const center = padded_copy(scratch, length, margin);
         for (int64_t r = 0; r < num_rows; ++r) {
@@ -364,7 +364,7 @@ class SpatialFilter final : public Filter {
     }
 
     // One of an axis's panels, some neighboring columns, in place.
-    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, std::vector<float>& scratch) const {
+    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch) const {
         const int64_t stride = stride_of(axis), panels = num_panels(stride);
         const int64_t first = number / panels * voxels_.box_shape[axis] * stride + number % panels * kColumns;
         filter_panel(axis, number, taps, scratch, IntoBox{box_ + first, stride});
@@ -372,7 +372,7 @@ class SpatialFilter final : public Filter {
 
     // The same, with another place for what results.
     template <class Target>
-    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, std::vector<float>& scratch, const Target& target) const {
+    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
         const int64_t stride = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(stride);
         const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
         const float* const panel = box_ + number / panels * length * stride + column;
@@ -460,7 +460,8 @@ class SpatialFilter final : public Filter {
     std::vector<int64_t> first_run_;                      // of each slab, and the end
     std::vector<std::vector<Stretch>> needed_;            // per axis but the last: of each panel
     float* box_ = nullptr;                                // in the workspace
-    std::vector<std::vector<float>> scratch_, own_rows_;  // per thread
+    std::vector<Buffer<float>> scratch_;                  // per thread: rows begin at cache lines
+    std::vector<std::vector<float>> own_rows_;            // per thread
 };
 
 }  // namespace

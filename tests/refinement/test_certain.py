@@ -29,15 +29,18 @@ def case():
     return logits.astype(np.float32), image.astype(np.float32)
 
 
-def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(case):
-    """Certain voxels beside uncertain ones; and a network that is nowhere certain has all labels everywhere."""
-    found, threaded = refine(*case), refine(*case, threads=3)
+@pytest.mark.parametrize("theta_alpha", [1.0, 1.9])
+def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(case, theta_alpha):
+    """Certain voxels beside uncertain ones, in the same cells, too; a network that is nowhere certain has all labels everywhere."""
+    case = [np.ascontiguousarray(array[..., ::-1, :]) for array in case]
+    changes = {"bilateral.theta_alpha": theta_alpha}
+    found, threaded = refine(*case, **changes), refine(*case, threads=3, **changes)
     assert found.channels.tiles is not None
     assert "grid" in found.filters[0]
     np.testing.assert_array_equal(found.logits, threaded.logits)
-    assert refine(case[0] * np.float32(0.05), case[1]).channels.tiles is None
-    everywhere = refine(*case, **{"mean_field.label_threshold": 0.0})
-    exact = refine(*case, **{"mean_field.label_threshold": 0.0, "mean_field.filter": "exact"})
+    assert refine(case[0] * np.float32(0.05), case[1], **changes).channels.tiles is None
+    everywhere = refine(*case, **{"mean_field.label_threshold": 0.0}, **changes)
+    exact = refine(*case, **{"mean_field.label_threshold": 0.0, "mean_field.filter": "exact"}, **changes)
     assert np.abs(found.marginals - everywhere.marginals).max() < 1e-4
     errors = [np.sqrt(np.mean((result.marginals - exact.marginals) ** 2)) for result in (found, everywhere)]
     assert errors[0] < 1.01 * errors[1] < 0.002

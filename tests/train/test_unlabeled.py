@@ -136,6 +136,7 @@ def test_few_voxels_have_no_part_and_thick_slices_stay():
     assert np.isnan(dice_of(found, truth, ((2,),)))
     assert halving((9, 8, 7), (1.0, 1.4, 2.5)) == [2, 1, 1]
     assert halving((7, 8, 7), (1.0, 1.0, 2.5)) == [1, 2, 1]
+    assert halving((9, 8, 1), (1.0, 1.4, 0.5)) == [2, 1, 1]  # A picture in three axes stays one.
     values = np.arange(60.0).reshape(1, 5, 4, 3)
     np.testing.assert_allclose(block_means(values, (2, 2, 1))[0, 1, 0], values[0, 2:4, :2].mean(axis=(0, 1)))
 
@@ -379,6 +380,11 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
+
+    other = run_here(*arguments, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json", status=0)
+    assert "trying 5 sets of parameters" in other.stderr  # Others than those that it had chosen from.
+    assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
+    run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
 
     (tmp_path / "out" / "case1.nii.gz").unlink()
     monkeypatch.delattr(unlabeled_run, "make_source")  # It is not to choose again.
