@@ -154,8 +154,8 @@ def noise_scale(
 
 
 def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
-    """Return by how much each axis is coarsened next: 2 for the finest one (the longest of equals), else 1."""
-    finest = min(range(len(shape)), key=lambda axis: (spacing[axis], -shape[axis]))
+    """Return by how much each axis is coarsened next: 2 for the finest one of more than a voxel (the longest of equals), else 1."""
+    finest = min((axis for axis, size in enumerate(shape) if size > 1), key=lambda axis: (spacing[axis], -shape[axis]))
     return [2 if axis == finest else 1 for axis in range(len(shape))]
 
 

@@ -72,13 +72,10 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parameters to choose from, and what they are called; the numbers are for the report, none for `default`."""
+    """Parameters to choose from, and what they are called."""
 
     name: str
     parameters: CrfParameters
-    theta_alpha_voxels: float | None = None
-    weight: float | None = None
-    volume_weight: float | None = None
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidate]:
@@ -104,21 +101,15 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Candidat
         }
         parameters = default.replace(**{**changes, **overrides})
         if parameters not in [each.parameters for each in found]:  # Overrides may make some equal.
-            found.append(Candidate(_name_of(parameters), parameters, alpha, weight, volume))
+            found.append(Candidate(_name_of(parameters), parameters))
     return found
 
 
 def _name_of(parameters: CrfParameters) -> str:
     """Return what tells a built-in set from the others."""
-    kernel, volume = parameters.bilateral[0], parameters.volume
-    return ", ".join(
-        f"{name} {' '.join(f'{number:g}' for number in np.atleast_1d(values))}{unit}"
-        for name, values, unit in (
-            ("theta_alpha", kernel.theta_alpha, " mm"),
-            ("weight", kernel.weight, ""),
-            ("volume.weight", volume.weight, ""),
-        )
-    )
+    kernel = parameters.bilateral[0]
+    entries = ("theta_alpha", kernel.theta_alpha, " mm"), ("weight", kernel.weight, ""), ("volume.weight", parameters.volume.weight, "")
+    return ", ".join(f"{name} {' '.join(f'{number:g}' for number in np.atleast_1d(values))}{unit}" for name, values, unit in entries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +125,7 @@ class Source:
     truths: tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]  # refined, network's own: (*box) labels, logits that decode to them
     dice: float  # that the network expects of itself
     agreement: float  # Dice of the network's own labels to the refined ones
-    noise_voxels: float  # how many voxels of the synthetic case a voxel of the noise is long: those of the network's grid, if it is coarser
+    noise_voxels: float  # how many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see `docs/decisions`
 
 
 def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0) -> Source:
@@ -164,10 +155,8 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
     mask = mask if padding is None else mask & ~padding
     expected = expected_dice(case.logits, mask, channels)
-    box = bounding_box(((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask)
-    if box is None or np.isnan(expected):
-        raise InputError(f"case {case.case_id!r}: no label has {LEAST_VOXELS} voxels, which a comparison needs")
-    box = tuple(slice(max(0, one.start - MARGIN), one.stop + MARGIN) for one in box)
+    foreground = ((result.label_map != 0) | (channels.decode(case.logits) != 0)) & mask
+    box = tuple(slice(max(0, one.start - MARGIN), one.stop + MARGIN) for one in bounding_box(foreground) or ())
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
     logits, refined = (np.where(mask, found[(slice(None), *box)], np.float32(0.0)) for found in (case.logits, result.logits))
@@ -177,7 +166,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
         spacing *= factors
     truths = [np.where(mask, channels.decode(found), 0) for found in (refined, logits)]
-    if any(np.isnan(dice_of(truth, truth, channels.groups)) for truth in truths):
+    if np.isnan([expected, *(dice_of(truth, truth, channels.groups) for truth in truths)]).any():
         raise InputError(f"case {case.case_id!r}: no label has {LEAST_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
     agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
@@ -296,14 +285,9 @@ class Choice:
         return np.concatenate([np.zeros((0, *self.table.shape[2:])), *self.measured.values()])
 
     @cached_property
-    def _gains(self) -> NDArray[np.float64]:
-        """(units, candidates) Dice above `default`, the mean over kinds."""
-        return np.asarray(scores_of(self.units)[0].mean(axis=1))
-
-    @cached_property
     def gains(self) -> list[float]:
         """Mean Dice of each candidate above `default`; empty if nothing was measured."""
-        return [float(gain) for gain in self._gains.mean(axis=0)] if len(self.units) else []
+        return [float(gain) for gain in scores_of(self.units)[0].mean(axis=1).mean(axis=0)] if len(self.units) else []
 
     @cached_property
     def best(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
 from datetime import UTC, datetime
@@ -89,10 +90,9 @@ def draw_scores(choice: Choice) -> bytes:
     figure = Figure(figsize=(9.0, 5.0), dpi=110)
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float]]] = {}
-    for candidate, gain in zip(choice.candidates, choice.gains, strict=bool(choice.gains)):
-        if candidate.theta_alpha_voxels is not None:
-            name = f"weight {candidate.weight:g}, volume.weight {candidate.volume_weight:g}"
-            lines.setdefault(name, []).append((candidate.theta_alpha_voxels, 100.0 * gain))
+    sets = itertools.product(unlabeled.THETA_ALPHA_VOXELS, unlabeled.WEIGHTS, unlabeled.VOLUME_WEIGHTS)
+    for (alpha, weight, volume), gain in zip(sets, choice.gains[1:], strict=bool(choice.gains)):
+        lines.setdefault(f"weight {weight:g}, volume.weight {volume:g}", []).append((alpha, 100.0 * gain))
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
     axes.axhline(0.0, color="#000000", linewidth=1.0, linestyle="dashed", label=unlabeled.DEFAULT)

@@ -79,7 +79,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
 
     Args:
         options: of the run.
-        overrides: entries that all parameters to choose from have, by their dotted keys.
+        overrides: entries that all parameters to choose from have, by their dotted keys; an earlier run that lacks them does not count.
         observer: receives the progress.
 
     Raises:
@@ -89,9 +89,9 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError("mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters")
     earlier = _recorded(options, plan.summary.inputs) if options.resume else None
-    if earlier is not None:
+    if earlier is not None and (chosen := CrfParameters.from_dict(earlier["parameters"])) == chosen.replace(**overrides):
         observer.note(f"parameters as an earlier run into this folder has chosen them: {earlier['choice'].get('chosen')}")
-        return replace(options, parameters=CrfParameters.from_dict(earlier["parameters"]).replace(**overrides), choice=earlier["choice"])
+        return replace(options, parameters=chosen, choice=earlier["choice"])
     inputs = find_inputs(options)
     choice = Search(
         inputs.cases, inputs.reading, observer, Budget(None), most_cases=MOST_CASES_OF_A_RUN, overrides=overrides, threads=options.threads

@@ -60,16 +60,6 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     assert np.unique(expected).tolist() == [0, 1, 3]
 
 
-def test_logits_of_a_part_of_the_image_leave_background_outside(tmp_path):
-    folders = write_folders(tmp_path, "a")
-    to_coarse(folders.logits / "a.nii.gz", shift=10.0)
-    summary = tmp_path / "summary.json"
-    result = infer(folders, "--resample", "--summary", summary, status=0)
-    assert json.loads(summary.read_text())["cases"][0]["num_padding_voxels"] == 10 * 15 * 11, "ten of 18 planes"
-    assert not load_nifti(folders.output / "a.nii.gz")[:10].any()
-    assert "1650 of 2970 voxels (55.6%); do the files belong together?" in result.stderr
-
-
 @pytest.mark.long
 def test_train_crf_takes_logits_of_another_grid(tmp_path, monkeypatch):
     shorten(monkeypatch)

@@ -29,13 +29,7 @@ def _values(case):
 
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "masked", "theta_alpha"),
-    [
-        (1, 2, False, 4.21),
-        (2, 1, True, 4.21),
-        (3, 1, False, 1.37),
-        (3, 2, True, 1.37),
-        (4, 1, False, 4.21),
-    ],
+    [(1, 2, False, 4.21), (2, 1, True, 4.21), (3, 1, False, 1.37), (3, 2, True, 1.37), (4, 1, False, 4.21)],
 )
 def test_the_grid_is_the_documented_one(compiled_backend, num_dims, num_modalities, masked, theta_alpha):
     """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
@@ -48,13 +42,7 @@ def test_the_grid_is_the_documented_one(compiled_backend, num_dims, num_modaliti
 
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "masked", "theta_alpha"),
-    [
-        (1, 4, True, 1.37),
-        (2, 1, True, 1.37),
-        (3, 1, False, 1.37),
-        (3, 2, True, 4.21),
-        (4, 4, False, 4.21),
-    ],
+    [(1, 4, True, 1.37), (2, 1, True, 1.37), (3, 1, False, 1.37), (3, 2, True, 4.21), (4, 4, False, 4.21)],
 )
 def test_the_lattice_is_the_transcribed_one(compiled_backend, num_dims, num_modalities, masked, theta_alpha):
     """The same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over voxels."""

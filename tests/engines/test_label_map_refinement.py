@@ -58,10 +58,7 @@ def test_labels_that_do_not_occur_do_not_matter(labels, image):
     weights[[0, 10, 52]] = 3.0, 5.0, 6.0
     found = refined(labels, image, parameters=PARAMETERS.replace(**{"bilateral.weight": weights.tolist()}))
     plain = refined(
-        one_hot(labels, (0, 10, 52)),
-        image,
-        input_type="logits",
-        parameters=PARAMETERS.replace(**{"bilateral.weight": [3.0, 5.0, 6.0]}),
+        one_hot(labels, (0, 10, 52)), image, input_type="logits", parameters=PARAMETERS.replace(**{"bilateral.weight": [3.0, 5.0, 6.0]})
     )
     np.testing.assert_array_equal(found.logits, plain.logits)
     assert found.num_labels == 118

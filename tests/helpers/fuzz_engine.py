@@ -32,10 +32,7 @@ Calls = list[tuple[str, list[Any]]]
 
 
 def engine_targets():
-    return [
-        Target("module", _make_call, _read_call),
-        Target("models", _make_model, _read_model, names_file=False, most_seconds=20.0),
-    ]
+    return [Target("module", _make_call, _read_call), Target("models", _make_model, _read_model, names_file=False, most_seconds=20.0)]
 
 
 class _Recorder:

@@ -62,10 +62,7 @@ _CONTENTS = {
             "dataset": {"a": {"images": ["a_0000.nii"], "label": "a.nii"}, "b": {"images": ["/x/b.nii"], "label": "$X/b.nii"}},
         },
     ),
-    "regions.json": (
-        {"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4},
-        {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}},
-    ),
+    "regions.json": ({"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4}, {"labels": {"a": 1, "b": [1, 2]}, "regions": {"c": [2]}}),
     "case.json": (_MEASURED,),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),

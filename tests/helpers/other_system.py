@@ -31,10 +31,7 @@ _NOT_ON_WINDOWS = (
     "getpgrp killpg setsid nice pathconf fpathconf sysconf set_blocking mkfifo chown fchown fchmod pread pwrite getloadavg wait"
 )
 _SIGNALS = "SIGHUP SIGQUIT SIGKILL SIGALRM SIGPIPE SIGUSR1 SIGUSR2 SIGCHLD SIGSTOP SIGCONT pthread_kill alarm setitimer"
-LACKS = {
-    "macos": {os: _LINUX_ALONE},
-    "windows": {os: f"{_LINUX_ALONE} {_NOT_ON_WINDOWS}", signal: _SIGNALS, select: "poll epoll"},
-}
+LACKS = {"macos": {os: _LINUX_ALONE}, "windows": {os: f"{_LINUX_ALONE} {_NOT_ON_WINDOWS}", signal: _SIGNALS, select: "poll epoll"}}
 MODULES = {"macos": (), "windows": ("fcntl", "resource", "pwd", "grp", "termios", "tty")}
 
 O_TEMPORARY = 1 << 26  # A bit without a meaning on Linux.

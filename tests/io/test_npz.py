@@ -15,8 +15,7 @@ from crfrefine.io.volume import Volume
 
 
 @pytest.mark.parametrize(
-    ("key", "save", "dtype"),
-    [("probabilities", np.savez, "f8"), ("logits", np.savez_compressed, "f2"), ("logits", np.savez, ">f4")],
+    ("key", "save", "dtype"), [("probabilities", np.savez, "f8"), ("logits", np.savez_compressed, "f2"), ("logits", np.savez, ">f4")]
 )
 def test_label_z_y_x_becomes_label_x_y_z(key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""

@@ -108,6 +108,7 @@ def test_a_killed_process_costs_its_item_alone(make, kind):
     assert isinstance(lost.error, InputError)
     assert "SIGKILL" in str(lost.error)
     assert ("--processes" in str(lost.error)) == (kind != "cluster")
+    assert ("tried 2 times, on tcp://127.0.0.1:" in str(lost.error)) == (kind == "cluster")
 
 
 def test_a_process_that_ends_by_itself_costs_its_item_alone():

@@ -21,7 +21,6 @@ from crfrefine.train.checkpoint import fingerprint
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.folds import choose_num_folds, make_folds
-from crfrefine.train.model import dice_of
 from crfrefine.train.options import locate_folders
 from crfrefine.train.plan import choose_regions
 
@@ -193,11 +192,3 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
             choose_num_folds(asked, 7)
-
-
-def test_dice_of_regions_by_hand():
-    """Two labels of 4 voxels each, one voxel of each taken for the other: 2 * 3 / 8; together they are perfect; a third is nowhere."""
-    confusion = np.zeros((4, 4), int)
-    confusion[1, 1] = confusion[2, 2] = 3
-    confusion[1, 2] = confusion[2, 1] = 1
-    np.testing.assert_allclose(dice_of(confusion, [(1,), (1, 2), (3,)]), [0.75, 1.0, np.nan])

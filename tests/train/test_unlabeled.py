@@ -136,6 +136,7 @@ def test_few_voxels_have_no_part_and_thick_slices_stay():
     assert np.isnan(dice_of(found, truth, ((2,),)))
     assert halving((9, 8, 7), (1.0, 1.4, 2.5)) == [2, 1, 1]
     assert halving((7, 8, 7), (1.0, 1.0, 2.5)) == [1, 2, 1]
+    assert halving((9, 8, 1), (1.0, 1.4, 0.5)) == [2, 1, 1]  # A picture in three axes stays one.
     values = np.arange(60.0).reshape(1, 5, 4, 3)
     np.testing.assert_allclose(block_means(values, (2, 2, 1))[0, 1, 0], values[0, 2:4, :2].mean(axis=(0, 1)))
 
@@ -145,10 +146,7 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     noisy = choose(write_data(tmp_path / "noisy", "noisy")).stdout.splitlines()
     clean = choose(write_data(tmp_path / "clean", "clean")).stdout.splitlines()
     assert noisy[-1].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
-    assert (
-        "on synthetic cases made from 2 cases (better with 2 of 2 seeds of the noise; what one half of the draws would choose helps"
-        in noisy[-1]
-    )
+    assert "made from 2 cases (better with 2 of 2 seeds of the noise; what one half of the draws would choose helps" in noisy[-1]
     assert clean[-1].startswith("verdict: it stays with `default`: ")
     wreck = choose(write_data(tmp_path / "wreck", "wreck")).stdout.splitlines()
     assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in wreck[-1]
@@ -199,9 +197,9 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     assert report_of(tmp_path)["choice"]["cases"] == ["case0"]
     assert list(report_of(tmp_path)["choice"]["left_out"]) == ["case1", "case2"]
     save_nifti(tmp_path / "logits" / "case0.nii.gz", network(anatomy(0), "noisy", 0).argmax(axis=0).astype(np.uint8), AFFINE)
-    message = errors(choose(tmp_path, status=1).stderr)[0]
-    assert "no case can be used to choose parameters" in message
-    assert "a label map does not say how sure the network is" in choose(tmp_path, status=1).stderr
+    refused = choose(tmp_path, status=1).stderr
+    assert "no case can be used to choose parameters" in errors(refused)[0]
+    assert "a label map does not say how sure the network is" in refused
 
 
 @pytest.mark.usefixtures("few")
@@ -293,8 +291,7 @@ def test_what_differs_in_lines_is_told_whole(tmp_path):
         save_nifti(path, np.moveaxis(network(anatomy(0), "noisy", 0), 0, -1)[:, :, 3:], AFFINE)
     assert "Or give --resample" in choose(tmp_path, status=1).stderr
     result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out", "-c", "auto", status=1)
-    chosen = result.stderr.partition("it stays with `default`: no case could be used\n")[0]
-    assert "Or give --resample" in chosen
+    assert "Or give --resample" in result.stderr.partition("it stays with `default`: no case could be used\n")[0]
 
 
 @pytest.mark.usefixtures("few")
@@ -315,13 +312,13 @@ def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
             second_runs.wait(10)
             raise KeyboardInterrupt
         second_runs.set()
-        for _ in range(100):
-            try:
+        try:
+            for _ in range(100):
                 check()
-            except TimeIsUpError:
-                stopped.append(seed)
-                raise
-            time.sleep(0.1)
+                time.sleep(0.1)
+        except TimeIsUpError:
+            stopped.append(seed)
+            raise
 
     monkeypatch.setattr(unlabeled_run, "score_candidates", score)
     with pytest.raises(BaseException, match="interrupted"):
@@ -383,6 +380,11 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
+
+    other = run_here(*arguments, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json", status=0)
+    assert "trying 5 sets of parameters" in other.stderr  # Others than those that it had chosen from.
+    assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
+    run_here(*arguments, "--set", "postprocess.fill_holes=each", status=0)
 
     (tmp_path / "out" / "case1.nii.gz").unlink()
     monkeypatch.delattr(unlabeled_run, "make_source")  # It is not to choose again.
