@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from crfrefine.base.array_types import Bool, Float32
@@ -48,7 +49,8 @@ class DenseChannels:
     def channel(self, label: int) -> Float32:
         """Return a label's values in the box, with consecutive voxels along the last axis."""
         channel: Float32 = self.values[label][self.box]
-        return channel
+        rows_are_contiguous = channel.strides[-1] == channel.itemsize and not any(stride % channel.itemsize for stride in channel.strides)
+        return channel if rows_are_contiguous else np.ascontiguousarray(channel)
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Do nothing: the whole array is in memory."""
