@@ -269,9 +269,9 @@ def test_saves_are_seldom_and_none_is_lost(tmp_path):
         time.sleep(0.0005)
         if path.exists():
             seen.add(path.stat().st_ino)
-    assert 1 <= len(seen) <= (time.monotonic() - started) / SAVE_SECONDS + 1
+    assert len(seen) <= (time.monotonic() - started) / SAVE_SECONDS + 1
     deadline = time.monotonic() + 30
-    while len(content(path)["cases"]) < 300:
+    while not path.exists() or len(content(path)["cases"]) < 300:
         assert time.monotonic() < deadline, "the last cases were not saved"
         time.sleep(0.01)
     assert content(path)["interrupted"]
