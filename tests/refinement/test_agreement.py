@@ -28,10 +28,10 @@ def matrix(seed, num_labels):
 def run_both(case, parameters, threshold):
     """Refine with labels left out, and with all of them by the same sums.
 
-    Directly summed windows are those of "truncated"; "auto" may take "exact" where the part that labels share is small.
+    Directly summed windows are those of "truncated"; "auto" may take another filter for the part that labels share than for the whole.
     """
     tiles = refine(case, parameters, threshold, threads=1)
-    for found, name in (("direct", "truncated"), (": exact ", "exact")):
+    for found, name in (("direct", "truncated"), (": truncated ", "truncated"), (": exact ", "exact"), (": lattice ", "lattice")):
         if any(found in line for line in tiles.filters):
             parameters = parameters.replace(**{"mean_field.filter": name})
     return tiles, refine(case, parameters, 0.0, threads=1)
