@@ -14,7 +14,7 @@ from crfrefine.train.observer import Step, TrainingObserver
 if TYPE_CHECKING:
     from crfrefine.metrics.registry import Metric
     from crfrefine.train.comparison import TrainingResult
-    from crfrefine.train.options import UnlabeledOptions
+    from crfrefine.train.options import CommonOptions, UnlabeledOptions
     from crfrefine.train.unlabeled import Choice
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -87,9 +87,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         if rows:
             print_table(names, rows, numbers=(first, change, *others))
             print(f"p (Holm): {describe_families(result.comparison.summary)}")
-        options = result.plan.options
-        for path in (options.output, options.report, options.curves):
-            print(for_terminal(f"written: {path}"), file=sys.stderr)
+        _print_written(result.plan.options)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
         if judged.probabilities is not None:
@@ -99,6 +97,13 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     print(for_terminal(f"verdict: {judged.sentence}"))
 
 
+def _print_written(options: CommonOptions) -> None:
+    """Name the files that there are: without matplotlib, a choice has no picture."""
+    for path in (options.output, options.report, options.curves):
+        if path.exists():
+            print(for_terminal(f"written: {path}"), file=sys.stderr)
+
+
 def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
     """Print the sets of parameters that gain most, the written files, and the verdict as the last line."""
     if verbosity > QUIET:
@@ -106,9 +111,7 @@ def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NOR
         gain = "points against default, synthetic cases"
         if order:
             print_table(("parameters", gain), [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order], (gain,))
-        for path in (options.output, options.report, options.curves):
-            if path.exists():
-                print(for_terminal(f"written: {path}"), file=sys.stderr)
+        _print_written(options)
     print(for_terminal(f"verdict: {choice.describe()}"))
 
 

@@ -88,6 +88,10 @@ class IntensityParameters(Section):
             raise ConfigError("intensity.window: needed by intensity.normalization = 'window'; give [low, high], e.g. [-160.0, 240.0]")
 
 
+NORMALIZED = IntensityParameters(normalization="none")
+"""For an image that has been normalized."""
+
+
 @dataclass(frozen=True)
 class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""

@@ -15,6 +15,7 @@ from crfrefine.train.starts import length_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from crfrefine.train.candidates import FitResult
     from crfrefine.train.comparison import TrainingResult
@@ -75,8 +76,13 @@ def draw_curves(result: TrainingResult) -> bytes:
     if 0 < len(labels) <= len(_COLORS):
         grid[0, 0].legend(handles, labels, fontsize=8, frameon=False)
     figure.suptitle("strong: the start that won; faint: the others", fontsize=9, color="#606060")
+    return png_of(figure)
+
+
+def png_of(figure: Figure, bbox: str | None = None) -> bytes:
+    """Return a figure as PNG; `bbox`: "tight" cuts its margins off."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # no version: equal input, equal bytes
+    figure.savefig(buffer, format="png", bbox_inches=bbox, metadata={"Software": None})  # no version: equal input, equal bytes
     return buffer.getvalue()
 
 

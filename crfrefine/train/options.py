@@ -87,7 +87,7 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions(CommonOptions):
-    """What to train, on what, and where to write; what is not said here is said of CommonOptions.
+    """What to train, on what, and where to write, beside the options of CommonOptions.
 
     Attributes:
         data: the labeled cases.
@@ -124,11 +124,11 @@ class TrainingOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class UnlabeledOptions(CommonOptions):
-    """What to choose parameters for, without labels: `train-crf --unlabeled`; what is not said here is said of CommonOptions.
+    """What to choose parameters for without labels (`train-crf --unlabeled`), beside the options of CommonOptions.
 
     Attributes:
         images: folder of images, or the file of one case; so are the following.
-        logits: the network's logits or label maps.
+        logits: the network's logits or probabilities.
         masks: None: as the preset's `intensity.mask` says.
         unread: a folder of labels, which are not read.
     """

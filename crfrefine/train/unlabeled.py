@@ -18,7 +18,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import refine
 from crfrefine.refinement.refining_again import RefiningAgain
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
@@ -145,7 +145,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         case.logits,
         image,
         spacing=case.spacing,
-        parameters=_of_normalized(default),
+        parameters=replace(default, intensity=NORMALIZED),
         mask=case.mask,
         input_type="logits",
         regions=case.regions,
@@ -209,7 +209,7 @@ def score_candidates(
             refine,
             image=source.image,
             spacing=source.spacing,
-            parameters=_of_normalized(candidate.parameters),
+            parameters=replace(candidate.parameters, intensity=NORMALIZED),
             mask=source.mask,
             input_type="logits",
             regions=channels.regions,
@@ -218,11 +218,6 @@ def score_candidates(
         )
         columns.append([dice(truth, refined(noisy).label_map) for truth, noisy in draws])
     return np.array(columns).T
-
-
-def _of_normalized(parameters: CrfParameters) -> CrfParameters:
-    """Return the parameters for an image that is normalized already."""
-    return replace(parameters, intensity=IntensityParameters(normalization="none"))
 
 
 def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -270,7 +265,7 @@ class Choice:
     @cached_property
     def measured(self) -> dict[str, NDArray[np.float64]]:
         """(seeds, kinds, 1 + candidates) of each case, as far as the time sufficed; without the cases of which nothing was measured."""
-        found = {case_id: own[~np.isnan(own).any(axis=(1, 2))] for case_id, own in zip(self.case_ids, self.table, strict=True)}
+        found = {case_id: _tried(own) for case_id, own in zip(self.case_ids, self.table, strict=True)}
         return {case_id: own for case_id, own in found.items() if len(own)}
 
     @property
@@ -306,7 +301,7 @@ class Choice:
     @property
     def seeds(self) -> list[float]:
         """What the best candidate gains with each seed of the noise."""
-        by_seed = [own[~np.isnan(own).any(axis=(1, 2))] for own in np.moveaxis(self.table, 1, 0)]
+        by_seed = map(_tried, np.moveaxis(self.table, 1, 0))
         return [float((own[:, :, 1 + self.best] - own[:, :, 1]).mean()) for own in by_seed if len(own)]
 
     @property
@@ -354,3 +349,8 @@ class Choice:
             "left_out": dict(self.left_out),
             "seconds": self.seconds,
         }
+
+
+def _tried(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows of (rows, kinds, 1 + candidates) that were measured whole."""
+    return rows[~np.isnan(rows).any(axis=(1, 2))]

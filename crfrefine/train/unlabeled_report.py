@@ -6,7 +6,6 @@ import itertools
 import json
 import textwrap
 from datetime import UTC, datetime
-from io import BytesIO
 from typing import Any
 
 import crfrefine
@@ -14,6 +13,7 @@ from crfrefine.base.text import counted
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.train import synthetic, unlabeled
+from crfrefine.train.curves import png_of
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.unlabeled import Choice
 
@@ -104,6 +104,4 @@ def draw_scores(choice: Choice) -> bytes:
     axes.set_title(f"synthetic cases made from {counted(len(choice.measured), 'case')}", fontsize=11)
     axes.grid(color="#E0E0E0", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})  # no version: equal input, equal bytes
-    return buffer.getvalue()
+    return png_of(figure, "tight")

@@ -92,7 +92,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
     if earlier is not None and (chosen := CrfParameters.from_dict(earlier["parameters"])) == chosen.replace(**overrides):
         observer.note(f"parameters as an earlier run into this folder has chosen them: {earlier['choice'].get('chosen')}")
         return replace(options, parameters=chosen, choice=earlier["choice"])
-    inputs = find_inputs(options)
+    inputs = plan.inputs
     choice = Search(
         inputs.cases, inputs.reading, observer, Budget(None), most_cases=MOST_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
     ).run()
@@ -110,8 +110,8 @@ def _recorded(options: InferenceOptions, inputs: Sequence[str]) -> Mapping[str, 
             runs += read_summary(path)
         except NotASummaryError:  # The run says so itself.
             continue
-    chosen = [run.head for run in runs if isinstance(run.head.get("choice"), dict) and list(run.head.get("inputs", ())) == list(inputs)]
-    return max(chosen, key=lambda head: str(head.get("started", "")), default=None)
+    chosen = [run for run in runs if isinstance(run.head.get("choice"), dict) and list(run.head.get("inputs", ())) == list(inputs)]
+    return max(chosen, key=lambda run: run.started).head if chosen else None
 
 
 def causes_of(left_out: Mapping[str, str]) -> list[str]:

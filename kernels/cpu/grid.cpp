@@ -12,6 +12,7 @@
 #include "cpu/grid_blur.h"
 #include "cpu/grid_rows.h"
 #include "cpu/simd.h"
+#include "cpu/stretch.h"
 #include "cpu/with_constant.h"
 
 namespace crf {
@@ -32,21 +33,8 @@ inline vfloat4 spline_weights(float f) {
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Some consecutive floats of an array, in whole vectors: those that hold numbers; the others are zeros that are not written.
-struct Stretch {
-    int64_t begin = 0, end = 0;
-
-    bool is_empty() const { return begin >= end; }
-    // The smallest stretch around both.
-    Stretch with(const Stretch& other) const {
-        if (is_empty()) return other;
-        if (other.is_empty()) return *this;
-        return {std::min(begin, other.begin), std::max(end, other.end)};
-    }
-    Stretch within(const Stretch& other) const { return {std::max(begin, other.begin), std::min(end, other.end)}; }
-};
-
-// Writes zeros such that the array holds numbers in `wanted`, too.
+// Writes zeros such that the array holds numbers in `wanted`, too. Stretches here are of floats, in whole vectors: those that hold numbers;
+// the others are zeros that are not written.
 void cover(float* array, Stretch& held, const Stretch& wanted) {
     if (held.is_empty()) held = {wanted.begin, wanted.begin};
     for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})

@@ -39,12 +39,12 @@ void with_stored(const StoredBox& values, Body&& body) {
     throw InputError("expected float32 or float16");
 }
 
-// Calls body with the channel, (plane, y, x), or (tiles, voxels of a tile), whose voxels are all side by side.
+// Calls body with the channel: (plane, y, x), whose rows are contiguous, or (tiles, voxels of a tile), all of it contiguous.
 template <class Body>
 void with_channel(const StoredBox& values, Body&& body) {
     require(values.ndim() >= 2, "expected a channel of three axes, or the voxels of tiles");
     const size_t last = values.ndim() - 1;
-    require(values.shape(last) <= 1 || values.stride(last) == 1, "expected rows whose voxels are side by side");
+    require(values.shape(last) <= 1 || values.stride(last) == 1, "expected contiguous rows");
     const bool is_grid = values.ndim() == 3;
     require(is_grid || values.shape(0) <= 1 || values.stride(0) == static_cast<int64_t>(values.shape(1)),
             "expected tiles one after the other");

@@ -8,6 +8,7 @@
 #include "cpu/filter.h"
 #include "cpu/simd.h"
 #include "cpu/spatial_taps.h"
+#include "cpu/stretch.h"
 
 namespace crf {
 
@@ -99,15 +100,6 @@ class SpatialFilter final : public Filter {
    private:
     static constexpr int64_t kRunBlock = 256;
 
-    // Rows of a panel, from the first to before the last.
-    struct Stretch {
-        int64_t begin, end;
-        void add(const Stretch& other) {
-            begin = std::min(begin, other.begin);
-            end = std::max(end, other.end);
-        }
-    };
-
     // The filtered rows of a panel go back to the box.
     struct IntoBox {
         float* panel;
@@ -165,10 +157,11 @@ class SpatialFilter final : public Filter {
     // it, by voxels within their taps.
     std::vector<Stretch> find_needed(int axis) const {
         const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(inner);
-        std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels, Stretch{length, 0});
+        std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels);
         for (const Run& run : voxels_.runs) {
             const int64_t column = run.box % inner, row = run.box / inner % length, first = run.box / (length * inner) * panels;
-            for (int64_t p = column / kColumns; p <= (column + run.length - 1) / kColumns; ++p) needed[first + p].add({row, row + 1});
+            for (int64_t p = column / kColumns; p <= (column + run.length - 1) / kColumns; ++p)
+                needed[first + p] = needed[first + p].with({row, row + 1});
         }
         int64_t stride = panels;
         for (int a = axis - 1; a >= 0; stride *= voxels_.box_shape[a], --a) {
@@ -177,7 +170,7 @@ class SpatialFilter final : public Filter {
             for (int64_t i = 0; i < static_cast<int64_t>(own.size()); ++i) {
                 const int64_t place = i / stride % extent;
                 for (int64_t j = std::max<int64_t>(0, place - radius); j <= std::min(extent - 1, place + radius); ++j)
-                    needed[i].add(own[i + (j - place) * stride]);
+                    needed[i] = needed[i].with(own[i + (j - place) * stride]);
             }
         }
         return needed;
@@ -377,7 +370,7 @@ class SpatialFilter final : public Filter {
         const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
         const float* const panel = box_ + number / panels * length * stride + column;
         const Stretch needed = needed_[axis][number];
-        if (needed.begin >= needed.end) return;
+        if (needed.is_empty()) return;
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
         const int64_t first = std::max<int64_t>(0, needed.begin - radius), last = std::min(length, needed.end + radius);
         float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
@@ -458,7 +451,7 @@ class SpatialFilter final : public Filter {
     bool scales_sent_ = false, scales_received_ = false;  // whether the filter applies it
     int64_t slab_size_ = 0;                               // voxels of the box at one place along the first axis
     std::vector<int64_t> first_run_;                      // of each slab, and the end
-    std::vector<std::vector<Stretch>> needed_;            // per axis but the last: of each panel
+    std::vector<std::vector<Stretch>> needed_;            // per axis but the last: rows of each panel
     float* box_ = nullptr;                                // in the workspace
     std::vector<Buffer<float>> scratch_;                  // per thread: rows begin at cache lines
     std::vector<std::vector<float>> own_rows_;            // per thread

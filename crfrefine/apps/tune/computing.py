@@ -13,7 +13,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.base.axes import StorageOrder
 from crfrefine.cases.label_input import LabelMap
 from crfrefine.engines.base import RunContext
-from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.refining_again import RefiningAgain
@@ -75,7 +75,7 @@ class CaseRefiner:
             network = LabelMapNetwork(case.network.labels, case.channel_labels, case.num_labels)
         else:
             network = ArrayNetwork(case.logits, "logits", case.regions)
-        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": replace(parameters, intensity=NORMALIZED), "mask": mask}
         context, again = RunContext(self._threads, progress), replace(self._again, show=show)
         return refine_network(network, image, device=self._device, context=context, again=again, **shared)
 
@@ -92,7 +92,8 @@ class CaseRefiner:
             return None
         # Statistics of intensities are those of the whole case.
         image = self._normalized_image(parameters, mask)[(slice(None), *box)]
-        plain = _normalized_before(parameters).replace(postprocess=PostprocessParameters(decision=parameters.postprocess.decision))
+        postprocess = PostprocessParameters(decision=parameters.postprocess.decision)
+        plain = replace(parameters, intensity=NORMALIZED, postprocess=postprocess)
         network: Network
         if isinstance(case.network, LabelMap):
             labels = case.network.labels[box]
@@ -117,8 +118,3 @@ class CaseRefiner:
                 values = normalize_intensity(image, parameters.intensity, stored, threads=threads)
                 self._normalized = (parameters.intensity, order.to_user(values))
             return self._normalized[1]
-
-
-def _normalized_before(parameters: CrfParameters) -> CrfParameters:
-    """Return the parameters for an image that has been normalized."""
-    return parameters.replace(**{"intensity.normalization": "none"})

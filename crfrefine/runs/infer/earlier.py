@@ -58,7 +58,7 @@ def read_earlier(
         found += of_summary
         place = summary
     by_case: dict[str, list[RecordedCase]] = {}
-    for one in sorted(found, key=lambda one: str(one.run.head.get("started", ""))):
+    for one in sorted(found, key=lambda one: one.run.started):
         by_case.setdefault(one.case_id, []).append(one)
     now = as_read(parameters)
     outputs, failures, without = {}, {}, {}

@@ -17,7 +17,7 @@ from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
 from crfrefine.runs.infer.case_work import CaseSettings, Task
 from crfrefine.runs.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
-from crfrefine.runs.infer.inputs import find_inputs
+from crfrefine.runs.infer.inputs import RunInputs, find_inputs
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.outputs import OutputFiles, check_summary_path, label_maps_of, plan_outputs
 from crfrefine.runs.infer.records import RunSummary, record_file
@@ -28,6 +28,7 @@ from crfrefine.runs.infer.structure_names import check_names_file
 class RunPlan:
     """A run before it begins."""
 
+    inputs: RunInputs
     settings: CaseSettings
     tasks: list[Task]
     devices: tuple[str, ...]  # a process for each if there are several
@@ -92,7 +93,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
     notes = (*inputs.notes, *earlier.notes)
-    return RunPlan(settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
+    return RunPlan(inputs, settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
 
 
 def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:

@@ -51,8 +51,8 @@ class RecordedRun:
 
     @property
     def started(self) -> str:
-        """When it began, UTC."""
-        return str(self.head["started"])
+        """When it began, UTC; empty if it does not say so."""
+        return str(self.head.get("started", ""))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
