@@ -24,8 +24,8 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 ASIDE := nice -n 10
 
 VENV := .venv
-# Levels of the engine. native: this machine's and the baseline; all: what the long tests need, and from then on everything has.
-LEVELS := $(if $(filter test-long check-long,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
+# Levels of the engine. native: this machine's and the baseline; all: what the long tests and `make bench` need, and from then on everything has.
+LEVELS := $(if $(filter test-long check-long bench,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
 WHEEL_TOOLS := build/wheel-tools

@@ -16,6 +16,9 @@ import crfrefine
 
 _DEPENDENCIES = ("numpy", "scipy", "nibabel", "isal")
 
+_LOAD_BEFORE = os.getloadavg()[0]
+"""Before the benchmark's own work: near 0 on a quiet machine."""
+
 
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -49,6 +52,7 @@ def describe(*packages: str) -> dict[str, Any]:
         "source": source_hash(),
         "crfrefine": crfrefine.__version__,
         "python": platform.python_version(),
+        "load_before": round(_LOAD_BEFORE, 1),
         "versions": {name: _version(name) for name in (*_DEPENDENCIES, *packages)},
         "machine": {
             "cpu": _cpu_model(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,27 @@ def _speed(figures: dict[str, Any]) -> str:
     goals = markdown_table(
         ["figure", "measured", "must", "aim", ""], [[*row, verdict] for row, verdict in zip(summary, verdicts, strict=True)]
     )
-    return "### Speed and memory, one thread\n\n" + markdown_table(header, rows) + "\n" + goals + "\n" + _checks(figures)
+    return "### Speed and memory, one thread\n\n" + markdown_table(header, rows) + "\n" + goals + "\n" + _levels(figures) + _checks(figures)
+
+
+def _levels(figures: dict[str, Any]) -> str:
+    """A column per instruction set; nothing in older records."""
+    workloads = figures["workloads"]
+    names = list(next(iter(workloads.values())).get("levels", ()))
+    if not names:
+        return ""
+    rows, speedups = [], {name: [] for name in names}
+    for workload, record in workloads.items():
+        row = [workload]
+        for name in names:
+            seconds = min(record["levels"][name])
+            speedups[name].append(record["speedup"] * record["seconds"]["crfrefine"] / seconds)
+            row.append(f"{seconds:.3f} s, {speedups[name][-1]:.1f}×")
+        rows.append(row)
+    rows.append(["geometric mean", *(f"**{math.exp(statistics.fmean(map(math.log, of))):.1f}×**" for of in speedups.values())])
+    rows.append(["worst", *(f"**{min(of):.1f}×**" for of in speedups.values())])
+    title = "crfrefine by instruction set (`CRFREFINE_CPU_LEVEL`), and the speed-up over the faster peer as it ships:\n\n"
+    return title + markdown_table(["workload", *names], rows) + "\n"
 
 
 def _checks(figures: dict[str, Any]) -> str:
@@ -168,8 +190,9 @@ def provenance(record: dict[str, Any]) -> str:
     environment = record["environment"]
     machine, versions = environment["machine"], environment["versions"]
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
+    load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
     return (
-        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores{load}, "
         f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
     )
 

@@ -1,4 +1,7 @@
-"""Suite `speed`: seconds and peak memory against the peers, one thread each, runs alternating, results checked before times count."""
+"""Suite `speed`: seconds and peak memory against the peers, one thread each, runs alternating, results checked before times count.
+
+crfrefine is also timed with the lower instruction sets that it was compiled for and that this processor has.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,29 @@ from processes import run_worker
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
+from crfrefine.engines.compiled import LEVELS, best_level, built_levels
+
 
 def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
     folder = store(spec, BENCH / "data")
     systems = ("crfrefine", *spec.peers)
     saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in systems}
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    best = best_level()
+    lower = [level for level in reversed(built_levels()) if LEVELS.index(level) < LEVELS.index(best)]
+    of_level: dict[str, list[float]] = {level: [] for level in lower}
     for repeat in range(repeats):
         for system in systems:
             run = run_worker(system, folder, save=saved[system] if repeat == 0 else None)
             runs[system].append(run)
             sys.stderr.write(f"  {spec.name} {system}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB\n")
+        for level in lower:
+            of_level[level].append(run_worker("crfrefine", folder, level=level)["seconds"])
+            sys.stderr.write(f"  {spec.name} crfrefine, {level}: {of_level[level][-1]:.2f} s\n")
         if repeat == 0:
             checks = _check(spec, folder, saved)
-    return {"runs": runs, "checks": checks, "workload": Workload(folder).meta, **_summarize(spec, runs)}
+    levels = {best: [run["seconds"] for run in runs["crfrefine"]], **of_level}
+    return {"runs": runs, "levels": levels, "checks": checks, "workload": Workload(folder).meta, **_summarize(spec, runs)}
 
 
 def _check(spec: WorkloadSpec, folder: Path, saved: dict[str, Path]) -> dict[str, float]:

@@ -3,6 +3,8 @@
 Marginals of masked workloads are those of the masked voxels: the other library returns no others.
 """
 
+import os
+
 import numpy as np
 from measure import Meter, arguments, report
 from parameters import crf_parameters
@@ -10,11 +12,13 @@ from parameters import crf_parameters
 import crfrefine
 from crfrefine.engines import get_backend
 
+workload, save_to, options = arguments()
+if "level" in options:
+    os.environ["CRFREFINE_CPU_LEVEL"] = options["level"]
 # The engine and the public function are loaded on first use; the other libraries load theirs when they are imported, before the clock runs.
 get_backend("cpu")
 refine = crfrefine.refine
 
-workload, save_to, options = arguments()
 meta = workload.meta
 image = workload.image.astype(np.float32) / np.float32(255.0)
 del workload.image
