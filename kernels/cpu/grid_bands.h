@@ -1,0 +1,117 @@
+// Rows of cells of the bilateral grid, of which only stretches hold numbers: added up, blended and filtered across each other.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/grid_blur.h"
+#include "cpu/simd.h"
+#include "cpu/stretch.h"
+#include "cpu/with_constant.h"
+
+namespace crf {
+
+inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// Writes zeros such that the array holds numbers in `wanted`, too. Stretches here are of floats, in whole vectors: those that hold numbers;
+// the others are zeros that are not written.
+inline void cover(float* array, Stretch& held, const Stretch& wanted) {
+    if (held.is_empty()) held = {wanted.begin, wanted.begin};
+    for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
+        if (!missing.is_empty()) std::fill(array + missing.begin, array + missing.end, 0.0f);
+    held = held.with(wanted);
+}
+
+// A voxel's place along an axis: the first of the four cells around it, and their weights.
+struct Place {
+    int64_t cell;
+    vfloat4 weight;
+};
+
+// Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
+struct RowGroup {
+    static constexpr int kGroup = 4;
+    int count = 0;
+    int64_t cell = 0;
+    float* row[kGroup];
+    Stretch held[kGroup], all;
+    vfloat4 weight[kGroup];
+
+    bool takes(int64_t next) const { return count == 0 || (count < kGroup && next == cell); }
+    void push(int64_t its_cell, float* from, const Stretch& its_stretch, vfloat4 its_weight) {
+        cell = its_cell;
+        row[count] = from;
+        held[count] = its_stretch;
+        all = all.with(its_stretch);
+        weight[count++] = its_weight;
+    }
+};
+
+template <int N>
+void add_rows(const RowGroup& group, float* to, int64_t stride) {
+    for (int64_t i = group.all.begin; i < group.all.end; i += kLanes) {
+        vfloat total[kSpan];
+        for (int j = 0; j < kSpan; ++j) total[j] = load(to + j * stride + i);
+        for (int n = 0; n < N; ++n) {
+            const vfloat from = load(group.row[n] + i);
+            for (int j = 0; j < kSpan; ++j) total[j] += from * group.weight[n][j];
+        }
+        for (int j = 0; j < kSpan; ++j) store(to + j * stride + i, total[j]);
+    }
+}
+
+// Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group. The four rows hold numbers wherever
+// one of the group does.
+inline void add_group(RowGroup& group, float* to, int64_t stride) {
+    for (int n = 0; n < group.count; ++n) cover(group.row[n], group.held[n], group.all);
+    if (group.count > 0) with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride); });
+    group = {};
+}
+
+// Each of N rows, or planes, becomes the weighted sum of the same four, which are loaded once; in a part of them.
+template <int N>
+void blend_rows(float* to, const float* from, int64_t stride, const Place* places, const Stretch& part, int64_t to_stride) {
+    for (int64_t i = part.begin; i < part.end; i += kLanes) {
+        const vfloat a = load(from + i), b = load(from + stride + i), c = load(from + 2 * stride + i), d = load(from + 3 * stride + i);
+        for (int n = 0; n < N; ++n) {
+            const vfloat4 weight = places[n].weight;
+            store(to + n * to_stride + i, a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3]);
+        }
+    }
+}
+inline void blend(float* to, const float* from, int64_t stride, const Place* places, int64_t num_places, const Stretch& part,
+                  int64_t to_stride) {
+    with_constant<1, 2, 3, RowGroup::kGroup>(static_cast<int>(num_places),
+                                             [&](auto n) { blend_rows<n()>(to, from, stride, places, part, to_stride); });
+}
+
+// The smallest stretches around those that are up to `away` before or after each in a list; of a larger array, every `step`-th.
+inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away, Stretch* to) {
+    for (int64_t i = 0; i < count; ++i) {
+        Stretch all;
+        for (int64_t k = std::max<int64_t>(0, i - away); k <= std::min(count - 1, i + away); ++k) all = all.with(from[k * step]);
+        to[i * step] = all;
+    }
+}
+
+// The three-tap filter across rows that are `stride` apart, in the part of them that is given: from what they hold to what they hold
+// afterwards, each with its neighbors. Every `step`-th of the stretches counts. The scratch holds the previous row, unfiltered.
+inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held, const Stretch* wider, int64_t step,
+                        const Stretch& part, float* scratch) {
+    Stretch own = held[0].within(part), before;
+    for (int64_t r = 0; r < count; ++r) {
+        float *const row = rows + r * stride, *const next = row + stride;
+        const bool is_last = r + 1 == count;
+        Stretch after = is_last ? Stretch{} : held[(r + 1) * step].within(part);
+        const Stretch all = wider[r * step].within(part);
+        if (!all.is_empty()) {
+            cover(row, own, all);
+            cover(scratch, before, all);
+            if (!is_last) cover(next, after, all);
+            blur_row(row + all.begin, is_last ? nullptr : next + all.begin, all.end - all.begin, scratch + all.begin);
+        }
+        before = all;
+        own = after;
+    }
+}
+
+}  // namespace crf
