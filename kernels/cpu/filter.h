@@ -80,6 +80,9 @@ class BasicFilter {
     // Whether filtering reads the image that the filter was built on.
     virtual bool keeps_image() const { return false; }
 
+    // Whether a further channel of a group takes little more time, because most of it goes into the weights of pairs.
+    virtual bool shares_weights() const { return false; }
+
     // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;
 };

@@ -46,7 +46,7 @@ struct KernelSet {
         return std::any_of(kernels.begin(), kernels.end(), [](const Kernel<T>& kernel) { return kernel.filter->keeps_image(); });
     }
 
-    // Before the mean field of dense channels: tiles do without.
+    // For the backward pass; the mean field finds what it needs by itself.
     void find_ones(ThreadPool& pool, Workspace& workspace) {
         for (Kernel<T>& kernel : kernels) crf::find_ones(kernel, voxels.num_voxels, pool, workspace);
     }

@@ -41,16 +41,16 @@ class MeanField {
           num_blocks_(num_voxel_blocks(voxels.num_voxels)) {
         implied_ = options.last_is_implied();
         num_channels_ = num_stored_ = options.num_channels();
+        if (implied_) find_other_ones();
         // A step that may be the last one stores its logits; a damped step starts from those of the previous step. The energy of a Potts
         // model with one weight for all labels does not rise.
         keep_ = options_.tolerance > 0 || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
-        if (!record_) own_marginals_ = Buffer<T>((gives_marginals() ? num_labels_ : num_channels_) * num_voxels_);
+        if (!record_) own_marginals_ = Buffer<T>((gives_marginals() || joins_ones_ ? num_labels_ : num_channels_) * num_voxels_);
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         // The result's memory serves the messages until the last step puts logits in their place.
-        if (keep_ || !is_whole(out)) own_messages_ = Buffer<T>(num_channels_ * num_voxels_);
+        if (keep_ || !is_whole(out)) own_messages_ = Buffer<T>((num_channels_ + joins_ones_) * num_voxels_);
         overwrites_ = !kernels_.empty() && kernels_.front().filter->can_overwrite();
         messages_ = own_messages_ ? own_messages_.get() : out.data;
-        if (implied_) sum_ones();
         if (options_.is_last_run) free_scales();
         if (options.channel_labels) plan_weights();
         block_sums_.resize(num_blocks_);
@@ -84,6 +84,7 @@ class MeanField {
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
+            if (t == 0 && implied_) sum_ones();
             const bool is_last = t + 1 == options_.num_iterations;
             if (is_last && options_.is_last_run) {
                 kernels_.clear();
@@ -181,7 +182,24 @@ class MeanField {
         return volume_bias_;
     }
 
+    // Whether a kernel's message of all ones comes with the first step's messages, for little more time.
+    bool joins_ones(const Kernel<T>& k) const {
+        return k.scales_sent && !k.ones && k.filter->shares_weights() && !record_ && num_channels_ % kChannelGroup > 0;
+    }
+
+    // Before the first step, when little memory is in use.
+    void find_other_ones() {
+        for (Kernel<T>& k : kernels_) {
+            if (joins_ones(k)) {
+                joins_ones_ = true;
+            } else {
+                find_ones(k, num_voxels_, pool_, workspace_);
+            }
+        }
+    }
+
     void sum_ones() {
+        joins_ones_ = false;
         std::vector<const T*> ones;
         for (const Kernel<T>& k : kernels_) ones.push_back(k.ones.get());
         const bool in_place = options_.is_last_run && !kernels_.empty() && kernels_.front().ones;
@@ -225,7 +243,9 @@ class MeanField {
             // The first kernel's messages need no memory of their own.
             T* const received = looks_up && k > 0 ? unweighted_.get() : messages_;
             const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
-            if (k == 0 && overwrites_) {
+            if (joins_ones_ && joins_ones(kernels_[k])) {
+                send_ones_too(kernels_[k], weight);
+            } else if (k == 0 && overwrites_) {
                 kernels_[k].filter->overwrite(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
             } else {
                 kernels_[k].filter->accumulate(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
@@ -235,6 +255,20 @@ class MeanField {
                 options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, messages_, scratch_[thread].get());
             });
         }
+    }
+
+    // A kernel's messages and, in the place of the last label's channel, its message of all ones.
+    void send_ones_too(Kernel<T>& k, const T* weight) {
+        T *const ones = old_marginals_ + num_channels_ * num_voxels_, *const received = messages_ + num_channels_ * num_voxels_;
+        std::vector<T> weights(weight, weight + num_channels_);
+        weights.push_back(1);
+        clear_rows(received, num_voxels_, 1, pool_);
+        for_blocks([&](int64_t block, int) { std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), T{1}); });
+        k.filter->accumulate(old_marginals_, num_channels_ + 1, k.scale.get(), k.scale.get(), weights.data(), messages_, workspace_);
+        k.ones = Buffer<T>(num_voxels_);
+        for_blocks([&](int64_t block, int) {
+            std::copy(received + block * kVoxelBlock, received + block_end(block, num_voxels_), k.ones.get() + block * kVoxelBlock);
+        });
     }
 
     // The pairwise terms of a block under a penalty for each pair of labels. `messages` is overwritten.
@@ -575,6 +609,7 @@ class MeanField {
     std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
     Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
     Buffer<T> weighted_ones_;                     // (voxel), only when implied
+    bool joins_ones_ = false;                     // the first messages come with that of all ones of at least one kernel
     std::unique_ptr<const VolumeTerm> volume_;
     std::vector<double> volume_bias_;                  // (label)
     std::vector<double> block_masses_, block_counts_;  // (block, label), of the marginals and of the labels of the network

@@ -87,7 +87,6 @@ class Kernels {
             T* const no_record = nullptr;
             is_spent_ = is_last_run && !descriptions_.empty();
             if (is_spent_ && !set_->keeps_image()) release_image();
-            set_->find_ones(*pool_, call.workspace);
             outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, call.workspace,
                                      Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
@@ -117,7 +116,6 @@ class Kernels {
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         Call call(*this);
-        set_->find_ones(*pool_, call.workspace);
         const GridView<const T> from = dense_view(logits.data(), grid_shape_);
         const GridView<T> to = dense_view(out.data(), grid_shape_);
         const MeanFieldOutcome outcome =

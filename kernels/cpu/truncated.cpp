@@ -71,6 +71,8 @@ class TruncatedFilter final : public Filter {
 
     int num_moment_channels() const override { return has_moments() && voxels_.num_voxels <= kFewVoxels ? kMomentChannels : 1; }
 
+    bool shares_weights() const override { return true; }
+
     std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 
    private:
@@ -200,7 +202,11 @@ class TruncatedFilter final : public Filter {
         constexpr int64_t kPart = sizeof(vregister) / sizeof(float);
         const int64_t modality_stride = plan_.total_size, channel_stride = channels.step * plan_.total_size, row_stride = plan_.row_stride;
         const int64_t row_length = voxels_.box_shape[voxels_.num_axes - 1];
-        const PlannedOffset* const last = plan_.offsets.data() + plan_.offsets.size();
+        constexpr std::integral_constant<int, 0> kFirst;
+        constexpr std::integral_constant<int, 1> kSecond;
+        constexpr std::integral_constant<int, kRows> kEnd;
+        const PlannedOffset *const offsets = plan_.offsets.data(), *const last = offsets + plan_.offsets.size();
+        const PlannedOffset *const first_only = offsets + plan_.num_of_both, *const second_only = first_only + plan_.num_of_first;
         for (const WindowChunk* chunk = begin; chunk < end; ++chunk) {
             const int64_t row_end = chunk->place + std::min<int64_t>(kLanes, row_length - chunk->place % row_stride);
             for (int64_t place = chunk->place; place < row_end; place += kPart) {
@@ -216,16 +222,14 @@ class TruncatedFilter final : public Filter {
                         own.received[r][c] = vregister{};
                     }
                 }
-                for (const PlannedOffset* offset = plan_.offsets.data(); offset < last; ++offset) {
-                    // At the window's ends only one of the rows has a pair: a sixth of the work, if the bandwidth is 1.5 voxels.
-                    if (offset->exponent[1] == kNoPair) {
-                        add_pairs<0, 1>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
-                    } else if (offset->exponent[0] == kNoPair) {
-                        add_pairs<1, 2>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
-                    } else {
-                        add_pairs<0, 2>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
-                    }
-                }
+                const auto add = [&](auto begin_row, auto end_row, const PlannedOffset* offset, const PlannedOffset* end_offset) {
+                    for (; offset < end_offset; ++offset)
+                        add_pairs<begin_row(), end_row()>(*offset, modality_stride, channel_stride, intensity, sent, received, own);
+                };
+                // At the window's ends only one of the rows has a pair: a sixth of the work, if the bandwidth is 1.5 voxels.
+                add(kFirst, kEnd, offsets, first_only);
+                add(kFirst, kSecond, first_only, second_only);
+                add(kSecond, kEnd, second_only, last);
                 for (int r = 0; r < kRows; ++r)
                     for (int c = 0; c < C; ++c) {
                         float* to = received + c * channel_stride + r * row_stride;

@@ -6,7 +6,7 @@ namespace crf {
 
 namespace {
 
-constexpr int64_t kRowsInterleaved = 8;  // see list_offsets
+constexpr int64_t kRowsInterleaved = 32;  // see list_offsets
 
 // Rows of a block along every axis but the last: whole groups of rows, and few, because zeros are skipped by whole blocks.
 constexpr int64_t kBlockRows = 4;
@@ -67,17 +67,29 @@ void list_offsets(const BilateralInput& input, WindowPlan& plan) {
         if (group_p != group_q) return group_p < group_q;
         return p.x != q.x ? p.x < q.x : p.row < q.row;
     });
+    struct Planned {
+        PlannedOffset offset;
+        OffsetDistances distances;
+        int kind() const { return offset.exponent[1] == kNoPair ? 1 : offset.exponent[0] == kNoPair ? 2 : 0; }
+    };
+    std::vector<Planned> planned;
     for (const Entry& e : entries) {
-        if (plan.offsets.empty() || plan.offsets.back().linear != e.row + e.x) {
-            plan.offsets.push_back({e.row + e.x, {}});
-            std::fill(plan.offsets.back().exponent, plan.offsets.back().exponent + kRows, kNoPair);
-            plan.distances.emplace_back();
+        if (planned.empty() || planned.back().offset.linear != e.row + e.x) {
+            planned.push_back({{e.row + e.x, {}}, {}});
+            std::fill(planned.back().offset.exponent, planned.back().offset.exponent + kRows, kNoPair);
         }
-        plan.offsets.back().exponent[e.first] = static_cast<float>(-0.5 * kLog2e * e.squared);
+        planned.back().offset.exponent[e.first] = static_cast<float>(-0.5 * kLog2e * e.squared);
         for (int a = 0; a < voxels.num_axes; ++a) {
             const double scaled = static_cast<double>(e.distance[a]) * voxels.spacing[a] / input.theta_alpha[a];
-            plan.distances.back().squared[e.first][a] = static_cast<float>(scaled * scaled);
+            planned.back().distances.squared[e.first][a] = static_cast<float>(scaled * scaled);
         }
+    }
+    std::stable_sort(planned.begin(), planned.end(), [](const Planned& p, const Planned& q) { return p.kind() < q.kind(); });
+    for (const Planned& p : planned) {
+        plan.offsets.push_back(p.offset);
+        plan.distances.push_back(p.distances);
+        plan.num_of_both += p.kind() == 0;
+        plan.num_of_first += p.kind() == 1;
     }
 }
 

@@ -46,8 +46,9 @@ struct WindowPlan {
     int64_t total_size = 0;                          // including the places that its last voxels reach beyond it
     int64_t row_stride = 0;                          // between rows that are processed together
     int64_t slab_size = 0;
-    int64_t num_pairs = 0;  // per voxel
-    std::vector<PlannedOffset> offsets;
+    int64_t num_pairs = 0;               // per voxel
+    std::vector<PlannedOffset> offsets;  // where both rows have a pair, then where only the first has one, then only the second
+    int64_t num_of_both = 0, num_of_first = 0;
     std::vector<OffsetDistances> distances;       // of each offset
     std::vector<int64_t> padded_run;              // place of each run in the padded box
     std::vector<int64_t> run_block;               // block of each run's first voxel; the next along the row are the next numbers
