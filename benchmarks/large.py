@@ -87,7 +87,7 @@ def _in_memory_workload(data: Path) -> tuple[Path, WorkloadSpec]:
         logits = np.load(folder / "logits.npz")["logits"].astype(np.float32)
         return WorkloadArrays(image[None], logits, None, _volume(folder / "truth.nii.gz"))
 
-    return store_workload(spec, BENCH / "data", make=make), spec
+    return store_workload(spec, BENCH / "data" / "in-memory", make=make), spec  # The case itself may lie in data, under the same name.
 
 
 def _run_in_memory(options: LargeOptions, systems: Sequence[str]) -> dict[str, Any]:
