@@ -42,6 +42,7 @@ class MeanField {
         implied_ = options.last_is_implied();
         num_channels_ = num_stored_ = options.num_channels();
         if (implied_) find_other_ones();
+        if (implied_ && !joins_ones_) sum_ones();
         // A step that may be the last one stores its logits; a damped step starts from those of the previous step. The energy of a Potts
         // model with one weight for all labels does not rise.
         keep_ = options_.tolerance > 0 || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
@@ -84,7 +85,7 @@ class MeanField {
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
-            if (t == 0 && implied_) sum_ones();
+            if (joins_ones_) sum_ones();
             const bool is_last = t + 1 == options_.num_iterations;
             if (is_last && options_.is_last_run) {
                 kernels_.clear();
