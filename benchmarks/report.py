@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def _levels(figures: dict[str, Any]) -> str:
             speedups[name].append(record["speedup"] * record["seconds"]["crfrefine"] / seconds)
             row.append(f"{seconds:.3f} s, {speedups[name][-1]:.1f}×")
         rows.append(row)
-    rows.append(["geometric mean", *(f"**{math.exp(statistics.fmean(map(math.log, of))):.1f}×**" for of in speedups.values())])
+    rows.append(["geometric mean", *(f"**{statistics.geometric_mean(of):.1f}×**" for of in speedups.values())])
     rows.append(["worst", *(f"**{min(of):.1f}×**" for of in speedups.values())])
     title = "crfrefine by instruction set (`CRFREFINE_CPU_LEVEL`), and the speed-up over the faster peer as it ships:\n\n"
     return title + markdown_table(["workload", *names], rows) + "\n"

@@ -5,7 +5,6 @@ crfrefine is also timed with the lower instruction sets that it was compiled for
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from processes import run_worker
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
-from crfrefine.engines.compiled import LEVELS, best_level, built_levels
+from crfrefine.engines.compiled import best_level, built_levels
 
 
 def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
@@ -27,8 +26,8 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
     systems = ("crfrefine", *spec.peers)
     saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in systems}
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    best = best_level()
-    lower = [level for level in reversed(built_levels()) if LEVELS.index(level) < LEVELS.index(best)]
+    best, built = best_level(), built_levels()
+    lower = built[: built.index(best)][::-1]
     of_level: dict[str, list[float]] = {level: [] for level in lower}
     for repeat in range(repeats):
         for system in systems:
@@ -83,7 +82,7 @@ def run(*, quick: bool, workloads: Sequence[str] | None = None) -> dict[str, Any
     speedups = [record["speedup"] for record in measured.values()]
     return {
         "workloads": measured,
-        "speedup_geometric_mean": math.exp(statistics.fmean(map(math.log, speedups))),
+        "speedup_geometric_mean": statistics.geometric_mean(speedups),
         "speedup_worst": min(speedups),
         "memory_fraction_worst": max(record["memory_fraction"] for record in measured.values()),
     }

@@ -183,15 +183,15 @@ class MeanField {
         return volume_bias_;
     }
 
-    // Whether a kernel's message of all ones comes with the first step's messages, for little more time.
-    bool joins_ones(const Kernel<T>& k) const {
+    // Whether a kernel's message of all ones can come with the first step's messages, for little more time.
+    bool can_join_ones(const Kernel<T>& k) const {
         return k.scales_sent && !k.ones && k.filter->shares_weights() && !record_ && num_channels_ % kChannelGroup > 0;
     }
 
     // Before the first step, when little memory is in use.
     void find_other_ones() {
         for (Kernel<T>& k : kernels_) {
-            if (joins_ones(k)) {
+            if (can_join_ones(k)) {
                 joins_ones_ = true;
             } else {
                 find_ones(k, num_voxels_, pool_, workspace_);
@@ -244,7 +244,7 @@ class MeanField {
             // The first kernel's messages need no memory of their own.
             T* const received = looks_up && k > 0 ? unweighted_.get() : messages_;
             const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
-            if (joins_ones_ && joins_ones(kernels_[k])) {
+            if (joins_ones_ && can_join_ones(kernels_[k])) {
                 send_ones_too(kernels_[k], weight);
             } else if (k == 0 && overwrites_) {
                 kernels_[k].filter->overwrite(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);

@@ -56,7 +56,7 @@ void list_offsets(const BilateralInput& input, WindowPlan& plan) {
             entries.push_back({row + first * plan.row_stride, offset.distance[last], first, offset.squared, offset.distance});
     }
     // Neighboring distances along a row touch the same cache lines, but a load that overlaps a recent store must wait for it.
-    // So a few rows are interleaved, distance by distance.
+    // So rows are interleaved, distance by distance.
     std::vector<int64_t> rows;
     for (const Entry& e : entries) rows.push_back(e.row);
     std::sort(rows.begin(), rows.end());
