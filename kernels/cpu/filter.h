@@ -121,6 +121,8 @@ struct BilateralInput {
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool);
-std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool);
+// exact: on all rows, even where the kernel is wide (spatial_halved.h). origin: nullptr for the box's first voxel.
+std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
+                                            const FeatureOrigin* origin, ThreadPool& pool);
 
 }  // namespace crf

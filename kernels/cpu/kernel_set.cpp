@@ -29,9 +29,10 @@ std::unique_ptr<DoubleFilter> make_bilateral(const KernelSpecs& specs, const Vox
 }
 
 template <class T>
-std::unique_ptr<BasicFilter<T>> make_spatial(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {
+std::unique_ptr<BasicFilter<T>> make_spatial(const KernelSpecs& specs, const Voxels& voxels, const std::vector<double>& theta_gamma,
+                                             ThreadPool& pool) {
     if constexpr (std::is_same_v<T, float>) {
-        return make_spatial_filter(voxels, theta_gamma, pool);
+        return make_spatial_filter(voxels, theta_gamma, specs.filter == "exact", specs.origin ? &*specs.origin : nullptr, pool);
     } else {
         return make_double_spatial_filter(voxels, theta_gamma, pool);
     }
@@ -73,7 +74,7 @@ KernelSet<T>::KernelSet(const Voxels& voxels_in, const std::vector<const T*>& im
     }
     if (!specs.theta_gamma.empty()) {
         const std::vector<double> theta_gamma = on_box_axes(voxels, specs.theta_gamma);
-        add(make_spatial<T>(voxels, theta_gamma, pool), "spatial");
+        add(make_spatial<T>(specs, voxels, theta_gamma, pool), "spatial");
         features.emplace_back(voxels, theta_gamma, std::vector<double>(), std::vector<const T*>());
     }
 }

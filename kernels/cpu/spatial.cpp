@@ -1,31 +1,23 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
-// the mask's bounding box, exact except for its tails (spatial_taps.h). Where labels share channels, most of a channel is zero: what
-// follows from zeros alone is not computed.
+// the mask's bounding box, exact except for its tails (spatial_taps.h), or where it is wide, on half as many rows (spatial_halved.h). Where
+// labels share channels, most of a channel is zero: what follows from zeros alone is not computed.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "cpu/filter.h"
-#include "cpu/simd.h"
+#include "cpu/spatial_halved.h"
+#include "cpu/spatial_rows.h"
 #include "cpu/spatial_taps.h"
-#include "cpu/stretch.h"
 
 namespace crf {
 
 namespace {
 
-constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
-
-// Vectors of a panel's row that are filtered together: as many as registers hold.
-#if defined(__AVX512F__)
-constexpr int kVectorsTogether = 2;
-#else
-constexpr int kVectorsTogether = 1;
-#endif
-
 class SpatialFilter final : public Filter {
    public:
-    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) : voxels_(voxels), pool_(pool) {
+    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact, const FeatureOrigin* origin, ThreadPool& pool)
+        : voxels_(voxels), pool_(pool) {
         for (const SpatialTaps& taps : spatial_taps(voxels, theta_gamma, kSpatialRadius<float>)) {
             taps_.emplace_back(taps.weight.begin(), taps.weight.end());
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
@@ -37,22 +29,14 @@ class SpatialFilter final : public Filter {
         for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
         for (size_t slab = 1; slab < first_run_.size(); ++slab) first_run_[slab] += first_run_[slab - 1];
         for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
+        if (!exact) halve(theta_gamma, origin);
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        box_ = workspace.floats(voxels_.box_size);
-        const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
-            float* const to = sum + c * voxels_.num_voxels;
-            filter_slabs(values + c * voxels_.num_voxels, pre, taps);
-            if (voxels_.num_axes > 1 && voxels_.num_voxels == voxels_.box_size) {
-                add_first_axis(post, channel_weight[c], to);
-            } else {
-                filter_first_axis(taps);
-                gather(post, channel_weight[c], to);
-            }
+            accumulate_channel(values + c * voxels_.num_voxels, pre, post, channel_weight[c], sum + c * voxels_.num_voxels, workspace);
         }
     }
 
@@ -100,16 +84,8 @@ class SpatialFilter final : public Filter {
    private:
     static constexpr int64_t kRunBlock = 256;
 
-    // The filtered rows of a panel go back to the box.
-    struct IntoBox {
-        float* panel;
-        int64_t stride;
-
-        void fetch(int64_t, int64_t) const {}
-        void put(int64_t row, int64_t column, vfloat total, int64_t left) const { store_some(panel + row * stride + column, total, left); }
-    };
-
-    // Or, normalized and weighted, onto the sum. Factors of the filter's own normalization are multiplied in the order of fill_row.
+    // The filtered rows of a panel, normalized and weighted, go onto the sum. Factors of the filter's own normalization are multiplied in
+    // the order of fill_row.
     struct OntoSum {
         float* sum;         // where the panel begins
         const float* post;  // there, too; nullptr: ones, or the filter's own
@@ -144,14 +120,41 @@ class SpatialFilter final : public Filter {
         }
     };
 
+    // Where the kernel is wide. Parts of a volume that share a feature origin halve the same rows.
+    void halve(const std::vector<double>& theta_gamma, const FeatureOrigin* origin) {
+        std::vector<double> sigma;
+        std::vector<int64_t> first;
+        for (int a = 0; a < voxels_.num_axes; ++a) {
+            sigma.push_back(theta_gamma[a] / voxels_.spacing[a]);
+            first.push_back(origin ? voxels_.first[a] - origin->position[voxels_.source_axis[a]] : 0);
+        }
+        if (HalvedBox::is_wide(voxels_, sigma)) halved_ = std::make_unique<HalvedBox>(voxels_, sigma, first, taps_, pool_.num_threads());
+    }
+
+    void accumulate_channel(const float* values, const float* pre, const float* post, float weight, float* sum, Workspace& workspace) {
+        if (halved_) {
+            halved_->filter(
+                first_run_, pool_, workspace, [&](int64_t slab, float* to, int thread) { scatter(slab, values, pre, to, thread); },
+                [&](const Run& run, const float* row, int thread) { add_run(run, row, post, weight, sum, thread); });
+            return;
+        }
+        box_ = workspace.floats(voxels_.box_size);
+        const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
+        filter_slabs(values, pre, taps);
+        if (voxels_.num_axes > 1 && voxels_.num_voxels == voxels_.box_size) {
+            add_first_axis(post, weight, sum);
+        } else {
+            filter_first_axis(taps);
+            gather(post, weight, sum);
+        }
+    }
+
     // Voxels of the box between neighbors along an axis.
     int64_t stride_of(int axis) const {
         int64_t stride = 1;
         for (int a = axis + 1; a < voxels_.num_axes; ++a) stride *= voxels_.box_shape[a];
         return stride;
     }
-
-    static int64_t num_panels(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
 
     // The rows of an axis's panels that voxels inside the mask depend on. What is filtered along this axis is read, along the axes before
     // it, by voxels within their taps.
@@ -218,14 +221,14 @@ class SpatialFilter final : public Filter {
         const int num_axes = voxels_.num_axes;
         pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
             float* const box = box_ + slab * slab_size_;
-            scatter(slab, values, pre, thread);
+            scatter(slab, values, pre, box, thread);
             if (first_run_[slab] == first_run_[slab + 1]) return;
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
             for (int a = num_axes - 2; a > 0; --a) {
                 const int64_t inner = stride_of(a), panels = num_panels(inner),
                               num_of_slab = slab_size_ / (voxels_.box_shape[a] * inner) * panels;
-                for (int64_t i = 0; i < num_of_slab; ++i) filter_panel(a, slab * num_of_slab + i, taps(a), scratch_[thread]);
+                for (int64_t i = 0; i < num_of_slab; ++i) filter_panel_of(a, slab * num_of_slab + i, taps(a), scratch_[thread]);
             }
         });
     }
@@ -233,7 +236,7 @@ class SpatialFilter final : public Filter {
     template <class Taps>
     void filter_first_axis(const Taps& taps) {
         if (voxels_.num_axes == 1) return;
-        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) { filter_panel(0, panel, taps(0), scratch_[thread]); });
+        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) { filter_panel_of(0, panel, taps(0), scratch_[thread]); });
     }
 
     // Filters along the first axis and adds what results, normalized and weighted, to `sum`, where the box has all voxels in their order.
@@ -242,15 +245,15 @@ class SpatialFilter final : public Filter {
             const int64_t column = panel * kColumns;
             OntoSum onto{sum + column, post ? post + column : nullptr, slab_size_, weight, nullptr, {}, {}};
             if (scales_received_) onto.set_scales(scales_, column, std::min(kColumns, slab_size_ - column), voxels_);
-            filter_panel(0, panel, taps_[0], scratch_[thread], onto);
+            filter_panel_of(0, panel, taps_[0], scratch_[thread], onto);
         });
     }
 
-    void scatter(int64_t slab, const float* values, const float* pre, int thread) {
-        float *cleared = box_ + slab * slab_size_, *const end = cleared + slab_size_;
+    void scatter(int64_t slab, const float* values, const float* pre, float* slab_to, int thread) {
+        float *cleared = slab_to, *const end = cleared + slab_size_;
         for (int64_t r = first_run_[slab]; r < first_run_[slab + 1]; ++r) {
             const Run& run = voxels_.runs[r];
-            float* const to = box_ + run.box;
+            float* const to = slab_to + (run.box - slab * slab_size_);
             const float* const from = values + run.voxel;
             std::fill(cleared, to, 0.0f);
             if (pre || scales_sent_) {
@@ -270,17 +273,19 @@ class SpatialFilter final : public Filter {
         pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = runs[r];
-                const float* from = box_ + run.box;
-                float* to = sum + run.voxel;
-                if (is_zero(from, run.length)) continue;
-                if (post || scales_received_) {
-                    const float* scale = scales_received_ ? own_scale(run, thread) : post + run.voxel;
-                    for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
-                } else {
-                    for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
-                }
+                if (!is_zero(box_ + run.box, run.length)) add_run(run, box_ + run.box, post, weight, sum, thread);
             }
         });
+    }
+
+    void add_run(const Run& run, const float* from, const float* post, float weight, float* sum, int thread) {
+        float* const to = sum + run.voxel;
+        if (post || scales_received_) {
+            const float* scale = scales_received_ ? own_scale(run, thread) : post + run.voxel;
+            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
+        } else {
+            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
+        }
     }
 
     double dot_with_box(const float* values) {
@@ -298,150 +303,20 @@ class SpatialFilter final : public Filter {
         return std::accumulate(sums.begin(), sums.end(), 0.0);
     }
 
-    // Room for `size` numbers between `margin` zeros on either side.
-    static float* padded_copy(Buffer<float>& scratch, int64_t size, int64_t margin) {
-        if (scratch.size < size + 2 * margin) scratch = Buffer<float>(size + 2 * margin);
-        float* const first = scratch.get() + margin;
-        std::fill(scratch.get(), first, 0.0f);
-        std::fill(first + size, first + size + margin, 0.0f);
-        return first;
-    }
-
-    // Rows of the last axis, one after another, in place; values beyond their ends are zero.
-    static void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, Buffer<float>& scratch) {
-        const int64_t radius = static_cast<int64_t>(taps.size()) - 1, margin = std::max<int64_t>(radius, kLanes) + kLanes;
-        float* const center = padded_copy(scratch, length, margin);
-        for (int64_t r = 0; r < num_rows; ++r) {
-            float* const row = rows + r * length;
-            if (is_zero(row, length)) continue;
-            for (int64_t i = 0; i < length; i += kLanes) store(center + i, load_some(row + i, length - i));
-            filter_row(center, row, length, taps);
-        }
-    }
-
-    // From a padded copy.
-    static void filter_row(const float* center, float* row, int64_t length, const std::vector<float>& taps) {
-        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        vfloat before = load(center - kLanes), own = load(center);
-        for (int64_t i = 0; i < length; i += kLanes) {
-            const vfloat after = load(center + i + kLanes);
-            vfloat total = own * taps[0];
-            add_near<1>(before, own, after, center + i, taps, total);
-            for (int64_t k = kLanes + 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
-            store_some(row + i, total, length - i);
-            before = own;
-            own = after;
-        }
-    }
-
-    // Adds the neighbors K to kLanes voxels away. Most are extracted from three loaded vectors, because most unaligned loads cross a cache
-    // line; some are loaded, because shuffles and loads do not wait for each other.
-    template <int K>
-    static void add_near(vfloat before, vfloat own, vfloat after, const float* center, const std::vector<float>& taps, vfloat& total) {
-        if (static_cast<size_t>(K) >= taps.size()) return;
-        const vfloat next = K % 2 == 0 ? two_vectors<K>(own, after) : load(center + K);
-        total += (two_vectors<kLanes - K>(before, own) + next) * taps[K];
-        if constexpr (K < kLanes) add_near<K + 1>(before, own, after, center, taps, total);
-    }
-
-    // Sixteen lanes of two vectors, one after another, from lane `First` on.
-    template <int First>
-    static vfloat two_vectors(vfloat low, vfloat high) {
-        if constexpr (First == 0) return low;
-        if constexpr (First == kLanes) return high;
-#if defined(__AVX512F__)
-        return (vfloat)_mm512_maskz_alignr_epi32(0xffff, (__m512i)high, (__m512i)low, First % kLanes);
-#else
-        return shuffle(low, high, [](int lane) { return (First + lane) % (2 * kLanes); });
-#endif
-    }
-
     // One of an axis's panels, some neighboring columns, in place.
-    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch) const {
+    void filter_panel_of(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch) const {
         const int64_t stride = stride_of(axis), panels = num_panels(stride);
         const int64_t first = number / panels * voxels_.box_shape[axis] * stride + number % panels * kColumns;
-        filter_panel(axis, number, taps, scratch, IntoBox{box_ + first, stride});
+        filter_panel_of(axis, number, taps, scratch, InPlace{box_ + first, stride});
     }
 
     // The same, with another place for what results.
     template <class Target>
-    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
+    void filter_panel_of(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
         const int64_t stride = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(stride);
         const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
-        const float* const panel = box_ + number / panels * length * stride + column;
-        const Stretch needed = needed_[axis][number];
-        if (needed.is_empty()) return;
-        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        const int64_t first = std::max<int64_t>(0, needed.begin - radius), last = std::min(length, needed.end + radius);
-        float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
-        for (int64_t i = first; i < last; ++i) {
-            for (int64_t c = 0; c < kColumns; c += kLanes)
-                store(center + i * kColumns + c, c < width ? load_some(panel + i * stride + c, width - c) : vfloat{});
-        }
-        // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
-        const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
-        for (int64_t i = first, end = needed.begin; i < last;) {
-            if (!has_values(i)) {
-                ++i;
-                continue;
-            }
-            const int64_t begin = std::max(end, i - radius);
-            for (end = i + radius + 1; i < std::min(last, end + radius); ++i)
-                if (has_values(i)) end = i + radius + 1;
-            filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width, target);
-        }
-    }
-
-    // Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
-    template <class Target>
-    static void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, const float* panel,
-                            int64_t stride, int64_t width, const Target& target) {
-        int64_t i = begin;
-        for (; i + 2 <= end; i += 2) {
-            // The next panel's rows are far apart: the hardware cannot predict them.
-            for (int64_t c = 0; c < 2 * kColumns; c += kLanes) {
-                __builtin_prefetch(panel + (i + c / kColumns) * stride + kColumns + c % kColumns, 1);
-                target.fetch(i + c / kColumns, kColumns + c % kColumns);
-            }
-            filter_some_rows<2>(copy + i * kColumns, i, taps, width, target);
-        }
-        if (i < end) filter_some_rows<1>(copy + i * kColumns, i, taps, width, target);
-    }
-
-    // One row, or two, from row number `place` of the panel on.
-    template <int kRows, class Target>
-    static void filter_some_rows(const float* copy, int64_t place, const std::vector<float>& taps, int64_t width, const Target& target) {
-        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        for (int64_t first = 0; first < width; first += kVectorsTogether * kLanes) {
-            const float* const row = copy + first;
-            vfloat total[kRows][kVectorsTogether], low[kVectorsTogether], high[kVectorsTogether];
-            for (int v = 0; v < kVectorsTogether; ++v) {
-                low[v] = load(row + v * kLanes);
-                high[v] = load(row + (kRows - 1) * kColumns + v * kLanes);
-                total[0][v] = low[v] * taps[0];
-                if constexpr (kRows == 2) total[1][v] = high[v] * taps[0];
-            }
-            for (int64_t k = 1; k <= radius; ++k) {
-                const float *const before = row - k * kColumns, *const after = row + (kRows - 1 + k) * kColumns;
-                for (int v = 0; v < kVectorsTogether; ++v) {
-                    const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
-                    if constexpr (kRows == 2) {
-                        // What the one row has last read on its side is what the other one needs now.
-                        total[0][v] += (below + high[v]) * taps[k];
-                        total[1][v] += (low[v] + above) * taps[k];
-                        low[v] = below;
-                        high[v] = above;
-                    } else {
-                        total[0][v] += (below + above) * taps[k];
-                    }
-                }
-            }
-            for (int r = 0; r < kRows; ++r)
-                for (int v = 0; v < kVectorsTogether; ++v) {
-                    const int64_t left = width - first - v * kLanes;
-                    if (left > 0) target.put(place + r, first + v * kLanes, total[r][v], left);
-                }
-        }
+        filter_panel(box_ + number / panels * length * stride + column, length, stride, width, needed_[axis][number], taps, scratch,
+                     target);
     }
 
     const Voxels& voxels_;
@@ -452,6 +327,7 @@ class SpatialFilter final : public Filter {
     int64_t slab_size_ = 0;                               // voxels of the box at one place along the first axis
     std::vector<int64_t> first_run_;                      // of each slab, and the end
     std::vector<std::vector<Stretch>> needed_;            // per axis but the last: rows of each panel
+    std::unique_ptr<HalvedBox> halved_;                   // or nullptr
     float* box_ = nullptr;                                // in the workspace
     std::vector<Buffer<float>> scratch_;                  // per thread: rows begin at cache lines
     std::vector<std::vector<float>> own_rows_;            // per thread
@@ -459,8 +335,9 @@ class SpatialFilter final : public Filter {
 
 }  // namespace
 
-std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {
-    return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);
+std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
+                                            const FeatureOrigin* origin, ThreadPool& pool) {
+    return std::make_unique<SpatialFilter>(voxels, theta_gamma, exact, origin, pool);
 }
 
 }  // namespace crf

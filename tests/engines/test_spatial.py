@@ -1,15 +1,16 @@
 """The spatial kernel's window: no weight jumps when theta_gamma changes, and the derivative is that of what is computed.
 
 Grids are not cubic and spacings not equal. Four theta_gamma are 8 voxels of the first axis and 10 of the last: where the window used to
-end before one voxel and, a rounding error later, after it.
+end before one voxel and, a rounding error later, after it. Wide kernels are filtered on half as many rows.
 """
 
 import numpy as np
 import pytest
 from oracles import kernel_set, one_kernel, softmax
 
-from crfrefine.engines.grid_image import GridImage
-from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.grid_image import FeatureOrigin, GridImage
+from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
 
@@ -62,3 +63,76 @@ def test_the_derivative_is_that_of_what_is_computed(compiled_backend, dtype, rad
     steps = 1e-5 * np.diag(theta)
     expected = np.array([(loss(theta + step) - loss(theta - step)) / (2.0 * step.sum()) for step in steps])
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+def _matrix_message(values, mask, sigma):
+    """The spatial kernel times values inside the mask, by one matrix per axis."""
+    total = np.where(mask, values, 0.0).astype(np.float64)
+    for axis, own in enumerate(sigma):
+        matrix = np.exp(-0.5 * (np.subtract.outer(np.arange(mask.shape[axis]), np.arange(mask.shape[axis])) / own) ** 2)
+        total = np.moveaxis(np.tensordot(matrix, total, (1, axis)), 0, axis)
+    return np.where(mask, total, 0.0)
+
+
+WIDE = [  # grid, sigma in voxels
+    ((37, 23, 18), (3.0, 3.0, 1.3)),
+    ((41, 16, 21), (5.5, 0.8, 3.0)),
+    ((9, 34, 17), (2.0, 3.3, 4.0)),
+    ((45, 70), (7.0, 3.0)),
+    ((19, 5, 27, 11), (3.1, 0.9, 4.0, 1.2)),
+    ((33, 19, 20), (60.0, 400.0, 3.0)),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("grid", "sigma"), WIDE)
+def test_wide_kernels_on_half_as_many_rows(grid, sigma, masked):
+    """From 3 voxels on, for even and odd lengths: closer to the Gaussian than the filter on all rows, whose tails fade; and symmetric."""
+    rng = np.random.default_rng(len(grid) + grid[0])
+    spacing = tuple(np.linspace(0.7, 1.9, len(grid)))
+    mask = rng.uniform(size=grid) < 0.4 if masked else np.ones(grid, bool)
+    image = GridImage(np.zeros((0, *grid), np.float32), mask if masked else None, spacing)
+    theta = [own * step for own, step in zip(sigma, spacing, strict=True)]
+    engine = CpuBackend()
+    u, v = rng.uniform(size=(2, 1, *grid)).astype(np.float32) * mask
+    found, exact = (engine.message(v, image, one_kernel(theta, None, filter=name))[0] for name in ("auto", "exact"))
+    truth = _matrix_message(v[0], mask, sigma)
+    largest = _matrix_message(np.ones(grid), mask, sigma).max()
+    assert np.abs(exact - truth).max() < 1e-4 * largest
+    assert np.abs(found - truth).max() < 5e-5 * largest
+    assert not np.array_equal(found, exact)  # it is another computation
+    back = engine.message(u, image, one_kernel(theta, None, filter="auto"))[0]
+    assert float((u[0] * found).sum(dtype=np.float64)) == pytest.approx(float((v[0] * back).sum(dtype=np.float64)), rel=1e-6)
+    assert not found[~mask].any()
+
+
+def test_narrow_kernels_and_short_axes_are_filtered_on_all_rows():
+    rng = np.random.default_rng(2)
+    for grid, sigma in (((37, 23, 18), (2.99, 2.99, 5.0)), ((15, 15, 30), (4.0, 4.0, 2.0)), ((120,), (4.0,))):
+        image = GridImage(np.zeros((0, *grid), np.float32), None, (1.0,) * len(grid))
+        values = rng.uniform(size=(1, *grid)).astype(np.float32)
+        found, exact = (CpuBackend().message(values, image, one_kernel(sigma, None, filter=name)) for name in ("auto", "exact"))
+        np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("begin", [(3, 8, 0), (7, 1, 2), (4, 6, 5)])
+def test_a_part_of_a_volume_halves_the_rows_of_the_whole(begin):
+    """Of a part that shares the feature origin, far enough from the cut, messages are those of the whole, to rounding."""
+    grid, spacing, reach = (51, 58, 19), (1.0, 0.9, 1.7), (24, 24, 7)
+    logits = np.random.default_rng(5).normal(size=(2, *grid)).astype(np.float32)
+    kernels = kernel_set([], (3.0, 2.8, 2.0), normalization="none", filter="auto")
+    step = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
+
+    def pairwise(cut, origin):
+        own = logits[:, *cut]
+        image = GridImage(np.zeros((1, *own.shape[1:]), np.float32), None, spacing, origin=origin)
+        return own - CpuBackend().mean_field(own, image, ModelSpec(kernels, step)).logits
+
+    cut = tuple(slice(first, None) for first in begin)
+    inner = (slice(None), *(slice(first and far, None) for first, far in zip(begin, reach, strict=True)))
+    expected = pairwise((slice(None),) * 3, None)[:, *cut][inner]
+    shared, own = (pairwise(cut, origin)[inner] for origin in (FeatureOrigin(tuple(-first for first in begin), (0.0,)), None))
+    rounding = 1e-6 * expected.max()
+    assert np.abs(shared - expected).max() < rounding
+    if begin[0] % 2 or begin[1] % 2:
+        assert np.abs(own - expected).max() > 3 * rounding

@@ -1,0 +1,170 @@
+// Rows filtered with the taps of one axis: along themselves, or across, in panels of neighboring columns.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/buffer.h"
+#include "cpu/simd.h"
+#include "cpu/stretch.h"
+
+namespace crf {
+
+constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
+
+// Vectors of a panel's row that are filtered together: as many as registers hold.
+#if defined(__AVX512F__)
+constexpr int kVectorsTogether = 2;
+#else
+constexpr int kVectorsTogether = 1;
+#endif
+
+// Room for `size` numbers between `margin` zeros on either side.
+inline float* padded_copy(Buffer<float>& scratch, int64_t size, int64_t margin) {
+    if (scratch.size < size + 2 * margin) scratch = Buffer<float>(size + 2 * margin);
+    float* const first = scratch.get() + margin;
+    std::fill(scratch.get(), first, 0.0f);
+    std::fill(first + size, first + size + margin, 0.0f);
+    return first;
+}
+
+// Sixteen lanes of two vectors, one after another, from lane `First` on.
+template <int First>
+inline vfloat two_vectors(vfloat low, vfloat high) {
+    if constexpr (First == 0) return low;
+    if constexpr (First == kLanes) return high;
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_alignr_epi32(0xffff, (__m512i)high, (__m512i)low, First % kLanes);
+#else
+    return shuffle(low, high, [](int lane) { return (First + lane) % (2 * kLanes); });
+#endif
+}
+
+// Adds the neighbors K to kLanes voxels away. Most are extracted from three loaded vectors, because most unaligned loads cross a cache
+// line; some are loaded, because shuffles and loads do not wait for each other.
+template <int K>
+inline void add_near(vfloat before, vfloat own, vfloat after, const float* center, const std::vector<float>& taps, vfloat& total) {
+    if (static_cast<size_t>(K) >= taps.size()) return;
+    const vfloat next = K % 2 == 0 ? two_vectors<K>(own, after) : load(center + K);
+    total += (two_vectors<kLanes - K>(before, own) + next) * taps[K];
+    if constexpr (K < kLanes) add_near<K + 1>(before, own, after, center, taps, total);
+}
+
+// From a padded copy.
+inline void filter_row(const float* center, float* row, int64_t length, const std::vector<float>& taps) {
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+    vfloat before = load(center - kLanes), own = load(center);
+    for (int64_t i = 0; i < length; i += kLanes) {
+        const vfloat after = load(center + i + kLanes);
+        vfloat total = own * taps[0];
+        add_near<1>(before, own, after, center + i, taps, total);
+        for (int64_t k = kLanes + 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
+        store_some(row + i, total, length - i);
+        before = own;
+        own = after;
+    }
+}
+
+// Rows of the last axis, one after another, in place; values beyond their ends are zero.
+inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, Buffer<float>& scratch) {
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1, margin = std::max<int64_t>(radius, kLanes) + kLanes;
+    float* const center = padded_copy(scratch, length, margin);
+    for (int64_t r = 0; r < num_rows; ++r) {
+        float* const row = rows + r * length;
+        if (is_zero(row, length)) continue;
+        for (int64_t i = 0; i < length; i += kLanes) store(center + i, load_some(row + i, length - i));
+        filter_row(center, row, length, taps);
+    }
+}
+
+// One row, or two, from row number `place` of the panel on.
+template <int kRows, class Target>
+void filter_some_rows(const float* copy, int64_t place, const std::vector<float>& taps, int64_t width, const Target& target) {
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+    for (int64_t first = 0; first < width; first += kVectorsTogether * kLanes) {
+        const float* const row = copy + first;
+        vfloat total[kRows][kVectorsTogether], low[kVectorsTogether], high[kVectorsTogether];
+        for (int v = 0; v < kVectorsTogether; ++v) {
+            low[v] = load(row + v * kLanes);
+            high[v] = load(row + (kRows - 1) * kColumns + v * kLanes);
+            total[0][v] = low[v] * taps[0];
+            if constexpr (kRows == 2) total[1][v] = high[v] * taps[0];
+        }
+        for (int64_t k = 1; k <= radius; ++k) {
+            const float *const before = row - k * kColumns, *const after = row + (kRows - 1 + k) * kColumns;
+            for (int v = 0; v < kVectorsTogether; ++v) {
+                const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
+                if constexpr (kRows == 2) {
+                    // What the one row has last read on its side is what the other one needs now.
+                    total[0][v] += (below + high[v]) * taps[k];
+                    total[1][v] += (low[v] + above) * taps[k];
+                    low[v] = below;
+                    high[v] = above;
+                } else {
+                    total[0][v] += (below + above) * taps[k];
+                }
+            }
+        }
+        for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kVectorsTogether; ++v) {
+                const int64_t left = width - first - v * kLanes;
+                if (left > 0) target.put(place + r, first + v * kLanes, total[r][v], left);
+            }
+    }
+}
+
+// Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
+template <class Target>
+void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, const float* panel, int64_t stride,
+                 int64_t width, const Target& target) {
+    int64_t i = begin;
+    for (; i + 2 <= end; i += 2) {
+        // The next panel's rows are far apart: the hardware cannot predict them.
+        for (int64_t c = 0; c < 2 * kColumns; c += kLanes) {
+            __builtin_prefetch(panel + (i + c / kColumns) * stride + kColumns + c % kColumns, 1);
+            target.fetch(i + c / kColumns, kColumns + c % kColumns);
+        }
+        filter_some_rows<2>(copy + i * kColumns, i, taps, width, target);
+    }
+    if (i < end) filter_some_rows<1>(copy + i * kColumns, i, taps, width, target);
+}
+
+// One panel: `width` columns of rows that are `stride` apart. Rows that are not `needed` are left as they are.
+template <class Target>
+void filter_panel(const float* panel, int64_t length, int64_t stride, int64_t width, const Stretch& needed, const std::vector<float>& taps,
+                  Buffer<float>& scratch, const Target& target) {
+    if (needed.is_empty()) return;
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+    const int64_t first = std::max<int64_t>(0, needed.begin - radius), last = std::min(length, needed.end + radius);
+    float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
+    for (int64_t i = first; i < last; ++i) {
+        for (int64_t c = 0; c < kColumns; c += kLanes)
+            store(center + i * kColumns + c, c < width ? load_some(panel + i * stride + c, width - c) : vfloat{});
+    }
+    // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
+    const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
+    for (int64_t i = first, end = needed.begin; i < last;) {
+        if (!has_values(i)) {
+            ++i;
+            continue;
+        }
+        const int64_t begin = std::max(end, i - radius);
+        for (end = i + radius + 1; i < std::min(last, end + radius); ++i)
+            if (has_values(i)) end = i + radius + 1;
+        filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width, target);
+    }
+}
+
+// The filtered rows of a panel go back to where they were.
+struct InPlace {
+    float* panel;
+    int64_t stride;
+
+    void fetch(int64_t, int64_t) const {}
+    void put(int64_t row, int64_t column, vfloat total, int64_t left) const { store_some(panel + row * stride + column, total, left); }
+};
+
+inline int64_t num_panels(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
+
+}  // namespace crf
