@@ -8,6 +8,7 @@ from typing import Any
 
 from large_tables import large_section, sharpened_section
 from markdown_table import markdown_table
+from step_bytes import step_table
 
 
 def _verdict(value: float, must: float, aim: float, *, smaller_is_better: bool) -> str:
@@ -51,7 +52,8 @@ def _speed(figures: dict[str, Any]) -> str:
     goals = markdown_table(
         ["figure", "measured", "must", "aim", ""], [[*row, verdict] for row, verdict in zip(summary, verdicts, strict=True)]
     )
-    return "### Speed and memory, one thread\n\n" + markdown_table(header, rows) + "\n" + goals + "\n" + _levels(figures) + _checks(figures)
+    more = _levels(figures) + step_table(figures) + _checks(figures)
+    return "### Speed and memory, one thread\n\n" + markdown_table(header, rows) + "\n" + goals + "\n" + more
 
 
 def _levels(figures: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ crfrefine is also timed with the lower instruction sets that it was compiled for
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from check import MAX_LATTICE_RMS, MAX_MARGINAL_RMS, check_against_exact_rows, check_labels, check_marginals, marginals_rms
 from peers import BENCH
 from processes import run_worker
+from step_bytes import copy_speed
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
@@ -40,7 +42,10 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
         if repeat == 0:
             checks = _check(spec, folder, saved)
     levels = {best: [run["seconds"] for run in runs["crfrefine"]], **of_level}
-    return {"runs": runs, "levels": levels, "checks": checks, "workload": Workload(folder).meta, **_summarize(spec, runs)}
+    workload = Workload(folder)
+    num_voxels = math.prod(workload.grid_shape) if workload.mask is None else int(workload.mask.sum())
+    described = {"workload": workload.meta, "num_voxels": num_voxels}
+    return {"runs": runs, "levels": levels, "checks": checks, **described, **_summarize(spec, runs)}
 
 
 def _check(spec: WorkloadSpec, folder: Path, saved: dict[str, Path]) -> dict[str, float]:
@@ -82,6 +87,7 @@ def run(*, quick: bool, workloads: Sequence[str] | None = None) -> dict[str, Any
     speedups = [record["speedup"] for record in measured.values()]
     return {
         "workloads": measured,
+        "copy_bytes_per_second": copy_speed(),
         "speedup_geometric_mean": statistics.geometric_mean(speedups),
         "speedup_worst": min(speedups),
         "memory_fraction_worst": max(record["memory_fraction"] for record in measured.values()),
