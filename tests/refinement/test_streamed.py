@@ -141,12 +141,12 @@ class Pieces:
                 planes = slice(start, min(start + self.num_planes, len(channel)))
                 yield Piece(slice(label, label + 1), planes, channel[None, planes].copy())
 
-    def refined(self, parameters):
+    def refined(self, parameters, num_bytes=None):
         """Refine the case, whose last axis is the slowest one to the user."""
         shape, case = self.case.logits.shape, self.case
         network = StreamedNetwork(self, shape[0], shape[1:], "logits", None, Path("a.npz"))
         mask, image = None if case.mask is None else case.mask.T, case.image.reshape(shape[1:]).T
-        context = RunContext(threads=1)
+        context = RunContext(threads=1, num_bytes=num_bytes)
         return refine_network(network, image, spacing=case.spacing[::-1], parameters=parameters, mask=mask, context=context)
 
 
@@ -162,7 +162,26 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
     parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
     read = Pieces(case, num_planes)
     np.testing.assert_array_equal(read.refined(parameters).label_map.T, refine(case, parameters, 0.0).label_map)
-    assert read.num_readings > 2  # one to survey, one to keep tiles
+    assert read.num_readings > 1  # one to survey and keep tiles
+
+
+@pytest.mark.parametrize("num_planes", [5, 50])
+def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
+    """To the bit, as when they are read twice, because there is no room, or when tiles are looked through in between."""
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.num_iterations": 3})
+    once, looked, twice = (Pieces(case, num_planes) for _ in range(3))
+    results = [once.refined(parameters)]
+    monkeypatch.setattr("crfrefine.refinement.tiles.stored.FIRST_LOOK", 1 << 12)
+    results.append(looked.refined(parameters))
+    left = iter((4000, 1 << 40))  # at the survey, and at the run
+    results.append(twice.refined(parameters, num_bytes=lambda: next(left)))
+    assert [read.num_readings for read in (once, looked, twice)] == [1, 1, 2]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.label_map, results[0].label_map)
+        assert result.report == results[0].report
+        for label in range(6):
+            np.testing.assert_array_equal(*(one.channels.probabilities(label, slice(0, 75)) for one in (result, results[0])))
 
 
 @pytest.mark.parametrize("bias", [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["some", "all settled"])

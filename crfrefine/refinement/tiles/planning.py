@@ -17,7 +17,6 @@ from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_re
 from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels
-from crfrefine.refinement.tiles.stored import store_channels
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
 
@@ -126,7 +125,7 @@ def is_crowded(
 
 
 def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
-    """Return the labels that are present in each tile of channels that do not fit into memory: they stream by twice, tiles are kept.
+    """Return the labels that are present in each tile of channels that do not fit into memory: they stream by, tiles are kept.
 
     Raises:
         InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
@@ -139,7 +138,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
         lowest = np.full(network.num_labels, -np.inf)
         thresholds = Thresholds(lowest, lowest)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
-    survey, note = survey_stream(network, grid, spec.mean_field, inside, context)
+    survey, candidates, note = survey_stream(network, grid, spec.mean_field, inside, thresholds, context)
     notes, num_padding = [note], 0
     if survey.is_equal.any():
         inside, num_padding = leave_out(survey.is_equal, inside, "logits")
@@ -150,7 +149,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False)
     survey.release()
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    store, present, may_matter = store_channels(network.read, survey, thresholds, reach, context.threads)
+    store, present, may_matter = candidates.store(survey, reach)
     problem = TileProblem(
         grid,
         store,

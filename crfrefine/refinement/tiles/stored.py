@@ -133,31 +133,87 @@ def first_tile(grid: TileGrid, plane: int) -> int:
     return plane // TILE[0] * grid.counts[1] * grid.counts[2]
 
 
-def store_channels(
-    read: ReadPieces, survey: Survey, thresholds: Thresholds, reach: Extents, threads: int | None
-) -> tuple[StoredChannels, Bool, Bool]:
-    """Read all channels once more, and keep the tiles where labels may take part.
+FIRST_LOOK = 1 << 26
+"""Bytes of candidates at which it is first looked whether they all still matter."""
 
-    Returns:
-        (the channels, where labels are present, where they may matter), the latter (L, *tiles).
-    """
-    grid = survey.grid
-    store = StoredChannels(grid, survey.num_labels, is_probability=survey.is_probability, read=read)
-    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-    for brick in read_bricks(read, grid):
-        own, label = TileGrid.of(brick.values.shape), brick.label
-        first = first_tile(grid, brick.first_plane)
-        # The bound was taken before later labels added to the sum.
-        bound = survey.margins[label].reshape(-1)[first : first + own.num_tiles]
-        tiles = np.flatnonzero(bound > thresholds.may_matter[label])
+
+class Candidates:
+    """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
+
+    def __init__(self, read: ReadPieces, thresholds: Thresholds, most_bytes: int | None, threads: int | None) -> None:
+        """Start with no tile.
+
+        Args:
+            read: returns the pieces once more.
+            thresholds: below which a label takes no part.
+            most_bytes: of the tiles that are kept; None: any amount.
+            threads: None: the cores this process may use.
+        """
+        self._read, self._thresholds, self._threads = read, thresholds, threads
+        self._most_bytes = math.inf if most_bytes is None else most_bytes
+        self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None: there was no room
+        self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._most_bytes)
+
+    def add(self, survey: Survey, brick: Brick) -> None:
+        """Keep the tiles of a brick, just surveyed, where its label may matter beside those so far."""
+        if self._parts is None:
+            return
+        self._parts.setdefault(brick.label, []).append(self._tiles_of(survey, brick))
+        self._num_bytes += self._parts[brick.label][-1][1].nbytes
+        if self._num_bytes <= self._next_look:
+            return
+        # Beside later labels most of them no longer matter.
+        for label, parts in self._parts.items():
+            parts[:] = [self._that_matter(survey, label, *part)[:2] for part in parts]
+        self._num_bytes = sum(values.nbytes for parts in self._parts.values() for _, values in parts)
+        self._next_look = min(max(2 * self._num_bytes, FIRST_LOOK), self._most_bytes)
+        if 2 * self._num_bytes > self._most_bytes:
+            self._parts = None
+
+    def store(self, survey: Survey, reach: Extents) -> tuple[StoredChannels, Bool, Bool]:
+        """Return the tiles where labels take part, once all channels were surveyed, and forget the candidates.
+
+        Returns:
+            (the channels, where labels are present, where they may matter), the latter (L, *tiles).
+        """
+        store = StoredChannels(survey.grid, survey.num_labels, is_probability=survey.is_probability, read=self._read)
+        present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+        for label, candidates, is_last in self._all(survey):
+            tiles, values, margins = self._that_matter(survey, label, *candidates)
+            present[label].reshape(-1)[tiles] = margins > self._thresholds.present[label]
+            may_matter[label].reshape(-1)[tiles] = True
+            store.keep(label, tiles, values)
+            if is_last:
+                store.retain(label, widen(present[label], num_rings(reach)) & may_matter[label])
+        return store, present, may_matter
+
+    def _all(self, survey: Survey) -> Iterator[tuple[int, tuple[NDArray[np.int64], Array], bool]]:
+        """Yield (label, tiles and their values, whether they are the label's last)."""
+        if self._parts is None:
+            for brick in read_bricks(self._read, survey.grid):
+                yield brick.label, self._tiles_of(survey, brick), brick.first_plane + len(brick.values) == survey.grid.shape[0]
+            return
+        for label in list(self._parts):
+            parts = self._parts.pop(label)
+            while parts:
+                yield label, parts.pop(0), not parts
+
+    def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[NDArray[np.int64], Array]:
+        """Return the tiles of a brick where its label mattered when it was surveyed."""
+        own, first = TileGrid.of(brick.values.shape), first_tile(survey.grid, brick.first_plane)
+        bound = survey.margins[brick.label].reshape(-1)[first : first + own.num_tiles]
+        tiles = np.flatnonzero(bound > self._thresholds.may_matter[brick.label])
+        values = np.empty((len(tiles), math.prod(TILE)), brick.values.dtype)
         if len(tiles):
-            values = np.empty((len(tiles), math.prod(TILE)), brick.values.dtype)
-            own.engine(threads).gather(brick.values, tiles, values)
-            exact = survey.margins_of(label, values, tiles + first, is_whole_grid=False)
-            chosen = exact > thresholds.may_matter[label]
-            present[label].reshape(-1)[tiles + first] = exact > thresholds.present[label]
-            may_matter[label].reshape(-1)[tiles + first] = chosen
-            store.keep(label, tiles[chosen] + first, values[chosen])
-        if brick.first_plane + len(brick.values) == grid.shape[0]:
-            store.retain(label, widen(present[label], num_rings(reach)) & may_matter[label])
-    return store, present, may_matter
+            own.engine(self._threads).gather(brick.values, tiles, values)
+        return tiles + first, values
+
+    def _that_matter(
+        self, survey: Survey, label: int, tiles: NDArray[np.int64], values: Array
+    ) -> tuple[NDArray[np.int64], Array, NDArray[np.float32]]:
+        """Return tiles where a label may matter beside all that were surveyed, their values, and its largest probability's logarithm."""
+        if not len(tiles):
+            return tiles, values, np.zeros(0, np.float32)
+        margins = survey.margins_of(label, values, tiles, is_whole_grid=False)
+        chosen = margins > self._thresholds.may_matter[label]
+        return (tiles, values, margins) if chosen.all() else (tiles[chosen], values[chosen], margins[chosen])

@@ -18,7 +18,7 @@ from crfrefine.arrays.probabilities import (
     require_distribution,
 )
 from crfrefine.base.axes import StorageOrder
-from crfrefine.refinement.tiles.stored import ReadPieces, read_bricks
+from crfrefine.refinement.tiles.stored import Candidates, ReadPieces, read_bricks
 from crfrefine.refinement.tiles.survey import Survey
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.tiles.grid import TileGrid
     from crfrefine.refinement.tiles.stored import Brick
+    from crfrefine.refinement.tiles.survey import Thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +55,21 @@ class StreamedNetwork:
         """Headers were compared before: do nothing."""
 
 
+SHARE_OF_CANDIDATES = 4
+"""One part in so many of the memory that is left may hold tiles that are kept in the first pass; else channels stream by twice."""
+
+
 def survey_stream(
-    stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, context: RunContext
-) -> tuple[Survey, str]:
-    """Return what one pass over the channels finds, and what they were taken for."""
+    stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, context: RunContext
+) -> tuple[Survey, Candidates, str]:
+    """Return what one pass over the channels finds, the tiles where labels may take part, and what the channels were taken for."""
+    left = None if context.num_bytes is None else context.num_bytes()
+    most_bytes = None if left is None else left // SHARE_OF_CANDIDATES
     kind = stream.kind
     while True:
         finder = KindFinder(grid, stream.input_type, kind, stream.path)
         survey = Survey(grid, run, mask, context.threads)
+        candidates = Candidates(stream.read, thresholds, most_bytes, context.threads)
         is_right = True
         bricks = read_bricks(stream.read, grid)
         for brick in bricks:
@@ -72,8 +80,9 @@ def survey_stream(
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = bool(finder.is_probability)
             survey.add(brick.label, brick.values, brick.first_plane)
+            candidates.add(survey, brick)
         if is_right:
-            return survey, finder.finish(survey.is_equal)
+            return survey, candidates, finder.finish(survey.is_equal)
         kind = "logits"
 
 
