@@ -25,6 +25,7 @@ from crfrefine.engines.compiled import best_level, built_levels
 
 def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
     folder = store(spec, BENCH / "data")
+    workload = Workload(folder)
     systems = ("crfrefine", *spec.peers)
     saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in systems}
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
@@ -40,16 +41,14 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
             of_level[level].append(run_worker("crfrefine", folder, level=level)["seconds"])
             sys.stderr.write(f"  {spec.name} crfrefine, {level}: {of_level[level][-1]:.2f} s\n")
         if repeat == 0:
-            checks = _check(spec, folder, saved)
+            checks = _check(spec, workload, folder, saved)
     levels = {best: [run["seconds"] for run in runs["crfrefine"]], **of_level}
-    workload = Workload(folder)
     num_voxels = math.prod(workload.grid_shape) if workload.mask is None else int(workload.mask.sum())
     described = {"workload": workload.meta, "num_voxels": num_voxels}
     return {"runs": runs, "levels": levels, "checks": checks, **described, **_summarize(spec, runs)}
 
 
-def _check(spec: WorkloadSpec, folder: Path, saved: dict[str, Path]) -> dict[str, float]:
-    workload = Workload(folder)
+def _check(spec: WorkloadSpec, workload: Workload, folder: Path, saved: dict[str, Path]) -> dict[str, float]:
     ours = np.load(saved["crfrefine"])
     checks = check_against_exact_rows(workload)
     if "pydensecrf2" in spec.peers:

@@ -43,7 +43,6 @@ def least_bytes(workload: dict[str, Any], num_voxels: int, filters: list[str]) -
     # Logits; marginals from the step before and of this one; the appearance kernel's factors, and the spatial one's, which are a product
     # of three rows without a mask.
     of_voxel = _FLOAT * (num_labels + 2 * num_channels + 1 + has_mask)
-    rows = 0
     if "lattice" in appearance:
         of_voxel += _LATTICE_LINK * (len(workload["grid_shape"]) + num_modalities + 1)
         rows = _count(appearance, "vertices")

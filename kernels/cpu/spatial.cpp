@@ -226,9 +226,8 @@ class SpatialFilter final : public Filter {
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
             for (int a = num_axes - 2; a > 0; --a) {
-                const int64_t inner = stride_of(a), panels = num_panels(inner),
-                              num_of_slab = slab_size_ / (voxels_.box_shape[a] * inner) * panels;
-                for (int64_t i = 0; i < num_of_slab; ++i) filter_panel_of(a, slab * num_of_slab + i, taps(a), scratch_[thread]);
+                const int64_t inner = stride_of(a), num_of_slab = slab_size_ / (voxels_.box_shape[a] * inner) * num_panels(inner);
+                filter_across(box, slab_size_, voxels_.box_shape[a], inner, taps(a), &needed_[a][slab * num_of_slab], scratch_[thread]);
             }
         });
     }
@@ -236,7 +235,9 @@ class SpatialFilter final : public Filter {
     template <class Taps>
     void filter_first_axis(const Taps& taps) {
         if (voxels_.num_axes == 1) return;
-        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) { filter_panel_of(0, panel, taps(0), scratch_[thread]); });
+        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
+            filter_first_axis_of(panel, taps(0), scratch_[thread], InPlace{box_ + panel * kColumns, slab_size_});
+        });
     }
 
     // Filters along the first axis and adds what results, normalized and weighted, to `sum`, where the box has all voxels in their order.
@@ -245,7 +246,7 @@ class SpatialFilter final : public Filter {
             const int64_t column = panel * kColumns;
             OntoSum onto{sum + column, post ? post + column : nullptr, slab_size_, weight, nullptr, {}, {}};
             if (scales_received_) onto.set_scales(scales_, column, std::min(kColumns, slab_size_ - column), voxels_);
-            filter_panel_of(0, panel, taps_[0], scratch_[thread], onto);
+            filter_first_axis_of(panel, taps_[0], scratch_[thread], onto);
         });
     }
 
@@ -273,12 +274,13 @@ class SpatialFilter final : public Filter {
         pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = runs[r];
-                if (!is_zero(box_ + run.box, run.length)) add_run(run, box_ + run.box, post, weight, sum, thread);
+                add_run(run, box_ + run.box, post, weight, sum, thread);
             }
         });
     }
 
     void add_run(const Run& run, const float* from, const float* post, float weight, float* sum, int thread) {
+        if (is_zero(from, run.length)) return;
         float* const to = sum + run.voxel;
         if (post || scales_received_) {
             const float* scale = scales_received_ ? own_scale(run, thread) : post + run.voxel;
@@ -303,20 +305,12 @@ class SpatialFilter final : public Filter {
         return std::accumulate(sums.begin(), sums.end(), 0.0);
     }
 
-    // One of an axis's panels, some neighboring columns, in place.
-    void filter_panel_of(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch) const {
-        const int64_t stride = stride_of(axis), panels = num_panels(stride);
-        const int64_t first = number / panels * voxels_.box_shape[axis] * stride + number % panels * kColumns;
-        filter_panel_of(axis, number, taps, scratch, InPlace{box_ + first, stride});
-    }
-
-    // The same, with another place for what results.
+    // One panel of the first axis.
     template <class Target>
-    void filter_panel_of(int axis, int64_t number, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
-        const int64_t stride = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(stride);
-        const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
-        filter_panel(box_ + number / panels * length * stride + column, length, stride, width, needed_[axis][number], taps, scratch,
-                     target);
+    void filter_first_axis_of(int64_t panel, const std::vector<float>& taps, Buffer<float>& scratch, const Target& target) const {
+        const int64_t column = panel * kColumns;
+        filter_panel(box_ + column, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - column), needed_[0][panel], taps,
+                     scratch, target);
     }
 
     const Voxels& voxels_;

@@ -154,12 +154,7 @@ class HalvedBox {
         int64_t stride = row_length_;
         for (size_t a = taps_.size() - 2; a > 0; --a) {
             const int64_t length = a == taps_.size() - 2 ? rows_.length : voxels_.box_shape[a];
-            for (int64_t outer = 0; outer < slab_size_ / (length * stride); ++outer)
-                for (int64_t column = 0; column < stride; column += kColumns) {
-                    float* const panel = slab + outer * length * stride + column;
-                    filter_panel(panel, length, stride, std::min(kColumns, stride - column), {0, length}, taps_[a], scratch_[thread].padded,
-                                 InPlace{panel, stride});
-                }
+            filter_across(slab, slab_size_, length, stride, taps_[a], nullptr, scratch_[thread].padded);
             stride *= length;
         }
     }

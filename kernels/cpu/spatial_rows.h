@@ -165,6 +165,17 @@ struct InPlace {
     void put(int64_t row, int64_t column, vfloat total, int64_t left) const { store_some(panel + row * stride + column, total, left); }
 };
 
+// All panels of a slab of `size` values across one axis, in place. needed: rows of each panel; nullptr: all.
+inline void filter_across(float* slab, int64_t size, int64_t length, int64_t stride, const std::vector<float>& taps, const Stretch* needed,
+                          Buffer<float>& scratch) {
+    for (int64_t outer = 0; outer < size; outer += length * stride)
+        for (int64_t column = 0; column < stride; column += kColumns) {
+            float* const panel = slab + outer + column;
+            filter_panel(panel, length, stride, std::min(kColumns, stride - column), needed ? *needed++ : Stretch{0, length}, taps, scratch,
+                         InPlace{panel, stride});
+        }
+}
+
 inline int64_t num_panels(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
 
 }  // namespace crf

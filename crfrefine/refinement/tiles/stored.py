@@ -30,6 +30,18 @@ class Brick:
     first_plane: int  # number of the first plane
     values: Array  # (planes, y, x), C-contiguous
 
+    def tiles(self, grid: TileGrid) -> slice:
+        """Return the flat numbers of its tiles."""
+        first = first_tile(grid, self.first_plane)
+        return slice(first, first + TileGrid.of(self.values.shape).num_tiles)
+
+    def gather(self, tiles: NDArray[np.int64], threads: int | None) -> Array:
+        """Return (n, voxels of a tile), the values of some of its tiles, counted from its first one."""
+        values = np.empty((len(tiles), math.prod(TILE)), self.values.dtype)
+        if len(tiles):
+            TileGrid.of(self.values.shape).engine(threads).gather(self.values, tiles, values)
+        return values
+
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait.
@@ -91,12 +103,9 @@ class StoredChannels:
             return
         assert self._read is not None
         for brick in read_bricks(self._read, self.grid):
-            own, first = TileGrid.of(brick.values.shape), first_tile(self.grid, brick.first_plane)
-            tiles = np.flatnonzero(missing[brick.label].reshape(-1)[first : first + own.num_tiles])
-            if len(tiles):
-                values = np.empty((len(tiles), math.prod(TILE)), brick.values.dtype)
-                own.engine(threads).gather(brick.values, tiles, values)
-                self.keep(brick.label, tiles + first, values)
+            own = brick.tiles(self.grid)
+            tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
+            self.keep(brick.label, tiles + own.start, brick.gather(tiles, threads))
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
@@ -200,13 +209,9 @@ class Candidates:
 
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[NDArray[np.int64], Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
-        own, first = TileGrid.of(brick.values.shape), first_tile(survey.grid, brick.first_plane)
-        bound = survey.margins[brick.label].reshape(-1)[first : first + own.num_tiles]
-        tiles = np.flatnonzero(bound > self._thresholds.may_matter[brick.label])
-        values = np.empty((len(tiles), math.prod(TILE)), brick.values.dtype)
-        if len(tiles):
-            own.engine(self._threads).gather(brick.values, tiles, values)
-        return tiles + first, values
+        own = brick.tiles(survey.grid)
+        tiles = np.flatnonzero(survey.margins[brick.label].reshape(-1)[own] > self._thresholds.may_matter[brick.label])
+        return tiles + own.start, brick.gather(tiles, self._threads)
 
     def _that_matter(
         self, survey: Survey, label: int, tiles: NDArray[np.int64], values: Array
