@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "cpu/grid_quads.h"
 #include "cpu/simd.h"
 
 namespace crf {
@@ -15,12 +16,13 @@ constexpr bool kPlacesLanes = true, kLooksUpLanes = true;
 // Lane i of the result is lane index[i] of `table`, modulo the number of lanes.
 inline vfloat look_up(vfloat table, vint index) { return (vfloat)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table); }
 
-// Four numbers at lanes first to first + 3, zeros in the others.
-inline vfloat place_four(const float* four, int32_t first) {
+// The four numbers at one of the quads at lanes first to first + 3, zeros in the others.
+template <int Quad>
+inline vfloat place_quad(vquads four, int32_t first) {
     const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const __m512i index = (__m512i)(lane - first);
     const __mmask16 inside = _mm512_cmplt_epu32_mask(index, _mm512_maskz_set1_epi32(0xffff, 4));
-    return (vfloat)_mm512_maskz_permutexvar_ps(inside, index, _mm512_castps128_ps512(_mm_loadu_ps(four)));
+    return (vfloat)_mm512_maskz_permutexvar_ps(inside, (__m512i)((vint)index + 4 * Quad), (__m512)four);
 }
 #else
 constexpr bool kLooksUpLanes = false;
@@ -34,23 +36,25 @@ inline vfloat look_up(vfloat table, vint index) {
 #if defined(__AVX2__)
 constexpr bool kPlacesLanes = true;
 
-inline vfloat place_four(const float* four, int32_t first) {
+template <int Quad>
+inline vfloat place_quad(vquads four, int32_t first) {
     static constexpr int32_t kInside[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-    const __m256i lane = _mm256_sub_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
-    const __m256 turned = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(four)), lane);
-    float placed[kLanes];
-    for (int i = 0; i < kLanes; i += 8) {
+    const __m256i lane =
+        _mm256_setr_epi32(4 * Quad, 4 * Quad + 1, 4 * Quad + 2, 4 * Quad + 3, 4 * Quad + 4, 4 * Quad + 5, 4 * Quad + 6, 4 * Quad + 7);
+    const __m256 turned = _mm256_permutevar8x32_ps((__m256)four, _mm256_sub_epi32(lane, _mm256_set1_epi32(first)));
+    const auto part = [&](int i) {
         const __m256i inside = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kInside + 12 - first + i));
-        _mm256_storeu_ps(placed + i, _mm256_and_ps(turned, _mm256_castsi256_ps(inside)));
-    }
-    return load(placed);
+        return (vregister)_mm256_and_ps(turned, _mm256_castsi256_ps(inside));
+    };
+    return {part(0), part(8)};
 }
 #else
 constexpr bool kPlacesLanes = false;
 
-inline vfloat place_four(const float* four, int32_t first) {
-    float placed[kLanes]{};
-    for (int32_t k = 0; k < 4; ++k) placed[first + k] = four[k];
+template <int Quad>
+inline vfloat place_quad(vquads four, int32_t first) {
+    alignas(vfloat) float placed[kLanes]{};
+    store4(placed + first, four);
     return load(placed);
 }
 #endif
@@ -89,17 +93,12 @@ class NarrowRows {
     };
 
     // Adds `count` voxels, the first of them at x, to the row `to`. bin: the first intensity cell; f: the fraction of it.
-    void splat(Window& window, int64_t x, int count, vfloat value, vint bin, vfloat f, float* to) const {
-        vfloat weight[4];
-        spline_weights(f, weight);
-        float four[4 * kLanes], scaled[4][kLanes];
-        int32_t first_bin[kLanes];
-        interleave<4>(weight, four);
+    void splat(Window& window, int64_t x, int count, const vfloat& value, const int32_t* bin, const float* f, float* to) const {
+        alignas(vfloat) float scaled[4][kLanes];
         for (int j = 0; j < 4; ++j) store(scaled[j], load(weight_[j].data() + x) * value);
-        std::memcpy(first_bin, &bin, sizeof first_bin);
         // In registers; the array's elements would stay in memory.
         vfloat a = window.cell[0], b = window.cell[1], c = window.cell[2], d = window.cell[3];
-        for (int i = 0; i < count; ++i) {
+        const auto add = [&](vfloat placed, int i) __attribute__((always_inline)) {
             for (; window.first < cell_[x + i]; ++window.first) {
                 store(to + window.first * kLanes, a);
                 a = b;
@@ -107,11 +106,20 @@ class NarrowRows {
                 c = d;
                 d = vfloat{};
             }
-            const vfloat placed = place_four(four + 4 * i, first_bin[i]);
             a += placed * scaled[0][i];
             b += placed * scaled[1][i];
             c += placed * scaled[2][i];
             d += placed * scaled[3][i];
+        };
+        for (int i = 0; i < count; i += kQuads) {
+            const vquads four = spline_weights(spread_quads(f + i));
+            add(place_quad<0>(four, bin[i]), i);
+            if constexpr (kQuads > 1)
+                if (i + 1 < count) add(place_quad<1>(four, bin[i + 1]), i + 1);
+            if constexpr (kQuads > 2) {
+                if (i + 2 < count) add(place_quad<2>(four, bin[i + 2]), i + 2);
+                if (i + 3 < count) add(place_quad<3>(four, bin[i + 3]), i + 3);
+            }
         }
         window.cell[0] = a;
         window.cell[1] = b;
@@ -125,14 +133,15 @@ class NarrowRows {
     }
 
     // The blended cells at `count` voxels, the first of them at x.
-    vfloat slice(const float* from, int64_t x, int count, vint bin, vfloat f) const {
+    vfloat slice(const float* from, int64_t x, int count, const int32_t* bin, const float* f) const {
+        const vint first = load_lanes<vint>(bin);
         vfloat blended[4]{};
         for (int64_t c = cell_[x]; c < cell_[x + count - 1] + 4; ++c) {
             const vfloat cells = load(from + c * kLanes), across = load(dense_.data() + c * stride_ + x);
-            for (int k = 0; k < 4; ++k) blended[k] += look_up(cells, bin + k) * across;
+            for (int k = 0; k < 4; ++k) blended[k] += look_up(cells, first + k) * across;
         }
         vfloat weight[4];
-        spline_weights(f, weight);
+        spline_weights(load(f), weight);
         return (blended[0] * weight[0] + blended[1] * weight[1]) + (blended[2] * weight[2] + blended[3] * weight[3]);
     }
 

@@ -8,6 +8,7 @@
 
 #include "cpu/grid.h"
 #include "cpu/grid_bands.h"
+#include "cpu/grid_quads.h"
 #include "cpu/grid_rows.h"
 
 namespace crf {
@@ -15,13 +16,6 @@ namespace crf {
 // The voxels of a row are splatted in so many stretches, one voxel of each in turn: neighboring voxels touch overlapping cells, and a load
 // that partly overlaps a recent store would wait for it.
 constexpr int64_t kStretches = 8;
-
-// Weights of the four cells around a point at fraction f of its cell.
-inline vfloat4 spline_weights(float f) {
-    const vfloat4 c0 = {1 / 6.0f, 4 / 6.0f, 1 / 6.0f, 0}, c1 = {-0.5f, 0, 0.5f, 0}, c2 = {0.5f, -1, 0.5f, 0},
-                  c3 = {-1 / 6.0f, 0.5f, -0.5f, 1 / 6.0f};
-    return c0 + f * (c1 + f * (c2 + f * c3));
-}
 
 // What voxels send, over `pre` if that is given; or the products with up to GridVoxels::kColumns columns, side by side in every cell.
 struct Sent {
@@ -43,6 +37,7 @@ class GridVoxels {
             x_weight_.push_back(place.weight);
         }
         x_cell_.resize(x_cell_.size() + kLanes);  // read in whole vectors
+        x_weight_.resize(x_weight_.size() + kLanes);
         for (int m = 0; m < num_modalities_; ++m) {
             intensity_[m] = input.intensity[m];
             zero_[m] = input.zero[m];
@@ -91,7 +86,7 @@ class GridVoxels {
             for_batches<1>(row, [&](const Batch& batch) {
                 vfloat value = load_some(values + batch.voxel, batch.count);
                 if (pre) value *= load_some(pre + batch.voxel, batch.count);
-                if (!is_zero_vector(value)) narrow_.splat(window, batch.x, batch.count, value, batch.bin, batch.last_fraction, to);
+                if (!is_zero_vector(value)) narrow_.splat(window, batch.x, batch.count, value, batch.bin, batch.fraction[0], to);
             });
             return narrow_.finish(window, to);
         }
@@ -131,48 +126,42 @@ class GridVoxels {
             if (!any_receives(receivers, batch.voxel, batch.count)) return false;
             return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
         };
-        auto receive = [&](const Batch& batch, const vfloat4* total) {
-            for (int i = 0; i < batch.count; ++i) {
-                const int64_t voxel = batch.voxel + i;
-                sum[voxel] += channel_weight * (post ? post[voxel] : 1.0f) * ((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
-            }
+        auto receive = [&](const Batch& batch, const vfloat& total) {
+            vfloat factor = splat_lanes(channel_weight);
+            if (post) factor *= load_some(post + batch.voxel, batch.count);
+            store_some(sum + batch.voxel, load_some(sum + batch.voxel, batch.count) + factor * total, batch.count);
         };
         if (kLooksUpLanes && is_narrow_) {
             return for_batches<1>(row, [&](const Batch& batch) {
-                if (!receives(batch)) return;
-                vfloat total = narrow_.slice(from, batch.x, batch.count, batch.bin, batch.last_fraction) * channel_weight;
-                if (post) total *= load_some(post + batch.voxel, batch.count);
-                store_some(sum + batch.voxel, load_some(sum + batch.voxel, batch.count) + total, batch.count);
+                if (receives(batch)) receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin, batch.fraction[0]));
             });
         }
-        vfloat4 total[kLanes];
+        // blended(i): for as many voxels as a register takes, from the batch's voxel i on, what they receive of each of four cells.
+        const auto slice = [&](const Batch& batch, auto&& blended) {
+            if (!receives(batch)) return;
+            alignas(vfloat) float total[4 * kLanes];
+            for (int i = 0; i < batch.count; i += kQuads) store_lanes(total + 4 * i, blended(i));
+            vfloat part[4];
+            deinterleave<4>(total, part);
+            receive(batch, (part[0] + part[1]) + (part[2] + part[3]));
+        };
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
-                if (!receives(batch)) return;
-                for (int i = 0; i < batch.count; ++i) {
-                    const float* cell = from + batch.cell[i];
-                    const vfloat4 across = x_weight[batch.x + i];
-                    vfloat4 blended = load4(cell) * across[0];
-                    for (int j = 1; j < kSpan; ++j) blended += load4(cell + j * bins) * across[j];
-                    total[i] = blended * spline_weights(batch.fraction[0][i]);
-                }
-                receive(batch, total);
+                slice(batch, [&](int i) {
+                    const vquads blended =
+                        blend_quads(load_quads(x_weight + batch.x + i), [&](int j) { return load_quads(from + j * bins, batch.cell + i); });
+                    return blended * spline_weights(spread_quads(batch.fraction[0] + i));
+                });
             });
         } else {
             for_batches<2>(row, [&](const Batch& batch) {
-                if (!receives(batch)) return;
-                for (int i = 0; i < batch.count; ++i) {
-                    const vfloat4 across = x_weight[batch.x + i], outer = spline_weights(batch.fraction[0][i]);
-                    vfloat4 blended{};
-                    for (int j = 0; j < kSpan; ++j) {
-                        const float* cell = from + batch.cell[i] + j * bins;
-                        vfloat4 part{};
-                        for (int k = 0; k < kSpan; ++k, cell += inner_bins) part += load4(cell) * outer[k];
-                        blended += part * across[j];
-                    }
-                    total[i] = blended * spline_weights(batch.fraction[1][i]);
-                }
-                receive(batch, total);
+                slice(batch, [&](int i) {
+                    const vquads outer = spline_weights(spread_quads(batch.fraction[0] + i));
+                    const vquads blended = blend_quads(load_quads(x_weight + batch.x + i), [&](int j) {
+                        return blend_quads(outer, [&](int k) { return load_quads(from + j * bins + k * inner_bins, batch.cell + i); });
+                    });
+                    return blended * spline_weights(spread_quads(batch.fraction[1] + i));
+                });
             });
         }
     }
@@ -206,10 +195,10 @@ class GridVoxels {
     struct Batch {
         int64_t voxel, x;  // of the first
         int count;
-        vint bin;              // first intensity cell of a voxel, of all modalities
-        vfloat last_fraction;  // of the last modality
-        int32_t cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
-        float fraction[2][kLanes];
+        // Arrays: gcc copies structures of registers piece by piece, and whole registers read from such copies wait for them.
+        alignas(vfloat) int32_t bin[kLanes];   // first intensity cell of a voxel, of all modalities
+        alignas(vfloat) int32_t cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
+        alignas(vfloat) float fraction[2][kLanes];
     };
 
     // Calls body(batch) for the voxels of a row.
@@ -228,14 +217,12 @@ class GridVoxels {
                     const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) * scale_[m];
                     const vint whole = floor_to_int(u);
                     bin = bin * static_cast<int32_t>(inner_bins_) + (whole - first_bin_[m]);
-                    batch.last_fraction = u - to_float(whole);
-                    store(batch.fraction[m], batch.last_fraction);
+                    store(batch.fraction[m], u - to_float(whole));
                 }
-                batch.bin = bin;
-                vint first_cell;
-                std::memcpy(&first_cell, x_cell + batch.x, sizeof first_cell);
-                first_cell = first_cell * static_cast<int32_t>(bins_) + bin;
-                std::memcpy(batch.cell, &first_cell, sizeof first_cell);
+                store_lanes(batch.bin, bin);
+                vint cell = load_lanes<vint>(x_cell + batch.x) * static_cast<int32_t>(bins_) + bin;
+                if (batch.count < kLanes) cell = select(first_lanes(batch.count), cell, vint{});  // cells that exist
+                store_lanes(batch.cell, cell);
                 body(batch);
             }
         }
@@ -267,10 +254,9 @@ class GridVoxels {
             vfloat value = load_some(values + batch.voxel, batch.count);
             if (pre) value *= load_some(pre + batch.voxel, batch.count);
             store(voxels.value + voxels.count, value);
-            for (int m = 0; m < M; ++m) std::memcpy(voxels.fraction[m] + voxels.count, batch.fraction[m], sizeof batch.fraction[m]);
-            std::memcpy(voxels.cell + voxels.count, batch.cell, sizeof batch.cell);
-            const vint x = lane + static_cast<int32_t>(batch.x);
-            std::memcpy(voxels.x + voxels.count, &x, sizeof x);
+            for (int m = 0; m < M; ++m) store(voxels.fraction[m] + voxels.count, load(batch.fraction[m]));
+            store_lanes(voxels.cell + voxels.count, load_lanes<vint>(batch.cell));
+            store_lanes(voxels.x + voxels.count, lane + static_cast<int32_t>(batch.x));
             voxels.count += batch.count;
         });
         return voxels;
