@@ -34,11 +34,10 @@ class ChannelLabels {
     template <class T>
     void expand(const T* values, int64_t block, T* rows) const {
         for_stretches(block, [&](int64_t begin, int64_t end, const int32_t* label) {
-            for (int c = 0; c < num_channels_; ++c)
-                std::fill(rows + c * kVoxelBlock + begin, rows + c * kVoxelBlock + end, values[label[c]]);
+            for (int c = 0; c < num_channels_; ++c) std::fill(rows + c * kBlockRow + begin, rows + c * kBlockRow + end, values[label[c]]);
         });
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        for (int c = 0; c < num_channels_; ++c) std::fill(rows + c * kVoxelBlock + count, rows + (c + 1) * kVoxelBlock, T{0});
+        for (int c = 0; c < num_channels_; ++c) std::fill(rows + c * kBlockRow + count, rows + (c + 1) * kBlockRow, T{0});
     }
 
     // sum += weight[label] received and received = 0, for the block's part of (channel, voxel); or received *= weight[label] if both are
@@ -49,7 +48,7 @@ class ChannelLabels {
         const int64_t first = block * kVoxelBlock, count = block_end(block, num_voxels_) - first;
         for (int c = 0; c < num_channels_; ++c) {
             T *const from = received + c * num_voxels_ + first, *const to = sum + c * num_voxels_ + first;
-            const T* const factor = rows + c * kVoxelBlock;
+            const T* const factor = rows + c * kBlockRow;
             if (from == to) {
                 for (int64_t i = 0; i < count; ++i) to[i] *= factor[i];
             } else {
@@ -65,18 +64,18 @@ class ChannelLabels {
     void penalties(const T* penalty, bool is_transposed, int64_t block, const T* from, T* to) const {
         for_stretches(block, [&](int64_t begin, int64_t end, const int32_t* label) {
             for (int l = 0; l < num_channels_; ++l) {
-                T* const sum = to + l * kVoxelBlock;
+                T* const sum = to + l * kBlockRow;
                 std::fill(sum + begin, sum + end, T{0});
                 for (int k = 0; k < num_channels_; ++k) {
                     const T factor =
                         is_transposed ? penalty[label[l] * num_labels_ + label[k]] : penalty[label[k] * num_labels_ + label[l]];
-                    const T* const values = from + k * kVoxelBlock;
+                    const T* const values = from + k * kBlockRow;
                     for (int64_t i = begin; i < end; ++i) sum[i] += factor * values[i];
                 }
             }
         });
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        for (int l = 0; l < num_channels_; ++l) std::fill(to + l * kVoxelBlock + count, to + (l + 1) * kVoxelBlock, T{0});
+        for (int l = 0; l < num_channels_; ++l) std::fill(to + l * kBlockRow + count, to + (l + 1) * kBlockRow, T{0});
     }
 
    private:

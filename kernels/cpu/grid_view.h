@@ -45,11 +45,11 @@ void load_from_grid(const Voxels& voxels, const GridView<const T>& view, T scale
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
         const T* from = view.data + view.place(view.is_box ? box : grid);
         for (int l = 0; l < num_rows; ++l, from += view.label_stride) {
-            T* to = rows + l * kVoxelBlock + (voxel - begin);
+            T* to = rows + l * kBlockRow + (voxel - begin);
             for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
         }
     });
-    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
+    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kBlockRow + (end - begin), rows + (l + 1) * kBlockRow, T{0});
 }
 
 template <class T>
@@ -58,7 +58,7 @@ void store_to_grid(const Voxels& voxels, const T* rows, int64_t block, int num_r
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
         T* to = view.data + view.place(view.is_box ? box : grid);
         for (int l = 0; l < num_rows; ++l, to += view.label_stride) {
-            const T* from = rows + l * kVoxelBlock + (voxel - begin);
+            const T* from = rows + l * kBlockRow + (voxel - begin);
             std::copy(from, from + length, to);
         }
     });

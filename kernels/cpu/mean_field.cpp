@@ -56,7 +56,7 @@ class MeanField {
         if (options.channel_labels) plan_weights();
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kVoxelBlock);
+        for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kBlockRow);
         if (options.keeps_volumes()) block_masses_.resize(num_blocks_ * num_labels_);
         if (options.keeps_volumes() && options.keeps_counts) block_counts_.resize(num_blocks_ * num_labels_);
         if (!options.volume_part.empty()) find_volume_blocks();
@@ -155,13 +155,13 @@ class MeanField {
     }
     bool has_volume(int64_t block) const { return block_has_volume_.empty() || block_has_volume_[block]; }
 
-    // Of marginals, one row of kVoxelBlock per label; outside the part of the volume term they become 0.
+    // Of marginals, one row of kBlockRow per label; outside the part of the volume term they become 0.
     void store_masses(int64_t block, T* rows) {
         if (!has_volume(block)) return;  // They stay 0.
         multiply_rows(options_.volume_part, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
-            const T* row = rows + l * kVoxelBlock;
+            const T* row = rows + l * kBlockRow;
             double total = 0;
             for (int64_t i = 0; i < count; i += kLanes) {
                 const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
@@ -276,22 +276,22 @@ class MeanField {
     void look_up_penalties(int64_t block, T* messages, T* pairwise) const {
         load_rows(messages_, num_voxels_, block, num_channels_, messages);
         if (implied_) {
-            T* const last = messages + num_channels_ * kVoxelBlock;
+            T* const last = messages + num_channels_ * kBlockRow;
             load_rows(weighted_ones_.get(), num_voxels_, block, 1, last);
             for (int c = 0; c < num_channels_; ++c)
-                for (int64_t i = 0; i < kVoxelBlock; ++i) last[i] -= messages[c * kVoxelBlock + i];
+                for (int64_t i = 0; i < kVoxelBlock; ++i) last[i] -= messages[c * kBlockRow + i];
         }
         options_.channel_labels->penalties(options_.compatibility.data(), false, block, messages, pairwise);
     }
 
-    // Logits with their bias over temperature of a block, one row of kVoxelBlock per label; rows are padded with zeros to whole vectors.
+    // Logits with their bias over temperature of a block, one row of kBlockRow per label; rows are padded with zeros to whole vectors.
     void load_logits(int64_t block, T* rows) const {
         const T scale = T{1} / options_.temperature;
         if (options_.bias.empty()) return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
         load_from_grid(voxels_, logits_, T{1}, block, num_labels_, rows);
         for (int c = 0; c < num_labels_; ++c)
             options_.for_labels_of(c, block, num_voxels_, [&](int64_t begin, int64_t end, int label) {
-                T* const row = rows + c * kVoxelBlock;
+                T* const row = rows + c * kBlockRow;
                 for (int64_t i = begin; i < end; ++i) row[i] = (row[i] + options_.bias[label]) * scale;
             });
     }
@@ -390,10 +390,10 @@ class MeanField {
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
         const int last = num_labels - 1;
-        T* x = scratch;                                 // logits, then the new logits
-        T* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
-        T* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
-        T* p = scratch + 3 * num_labels * kVoxelBlock;  // pairwise terms, if they are looked up
+        T* x = scratch;                               // logits, then the new logits
+        T* q = scratch + num_labels * kBlockRow;      // old marginals of all labels
+        T* s = scratch + 2 * num_labels * kBlockRow;  // weighted messages of all labels
+        T* p = scratch + 3 * num_labels * kBlockRow;  // pairwise terms, if they are looked up
         const T* marginals = old_marginals_ + begin;
         T* messages = messages_ + begin;
         load_logits(block, x);
@@ -411,35 +411,35 @@ class MeanField {
                 const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
                 const Lanes message = load_some(messages + c * num_voxels_ + i, left);
                 if (is_final && !overwrites_) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
-                store(q + c * kVoxelBlock + i, marginal);
-                store(s + c * kVoxelBlock + i, message);
+                store(q + c * kBlockRow + i, marginal);
+                store(s + c * kBlockRow + i, message);
                 rest -= marginal;
                 all += message;
             }
             if (implied_) {
                 const Lanes ones = load_some(weighted_ones_.get() + begin + i, left);
-                store(q + last * kVoxelBlock + i, vmax(rest, Lanes{}));
-                store(s + last * kVoxelBlock + i, ones - all);
+                store(q + last * kBlockRow + i, vmax(rest, Lanes{}));
+                store(s + last * kBlockRow + i, ones - all);
                 all = ones;
             }
             for (int l = 0; l < num_labels; ++l) {
                 Lanes pairwise{};
                 if (options_.is_potts) {
-                    pairwise = all - load(s + l * kVoxelBlock + i);
+                    pairwise = all - load(s + l * kBlockRow + i);
                 } else if (looks_up_penalties_) {
-                    pairwise = load(p + l * kVoxelBlock + i);
+                    pairwise = load(p + l * kBlockRow + i);
                 } else {
                     for (int k = 0; k < num_labels; ++k)
-                        pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
+                        pairwise += load(s + k * kBlockRow + i) * options_.compatibility[k * num_labels + l];
                 }
-                const Lanes a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
+                const Lanes a = load(x + l * kBlockRow + i), old = load(q + l * kBlockRow + i);
                 // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
                 // marginal where the label is absent.
                 Integers counts = valid & (a >= lowest);
                 if (implied_ && l == last) counts &= (a >= largest - kFarBelow) | (old > rounding);
                 energy.linear += select(counts, (a - largest) * old, Lanes{});
                 energy.quadratic += select(valid, pairwise * old, Lanes{});
-                store(x + l * kVoxelBlock + i, a - pairwise);
+                store(x + l * kBlockRow + i, a - pairwise);
             }
         }
         if (step_length_ < T{1}) shorten_step(block, q, s, x);
@@ -453,7 +453,7 @@ class MeanField {
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_labels; ++l) {
             const T bias = step_length_ * static_cast<T>(volume_bias_[l]);
-            T* const row = x + l * kVoxelBlock;
+            T* const row = x + l * kBlockRow;
             for (int64_t i = 0; part.empty() && i < count; i += kLanes) store(row + i, load(row + i) + bias);
             for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
         }
@@ -477,7 +477,7 @@ class MeanField {
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         const OldEnergy energy = new_logits<L>(block, scratch, true);
         T* const x = scratch;  // the new logits, then the new marginals
-        const T* const q = scratch + num_labels * kVoxelBlock;
+        const T* const q = scratch + num_labels * kBlockRow;
         if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
         Lanes divergence{};
@@ -487,7 +487,7 @@ class MeanField {
             Integers old_label{};
             Lanes largest = load(q + i);
             for (int l = 1; l < num_labels; ++l) {
-                const Lanes v = load(q + l * kVoxelBlock + i);
+                const Lanes v = load(q + l * kBlockRow + i);
                 const Integers more = v > largest;
                 largest = select(more, v, largest);
                 old_label = select(more, Integers{} + l, old_label);
@@ -572,7 +572,7 @@ class MeanField {
     // the same except for labels that have almost vanished. `old` is scratch.
     void shorten_step(int64_t block, const T* q, T* old, T* x) const {
         if (kept_.data) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
-        for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
+        for (int64_t i = 0; i < num_labels_ * kBlockRow; i += kLanes) {
             const Lanes from = kept_.data ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             const Lanes to = load(x + i);
             store(x + i, select(from == to, to, from + (to - from) * step_length_));  // not only for speed: both may be minus infinity

@@ -39,7 +39,7 @@ class Backward {
         z_ = Buffer<T>(num_labels_ * num_voxels_);
         grad_marginals_ = Buffer<T>(num_sent_ * num_voxels_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kVoxelBlock);
+        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kBlockRow);
     }
 
     MeanFieldGradients run(T* grad_logits, T* grad_image) {
@@ -84,12 +84,12 @@ class Backward {
         load_rows(record, num_voxels_, block, num_channels_, rows);
         if (num_channels_ == num_labels_) return;
         const T least = options_.channel_labels ? rounding_of_implied<T>(num_labels_) : T{0};
-        T* last = rows + num_sent_ * kVoxelBlock;
+        T* last = rows + num_sent_ * kBlockRow;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        std::fill(last + count, last + kVoxelBlock, T{0});
+        std::fill(last + count, last + kBlockRow, T{0});
         for (int64_t i = 0; i < count; ++i) {
             T rest = 1;
-            for (int l = 0; l < num_sent_; ++l) rest -= rows[l * kVoxelBlock + i];
+            for (int l = 0; l < num_sent_; ++l) rest -= rows[l * kBlockRow + i];
             // Where the last channel holds no label, a rounding error would reach the gradient of a logit of -1e4.
             last[i] = rest > least ? rest : T{0};
         }
@@ -122,7 +122,7 @@ class Backward {
             multiply_rows(options_.volume_part, block, num_labels_, rows);
             for (int l = 0; l < num_labels_; ++l) {
                 double total = 0;
-                for (int64_t i = 0; i < count; i += kLanes) total += sum_lanes(load(rows + l * kVoxelBlock + i));
+                for (int64_t i = 0; i < count; i += kLanes) total += sum_lanes(load(rows + l * kBlockRow + i));
                 grad_sums[block * num_labels_ + l] = total;
             }
             load_marginals(record, block, rows);
@@ -136,15 +136,15 @@ class Backward {
     // Adds to the gradient with respect to logits what the gradient with respect to the masses (label) of their softmax passes on.
     void pull_masses(const T* record, const std::vector<double>& grad_mass, T* grad) {
         for_blocks([&](int64_t block, int thread) {
-            T *q = scratch_[thread].get(), *x = q + num_labels_ * kVoxelBlock;
+            T *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
             load_marginals(record, block, q);
             multiply_rows(options_.volume_part, block, num_labels_, q);
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
                 Lanes mean{};
-                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kVoxelBlock + i) * static_cast<T>(grad_mass[l]);
+                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kBlockRow + i) * static_cast<T>(grad_mass[l]);
                 for (int l = 0; l < num_labels_; ++l) {
-                    const int64_t at = l * kVoxelBlock + i;
+                    const int64_t at = l * kBlockRow + i;
                     store(x + at, load(x + at) + load(q + at) * (static_cast<T>(grad_mass[l]) - mean));
                 }
             }
@@ -154,9 +154,9 @@ class Backward {
 
     void step_back(const T* record, T step) {
         for_blocks([&](int64_t block, int thread) {
-            T *y = scratch_[thread].get(), *z = y + num_labels_ * kVoxelBlock;
+            T *y = scratch_[thread].get(), *z = y + num_labels_ * kBlockRow;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, y);
-            for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) store(y + i, load(y + i) * step);
+            for (int64_t i = 0; i < num_labels_ * kBlockRow; i += kLanes) store(y + i, load(y + i) * step);
             compatibility_times(block, y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
@@ -173,14 +173,14 @@ class Backward {
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             if (options_.is_potts) {
                 Lanes all{};
-                for (int l = 0; l < num_labels_; ++l) all += load(y + l * kVoxelBlock + i);
-                for (int k = 0; k < num_labels_; ++k) store(z + k * kVoxelBlock + i, all - load(y + k * kVoxelBlock + i));
+                for (int l = 0; l < num_labels_; ++l) all += load(y + l * kBlockRow + i);
+                for (int k = 0; k < num_labels_; ++k) store(z + k * kBlockRow + i, all - load(y + k * kBlockRow + i));
             } else {
                 for (int k = 0; k < num_labels_; ++k) {
                     Lanes total{};
                     for (int l = 0; l < num_labels_; ++l)
-                        total += load(y + l * kVoxelBlock + i) * options_.compatibility[k * num_labels_ + l];
-                    store(z + k * kVoxelBlock + i, total);
+                        total += load(y + l * kBlockRow + i) * options_.compatibility[k * num_labels_ + l];
+                    store(z + k * kBlockRow + i, total);
                 }
             }
         }
@@ -188,7 +188,7 @@ class Backward {
 
     // From the marginals to the logits they are the softmax of; the contribution of the old logits in a damped step is added.
     void softmax_back(const T* record, T step, int64_t block, T* scratch) {
-        const int rows = num_labels_ * kVoxelBlock;
+        const int rows = num_labels_ * kBlockRow;
         T *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
         load_rows(grad_x_.get(), num_voxels_, block, num_labels_, grad);
         load_rows(grad_start_.get(), num_voxels_, block, num_labels_, start);
@@ -197,9 +197,9 @@ class Backward {
         const T kept = 1 - step;
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             Lanes mean{};
-            for (int l = 0; l < num_sent_; ++l) mean += load(q + l * kVoxelBlock + i) * load(back + l * kVoxelBlock + i);
+            for (int l = 0; l < num_sent_; ++l) mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
             for (int l = 0; l < num_labels_; ++l) {
-                const int64_t at = l * kVoxelBlock + i;
+                const int64_t at = l * kBlockRow + i;
                 const Lanes own = l < num_sent_ ? load(back + at) : Lanes{};
                 store(start + at, load(start + at) + load(grad + at) * step);
                 store(grad + at, load(grad + at) * kept + load(q + at) * (own - mean));

@@ -83,7 +83,7 @@ class MessageBackward {
         unit_.assign(2 * num_labels_, T{1});
         part_sums_.resize(num_parts_ * num_sums_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kVoxelBlock);
+        for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kBlockRow);
     }
 
     // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its
@@ -182,7 +182,7 @@ class MessageBackward {
     // in grad_ones_.
     void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
         const std::vector<T>& weight = options_.weight[m];
-        const int rows = num_labels_ * kVoxelBlock;
+        const int rows = num_labels_ * kBlockRow;
         T *z = scratch, *g = scratch + rows, *w = scratch + 2 * rows;
         load_rows(step.z, num_voxels_, block, num_labels_, z);
         T last_weight = weight[num_sent_];
@@ -191,11 +191,11 @@ class MessageBackward {
             for (int i = 0; i < rows; i += kLanes) store(z + i, load(z + i) * load(w + i));
             last_weight = 1;
         }
-        const T* const last = z + num_sent_ * kVoxelBlock;
+        const T* const last = z + num_sent_ * kBlockRow;
         for (int l = 0; l < num_sent_; ++l) {
             const T own_weight = options_.channel_labels ? T{1} : weight[l];
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
-                store(g + l * kVoxelBlock + i, load(last + i) * last_weight - load(z + l * kVoxelBlock + i) * own_weight);
+                store(g + l * kBlockRow + i, load(last + i) * last_weight - load(z + l * kBlockRow + i) * own_weight);
         }
         store_rows(g, num_voxels_, block, num_sent_, grad_message_);
         if (!moments_wanted_) return;
@@ -221,7 +221,7 @@ class MessageBackward {
     void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums) {
         const Kernel<T>& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
-        const int rows = num_labels_ * kVoxelBlock;
+        const int rows = num_labels_ * kBlockRow;
         T *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *u = scratch + 4 * rows,
           *v = scratch + 5 * rows, *scale = scratch + 6 * rows;
         load_rows(filtered_, num_voxels_, block, num_sent_, message);
@@ -235,7 +235,7 @@ class MessageBackward {
             load_rows(sent_, num_voxels_, block, num_sent_, v);
             T* const degree = grad_degree_[m].get() + begin;
             for (int l = 0; l < num_sent_; ++l) {
-                const int64_t row = l * kVoxelBlock;
+                const int64_t row = l * kBlockRow;
                 for (int64_t i = 0; i < count; ++i) degree[i] += u[row + i] * message[row + i];
                 if (kernel.scales_sent)
                     for (int64_t i = 0; i < count; ++i) degree[i] += v[row + i] * back[row + i];
@@ -243,23 +243,23 @@ class MessageBackward {
         }
         for (int l = 0; l < num_sent_; ++l)
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
-                const int64_t at = l * kVoxelBlock + i;
+                const int64_t at = l * kBlockRow + i;
                 if (kernel.scale) store(message + at, load(message + at) * load(scale + i));
                 if (kernel.scales_sent) store(back + at, load(back + at) * load(scale + i));
             }
-        T* const last = message + num_sent_ * kVoxelBlock;
+        T* const last = message + num_sent_ * kBlockRow;
         if (kernel.ones) {
             load_rows(kernel.ones.get(), num_voxels_, block, 1, last);
         } else {
             std::fill(last, last + count, T{1});
-            std::fill(last + count, last + kVoxelBlock, T{0});
+            std::fill(last + count, last + kBlockRow, T{0});
         }
         for (int l = 0; l < num_sent_; ++l)
-            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kVoxelBlock + i));
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kBlockRow + i));
         sum_over_block(m, step.length, block, message, y, z, sums);
         for (int l = 0; l < num_sent_; ++l) {
             T* const to = step.grad_marginals + l * num_voxels_ + begin;
-            for (int64_t i = 0; i < count; ++i) to[i] += back[l * kVoxelBlock + i];
+            for (int64_t i = 0; i < count; ++i) to[i] += back[l * kBlockRow + i];
         }
     }
 
@@ -268,12 +268,12 @@ class MessageBackward {
         const auto add = [&](int64_t begin, int64_t end, const int32_t* label) {
             for (int k = 0; k < num_labels_; ++k) {
                 const int own = label ? label[k] : k;
-                const T* const of_k = message + k * kVoxelBlock + begin;
-                sums[own] -= dot(of_k, z + k * kVoxelBlock + begin, end - begin);
+                const T* const of_k = message + k * kBlockRow + begin;
+                sums[own] -= dot(of_k, z + k * kBlockRow + begin, end - begin);
                 const double factor = -static_cast<double>(options_.weight[m][own]) * static_cast<double>(length);
                 double* const row = sums + num_all_labels_ + own * num_all_labels_;
                 for (int l = 0; l < num_labels_; ++l)
-                    row[label ? label[l] : l] += factor * dot(of_k, y + l * kVoxelBlock + begin, end - begin);
+                    row[label ? label[l] : l] += factor * dot(of_k, y + l * kBlockRow + begin, end - begin);
             }
         };
         if (options_.channel_labels) {

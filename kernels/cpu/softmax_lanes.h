@@ -1,4 +1,4 @@
-// Softmax and its divergence for a vector of voxels at a time, over rows of kVoxelBlock numbers, one per label (voxel_rows.h).
+// Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one per label (voxel_rows.h).
 //
 // L: number of labels, 0 = any; loops of known length stay in registers.
 #pragma once
@@ -31,7 +31,7 @@ template <int L, class T>
 typename LanesOf<T>::type largest_row(const T* x, int any_labels) {
     const int num_labels = L > 0 ? L : any_labels;
     auto largest = load(x);
-    for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
+    for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kBlockRow), largest);
     return largest;
 }
 
@@ -44,7 +44,7 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     Lanes largest = load(x);
     Integers label{};
     for (int l = 1; l < num_labels; ++l) {
-        const Lanes v = load(x + l * kVoxelBlock);
+        const Lanes v = load(x + l * kBlockRow);
         const Integers more = v > largest;
         largest = select(more, v, largest);
         label = select(more, Integers{} + l, label);
@@ -52,14 +52,14 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
     Lanes total{}, weighted{};
     for (int l = 0; l < num_labels; ++l) {
-        const Lanes shifted = load(x + l * kVoxelBlock) - largest;
+        const Lanes shifted = load(x + l * kBlockRow) - largest;
         const Lanes e = exp_nonpositive(shifted);
         total += e;
         weighted += select(shifted >= lowest, e * shifted, Lanes{});  // 0 times minus infinity counts as 0
-        store(x + l * kVoxelBlock, e);
+        store(x + l * kBlockRow, e);
     }
     const Lanes inverse = T{1} / total;
-    for (int l = 0; l < num_labels; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
+    for (int l = 0; l < num_labels; ++l) store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
     return {weighted * inverse - log_positive(total), label};
 }
 
@@ -81,7 +81,7 @@ typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labe
     Lanes total{};
     for (int l = 0; l < num_labels; ++l) {
         const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;
-        total += divergence_of_label(load(now + l * kVoxelBlock), load(old + l * kVoxelBlock), least);
+        total += divergence_of_label(load(now + l * kBlockRow), load(old + l * kBlockRow), least);
     }
     return total;
 }

@@ -27,7 +27,7 @@ struct MassSums {
 
     void add(const MassSums& other);
 
-    // Adds `count` voxels of a block. rows: (label) rows of kVoxelBlock; the last vector is padded with zeros.
+    // Adds `count` voxels of a block. rows: (label) rows of kBlockRow; the last vector is padded with zeros.
     template <class T>
     void add(T* rows, int64_t count);
 
@@ -72,7 +72,7 @@ void MassSums::add(T* rows, int64_t count) {
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     present_.clear();
     for (int l = 0; l < num_labels; ++l) {
-        T* row = rows + l * kVoxelBlock;
+        T* row = rows + l * kBlockRow;
         std::fill(row + count, row + padded, T{0});
         Lanes total{}, largest{};
         for (int64_t i = 0; i < padded; i += kLanes) {
@@ -87,7 +87,7 @@ void MassSums::add(T* rows, int64_t count) {
     }
     for (size_t a = 0; a < present_.size(); ++a)
         for (size_t b = a + 1; b < present_.size(); ++b) {
-            const T *first = rows + present_[a] * kVoxelBlock, *second = rows + present_[b] * kVoxelBlock;
+            const T *first = rows + present_[a] * kBlockRow, *second = rows + present_[b] * kBlockRow;
             Lanes total{};
             for (int64_t i = 0; i < padded; i += kLanes) total += load(first + i) * load(second + i);
             product[present_[a] * num_labels + present_[b]] += sum_lanes(total);

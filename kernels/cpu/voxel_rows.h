@@ -1,4 +1,4 @@
-// Blocks of voxels as rows of kVoxelBlock numbers, one per label or channel, padded with zeros to whole vectors.
+// Blocks of voxels as rows of kBlockRow numbers, one per label or channel, padded with zeros to whole vectors.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@ template <class T>
 void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows, T* rows) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
     for (int c = 0; c < num_rows; ++c) {
-        std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count, rows + c * kVoxelBlock);
-        std::fill(rows + c * kVoxelBlock + count, rows + (c + 1) * kVoxelBlock, T{0});
+        std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count, rows + c * kBlockRow);
+        std::fill(rows + c * kBlockRow + count, rows + (c + 1) * kBlockRow, T{0});
     }
 }
 
@@ -25,7 +25,7 @@ void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows,
 template <class T>
 void store_rows(const T* rows, int64_t num_voxels, int64_t block, int num_rows, T* values) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
-    for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + count, values + c * num_voxels + begin);
+    for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kBlockRow, rows + c * kBlockRow + count, values + c * num_voxels + begin);
 }
 
 // Multiplies each row by factors (voxel); empty: by 1.
@@ -34,7 +34,7 @@ void multiply_rows(const std::vector<T>& factors, int64_t block, int num_rows, T
     if (factors.empty()) return;
     const int64_t begin = block * kVoxelBlock, count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
     for (int c = 0; c < num_rows; ++c)
-        for (int64_t i = 0; i < count; ++i) rows[c * kVoxelBlock + i] *= factors[begin + i];
+        for (int64_t i = 0; i < count; ++i) rows[c * kBlockRow + i] *= factors[begin + i];
 }
 
 // Sets (row, voxel) to zero.

@@ -61,6 +61,8 @@ struct Voxels {
 
 // Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not depend on the number of threads.
 constexpr int64_t kVoxelBlock = 1024;
+// From one row of a block to the next. Rows a power of two apart would share a set of the first cache, which holds few of them.
+constexpr int64_t kBlockRow = kVoxelBlock + 16;
 inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
 
 }  // namespace crf
