@@ -263,9 +263,9 @@ class LatticeFilter final : public Filter {
             fetch_ahead(p, values, group, pre);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
-                vfloat channel[C]{};
-                for (int c = 0; c < group; ++c) {
-                    channel[c] = load_some(values + c * num_voxels_ + n, count);
+                vfloat channel[C];
+                for (int c = 0; c < C; ++c) {
+                    channel[c] = c < group ? load_some(values + c * num_voxels_ + n, count) : vfloat{};
                     if (pre) channel[c] *= load_some(pre + n, count);
                 }
                 interleave<C>(channel, to);  // whole vectors: the next voxels overwrite the excess
