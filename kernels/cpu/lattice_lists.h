@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <utility>
 
 #include "cpu/lattice_build.h"
 #include "cpu/simd.h"
@@ -19,7 +18,7 @@ namespace crf {
 constexpr int64_t kListPadding = kLanes;
 
 // Rows of scratch for blur_lists.
-inline int64_t blur_scratch(const Lattice& lattice) { return 4 * (lattice.longest_list + kListPadding); }
+inline int64_t blur_scratch(const Lattice& lattice) { return 6 * (lattice.longest_list + kListPadding); }
 
 // Whether there is blur_lists for these rows: with AVX-512, for those of 1, 2, 4 or 16 floats.
 #if defined(__AVX512F__)
@@ -78,55 +77,54 @@ struct RowVectors {
     }
 };
 
-// Copies the rows of vertices [first, end) whose bit is set, one after another; writes up to kListPadding rows more.
+// Copies the rows of vertices [first, end) that have a neighbor before them, one after another, and those that have one after them.
+// Writes up to kListPadding rows more.
 template <class Row>
-void pick_rows(const Row* rows, const uint8_t* bits, int64_t first, int64_t end, Row* to) {
+void pick_rows(const Lattice::Chains& chains, int64_t first, int64_t end, const Row* rows, Row* with_before, Row* with_after) {
     using Vectors = RowVectors<Row>;
     for (int64_t v = first; v < end; v += Vectors::kRows) {
-        const uint32_t present = (1u << std::min<int64_t>(Vectors::kRows, end - v)) - 1, picked = bits_from(bits, v) & present;
-        Vectors::store_all(to, Vectors::compress(Vectors::lanes(picked), Vectors::load(Vectors::lanes(present), rows + v)));
-        to += std::popcount(picked);
+        const uint32_t present = (1u << std::min<int64_t>(Vectors::kRows, end - v)) - 1;
+        const uint32_t has_before = bits_from(chains.before.get(), v) & present, has_after = bits_from(chains.after.get(), v) & present;
+        const __m512 unblurred = Vectors::load(Vectors::lanes(present), rows + v);
+        Vectors::store_all(with_before, Vectors::compress(Vectors::lanes(has_before), unblurred));
+        Vectors::store_all(with_after, Vectors::compress(Vectors::lanes(has_after), unblurred));
+        with_before += std::popcount(has_before);
+        with_after += std::popcount(has_after);
     }
 }
 
-// Blurs the rows of vertices [first, end). before, after: the unblurred rows of their neighbors, one after another. Copies the unblurred
-// rows that have a neighbor after them to `own`. kListPadding rows of each may be touched beyond the last.
+// Blurs the rows of vertices [first, end). before, after: the unblurred rows of their neighbors, one after another. kListPadding rows of
+// each may be touched beyond the last.
 template <class Row>
-void blur_list(const Lattice::Chains& chains, int64_t first, int64_t end, const Row* before, const Row* after, Row* own, Row* rows) {
+void blur_list(const Lattice::Chains& chains, int64_t first, int64_t end, const Row* before, const Row* after, Row* rows) {
     using Vectors = RowVectors<Row>;
     const __m512 half = _mm512_set1_ps(0.5f);
     for (int64_t v = first; v < end; v += Vectors::kRows) {
         const uint32_t present = (1u << std::min<int64_t>(Vectors::kRows, end - v)) - 1, lanes = Vectors::lanes(present);
         const uint32_t has_before = bits_from(chains.before.get(), v) & present, has_after = bits_from(chains.after.get(), v) & present;
-        const uint32_t after_lanes = Vectors::lanes(has_after);
-        const __m512 unblurred = Vectors::load(lanes, rows + v);
-        const __m512 both = Vectors::expand(Vectors::lanes(has_before), before) + Vectors::expand(after_lanes, after);
-        Vectors::store(lanes, rows + v, unblurred + both * half);
-        Vectors::store_all(own, Vectors::compress(after_lanes, unblurred));
+        const __m512 both = Vectors::expand(Vectors::lanes(has_before), before) + Vectors::expand(Vectors::lanes(has_after), after);
+        Vectors::store(lanes, rows + v, Vectors::load(lanes, rows + v) + both * half);
         before += std::popcount(has_before);
         after += std::popcount(has_after);
-        own += std::popcount(has_after);
     }
 }
 
 // Blurs the chains of lists of one piece of a direction in place.
 template <class Row>
 void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch, Row* rows) {
-    const int64_t longest = lattice.longest_list + kListPadding, end = chains.pieces[piece + 1];
-    Row *before = scratch, *own = scratch + longest, *after = scratch + 2 * longest, *picked = scratch + 3 * longest;
-    // Of the list that follows an entry's. Picked one list ahead: a load that overlaps two recent stores would wait for both.
-    const auto pick_next = [&](int64_t i) {
-        if (i >= end || (chains.entries[i] & 1) != 0) return;
-        const uint32_t next = chains.entries[i + 1] >> 1;
-        pick_rows(rows, chains.before.get(), lattice.first_of_list[next], lattice.first_of_list[next + 1], picked);
+    const int64_t longest = lattice.longest_list + kListPadding, begin = chains.pieces[piece], end = chains.pieces[piece + 1];
+    const auto with_before = [&](int64_t i) { return scratch + (i & 1) * longest; };
+    const auto with_after = [&](int64_t i) { return scratch + (2 + (i & 3)) * longest; };
+    const auto first_of = [&](int64_t i) { return &lattice.first_of_list[chains.entries[i] >> 1]; };
+    // Two lists ahead: a load that overlaps two recent stores would wait for both.
+    const auto pick = [&](int64_t i) {
+        if (i < end) pick_rows(chains, first_of(i)[0], first_of(i)[1], rows, with_before(i), with_after(i));
     };
-    pick_next(chains.pieces[piece]);
-    for (int64_t i = chains.pieces[piece]; i < end; ++i) {
-        std::swap(after, picked);
-        pick_next(i + 1);
-        const uint32_t list = chains.entries[i] >> 1;
-        blur_list(chains, lattice.first_of_list[list], lattice.first_of_list[list + 1], before, after, own, rows);
-        std::swap(before, own);
+    pick(begin);
+    pick(begin + 1);
+    for (int64_t i = begin; i < end; ++i) {
+        pick(i + 2);
+        blur_list(chains, first_of(i)[0], first_of(i)[1], with_after(i - 1), with_before(i + 1), rows);
     }
 }
 #endif
