@@ -158,25 +158,32 @@ inline typename LanesOf<T>::integer first_lanes_of(int count) {
     return index < count;
 }
 
+// 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
+template <class V>
+inline V exp2_of_fraction(V f) {
+    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f, c5 = 0.00133952777f;
+    return 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
+}
+
 // 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
-// Round-to-nearest split and a polynomial fitted to 2^f on [-1/2, 1/2] (least maximum relative error).
 template <class V>
 inline V exp2_nonpositive(V t) {
-    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f, c5 = 0.00133952777f;
 #if defined(__AVX512F__)
-    constexpr __mmask16 kAll = 0xffff;  // the masked forms, because GCC 12 warns of the others' undefined pass-through operand
-    const __m512 x = (__m512)t;
-    const __m512 whole = _mm512_maskz_roundscale_ps(kAll, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const vfloat f = t - (vfloat)whole;
-    const vfloat p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
-    return (vfloat)_mm512_maskz_scalef_ps(kAll, (__m512)p, whole);
+    // The masked forms, because GCC 12 warns of the others' undefined pass-through operand.
+    constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    if constexpr (sizeof(V) == 32) {  // half a register, which some processors compute in half the time
+        const __m256 whole = _mm256_maskz_roundscale_ps(0xff, (__m256)t, kRounding);
+        return (V)_mm256_maskz_scalef_ps(0xff, (__m256)exp2_of_fraction(t - (V)whole), whole);
+    } else {
+        const __m512 whole = _mm512_maskz_roundscale_ps(0xffff, (__m512)t, kRounding);
+        return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)exp2_of_fraction(t - (V)whole), whole);
+    }
 #else
     typedef decltype(t > t) Integers;
     t = vmax(t, splat<V>(-126.0f));
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
     const V shifted = t + magic;
-    const V f = t - (shifted - magic);
-    const V p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
+    const V p = exp2_of_fraction(t - (shifted - magic));
     return (V)((Integers)p + ((Integers)shifted << 23));
 #endif
 }

@@ -21,13 +21,13 @@ constexpr float kBeyond = -100.0f;
 // Spatial exponents of a row of the window from kLanes - 1 + kLanes voxels before its center on.
 constexpr int64_t kTable = 4 * kLanes, kCenter = 2 * kLanes - 1;
 
-// What a row takes that receives as a whole, and what it takes if each of its open voxels receives by itself: per vector, and per voxel and
-// label.
-constexpr int64_t kTogether = 4, kAloneVector = 5, kAloneLabel = 4;
+// Half of the lanes: most rows with few open voxels have them within so many, and most rows of a voxel's window are no longer.
+typedef LanesOfSize<float, 2 * kLanes> vhalf;
+constexpr int64_t kHalfLanes = kLanes / 2;
 
-// Share of the offsets that must be needed so that two rows are processed together with all of them: data loaded of an offset and its loop
-// serve both.
-constexpr double kMostOfAll = 0.75;
+// What a row takes, for each voxel that sends, if its open voxels receive together, in all lanes or in half of them; and what each of them
+// takes by itself, per vector of half of the lanes, and per label.
+constexpr int64_t kTogether = 8, kHalfTogether = 5, kAloneVector = 5, kAloneLabel = 8;
 
 struct Offset {
     int64_t x;       // voxels along the row
@@ -39,8 +39,7 @@ struct OffsetRow {
     int64_t z, y, reach;                     // along the row
     int64_t begin, own_begin, own_end, end;  // of the offsets: to the left, none along the row, to the right
     int64_t away;                            // rows of the neighborhood
-    int64_t vectors;                         // that hold the row of a voxel's window
-    SentLanes within;                        // the voxels within reach of a row of the tile
+    int64_t vectors;                         // of half of the lanes, that hold the row of a voxel's window
 };
 
 class BilateralTileKernel final : public TileKernel {
@@ -50,7 +49,7 @@ class BilateralTileKernel final : public TileKernel {
         for (double theta : kernel.theta_beta) precision_.push_back(static_cast<float>(0.5 * kLog2e / (theta * theta)));
         for (int64_t z = -reach[0]; z <= reach[0]; ++z)
             for (int64_t y = -reach[1]; y <= reach[1]; ++y) {
-                OffsetRow row{z, y, -1, 0, 0, 0, 0, z * around.shape[1] + y, 0, kEverywhere};
+                OffsetRow row{z, y, -1, 0, 0, 0, 0, z * around.shape[1] + y, 0};
                 row.begin = row.own_begin = row.own_end = static_cast<int64_t>(offsets_.size());
                 std::vector<float> table(kTable, kBeyond);
                 for (int64_t x = -reach[2]; x <= reach[2]; ++x) {
@@ -67,8 +66,7 @@ class BilateralTileKernel final : public TileKernel {
                 }
                 row.end = static_cast<int64_t>(offsets_.size());
                 if (row.reach < 0) continue;
-                row.vectors = row.reach / (kLanes / 2) + 1;
-                if (is_narrow()) row.within = ((SentLanes{1} << (kLanes + 2 * row.reach)) - 1) << (kLanes - row.reach);
+                row.vectors = 2 * row.reach / kHalfLanes + 1;
                 offset_rows_.push_back(row);
                 tables_.insert(tables_.end(), table.begin(), table.end());
             }
@@ -122,49 +120,55 @@ class BilateralTileKernel final : public TileKernel {
         scratch.senders.resize(size);
         for (int64_t row = 0; row < num_rows; ++row) {
             if (!open[row]) continue;
-            int64_t together = 0, all = 0, vectors = 0, count = 0;
+            const int low = std::countr_zero(open[row]), span = std::bit_width(open[row]) - low;
+            const bool is_half = span <= kHalfLanes;
+            int64_t together = 0, vectors = 0, count = 0;
             const SentLanes* const sends = scratch.sends.data() + own_row(row);
             for (int64_t n = 0; n < size; ++n) {
                 const OffsetRow& offsets = offset_rows_[n];
-                const SentLanes lanes = sends[offsets.away] & offsets.within;
-                const int64_t width = lanes ? offsets.end - offsets.begin : 0;
+                const SentLanes lanes = sends[offsets.away] & within(low, span, offsets);
                 scratch.senders[count] = {n, lanes};
                 count += lanes != 0;
-                all += width;
-                together += std::min<int64_t>(std::popcount(lanes), width);
+                together += std::min<int64_t>(std::popcount(lanes), offsets.end - offsets.begin);
                 vectors += lanes ? offsets.vectors : 0;
             }
-            if (count == 0) {
-                for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), vfloat{});
-            } else if (is_narrow() && std::popcount(open[row]) * (kAloneVector * vectors + kAloneLabel * L) < kTogether * together) {
-                for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), vfloat{});
+            for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), vfloat{});
+            if (count == 0) continue;
+            const int64_t alone = std::popcount(open[row]) * (kAloneVector * vectors + kAloneLabel * L);
+            if (is_narrow() && alone < (is_half ? kHalfTogether : kTogether) * together) {
                 for (uint32_t left = open[row]; left; left &= left - 1) sum_alone<L, M>(first, row, std::countr_zero(left), count, scratch);
-            } else if (together > kMostOfAll * static_cast<double>(all) && row % 2 == 0 && open[row + 1]) {
-                sum_all<L, M, 2>(first, row, scratch);
-                ++row;
+            } else if (is_half) {
+                sum_together<vhalf, L, M>(first, row, std::min<int64_t>(low, kHalfLanes), count, scratch);
+            } else if constexpr (sizeof(vfloat) <= kRegisterBytes) {
+                sum_together<vfloat, L, M>(first, row, 0, count, scratch);
             } else {
-                sum_together<L, M>(first, row, count, scratch);
+                for (int64_t lane : {int64_t{0}, kHalfLanes}) sum_together<vhalf, L, M>(first, row, lane, count, scratch);
             }
         }
+    }
+
+    // The voxels of a row of the window within reach of `span` voxels of a row of the tile, from the voxel `low` on.
+    SentLanes within(int low, int span, const OffsetRow& offsets) const {
+        return is_narrow() ? ((SentLanes{1} << (span + 2 * offsets.reach)) - 1) << (kLanes + low - offsets.reach) : kEverywhere;
     }
 
     // Whether the surroundings along a row are one tile on each side, all of whose voxels have a bit of their own.
     bool is_narrow() const { return around.halo[2] == kLanes; }
 
-    // A vector of voxels, or one voxel, that receives. H: modalities that are held in registers.
-    template <int L, int H>
+    // A vector of voxels, or one voxel, that receives. M: modalities that are held in registers.
+    template <class V, int L, int M>
     struct Receiver {
         int64_t voxel, sent;  // the first one, from the tile's first: in the image, and where it sends
-        vfloat total[L]{}, own[H]{};
+        V total[L]{}, own[M > 0 ? M : 1]{};
     };
 
-    template <int L, int M>
-    Receiver<L, (M > 0 ? M : 1)> receiver_of(int64_t row, int64_t lane, const TileScratch& scratch) const {
-        Receiver<L, (M > 0 ? M : 1)> receiver;
+    template <class V, int L, int M>
+    Receiver<V, L, M> receiver_of(int64_t row, int64_t lane, const TileScratch& scratch) const {
+        Receiver<V, L, M> receiver;
         const int64_t z = row / tiling_.tile[1], y = row % tiling_.tile[1];
         receiver.voxel = z * scratch.image_plane + y * scratch.image_row + lane;
         receiver.sent = z * scratch.sent_plane + y * scratch.sent_row + lane;
-        for (int m = 0; m < M; ++m) receiver.own[m] = load(scratch.image[m] + receiver.voxel);
+        for (int m = 0; m < M; ++m) receiver.own[m] = load_lanes<V>(scratch.image[m] + receiver.voxel);
         return receiver;
     }
 
@@ -172,124 +176,102 @@ class BilateralTileKernel final : public TileKernel {
         return scratch.received.data() + label * tiling_.tile_voxels() + row * kLanes;
     }
 
-    // What R rows receive, of all offsets to rows of the window that send.
-    template <int L, int M, int R>
-    void sum_all(int first, int64_t row, TileScratch& scratch) const {
-        Receiver<L, (M > 0 ? M : 1)> receivers[R];
-        for (int r = 0; r < R; ++r) receivers[r] = receiver_of<L, M>(row + r, 0, scratch);
-        for (const OffsetRow& offsets : offset_rows_) {
-            SentLanes lanes = 0;
-            bool every = true;
-            for (int r = 0; r < R; ++r) {
-                const SentLanes its = scratch.sends[own_row(row + r) + offsets.away] & offsets.within;
-                lanes |= its;
-                every &= its != 0;
-            }
-            if (!lanes) continue;
-            if (every) {
-                add_offsets<L, M, R>(first, offsets, lanes, scratch, receivers);
-            } else {
-                for (int r = 0; r < R; ++r)
-                    if (scratch.sends[own_row(row + r) + offsets.away] & offsets.within)
-                        add_offsets<L, M, 1>(first, offsets, lanes, scratch, receivers + r);
-            }
-        }
-        for (int r = 0; r < R; ++r)
-            for (int l = 0; l < L; ++l) store(received(first + l, row + r, scratch), receivers[r].total[l]);
-    }
-
     // What a row receives. Of each row of the window: of all its offsets or of all voxels that send, whichever are fewer.
-    template <int L, int M>
-    void sum_together(int first, int64_t row, int64_t count, TileScratch& scratch) const {
-        Receiver<L, (M > 0 ? M : 1)> receiver = receiver_of<L, M>(row, 0, scratch);
+    template <class V, int L, int M>
+    void sum_together(int first, int64_t row, int64_t lane, int64_t count, TileScratch& scratch) const {
+        Receiver<V, L, M> receiver = receiver_of<V, L, M>(row, lane, scratch);
         for (int64_t n = 0; n < count; ++n) {
             const SendingRow& sender = scratch.senders[n];
             const OffsetRow& offsets = offset_rows_[sender.number];
             if (is_narrow() && std::popcount(sender.lanes) < offsets.end - offsets.begin) {
-                add_senders<L, M>(first, offsets, sender, scratch, receiver);
+                add_senders<V, L, M>(first, offsets, sender, lane, scratch, receiver);
             } else {
-                add_offsets<L, M, 1>(first, offsets, sender.lanes, scratch, &receiver);
+                add_offsets<V, L, M>(first, offsets, sender.lanes, scratch, receiver);
             }
         }
-        for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), receiver.total[l]);
+        for (int l = 0; l < L; ++l) store_lanes(received(first + l, row, scratch) + lane, receiver.total[l]);
     }
 
-    // What one row of the neighborhood sends to each of R vectors of voxels.
-    template <int L, int M, int R>
-    void add_offsets(int first, const OffsetRow& row, SentLanes lanes, const TileScratch& scratch,
-                     Receiver<L, (M > 0 ? M : 1)>* receivers) const {
+    // What one row of the neighborhood sends to a vector of voxels.
+    template <class V, int L, int M>
+    void add_offsets(int first, const OffsetRow& row, SentLanes lanes, const TileScratch& scratch, Receiver<V, L, M>& receiver) const {
         const int64_t image_away = row.z * scratch.image_plane + row.y * scratch.image_row;
         const int64_t sent_away = row.z * scratch.sent_plane + row.y * scratch.sent_row;
-        const float* sent[R][L]{};
-        vfloat total[R][L]{}, own[R][M > 0 ? M : 1]{};
-        for (int r = 0; r < R; ++r) {
-            for (int l = 0; l < L; ++l) {
-                total[r][l] = receivers[r].total[l];
-                sent[r][l] = scratch.sent_of[first + l] + receivers[r].sent + sent_away;
-                if (row.away == 0) total[r][l] += load(sent[r][l]);  // The offsets leave out the voxel itself.
-            }
-            for (int m = 0; m < M; ++m) own[r][m] = receivers[r].own[m];
+        const float *sent[L], *image[M > 0 ? M : 1]{};
+        V total[L], own[M > 0 ? M : 1]{};
+        for (int l = 0; l < L; ++l) {
+            sent[l] = scratch.sent_of[first + l] + receiver.sent + sent_away;
+            total[l] = receiver.total[l];
+            if (row.away == 0) total[l] += load_lanes<V>(sent[l]);  // The offsets leave out the voxel itself.
+        }
+        for (int m = 0; m < M; ++m) {
+            image[m] = scratch.image[m] + receiver.voxel + image_away;
+            own[m] = receiver.own[m];
         }
         const Offset* const begin = offsets_.data() + (lanes & (kLeft | kOwn) ? row.begin : row.own_end);
         const Offset* const end = offsets_.data() + (lanes & (kOwn | kRight) ? row.end : row.own_begin);
         for (const Offset* offset = begin; offset < end; ++offset) {
-            for (int r = 0; r < R; ++r) {
-                vfloat exponent = splat_lanes(offset->exponent);
-                for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
-                    const float* const image = scratch.image[m] + receivers[r].voxel;
-                    const vfloat difference = (M > 0 ? own[r][M > 0 ? m : 0] : load(image)) - load(image + image_away + offset->x);
-                    exponent -= difference * difference * precision_[m];
-                }
-                const vfloat weight = exp2_nonpositive(exponent);
-                for (int l = 0; l < L; ++l) total[r][l] += weight * load(sent[r][l] + offset->x);
+            V exponent = splat<V>(offset->exponent);
+            for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
+                const float* const its = M > 0 ? image[M > 0 ? m : 0] : scratch.image[m] + receiver.voxel + image_away;
+                const V difference = (M > 0 ? own[M > 0 ? m : 0] : load_lanes<V>(its - image_away)) - load_lanes<V>(its + offset->x);
+                exponent -= difference * difference * precision_[m];
             }
+            const V weight = exp2_nonpositive(exponent);
+            for (int l = 0; l < L; ++l) total[l] += weight * load_lanes<V>(sent[l] + offset->x);
         }
-        for (int r = 0; r < R; ++r)
-            for (int l = 0; l < L; ++l) receivers[r].total[l] = total[r][l];
+        for (int l = 0; l < L; ++l) receiver.total[l] = total[l];
     }
 
     // The same for one vector, voxel by voxel of those that send.
-    template <int L, int M>
-    void add_senders(int first, const OffsetRow& row, const SendingRow& sender, const TileScratch& scratch,
-                     Receiver<L, (M > 0 ? M : 1)>& receiver) const {
+    template <class V, int L, int M>
+    void add_senders(int first, const OffsetRow& row, const SendingRow& sender, int64_t lane, const TileScratch& scratch,
+                     Receiver<V, L, M>& receiver) const {
         const int64_t image_away = row.z * scratch.image_plane + row.y * scratch.image_row;
         const int64_t sent_away = row.z * scratch.sent_plane + row.y * scratch.sent_row;
         const float* const table = tables_.data() + sender.number * kTable + kCenter;
         for (SentLanes left = sender.lanes; left; left &= left - 1) {
             const int64_t x = std::countr_zero(left) - kLanes;
-            vfloat exponent = load(table - x);
+            V exponent = load_lanes<V>(table + lane - x);
             for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
                 const float* const image = scratch.image[m] + receiver.voxel;
-                const vfloat difference = (M > 0 ? receiver.own[M > 0 ? m : 0] : load(image)) - splat_lanes(image[image_away + x]);
+                const V difference = (M > 0 ? receiver.own[M > 0 ? m : 0] : load_lanes<V>(image)) - splat<V>(image[image_away + x - lane]);
                 exponent -= difference * difference * precision_[m];
             }
-            const vfloat weight = exp2_nonpositive(exponent);
-            for (int l = 0; l < L; ++l) receiver.total[l] += weight * scratch.sent_of[first + l][receiver.sent + sent_away + x];
+            const V weight = exp2_nonpositive(exponent);
+            for (int l = 0; l < L; ++l) receiver.total[l] += weight * scratch.sent_of[first + l][receiver.sent + sent_away + x - lane];
         }
     }
 
     // What one voxel of a row receives: the lanes are the voxels that send.
     template <int L, int M>
     void sum_alone(int first, int64_t row, int lane, int64_t count, TileScratch& scratch) const {
-        Receiver<L, (M > 0 ? M : 1)> receiver = receiver_of<L, M>(row, lane, scratch);
-        for (int m = 0; m < M; ++m) receiver.own[m] = splat_lanes(scratch.image[m][receiver.voxel]);
+        const Receiver<vhalf, L, M> receiver = receiver_of<vhalf, L, M>(row, lane, scratch);
+        const float *image[M > 0 ? M : 1]{}, *sent[L];
+        vhalf own[M > 0 ? M : 1]{}, total[L]{}, precision[M > 0 ? M : 1]{};
+        for (int m = 0; m < M; ++m) {
+            image[m] = scratch.image[m] + receiver.voxel;
+            own[m] = splat<vhalf>(*image[m]);
+            precision[m] = splat<vhalf>(precision_[m]);
+        }
+        for (int l = 0; l < L; ++l) sent[l] = scratch.sent_of[first + l] + receiver.sent;
         for (int64_t n = 0; n < count; ++n) {
             const OffsetRow& offsets = offset_rows_[scratch.senders[n].number];
             const float* const table = tables_.data() + scratch.senders[n].number * kTable + kCenter;
-            const int64_t image_at = receiver.voxel + offsets.z * scratch.image_plane + offsets.y * scratch.image_row;
-            const int64_t sent_at = receiver.sent + offsets.z * scratch.sent_plane + offsets.y * scratch.sent_row;
-            for (int64_t x = -offsets.reach; x <= offsets.reach; x += kLanes) {
-                vfloat exponent = load(table + x);
+            const int64_t image_away = offsets.z * scratch.image_plane + offsets.y * scratch.image_row;
+            const int64_t sent_away = offsets.z * scratch.sent_plane + offsets.y * scratch.sent_row;
+            for (int64_t x = -offsets.reach; x <= offsets.reach; x += kHalfLanes) {
+                vhalf exponent = load_lanes<vhalf>(table + x);
                 for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
-                    const vfloat its = M > 0 ? receiver.own[M > 0 ? m : 0] : splat_lanes(scratch.image[m][receiver.voxel]);
-                    const vfloat difference = its - load(scratch.image[m] + image_at + x);
-                    exponent -= difference * difference * precision_[m];
+                    const float* const its = M > 0 ? image[M > 0 ? m : 0] : scratch.image[m] + receiver.voxel;
+                    const vhalf difference = (M > 0 ? own[M > 0 ? m : 0] : splat<vhalf>(*its)) - load_lanes<vhalf>(its + image_away + x);
+                    exponent -= difference * difference * (M > 0 ? precision[M > 0 ? m : 0] : splat<vhalf>(precision_[m]));
                 }
-                const vfloat weight = exp2_nonpositive(exponent);
-                for (int l = 0; l < L; ++l) receiver.total[l] += weight * load(scratch.sent_of[first + l] + sent_at + x);
+                const vhalf weight = exp2_nonpositive(exponent);
+                for (int l = 0; l < L; ++l) total[l] += weight * load_lanes<vhalf>(sent[l] + sent_away + x);
             }
         }
-        for (int l = 0; l < L; ++l) received(first + l, row, scratch)[lane] = sum_lanes(receiver.total[l]);
+        for (int l = 0; l < L; ++l) received(first + l, row, scratch)[lane] = sum_of_lanes<float>(total[l]);
     }
 
     const DirectKernel& kernel_;
