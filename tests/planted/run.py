@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import importlib.metadata
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,6 +90,12 @@ def problem_of(fault: Fault, root: Path = ROOT) -> str | None:
     return f"{fault.name}: there is no tests/{missing[0]}" if missing or not fault.tests else None
 
 
+def _engines() -> list[Path]:
+    """The compiled engines in the source tree or, if it has none, those of the installed package."""
+    installed = [Path(str(file.locate())) for file in importlib.metadata.files("crfrefine") or () if file.name.startswith("_engine_")]
+    return list((ROOT / "crfrefine").glob("_engine_*")) or installed
+
+
 class Copy:
     """The repository in a folder of its own, the compiled engine and its build folder beside it; kept between runs."""
 
@@ -100,20 +107,18 @@ class Copy:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
         known = [Path(os.fsdecode(name)) for name in names.split(b"\0") if name]
-        self._bring([*known, *(path.relative_to(ROOT) for path in (ROOT / "crfrefine").glob("_engine_*"))])
+        sources = {name: ROOT / name for name in known if (ROOT / name).is_file()}
+        self._bring(sources | {Path("crfrefine", engine.name): engine for engine in _engines()})
 
-    def _bring(self, names: Sequence[Path]) -> None:
+    def _bring(self, sources: Mapping[Path, Path]) -> None:
         """What is the same keeps its time, so that nothing is compiled anew for it."""
-        for name in names:
-            source, target = ROOT / name, self.tree / name
-            if not source.is_file():
-                continue
+        for name, source in sources.items():
+            target = self.tree / name
             if not target.is_file() or target.read_bytes() != source.read_bytes():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
-        brought = set(names)
         for path in [path for folder in ("crfrefine", "kernels", "tests") for path in (self.tree / folder).rglob("*") if path.is_file()]:
-            if path.relative_to(self.tree) not in brought:
+            if path.relative_to(self.tree) not in sources:
                 path.unlink()
 
     @contextmanager
@@ -152,8 +157,8 @@ class Copy:
             subprocess.run(["cmake", "-S", self.tree, "-B", self.build, *options], **quiet)
         subprocess.run(["cmake", "--build", self.build, "--target", target], **quiet)
         (built,) = self.build.glob(f"{target}.*so")
-        for old in (self.tree / "crfrefine").glob(f"{target}.*"):
-            shutil.copy(built, old)
+        (old,) = (self.tree / "crfrefine").glob(f"{target}.*")
+        shutil.copy(built, old)
 
     def run(self, tests: Sequence[str], *, every: bool = False, short: bool = False) -> list[str]:
         """The failed tests of files or folders of tests/, only the first one unless `every`; one that hangs or ends Python is the last."""
