@@ -5,22 +5,25 @@
 
 namespace crf {
 
-// Weights of the four cells around a point at fraction f of its cell; of as many points as there are times four lanes.
+// (cell, power): the weights of the four cells around a point, as polynomials of its fraction of a cell.
+constexpr float kSpline[4][4] = {
+    {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
+
+// Weights of the four cells around as many points as there are times four lanes. f: their fractions of cells.
 template <class V>
 inline V spline_weights(V f) {
-    constexpr int kPlaces = sizeof(V) / 16;
-    constexpr auto tile = [](float a, float b, float c, float d) {
-        if constexpr (kPlaces == 1) {
+    constexpr int kPoints = sizeof(V) / 16;
+    constexpr auto factor = [](int power) {
+        const float a = kSpline[0][power], b = kSpline[1][power], c = kSpline[2][power], d = kSpline[3][power];
+        if constexpr (kPoints == 1) {
             return V{a, b, c, d};
-        } else if constexpr (kPlaces == 2) {
+        } else if constexpr (kPoints == 2) {
             return V{a, b, c, d, a, b, c, d};
         } else {
             return V{a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d};
         }
     };
-    const V c0 = tile(1 / 6.0f, 4 / 6.0f, 1 / 6.0f, 0), c1 = tile(-0.5f, 0, 0.5f, 0), c2 = tile(0.5f, -1, 0.5f, 0),
-            c3 = tile(-1 / 6.0f, 0.5f, -0.5f, 1 / 6.0f);
-    return c0 + f * (c1 + f * (c2 + f * c3));
+    return factor(0) + f * (factor(1) + f * (factor(2) + f * factor(3)));
 }
 inline vfloat4 spline_weights(float f) { return spline_weights(splat<vfloat4>(f)); }
 

@@ -62,9 +62,7 @@ inline vfloat place_quad(vquads four, int32_t first) {
 
 // The weights of the four cells around points at fraction f of their cells.
 inline void spline_weights(vfloat f, vfloat (&weight)[4]) {
-    constexpr float c[4][4] = {
-        {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
-    for (int k = 0; k < 4; ++k) weight[k] = c[k][0] + f * (c[k][1] + f * (c[k][2] + f * c[k][3]));
+    for (int k = 0; k < 4; ++k) weight[k] = kSpline[k][0] + f * (kSpline[k][1] + f * (kSpline[k][2] + f * kSpline[k][3]));
 }
 
 // A row's voxels along x, and the cells that they touch.
