@@ -9,7 +9,7 @@ namespace crf {
 
 namespace {
 
-constexpr int64_t kPiece = 4096;  // voxels: 16 KiB per label, so that a piece of a few labels stays in L1
+constexpr int64_t kPiece = 4096;  // voxels
 
 // body(first voxel, number of voxels) over pieces of the grid, in parallel.
 template <class Body>
@@ -19,44 +19,47 @@ void for_pieces_of_grid(int64_t grid_size, ThreadPool& pool, Body&& body) {
 }
 
 template <class Label>
-void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t first, int64_t count, Label* out) {
-    float largest[kPiece];
-    Label label[kPiece];
-    std::copy(logits + first, logits + first + count, largest);
-    std::fill(label, label + count, Label{0});
-    for (int l = 1; l < num_labels; ++l) {
-        const float* row = logits + l * grid_size + first;
-        for (int64_t i = 0; i < count; ++i) {
-            const bool more = row[i] > largest[i];
-            largest[i] = more ? row[i] : largest[i];
-            label[i] = more ? static_cast<Label>(l) : label[i];
+void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count, Label* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        vfloat largest = load(logits + i);
+        vint label{};
+        for (int l = 1; l < num_labels; ++l) {
+            const vfloat value = load(logits + l * grid_size + i);
+            const vint more = is_greater(value, largest);
+            largest = select(more, value, largest);
+            label = select(more, splat_lanes(l), label);
         }
+        for (int k = 0; k < kLanes; ++k) out[i + k] = static_cast<Label>(label[k]);
     }
-    std::copy(label, label + count, out + first);
+    for (; i < count; ++i) {
+        int label = 0;
+        for (int l = 1; l < num_labels; ++l)
+            if (logits[l * grid_size + i] > logits[label * grid_size + i]) label = l;
+        out[i] = static_cast<Label>(label);
+    }
 }
 
-void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t first, int64_t count, float* out) {
-    float largest[kPiece], total[kPiece];
-    std::copy(logits + first, logits + first + count, largest);
-    for (int l = 1; l < num_labels; ++l)
-        for (int64_t i = 0; i < count; ++i) largest[i] = std::max(largest[i], logits[l * grid_size + first + i]);
-    std::fill(total, total + count, 0.0f);
+// Of as many voxels as there are lanes.
+void softmax_lanes(const float* logits, int num_labels, int64_t stride, float* out) {
+    vfloat largest = load(logits), total{};
+    for (int l = 1; l < num_labels; ++l) largest = vmax(load(logits + l * stride), largest);
     for (int l = 0; l < num_labels; ++l) {
-        float* row = out + l * grid_size + first;
-        for (int64_t i = 0; i < count; ++i) row[i] = logits[l * grid_size + first + i] - largest[i];
-        int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) store(row + i, exp_nonpositive(load(row + i)));
-        if (i < count) {
-            float tail[kLanes]{};
-            std::copy(row + i, row + count, tail);
-            store(tail, exp_nonpositive(load(tail)));
-            std::copy(tail, tail + (count - i), row + i);
-        }
-        for (i = 0; i < count; ++i) total[i] += row[i];
+        const vfloat part = exp_nonpositive(load(logits + l * stride) - largest);
+        store(out + l * stride, part);
+        total += part;
     }
-    for (int64_t i = 0; i < count; ++i) total[i] = 1.0f / total[i];
-    for (int l = 0; l < num_labels; ++l)
-        for (int64_t i = 0; i < count; ++i) out[l * grid_size + first + i] *= total[i];
+    for (int l = 0; l < num_labels; ++l) store(out + l * stride, load(out + l * stride) * (1.0f / total));
+}
+
+void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) softmax_lanes(logits + i, num_labels, grid_size, out + i);
+    if (i == count) return;
+    std::vector<float> rest(num_labels * kLanes);
+    for (int l = 0; l < num_labels; ++l) std::copy_n(logits + l * grid_size + i, count - i, rest.data() + l * kLanes);
+    softmax_lanes(rest.data(), num_labels, kLanes, rest.data());
+    for (int l = 0; l < num_labels; ++l) std::copy_n(rest.data() + l * kLanes, count - i, out + l * grid_size + i);
 }
 
 }  // namespace
@@ -64,12 +67,12 @@ void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64
 template <class Label>
 void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, Label* out) {
     for_pieces_of_grid(grid_size, pool,
-                       [&](int64_t first, int64_t count) { argmax_piece(logits, num_labels, grid_size, first, count, out); });
+                       [&](int64_t first, int64_t count) { argmax_piece(logits + first, num_labels, grid_size, count, out + first); });
 }
 
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out) {
     for_pieces_of_grid(grid_size, pool,
-                       [&](int64_t first, int64_t count) { softmax_piece(logits, num_labels, grid_size, first, count, out); });
+                       [&](int64_t first, int64_t count) { softmax_piece(logits + first, num_labels, grid_size, count, out + first); });
 }
 
 std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool) {
