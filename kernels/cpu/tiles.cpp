@@ -9,7 +9,6 @@ namespace crf {
 
 namespace {
 
-constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // e^-17 is lost when it is added to 1 in single precision.
@@ -21,16 +20,25 @@ float largest_lane(vfloat v) {
     return largest;
 }
 
-bool any_lane(vint condition) { return !is_zero_vector((vfloat)condition); }
+inline bool any_lane(vint condition) { return !is_zero_vector((vfloat)condition); }
 
 // log(e^a + e^b), where b may be minus infinity.
-vfloat log_add(vfloat a, vfloat b) {
+[[gnu::always_inline]] inline vfloat log_add(vfloat a, vfloat b) {
     const vfloat high = vmax(a, b), low = vmin(a, b);
     return high + log_positive(1.0f + exp_nonpositive(vmax(low - high, splat_lanes(-80.0f))));
 }
 
+// Whether there is a byte for each lane, and all are this one.
+template <class Byte>
+bool all_lanes(const Byte* bytes, int64_t count, Byte byte) {
+    Byte expected[kLanes];
+    std::fill_n(expected, kLanes, byte);
+    return count >= kLanes && std::memcmp(bytes, expected, kLanes) == 0;
+}
+
 // Lanes outside the mask, unless it is nullptr, and lanes from `count` on become kNothing.
-vfloat inside_mask(vfloat margin, const uint8_t* mask, int64_t count) {
+[[gnu::always_inline]] inline vfloat inside_mask(vfloat margin, const uint8_t* mask, int64_t count) {
+    if (count >= kLanes && (!mask || all_lanes(mask, count, uint8_t{true}))) return margin;
     float lanes[kLanes];
     store(lanes, margin);
     for (int lane = 0; lane < kLanes; ++lane)
@@ -60,11 +68,6 @@ void Tiling::place(int64_t number, int64_t (&at)[3]) const {
     at[2] = number % count[2];
     at[1] = number / count[2] % count[1];
     at[0] = number / (count[2] * count[1]);
-}
-
-vfloat Decoding::operator()(vfloat stored) const {
-    if (is_probability) stored = log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)), splat_lanes(1.0f)));
-    return stored;
 }
 
 template <class T>
@@ -109,9 +112,10 @@ void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t fir
                             for (int64_t i = 0; i < lanes; ++i)
                                 if (more[i]) survey.label[n + i] = static_cast<uint16_t>(label);
                         }
-                        const vint differs = logit != best;
-                        if (any_lane(differs))
+                        if (!all_lanes(survey.is_equal + n, left, false)) {
+                            const vint differs = logit != best;
                             for (int64_t i = 0; i < lanes; ++i) survey.is_equal[n + i] &= !differs[i];
+                        }
                     }
                     vfloat margin = a - sum;
                     if (mask) margin = inside_mask(margin, mask + n, lanes);

@@ -48,7 +48,10 @@ struct Tiling {
 struct Decoding {
     bool is_probability = false;  // the logarithm is taken of probabilities, which are clipped from below
 
-    vfloat operator()(vfloat stored) const;
+    vfloat operator()(vfloat stored) const {
+        constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py
+        return is_probability ? log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)), splat_lanes(1.0f))) : stored;
+    }
 };
 
 // What is known of each voxel after some channels. All of it covers the grid.
