@@ -82,7 +82,7 @@ class LatticeFilter final : public Filter {
                 Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
                 Wide* const buffer = received + sent_rows_;
                 load_vertices(lattice_.tiles[t], rows, buffer);
-                slice_rows(lattice_.tiles[t], buffer, received);
+                slice_rows(lattice_.tiles[t], buffer, received, [](int64_t, int64_t) { return true; });
                 // The tile's vertices are no longer needed: their memory serves the products with u.
                 load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group, buffer);
                 vfloat total{};
@@ -99,6 +99,7 @@ class LatticeFilter final : public Filter {
 
    private:
     static constexpr int64_t kSharedBlock = 4096;
+    static constexpr int64_t kBatch = 16;  // voxels whose weights are converted at once
 
     struct Mode {
         bool transposed = false, overwrites = false;
@@ -228,22 +229,23 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
-    template <class Body>
-    void for_corners(const Lattice::Tile& tile, Body&& body) const {
-        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, body); });
+    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel of the batches that are
+    // needed: needed(first, count) tells.
+    template <class Needed, class Body>
+    void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
+        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, needed, body); });
     }
 
     // kCorners: D + 1, or 0 if known only at run time.
-    template <int kCorners, class Body>
-    void for_corners(const Lattice::Tile& tile, Body&& body) const {
-        constexpr int kBatch = 16;  // voxels whose weights are converted at once
+    template <int kCorners, class Needed, class Body>
+    void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
         const int num_corners = kCorners > 0 ? kCorners : lattice_.num_features + 1;
         const uint16_t* local = lattice_.local.get() + tile.first_entry * num_corners;
         const uint16_t* weight = lattice_.weight.get() + tile.first_entry * num_corners;
         float converted[kBatch * (kCorners > 0 ? kCorners : kMaxLatticeFeatures + 1)];
         for (int64_t first = 0; first < tile.num_voxels; first += kBatch) {
             const int64_t count = std::min<int64_t>(kBatch, tile.num_voxels - first);
+            if (!needed(first, count)) continue;
             const uint16_t* packed = weight + first * num_corners;
             for (int64_t j = 0; j < count * num_corners; ++j) converted[j] = static_cast<float>(packed[j]);
             for (int64_t i = 0; i < count; ++i)
@@ -260,35 +262,40 @@ class LatticeFilter final : public Filter {
         float* to = reinterpret_cast<float*>(sent);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
-            fetch_ahead(p, values, group, pre);
+            const bool sends = has_any(piece, senders);
+            if (sends) fetch_ahead(p, values, group, pre);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[C];
                 for (int c = 0; c < C; ++c) {
-                    channel[c] = c < group ? load_some(values + c * num_voxels_ + n, count) : vfloat{};
-                    if (pre) channel[c] *= load_some(pre + n, count);
+                    channel[c] = sends && c < group ? load_some(values + c * num_voxels_ + n, count) : vfloat{};
+                    if (sends && pre) channel[c] *= load_some(pre + n, count);
                 }
                 interleave<C>(channel, to);  // whole vectors: the next voxels overwrite the excess
                 to += count * C;
             }
         }
-        if (is_zero(reinterpret_cast<const float*>(sent), tile.num_voxels * C)) return store_zeros(tile, rows);
         splat_rows(tile, sent, buffer, rows);
     }
 
     // Whether a voxel of a tile is among the marked ones, such as `receivers`; nullptr: all are.
     bool has_any(const Lattice::Tile& tile, const uint8_t* marked) const {
-        if (!marked) return true;
-        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p)
-            if (std::memchr(marked + lattice_.pieces[p].voxel, 1, lattice_.pieces[p].length)) return true;
-        return false;
+        const auto first = lattice_.pieces.begin() + tile.first_piece;
+        return std::any_of(first, first + tile.num_pieces, [&](const Lattice::Piece& piece) { return has_any(piece, marked); });
+    }
+    static bool has_any(const Lattice::Piece& piece, const uint8_t* marked) {
+        return !marked || std::memchr(marked + piece.voxel, 1, piece.length) != nullptr;
     }
 
     // From a tile's rows to its vertices in `buffer`, and from there to their slots.
     template <class Row>
     void splat_rows(const Lattice::Tile& tile, const Row* sent, Row* buffer, Row* rows) const {
         std::fill(buffer, buffer + tile.num_vertices, Row{});
-        for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+        constexpr int64_t kFloats = sizeof(Row) / sizeof(float);
+        const auto needed = [&](int64_t first, int64_t count) {
+            return !is_zero(reinterpret_cast<const float*>(sent + first), count * kFloats);
+        };
+        for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             const Row row = sent[voxel];
             for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
         });
@@ -313,9 +320,9 @@ class LatticeFilter final : public Filter {
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[slot[i]];
     }
 
-    template <class Row>
-    void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received) const {
-        for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+    template <class Row, class Needed>
+    void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received, Needed&& needed) const {
+        for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             Row total{};
             for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
             received[voxel] = total;
@@ -329,10 +336,20 @@ class LatticeFilter final : public Filter {
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
         if (!overwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
-        slice_rows(tile, buffer, received);
+        bool needed[Lattice::tile_voxels(0) / kBatch]{};  // (batch) whether a voxel of it receives
+        for (int64_t p = tile.first_piece, voxel = 0; p < tile.first_piece + tile.num_pieces; ++p) {
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            if (has_any(piece, receivers)) std::fill(needed + voxel / kBatch, needed + (voxel + piece.length - 1) / kBatch + 1, true);
+            voxel += piece.length;
+        }
+        slice_rows(tile, buffer, received, [&](int64_t first, int64_t) { return needed[first / kBatch]; });
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
+            if (!has_any(piece, receivers)) {
+                from += piece.length * C;
+                continue;
+            }
             fetch_ahead(p, sum, group, post);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);

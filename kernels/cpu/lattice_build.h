@@ -17,7 +17,7 @@ namespace crf {
 
 struct Lattice {
     // Most voxels of a tile, a brick of the box. A tile is splatted into one small buffer, whose vertices are numbered in 16 bits.
-    static int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
+    static constexpr int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
 
     // Consecutive compact voxels of a tile.
     struct Piece {

@@ -50,6 +50,7 @@ class ChannelTileFilter final : public TileFilter {
         if (!sent.from_settled && !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes))) return;
         const std::vector<float> ones(kChannelGroup, 1.0f);
         const float* scale = kernel_.scale.get();
+        const auto sum = kernel_.filter->can_overwrite() ? &Filter::overwrite : &Filter::accumulate;
         // For the last channel, the message of changes that sum to zero over the labels follows from the others.
         const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
         if (sent.sums_to_zero && !rest_) {
@@ -61,8 +62,8 @@ class ChannelTileFilter final : public TileFilter {
             put(sent, first, filtered, false);
             expect(first, count, true);
             if (filtered > 0)
-                kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
-                                           received_.get(), workspace_);
+                (kernel_.filter.get()->*sum)(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
+                                             received_.get(), workspace_);
             put(sent, first, filtered, true);
             take(first, count, filtered, sent.sums_to_zero, label_weight, message);
             expect(first, count, false);
@@ -136,8 +137,8 @@ class ChannelTileFilter final : public TileFilter {
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
                 if (!piece.open) continue;
-                for (int64_t i = 0; i < piece.length; ++i) receivers_[piece.voxel + i] = mark && (piece.open >> i & 1);
-                for (int c = 0; mark && c < count; ++c)
+                std::fill_n(receivers_.get() + piece.voxel, piece.length, uint8_t{mark});
+                for (int c = 0; mark && !kernel_.filter->can_overwrite() && c < count; ++c)
                     std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel, piece.length, 0.0f);
             }
         });
