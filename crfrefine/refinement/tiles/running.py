@@ -14,6 +14,7 @@ from crfrefine.arrays.label_maps import widen
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.engines.grid_image import default_origin
+from crfrefine.refinement.tiles.choosing import GROUP
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 from crfrefine.refinement.tiles.label_sets import num_rings
 from crfrefine.refinement.tiles.sources import DenseChannels
@@ -248,6 +249,7 @@ def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int
             channel = np.full(sets.grid.counts, -1, np.int32)
             channels.append(channel)
         channel[box][inside] = label
+    channels = _grouped(channels, sets.active)
     of_entry = np.empty(sets.num_entries, np.int32)
     of_settled = np.full(sets.grid.counts, -1, np.int32)
     for number, channel in enumerate(channels):
@@ -256,3 +258,19 @@ def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int
             tiles, entries = sets.entries_of(int(label))
             of_entry[entries[channel.flat[tiles] == label]] = number
     return len(channels), of_entry, of_settled
+
+
+def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
+    """Return the channels in an order in which those that are filtered together have labels in the same tiles.
+
+    A group is filtered wherever one of its labels is: each channel after its first is the one that shares most active tiles with it. The
+    last channel, which takes part in all groups, stays: few tiles have it.
+    """
+    left, grouped = channels[:-1], []
+    for number in range(len(left)):
+        if number % GROUP == 0:
+            tiles = np.zeros_like(active)
+        shared = [np.count_nonzero(tiles & (channel >= 0)) for channel in left]
+        grouped.append(left.pop(int(np.argmax(shared))))
+        tiles |= active & (grouped[-1] >= 0)
+    return grouped + channels[-1:]
