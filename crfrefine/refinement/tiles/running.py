@@ -266,11 +266,14 @@ def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np
     A group is filtered wherever one of its labels is: each channel after its first is the one that shares most active tiles with it. The
     last channel, which takes part in all groups, stays: few tiles have it.
     """
-    left, grouped = channels[:-1], []
-    for number in range(len(left)):
-        if number % GROUP == 0:
-            tiles = np.zeros_like(active)
-        shared = [np.count_nonzero(tiles & (channel >= 0)) for channel in left]
-        grouped.append(left.pop(int(np.argmax(shared))))
-        tiles |= active & (grouped[-1] >= 0)
+    tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]
+    left = list(range(len(tiles)))
+    grouped: list[NDArray[np.int32]] = []
+    while left:
+        if len(grouped) % GROUP == 0:
+            in_group = np.zeros(active.size, np.bool_)
+        shared = [np.count_nonzero(in_group[tiles[number]]) for number in left]
+        number = left.pop(int(np.argmax(shared)))
+        in_group[tiles[number]] = True
+        grouped.append(channels[number])
     return grouped + channels[-1:]
