@@ -132,7 +132,7 @@ class ChannelTileFilter final : public TileFilter {
         });
     }
 
-    // Marks the voxels that receive in some channels, and clears what they have received; or marks none.
+    // Marks the rows with a voxel that receives in some channels, and clears what a filter will add to; or marks none.
     void expect(int first, int count, bool mark) {
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
