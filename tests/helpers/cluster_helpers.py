@@ -1,6 +1,7 @@
 """Real Dask clusters on this machine for tests: scheduler and workers with nannies, as `dask scheduler` and `dask worker` start them."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -65,10 +66,19 @@ def daemons(folder, *worker_options, scheduler_options=(), **environment):
     scheduler = _start("scheduler", *options, folder=folder)
     try:
         with worker_process(file, *worker_options, **environment) as worker:
-            wait_until(file.exists)
+            wait_until(lambda: _is_written(file))
             yield Daemons(str(file), scheduler, worker)
     finally:
         _end(scheduler)
+
+
+def _is_written(file):
+    """Whether a scheduler file is complete: the scheduler creates it before it writes."""
+    try:
+        json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
