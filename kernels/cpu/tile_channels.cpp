@@ -38,7 +38,7 @@ class ChannelTileFilter final : public TileFilter {
         pool.run(set.num_active, [&](int64_t item, int) {
             for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
                 const int64_t row = item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
-                pieces_[item].push_back({voxel, place, length, row, static_cast<LaneMask>(open[row] >> place % kLanes)});
+                pieces_[item].push_back({voxel, place, length, row, static_cast<LaneMask>(open[row] >> place % kLanes) != 0});
             });
         });
         find_tiles_of_groups();
@@ -75,7 +75,7 @@ class ChannelTileFilter final : public TileFilter {
     struct Piece {
         int64_t voxel, place, length;  // of the first: its number, and its place in the tile
         int64_t row;                   // (active tile, row of the tile)
-        LaneMask open;                 // of its voxels, the lowest bit for the first; bits of later voxels of the row may follow
+        bool is_open;                  // whether one of its voxels, or a later one of the row, is
     };
 
     // The tiles with a label of the group; and those with a label of the last channel, whose message may follow from all others.
@@ -136,7 +136,7 @@ class ChannelTileFilter final : public TileFilter {
     void expect(int first, int count, bool mark) {
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
-                if (!piece.open) continue;
+                if (!piece.is_open) continue;
                 std::fill_n(receivers_.get() + piece.voxel, piece.length, uint8_t{mark});
                 for (int c = 0; mark && !kernel_.filter->can_overwrite() && c < count; ++c)
                     std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel, piece.length, 0.0f);
@@ -149,7 +149,7 @@ class ChannelTileFilter final : public TileFilter {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
-                if (!piece.open) continue;
+                if (!piece.is_open) continue;
                 if (sums_to_zero && has_last_[item]) follow(piece, count, filtered);
                 for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                     const int channel = channels_.of_entry[e] - first;

@@ -140,7 +140,7 @@ void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decod
                 const int64_t left = row.length - i;
                 const vfloat a = (decoding(load_some(values + i, left)) + survey.bias) * survey.inverse_temperature;
                 vfloat m = a - load_some(survey.log_sum + row.grid + i, left);
-                if (mask || left < kLanes) m = inside_mask(m, mask ? mask + row.grid + i : nullptr, left);
+                m = inside_mask(m, mask ? mask + row.grid + i : nullptr, left);
                 largest = vmax(largest, m);
             }
         });
