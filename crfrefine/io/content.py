@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.segments import Segment
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 """Bytes of a piece, if a plane of it is not larger."""
 
 ChannelPiece = Callable[[int, slice], "NDArray[Any]"]

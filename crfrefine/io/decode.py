@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
 _LEAST_RUN = 1024  # Values of one channel that are worth a read of their own.
-_HALF_EXPONENT = 0x7C00  # All exponent bits of a float16: NaN or infinite.
+_HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00  # All bits of a float16 but the sign; those of infinity, below those of NaN.
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
@@ -249,7 +249,7 @@ def _is_finite(block: NDArray[Any]) -> bool:
     if block.dtype.kind != "f":
         return True
     if block.dtype.itemsize == 2:
-        return not bool(((block.view(np.uint16) & _HALF_EXPONENT) == _HALF_EXPONENT).any())
+        return bool((block.view(np.uint16) & _HALF_MAGNITUDE).max() < _HALF_INFINITY)
     # A sum is finite only if all its terms are. A sum of finite terms may overflow, so the caller checks again.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(block.sum()))
