@@ -88,16 +88,18 @@ class Tiles {
     }
 
     void margins(const StoredBox& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float bias,
-                 float inverse_temperature, const std::optional<MaskArray>& mask, const Out<float>& log_sum,
-                 const Out<float>& margin) const {
+                 float inverse_temperature, const std::optional<MaskArray>& mask, const Out<float>& log_sum, const Out<float>& lowest_sum,
+                 float threshold, const Out<float>& margin) const {
         require_source(values, is_whole_grid, tiles);
         require_grid(mask, tiling_);
         require_grid(log_sum, tiling_);
+        require_size(lowest_sum, tiling_.num_tiles(), "expected one sum per tile");
         require_size(margin, static_cast<int64_t>(tiles.size()), "expected room for one margin per tile");
         const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
         with_channel(values, [&](const auto& channel) {
             run_pool(threads_, [&](ThreadPool& pool) {
-                tile_margins(tiling_, source(channel, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, margin.data(), pool);
+                tile_margins(tiling_, source(channel, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, lowest_sum.data(),
+                             threshold, margin.data(), pool);
             });
         });
     }
@@ -394,7 +396,7 @@ void define_tiles(nb::module_& m) {
              "mask"_a.none(), "log_sum"_a.noconvert(), "best"_a.noconvert(), "labels"_a.noconvert(), "is_equal"_a.noconvert(),
              "best_biased"_a.noconvert().none(), "tile_margin"_a.noconvert())
         .def("margins", &Tiles::margins, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a,
-             "mask"_a.none(), "log_sum"_a, "margin"_a.noconvert())
+             "mask"_a.none(), "log_sum"_a, "lowest_sum"_a, "threshold"_a, "margin"_a.noconvert())
         .def("gather", &Tiles::gather, "values"_a, "tiles"_a, "out"_a.noconvert())
         .def("fill_entries", &Tiles::fill_entries, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "entries"_a,
              "out"_a.noconvert())

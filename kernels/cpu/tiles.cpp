@@ -131,20 +131,31 @@ void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t fir
 
 template <class T>
 void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
-                  float* margin, ThreadPool& pool) {
+                  const float* lowest_sum, float threshold, float* margin, ThreadPool& pool) {
+    const auto scaled = [&](vfloat stored) { return (decoding(stored) + survey.bias) * survey.inverse_temperature; };
     pool.run(source.num_tiles, [&](int64_t item, int) {
-        vfloat largest = splat_lanes(kNothing);
-        tiling.for_rows(source.tiles[item], [&](const TileRow& row) {
-            const T* const values = source_row(tiling, source, item, row);
-            for (int64_t i = 0; i < row.length; i += kLanes) {
-                const int64_t left = row.length - i;
-                const vfloat a = (decoding(load_some(values + i, left)) + survey.bias) * survey.inverse_temperature;
-                vfloat m = a - load_some(survey.log_sum + row.grid + i, left);
-                m = inside_mask(m, mask ? mask + row.grid + i : nullptr, left);
-                largest = vmax(largest, m);
-            }
-        });
-        margin[item] = largest_lane(largest);
+        // The largest of value(row, values, begin of the vector in the row, number of its voxels).
+        const auto largest = [&](auto&& value) {
+            vfloat most = splat_lanes(kNothing);
+            tiling.for_rows(source.tiles[item], [&](const TileRow& row) {
+                const T* const values = source_row(tiling, source, item, row);
+                for (int64_t i = 0; i < row.length; i += kLanes)
+                    most = vmax(most, value(row, load_some(values + i, row.length - i), i, row.length - i));
+            });
+            return largest_lane(most);
+        };
+        // The rows of the sums lie far apart in memory, and those of a whole channel: other tiles are told from what lies together.
+        margin[item] = std::numeric_limits<float>::infinity();
+        if (!source.is_whole_grid) {
+            const float most =
+                largest([](const TileRow&, vfloat stored, int64_t, int64_t left) { return inside_mask(stored, nullptr, left); });
+            margin[item] = scaled(splat_lanes(most))[0] - lowest_sum[source.tiles[item]];
+        }
+        if (margin[item] > threshold)
+            margin[item] = largest([&](const TileRow& row, vfloat stored, int64_t i, int64_t left) {
+                const vfloat m = scaled(stored) - load_some(survey.log_sum + row.grid + i, left);
+                return inside_mask(m, mask ? mask + row.grid + i : nullptr, left);
+            });
     });
 }
 
@@ -175,8 +186,10 @@ template void survey_channel(const Tiling&, const Channel<float>&, int64_t, int6
                              float*, ThreadPool&);
 template void survey_channel(const Tiling&, const Channel<Half>&, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&,
                              float*, ThreadPool&);
-template void tile_margins(const Tiling&, const TileSource<float>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
-template void tile_margins(const Tiling&, const TileSource<Half>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
+template void tile_margins(const Tiling&, const TileSource<float>&, const Decoding&, const uint8_t*, const Survey&, const float*, float,
+                           float*, ThreadPool&);
+template void tile_margins(const Tiling&, const TileSource<Half>&, const Decoding&, const uint8_t*, const Survey&, const float*, float,
+                           float*, ThreadPool&);
 template void gather_tiles(const Tiling&, const float*, const int64_t*, int64_t, float*, ThreadPool&);
 template void gather_tiles(const Tiling&, const uint16_t*, const int64_t*, int64_t, uint16_t*, ThreadPool&);
 template void fill_entries(const Tiling&, const TileSource<float>&, const Decoding&, const int64_t*, float*, ThreadPool&);

@@ -91,10 +91,12 @@ struct TileSource {
     int64_t num_tiles;
 };
 
-// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside the mask.
+// lowest_sum: (tile of the grid) the smallest log_sum of its voxels.
+// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside the mask; where it is not above the
+// threshold, it may be an upper bound that is not either.
 template <class T>
 void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
-                  float* margin, ThreadPool& pool);
+                  const float* lowest_sum, float threshold, float* margin, ThreadPool& pool);
 
 // Writes the logits of the tiles, one after the other at the places of their entries: out[entry[i]] has one number per voxel of a tile,
 // zero beyond the grid's end.

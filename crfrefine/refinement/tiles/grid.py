@@ -68,17 +68,17 @@ class TileGrid:
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
 
-    def sums(self, values: Array, dtype: DTypeLike, where: Bool | None = None) -> Array:
-        """Return the sum of the voxels of each tile, (*tiles), where they count."""
-        sums = np.empty(self.counts, dtype)
+    def reduced(self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None) -> Array:
+        """Return the sum, or what else a ufunc makes, of the voxels of each tile, (*tiles); those that do not count are 0."""
+        reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
             planes = slice(row * TILE[0], (row + 1) * TILE[0])
             part = values[planes] if where is None else np.where(where[planes], values[planes], values.dtype.type(0))
-            total = part.sum(axis=0, dtype=dtype)
+            of_tiles = ufunc.reduce(part, axis=0, dtype=dtype)
             for axis in (0, 1):
-                total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
-            sums[row] = total
-        return sums
+                of_tiles = ufunc.reduceat(of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis)
+            reduced[row] = of_tiles
+        return reduced
 
     def box(self, tiles: Bool) -> Box:
         """Return the voxels of the smallest box of tiles that holds those that are True; at least one is."""

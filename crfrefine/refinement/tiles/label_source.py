@@ -120,7 +120,7 @@ class OutsideLogits:
         grid = TileGrid.of(self._outside.shape)
         source, engine = self._source, grid.engine(self._threads)
         near = find_tiles_near_labels(grid, source.numbers, self._num_labels, source.reach, self._threads)
-        near &= grid.sums(self._outside, np.int64) > 0
+        near &= grid.reduced(np.add, self._outside, np.int64) > 0
         # Relative to a voxel's own label, whose logit is the largest; labels that are not near add as much as one that is absent.
         absent = np.exp((np.float32(ABSENT_LOGIT) - np.float32(CONFIDENCE)) / temperature)
         sums = np.full((grid.num_tiles, math.prod(TILE)), np.float32(self._num_labels) * absent, np.float32)

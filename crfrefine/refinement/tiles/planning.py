@@ -182,7 +182,7 @@ def plan_label_map(numbers: Labels, image: GridImage, spec: ModelSpec, parameter
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = kernel_reach(spec.kernels, image.spacing, grid)
     near = find_tiles_near_labels(grid, labels, run.num_labels, reach_of_messages(spec, reach), threads)
-    voxels = grid.sums(np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
+    voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
     near &= voxels > 0
     source = LabelMapChannels(labels, reach)
     problem = TileProblem(

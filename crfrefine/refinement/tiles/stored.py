@@ -173,7 +173,7 @@ class Candidates:
             return
         # Beside later labels most of them no longer matter.
         for label, parts in self._parts.items():
-            parts[:] = [self._that_matter(survey, label, *part)[:2] for part in parts]
+            parts[:] = [self._that_matter(survey, label, *part, math.inf)[:2] for part in parts]
         self._num_bytes = sum(values.nbytes for parts in self._parts.values() for _, values in parts)
         self._next_look = min(max(2 * self._num_bytes, FIRST_LOOK), self._most_bytes)
         if 2 * self._num_bytes > self._most_bytes:
@@ -188,7 +188,7 @@ class Candidates:
         store = StoredChannels(survey.grid, survey.num_labels, is_probability=survey.is_probability, read=self._read)
         present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
         for label, candidates, is_last in self._all(survey):
-            tiles, values, margins = self._that_matter(survey, label, *candidates)
+            tiles, values, margins = self._that_matter(survey, label, *candidates, self._thresholds.may_matter[label])
             present[label].reshape(-1)[tiles] = margins > self._thresholds.present[label]
             may_matter[label].reshape(-1)[tiles] = True
             store.keep(label, tiles, values)
@@ -214,11 +214,11 @@ class Candidates:
         return tiles + own.start, brick.gather(tiles, self._threads)
 
     def _that_matter(
-        self, survey: Survey, label: int, tiles: NDArray[np.int64], values: Array
+        self, survey: Survey, label: int, tiles: NDArray[np.int64], values: Array, exact_above: float
     ) -> tuple[NDArray[np.int64], Array, NDArray[np.float32]]:
         """Return tiles where a label may matter beside all that were surveyed, their values, and its largest probability's logarithm."""
         if not len(tiles):
             return tiles, values, np.zeros(0, np.float32)
-        margins = survey.margins_of(label, values, tiles, is_whole_grid=False)
+        margins = survey.margins_of(label, values, tiles, is_whole_grid=False, exact_above=exact_above)
         chosen = margins > self._thresholds.may_matter[label]
         return (tiles, values, margins) if chosen.all() else (tiles[chosen], values[chosen], margins[chosen])

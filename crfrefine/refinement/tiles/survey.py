@@ -58,10 +58,12 @@ class Survey:
         self.is_equal = np.empty(grid.shape, np.bool_)
         self.best_biased = None if run.bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
+        self._lowest_sums: Float32 | None = None  # of each tile; None: channels were added since
         self._engine = grid.engine(threads)
 
     def add(self, label: int, values: Array, first_plane: int = 0) -> None:
         """Add planes of a label's channel, whose rows are contiguous; each plane of each label exactly once, labels in ascending order."""
+        self._lowest_sums = None
         self._engine.survey(
             values,
             first_plane,
@@ -86,7 +88,7 @@ class Survey:
     def best_by_tile(self) -> Float64:
         """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
         largest = self.best if self.best_biased is None else self.best_biased
-        sums: Float64 = self.grid.sums(largest, np.float64, self.mask) / self.temperature
+        sums: Float64 = self.grid.reduced(np.add, largest, np.float64, self.mask) / self.temperature
         return sums
 
     def uncertain_share(self, log_probability: float) -> float:
@@ -101,14 +103,19 @@ class Survey:
             doubt = doubt[self.mask[planes]]
         return float(np.mean(doubt > max(math.exp(log_probability), SMALLEST_DOUBT))) if doubt.size else 1.0
 
-    def margins_of(self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool) -> Float32:
-        """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
+    def margins_of(
+        self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool, exact_above: float = -math.inf
+    ) -> Float32:
+        """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles.
 
-        The values are the whole channel, (*grid), or those of the tiles alone, (tiles, voxels of a tile).
+        Where it is not above `exact_above`, it may be an upper bound that is not either. The values are the whole channel, (*grid), or
+        those of the tiles alone, (tiles, voxels of a tile).
         """
+        if self._lowest_sums is None:
+            self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
         found = np.empty(len(tiles), np.float32)
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
-        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, found)
+        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, self._lowest_sums, exact_above, found)
         return found
 
 
