@@ -246,8 +246,8 @@ class Backend(Protocol):
         """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
         ...
 
-    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
-        """Return the softmax over labels of (L, *grid) logits."""
+    def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
+        """Return the softmax over labels of (L, *grid) logits, in `out` if it is given; it may be the logits."""
         ...
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:

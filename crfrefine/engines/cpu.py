@@ -94,9 +94,10 @@ class CpuBackend:
         self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
-    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
+    def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
-        out = np.empty(logits.shape, dtype=np.float32)
+        if out is None:
+            out = np.empty(logits.shape, dtype=np.float32)
         self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 

@@ -25,9 +25,6 @@ from crfrefine.refinement.refined import RefinedChannels
 _MOST_ROWS = 30
 """Most labels that a notebook shows."""
 
-_BLOCK = 1 << 18
-"""Voxels whose probabilities are computed at a time."""
-
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
 class RefinementResult(Reported):
@@ -179,11 +176,7 @@ def probabilities_of(
     """
     if regions is not None:
         return sigmoid(over_output_temperature(logits, output_temperature))
-    if output_temperature == 1.0 and not in_place:
-        return backend.softmax(logits, threads=threads)
-    found = logits if in_place else np.empty(logits.shape, np.float32)
-    flat, of_logits = found.reshape(len(found), -1), logits.reshape(len(logits), -1)
-    for start in range(0, flat.shape[1], _BLOCK):
-        some = slice(start, start + _BLOCK)
-        flat[:, some] = backend.softmax(over_output_temperature(of_logits[:, some], output_temperature), threads=threads)
-    return found
+    out = logits if in_place else None
+    if output_temperature != 1.0:
+        logits = out = np.multiply(logits, np.float32(1.0 / output_temperature), out=out)
+    return backend.softmax(logits, threads=threads, out=out)

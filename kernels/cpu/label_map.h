@@ -12,7 +12,7 @@ namespace crf {
 template <class Label>
 void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, Label* out);
 
-// out: (label, *grid), sums to 1 over labels.
+// out: (label, *grid), sums to 1 over labels; may be the logits.
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out);
 
 // Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel with a value that is

@@ -67,10 +67,11 @@ class ReferenceBackend:
         labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
         return labels
 
-    def softmax(self, logits: Float32, *, threads: int | None = None) -> Float32:
+    def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
-        marginals: Float32 = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
+        marginals = np.empty_like(logits) if out is None else out
+        np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
         return marginals
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
