@@ -33,7 +33,7 @@ MOST_DIMS = 3
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
 """Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps."""
 
-_STREAM_BYTES = 5 * MOST_BYTES
+_STREAM_BYTES = 3 * MOST_BYTES + (128 << 20)
 """Pieces on their way from the file, and the process itself."""
 
 _MOST_NAMED = 3
