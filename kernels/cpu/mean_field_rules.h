@@ -10,6 +10,9 @@ namespace crf {
 inline constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 inline constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
+// Nats under the largest logit, from which on a rounding error of an implied marginal would count in the energy.
+inline constexpr int kFarBelow = 100;
+
 // Sums of a step over a block of voxels, or a tile.
 struct StepSums {
     double negative_entropy = 0;  // sum Q log Q of the new marginals

@@ -46,9 +46,10 @@ struct Voxels {
     // Linear index in the grid of a linear box index.
     int64_t grid_index(int64_t box_index) const;
 
-    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end).
+    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end). Inlined, so that sums of `body`
+    // can stay in registers.
     template <class Body>
-    void for_pieces(int64_t begin, int64_t end, Body&& body) const {
+    [[gnu::always_inline]] void for_pieces(int64_t begin, int64_t end, Body&& body) const {
         for (int64_t r = find_run(begin); begin < end; ++r) {
             const Run& run = runs[r];
             const int64_t skip = begin - run.voxel;

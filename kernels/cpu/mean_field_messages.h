@@ -1,0 +1,182 @@
+// The messages of a step of the mean field (docs/reference/math.md): what each kernel sends of every channel, weighted and summed. With one
+// weight for all labels the last label's channel is not filtered: its message is the message of all ones without the others'.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "cpu/mean_field.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+template <class T>
+class Messages {
+   public:
+    // Computes the messages of all ones, except where they come with the first step's: before it, when little memory is in use.
+    Messages(std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, int64_t num_voxels, bool is_recorded, ThreadPool& pool,
+             Workspace& workspace)
+        : kernels_(kernels),
+          options_(options),
+          pool_(pool),
+          workspace_(workspace),
+          num_channels_(options.num_channels()),
+          num_voxels_(num_voxels),
+          implied_(options.last_is_implied()),
+          is_recorded_(is_recorded),
+          overwrites_(!kernels.empty() && kernels.front().filter->can_overwrite()) {
+        if (implied_) find_other_ones();
+        if (implied_ && !joins_ones_) sum_ones();
+    }
+
+    // Whether the first step sends another channel, behind those of the marginals.
+    bool joins_ones() const { return joins_ones_; }
+
+    // Whether the first kernel's messages overwrite those of the previous step; else the caller resets them to zero.
+    bool overwrites() const { return overwrites_; }
+
+    // Whether labels share channels and there is a matrix: then `look_up_penalties` has the pairwise terms.
+    bool looks_up_penalties() const { return looks_up_penalties_; }
+
+    // Of the last step, (channel, voxel); and, only if the last channel is not filtered, the message of all ones, (voxel).
+    T* received() const { return received_; }
+    const T* ones() const { return weighted_ones_.get(); }
+
+    // Allocates what the steps need. memory: for the messages; nullptr: of their own.
+    void prepare(T* memory) {
+        if (!memory) own_ = Buffer<T>((num_channels_ + joins_ones_) * num_voxels_);
+        received_ = memory ? memory : own_.get();
+        if (options_.is_last_run) free_scales();
+        if (options_.channel_labels) plan_weights();
+    }
+
+    // marginals: (channel, voxel). scratch: of each thread, as many rows of kBlockRow as there are channels.
+    void send(T* marginals, const std::vector<Buffer<T>>& scratch) {
+        for (size_t k = 0; k < kernels_.size(); ++k) {
+            const T* scale = kernels_[k].scale.get();
+            const bool looks_up = options_.channel_labels && !options_.has_one_weight(k);
+            const T* weight = options_.channel_labels ? channel_weight_[k].data() : options_.weight[k].data();
+            // The first kernel's messages need no memory of their own.
+            T* const received = looks_up && k > 0 ? unweighted_.get() : received_;
+            const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
+            if (joins_ones_ && can_join_ones(kernels_[k])) {
+                send_ones_too(kernels_[k], marginals, weight);
+            } else if (k == 0 && overwrites_) {
+                kernels_[k].filter->overwrite(marginals, num_channels_, pre, scale, weight, received, workspace_);
+            } else {
+                kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight, received, workspace_);
+            }
+            if (!looks_up) continue;
+            for_blocks([&](int64_t block, int thread) {
+                options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, received_, scratch[thread].get());
+            });
+        }
+        if (joins_ones_) sum_ones();
+    }
+
+    // The pairwise terms of a block under a penalty for each pair of labels. messages: overwritten.
+    void look_up_penalties(int64_t block, T* messages, T* pairwise) const {
+        load_rows(received_, num_voxels_, block, num_channels_, messages);
+        if (implied_) {
+            T* const last = messages + num_channels_ * kBlockRow;
+            load_rows(weighted_ones_.get(), num_voxels_, block, 1, last);
+            for (int c = 0; c < num_channels_; ++c)
+                for (int64_t i = 0; i < kVoxelBlock; ++i) last[i] -= messages[c * kBlockRow + i];
+        }
+        options_.channel_labels->penalties(options_.compatibility.data(), false, block, messages, pairwise);
+    }
+
+    // Frees what only further steps would need.
+    void finish() {
+        kernels_.clear();
+        workspace_ = Workspace();
+        unweighted_ = Buffer<T>();
+    }
+
+   private:
+    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_voxel_blocks(num_voxels_), body); }
+
+    // Whether a kernel's message of all ones can come with the first step's messages, for little more time.
+    bool can_join_ones(const Kernel<T>& k) const {
+        return k.scales_sent && !k.ones && k.filter->shares_weights() && !is_recorded_ && num_channels_ % kChannelGroup > 0;
+    }
+
+    void find_other_ones() {
+        for (Kernel<T>& k : kernels_) {
+            if (can_join_ones(k)) {
+                joins_ones_ = true;
+            } else {
+                find_ones(k, num_voxels_, pool_, workspace_);
+            }
+        }
+    }
+
+    void sum_ones() {
+        joins_ones_ = false;
+        std::vector<const T*> ones;
+        for (const Kernel<T>& k : kernels_) ones.push_back(k.ones.get());
+        const bool in_place = options_.is_last_run && !kernels_.empty() && kernels_.front().ones;
+        weighted_ones_ = in_place ? std::move(kernels_.front().ones) : Buffer<T>(num_voxels_);
+        for_blocks([&](int64_t block, int) {
+            for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
+                T total = 0;
+                for (size_t k = 0; k < kernels_.size(); ++k) total += options_.weight[k].front() * (ones[k] ? ones[k][n] : T{1});
+                weighted_ones_[n] = total;
+            }
+        });
+        if (!options_.is_last_run) return;
+        for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
+    }
+
+    // In the last run: what a filter knows by itself need not be kept.
+    void free_scales() {
+        for (Kernel<T>& k : kernels_)
+            if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<T>();
+    }
+
+    // Where labels share channels and a kernel has a weight for each, the receiver's channel says which: within the kernel's reach it holds
+    // the sender's label.
+    void plan_weights() {
+        looks_up_penalties_ = !options_.is_potts;
+        for (size_t k = 0; k < kernels_.size(); ++k) {
+            const T weight = options_.has_one_weight(k) ? options_.weight[k].front() : T{1};
+            channel_weight_.emplace_back(options_.num_labels, weight);
+            if (k > 0 && !options_.has_one_weight(k) && !unweighted_) {
+                unweighted_ = Buffer<T>(num_channels_ * num_voxels_);
+                clear_rows(unweighted_.get(), num_voxels_, num_channels_, pool_);
+            }
+        }
+    }
+
+    // A kernel's messages and, in the place of the last label's channel, its message of all ones.
+    void send_ones_too(Kernel<T>& k, T* marginals, const T* weight) {
+        T *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
+        std::vector<T> weights(weight, weight + num_channels_);
+        weights.push_back(1);
+        clear_rows(received, num_voxels_, 1, pool_);
+        for_blocks([&](int64_t block, int) { std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), T{1}); });
+        k.filter->accumulate(marginals, num_channels_ + 1, k.scale.get(), k.scale.get(), weights.data(), received_, workspace_);
+        k.ones = Buffer<T>(num_voxels_);
+        for_blocks([&](int64_t block, int) {
+            std::copy(received + block * kVoxelBlock, received + block_end(block, num_voxels_), k.ones.get() + block * kVoxelBlock);
+        });
+    }
+
+    std::vector<Kernel<T>>& kernels_;
+    const MeanFieldOptions<T>& options_;
+    ThreadPool& pool_;
+    Workspace& workspace_;
+    const int num_channels_;
+    const int64_t num_voxels_;
+    const bool implied_, is_recorded_, overwrites_;
+    bool joins_ones_ = false;  // the first messages come with that of all ones of at least one kernel
+    bool looks_up_penalties_ = false;
+    Buffer<T> own_;
+    T* received_ = nullptr;
+    std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
+    Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
+    Buffer<T> weighted_ones_;                     // (voxel), only when implied
+};
+
+}  // namespace crf
