@@ -28,7 +28,7 @@ class LatticeFilter final : public Filter {
     LatticeFilter(const BilateralInput& input, ThreadPool& pool)
         : num_voxels_(input.voxels->num_voxels),
           pool_(pool),
-          lattice_(build_lattice(input, pool, kBlursLists<float>)),
+          lattice_(build_lattice(input, pool, true)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
         // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time; later if chains
@@ -174,11 +174,8 @@ class LatticeFilter final : public Filter {
         const int local = lattice_.num_local, all = static_cast<int>(lattice_.directions.size());
         const auto blur_piece = [&](int direction, int64_t piece, int thread) {
             const Lattice::Chains& chains = lattice_.directions[direction];
-            if constexpr (kBlursLists<Row>) {
-                Row* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
-                if (lattice_.has_lists()) return blur_lists(lattice_, chains, piece, scratch, rows);
-            }
-            blur_chains(chains, piece, rows);
+            if (!lattice_.has_lists()) return blur_chains(chains, piece, rows);
+            blur_lists(lattice_, chains, piece, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         };
         const auto blur_local = [&] {
             if (local == 0) return;

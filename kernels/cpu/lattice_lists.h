@@ -1,8 +1,9 @@
-// Blurring a lattice's rows along one direction by chains of lists, with AVX-512: each row gains half of the rows before and after it.
+// Blurring a lattice's rows along one direction by chains of lists: each row gains half of the rows before and after it.
 //
 // Of two successive lists, the vertices that have the other as neighbor correspond in their order (Lattice::Chains). So memory is read from
 // list to list, without an index per vertex: lists are built faster than chains of vertices, and take a quarter of their memory. Where
-// lists are short, and without AVX-512, chains of vertices are faster.
+// lists are short, chains of vertices are faster. With AVX-512 the rows that correspond are brought together in registers, else through a
+// list's own numbers; both have the same bits.
 #pragma once
 
 #include <algorithm>
@@ -18,25 +19,21 @@ namespace crf {
 constexpr int64_t kListPadding = kLanes;
 
 // Rows of scratch for blur_lists.
-inline int64_t blur_scratch(const Lattice& lattice) { return 6 * (lattice.longest_list + kListPadding); }
-
-// Whether there is blur_lists for these rows: with AVX-512, for those of 1, 2, 4 or 16 floats.
 #if defined(__AVX512F__)
-constexpr size_t kLargestListRow = 64;
+constexpr int64_t kScratchLists = 6;
 #else
-constexpr size_t kLargestListRow = 0;
+constexpr int64_t kScratchLists = 4;
 #endif
-template <class Row>
-constexpr bool kBlursLists = sizeof(Row) <= kLargestListRow;
+inline int64_t blur_scratch(const Lattice& lattice) { return kScratchLists * (lattice.longest_list + kListPadding); }
 
-#if defined(__AVX512F__)
 // Up to 25 bits from a vertex's on, the lowest first.
 inline uint32_t bits_from(const uint8_t* bits, int64_t vertex) {
     uint32_t word;
-    std::memcpy(&word, bits + vertex / 8, sizeof word);
-    return word >> vertex % 8;
+    std::memcpy(&word, bits + (vertex >> 3), sizeof word);
+    return word >> (vertex & 7);
 }
 
+#if defined(__AVX512F__)
 // Whole vectors of rows of 1, 2, 4 or 16 floats.
 template <class Row>
 struct RowVectors {
@@ -125,6 +122,66 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
     for (int64_t i = begin; i < end; ++i) {
         pick(i + 2);
         blur_list(chains, first_of(i)[0], first_of(i)[1], with_after(i - 1), with_before(i + 1), rows);
+    }
+}
+#else
+// For each set of eight, a bit each: which are in it, one after another.
+struct SetsOfEight {
+    alignas(32) int32_t members[256][8]{};
+
+    constexpr SetsOfEight() {
+        for (int set = 0; set < 256; ++set)
+            for (int i = 0, count = 0; i < 8; ++i)
+                if (set >> i & 1) members[set][count++] = i;
+    }
+};
+inline constexpr SetsOfEight kSetsOfEight{};
+
+// The vertices of [first, end) whose bits are set, as numbers from `first` on; returns how many. Up to eight more are written.
+inline int64_t list_marked(const uint8_t* bits, int64_t first, int64_t end, uint32_t* marked) {
+    typedef LanesOfSize<int32_t, 32> Eight;
+    uint32_t* to = marked;
+    for (int64_t v = first; v < end; v += 8) {
+        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1, set = bits_from(bits, v) & present;
+        store_lanes(to, load_lanes<Eight>(kSetsOfEight.members[set]) + splat<Eight>(static_cast<int32_t>(v - first)));
+        to += std::popcount(set);
+    }
+    return to - marked;
+}
+
+// Blurs the chains of lists of one piece of a direction in place.
+template <class Row>
+void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch, Row* rows) {
+    const int64_t longest = lattice.longest_list + kListPadding;
+    // What the vertices of a list receive, and those of the next one; which of them are neighbors.
+    Row *received = scratch, *next_received = scratch + longest;
+    auto* const own = reinterpret_cast<uint32_t*>(scratch + 2 * longest);
+    auto* const next = reinterpret_cast<uint32_t*>(scratch + 3 * longest);
+    const auto first_of = [&](uint32_t entry) { return &lattice.first_of_list[entry >> 1]; };
+    bool is_first = true;
+    for (int64_t i = chains.pieces[piece]; i < chains.pieces[piece + 1]; ++i) {
+        const uint32_t entry = chains.entries[i];
+        const int64_t begin = first_of(entry)[0], count = first_of(entry)[1] - begin;
+        Row* const at = rows + begin;
+        if (is_first) std::fill_n(received, count, Row{});
+        is_first = entry & 1;
+        if (!is_first) {
+            const int64_t next_begin = first_of(chains.entries[i + 1])[0], next_end = first_of(chains.entries[i + 1])[1];
+            const Row* const after = rows + next_begin;
+            const int64_t num_pairs = list_marked(chains.after.get(), begin, begin + count, own);
+            list_marked(chains.before.get(), next_begin, next_end, next);
+            std::fill_n(next_received, next_end - next_begin, Row{});
+            for (int64_t k = 0; k < num_pairs; ++k) {
+                received[own[k]] += after[next[k]];
+                next_received[next[k]] = at[own[k]];
+            }
+        }
+        // As floats, which are more at a time than those of a row.
+        constexpr int64_t kFloats = sizeof(Row) / sizeof(float);
+        float* const to = reinterpret_cast<float*>(at);
+        const float* const from = reinterpret_cast<const float*>(received);
+        for (int64_t f = 0; f < count * kFloats; ++f) to[f] += from[f] * 0.5f;
+        std::swap(received, next_received);
     }
 }
 #endif
