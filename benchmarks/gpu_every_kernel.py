@@ -83,7 +83,7 @@ def run_all(device: Device) -> set[Launched]:
         ("lattice", 0.02, 0.001),
     ):
         bandwidths = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": theta_beta, "mean_field.filter": filter_name}
-        for inside, others in ((mask, {}), (None, {"mean_field.damping": 0.2, "mean_field.tolerance": 1e-6})):
+        for inside, others in ((mask, {}), (None, {"mean_field.tolerance": 1e-6})):
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)

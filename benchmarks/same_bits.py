@@ -50,7 +50,6 @@ SETS = [
     "mean_field.temperature=0.2",
     "mean_field.bias=[0,-1,0.5]",
     "mean_field.output_temperature=3",
-    "mean_field.damping=0.4",
     "mean_field.positions=voxels",
     "mean_field.label_threshold=0",
     "volume.weight=0.5",

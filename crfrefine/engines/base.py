@@ -123,7 +123,6 @@ class Tape:
         logits: (L, *grid), x of the last step; outside the mask the input divided by the temperature.
         record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
             omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
-        steps: length of each step: 1 - damping, less where the energy rose.
         spec: what was run.
         volume_biases: (steps, L) float64, biases of the volume term; None without the term.
         volume_part: (voxels,), where the volume term applies; None: at all masked voxels, or there is no term.
@@ -131,7 +130,6 @@ class Tape:
 
     logits: Array
     record: Array
-    steps: tuple[float, ...]
     spec: MeanFieldSpec
     volume_biases: Float64 | None = field(default=None, kw_only=True)
     volume_part: Bool | None = field(default=None, kw_only=True)

@@ -161,8 +161,8 @@ class CpuKernels:
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps, biases = self._built.forward(logits, _model_argument(plain, part), out, record)
-        return Tape(out, record, tuple(steps), spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
+            biases = self._built.forward(logits, _model_argument(plain, part), out, record)
+        return Tape(out, record, spec, volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
         self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
@@ -175,7 +175,7 @@ class CpuKernels:
         model = _model_argument(spec, tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
-            sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, model, wants_theta, by_logits, by_image)
+            sums = self._built.backward(logits, tape.record, biases, gradient, model, wants_theta, by_logits, by_image)
         num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
@@ -225,7 +225,7 @@ def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
-    model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
+    model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature)
     volume = (spec.volume_slack, spec.keeps_counts, part)
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 

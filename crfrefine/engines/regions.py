@@ -45,6 +45,7 @@ def region_mean_field(
 def joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
     """Return the report of all regions together; see `region_mean_field`."""
     num_iterations = max(report.num_iterations for report in reports)
-    energies = [[*report.energy, *[report.energy[-1]] * (num_iterations - len(report.energy))] for report in reports if report.energy]
+    is_known = all(report.energy for report in reports)
+    energies = [[*report.energy, *[report.energy[-1]] * (num_iterations - len(report.energy))] for report in reports if is_known]
     energy = tuple(sum(of_step) for of_step in zip(*energies, strict=True))
     return MeanFieldReport(num_iterations, all(report.converged for report in reports), energy, reports[0].filters)

@@ -63,7 +63,6 @@ def mean_field(
     spacing: inputs.Spacing | None = None,
     mask: inputs.Mask | None = None,
     num_iterations: int = 5,
-    damping: float = 0.0,
     normalization: str = "symmetric",
     filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
     positions: str = "mm",
@@ -85,7 +84,6 @@ def mean_field(
         spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
-        damping: share of the old log-marginals in a step, 0 ≤ damping < 1.
         normalization: "symmetric", "after" or "none".
         filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
@@ -112,7 +110,6 @@ def mean_field(
     check_threads(threads)
     settings = MeanFieldParameters(
         num_iterations=num_iterations,
-        damping=damping,
         normalization=normalization,
         filter=filter,
         positions=positions,
@@ -153,7 +150,6 @@ def mean_field(
         _double(matrix),
         num_iterations,
         temperature=float(divisor[0].detach()),
-        damping=damping,
         bias=_double(shift) if shift.detach().any() else None,
         volume_weight=0.0 if kept is None else max(float(kept.detach()), least),
         volume_keep=keep,

@@ -113,7 +113,6 @@ def refine_normalized(
         spacing=spacing,
         mask=mask,
         num_iterations=run.num_iterations,
-        damping=settings.damping,
         normalization=settings.normalization,
         filter=settings.filter,
         positions=settings.positions,

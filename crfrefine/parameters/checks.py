@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from crfrefine.base.text import MOST_CHARACTERS, shorten, shorten_value
 from crfrefine.errors import ConfigError
@@ -47,11 +47,22 @@ def check_length(value: Sequence[object], key: str, what: str, size: int) -> Non
         raise ConfigError(f"{key}: it has {given}, but the case has {count}; give one {one} for all, or one per {what}")
 
 
+GONE_KEYS = {
+    "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
+}
+"""Dotted keys of earlier versions, and what became of them."""
+
+
 def check_known(table: Mapping[str, object], known: Collection[str], prefix: str) -> None:
     """Refuse unknown keys: a misspelled key must not be ignored."""
     for name in table:
         if name not in known:
-            raise ConfigError(f"{prefix}{shorten(name)}: unknown key; {suggestion(str(name), known)}")
+            refuse_key(f"{prefix}{name}", suggestion(str(name), known))
+
+
+def refuse_key(key: str, hint: str) -> NoReturn:
+    """Raise ConfigError for a dotted key that does not exist; the hint is for a key that never did."""
+    raise ConfigError(f"{shorten(key)}: {GONE_KEYS.get(key) or f'unknown key; {hint}'}")
 
 
 @dataclass(frozen=True)

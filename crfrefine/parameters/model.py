@@ -223,7 +223,7 @@ class CrfParameters:
         """Split a dotted key into section, kernel number and entry."""
         name, *rest = key.split(".")
         if name not in SECTIONS:
-            raise ConfigError(f"{shorten(key)}: unknown key; {suggested_key(key)}")
+            checks.refuse_key(key, suggested_key(key))
         index = 0
         if name == "bilateral":
             count = len(self.bilateral)
@@ -237,7 +237,7 @@ class CrfParameters:
                 raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
         known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
         if len(rest) != 1 or rest[0] not in known:
-            raise ConfigError(f"{shorten(key)}: unknown key; {suggested_key(key)}")
+            checks.refuse_key(key, suggested_key(key))
         return name, index, rest[0]
 
     @property
@@ -338,7 +338,6 @@ class CrfParameters:
                 num_iterations=settings.num_iterations,
                 temperature=settings.temperature,
                 tolerance=settings.tolerance,
-                damping=settings.damping,
                 bias=bias if bias.any() else None,
                 volume_weight=self.volume.weight,
                 volume_keep=self.volume.keep,

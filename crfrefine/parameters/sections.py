@@ -183,7 +183,6 @@ class MeanFieldParameters(Section):
         1.0, checks.Range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
     normalization: str = _key("symmetric", checks.Choice(("symmetric", "after", "none")), "symmetric | after | none")
-    damping: float = _key(0.0, checks.Range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
     filter: str = _key(
         "auto",
         checks.Choice(("auto", "exact", "truncated", "lattice", "grid")),

@@ -71,11 +71,6 @@ class KernelSetSpec:
         """What reports call the kernels."""
         return tuple("spatial" if kernel.is_spatial else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
 
-    @property
-    def watches_energy(self) -> bool:
-        """Whether a rise of the energy shortens the steps: D^-1 K is not symmetric, so a rise means nothing there."""
-        return self.normalization != "after"
-
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the distance between neighboring voxels along each axis in the unit of the bandwidths: the spacing in mm, or 1."""
         return tuple(float(step) for step in spacing) if self.positions == "mm" else (1.0,) * len(spacing)
@@ -131,7 +126,6 @@ class MeanFieldSpec:
     num_iterations: int  # maximum number of steps
     temperature: float = 1.0  # divides the logits
     tolerance: float = 0.0  # mean KL in nats per voxel below which the run has converged; 0: all steps are taken
-    damping: float = 0.0  # share of the old log-marginals in a step
     channel_labels: ChannelLabels | None = None  # which labels the C channels of the logits hold; None: channel l holds label l everywhere
     # (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
     bias: NDArray[np.floating[Any]] | None = None

@@ -244,7 +244,6 @@ def refine_regions(
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             volume=layer.volume,
             num_iterations=layer.num_iterations,
-            damping=settings.damping,
             threads=threads,
             kernels=kernels,
         )[0]

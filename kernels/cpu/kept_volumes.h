@@ -62,7 +62,7 @@ class KeptVolumes {
     // Finds the biases with which the new marginals have the right masses. preview(block, thread, rows, add): computes the new marginals of
     // a block with the present biases, and gives them to add(rows); nothing is stored.
     template <class Preview>
-    const std::vector<double>& balance(double step, ThreadPool& pool, Preview&& preview) {
+    const std::vector<double>& balance(ThreadPool& pool, Preview&& preview) {
         for (int pass = 0; pass < kMostVolumePasses; ++pass) {
             const MassSums sums = sum_masses(pool, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
                 if (!applies(block)) return;
@@ -70,18 +70,18 @@ class KeptVolumes {
                 multiply_rows(options_.volume_part, block, num_labels_, rows);
                 of_group.add(rows, block_end(block, num_voxels_) - block * kVoxelBlock);
             });
-            if (term_->improve(sums, step, bias_) < kLastVolumeChange<T>) break;
+            if (term_->improve(sums, bias_) < kLastVolumeChange<T>) break;
         }
         return bias_;
     }
 
     // To the new logits of a block, one row of kBlockRow per label.
-    void add_bias(int64_t block, T step, T* rows) const {
+    void add_bias(int64_t block, T* rows) const {
         if (!applies(block)) return;
         const std::vector<T>& part = options_.volume_part;
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_labels_; ++l) {
-            const T bias = step * static_cast<T>(bias_[l]);
+            const T bias = static_cast<T>(bias_[l]);
             T* const row = rows + l * kBlockRow;
             for (int64_t i = 0; part.empty() && i < count; i += kLanes) store(row + i, load(row + i) + bias);
             for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];

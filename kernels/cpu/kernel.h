@@ -7,9 +7,6 @@ namespace crf {
 
 enum class Normalization { kSymmetric, kAfter, kNone };
 
-// With D^-1 K the kernel is not symmetric, and the iteration does not minimize the energy: it may rise without an error.
-inline bool energy_is_lowered(Normalization normalization) { return normalization != Normalization::kAfter; }
-
 // A filter with its normalization. T: float or double.
 template <class T>
 struct Kernel {

@@ -42,16 +42,14 @@ class MeanField {
           messages_(kernels, options, voxels.num_voxels, record != nullptr, pool, workspace),
           volumes_(options, voxels.num_voxels, pool),
           two_labels_(voxels, options, logits) {
-        // A step that may be the last one stores its logits; a damped step starts from those of the previous step. The energy of a Potts
-        // model with one weight for all labels does not rise.
-        keep_ = options_.tolerance > 0 || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
+        keep_ = options_.tolerance > 0;  // a step that may be the last one stores its logits
         if (!record_) own_marginals_ = Buffer<T>((gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) * num_voxels_);
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         // The result's memory serves the messages until the last step puts logits in their place.
         messages_.prepare(keep_ || !is_whole(out) ? nullptr : out.data);
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>((messages_.looks_up_penalties() ? 4 : 3) * num_labels_ * kBlockRow);
+        for (auto& s : scratch_) s = Buffer<T>((options_.is_potts ? 3 : 4) * num_labels_ * kBlockRow);
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
         if (num_voxels_ == voxels.box_size) workspace.floats(num_voxels_);
         release_idle();
@@ -59,14 +57,11 @@ class MeanField {
 
     MeanFieldOutcome run(const StepCallback& callback) {
         MeanFieldOutcome outcome;
-        step_length_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
         const StepSums start = total(block_sums_);
         const double largest = start.largest;
         volumes_.start();
-        // The marginals of the network do not have the masses of its labels, which are kept from the first step on.
-        const int first_watched = options_.volume_slack == 0 && options_.keeps_counts ? 2 : 1;
-        double negative_entropy = start.negative_entropy, last_energy = 0;
+        double unary = start.unary;
         const bool may_stop = options_.tolerance > 0;
         const auto preview = [&](int64_t block, int thread) {
             T* const rows = scratch_[thread].get();
@@ -74,7 +69,6 @@ class MeanField {
             return rows;
         };
         if (keep_ || options_.num_iterations == 0) write_start(out_);
-        if (keep_) kept_ = {out_.data, out_.is_box, out_.label_stride, out_.shape, out_.stride};
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             messages_.send(old_marginals_, scratch_);
@@ -89,19 +83,12 @@ class MeanField {
             // No step reads the last marginals, and the record has no room for them.
             num_stored_ = !is_last || is_recorded ? num_channels_ : gives_marginals() ? num_labels_ : 0;
             const double divergence = volumes_.energy();
-            if (volumes_) outcome.volume_bias.push_back(volumes_.balance(static_cast<double>(step_length_), pool_, preview));
-            outcome.step.push_back(static_cast<double>(step_length_));
+            if (volumes_) outcome.volume_bias.push_back(volumes_.balance(pool_, preview));
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
             const StepSums sums = total(block_sums_);
-            // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
-            const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic + divergence;
-            const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
-            negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && t >= first_watched && energy > last_energy + kEnergyRounding * size)
-                step_length_ *= static_cast<T>(0.5);
-            last_energy = energy;
-            outcome.energy.push_back(energy - largest);
+            outcome.energy.push_back(unary + 0.5 * sums.quadratic + divergence - largest);
+            unary = sums.unary;
             outcome.num_iterations = t + 1;
             if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips < kFlipsAtConvergence * num_voxels_) {
                 outcome.converged = true;
@@ -156,7 +143,7 @@ class MeanField {
             const Lanes largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
             const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
-            sums.negative_entropy += sum_lanes(select(first_lanes_of<T>(lanes), start.negative_entropy, Lanes{}));
+            sums.unary -= sum_lanes(select(first_lanes_of<T>(lanes), start.log_sum, Lanes{}));
             for (int lane = 0; counts_labels && lane < lanes; ++lane)
                 volumes_.count(block * kVoxelBlock + i + lane, static_cast<int>(start.label[lane]));
         }
@@ -173,7 +160,7 @@ class MeanField {
     // messages to zero for the next step.
     void update(int64_t block, T* scratch, const GridView<T>* out) {
         if constexpr (kIsFast)
-            if (two_labels_.can_update(step_length_)) {
+            if (two_labels_.can_update()) {
                 block_sums_[block] = two_labels_.update(block, old_marginals_, messages_, new_marginals_, num_stored_, out);
                 return;
             }
@@ -190,15 +177,10 @@ class MeanField {
         }
     }
 
-    // The energy of the old marginals, in parts.
-    struct OldEnergy {
-        Lanes linear{}, quadratic{};
-    };
-
-    // The new logits of a block as the first rows of `scratch`, the old marginals as the next. The messages are reset to zero for the next
-    // step, unless that overwrites them, if this is the final computation of the step.
+    // The new logits of a block as the first rows of `scratch`, the old marginals as the next; returns <Q, pairwise> of these. The messages
+    // are reset to zero for the next step, unless that overwrites them, if this is the final computation of the step.
     template <int L>
-    OldEnergy new_logits(int64_t block, T* scratch, bool is_final) {
+    Lanes new_logits(int64_t block, T* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
@@ -206,7 +188,8 @@ class MeanField {
         T* x = scratch;                               // logits, then the new logits
         T* q = scratch + num_labels * kBlockRow;      // old marginals of all labels
         T* s = scratch + 2 * num_labels * kBlockRow;  // weighted messages of all labels
-        T* p = scratch + 3 * num_labels * kBlockRow;  // pairwise terms, if they are looked up
+        T* p = scratch + 3 * num_labels * kBlockRow;  // pairwise terms, if they are looked up; only with a matrix
+        T* const relative = relative_logits(scratch, num_labels);
         const T* marginals = old_marginals_ + begin;
         T* messages = messages_.received() + begin;
         const bool looks_up_penalties = messages_.looks_up_penalties(), clears = is_final && !messages_.overwrites();
@@ -214,8 +197,7 @@ class MeanField {
         if (looks_up_penalties) messages_.look_up_penalties(block, s, p);
 
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
-        const Lanes rounding = splat_lanes(rounding_of_implied<T>(num_labels));
-        OldEnergy energy;
+        Lanes quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const Lanes largest = largest_row<L>(x + i, num_labels_);
             const int64_t left = count - i;
@@ -246,19 +228,22 @@ class MeanField {
                     for (int k = 0; k < num_labels; ++k)
                         pairwise += load(s + k * kBlockRow + i) * options_.compatibility[k * num_labels + l];
                 }
-                const Lanes a = load(x + l * kBlockRow + i), old = load(q + l * kBlockRow + i);
-                // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
-                // marginal where the label is absent.
-                Integers counts = valid & (a >= lowest);
-                if (implied_ && l == last) counts &= (a >= largest - kFarBelow) | (old > rounding);
-                energy.linear += select(counts, (a - largest) * old, Lanes{});
-                energy.quadratic += select(valid, pairwise * old, Lanes{});
+                const Lanes a = load(x + l * kBlockRow + i);
+                quadratic += select(valid, pairwise * load(q + l * kBlockRow + i), Lanes{});
+                // A label with a logit of minus infinity is excluded from the energy.
+                store(relative + l * kBlockRow + i, select(a >= lowest, a - largest, Lanes{}));
                 store(x + l * kBlockRow + i, a - pairwise);
             }
         }
-        if (step_length_ < T{1}) shorten_step(block, q, s, x);
-        if (volumes_) volumes_.add_bias(block, step_length_, x);
-        return energy;
+        if (volumes_) volumes_.add_bias(block, x);
+        return quadratic;
+    }
+
+    // Rows for the logits relative to the largest of their voxel, which the energy of the new marginals needs: those of the messages, or
+    // of looked-up pairwise terms where a matrix needs all messages for each label.
+    T* relative_logits(T* scratch, int num_labels) const {
+        const bool needs_messages = !options_.is_potts && !messages_.looks_up_penalties();
+        return scratch + (needs_messages ? 3 : 2) * num_labels * kBlockRow;
     }
 
     // The marginals that a block would have with the present biases of the volume term, as the first rows of `scratch`.
@@ -274,12 +259,13 @@ class MeanField {
     void update_labels(int64_t block, T* scratch, const GridView<T>* out) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-        const OldEnergy energy = new_logits<L>(block, scratch, true);
+        const Lanes quadratic = new_logits<L>(block, scratch, true);
+        const T* const relative = relative_logits(scratch, num_labels);
         T* const x = scratch;  // the new logits, then the new marginals
         const T* const q = scratch + num_labels * kBlockRow;
         if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
-        Lanes divergence{};
+        Lanes linear{}, divergence{};
         Integers flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
@@ -292,7 +278,9 @@ class MeanField {
                 old_label = select(more, Integers{} + l, old_label);
             }
             const SoftmaxLanes<T> now = softmax_rows<L>(x + i, num_labels_);
-            sums.negative_entropy += sum_lanes(select(valid, now.negative_entropy, Lanes{}));
+            sums.unary += sum_lanes(select(valid, now.negative_entropy, Lanes{}));
+            for (int l = 0; l < num_labels; ++l)
+                linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), Lanes{});
             if (options_.tolerance > 0) {
                 divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), Lanes{});
                 const Integers differs = now.label != old_label;  // -1 where true
@@ -301,22 +289,11 @@ class MeanField {
         }
         store_marginals(block, x);
         volumes_.store_masses(block, x);
-        sums.linear = sum_lanes(energy.linear);
-        sums.quadratic = sum_lanes(energy.quadratic);
+        sums.unary -= sum_lanes(linear);
+        sums.quadratic = sum_lanes(quadratic);
         sums.divergence = sum_lanes(divergence);
         for (int i = 0; i < kLanes; ++i) sums.flips -= flips[i];
         block_sums_[block] = sums;
-    }
-
-    // x becomes a point between the old logits and x. If no logits were kept, the logarithms of the old marginals `q` replace them:
-    // the same except for labels that have almost vanished. `old` is scratch.
-    void shorten_step(int64_t block, const T* q, T* old, T* x) const {
-        if (kept_.data) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
-        for (int64_t i = 0; i < num_labels_ * kBlockRow; i += kLanes) {
-            const Lanes from = kept_.data ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
-            const Lanes to = load(x + i);
-            store(x + i, select(from == to, to, from + (to - from) * step_length_));  // not only for speed: both may be minus infinity
-        }
     }
 
     void write_start(const GridView<T>& out) {
@@ -340,9 +317,7 @@ class MeanField {
     Messages<T> messages_;
     KeptVolumes<T> volumes_;
     const TwoLabelSteps<T> two_labels_;
-    T step_length_ = T{1};
     bool keep_ = false;        // logits are stored in each step
-    GridView<const T> kept_;   // logits of the previous step; no data: they are not kept
     Buffer<T> own_marginals_;  // (channel, voxel), with room for all labels if they are given to the caller
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     std::vector<StepSums> block_sums_;
@@ -370,6 +345,15 @@ template <class T>
 bool MeanFieldOptions<T>::last_is_implied() const {
     for (size_t k = 0; k < weight.size(); ++k)
         if (!has_one_weight(k)) return false;
+    return true;
+}
+
+template <class T>
+bool MeanFieldOptions<T>::has_symmetric_penalties() const {
+    const int size = num_all_labels();
+    for (int k = 0; k < size && !is_potts; ++k)
+        for (int l = 0; l < k; ++l)
+            if (compatibility[k * size + l] != compatibility[l * size + k]) return false;
     return true;
 }
 

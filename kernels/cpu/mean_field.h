@@ -24,19 +24,19 @@ struct MeanFieldOptions {
     int num_iterations = 5;
     double tolerance = 0;
     T temperature = 1;
-    T damping = 0;
-    std::vector<T> bias;       // (label), of all labels, added to the logits inside the mask; empty: none
-    bool watch_energy = true;  // halve the step if the energy rises
+    std::vector<T> bias;  // (label), of all labels, added to the logits inside the mask; empty: none
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
     bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
-    std::vector<T> volume_part;    // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
-    bool is_last_run = false;      // free kernels and workspace before the last step's logits are written: they need not fit together
-    bool gives_marginals = false;  // keep those after the last step for the caller
+    std::vector<T> volume_part;       // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    bool is_last_run = false;         // free kernels and workspace before the last step's logits are written: they need not fit together
+    bool gives_marginals = false;     // keep those after the last step for the caller
+    bool has_symmetric_pairs = true;  // on tiles: a pair of voxels costs the same in both directions
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
     bool last_is_implied() const;
     bool has_one_weight(size_t kernel) const;
+    bool has_symmetric_penalties() const;
     bool keeps_volumes() const { return volume_slack < std::numeric_limits<double>::infinity(); }
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 
@@ -54,8 +54,7 @@ struct MeanFieldOptions {
 struct MeanFieldOutcome {
     int num_iterations = 0;
     bool converged = false;
-    std::vector<double> energy;
-    std::vector<double> step;                      // length of each step, 1 - damping unless it was halved
+    std::vector<double> energy;                    // free energy at the start of each step; empty if it is not known
     std::vector<std::vector<double>> volume_bias;  // (step, label), if there is a volume term
 };
 

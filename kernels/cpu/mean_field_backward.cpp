@@ -12,8 +12,8 @@ namespace crf {
 
 namespace {
 
-// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to the update
-// of a step, z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
+// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to x_t,
+// z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 template <class T>
 class Backward {
     using Lanes = typename LanesOf<T>::type;
@@ -48,11 +48,10 @@ class Backward {
             store_rows(scratch_[thread].get(), num_voxels_, block, num_labels_, grad_x_.get());
         });
         clear_rows(grad_start_.get(), num_voxels_, num_labels_, pool_);
-        const int num_steps = static_cast<int>(input_.step.size());
         if (options_.keeps_volumes()) start_volumes();
-        for (int t = num_steps - 1; t >= 0; --t) {
-            if (volume_) volume_back(recorded(t + 1), input_.step[t], input_.volume_bias[t]);
-            step_back(recorded(t), static_cast<T>(input_.step[t]));
+        for (int t = options_.num_iterations - 1; t >= 0; --t) {
+            if (volume_) volume_back(recorded(t + 1), input_.volume_bias[t]);
+            step_back(recorded(t));
         }
         if (volume_ && !options_.keeps_counts) pull_masses(recorded(0), grad_target_, grad_start_.get());
         if (input_.wants_theta || grad_image)
@@ -113,7 +112,7 @@ class Backward {
     }
 
     // What the biases of a step pass on to its logits: they depend on them through the masses of the new marginals.
-    void volume_back(const T* record, double step, const std::vector<double>& bias) {
+    void volume_back(const T* record, const std::vector<double>& bias) {
         std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
         const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
             T* const rows = scratch_[thread].get();
@@ -129,8 +128,8 @@ class Backward {
             multiply_rows(options_.volume_part, block, num_labels_, rows);
             of_group.add(rows, count);
         });
-        for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += step * grad_sums[i];
-        pull_masses(record, volume_->backward(sums, step, bias, grad_bias, grad_target_, gradients_.volume_slack), grad_x_.get());
+        for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += grad_sums[i];
+        pull_masses(record, volume_->backward(sums, bias, grad_bias, grad_target_, gradients_.volume_slack), grad_x_.get());
     }
 
     // Adds to the gradient with respect to logits what the gradient with respect to the masses (label) of their softmax passes on.
@@ -152,18 +151,17 @@ class Backward {
         });
     }
 
-    void step_back(const T* record, T step) {
+    void step_back(const T* record) {
         for_blocks([&](int64_t block, int thread) {
             T *y = scratch_[thread].get(), *z = y + num_labels_ * kBlockRow;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, y);
-            for (int64_t i = 0; i < num_labels_ * kBlockRow; i += kLanes) store(y + i, load(y + i) * step);
             compatibility_times(block, y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
-        const StepGradients<T> gradients{step, record, grad_x_.get(), z_.get(), grad_marginals_.get()};
+        const StepGradients<T> gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
         for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_step(m, gradients);
-        for_blocks([&](int64_t block, int thread) { softmax_back(record, step, block, scratch_[thread].get()); });
+        for_blocks([&](int64_t block, int thread) { softmax_back(record, block, scratch_[thread].get()); });
     }
 
     // z_k = sum_l compatibility[k][l] y_l
@@ -186,23 +184,22 @@ class Backward {
         }
     }
 
-    // From the marginals to the logits they are the softmax of; the contribution of the old logits in a damped step is added.
-    void softmax_back(const T* record, T step, int64_t block, T* scratch) {
+    // From the gradient with respect to the marginals to that with respect to the logits that they are the softmax of.
+    void softmax_back(const T* record, int64_t block, T* scratch) {
         const int rows = num_labels_ * kBlockRow;
         T *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
         load_rows(grad_x_.get(), num_voxels_, block, num_labels_, grad);
         load_rows(grad_start_.get(), num_voxels_, block, num_labels_, start);
         load_marginals(record, block, q);
         load_rows(grad_marginals_.get(), num_voxels_, block, num_sent_, back);
-        const T kept = 1 - step;
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             Lanes mean{};
             for (int l = 0; l < num_sent_; ++l) mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
             for (int l = 0; l < num_labels_; ++l) {
                 const int64_t at = l * kBlockRow + i;
                 const Lanes own = l < num_sent_ ? load(back + at) : Lanes{};
-                store(start + at, load(start + at) + load(grad + at) * step);
-                store(grad + at, load(grad + at) * kept + load(q + at) * (own - mean));
+                store(start + at, load(start + at) + load(grad + at));
+                store(grad + at, load(q + at) * (own - mean));
             }
         }
         store_rows(grad, num_voxels_, block, num_labels_, grad_x_.get());

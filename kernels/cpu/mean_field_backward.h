@@ -22,7 +22,6 @@ template <class T>
 struct BackwardInput {
     const T* logits;  // (label, *grid)
     const T* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
-    std::vector<double> step;
     std::vector<std::vector<double>> volume_bias;  // (step, label) from run_mean_field, if there is a volume term
     GridView<const T> gradient;                    // (label, *grid), with respect to the result of run_mean_field
     bool wants_theta = false;

@@ -23,10 +23,9 @@ double dot(const T* a, const T* b, int64_t count) {
 // One step of the mean field in the backward pass. x: the logits after it.
 template <class T>
 struct StepGradients {
-    T length;            // of the step
     const T* marginals;  // (channel, voxel), from the record
     const T* grad_x;     // (label, voxel)
-    const T* z;          // (label, voxel): z_k = sum_l compatibility[k][l] y_l with y = length grad_x; -weight z is the messages' gradient
+    const T* z;          // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the messages' gradient
     T* grad_marginals;   // (sent, voxel), added to
 };
 
@@ -256,7 +255,7 @@ class MessageBackward {
         }
         for (int l = 0; l < num_sent_; ++l)
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kBlockRow + i));
-        sum_over_block(m, step.length, block, message, y, z, sums);
+        sum_over_block(m, block, message, y, z, sums);
         for (int l = 0; l < num_sent_; ++l) {
             T* const to = step.grad_marginals + l * num_voxels_ + begin;
             for (int64_t i = 0; i < count; ++i) to[i] += back[l * kBlockRow + i];
@@ -264,13 +263,13 @@ class MessageBackward {
     }
 
     // sums: (label), then (label, label).
-    void sum_over_block(size_t m, T length, int64_t block, const T* message, const T* y, const T* z, double* sums) const {
+    void sum_over_block(size_t m, int64_t block, const T* message, const T* y, const T* z, double* sums) const {
         const auto add = [&](int64_t begin, int64_t end, const int32_t* label) {
             for (int k = 0; k < num_labels_; ++k) {
                 const int own = label ? label[k] : k;
                 const T* const of_k = message + k * kBlockRow + begin;
                 sums[own] -= dot(of_k, z + k * kBlockRow + begin, end - begin);
-                const double factor = -static_cast<double>(options_.weight[m][own]) * static_cast<double>(length);
+                const double factor = -static_cast<double>(options_.weight[m][own]);
                 double* const row = sums + num_all_labels_ + own * num_all_labels_;
                 for (int l = 0; l < num_labels_; ++l)
                     row[label ? label[l] : l] += factor * dot(of_k, y + l * kBlockRow + begin, end - begin);

@@ -92,9 +92,8 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
 // The settings of a mean field that runs of whole grids and of tiles share.
 template <class T>
 MeanFieldOptions<T> checked_options(int num_labels, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
-                                    bool is_potts, double temperature, double damping, int num_iterations, double tolerance) {
+                                    bool is_potts, double temperature, int num_iterations, double tolerance) {
     require(std::isfinite(temperature) && static_cast<T>(temperature) > 0, "expected a temperature that is finite and above 0");
-    require(damping >= 0 && damping < 1, "expected a damping from 0 to less than 1");
     require(num_iterations >= 0 && tolerance >= 0, "expected 0 iterations or more, and a tolerance of 0 or more");
     MeanFieldOptions<T> options;
     options.num_labels = num_labels;
@@ -104,7 +103,6 @@ MeanFieldOptions<T> checked_options(int num_labels, const std::vector<std::vecto
     options.num_iterations = num_iterations;
     options.tolerance = tolerance;
     options.temperature = static_cast<T>(temperature);
-    options.damping = static_cast<T>(damping);
     return options;
 }
 

@@ -32,10 +32,10 @@ class Kernels {
     // The slack, infinity without a volume term; whether numbers of voxels are kept; (voxel) where the term applies, None: everywhere.
     using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
-    // (kernel, label) weights, compatibility, is_potts, temperature, damping, bias, volume; the labels of channels that are shared, and
+    // (kernel, label) weights, compatibility, is_potts, temperature, bias, volume; the labels of channels that are shared, and
     // the tile that they hold for.
-    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, double, std::vector<T>, Volume,
-                             std::optional<LabelArray>, std::vector<int64_t>>;
+    using Model = std::tuple<std::vector<std::vector<T>>, std::vector<T>, bool, double, std::vector<T>, Volume, std::optional<LabelArray>,
+                             std::vector<int64_t>>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
             const BilateralArgument& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
@@ -107,9 +107,8 @@ class Kernels {
     }
 
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
-    // more than steps with a volume term. Returns the length of each step, and the biases of each step with a volume term.
-    std::pair<std::vector<double>, std::vector<std::vector<double>>> forward(const Array& logits, const Model& model, const Out& out,
-                                                                             const Out& record) {
+    // more than steps with a volume term. Returns the biases of each step with a volume term.
+    std::vector<std::vector<double>> forward(const Array& logits, const Model& model, const Out& out, const Out& record) {
         const MeanFieldOptions<T> options = make_options(model, num_steps(record, model), 0);
         require_whole(logits);
         require_whole(out);
@@ -120,16 +119,15 @@ class Kernels {
         const GridView<T> to = dense_view(out.data(), grid_shape_);
         const MeanFieldOutcome outcome =
             run_mean_field<T>(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback());
-        return {outcome.step, outcome.volume_bias};
+        return outcome.volume_bias;
     }
 
-    nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step,
-                      const std::vector<std::vector<double>>& volume_bias, const Array& gradient, const Model& model, bool wants_theta,
-                      const Out& grad_logits, const std::optional<Out>& grad_image) {
-        const MeanFieldOptions<T> options = make_options(model, static_cast<int>(step.size()), 0);
+    nb::dict backward(const Array& logits, const Array& record, const std::vector<std::vector<double>>& volume_bias, const Array& gradient,
+                      const Model& model, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
+        const MeanFieldOptions<T> options = make_options(model, num_steps(record, model), 0);
         require(
-            num_steps(record, model) == static_cast<int>(step.size()) &&
-                (!options.keeps_volumes() || (volume_bias.size() == step.size() &&
+            options.num_iterations >= 0 &&
+                (!options.keeps_volumes() || (static_cast<int>(volume_bias.size()) == options.num_iterations &&
                                               std::all_of(volume_bias.begin(), volume_bias.end(),
                                                           [&](const auto& of_step) { return of_step.size() == size_t(num_labels_); }))) &&
                 static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
@@ -142,8 +140,7 @@ class Kernels {
         MeanFieldGradients gradients;
         {
             Call call(*this);
-            const BackwardInput<T> input{logits.data(), record.data(), step, volume_bias, dense_view(gradient.data(), grid_shape_),
-                                         wants_theta};
+            const BackwardInput<T> input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
             set_->find_ones(*pool_, call.workspace);
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
                                                 grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
@@ -222,7 +219,7 @@ class Kernels {
     }
 
     MeanFieldOptions<T> make_options(const Model& model, int num_iterations, double tolerance) const {
-        const auto& [weights, compatibility, is_potts, temperature, damping, bias, volume, labels, tile] = model;
+        const auto& [weights, compatibility, is_potts, temperature, bias, volume, labels, tile] = model;
         const auto& [slack, keeps_counts, part] = volume;
         require(!is_spent_, "these kernels have had their last run; build them anew");
         const int num_all = labels ? num_labels_of(compatibility) : num_labels_;
@@ -232,7 +229,7 @@ class Kernels {
                 "expected one list of weights per kernel, with one weight per label");
         require(slack >= 0, "expected a slack of 0 or more");
         MeanFieldOptions<T> options =
-            checked_options<T>(num_labels_, weights, compatibility, is_potts, temperature, damping, num_iterations, tolerance);
+            checked_options<T>(num_labels_, weights, compatibility, is_potts, temperature, num_iterations, tolerance);
         options.bias = bias;
         options.volume_slack = slack;
         options.keeps_counts = keeps_counts;
@@ -243,7 +240,6 @@ class Kernels {
         }
         require(!labels || !options.keeps_volumes(), "labels that share channels have no volumes");
         require(bias.empty() || static_cast<int>(bias.size()) == num_all, "expected one bias per label");
-        options.watch_energy = energy_is_lowered(specs_.normalization);
         if (labels) {
             require_table(*labels, tile, num_all);
             options.channel_labels = std::make_shared<ChannelLabels>(*voxels_, grid_shape_, tile, labels->data(), num_labels_, num_all);
@@ -304,7 +300,7 @@ void define_class(nb::module_& m, const char* name) {
         .def("run", &K::run, "logits"_a, "model"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(),
              "out"_a.noconvert())
         .def("forward", &K::forward, "logits"_a, "model"_a, "out"_a.noconvert(), "record"_a.noconvert())
-        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "volume_bias"_a, "gradient"_a, "model"_a, "wants_theta"_a,
+        .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "wants_theta"_a,
              "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
 }
 

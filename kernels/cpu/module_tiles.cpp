@@ -217,10 +217,10 @@ class LabelSets {
     nb::dict run(const nb::object& kernels32, int num_channels, const Labels& of_entry, const Labels& of_settled, const FloatArray& image,
                  const BilateralArgument& bilateral, const std::vector<double>& spatial, const std::string& normalization,
                  const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts, double temperature,
-                 double damping, int num_iterations, double tolerance,
-                 const nb::ndarray<const LaneMask, nb::c_contig, nb::device::cpu>& open, int64_t num_voxels, const nb::object& progress,
-                 const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter,
-                 const std::array<int64_t, 3>& reach, double threshold, const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
+                 int num_iterations, double tolerance, const nb::ndarray<const LaneMask, nb::c_contig, nb::device::cpu>& open,
+                 int64_t num_voxels, const nb::object& progress, const FloatArray& logits, const FloatOut& out,
+                 const std::optional<MaskArray>& may_matter, const std::array<int64_t, 3>& reach, double threshold,
+                 const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
         KernelSet<float>* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
         require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility);
         require_images(image, bilateral, spatial);
@@ -232,11 +232,9 @@ class LabelSets {
         require_reach(reach);
         if (may_matter) require_borders(*may_matter, exceeds);
         MeanFieldOptions<float> options = checked_options(static_cast<int>(weights.front().size()), weights, compatibility, is_potts,
-                                                          temperature, damping, num_iterations, tolerance);
+                                                          temperature, num_iterations, tolerance);
         const Normalization kind = parse_normalization(normalization);
-        // Where labels take part only where they occur (no `may_matter`), the energy lacks pairs of voxels in different tiles; with one
-        // weight for all labels of a Potts model, steps do not raise it anyway (docs/reference/math.md).
-        options.watch_energy = energy_is_lowered(kind) && (may_matter || !(options.is_potts && options.last_is_implied()));
+        options.has_symmetric_pairs = kind != Normalization::kAfter && options.last_is_implied() && options.has_symmetric_penalties();
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool(threads_, [&](ThreadPool& pool) {
@@ -384,7 +382,7 @@ void define_tiles(nb::module_& m) {
                       const LabelSets::Index&, const LabelSets::Index&, const LabelSets::Labels&, const LabelSets::Labels&, int>(),
              "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a, "settled"_a, "threads"_a)
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
-             "spatial"_a, "normalization"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
+             "spatial"_a, "normalization"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "num_iterations"_a,
              "tolerance"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(), "may_matter"_a.none(),
              "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a, "has_room"_a)
         .def("check", &LabelSets::check, "values"_a, "may_matter"_a, "reach"_a, "threshold"_a, "flags"_a.noconvert())

@@ -24,6 +24,7 @@ constexpr T rounding_of_implied(int num_labels) {
 template <class T>
 struct SoftmaxLanes {
     typename LanesOf<T>::type negative_entropy;  // sum Q log Q
+    typename LanesOf<T>::type log_sum;           // logarithm of the sum of exponentials, relative to the largest row
     typename LanesOf<T>::integer label;          // the first of the largest rows
 };
 
@@ -60,7 +61,8 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     }
     const Lanes inverse = T{1} / total;
     for (int l = 0; l < num_labels; ++l) store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
-    return {weighted * inverse - log_positive(total), label};
+    const Lanes log_sum = log_positive(total);
+    return {weighted * inverse - log_sum, log_sum, label};
 }
 
 // A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: not negative, and near r = 1 nothing cancels. Marginals below

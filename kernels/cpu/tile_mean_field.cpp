@@ -32,38 +32,28 @@ class TileMeanField {
           change_(size_),
           inside_(set.num_active * num_rows_),
           sends_(set.num_active * num_rows_),
-          row_entropy_(set.num_active * num_rows_),
+          row_unary_(set.num_active * num_rows_),
           sums_(set.num_active),
-          scratch_(pool.num_threads()) {
-        if (options.damping > 0) kept_ = Buffer<float>(size_);
-    }
+          scratch_(pool.num_threads()) {}
 
     MeanFieldOutcome run(const StepCallback& callback) {
         MeanFieldOutcome outcome;
-        step_length_ = 1 - options_.damping;
         for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
 
         const StepSums start = total(sums_);
-        double negative_entropy = start.negative_entropy, last_energy = 0;
-        if (options_.num_iterations > 0 && has_settled_voxels()) send_settled();
+        const bool has_settled = has_settled_voxels(), sends_settled_first = options_.num_iterations > 0 && has_settled;
+        // Settled voxels do not receive: the energy of their pairs is known only if it is the same in both directions.
+        knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles());
+        double unary = start.unary;
+        if (sends_settled_first) send_settled();
         for_tiles([&](int64_t tile, Scratch&) { send_open(tile); });
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
-            send({change_.get(), sends_.get(), t == 0 && !from_settled_, t > 0});
-            outcome.step.push_back(static_cast<double>(step_length_));
+            send({change_.get(), sends_.get(), t == 0 && !sends_settled_first, t > 0});
             for_tiles([&](int64_t tile, Scratch& scratch) { update(tile, scratch); });
             const StepSums sums = total(sums_);
-            const double linear = start.linear + sums.linear, energy = negative_entropy - linear + 0.5 * sums.quadratic;
-            const double size = std::abs(negative_entropy) + std::abs(linear) + 0.5 * std::abs(sums.quadratic);
-            negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_length_ *= 0.5f;
-            // A shorter step starts from the logits of the step before: kept from the first such step on, which few runs reach.
-            if (step_length_ < 1 && !kept_.get()) {
-                kept_ = Buffer<float>(size_);
-                for_tiles([&](int64_t tile, Scratch& scratch) { write_logits(tile, scratch, kept_.get()); });
-            }
-            last_energy = energy;
-            outcome.energy.push_back(energy - start.largest);
+            if (knows_energy_) outcome.energy.push_back(unary + 0.5 * sums.quadratic - start.largest);
+            unary = sums.unary;
             outcome.num_iterations = t + 1;
             if (options_.tolerance > 0 && sums.divergence / static_cast<double>(num_voxels_) < options_.tolerance &&
                 static_cast<double>(sums.flips) < kFlipsAtConvergence * static_cast<double>(num_voxels_)) {
@@ -71,7 +61,7 @@ class TileMeanField {
                 break;
             }
         }
-        for_tiles([&](int64_t tile, Scratch& scratch) { finish(tile, scratch); });
+        for_tiles([&](int64_t tile, Scratch& scratch) { write_logits(tile, scratch); });
         return outcome;
     }
 
@@ -101,17 +91,22 @@ class TileMeanField {
         return false;
     }
 
+    bool has_settled_tiles() const {
+        return std::any_of(set_.settled, set_.settled + set_.tiling.num_tiles(), [](int32_t label) { return label >= 0; });
+    }
+
     void send(const SentVoxels& sent) {
         for (size_t k = 0; k < kernels_.size(); ++k) kernels_[k]->accumulate(sent, open_, options_.weight[k].data(), out_);
     }
 
-    // What settled voxels send never changes, so they send once. Pairs of an open voxel and a settled one are in the energy twice, but only
-    // the open one receives a message: `from_settled_` is counted a second time in each step.
+    // Settled voxels never change, so they send once. A pair of an open voxel and a settled one is in the energy twice, but only the open
+    // one receives a message: `from_settled_` is counted a second time in each step.
     void send_settled() {
         for_tiles([&](int64_t tile, Scratch&) {
             for (int64_t row = 0; row < num_rows_; ++row) send_all(tile, row, settled(tile, row));
         });
         send({change_.get(), sends_.get(), true});
+        if (!knows_energy_) return;
         from_settled_ = Buffer<float>(size_);
         for_tiles(
             [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(from_settled_.get(), tile)); });
@@ -131,9 +126,9 @@ class TileMeanField {
         for (int l = 0; l < num_labels(tile); ++l) store(to + l * voxels_, select(some, load(from + l * voxels_), vfloat{}));
     }
 
-    // What a softmax finds besides the marginals.
+    // Sums of a softmax besides the marginals; `log_sum` is relative to the largest logit.
     struct Softened {
-        vfloat negative_entropy, largest;
+        vfloat log_sum, largest;
         vint label;
     };
 
@@ -147,12 +142,10 @@ class TileMeanField {
             largest = select(more, v, largest);
             label = select(more, vint{} + l, label);
         }
-        vfloat sum{}, weighted{};
+        vfloat sum{};
         for (int l = 0; l < labels; ++l) {
-            const vfloat shifted = load(x + l * stride) - largest;
-            const vfloat e = exp_nonpositive(shifted);
+            const vfloat e = exp_nonpositive(load(x + l * stride) - largest);
             sum += e;
-            weighted += e * shifted;
             store(marginals + l * out_stride, e);
         }
         const vfloat inverse = 1.0f / sum;
@@ -160,38 +153,32 @@ class TileMeanField {
             const vfloat marginal = load(marginals + l * out_stride) * inverse;
             store(marginals + l * out_stride, select(valid, marginal, vfloat{}));
         }
-        return {select(valid, weighted * inverse - log_positive(sum), vfloat{}), select(valid, largest, vfloat{}), label};
+        return {select(valid, log_positive(sum), vfloat{}), select(valid, largest, vfloat{}), label};
     }
 
-    // The network's marginals; of settled voxels, which stay as they are, the linear part of the energy, too.
+    // The network's marginals.
     void initialize(int64_t tile) {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
         float *const marginals = entries(marginals_.get(), tile), *const x = entries(change_.get(), tile);
         for (int64_t i = 0; i < labels * voxels_; ++i) x[i] = logits[i] * scale;
-        if (kept_.get()) std::copy(x, x + labels * voxels_, entries(kept_.get(), tile));
         std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f);
         StepSums sums;
-        vfloat linear{};
         for (int64_t row = 0; row < num_rows_; ++row) {
             inside_[tile * num_rows_ + row] = lanes_inside(set_, set_.active[tile], row);
             const int64_t i = row * kLanes;
             const Softened found = soften(labels, x + i, voxels_, lanes_of(inside_[tile * num_rows_ + row]), marginals + i, voxels_);
             for (int lane = 0; lane < kLanes; ++lane) sums.largest += static_cast<double>(found.largest[lane]);
-            row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
-            const vint stays = lanes_of(settled(tile, row));
-            for (int l = 0; l < labels; ++l)
-                linear += select(stays, load(x + l * voxels_ + i) - found.largest, vfloat{}) * load(marginals + l * voxels_ + i);
+            row_unary_[tile * num_rows_ + row] = -sum_lanes(found.log_sum);
         }
-        sums.linear = static_cast<double>(sum_lanes(linear));
-        sums.negative_entropy = entropy(tile);
+        sums.unary = unary(tile);
         sums_[tile] = sums;
     }
 
-    double entropy(int64_t tile) const {
+    double unary(int64_t tile) const {
         double sum = 0;
-        for (int64_t row = 0; row < num_rows_; ++row) sum += static_cast<double>(row_entropy_[tile * num_rows_ + row]);
+        for (int64_t row = 0; row < num_rows_; ++row) sum += static_cast<double>(row_unary_[tile * num_rows_ + row]);
         return sum;
     }
 
@@ -223,18 +210,17 @@ class TileMeanField {
         LaneSums lanes;
         for (int64_t row = 0; row < num_rows_; ++row)
             if (open(tile, row)) update_row(tile, row, scratch, lanes);
-        sums.linear = static_cast<double>(sum_lanes(lanes.linear));
         sums.quadratic = static_cast<double>(sum_lanes(lanes.quadratic));
         sums.divergence = static_cast<double>(sum_lanes(lanes.divergence));
         for (int lane = 0; lane < kLanes; ++lane) sums.flips -= lanes.flips[lane];
-        sums.negative_entropy = entropy(tile);
+        sums.unary = unary(tile);
         sums_[tile] = sums;
         if (check_) check_borders(tile);
     }
 
     // Sums over the rows of a tile, by lane.
     struct LaneSums {
-        vfloat linear{}, quadratic{}, divergence{};
+        vfloat quadratic{}, divergence{};
         vint flips{};
     };
 
@@ -252,19 +238,9 @@ class TileMeanField {
             for (int l = 0; l < labels; ++l) sums.quadratic += select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
         }
         find_pairwise(tile, row, out_, pairwise);
-        vfloat largest = load(logits) * scale;
-        for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_) * scale, largest);
         for (int l = 0; l < labels; ++l) {
-            const vfloat a = load(logits + l * voxels_) * scale, old = load(q + l * voxels_);
-            sums.linear += select(valid, (a - largest) * old, vfloat{});
-            sums.quadratic += select(valid, load(pairwise + l * kLanes) * old, vfloat{});
-            vfloat to = a - load(pairwise + l * kLanes);
-            if (kept_.get()) {
-                float* const from = entries(kept_.get(), tile) + l * voxels_ + i;
-                to = load(from) + (to - load(from)) * step_length_;
-                store(from, select(valid, to, load(from)));
-            }
-            store(x + l * kLanes, to);
+            sums.quadratic += select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
+            store(x + l * kLanes, load(logits + l * voxels_) * scale - load(pairwise + l * kLanes));
         }
         const Softened found = soften(labels, x, kLanes, valid, now, kLanes);
         vint before{};
@@ -289,17 +265,22 @@ class TileMeanField {
             store(change + l * voxels_, select(some, marginal - old, vfloat{}));
             store(q + l * voxels_, select(some, marginal, old));
         }
-        row_entropy_[tile * num_rows_ + row] = negative_entropy(labels, q);
+        row_unary_[tile * num_rows_ + row] = row_unary(tile, row);
     }
 
-    // The sum of Q log Q over a row.
-    float negative_entropy(int labels, const float* q) const {
+    // The sum of Q log Q - <a / T, Q> over a row, with a relative to the largest of its voxel.
+    float row_unary(int64_t tile, int64_t row) const {
+        const int labels = num_labels(tile);
+        const float scale = 1 / options_.temperature;
+        const float *const q = entries(marginals_.get(), tile) + row * kLanes, *const logits = entries(logits_, tile) + row * kLanes;
+        vfloat largest = load(logits);
+        for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_), largest);
         vfloat sum{};
         for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(q + l * voxels_);
-            sum += marginal * log_positive(vmax(marginal, splat_lanes(kTiny<float>)));
+            const vfloat marginal = load(q + l * voxels_), relative = (load(logits + l * voxels_) - largest) * scale;
+            sum += marginal * (log_positive(vmax(marginal, splat_lanes(kTiny<float>))) - relative);
         }
-        return sum_lanes(sum);
+        return sum_lanes(select(lanes_of(inside_[tile * num_rows_ + row]), sum, vfloat{}));
     }
 
     // The divergence of a row's new marginals from the old ones.
@@ -320,8 +301,8 @@ class TileMeanField {
         }
     }
 
-    // The logits of a full step from the network's, by the messages that have arrived; those of settled voxels are the network's.
-    void write_logits(int64_t tile, Scratch& scratch, float* to) const {
+    // From the messages in `out` to the refined logits; those of settled voxels are the network's.
+    void write_logits(int64_t tile, Scratch& scratch) const {
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
         scratch.pairwise.resize(num_labels(tile) * kLanes);
@@ -332,15 +313,9 @@ class TileMeanField {
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const vfloat a = load(logits + i) * scale;
-                store(entries(to, tile) + i, receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
+                store(entries(out_, tile) + i, receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
             }
         }
-    }
-
-    // From the messages in `out` to the refined logits.
-    void finish(int64_t tile, Scratch& scratch) const {
-        if (!kept_.get()) return write_logits(tile, scratch, out_);
-        std::copy(entries(kept_.get(), tile), entries(kept_.get(), tile + 1), entries(out_, tile));
     }
 
     const TileSet& set_;
@@ -354,12 +329,12 @@ class TileMeanField {
     const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
-    Buffer<float> marginals_, kept_;   // as they were sent last; logits of the step before, if steps are shortened
+    Buffer<float> marginals_;          // as they were sent last
     Buffer<float> change_;             // (entry, voxel) what voxels that send have to send
     Buffer<float> from_settled_;       // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
     Buffer<LaneMask> inside_, sends_;  // (tile, row)
-    Buffer<float> row_entropy_;        // (tile, row) sum of Q log Q
-    float step_length_ = 1;
+    bool knows_energy_ = true;
+    Buffer<float> row_unary_;  // (tile, row) sum of Q log Q - <a / T, Q>
     std::vector<StepSums> sums_;
     std::vector<Scratch> scratch_;
 };

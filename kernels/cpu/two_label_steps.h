@@ -29,12 +29,11 @@ class TwoLabelSteps {
     bool can_start() const { return can_start_; }
 
     // Whether its steps are such, too.
-    bool can_update(T step_length) const { return can_start_ && options_.is_potts && step_length == T{1}; }
+    bool can_update() const { return can_start_ && options_.is_potts; }
 
     // The marginals of the logits, and their sums, for a block. cleared: messages, reset to zero; nullptr: none are.
     StepSums start(int64_t block, T* marginals, T* cleared) const {
         const T scale = T{1} / options_.temperature, first_bias = bias_of(0), second_bias = bias_of(1);
-        Lanes weighted{};
         vdouble largest{};
         SumOfLogarithms<T> totals;
         voxels_.for_pieces(block * kVoxelBlock, block_end(block, voxels_.num_voxels),
@@ -50,17 +49,16 @@ class TwoLabelSteps {
                                    if (cleared) store_some(cleared + voxel + i, Lanes{}, left);
                                    const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
                                    largest += to_double(select(valid, vmax(b, a), Lanes{}));
-                                   weighted += select(valid, now.weighted, Lanes{});
                                    totals.add(select(valid, now.total, splat_lanes(T{1})));
                                }
                            });
         StepSums sums;
         sums.largest = sum_lanes(largest);
-        sums.negative_entropy = sum_lanes(weighted - totals.sum());
+        sums.unary = -sum_lanes(totals.sum());
         return sums;
     }
 
-    // An undamped step of a Potts model for a block. num_stored: of the new marginals, 0 to 2. out: for the new logits; nullptr: none.
+    // A step of a Potts model for a block. num_stored: of the new marginals, 0 to 2. out: for the new logits; nullptr: none.
     StepSums update(int64_t block, const T* old_marginals, const Messages<T>& sent, T* marginals, int num_stored,
                     const GridView<T>* out) const {
         const T scale = T{1} / options_.temperature, first_bias = bias_of(0), second_bias = bias_of(1);
@@ -71,53 +69,54 @@ class TwoLabelSteps {
         Lanes linear{}, quadratic{}, weighted{}, divergence{};
         Integers flips{};
         SumOfLogarithms<T> totals;
-        voxels_.for_pieces(
-            block * kVoxelBlock, block_end(block, voxels_.num_voxels),
-            [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) __attribute__((always_inline)) {
-                const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid), *second = first + logits_.label_stride;
-                for (int64_t i = 0; i < length; i += kLanes) {
-                    const int64_t left = length - i, n = voxel + i;
-                    const Lanes a = (load_some(first + i, left) + first_bias) * scale;
-                    const Lanes b = (load_some(second + i, left) + second_bias) * scale;
-                    const Lanes received = load_some(messages + n, left), ones = load_some(all + n, left);
-                    if (clears) store_some(messages + n, Lanes{}, left);
-                    Lanes p = load_some(old_marginals + n, left), q = vmax(T{1} - p, Lanes{});
-                    const Lanes other = ones - received, own = ones - other;
-                    const Lanes x = a - other, y = b - own;
-                    TwoLabelSoftmax<T> now = softmax_of_two<T>(x, y);
-                    if (out) {
-                        T* const refined = out->data + out->place(out->is_box ? box : grid) + i;
-                        store_some(refined, x, left);
-                        store_some(refined + out->label_stride, y, left);
-                    }
-                    if (num_stored > 0) store_some(marginals + n, now.first, left);
-                    if (num_stored > 1) store_some(marginals + voxels_.num_voxels + n, now.second, left);
-                    const Integers old_label = q > p, label = y > x;
-                    if (left < kLanes) {  // lanes beyond the end count nowhere
-                        const Integers valid = first_lanes_of<T>(static_cast<int>(left));
-                        p = select(valid, p, Lanes{});
-                        q = select(valid, q, Lanes{});
-                        now.weighted = select(valid, now.weighted, Lanes{});
-                        now.total = select(valid, now.total, splat_lanes(T{1}));
-                    }
-                    const Lanes largest = vmax(b, a);
-                    linear += select(a >= lowest, (a - largest) * p, Lanes{});
-                    linear += select((b >= lowest) & ((b >= largest - kFarBelow) | (q > rounding)), (b - largest) * q, Lanes{});
-                    quadratic += other * p + own * q;
-                    weighted += now.weighted;
-                    totals.add(now.total);
-                    if (options_.tolerance > 0) {
-                        const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
-                        const Lanes change =
-                            divergence_of_label(now.first, p, splat_lanes(kTiny<T>)) + divergence_of_label(now.second, q, rounding);
-                        divergence += select(valid, change, Lanes{});
-                        flips += valid & (old_label != label);  // -1 where true
-                    }
-                }
-            });
+        voxels_.for_pieces(block * kVoxelBlock, block_end(block, voxels_.num_voxels),
+                           [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) __attribute__((always_inline)) {
+                               const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid),
+                                       *second = first + logits_.label_stride;
+                               for (int64_t i = 0; i < length; i += kLanes) {
+                                   const int64_t left = length - i, n = voxel + i;
+                                   const Lanes a = (load_some(first + i, left) + first_bias) * scale;
+                                   const Lanes b = (load_some(second + i, left) + second_bias) * scale;
+                                   const Lanes received = load_some(messages + n, left), ones = load_some(all + n, left);
+                                   if (clears) store_some(messages + n, Lanes{}, left);
+                                   Lanes p = load_some(old_marginals + n, left), q = vmax(T{1} - p, Lanes{});
+                                   const Lanes other = ones - received, own = ones - other;
+                                   const Lanes x = a - other, y = b - own;
+                                   TwoLabelSoftmax<T> now = softmax_of_two<T>(x, y);
+                                   if (out) {
+                                       T* const refined = out->data + out->place(out->is_box ? box : grid) + i;
+                                       store_some(refined, x, left);
+                                       store_some(refined + out->label_stride, y, left);
+                                   }
+                                   if (num_stored > 0) store_some(marginals + n, now.first, left);
+                                   if (num_stored > 1) store_some(marginals + voxels_.num_voxels + n, now.second, left);
+                                   const Integers old_label = q > p, label = y > x;
+                                   if (left < kLanes) {  // lanes beyond the end count nowhere
+                                       const Integers valid = first_lanes_of<T>(static_cast<int>(left));
+                                       p = select(valid, p, Lanes{});
+                                       q = select(valid, q, Lanes{});
+                                       now.first = select(valid, now.first, Lanes{});
+                                       now.second = select(valid, now.second, Lanes{});
+                                       now.weighted = select(valid, now.weighted, Lanes{});
+                                       now.total = select(valid, now.total, splat_lanes(T{1}));
+                                   }
+                                   const Lanes largest = vmax(b, a);
+                                   linear += select(a >= lowest, (a - largest) * now.first, Lanes{});
+                                   linear += select(b >= lowest, (b - largest) * now.second, Lanes{});
+                                   quadratic += other * p + own * q;
+                                   weighted += now.weighted;
+                                   totals.add(now.total);
+                                   if (options_.tolerance > 0) {
+                                       const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
+                                       const Lanes change = divergence_of_label(now.first, p, splat_lanes(kTiny<T>)) +
+                                                            divergence_of_label(now.second, q, rounding);
+                                       divergence += select(valid, change, Lanes{});
+                                       flips += valid & (old_label != label);  // -1 where true
+                                   }
+                               }
+                           });
         StepSums sums;
-        sums.negative_entropy = sum_lanes(weighted - totals.sum());
-        sums.linear = sum_lanes(linear);
+        sums.unary = sum_lanes(weighted - totals.sum() - linear);
         sums.quadratic = sum_lanes(quadratic);
         sums.divergence = sum_lanes(divergence);
         for (int i = 0; i < kLanes; ++i) sums.flips -= flips[i];

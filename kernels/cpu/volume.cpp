@@ -67,7 +67,7 @@ double VolumeTerm::energy(const std::vector<double>& mass) const {
     return total / slack_;
 }
 
-double VolumeTerm::improve(const MassSums& sums, double step, std::vector<double>& bias) const {
+double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bias) const {
     const size_t num_labels = bias.size();
     std::vector<double> balanced(num_labels), change(num_labels);
     double scaled = 0;
@@ -76,23 +76,23 @@ double VolumeTerm::improve(const MassSums& sums, double step, std::vector<double
         balanced[l] *= total_ / scaled;
         change[l] = balanced[l] - sums.mass[l] - kPseudoVoxels;
     }
-    change = solve(sums, step, balanced, std::move(change));
+    change = solve(sums, balanced, std::move(change));
     const auto [lowest, highest] = std::minmax_element(change.begin(), change.end());
     // Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
-    const double size = std::max(step, slack_) * (*highest - *lowest);
+    const double size = std::max(1.0, slack_) * (*highest - *lowest);
     const double length = size > 0 ? std::log1p(size) / size : 1;
     for (size_t l = 0; l < num_labels; ++l) bias[l] += length * change[l];
     subtract_mean(bias);
     return size;
 }
 
-std::vector<double> VolumeTerm::backward(const MassSums& sums, double step, const std::vector<double>& bias,
-                                         const std::vector<double>& grad_bias, std::vector<double>& grad_target, double& grad_slack) const {
+std::vector<double> VolumeTerm::backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
+                                         std::vector<double>& grad_target, double& grad_slack) const {
     const size_t num_labels = bias.size();
     std::vector<double> mass = sums.mass, pull = grad_bias;
     for (double& value : mass) value += kPseudoVoxels;
     subtract_mean(pull);
-    pull = solve(sums, step, mass, std::move(pull));
+    pull = solve(sums, mass, std::move(pull));
     for (size_t l = 0; l < num_labels; ++l) {
         grad_target[l] += pull[l] * mass[l] / target_[l];
         grad_slack -= pull[l] * mass[l] * bias[l];
@@ -101,15 +101,14 @@ std::vector<double> VolumeTerm::backward(const MassSums& sums, double step, cons
     return pull;
 }
 
-std::vector<double> VolumeTerm::solve(const MassSums& sums, double step, const std::vector<double>& balanced,
-                                      std::vector<double> right) const {
+std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::vector<double>& balanced, std::vector<double> right) const {
     const size_t num_labels = right.size();
     std::vector<double> matrix(num_labels * num_labels);
     for (size_t l = 0; l < num_labels; ++l) {
         matrix[l * num_labels + l] += (slack_ + kRidge) * balanced[l];
         for (size_t k = 0; k < num_labels; ++k) matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
         for (size_t k = l + 1; k < num_labels; ++k) {
-            const double shared = step * sums.product[l * num_labels + k];
+            const double shared = sums.product[l * num_labels + k];
             matrix[l * num_labels + l] += shared;
             matrix[k * num_labels + k] += shared;
             matrix[l * num_labels + k] -= shared;

@@ -47,17 +47,17 @@ class VolumeTerm {
     // Of marginals with these masses; 0 if they are kept exactly.
     double energy(const std::vector<double>& mass) const;
 
-    // One Newton step towards the bias (label) that balances the masses of softmax(x + step * bias), of which `sums` are. Returns the size
+    // Takes one Newton step towards the bias (label) that balances the masses of softmax(x + bias), whose sums are given. Returns the size
     // of the step in nats.
-    double improve(const MassSums& sums, double step, std::vector<double>& bias) const;
+    double improve(const MassSums& sums, std::vector<double>& bias) const;
 
     // From the gradient with respect to the bias to that with respect to the masses, the negative of v in math.md; adds to the gradients
     // with respect to the target and the slack.
-    std::vector<double> backward(const MassSums& sums, double step, const std::vector<double>& bias, const std::vector<double>& grad_bias,
+    std::vector<double> backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
                                  std::vector<double>& grad_target, double& grad_slack) const;
 
    private:
-    std::vector<double> solve(const MassSums& sums, double step, const std::vector<double>& balanced, std::vector<double> right) const;
+    std::vector<double> solve(const MassSums& sums, const std::vector<double>& balanced, std::vector<double> right) const;
 
     std::vector<double> target_;  // with pseudo-voxels
     double slack_, total_;

@@ -1,5 +1,5 @@
 // A step of the mean field backward (docs/reference/math.md, section 9): x are the logits after a step, y is the gradient with respect to
-// what a step adds to them, z = compatibility y, and -weight z the gradient with respect to a kernel's message.
+// them, z = compatibility y, and -weight z the gradient with respect to a kernel's message.
 //
 // Arrays of rows have the channels of all labels but the last, which is never filtered here. CRF_WIDTH: channels that are filtered
 // together.
@@ -36,9 +36,9 @@ struct Penalty {
 // One thread per voxel: the gradient with respect to a kernel's messages, which it filters backward. Marginals sum to 1: the gradient of
 // the last label is subtracted, so its channel need not be filtered.
 //
-// by_x: gradient with respect to the logits after the step. step: its length. by_message: (group, voxel).
+// by_x: gradient with respect to the logits after the step. by_message: (group, voxel).
 CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
-           Real step, Channels* by_message) {
+           Channels* by_message) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Penalty penalty{weights, compatibility, is_potts, num_labels, by_x, num_voxels, n};
@@ -47,7 +47,7 @@ CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_pot
         Channels row = zero_row<CRF_WIDTH>();
         CRF_UNROLL
         for (int c = 0; c < CRF_WIDTH; ++c)
-            if (first + c < num_labels - 1) row.value[c] = step * (last - penalty(all, first + c));
+            if (first + c < num_labels - 1) row.value[c] = last - penalty(all, first + c);
         by_message[first / CRF_WIDTH * num_voxels + n] = row;
     }
 }
@@ -97,8 +97,8 @@ CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marg
 // record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last. by_marginals: as from take_messages.
 // by_x: (label, voxel), becomes the gradient with respect to the logits before. by_start: (label, voxel), added to: the gradient with
 // respect to the calibrated logits.
-CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, Real step, const Real* record, const Channels* by_marginals,
-           Real* by_x, Real* by_start) {
+CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, const Real* record, const Channels* by_marginals, Real* by_x,
+           Real* by_start) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     // Gradients with respect to the marginals are known up to one number per voxel, to which the softmax is blind: 0 for the last label.
@@ -113,8 +113,8 @@ CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, Re
     for (int l = 0; l < num_labels; ++l) {
         const int64 at = l * num_voxels + n;
         const Real x = by_x[at], q = l < num_channels ? record[at] : larger(rest, Real(0.0));
-        by_start[at] += step * x;
-        by_x[at] = (Real(1.0) - step) * x + q * (by_marginal(l) - mean);
+        by_start[at] += x;
+        by_x[at] = q * (by_marginal(l) - mean);
     }
 }
 

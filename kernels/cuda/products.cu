@@ -20,9 +20,8 @@ struct PairSums {
 // Blocks take every num_blocks-th tile.
 //
 // rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where a voxel counts; nullptr: everywhere. sums: (pair, block,
-// slice), to which `factor` times the products are added.
-CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part, int64 num_voxels, int64 num_blocks, Real factor,
-                 double* sums) {
+// slice), to which the products are added.
+CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part, int64 num_voxels, int64 num_blocks, double* sums) {
     CRF_SHARED(Real, near_rows, CRF_ROWS * kStride);
     CRF_SHARED(Real, near_others, CRF_OTHERS * kStride);
     CRF_PER_THREAD(PairSums, total);
@@ -53,7 +52,7 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
                     const Real one = near_rows[pair / CRF_OTHERS * kStride + v], other = near_others[pair % CRF_OTHERS * kStride + v];
                     sum += one * other;
                 }
-                total[thread].value[j] += static_cast<double>(factor * sum);
+                total[thread].value[j] += static_cast<double>(sum);
             }
         }
     }

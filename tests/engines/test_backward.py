@@ -35,7 +35,6 @@ class Problem:
         masked=True,
         per_label=True,
         is_potts=False,
-        damping=0.0,
         dtype=np.float64,
     ):
         rng = np.random.default_rng(num_dims)
@@ -56,7 +55,7 @@ class Problem:
         np.fill_diagonal(self.values["compatibility"], 0.0)
         self.mask = rng.random(shape) < 0.7 if masked else None
         self.loss_by_logits = rng.normal(size=self.values["logits"].shape)
-        self.spacing, self.damping, self.dtype = SPACING[num_dims], damping, dtype
+        self.spacing, self.dtype = SPACING[num_dims], dtype
         self.settings = {"normalization": normalization, "filter": filter_name, "num_labels": num_labels, "num_iterations": 3}
 
     def forward(self, backend, num_iterations=3, *, threads=2, **changed):
@@ -65,7 +64,7 @@ class Problem:
         bilateral = list(zip(values["theta_position"], values["theta_intensity"], strict=True))
         image = GridImage(values["image"].astype(self.dtype), self.mask, self.spacing)
         kernels = backend.kernels(image, kernel_set(bilateral, values["theta_gamma"], **self.settings), RunContext(threads=threads))
-        options = {"temperature": float(values["temperature"]), "damping": self.damping, "bias": values["bias"]}
+        options = {"temperature": float(values["temperature"]), "bias": values["bias"]}
         run = MeanFieldSpec(values["weights"], values["compatibility"], num_iterations, **options)
         logits = values["logits"].astype(self.dtype)
         return kernels, kernels.forward(logits, run), logits, run
@@ -85,14 +84,14 @@ def assert_close(found, expected, tolerance, names=GRADIENTS, *, of_theta=None):
         np.testing.assert_allclose(getattr(found, name), value, atol=own * np.abs(value).max(), rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(("normalization", "damping"), [("symmetric", 0.0), ("after", 0.3), ("none", 0.3)])
-def test_gradients_are_the_slopes_of_the_loss(backend, normalization, damping):
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
+def test_gradients_are_the_slopes_of_the_loss(backend, normalization):
     """Along a random direction, the derivative is the central difference of the loss.
 
     In float64 a difference over 1e-5 has a truncation error of about 1e-10 of the third derivative and a rounding error of 1e-11 of the
     loss (below 100): 1e-6 leaves room for both.
     """
-    problem = Problem(2, normalization=normalization, damping=damping)
+    problem = Problem(2, normalization=normalization)
     gradients = problem.gradients(backend)
     for name in GRADIENTS:
         direction = np.random.default_rng(1).normal(size=problem.values[name].shape)
@@ -104,21 +103,21 @@ def test_gradients_are_the_slopes_of_the_loss(backend, normalization, damping):
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "normalization", "filter_name", "masked", "per_label", "damping"),
+    ("num_dims", "normalization", "filter_name", "masked", "per_label"),
     [
-        (1, "symmetric", "lattice", True, False, 0.3),
-        (2, "after", "exact", True, True, 0.3),
-        (2, "symmetric", "truncated", True, False, 0.0),
-        (3, "after", "lattice", False, True, 0.0),
-        (3, "symmetric", "exact", False, False, 0.3),
-        (3, "none", "truncated", True, True, 0.3),
-        (4, "none", "lattice", True, True, 0.3),
-        (4, "symmetric", "truncated", False, True, 0.0),
+        (1, "symmetric", "lattice", True, False),
+        (2, "after", "exact", True, True),
+        (2, "symmetric", "truncated", True, False),
+        (3, "after", "lattice", False, True),
+        (3, "symmetric", "exact", False, False),
+        (3, "none", "truncated", True, True),
+        (4, "none", "lattice", True, True),
+        (4, "symmetric", "truncated", False, True),
     ],
 )
-def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims, normalization, filter_name, masked, per_label, damping):
+def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims, normalization, filter_name, masked, per_label):
     """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
-    problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label, damping=damping)
+    problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label)
     tolerance = 5e-4 if filter_name == "lattice" else 1e-10
     assert_close(problem.gradients(compiled_backend), problem.gradients(get_backend("reference")), tolerance)
 
@@ -177,19 +176,6 @@ def test_the_grid_filter_refuses_float64():
         Problem(2, filter_name="grid").gradients(get_backend("cpu"))
 
 
-def test_a_forbidden_label_leaves_step_control_in_force(compiled_backend):
-    """One logit of minus infinity is in no energy: steps are halved as they are for a very low one."""
-    problem = Problem(3)
-    changes = {"compatibility": np.array([[0.0, -3.0, 1.0], [2.0, 0.0, -2.0], [-1.0, 3.0, 0.0]]), "weights": np.full((3, 3), 20.0)}
-    steps = []
-    for lowest in (-np.inf, -200.0):
-        logits = problem.values["logits"].copy()
-        logits[2, 0] = lowest
-        steps.append(problem.forward(compiled_backend, 8, logits=logits, **changes)[1].steps)
-    assert steps[0] == steps[1]
-    assert min(steps[0]) < 1.0
-
-
 def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
     """Few voxels take memory for more channels at a time; many, as here the copies of a block far from one another, do not."""
     rng = np.random.default_rng(3)
@@ -219,7 +205,7 @@ def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
 def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
     """In float32, with respect to everything, under a GPU's rules; the host waits once for all sums, and for its arrays."""
-    problem = Problem(3, num_labels=4, shape=(6, 11, 8), filter_name=filter_name, damping=0.2, dtype=np.float32)
+    problem = Problem(3, num_labels=4, shape=(6, 11, 8), filter_name=filter_name, dtype=np.float32)
     device = StrictDevice(is_watched=True)
     run = problem.forward(CudaBackend(device))
     device.reset()
@@ -240,7 +226,7 @@ def test_every_filter_of_the_gpu_has_the_gradients_of_the_cpu(filter_name):
 )
 def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_label, masked, is_potts):
     """One row of channels, several, and rows that are filled in part; sums over all pairs of voxels agree to rounding."""
-    given = {"num_labels": num_labels, "per_label": per_label, "masked": masked, "is_potts": is_potts, "damping": 0.2}
+    given = {"num_labels": num_labels, "per_label": per_label, "masked": masked, "is_potts": is_potts}
     is_single = dtype == np.float32
     found = Problem(3, dtype=dtype, **given).gradients(watched_backend() if is_single else shim_backend())
     expected = Problem(3, **given).gradients(get_backend("reference"))
@@ -248,12 +234,10 @@ def test_any_number_of_labels_has_its_gradients_on_a_gpu(num_labels, dtype, per_
     assert_close(found, expected, tolerance, of_theta=20 * tolerance)
 
 
-def test_shortened_steps_have_their_gradients(compiled_backend):
-    """The energy rises with strong attraction, so step lengths differ: each step goes back by its own."""
-    problem = Problem(3, damping=0.2)
-    runs = [problem.forward(one, 6, weights=20.0 * problem.values["weights"]) for one in (compiled_backend, get_backend("reference"))]
-    assert runs[0][1].steps == runs[1][1].steps
-    assert len(set(runs[0][1].steps)) > 1
+def test_strong_weights_have_their_gradients(compiled_backend):
+    """Six steps, in some of which the energy rises: rounding grows from step to step."""
+    problem = Problem(3)
+    runs = [problem.forward(one, 6, weights=8.0 * problem.values["weights"]) for one in (compiled_backend, get_backend("reference"))]
     found, expected = (problem.backward(*run) for run in runs)
     assert_close(found, expected, 1e-9, of_theta=2e-8)
 

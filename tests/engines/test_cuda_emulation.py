@@ -193,7 +193,7 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_lab
     """The CPU's choices, and its logits to rounding; the same bits whoever comes first, and whatever new memory holds."""
     case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
     weights = np.linspace(3.0, 4.0, num_labels).tolist()
-    settings = {"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__filter": filter_name, "mean_field__damping": 0.1}
+    settings = {"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__filter": filter_name}
     parameters = resolve(case, **settings, mean_field__num_iterations=6)
     strict = (CudaBackend(StrictDevice(is_watched=True, order=seed)) for seed in (1, 5))
     found, other, expected = (engine.mean_field(case.logits, case.grid, parameters) for engine in (*strict, get_backend("cpu")))

@@ -73,17 +73,17 @@ def test_a_bias_is_that_of_the_logits(backend, filter_name, masked):
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "num_modalities", "masked", "normalization", "filter_name", "damping"),
+    ("num_dims", "num_modalities", "masked", "normalization", "filter_name"),
     [
-        (1, 3, True, "symmetric", "exact", 0.0),
-        (2, 4, False, "none", "exact", 0.0),
-        (3, 8, False, "symmetric", "exact", 0.3),
-        (3, 2, True, "none", "truncated", 0.0),
-        (3, 1, True, "after", "exact", 0.0),
-        (4, 2, True, "symmetric", "exact", 0.1),
+        (1, 3, True, "symmetric", "exact"),
+        (2, 4, False, "none", "exact"),
+        (3, 8, False, "symmetric", "exact"),
+        (3, 2, True, "none", "truncated"),
+        (3, 1, True, "after", "exact"),
+        (4, 2, True, "symmetric", "exact"),
     ],
 )
-def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, normalization, filter_name, damping):
+def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, normalization, filter_name):
     """Five steps with two appearance kernels and a spatial one against float64 brute force: RMS below 1e-5."""
     case = random_case(num_dims, num_modalities, masked=masked)
     weight = 0.2 if normalization == "none" else 2.0
@@ -93,7 +93,7 @@ def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, 
         "bilateral": [{"weight": weight, "theta_alpha": [1.1, 2.3, 0.9, 1.6][:num_dims], "theta_beta": theta_beta}, coarse],
         # The separable filter leaves out what lies beyond four theta_gamma; on these grids a small theta_gamma makes that 1e-6.
         "spatial": {"theta_gamma": 0.9, "weight": 0.02 if normalization == "none" else 0.05},
-        "mean_field": {"normalization": normalization, "filter": filter_name, "damping": damping, "tolerance": 0.0},
+        "mean_field": {"normalization": normalization, "filter": filter_name, "tolerance": 0.0},
     }
     parameters = CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims)
     expected, energies = brute_force_mean_field(case, parameters)
@@ -121,34 +121,41 @@ def test_any_number_of_labels(backend, num_labels):
     assert rms(_marginals(_run(backend, case, parameters), case) - expected) < EXACT_RMS
 
 
-def _repulsive_case():
-    """Neighbors that must differ: parallel steps flip all labels at once, back and forth, unless they are shortened."""
-    case = random_case(2, num_modalities=1, num_labels=2)
-    case = Case(case.logits * np.float32(0.05), np.zeros_like(case.image), None, case.spacing)
-    repulsive = {"bilateral.weight": 20.0, "compatibility.kind": "matrix", "compatibility.matrix": [[0.0, -1.0], [-1.0, 0.0]]}
-    return case, repulsive | {"bilateral.theta_alpha": 3.0, "mean_field.filter": "exact", "mean_field.tolerance": 0.0}
+# Weights per label, compatibility and the number of appearance kernels: models whose energy a step may raise.
+RISING = {
+    "weights 1, 8, 8": ([1.0, 8.0, 8.0], None, 1),
+    "weights 2, 3, 4": ([2.0, 3.0, 4.0], None, 2),
+    "matrix": (4.0, [[0.0, 0.5, 2.0], [1.5, 0.0, 0.2], [0.3, 1.0, 0.0]], 1),
+    "repulsive matrix": ([3.0, 1.0, 6.0], [[0.0, -0.6, 1.0], [0.4, 0.0, -0.3], [1.0, 0.7, 0.0]], 2),
+}
 
 
 @pytest.mark.parametrize("normalization", ["symmetric", "none", "after"])
-def test_shortened_steps_are_those_of_brute_force(backend, normalization):
-    """Each rise of the energy halves the step; never for "after", where D^-1 K is not symmetric and a rise is no sign of overshooting.
+@pytest.mark.parametrize("model", RISING)
+def test_five_steps_are_the_plain_iteration(backend, model, normalization):
+    """Random logits on 990 voxels: where the energy rises, too, each step is the update of the papers.
 
-    Few steps, as flipping marginals of near 0 and 1 magnify rounding; RMS below 1e-5. In the middle of a flip the energy is what is left of
-    terms of several hundred that cancel.
+    Strong weights magnify rounding from step to step: RMS below 1e-5 for marginals, and the same labels but for near ties.
     """
-    case, changes = _repulsive_case()
-    changes |= {"mean_field.normalization": normalization, "mean_field.num_iterations": 6}
-    if normalization == "none":
-        changes["bilateral.weight"] = 0.5  # messages are sums there, of some forty voxels
-    parameters = CrfParameters().replace(**changes).resolve(2, 1, 2)
+    weights, matrix, num_kernels = RISING[model]
+    case = random_case(3, num_modalities=1, grid_shape=(9, 10, 11))
+    scale = 0.1 if normalization == "none" else 1.0  # there, messages are sums over the neighbors
+    kernel = {"weight": list(scale * np.asarray(weights) * np.ones(3)), "theta_alpha": [1.2, 0.9, 1.5], "theta_beta": 0.2}
+    changes = {
+        "bilateral": [kernel, kernel | {"weight": 0.5 * scale, "theta_alpha": 2.0}][:num_kernels],
+        "spatial": {"weight": [0.2 * scale, 0.1 * scale, 0.3 * scale], "theta_gamma": 0.7},
+        "mean_field": {"normalization": normalization, "filter": "exact", "tolerance": 0.0, "num_iterations": 5},
+    }
+    if matrix is not None:
+        changes["compatibility"] = {"kind": "matrix", "matrix": matrix}
+    parameters = CrfParameters.from_dict(changes).resolve(3, 1, 3)
     expected, energies = brute_force_mean_field(case, parameters)
-    unchecked, _ = brute_force_mean_field(case, parameters, halving=False)
     result = _run(backend, case, parameters)
-    assert (np.diff(energies) > 1e-6 * np.abs(energies[:-1])).any()
-    assert (rms(unchecked - expected) > 0.1) == (normalization != "after")
-    assert rms(_marginals(result, case) - expected) < EXACT_RMS
-    lost = 1e-4 * np.abs(energies).max() if normalization == "after" else 0.0
-    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=lost)
+    marginals = _marginals(result, case)
+    assert rms(marginals - expected) < EXACT_RMS
+    lead = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
+    assert (marginals.argmax(axis=0) == expected.argmax(axis=0))[lead > 1e-3].all()
+    np.testing.assert_allclose(result.energy, energies, rtol=1e-4, atol=1e-4 * np.abs(energies).max())
 
 
 def test_the_divergence_decides_when_to_stop(backend):

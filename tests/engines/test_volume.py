@@ -32,22 +32,22 @@ def divergence(marginals, volumes, weight):
 
 
 def mean_field_by_multipliers(case, model):
-    """Marginals (L, N) and energies, with a general root finder for the biases of each step; never halves a step."""
+    """Marginals (L, N) and energies, with a general root finder for the biases of each step."""
     run = model.mean_field
     scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
     part = np.ones(scores.shape[1], bool) if run.volume_keep != "largest" else main_bodies(case, run)[case.inside]
     assert (0 < part.sum() < part.size) == (run.volume_keep == "largest")
     volumes = volumes_of(scores[:, part], run.volume_keep)
-    step, x, energies = 1.0 - run.damping, scores, []
+    x, energies = scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
         pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
         energies.append(energy + (divergence(marginals[:, part], volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
-        x = (1.0 - step) * x + step * (scores - pairwise)
+        x = scores - pairwise
 
         def violation(bias, x=x[:, part]):
-            masses = softmax(x + step * bias[:, None]).sum(axis=1)
+            masses = softmax(x + bias[:, None]).sum(axis=1)
             if run.volume_weight < 1.0:
                 strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight)
                 return bias - strength * np.log((volumes + 1.0) / (masses + 1.0))
@@ -55,22 +55,22 @@ def mean_field_by_multipliers(case, model):
 
         found = root(violation, np.zeros(len(x)), tol=1e-13)
         assert np.abs(violation(found.x)).max() < 1e-8
-        x = x + step * found.x[:, None] * part
+        x = x + found.x[:, None] * part
     return softmax(x), energies
 
 
 @pytest.mark.parametrize(
-    ("keep", "weight", "masked", "damping", "normalization"),
+    ("keep", "weight", "masked", "normalization"),
     [
-        ("expected", 0.3, True, 0.0, "symmetric"),
-        ("expected", 1.0, False, 0.3, "after"),
-        ("argmax", 0.9, False, 0.3, "symmetric"),
-        ("argmax", 1.0, True, 0.0, "after"),
-        ("largest", 0.3, False, 0.0, "after"),
-        ("largest", 1.0, True, 0.3, "symmetric"),
+        ("expected", 0.3, True, "symmetric"),
+        ("expected", 1.0, False, "after"),
+        ("argmax", 0.9, False, "symmetric"),
+        ("argmax", 1.0, True, "after"),
+        ("largest", 0.3, False, "after"),
+        ("largest", 1.0, True, "symmetric"),
     ],
 )
-def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, weight, masked, damping, normalization):
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, weight, masked, normalization):
     """Float32 logits of size 5; the energy is a sum over 300 voxels."""
     case = random_case(3, masked=masked)
     model = resolve(
@@ -80,7 +80,6 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, keep, w
         bilateral__weight=[1.0, 1.5, 1.2],
         mean_field__bias=BIAS,
         mean_field__temperature=1.2,
-        mean_field__damping=damping,
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
@@ -143,7 +142,7 @@ def test_label_maps_have_no_expected_volumes():
 def test_float64_agrees_with_the_reference(compiled_backend, num_labels, keep):
     """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
     case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
-    settings = {"mean_field__damping": 0.1, "mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
+    settings = {"mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
     model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
     logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
     for backend in (get_backend("reference"), compiled_backend):
@@ -160,7 +159,7 @@ def test_float64_agrees_with_the_reference(compiled_backend, num_labels, keep):
 
 @pytest.mark.parametrize(("keep", "num_labels"), [("expected", 3), ("argmax", 11)])
 def test_the_rule_for_stopping_counts_the_biases(compiled_backend, keep, num_labels):
-    """Strong weights per label, with which the energy of some rises and halves the steps, until the tolerance is met."""
+    """Strong weights per label, with which the energy of some steps rises, until the tolerance is met."""
     case = random_case(3, num_labels=num_labels, masked=True)
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}

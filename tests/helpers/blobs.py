@@ -26,7 +26,7 @@ class Blobs(Case):
         if kind == "matrix":
             penalties *= generator.uniform(0.7, 1.3, penalties.shape)
         kernel_set = KernelSetSpec(tuple(kernels), normalization, filter_name, num_labels, 4)
-        return ModelSpec(kernel_set, MeanFieldSpec(weights, penalties, 4, temperature=1.2, damping=0.1, bias=bias))
+        return ModelSpec(kernel_set, MeanFieldSpec(weights, penalties, 4, temperature=1.2, bias=bias))
 
     def packed(self, spec, threshold):
         """Kernels on shared channels."""

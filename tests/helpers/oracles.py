@@ -125,25 +125,17 @@ def scores_of(case, run):
     return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
 
 
-def brute_force_mean_field(case, model, *, halving=True):
-    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
-
-    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
-    """
+def brute_force_mean_field(case, model):
+    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from."""
     run = model.mean_field
     scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
-    x, step, energies = scores, 1.0 - run.damping, []
+    x, energies = scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
         pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
-        x = (1.0 - step) * x + step * (scores - pairwise)
-        watched = halving and model.kernels.normalization != "after"
-        linear = np.sum(marginals * (scores - scores.max(axis=0)))
-        size = abs(entropy) + abs(linear) + 0.5 * abs(np.sum(marginals * pairwise))
-        if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * size:
-            step /= 2.0
+        x = scores - pairwise
     return softmax(x), energies
 
 

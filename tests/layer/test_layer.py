@@ -77,7 +77,7 @@ def perturb(layer):
 def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
     case = random_case(num_dims, 2, 3, masked=masked)
-    changes = {"mean_field__damping": 0.1, "compatibility__kind": "matrix", "compatibility__matrix": ASYMMETRIC}
+    changes = {"compatibility__kind": "matrix", "compatibility__matrix": ASYMMETRIC}
     changes |= {"volume__weight": 0.6, "volume__keep": kept} if kept else {}
     parameters = parameters_with(**changes, mean_field__filter=filter_, mean_field__num_iterations=9)
     layer = CrfRnn(3, 2, num_dims, parameters, per_label_weights=True, anisotropic=True, num_iterations=4)
@@ -178,7 +178,6 @@ def test_lists_and_matrices_come_back_as_they_went_in(tmp_path):
         mean_field__tolerance=0.0,
         mean_field__num_iterations=3,
         mean_field__normalization="after",
-        mean_field__damping=0.25,
         postprocess__keep_largest="each",
     )
     layer = CrfRnn(3, 2, 3, parameters)
@@ -385,7 +384,7 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite():
         forbidden = logits.clone()
         forbidden[:, 2, :3] = lowest
         forbidden.requires_grad_()
-        layer = small_layer(mean_field__damping=0.3)
+        layer = small_layer(mean_field__num_iterations=4)
         refined = layer(forbidden, image, case.spacing, mask)
         nn.functional.cross_entropy(refined, labels).backward()
         results.append([refined.softmax(1).detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
@@ -408,7 +407,7 @@ def test_parameters_of_the_function_that_do_not_fit_are_named():
     ):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
             mean_field(logits, image, **changes)
-    for name, setting in (("positions", "voxel"), ("normalization", "before"), ("filter", "fast"), ("num_iterations", 0), ("damping", 1.0)):
+    for name, setting in (("positions", "voxel"), ("normalization", "before"), ("filter", "fast"), ("num_iterations", 0)):
         with pytest.raises(ConfigError, match=rf"mean_field\.{name}"):
             mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **{name: setting})
     with pytest.raises(ConfigError, match="threads: expected a whole number of at least 1"):

@@ -58,9 +58,9 @@ def check(function, values, names):
     [(2, True, "none", "exact"), (3, False, "after", "truncated"), (4, True, "symmetric", "exact")],
 )
 def test_gradients_by_everything_that_the_function_takes(num_dims, masked, normalization, filter_, compatibility):
-    """A repulsive matrix lets the energy rise: the shortened steps take part, their choice has no derivative."""
+    """With a repulsive matrix, too, for which the energy rises."""
     values, options = problem(num_dims, masked=masked)
-    options |= {"normalization": normalization, "filter": filter_, "num_iterations": 3, "damping": 0.1}
+    options |= {"normalization": normalization, "filter": filter_, "num_iterations": 3}
     values |= {"compatibility": torch.tensor(compatibility).double(), "weights": 2.0 * values["weights"]}
     check(lambda **given: refined(options, **given), values, list(values))
 
@@ -71,7 +71,7 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed():
     bandwidths, settings = list(zip(values["theta_alpha"], values["theta_beta"], strict=True)), {"filter": "lattice", "num_iterations": 3}
     given = {"bilateral": bandwidths, "theta_gamma": values["theta_gamma"], "num_labels": 3}
     kernels = build_kernels(values["image"][None], **given, **options, **settings)
-    options |= {"kernels": kernels, "num_iterations": 3, "damping": 0.1}
+    options |= {"kernels": kernels, "num_iterations": 3}
     names = ("logits", "weights", "spatial_weight", "compatibility", "temperature", "bias")
     check(lambda **changed: refined(options, **changed), values, names)
 

@@ -61,7 +61,7 @@ def test_what_is_written_reads_back_equal(numbers, positive):
         intensity=IntensityParameters("window", (1.0, 98.5), pair, "nonzero"),
         bilateral=BilateralParameters(first, positive, positive),
         spatial=SpatialParameters(first, positive),
-        mean_field=MeanFieldParameters(7, positive / 2e6, positive, pair[0], damping=0.3),
+        mean_field=MeanFieldParameters(7, positive / 2e6, positive, pair[0]),
         postprocess=PostprocessParameters("each", positive, 3, "foreground"),
     )
     lists = CrfParameters(
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ("[mean_field]\noutput_temperature = 101.0", r"mean_field\.output_temperature: "),
         ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
         ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
-        ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
+        ("[mean_field]\ndamping = 0.0", r"mean_field\.damping: this key is gone: each step is the plain parallel update; leave it out"),
         ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, "),
         ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
         ("[postprocess]\nkeep_largest = ['none', 'foreground']", r"postprocess\.keep_largest\[1\]: expected one of none, each; got"),
@@ -189,8 +189,8 @@ def test_numpy_values_are_plain_numbers_afterwards():
 
 def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several_kernels():
     before, two = CrfParameters(), _two_kernels()
-    after = before.replace(spatial=SpatialParameters(weight=2.0), **{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
-    assert (after.bilateral[0], after.mean_field.damping, after.spatial.weight) == (BilateralParameters(theta_alpha=2.0), 0.5, 2.0)
+    after = before.replace(spatial=SpatialParameters(weight=2.0), **{"bilateral.theta_alpha": 2.0, "mean_field.temperature": 0.5})
+    assert (after.bilateral[0], after.mean_field.temperature, after.spatial.weight) == (BilateralParameters(theta_alpha=2.0), 0.5, 2.0)
     assert before == CrfParameters()
     changed = two.replace(**{"bilateral.1.weight": 2.0}).bilateral
     assert (changed[0], changed[1].weight) == (two.bilateral[0], 2.0)

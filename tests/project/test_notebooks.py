@@ -73,12 +73,12 @@ def test_the_table_of_a_real_result_has_its_counts_and_spacing():
 
 def test_parameters_are_a_table_of_their_keys():
     kernels = [{"weight": 2.0, "theta_alpha": [1.0, 2.0, 3.3]}, {"theta_beta": 0.2}]
-    parameters = CrfParameters().replace(**{"bilateral": kernels, "mean_field.damping": 0.25})
+    parameters = CrfParameters().replace(**{"bilateral": kernels, "mean_field.temperature": 0.25})
     table = Table(parameters._repr_html_())
     values = {row[0]: row[1] for row in table.rows[1:]}
     assert values["bilateral.0.theta_alpha"] == "[1.0, 2.0, 3.3]"
     assert values["bilateral.1.theta_beta"] == "0.2"
-    assert values["mean_field.damping"] == "0.25"
+    assert values["mean_field.temperature"] == "0.25"
     assert values["intensity.window"] == "not set"
     assert all(len(row) == 3 and row[2] for row in table.rows)
     # The keys are those of replace.

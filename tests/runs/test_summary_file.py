@@ -151,11 +151,11 @@ def test_a_parameter_that_an_older_version_did_not_have_is_at_its_default(folder
     run(folders, "--summary", summary)
     forget(folders)
     older = content(summary)
-    del older["parameters"]["mean_field"]["damping"], older["parameters"]["postprocess"]
+    del older["parameters"]["mean_field"]["output_temperature"], older["parameters"]["postprocess"]
     summary.write_text(json.dumps(older))
     assert "other parameters" not in run(folders, "--summary", summary, "--continue")
-    said = run(folders, "--summary", summary, "--continue", "--set", "mean_field.damping=0.5")
-    assert "(other values of mean_field.damping)" in said
+    said = run(folders, "--summary", summary, "--continue", "--set", "mean_field.output_temperature=0.5")
+    assert "(other values of mean_field.output_temperature)" in said
 
 
 def test_records_of_cases_that_the_run_does_not_reach_are_kept(folders, summary):

@@ -82,23 +82,23 @@ class Backward:
         self._by_x, self._by_start, self._messages = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(3))
         self._unit = xp.ones((num_groups, width), dtype=dtype)
 
-    def run(self, record: Any, steps: Sequence[float], by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
+    def run(self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
         """Run the steps backward; once per object, whose memory the results take over.
 
-        From the (step, channel, voxel) record of the marginals at the start of each step, the steps' lengths, the (label, *grid) gradient
-        `by_out` with respect to the refined logits, and the (label, *grid) logits that the run was given.
+        From the (step, channel, voxel) record of the marginals at the start of each step, the (label, *grid) gradient `by_out` with respect
+        to the refined logits, and the (label, *grid) logits that the run was given.
         """
         voxels, num_labels = self._voxels, self._spec.num_labels
         for of_voxels, of_grid in zip(self._by_x, by_out.reshape(num_labels, -1), strict=True):
             of_voxels[...] = of_grid[voxels.grid_index]
         self._by_start[...] = 0.0
-        for t in reversed(range(len(steps))):
+        for t in reversed(range(self._spec.num_iterations)):
             if volume is not None:
-                volume.step_back(t, steps[t], self._by_x)
+                volume.step_back(t, self._by_x)
             self._load_marginals(record[t])
             for m in range(len(self._kernels)):
-                self._kernel_back(m, steps[t])
-            given = (num_labels, record.shape[1], voxels.num_voxels, steps[t], record[t])
+                self._kernel_back(m)
+            given = (num_labels, record.shape[1], voxels.num_voxels, record[t])
             self._launch("end_step_back", *given, self._by_marginals, self._by_x, self._by_start)
         del self._marginals, self._by_message, self._by_marginals, self._filtered_back, self._messages
         if any(self._is_differentiated):
@@ -117,11 +117,11 @@ class Backward:
             channels = record[g * width : min((g + 1) * width, self._spec.num_labels - 1)]
             rows[:, : len(channels)] = channels.T
 
-    def _kernel_back(self, m: int, step: float) -> None:
+    def _kernel_back(self, m: int) -> None:
         """Take one kernel's part of a step back."""
         kernel, moments, num_labels, num_voxels = self._kernels[m], self._moments[m], self._spec.num_labels, self._voxels.num_voxels
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
-        self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, step, self._by_message)
+        self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, self._by_message)
         if moments is not None:
             moments.add_step(self._marginals, self._by_message)  # first: it computes in the memory of what is filtered below
         kernel.filter.accumulate(self._marginals, sent_scale, None, self._unit, self._filtered, adds=False)
@@ -129,7 +129,7 @@ class Backward:
         filtered = (self._marginals, self._by_message, self._filtered, self._filtered_back, scale, sent_scale, kernel.ones)
         factors = (None, None) if moments is None else (moments.by_received, moments.by_sent)
         self._launch("take_messages", num_labels, num_voxels, *filtered, *factors, self._by_marginals, int(m > 0), self._messages)
-        self._products[m].add(self._messages, self._by_x, step)
+        self._products[m].add(self._messages, self._by_x)
 
     def _normalizations_back(self) -> None:
         """Add what the normalizations pass on to bandwidths and image."""

@@ -40,7 +40,7 @@ class CudaKernels:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
         image, mask = given.values, given.mask
-        self._device, self._spec, self._num_labels, self._num_bilateral = device, spec, spec.num_labels, len(spec.bilateral)
+        self._device, self._num_labels, self._num_bilateral = device, spec.num_labels, len(spec.bilateral)
         self._mask = mask
         origin = checked_origin(given)
         inside = given.num_voxels
@@ -79,7 +79,7 @@ class CudaKernels:
             self._device.synchronize()
             uploaded = time.perf_counter()
             part = self._volume_part(given, logits, spec)
-            steps = MeanFieldRun(self._voxels, self._kernels, spec, given, volume_part=part, watches_energy=self._spec.watches_energy)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, given, volume_part=part)
             outcome = steps.take_steps(staged(progress, "mean field"))
             del steps
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
@@ -101,10 +101,9 @@ class CudaKernels:
             self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             part = self._volume_part(given, logits, plain)
-            options = {"watches_energy": self._spec.watches_energy, "records": True}
-            outcome = MeanFieldRun(self._voxels, self._kernels, plain, given, volume_part=part, **options).take_steps()
+            outcome = MeanFieldRun(self._voxels, self._kernels, plain, given, volume_part=part, records=True).take_steps()
             refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
-            return Tape(refined, record, outcome.steps, spec, volume_biases=outcome.volume_biases, volume_part=part)
+            return Tape(refined, record, spec, volume_biases=outcome.volume_biases, volume_part=part)
 
     def backward(
         self, tape: Tape, logits: Any, gradient: Any, *, wants_theta: bool = True, wants_image: bool = False
@@ -133,7 +132,7 @@ class CudaKernels:
             record, volume = self._device.upload(tape.record), None
             if tape.volume_biases is not None:
                 volume = VolumeBackward(self._voxels, spec, record, tape.volume_biases, tape.volume_part)
-            found = backward.run(record, tape.steps, self._array(gradient), self._array(logits), volume)
+            found = backward.run(record, self._array(gradient), self._array(logits), volume)
             num_modalities = len(self._image)
             num_axes = len(self._grid_shape)
             bilateral = np.zeros((self._num_bilateral, num_modalities + num_axes))

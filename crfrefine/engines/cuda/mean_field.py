@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 # The same as in kernels/cuda/mean_field.cu.
-_NUM_SUMS = 6
-_STEP, _NUM_STEPS, _CONVERGED, _NUM_STATES = 0, 4, 5, 6
+_NUM_SUMS = 5
+_NUM_STEPS, _CONVERGED, _NUM_STATES = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class MeanFieldOutcome:
     num_iterations: int  # steps taken
     converged: bool  # whether the stopping rule was met
     energy: tuple[float, ...]  # free energy of the marginals at the start of each step
-    steps: tuple[float, ...]  # length of each step
     # (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step, too; None
     # unless asked for.
     record: Any = None
@@ -51,16 +50,14 @@ class MeanFieldRun:
         logits: Any,
         *,
         volume_part: Bool | None,
-        watches_energy: bool,
         records: bool = False,
     ) -> None:
         """Take a run.
 
-        `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `watches_energy`, a rise
-        halves the steps; if it `records`, what the backward pass needs is saved.
+        `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `records`, what the backward
+        pass needs is saved.
         """
         self._voxels, self._spec, self._logits = voxels, spec, logits
-        self._watches_energy = watches_energy
         self._device, xp = voxels.device, voxels.device.xp
         dtype = logits.dtype
         num_labels, num_channels, num_voxels = len(logits), spec.num_channels, voxels.num_voxels
@@ -81,7 +78,7 @@ class MeanFieldRun:
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
-        self._state = xp.zeros(_NUM_STATES + 2 * max(spec.num_iterations, 1), dtype=np.float64)
+        self._state = xp.zeros(_NUM_STATES + max(spec.num_iterations, 1), dtype=np.float64)
         self._inverse_temperature = dtype.type(1.0) / dtype.type(spec.temperature)
         self._bias = None if spec.bias is None else self._device.upload(np.asarray(spec.bias, dtype=dtype))
         self._out = logits * self._inverse_temperature  # the result outside the mask
@@ -90,26 +87,23 @@ class MeanFieldRun:
         self._record = xp.empty((spec.num_iterations + keeps_volumes, num_channels, num_voxels), dtype=dtype) if records else None
         self._update(logits, self._bias, self._inverse_temperature, out=None if self._bias is None else self._out)
         add_up(self._device, self._partial, self._totals)
-        self._launch("begin_run", 1, self._totals, 1.0 - float(dtype.type(spec.damping)), self._state)
+        self._launch("begin_run", 1, self._totals, self._state)
         self._volume = VolumeSteps(voxels, spec, self._out, volume_part) if keeps_volumes else None
         self._old = xp.empty_like(self._marginals) if keeps_volumes and spec.tolerance > 0.0 else None
 
     def take_steps(self, progress: Callable[[int, int], None] | None = None) -> MeanFieldOutcome:
         """Take all steps, or until no further one is needed; once per object."""
         spec, may_stop = self._spec, self._spec.tolerance > 0.0
-        # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
-        # The energy of a Potts model with one weight for all labels does not rise.
-        may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
-        keeps = may_stop or spec.damping > 0.0 or (self._watches_energy and may_rise)
         for t in range(spec.num_iterations):
             if progress is not None:
                 progress(t, spec.num_iterations)
-            self._step(keeps=keeps, is_last=t + 1 == spec.num_iterations)
+            # A step that may turn out to be the last one stores its logits.
+            self._step(stores=may_stop or t + 1 == spec.num_iterations)
             if may_stop and bool(self._device.download(self._state)[_CONVERGED]):  # waits for the step
                 break
         return self._outcome()
 
-    def _step(self, *, keeps: bool, is_last: bool) -> None:
+    def _step(self, *, stores: bool) -> None:
         """Launch one step."""
         self._store_marginals()
         if self._old is not None:
@@ -117,20 +111,17 @@ class MeanFieldRun:
         for number, (kernel, weight) in enumerate(self._kernels):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
         spec, volume = self._spec, self._volume
-        stores = keeps or is_last or volume is not None
-        given = (self._logits, self._bias, self._inverse_temperature, self._marginals, self._messages)
+        network = (self._logits, self._bias, self._inverse_temperature)
         is_watched = spec.tolerance > 0.0 and volume is None
-        self._update(*given, kept=self._out if keeps else None, out=self._out if stores else None, wants_divergence=is_watched)
-        watches, of_volumes = self._watches_energy, 0.0
+        out = self._out if stores or volume is not None else None
+        self._update(*network, self._marginals, self._messages, out=out, wants_divergence=is_watched)
+        of_volumes = 0.0
         if volume is not None:
-            of_volumes = volume.end_step(float(self._device.download(self._state)[_STEP]))
+            of_volumes = volume.end_step()
             # The marginals of the logits with the biases, and what they change in the sums.
-            self._update(self._out, None, 1.0, self._old, wants_divergence=self._old is not None)
-            watches = watches and volume.may_compare
+            self._update(*network, self._old, refined=self._out, wants_divergence=self._old is not None)
         add_up(self._device, self._partial, self._totals)
-        most_steps = max(spec.num_iterations, 1)
-        arguments = (self._totals, self._voxels.num_voxels, int(watches), of_volumes, spec.tolerance, most_steps, self._state)
-        self._launch("end_step", 1, *arguments)
+        self._launch("end_step", 1, self._totals, self._voxels.num_voxels, of_volumes, spec.tolerance, self._state)
 
     def _update(
         self,
@@ -140,28 +131,27 @@ class MeanFieldRun:
         old: Any = None,
         messages: Any = None,
         *,
-        kept: Any = None,
+        refined: Any = None,
         out: Any = None,
         wants_divergence: bool = False,
     ) -> None:
         """Compute the marginals; see `update` in kernels/cuda/mean_field.cu."""
         voxels, spec = self._voxels, self._spec
         given = (logits, bias, voxels.grid_size, voxels.grid_index, voxels.num_voxels, inverse_temperature, old, self._marginals)
-        model = (messages, self._weighted_ones, self._compatibility, int(spec.is_potts), int(wants_divergence), self._state)
-        self._launch("update", self._num_threads, *given, *model, kept, out, self._num_threads, self._partial)
+        model = (messages, self._weighted_ones, self._compatibility, int(spec.is_potts), int(wants_divergence))
+        self._launch("update", self._num_threads, *given, *model, refined, out, self._num_threads, self._partial)
 
     def _outcome(self) -> MeanFieldOutcome:
         """Return the present result."""
         if self._volume is not None:
             self._store_marginals()  # before what the host waits for, or it would return too early
         state = self._device.download(self._state)
-        done, most = int(state[_NUM_STEPS]), max(self._spec.num_iterations, 1)
-        energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
+        done = int(state[_NUM_STEPS])
+        energy = state[_NUM_STATES : _NUM_STATES + done]
         biases = None
         if self._volume is not None:
             biases = np.array(self._volume.biases).reshape(done, self._spec.num_labels)
-        found = (done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()))
-        return MeanFieldOutcome(self._out, *found, self._record, biases)
+        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), self._record, biases)
 
     def _store_marginals(self) -> None:
         """Add them to the record, if there is one."""

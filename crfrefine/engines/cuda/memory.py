@@ -26,7 +26,7 @@ _SHARED = 48 * 1024.0  # bytes of shared memory per block
 _PAIR_SUMS = 1 << 19
 _FEWEST_PAIR_BLOCKS, _MOST_PAIR_BLOCKS = 256, 2048
 
-_SUMS = 6 * 8.0  # per thread
+_SUMS = 5 * 8.0  # per thread
 _CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
 _TABLE = 13.0  # per slot: the key, whether there is one, and the number of the vertex
 

@@ -51,12 +51,12 @@ class Products:
         self._constants = {**rows, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": tile, **precision(dtype)}
         self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
 
-    def add(self, rows: Any, others: Any, factor: float = 1.0, part: Any = None) -> None:
-        """Add `factor` times the products of (row, voxel) numbers; `others` None is a row of ones.
+    def add(self, rows: Any, others: Any, part: Any = None) -> None:
+        """Add the products of (row, voxel) numbers; `others` None is a row of ones.
 
         `part`, (voxel) uint8, is 1 where a voxel counts; None: everywhere.
         """
-        arguments = (rows, others, part, self._num_voxels, self._num_blocks, factor, self.parts)
+        arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
         self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float64
+from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.device import precision
 from crfrefine.engines.cuda.sums import Products, Sums
 from crfrefine.engines.cuda.voxels import Voxels
@@ -91,30 +91,16 @@ class VolumeSteps:
         self._term = VolumeTerm(self._sums.counts(out) if spec.keeps_counts else self._masses, spec.volume_slack)
         self._last_change = LAST_CHANGE if out.dtype == np.float64 else LAST_SINGLE_CHANGE
         self.biases: list[Float64] = []
-        # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
-        self._first_watched = 2 if spec.volume_slack == 0.0 and spec.keeps_counts else 1
 
-    @property
-    def may_compare(self) -> bool:
-        """Whether the energy of the step that is at its end may be compared with the one before."""
-        return len(self.biases) > self._first_watched
-
-    def end_step(self, step: float) -> float:
-        """Add the biases to the logits that `update` has stored; return the term's energy at the start of the step of that length."""
+    def end_step(self) -> float:
+        """Add the biases to the logits that `update` has stored; return the term's energy at the start of the step."""
         energy = self._term.energy(self._masses)
         start = self.biases[-1] if self.biases else np.zeros(self._spec.num_labels)
-        self.biases.append(self._term.search(partial(self._masses_with, step), step, start, self._last_change))
+        self.biases.append(self._term.search(partial(self._sums.of_logits, self._out), start, self._last_change))
         voxels, num_labels = self._voxels, self._spec.num_labels
-        bias = voxels.device.upload(self._scaled(step, self.biases[-1]))
+        bias = voxels.device.upload(np.asarray(self.biases[-1], dtype=self._out.dtype))
         arguments = (self._out, voxels.grid_size, voxels.grid_index, voxels.num_voxels, num_labels, self._part, bias)
         voxels.device.launch("volume", "add_biases", precision(self._out.dtype), voxels.num_voxels, *arguments)
         if self._spec.volume_slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self._sums.masses(self._out)
         return energy
-
-    def _masses_with(self, step: float, bias: Float64) -> tuple[Float64, Float64]:
-        return self._sums.of_logits(self._out, self._scaled(step, bias))
-
-    def _scaled(self, step: float, bias: Float64) -> Array:
-        dtype = self._out.dtype
-        return np.asarray(dtype.type(step) * bias.astype(dtype), dtype=dtype)

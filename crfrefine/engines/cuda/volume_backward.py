@@ -35,11 +35,11 @@ class VolumeBackward:
         self._by_target = np.zeros(spec.num_labels)
         self.by_slack = 0.0
 
-    def step_back(self, t: int, step: float, by_x: Any) -> None:
+    def step_back(self, t: int, by_x: Any) -> None:
         """Turn the gradient (label, voxel) for the logits after step t, as if its biases were constant, into the whole one, in place."""
         marginals = self._marginals(t + 1)
         masses, covariance = self._sums.of_marginals(marginals)
-        pull, by_target, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t], step)
+        pull, by_target, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t])
         self._by_target += by_target
         self.by_slack += by_slack
         self._pull(marginals, -pull, by_x)

@@ -78,26 +78,25 @@ def mean_field_backward(
     volume = volume_term(trace.marginals[0][part], spec)
     by_slack = 0.0
     by_target = np.zeros(num_channels)
-    for index, step in reversed(list(enumerate(trace.steps))):
+    for index in reversed(range(trace.num_iterations)):
         marginals = trace.marginals[index]
         if volume is not None:
             marginals_after = trace.marginals[index + 1][part]
-            by_x[part], of_target, of_slack = volume.backward(by_x[part], marginals_after, trace.volume_biases[index], step)
+            by_x[part], of_target, of_slack = volume.backward(by_x[part], marginals_after, trace.volume_biases[index])
             by_target += of_target
             by_slack += of_slack
-        by_update = step * by_x
-        by_scores += by_update
+        by_scores += by_x
         by_marginals = np.zeros_like(marginals)
         for kernel, matrix in enumerate(normalized):
             message = matrix @ marginals
             weight = weights_of(spec.weights[kernel], labels)
-            by_sent = -with_penalties(by_update, spec, labels, transpose=True)
-            pairs = (message * weight)[:, :, None] * by_update[:, None, :]
+            by_sent = -with_penalties(by_x, spec, labels, transpose=True)
+            pairs = (message * weight)[:, :, None] * by_x[:, None, :]
             np.subtract.at(by_compatibility, (held[:, :, None], held[:, None, :]), pairs)
             np.add.at(by_weights[kernel], held, message * by_sent)
             by_normalized[kernel] += (by_sent * weight) @ marginals.T
             by_marginals += matrix.T @ (by_sent * weight)
-        by_x = (1.0 - step) * by_x + softmax_gradient(marginals, by_marginals)
+        by_x = softmax_gradient(marginals, by_marginals)
     by_scores += by_x
     if volume is not None and not spec.keeps_counts:  # the masses of the first marginals
         by_scores[part] += softmax_gradient(trace.marginals[0][part], by_target)

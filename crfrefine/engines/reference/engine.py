@@ -128,7 +128,7 @@ class ReferenceKernels:
         trace = self._run(logits, replace(spec, tolerance=0.0))
         record = np.stack([marginals.T for marginals in trace.marginals])
         biases = np.stack(trace.volume_biases) if trace.volume_biases else None
-        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, spec, volume_biases=biases, volume_part=trace.volume_part)
+        return Tape(self._on_grid(trace, logits, spec), record, spec, volume_biases=biases, volume_part=trace.volume_part)
 
     def backward(
         self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
@@ -137,7 +137,7 @@ class ReferenceKernels:
         spec, temperature = tape.spec, tape.spec.temperature
         marginals = tuple(of_step.T for of_step in tape.record)
         biases = () if tape.volume_biases is None else tuple(tape.volume_biases)
-        trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases, tape.volume_part)
+        trace = MeanFieldTrace(self._compact(tape.logits), spec.num_iterations, False, (), marginals, biases, tape.volume_part)
         found = mean_field_backward(
             trace,
             self._compact(gradient),
@@ -182,7 +182,6 @@ class ReferenceKernels:
             spec,
             labels=self._labels(spec),
             volume_part=volume_part(logits, self._inside, spec),
-            watch_energy=self._spec.watches_energy,
             progress=progress,
         )
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import MeanFieldSpec
 
 
-ENERGY_RISE = 1e-6
-"""Rise of the energy, relative to the size of its terms, that halves the step; less is rounding."""
-
 FLIPPED_SHARE = 1e-4
 """Share of voxels whose label may still change in a step that counts as converged."""
 
@@ -65,7 +62,6 @@ class MeanFieldTrace:
     converged: bool  # whether the stopping rule was met
     energy: tuple[float, ...]  # free energy of the marginals at the start of each step
     marginals: tuple[Float64, ...]  # those marginals, (N, L) each; with a volume term those after the last step, too
-    steps: tuple[float, ...]  # length of each step
     volume_biases: tuple[Float64, ...] = ()  # (L,) each, the bias per label of each step; none without a volume term
     volume_part: Bool | None = None  # (N,), where the volume term applies; None: everywhere, or there is no term
 
@@ -115,14 +111,12 @@ def mean_field(
     *,
     labels: NDArray[np.int32] | None = None,
     volume_part: Bool | None = None,
-    watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
     """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
 
-    With a volume term, a bias per label is added to each update. A step moves the log-marginals by 1 - damping of the way. If the energy is
-    watched and rises, all later steps are half as long. The run has converged when the mean KL from the old to the new marginals is below a
-    tolerance and almost no label flips.
+    With a volume term, a bias per label is added to each update. The energy is reported and changes nothing. The run has converged when the
+    mean KL from the old to the new marginals is below a tolerance and almost no label flips.
 
     Args:
         logits: a, (N, L), higher is better.
@@ -130,22 +124,16 @@ def mean_field(
         spec: weights, compatibility, number of steps and all other settings.
         labels: (N, channels), the label of each channel at each voxel where labels share channels; None: channel l holds label l.
         volume_part: (N,), where the volume term applies; None: everywhere.
-        watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so the iteration need not lower
-            this energy, and a rise means nothing.
         progress: called with the number of steps done.
     """
     scores = with_bias(logits, spec.bias, labels) / spec.temperature
     x = scores
     log_marginals = log_softmax(x)
-    step = 1.0 - spec.damping
     energies: list[float] = []
-    steps: list[float] = []
     record: list[Float64] = []
     part = slice(None) if volume_part is None else volume_part
     volume = volume_term(np.exp(log_marginals[part]), spec)
     biases: list[Float64] = []
-    # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
-    first_watched = 2 if spec.volume_slack == 0.0 and spec.keeps_counts else 1
     converged = False
     while len(energies) < spec.num_iterations and not converged:
         marginals = np.exp(log_marginals)
@@ -153,18 +141,11 @@ def mean_field(
         for kernel, weight in zip(kernels, spec.weights, strict=True):
             pairwise += with_penalties(kernel.message(marginals) * weights_of(weight, labels), spec, labels)
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
-        steps.append(step)
-        x = (1.0 - step) * x + step * (scores - pairwise)
+        x = scores - pairwise
         if volume is not None:
             energy += volume.energy(marginals[part].sum(axis=0))
-            biases.append(volume.balance(x[part], step, biases[-1] if biases else np.zeros(spec.num_labels)))
-            x[part] += step * biases[-1]
-        # This applies from the next step on: a fast implementation knows the energy of the marginals only after the step.
-        # Relative to the size of the terms, not of their sum: they may cancel, and a constant added to a voxel's scores must not matter.
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        size = sum(abs(float((marginals * term).sum())) for term in (log_marginals, shifted, 0.5 * pairwise))
-        if watch_energy and len(energies) >= first_watched and energy > energies[-1] + ENERGY_RISE * size:
-            step *= 0.5
+            biases.append(volume.balance(x[part], biases[-1] if biases else np.zeros(spec.num_labels)))
+            x[part] += biases[-1]
         energies.append(energy)
         record.append(marginals)
         new_log_marginals = log_softmax(x)
@@ -177,4 +158,4 @@ def mean_field(
             progress(len(energies))
     if volume is not None:
         record.append(np.exp(log_marginals))
-    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps), tuple(biases), volume_part)
+    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(biases), volume_part)

@@ -52,27 +52,25 @@ class VolumeTerm:
         masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
-    def balance(self, x: Float64, step: float, start: Float64) -> Float64:
+    def balance(self, x: Float64, start: Float64) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0.
 
         Args:
             x: (N, L), log-marginals without the bias.
-            step: factor of the bias: the new marginals are softmax(x + step * bias).
             start: (L,), where the search starts.
         """
 
         def masses_of(bias: Float64) -> tuple[Float64, Float64]:
-            scores = np.exp(x + step * bias - (x + step * bias).max(axis=1, keepdims=True))
+            scores = np.exp(x + bias - (x + bias).max(axis=1, keepdims=True))
             return sums_of(scores / scores.sum(axis=1, keepdims=True))
 
-        return self.search(masses_of, step, start, LAST_CHANGE)
+        return self.search(masses_of, start, LAST_CHANGE)
 
-    def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], step: float, start: Float64, last_change: float) -> Float64:
+    def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], start: Float64, last_change: float) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0, for marginals that are elsewhere.
 
         Args:
             masses_of: masses (L,) and their covariance (L, L), for a bias, as from `sums_of`; called once per Newton step.
-            step: as in `balance`.
             start: (L,), where the search starts.
             last_change: size in nats of a Newton step that is the last one.
         """
@@ -80,29 +78,28 @@ class VolumeTerm:
         for _ in range(MOST_PASSES):
             masses, covariance = masses_of(bias)
             balanced = self._balanced(bias)
-            change = -np.linalg.solve(self._curvature(covariance, balanced, step), masses + PSEUDO_VOXELS - balanced)
+            change = -np.linalg.solve(self._curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)
             # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
-            size = max(step, self.slack) * float(np.ptp(change))
+            size = max(1.0, self.slack) * float(np.ptp(change))
             bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
             bias = bias - bias.mean()
             if size < last_change:
                 break
         return bias
 
-    def backward(self, gradient: Float64, marginals: Float64, bias: Float64, step: float) -> tuple[Float64, Float64, float]:
+    def backward(self, gradient: Float64, marginals: Float64, bias: Float64) -> tuple[Float64, Float64, float]:
         """Return the gradients of a loss with respect to log-marginals without the bias (N, L), the target (L,) and the slack.
 
         Args:
             gradient: (N, L), with respect to the log-marginals, as if the bias were constant.
             marginals: (N, L), with the bias.
             bias: (L,), returned by `balance`.
-            step: as in `balance`.
         """
-        pull, by_target, by_slack = self.pull(gradient.sum(axis=0), *sums_of(marginals), bias, step)
+        pull, by_target, by_slack = self.pull(gradient.sum(axis=0), *sums_of(marginals), bias)
         by_x = gradient - marginals * (pull - (marginals @ pull)[:, None])
         return by_x, by_target, by_slack
 
-    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64, step: float) -> tuple[Float64, Float64, float]:
+    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the gradients with respect to the target (L,) and the slack.
 
         Args:
@@ -110,10 +107,9 @@ class VolumeTerm:
             masses: (L,), of the marginals with the bias.
             covariance: (L, L), as from `sums_of`.
             bias: (L,), returned by `balance`.
-            step: as in `balance`.
         """
         masses = masses + PSEUDO_VOXELS
-        pull = np.linalg.solve(self._curvature(covariance, masses, step), step * (gradient - gradient.mean()))
+        pull = np.linalg.solve(self._curvature(covariance, masses), gradient - gradient.mean())
         return pull, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
 
     def _balanced(self, bias: Float64) -> Float64:
@@ -122,10 +118,10 @@ class VolumeTerm:
         scaled = target * np.exp(-self.slack * bias)
         return np.asarray(scaled * (target.sum() / scaled.sum()))
 
-    def _curvature(self, covariance: Float64, balanced: Float64, step: float) -> Float64:
+    def _curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
-        return np.asarray(step * covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
+        return np.asarray(covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
 
 
 def sums_of(marginals: Float64) -> tuple[Float64, Float64]:

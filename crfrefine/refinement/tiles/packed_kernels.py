@@ -138,12 +138,12 @@ class PackedKernels:
         while True:
             packed = self._packed
             if packed.packing is None or packed.kernels is None:
-                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), (), spec, packed=packed)
+                return PackedTape(logits / np.float32(spec.temperature), np.empty((0, 0, 0), np.float32), spec, packed=packed)
             tape = packed.kernels.forward(packed.packing.pack(logits), _shared(spec, packed.packing))
             exceeding = self._exceeding(packed, tape.logits)
             if exceeding is None:
                 refined = packed.packing.unpack(tape.logits, logits, spec.temperature)
-                return PackedTape(refined, tape.record, tape.steps, spec, packed=packed)
+                return PackedTape(refined, tape.record, spec, packed=packed)
             repeats += 1
             if repeats >= MOST_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True

@@ -156,7 +156,6 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
         [float(value) for value in np.asarray(run.compatibility).ravel()],
         run.is_potts,
         run.temperature,
-        run.damping,
         run.num_iterations,
         run.tolerance,
         is_open,
