@@ -18,7 +18,6 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.train import methods
 from crfrefine.train.baselines import VectorScaling, smoothed
 from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import Guidance, guided_labels
@@ -28,8 +27,8 @@ _FOLDERS = {SCALING: "scaling", SMOOTHING: "smoothing", GUIDED: "guided", DICE: 
 RIVAL_FOLDERS = _FOLDERS | {with_largest(name): f"{folder}_largest" for name, folder in _FOLDERS.items()}
 """Where the label maps of each are."""
 
-RIVALS = (*methods.RIVALS, LARGEST, DEFAULT)
-RIVALS_LARGEST = tuple(map(with_largest, methods.RIVALS))
+RIVALS = (*_FOLDERS, LARGEST, DEFAULT)
+RIVALS_LARGEST = tuple(map(with_largest, _FOLDERS))
 
 
 def write_rivals(cases: list[CaseFiles], report: dict[str, Any], folder: Path, *, resample: bool, threads: int) -> None:

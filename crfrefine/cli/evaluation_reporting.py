@@ -70,10 +70,10 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     """Print the comparison, the separate counts, what became of the probabilities, what got worse, and the verdict as the last line."""
     from crfrefine.evaluate.options import SUMMARY_NAME
-    from crfrefine.statistics.comparison import describe_families
+    from crfrefine.statistics.comparison import describe_disagreement, describe_families
 
     if verbosity > QUIET:
-        _print_means(evaluation, verbosity)
+        rows = _print_means(evaluation, verbosity)
         lines = _empty_lines(evaluation)
         shown = lines if verbosity >= VERBOSE else lines[:_MOST_REGIONS]
         for line in shown:
@@ -82,13 +82,16 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
             more = f"{len(lines) - len(shown)} more regions in {evaluation.options.output / SUMMARY_NAME}"
             print(for_terminal(f"empty masks: {more}; -v prints them"))
         judged = evaluation.verdict
-        for note in judged.notes if judged is not None else ():
+        for note in judged.notes if judged is not None else evaluation.empty_notes:
             print(for_terminal(f"note: {note}"))
         if evaluation.power_note:
             print(f"power: {evaluation.power_note}")
         families = describe_families(evaluation.summary)
         if families:
             print(f"p (Holm): {families}")
+        disagreement = describe_disagreement(rows)
+        if disagreement:
+            print(f"95 % CI: {disagreement}")
         _print_files(evaluation)
         if judged is not None and judged.probabilities is not None:
             print(for_terminal(judged.probabilities.sentence))
@@ -97,7 +100,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     if evaluation.verdict is not None:
         print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
     elif evaluation.no_verdict:
-        print(for_terminal(f"verdict: {evaluation.no_verdict}"))
+        print(for_terminal(evaluation.no_verdict))
 
 
 def _print_files(evaluation: Evaluation) -> None:
@@ -112,8 +115,12 @@ def _print_files(evaluation: Evaluation) -> None:
         print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
 
 
-def _print_means(evaluation: Evaluation, verbosity: int) -> None:
-    """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean."""
+def _print_means(evaluation: Evaluation, verbosity: int) -> list[SummaryRow]:
+    """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean.
+
+    Returns:
+        The rows that are printed.
+    """
     from crfrefine.evaluate.options import METRICS_NAME
     from crfrefine.metrics.registry import metric_named
 
@@ -135,6 +142,7 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
         in_points = {row.metric for row in rows if metric_named(row.metric).is_ratio}  # The names of the others end with their unit.
         if "difference" in names and in_points:
             print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
+    return rows
 
 
 def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

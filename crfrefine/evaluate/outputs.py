@@ -100,6 +100,8 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 region: {method: asdict(counts) for method, counts in of_region.items()}
                 for region, of_region in evaluation.empty_masks.items()
             },
+            "empty_predictions": {method: list(cases) for method, cases in evaluation.empty_predictions.items()},
+            "cases_learned_on": {method: list(cases) for method, cases in evaluation.learned.items()},
             "num_cases": len(evaluation.pairs),
             "num_failed": evaluation.num_failed,
             "num_left_out": len(evaluation.left_out),
@@ -179,7 +181,7 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
         "mean over regions": ", ".join(evaluation.titles.get(name, name) for name in evaluation.judged_regions),
         "tolerance of the surface Dice": f"{options.tolerance_mm:g} mm",
         "ignored label": "none" if plan.ignore_label is None else str(plan.ignore_label),
-        "could have been seen": evaluation.power_note or "",
+        "power": evaluation.power_note or "",
         "notes": " ".join(evaluation.notes),
         "command": options.command_line,
         "version": f"crfrefine {crfrefine.__version__}",

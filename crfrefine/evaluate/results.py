@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.text import counted
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import describe_left_out
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.records import CaseResult, Settings
@@ -19,7 +19,7 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
 from crfrefine.runs.execution.records import Observer
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, correct, summarize
-from crfrefine.statistics.verdict import Verdict, verdict
+from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Evaluation:
     seconds: float = 0.0  # Duration of the run.
     has_report: bool = False  # Whether `report.html` is written.
     left_out: Sequence[IncompleteCase] = ()  # The incomplete cases, which no number includes.
+    # Cases that the parameters of a method were learned on, by method.
+    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def left_out_text(self) -> str:
@@ -97,7 +99,9 @@ class Evaluation:
     @cached_property
     def summary(self) -> list[SummaryRow]:
         """Each method, compared with the baseline if there is one; calibration only for methods with probabilities."""
-        table = self.table
+        return self._summarize(self.table)
+
+    def _summarize(self, table: ResultTable) -> list[SummaryRow]:
         if not table.cases:
             return []
         baseline = self.options.baseline or self.options.name
@@ -113,24 +117,54 @@ class Evaluation:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
+        """The verdict on the judged method; None without a baseline, or if one of the two has no case.
+
+        Cases that the parameters of a method were learned on say nothing of new cases: the verdict is over the others.
+        """
+        options, table = self.options, self.table
+        both, learned = {options.name, options.baseline}, {case for cases in self.learned.values() for case in cases}
+        if options.baseline is None or not both <= set(table.methods):
+            return None
+        if learned:
+            table = ResultTable(line for line in table if line.case not in learned)
+        if both <= set(table.methods):
+            judged = self._judge(table)
+            if learned:
+                start = f"{self.learned_text}. Without {'it' if len(learned) == 1 else 'them'}: "
+                note = f"The tables are over all {len(self.pairs)} cases, the verdict and what stands beside it without those."
+                judged = replace(judged, sentence=start + judged.sentence, notes=(note, *judged.notes))
+        else:
+            reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
+            judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
+        return replace(judged, notes=(*judged.notes, *self.empty_notes))
+
+    def _judge(self, table: ResultTable) -> Verdict:
         options = self.options
         others = [name for name, _ in options.baselines[1:]]
-        if options.baseline is None or not {options.name, options.baseline} <= set(self.table.methods):
-            return None
-        subject = "the refinement" if options.name == DEFAULT_NAME else options.name
+        assert options.baseline is not None
         return verdict(
-            self.table,
+            table,
             options.name,
             options.baseline,
-            rivals=[name for name in others if name in self.table.methods],
-            unmeasured=[name for name in others if name not in self.table.methods],
+            rivals=[name for name in others if name in table.methods],
+            unmeasured=[name for name in others if name not in table.methods],
             rivals_are_simple=False,
             regions=self.judged_regions,
-            subject=subject,
-            summary=self.summary,
+            subject=_subject(options.name),
+            summary=self.summary if table is self.table else self._summarize(table),
             titles=self.titles,
         )
+
+    @property
+    def learned_text(self) -> str:
+        """How many cases were used for learning, and for which methods; empty if none is known."""
+        if not self.learned:
+            return ""
+        number, total = len({case for cases in self.learned.values() for case in cases}), len(self.pairs)
+        shown = f"{number} of {counted(total, 'case')}" if number < total else "the only case" if total == 1 else f"all {total} cases"
+        was, evidence = ("was", "and is") if number == 1 else ("were", "and are")
+        methods = listed(list(map(_subject, self.learned)))
+        return f"{shown} {was} used to learn the parameters of {methods} {evidence} no evidence for new cases"
 
     @property
     def no_verdict(self) -> str | None:
@@ -154,13 +188,11 @@ class Evaluation:
             return f"with {cases} no difference, however large, could have been significant"
         seen = comparison.detectable_difference
         if not seen > 0:
-            return f"the differences of all {cases} are equal: there is no scatter to tell what could have been seen"
+            return f"the differences of all {cases} are equal: there is no scatter to tell which difference would be found"
         unit = DICE.difference_unit
-        return (
-            f"with {cases} and differences that scatter by {DICE.difference_text(comparison.standard_deviation, '')} {unit}, a mean "
-            f"difference of {DICE.title} below {DICE.difference_text(seen, '')} {unit} could hardly have been seen "
-            f"(power 80 %, level {judged.alpha:g})"
-        )
+        scatter = f"{DICE.difference_text(comparison.standard_deviation, '')} {unit}"
+        found = power_text(f"{DICE.difference_text(seen, '')} {unit} of {DICE.title}")
+        return f"with {cases} and differences that scatter by {scatter}, {found} (level {judged.alpha:g})"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
@@ -177,10 +209,34 @@ class Evaluation:
                 found.setdefault(region, {})[method] = EmptyMasks(*counts)
         return found
 
+    @cached_property
+    def empty_predictions(self) -> dict[str, tuple[str, ...]]:
+        """The cases whose prediction has no foreground although the reference has, by method; methods without any are left out."""
+        table, regions = self.table, [region for region in self.regions if region in self.table.regions]
+        found: dict[str, tuple[str, ...]] = {}
+        for method in table.methods if regions else ():
+            # Their denominators are the sizes of prediction and reference.
+            has_none, has_reference = (
+                np.isnan([table.values(method, region, metric) for region in regions]).all(axis=0) == is_empty
+                for metric, is_empty in (("precision", True), ("sensitivity", False))
+            )
+            cases = tuple(case for case, is_empty in zip(table.cases, has_none & has_reference, strict=True) if is_empty)
+            if cases:
+                found[method] = cases
+        return found
+
+    @property
+    def empty_notes(self) -> tuple[str, ...]:
+        """A sentence for each method with empty predictions."""
+        return tuple(
+            f"{method} has no foreground in {counted(len(cases), 'case')} where the reference has some: {listed(cases)}."
+            for method, cases in self.empty_predictions.items()
+        )
+
     @property
     def titles(self) -> dict[str, str]:
         """The displayed name of each region."""
-        return {region: self.settings.plan.titles.get(region, region) for region in (*self.regions, ALL_LABELS)}
+        return {**{region: self.settings.plan.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
 
     @cached_property
     def _calibrated(self) -> set[str]:
@@ -200,6 +256,10 @@ class Evaluation:
                 row.update({metric: of_region.get(metric, absent) for metric in CALIBRATION_METRICS})
             completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
         return completed
+
+
+def _subject(method: str) -> str:
+    return "the refinement" if method == DEFAULT_NAME else method
 
 
 EvaluationObserver = Observer[Evaluation, CaseResult]

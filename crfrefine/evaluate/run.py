@@ -7,6 +7,7 @@ import time
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
+from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.options import CASES_NAME, REPORT_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
@@ -40,7 +41,10 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes), options.allow_mismatched_dicom)
     asked = options.placement.workers or options.processes or available_threads()
     num_processes = min(asked, len(pairing.cases))
-    evaluation = Evaluation(options, settings, pairing.cases, (), tuple(notes), num_processes, left_out=pairing.left_out)
+    learned = cases_learned_on(pairing.cases, notes)
+    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
+    if options.baseline is None and learned:  # Otherwise the verdict says it.
+        notes.append(evaluation.learned_text)
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:

@@ -36,6 +36,7 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec,
 from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
 
 SCHEMA = 1
+TRAINED_ON = "trained_on"
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
 _MOST_DIGITS = 9  # Most digits of a kernel number.
 _MOST_OF_A_CELL = 120
@@ -53,6 +54,7 @@ class CrfParameters:
         volume: the term that keeps each label's volume.
         mean_field: the iteration.
         postprocess: the cleaning of the label map.
+        trained_on: names of the cases that `train-crf` learned the values on; empty if nothing is known.
 
     Raises:
         ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
@@ -75,6 +77,7 @@ class CrfParameters:
     volume: VolumeParameters = field(default_factory=VolumeParameters)
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
     postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
+    trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kernels = self.bilateral
@@ -86,6 +89,9 @@ class CrfParameters:
         for name, kind in SECTIONS.items():
             if name != "bilateral" and not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name}: expected {kind.__name__}, got {checks.describe(getattr(self, name))}")
+        if not isinstance(self.trained_on, list | tuple) or not all(isinstance(name, str) for name in self.trained_on):
+            raise ConfigError(f"{TRAINED_ON}: expected a list of names of cases, got {checks.describe(self.trained_on)}")
+        object.__setattr__(self, TRAINED_ON, tuple(self.trained_on))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> CrfParameters:
@@ -123,7 +129,7 @@ class CrfParameters:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
-        checks.check_known(table, ("schema", *SECTIONS), "")
+        checks.check_known(table, ("schema", TRAINED_ON, *SECTIONS), "")
         schema = table.get("schema", SCHEMA)
         if isinstance(schema, bool) or not isinstance(schema, int):
             raise ConfigError(f"schema: expected a whole number, got {checks.describe(schema)}")
@@ -131,19 +137,25 @@ class CrfParameters:
             raise ConfigError(
                 f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
             )
-        return cls(**{name: sections_from(name, value) for name, value in table.items() if name != "schema"})
+        trained_on = table.get(TRAINED_ON, ())
+        return cls(**{name: sections_from(name, value) for name, value in table.items() if name in SECTIONS}, trained_on=trained_on)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
         tables: dict[str, list[dict[str, Any]]] = {}
         for name, _, section in self._tables():
             tables.setdefault(name, []).append({key: to_plain(entry) for key, entry in vars(section).items() if entry is not None})
-        return {"schema": SCHEMA} | {name: found if name == "bilateral" else found[0] for name, found in tables.items()}
+        names = {TRAINED_ON: list(self.trained_on)} if self.trained_on else {}
+        return {"schema": SCHEMA} | names | {name: found if name == "bilateral" else found[0] for name, found in tables.items()}
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
         text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + ("\n" if comment else "")
         text += f"schema = {SCHEMA}\n"
+        if self.trained_on:
+            names = "".join(f"  {toml_value(name)},\n" for name in self.trained_on)
+            text += "# The cases that the values were learned on, which are no evidence for new cases.\n"
+            text += f"{TRAINED_ON} = [\n{names}]\n"
         for name, index, section in self._tables():
             about = (section.__doc__ or "").splitlines()[0]
             text += f"\n# {about}\n" if index == 0 else "\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.text import listed
+from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.regions import ALL_LABELS, RESERVED
@@ -290,15 +290,27 @@ def describe_families(rows: Iterable[SummaryRow]) -> str:
     single = {Family.ENDPOINT: f"{DICE.title} over the judged regions", Family.PROBABILITIES: NLL.noun}
     alone = [name for family, name in single.items() if family in sizes]
     parts = [f"{' and '.join(alone)} {'are' if len(alone) > 1 else 'is'} tested alone"] if alone else []
-    over = describe_correction(sizes)
-    parts += [f"Holm's correction, within each method, is {over}"] if over else []
+    over = [f"over {counted(sizes[family], 'test')} {words}" for family, words in CORRECTED.items() if family in sizes]
+    parts += [f"Holm's correction, within each method, is {' and '.join(over)}"] if over else []
     return f"Wilcoxon's signed-rank test; {'; '.join(parts)}"
 
 
-def describe_correction(sizes: Mapping[Family, int]) -> str:
-    """Say over which families, and how many tests in each, p values are corrected; empty if none is."""
-    found = [(sizes.get(family, 0), words) for family, words in CORRECTED.items()]
-    return " and ".join(f"over {size} test{'s' * (size != 1)} {words}" for size, words in found if size)
+def describe_disagreement(rows: Iterable[SummaryRow], *, alpha: float = 0.05) -> str:
+    """Say in how many rows the interval of the mean and the corrected test of the ranks disagree; empty if in none."""
+
+    def disagree(row: SummaryRow) -> bool:
+        if row.family is None or row.comparison is None or math.isnan(row.comparison.interval[0]):
+            return False
+        low, high = row.comparison.interval
+        return (low > 0 or high < 0) != (row.p_adjusted < alpha)
+
+    number = sum(map(disagree, rows))
+    if not number:
+        return ""
+    return (
+        f"in {counted(number, 'row')} the interval excludes 0 and p is not below {alpha:g}, or the reverse: the interval is of "
+        "the mean and has no correction, p is of the ranks and has it"
+    )
 
 
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:

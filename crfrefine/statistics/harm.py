@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crfrefine.metrics.registry import DICE, metric_named
-from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, describe_correction, format_p
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, metric_named
+from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, format_p
 from crfrefine.statistics.paired import PairedComparison
 
 _MOST_NAMED = 6
@@ -87,7 +87,10 @@ def _sign(metric: str) -> int:
 def _name(row: SummaryRow, *, is_overall: bool, titles: Mapping[str, str]) -> str:
     metric = metric_named(row.metric)
     noun = metric.noun or metric.title
-    if is_overall:
+    # The sentence on the probabilities has the same metrics over all labels, with other values.
+    if row.region == MEAN and row.metric in CALIBRATION_METRICS:
+        return f"{noun}, mean over regions,"
+    if is_overall and row.metric not in CALIBRATION_METRICS:
         return noun
     region = "the mean over regions" if row.region == MEAN else titles.get(row.region, row.region)
     return f"{noun} of {region}"
@@ -102,12 +105,10 @@ def _told(declines: Sequence[Decline]) -> list[Decline]:
 def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], sizes: Mapping[Family, int]) -> str:
     if not any(sizes.values()):
         return "No other metric could be compared."
+    nor_dice = f", nor {DICE.title} in any region" if sizes[Family.SINGLE_REGIONS] else ""
     if not significant and not in_most_cases:
-        return f"No other metric got worse in most cases{f', nor {DICE.title} in any region' if sizes[Family.SINGLE_REGIONS] else ''}."
-    corrected = f"p after Holm {describe_correction(sizes)}"
-    if not significant:
-        return f"Nothing else got significantly worse. Worse in most cases, but not significantly ({corrected}): {_listed(in_most_cases)}."
-    parts = [f"What got worse ({corrected}): {_listed(significant)}."]
+        return f"No other metric got worse in most cases{nor_dice}."
+    parts = [f"What got worse: {_listed(significant)}." if significant else f"No other metric got significantly worse{nor_dice}."]
     if in_most_cases:
         parts.append(f"Worse in most cases, but not significantly: {_listed(in_most_cases)}.")
     return " ".join(parts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, NLL, metric_named
-from crfrefine.statistics.comparison import Family, SummaryRow, format_p
+from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
 from crfrefine.statistics.paired import PairedComparison
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
@@ -25,10 +26,10 @@ class Change(StrEnum):
 
 
 _WORDS = {
-    Change.BETTER: "The probabilities got better",
-    Change.WORSE: "The probabilities got worse",
-    Change.NO_DIFFERENCE: "The probabilities got neither significantly better nor worse",
-    Change.TOO_FEW: "Too few cases to tell whether the probabilities got better",
+    Change.BETTER: "The probabilities of {} got better",
+    Change.WORSE: "The probabilities of {} got worse",
+    Change.NO_DIFFERENCE: "The probabilities of {} got neither significantly better nor worse",
+    Change.TOO_FEW: "Too few cases to tell whether the probabilities of {} got better",
 }
 
 
@@ -42,11 +43,13 @@ class ProbabilityChange:
     comparison: PairedComparison  # Method minus baseline, negative log likelihood.
 
 
-def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:
+def judge_probabilities(
+    summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None, alpha: float = 0.05
+) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
 
     The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
-    that is tested alone.
+    that is tested alone. `titles` are names of regions for people.
     """
     rows = [row for row in summary if row.method == method]
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
@@ -59,12 +62,13 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: fl
     }
     deciding = compared[ENDPOINT]
     change = _change(deciding, alpha)
+    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average,", **(titles or {})}.get(region, region)
     if _is_same(deciding):
         same = f"{metric_named(ENDPOINT).noun} {metric_named(ENDPOINT).value_text(deciding.mean)} with both"
-        return ProbabilityChange(change, f"The probabilities are as good as before: {same}.", region, deciding)
+        return ProbabilityChange(change, f"The probabilities of {title} are as good as before: {same}.", region, deciding)
     others = [name for name in CALIBRATION_METRICS if name != ENDPOINT and name in compared]
     figures = [_figures(name, compared[name]) for name in (ENDPOINT, *others)]
-    return ProbabilityChange(change, f"{_WORDS[change]}: {', '.join(figures)}.", region, deciding)
+    return ProbabilityChange(change, f"{_WORDS[change].format(title)}: {', '.join(figures)}.", region, deciding)
 
 
 def _change(comparison: PairedComparison, alpha: float) -> Change:

@@ -25,6 +25,7 @@ ENDPOINT = _METRIC.name
 """The deciding metric: its mean over the regions of each case."""
 
 _MOST_NAMED = 10
+_DO_NOT_USE = "Advice: do not use it."
 
 
 class Outcome(StrEnum):
@@ -162,7 +163,7 @@ def verdict(
     chosen = table.regions if regions is None else tuple(regions)
     notes = _notes(table, method, baseline, chosen, primary, judged)
     harm = None if summary is None else find_harm(summary, method, titles=titles, alpha=alpha)
-    probabilities = None if summary is None else judge_probabilities(summary, method, alpha=alpha)
+    probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles, alpha=alpha)
     outcome, sentence = _decide(subject or method, baseline, primary, alpha)
     if outcome == Outcome.HELPS:
         if not all(rival.is_beaten for rival in judged):
@@ -175,6 +176,11 @@ def verdict(
 def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str, *, alpha: float = 0.05) -> Verdict:
     """Return the verdict on a method that was not measured in every case; `reason` is the rest of a sentence."""
     return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), alpha, (), ())
+
+
+def power_text(difference: str) -> str:
+    """Return what a power of 80 % means for the detectable difference, a quantity in words."""
+    return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
 
 
 def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:
@@ -206,21 +212,22 @@ def _decide(subject: str, baseline: str, primary: PairedComparison, alpha: float
     count = primary.num_pairs
     if count and primary.ties == count:
         everywhere = "the only case" if count == 1 else f"all {count} cases"
-        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {everywhere}: do not use it."
+        return Outcome.NO_DIFFERENCE, f"No difference. The mean {_METRIC.title} is the same in {everywhere}. {_DO_NOT_USE}"
     if smallest_p_value(count) > alpha:
         return Outcome.TOO_FEW, _too_few(primary, alpha)
     direction = _direction(primary, primary.p_value, alpha)
     change = f"Mean {_METRIC.title} {_quantity(primary.mean_difference)} against {baseline} ({_figures(primary)})"
     if direction is None:
         return Outcome.MIXED, _mixed(primary, change)
-    if direction == 0:
-        seen = _quantity(primary.detectable_difference, "")
-        return Outcome.NO_DIFFERENCE, (
-            f"No significant difference. {change}; a mean difference below {seen} could hardly have been seen: do not use it."
-        )
     named = subject[0].upper() + subject[1:] if subject.startswith("the ") else subject
+    if direction == 0:
+        power = power_text(_quantity(primary.detectable_difference, ""))
+        parts = [f"{named} is not shown to help. {change}, no significant difference."]
+        if primary.interval[0] > 0 or primary.interval[1] < 0:
+            parts.append("The interval of the mean excludes 0, but the test of ranks decides.")
+        return Outcome.NO_DIFFERENCE, " ".join([*parts, f"{power[0].upper()}{power[1:]}.", _DO_NOT_USE])
     if direction < 0:
-        return Outcome.HURTS, f"{named} hurts. {change}: do not use it."
+        return Outcome.HURTS, f"{named} hurts. {change}. {_DO_NOT_USE}"
     return Outcome.HELPS, f"{named} helps. {change}."
 
 
@@ -237,17 +244,17 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
         corrected = f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
         gains = f"{subject} {_METRIC.difference_text(primary.mean_difference)}, {strongest.name} {_quantity(strongest.gain)}"
         p_text = f"(p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})"
-        advice = f": prefer {strongest.name}, it is simpler" if are_simple else ""
+        advice = f" Advice: prefer {strongest.name}, it is simpler." if are_simple else ""
         if direction == 1:
             parts.append(f"It gains more than every {kind}, the best of which is {strongest.name}: {gains} {p_text}.")
         elif direction == -1:
-            parts.append(f"But {strongest.name} gains more: {gains} {p_text}{advice}.")
+            parts.append(f"But {strongest.name} gains more: {gains} {p_text}.{advice}")
         elif len(compared) * smallest_p_value(strongest.comparison.num_pairs) > alpha:
             needed = _fewest_cases(alpha / len(compared))
             parts.append(f"Too few cases to tell whether it gains more than {strongest.name}: {gains} {p_text}; {needed} are needed.")
         else:
             what = "the difference is not significant" if direction == 0 else "the mean and the ranks of the difference disagree"
-            parts.append(f"But not shown to gain more than {strongest.name}: {gains}; {what} {p_text}{advice}.")
+            parts.append(f"But not shown to gain more than {strongest.name}: {gains}; {what} {p_text}.{advice}")
     if missing:
         parts.append(f"No case allows a comparison with {' or '.join(missing)}.")
     return "".join(f" {part}" for part in parts)
@@ -261,11 +268,12 @@ def _but(harm: Harm | None, probabilities: ProbabilityChange | None, baseline: s
 
 
 def _mixed(primary: PairedComparison, change: str) -> str:
+    start = "No clear benefit. The test of ranks and the interval of the mean disagree:"
     if primary.effect_size < 0:
-        return f"No clear benefit. More cases lose than gain, though their mean may be zero or better. {change}: do not use it."
+        return f"{start} more cases lose than gain, though their mean may be zero or better. {change}. {_DO_NOT_USE}"
     worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
     advice = f"look at the worst cases before using it ({worst})" if worst else "do not rely on it"
-    return f"No clear benefit. More cases gain than lose, but their mean may be zero or worse. {change}: {advice}."
+    return f"{start} more cases gain than lose, but their mean may be zero or worse. {change}. Advice: {advice}."
 
 
 def _too_few(primary: PairedComparison, alpha: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from crfrefine.base.text import printable
+from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.probabilities import judge_probabilities
@@ -84,8 +86,12 @@ class TrainingResult:
 
     @property
     def parameters(self) -> CrfParameters:
-        """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on."""
-        parameters = rounded(self.final.fit.parameters)
+        """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on.
+
+        The names of the cases stand with them, after those of an earlier training that this one began with.
+        """
+        cases = dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)])
+        parameters = replace(rounded(self.final.fit.parameters), trained_on=tuple(cases))
         if self.final.rules is not None:
             return parameters.replace(postprocess=self.final.rules.trained)
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest}) if self.keeps_largest else parameters
@@ -111,7 +117,8 @@ def compare(folds: tuple[FoldResult, ...], plan: Plan) -> Comparison:
     summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
     read, alone = judge(table, summary, summary_of_largest)
     calibration = _summarize_probabilities(measured, seed)
-    change = judge_probabilities(calibration, TRAINED)
+    titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average,"}
+    change = judge_probabilities(calibration, TRAINED, titles=titles)
     read, alone = (_of_cut_short(replace(one, probabilities=change), folds) for one in (read, alone))
     return Comparison(
         table=table,

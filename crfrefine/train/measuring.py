@@ -115,11 +115,10 @@ def measure_methods(
         decided = within_mask(decided_labels(logits, tuned.decision.scaling, case.regions, inside))
     # The built-in CRF gets the same image as the trained one.
     default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
-    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided}
+    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided, DEFAULT: crf(default).label_map}
     maps = {
         NETWORK: network,
         LARGEST: cleaned(network),
-        DEFAULT: crf(default).label_map,
         TRAINED: trained,
         TRAINED_LARGEST: cleaned(trained),
         **rivals,

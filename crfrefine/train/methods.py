@@ -22,14 +22,14 @@ SCALING = "vector scaling"
 SMOOTHING = "Gaussian smoothing"
 GUIDED = "guided filter"
 DICE = "Dice decision"
-RIVALS = (SCALING, SMOOTHING, GUIDED, DICE)
-"""Simpler methods than a CRF, which are tuned on the same cases."""
+DEFAULT = "default preset"
+RIVALS = (SCALING, SMOOTHING, GUIDED, DICE, DEFAULT)
+"""Simpler methods than a trained CRF. They are tuned on the same cases, but for the preset, which needs no cases."""
 
 LARGEST = "largest component"
-DEFAULT = "default CRF"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = with_largest(TRAINED)
-METHODS = (NETWORK, *RIVALS, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
+METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
 """The methods that are shown, in this order."""
 
 NNUNET = "nnU-Net postprocessing"
@@ -39,7 +39,7 @@ RULES = "small-object rules"
 TRAINED_RULES = with_rules(TRAINED)
 """Measured and shown where small-object rules are chosen."""
 
-_IN_ORDER = (NETWORK, *RIVALS, LARGEST, NNUNET, RULES, DEFAULT, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
+_IN_ORDER = (NETWORK, *RIVALS, LARGEST, NNUNET, RULES, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
 
 MEASURED = (*METHODS, *map(with_largest, RIVALS))
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""

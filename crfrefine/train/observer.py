@@ -12,7 +12,7 @@ class Step:
     """State of the optimizer.
 
     Attributes:
-        stage: such as "fold 2 of 5" or "all cases".
+        stage: such as "cross-validation fold 2 of 5" or "all cases".
         start: name of the start.
         optimizer_step: of this start, from 1.
         num_optimizer_steps: how many it may make.

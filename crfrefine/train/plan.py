@@ -46,7 +46,7 @@ class Plan:
     def part_names(self) -> tuple[str, ...]:
         """Of the folds and of the training on all cases, which comes last."""
         num_folds = len(self.folds)
-        return (*(f"fold {fold + 1} of {num_folds}" for fold in range(num_folds)), "all cases")
+        return (*(f"cross-validation fold {fold + 1} of {num_folds}" for fold in range(num_folds)), "all cases")
 
     @property
     def num_cases(self) -> int:
@@ -140,7 +140,7 @@ class Plan:
         channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
         return (
             f"{self.num_cases} cases{kind}, {channels}{cases.num_labels} labels, {cases.num_modalities} "
-            f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {num_folds} folds"
+            f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {num_folds} cross-validation folds"
             + (", one case each" if num_folds == self.num_cases else "")
             + f"; {self.device.name}, {threads} thread{'' if threads == 1 else 's'}"
         )

@@ -147,7 +147,7 @@ def describe_origin(result: TrainingResult) -> str:
     final, options = result.final.fit, result.plan.options
     lines = [
         f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.plan.cases.files)} cases, "
-        f"{len(result.plan.folds)} folds, loss {options.loss}, seed {options.seed}.",
+        f"{len(result.plan.folds)} cross-validation folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.comparison.verdict.sentence}",
     ]
     if result.plan.cases.regions is not None:

@@ -84,11 +84,14 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert "simple" not in lines[-1]  # nobody said that the twin is
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
     assert lines[-2] == told["harm"]["sentence"]
-    assert lines[-4].startswith(
+    assert lines[-4].startswith("95 % CI: in ")
+    assert lines[-5].startswith(
         "p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions and negative log likelihood are tested alone; "
     )
-    assert lines[-5].startswith("power: with 9 cases")
-    assert lines[-5].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.05)")
+    assert lines[-6].startswith("power: with 9 cases")
+    found = f", a true difference of {seen:.2f} points of Dice would be found with probability 80 %, a smaller one less often (level 0.05)"
+    assert lines[-6].endswith(found)
+    assert sum("over the judged regions" in line for line in lines) == 1, "families of tests are explained once"
     assert "units: differences of dice, surface_dice in points (hundredths)" in lines
 
 
@@ -97,8 +100,8 @@ def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
     told, found = study.summary()["verdict"]["probabilities"], read_metrics(study.output)
     assert (told["change"], told["region"]) == ("better", "all")
     means = [np.mean([found[f"case{n}", "all", "nll", method] for n in range(NUM_CASES)]) for method in ("before", "prediction")]
-    start = f"The probabilities got better: negative log likelihood {means[0]:.5f} → {means[1]:.5f} (better in 9 of 9 cases, p 0.0039), "
-    assert told["sentence"].startswith(start + "calibration error (ECE) ")
+    start = f"The probabilities of all labels got better: negative log likelihood {means[0]:.5f} → {means[1]:.5f} "
+    assert told["sentence"].startswith(start + "(better in 9 of 9 cases, p 0.0039), calibration error (ECE) ")
     assert result.stdout.splitlines()[-3] == told["sentence"]
     assert told["sentence"] in (study.output / "report.html").read_text(encoding="utf-8")
 
@@ -223,6 +226,23 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     assert "verdict: Too few cases. n = 3" in result.stdout.splitlines()[-1]
     quiet = run_here(*study.arguments, "-q")
     assert (quiet.stderr, quiet.stdout) == ("", result.stdout.splitlines(keepends=True)[-1])
+
+
+@pytest.mark.parametrize("has_baseline", [True, False])
+def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
+    """Of case0, the reference is empty, too; case2 lacks only one of its labels."""
+    study = write_study(tmp_path, 4)
+    for name, case, labels in (("labels", 0, (1, 2)), ("after", 0, (1, 2)), ("after", 1, (1, 2)), ("after", 2, (2,)), ("after", 3, (1, 2))):
+        values = study.maps[name][f"case{case}"]
+        values[np.isin(values, labels)] = 0
+        save_map(tmp_path / name / f"case{case}.nii.gz", values)
+    arguments = [argument for argument in study.arguments if has_baseline or not str(argument).startswith(("-b", "before="))]
+    result = run_here(*arguments, status=0)
+    note = "prediction has no foreground in 2 cases where the reference has some: case1, case3."
+    assert f"note: {note}\n" in result.stdout
+    summary = study.summary()
+    assert summary["empty_predictions"] == {"prediction": ["case1", "case3"]}
+    assert (note in summary["verdict"]["notes"]) if has_baseline else summary["verdict"] is None
 
 
 def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):

@@ -123,12 +123,12 @@ def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
     for folder in (study.labels, study.after, study.before):
         save_map(folder / "case0.nii.gz", np.zeros(SHAPE, np.uint8))
     result = run_here(*study.arguments)
-    assert (result.status, result.stdout) == (0, "verdict: no verdict: all label maps have only background\n")
+    assert (result.status, result.stdout) == (0, "no verdict: all label maps have only background\n")
     assert read_metrics(study.output) == {}
     (study.before / "case0.nii.gz").write_bytes(b"not an image")
     save_map(study.labels / "case0.nii.gz", study.maps["labels"]["case0"])
     result = run_here(*study.arguments, status=1)
-    assert result.stdout.splitlines()[-1] == "verdict: no verdict: no case of before could be measured"
+    assert result.stdout.splitlines()[-1] == "no verdict: no case of before could be measured"
     (study.after / "case0.nii.gz").write_bytes(b"not an image")
     assert run_here(*study.arguments).status == 1
     assert read_metrics(study.output) == {}

@@ -58,7 +58,7 @@ def measurements(output):
 
 
 def rows_of(result):
-    return {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-4])}
+    return {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:] if "\t" in line)}
 
 
 def head_of(output):
@@ -72,22 +72,29 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     device = choose_device("auto").name
     assert json.loads(output.with_name("params.report.json").read_text())["device"] == device
     assert f"; {device}, 1 thread\n" in result.stderr
-    for words in ("4 cases, 2 folds", "Verdict on cases held out: Too few cases", "bilateral.theta_alpha: trained", "folds"):
+    for words in (
+        "4 cases, 2 cross-validation folds",
+        "Verdict on cases held out: Too few cases",
+        "bilateral.theta_alpha: trained",
+        "folds",
+    ):
         assert words in head_of(output)
     assert "# mm" in output.read_text()
+    assert CrfParameters.load(output).trained_on == ("case0", "case1", "case2", "case3")
 
 
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines, rows = result.stdout.splitlines(), rows_of(result)
-    assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions is tested alone; ")
+    assert lines[-5].startswith("p (Holm): Wilcoxon's signed-rank test; Dice over the judged regions is tested alone; ")
+    assert lines[-4].startswith("95 % CI: in ")
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
     assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert lines[-1].startswith("verdict: Too few cases. n = 4")
     judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
-    assert lines[-3].startswith("Too few cases to tell whether the probabilities got better: negative log likelihood ")
+    assert lines[-3].startswith("Too few cases to tell whether the probabilities of all labels got better: negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume, HD95 and ASSD are looked at there too.
     assert judged["harm"]["num_comparisons"] == 5 * 3 + 2
 

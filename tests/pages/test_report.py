@@ -150,10 +150,7 @@ def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_p
     found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=judged), num_shown=1))
     assert judged.outcome == Outcome.HELPS
     assert f"Verdict {judged.sentence} {judged.harm.sentence} " in found.text
-    assert (
-        "But significantly worse than with network: volume error. What got worse (p after Holm over 1 test of other metrics over the "
-        "judged regions and over 4 " in found.text
-    )
+    assert "But significantly worse than with network: volume error. What got worse: volume error in 12 of 12 cases (" in found.text
     assert any(attributes.get("class") == "verdict open" for _, attributes in found.elements)
     mean, front = judged.harm.significant[:2]
     for decline, name in ((mean, "mean over regions"), (front, "1 front <part>")):

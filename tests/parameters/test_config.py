@@ -1,5 +1,6 @@
 """Parameters: defaults and presets, files that round trip, dotted keys, and errors that name the key."""
 
+import dataclasses
 import re
 import stat
 import tomllib
@@ -90,6 +91,20 @@ def test_save_and_load_round_trip(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_the_names_of_the_cases_that_values_were_learned_on_are_kept(tmp_path):
+    """Through files, tables and changes of other values; without names, nothing is written."""
+    names = ("case 1", 'a "b", c', "ä", r"d\udce9")
+    learned = dataclasses.replace(CrfParameters(), trained_on=list(names))
+    learned.save(tmp_path / "p.toml")
+    changed = CrfParameters.load(tmp_path / "p.toml").replace(**{"spatial.weight": 2.0})
+    assert changed.trained_on == CrfParameters.from_dict(changed.to_dict()).trained_on == names
+    assert "trained_on" not in CrfParameters().to_toml()
+    assert "trained_on" not in CrfParameters().to_dict()
+    for wrong in ("'case1'", "[1]", "true"):
+        with pytest.raises(ConfigError, match="trained_on: expected a list of names of cases, got "):
+            CrfParameters.from_toml(f"trained_on = {wrong}")
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):

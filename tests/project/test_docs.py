@@ -199,7 +199,7 @@ def test_every_key_is_in_the_reference_with_its_default():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("`"): row[1].strip("`") for row in rows}
     defaults = {f"{table}.{entry.name}": entry.default for table, kind in SECTIONS.items() for entry in dataclasses.fields(kind)}
-    assert documented.keys() == defaults.keys() | {"schema"}
+    assert documented.keys() == defaults.keys() | {"schema", "trained_on"}
     for key, default in defaults.items():
         shown = None if documented[key] == "not set" else tomllib.loads(f"value = {documented[key]}")["value"]
         assert (tuple(shown) if isinstance(shown, list) else shown) == default, key

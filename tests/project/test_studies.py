@@ -68,7 +68,7 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
     assert rows["trained CRF"] == f"{100 * (after - before):+.2f}".replace("-", "−")
     verdict = json.loads((home / "evaluation" / "summary.json").read_text())["verdict"]
     assert f"> {verdict['sentence']}" in text
-    rivals = ["vector scaling", "Gaussian smoothing", "guided filter", "Dice decision", "largest component", "default CRF"]
+    rivals = ["vector scaling", "Gaussian smoothing", "guided filter", "Dice decision", "largest component", "default preset"]
     assert [rival["name"] for rival in verdict["rivals"]] == rivals
 
 

@@ -49,9 +49,9 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     assert harm.num_comparisons == 3
     change = 100 * falls.mean()
     assert harm.sentence == (
-        "What got worse (p after Holm over 3 tests of other metrics over the judged regions): "
-        f"sensitivity in 24 of 30 cases ({change:.2f} points on average, "
-        f"p {harm.significant[0].p_holm:.0e}). ".replace("e-0", "e-")
+        f"What got worse: sensitivity in 24 of 30 cases ({change:.2f} points on average, p {harm.significant[0].p_holm:.0e}). ".replace(
+            "e-0", "e-"
+        )
         + "Worse in most cases, but not significantly: HD95 in 19 of 30 cases "
         f"({distances.mean():.2f} mm on average, which is better, p {harm.in_most_cases[0].p_holm:.2g})."
     )
@@ -79,10 +79,7 @@ def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     assert decline.p_holm == 2 * decline.comparison.p_value == 2 * 2 / 2**20
     change = 100 * changes["dice", "2"].mean()
     figures = f"{change:.2f} points on average, p 4e-6"
-    assert (
-        judged.harm.sentence
-        == f"What got worse (p after Holm over 2 tests in single regions): Dice of 2 back in 20 of 20 cases ({figures})."
-    )
+    assert judged.harm.sentence == f"What got worse: Dice of 2 back in 20 of 20 cases ({figures})."
 
 
 def test_dice_that_falls_in_most_cases_of_a_label_is_named_but_other_metrics_of_single_labels_only_if_significant():
@@ -98,8 +95,8 @@ def test_dice_that_falls_in_most_cases_of_a_label_is_named_but_other_metrics_of_
     assert harm.significant == ()
     assert [decline.name for decline in harm.in_most_cases] == ["Dice of 2"]
     assert harm.sentence.startswith(
-        "Nothing else got significantly worse. Worse in most cases, but not significantly (p after Holm "
-        "over 1 test of other metrics over the judged regions and over 4 tests in single regions): Dice of 2 in 6 of 10 cases ("
+        "No other metric got significantly worse, nor Dice in any region. "
+        "Worse in most cases, but not significantly: Dice of 2 in 6 of 10 cases ("
     )
 
 

@@ -36,7 +36,7 @@ def test_better_and_worse():
         wins = int((sign * FALLS < 0).sum())
         assert found.change == change
         assert found.sentence == (
-            f"The probabilities got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
+            f"The probabilities of all labels got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
             f"(better in {wins} of 24 cases, p {p_value:.0e}), calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
         ).replace("e-0", "e-")
 
@@ -45,17 +45,21 @@ def test_no_difference_and_too_few():
     assert judged({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
     few = judged({"nll": FALLS[-5:]})
     assert few.change == Change.TOO_FEW
-    assert few.sentence.startswith("Too few cases to tell whether the probabilities got better: negative log likelihood ")
+    assert few.sentence.startswith("Too few cases to tell whether the probabilities of all labels got better: negative log likelihood ")
     for same in (judged({"nll": 0 * FALLS, "ece": 0 * FALLS}), judged({"nll": -1e-9 - 1e-10 * np.arange(24)})):
         assert same.change == Change.NO_DIFFERENCE
-        assert same.sentence == "The probabilities are as good as before: negative log likelihood 0.05000 with both."
+        assert same.sentence == "The probabilities of all labels are as good as before: negative log likelihood 0.05000 with both."
 
 
 def test_regions_without_a_distribution_over_labels():
     """Sigmoid channels: the mean over regions, or the only one; all labels together are undefined."""
     lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
     summary = summarize(ResultTable(lines), "network", regions=("1", "2"), num_resamples=50)
-    assert judge_probabilities(summary, "crf").region == MEAN
+    found = judge_probabilities(summary, "crf")
+    assert found.region == MEAN
+    assert found.sentence.startswith("The probabilities of the regions, on average, got better: ")
+    named = judge_probabilities(summarize(table({"nll": FALLS}, "1"), "network", num_resamples=50), "crf", titles={"1": "1 rim"})
+    assert named.sentence.startswith("The probabilities of 1 rim got better: ")
     only = summarize(ResultTable(lines), "network", mean_regions=("2",), num_resamples=50)
     assert {row.region for row in only if row.family == Family.PROBABILITIES} == {"2"}, "the only judged one, though not the first"
     assert judged({"nll": FALLS}, region="1").region == "1"

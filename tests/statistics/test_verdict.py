@@ -38,12 +38,12 @@ ONE_POINT = "The trained CRF helps. Mean Dice +1.00 points against network (95 %
         (
             *(40, {"crf": (1.0, 0.5), "scaling": (0.1, 0.6), "filter": (1.05, 0.5)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [True, False]),
             f"{ONE_POINT} But not shown to gain more than filter: the trained CRF +1.00, filter +1.05 points; the difference is not "
-            "significant (p 0.69 after Holm over 2 rivals, 21 of 40 cases worse): prefer filter, it is simpler.",
+            "significant (p 0.69 after Holm over 2 rivals, 21 of 40 cases worse). Advice: prefer filter, it is simpler.",
         ),
         (
             *(40, {"crf": (1.0, 0.5), "scaling": (3.0, 0.4)}, True, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
-            f"{ONE_POINT} But scaling gains more: the trained CRF +1.00, scaling +3.00 points (p 2e-12, 40 of 40 cases worse): prefer "
-            "scaling, it is simpler.",
+            f"{ONE_POINT} But scaling gains more: the trained CRF +1.00, scaling +3.00 points (p 2e-12, 40 of 40 cases worse). "
+            "Advice: prefer scaling, it is simpler.",
         ),
         (
             *(40, {"crf": (1.0, 0.5), "other": (1.05, 0.5)}, False, Outcome.NOT_BETTER_THAN_SIMPLE, [False]),
@@ -52,13 +52,14 @@ ONE_POINT = "The trained CRF helps. Mean Dice +1.00 points against network (95 %
         ),
         (
             *(30, {"crf": (0.05, 1.0)}, True, Outcome.NO_DIFFERENCE, []),
-            "No significant difference. Mean Dice +0.05 points against network (95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases better); a "
-            "mean difference below 0.33 points could hardly have been seen: do not use it.",
+            "The trained CRF is not shown to help. Mean Dice +0.05 points against network (95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases "
+            "better), no significant difference. A true difference of 0.33 points would be found with probability 80 %, a smaller one "
+            "less often. Advice: do not use it.",
         ),
         (
             *(20, {"crf": (-2.0, 1.0)}, True, Outcome.HURTS, []),
-            "The trained CRF hurts. Mean Dice -2.00 points against network (95 % CI -2.26 to -1.74, p 2e-6, 20 of 20 cases worse): "
-            "do not use it.",
+            "The trained CRF hurts. Mean Dice -2.00 points against network (95 % CI -2.26 to -1.74, p 2e-6, 20 of 20 cases worse). "
+            "Advice: do not use it.",
         ),
         # With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead.
         (
@@ -85,7 +86,7 @@ def test_no_difference_at_all_and_no_case_at_all():
     """Training that ends at the identity, even with few cases; Dice that is undefined everywhere."""
     judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.NO_DIFFERENCE
-    assert judged.sentence == "No difference. The mean Dice is the same in all 3 cases: do not use it."
+    assert judged.sentence == "No difference. The mean Dice is the same in all 3 cases. Advice: do not use it."
     judged = verdict(_table({"crf": [math.nan]}, network=math.nan), "crf", "network")
     assert judged.outcome == Outcome.TOO_FEW
     assert judged.sentence == "Too few cases. n = 0, and at least 6 are needed for p < 0.05."
@@ -114,14 +115,27 @@ def test_the_median_against_the_mean_is_no_clear_benefit():
     gains = spread(50, 0.5, 0.3)
     gains[[3, 17, 40]] = -12.0, -15.0, -9.0
     for sign, start, end in (
-        (1, "More cases gain than lose, but their mean may be zero or worse. Mean Dice -0.", "case_003 -12.00, case_040 -9.00)."),
-        (-1, "More cases lose than gain, though their mean may be zero or better. Mean Dice +0.", "do not use it."),
+        (1, "more cases gain than lose, but their mean may be zero or worse. Mean Dice -0.", "case_003 -12.00, case_040 -9.00)."),
+        (-1, "more cases lose than gain, though their mean may be zero or better. Mean Dice +0.", "do not use it."),
     ):
         judged = verdict(_table({"crf": sign * gains}), "crf", "network", subject=SUBJECT)
         assert judged.outcome == Outcome.MIXED
-        assert judged.sentence.startswith(f"No clear benefit. {start}")
+        assert judged.sentence.startswith(f"No clear benefit. The test of ranks and the interval of the mean disagree: {start}")
         assert judged.sentence.endswith(end)
         assert ("look at the worst cases before using it (case_017 -15.00," in judged.sentence) == (sign > 0)
+
+
+def test_an_interval_without_zero_is_no_finding_if_the_ranks_show_none():
+    """A few large gains lift the mean, and most cases change little in either direction."""
+    gains = np.where(np.arange(20) % 2, 0.1, -0.1) * (1 + np.arange(20) / 100)
+    for sign in (1, -1):
+        gains[:4] = sign * np.array([3.0, 4.0, 5.0, 6.0])
+        judged = verdict(_table({"crf": gains}), "crf", "network", subject=SUBJECT)
+        low, high = judged.comparison.interval
+        assert low > 0 or high < 0
+        assert judged.comparison.p_value > 0.05
+        assert judged.outcome == Outcome.NO_DIFFERENCE
+        assert "difference. The interval of the mean excludes 0, but the test of ranks decides. A true" in judged.sentence
 
 
 def test_the_mean_over_regions_decides_and_regions_can_be_chosen():

@@ -29,6 +29,16 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
     check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST, methods.NNUNET}, set())
 
 
+def test_the_untrained_preset_is_a_rival():
+    """A training that ends at the preset gains nothing over it; one that is clearly better than all rivals names the best of them."""
+    gains = {methods.TRAINED: 0.05, methods.DEFAULT: 0.05}
+    check(methods.MEASURED, gains, methods.TRAINED, methods.NETWORK, set(), {methods.DEFAULT})
+    gains = {methods.TRAINED: 0.09, methods.DEFAULT: 0.05}
+    read, _ = judge(table_of_gains(dict.fromkeys(methods.MEASURED, 0.0) | gains))
+    assert read.outcome == Outcome.HELPS
+    assert "It gains more than every simple method, the best of which is default preset: " in read.sentence
+
+
 def test_the_postprocessing_of_nnunet_is_a_rival():
     gains = {methods.TRAINED: 0.05, methods.NNUNET: 0.09}
     check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED, methods.NETWORK, set(), {methods.NNUNET})

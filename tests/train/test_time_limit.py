@@ -114,7 +114,10 @@ def test_a_run_whose_time_is_over_leaves_its_best_parameters_and_goes_on_when_it
         assert report.with_name("own.checkpoint.json").exists() == (stage is not None)
         return json.loads(report.read_text())
 
-    for stage, num_measured, has_weights in (("reading", 0, False), ("fold 2 of 2: measuring the cases held out", 2, True)):
+    for stage, num_measured, has_weights in (
+        ("reading", 0, False),
+        ("cross-validation fold 2 of 2: measuring the cases held out", 2, True),
+    ):
         report = run(stage)
         sentence = f"Not tested: the time ran out before all cases were measured ({num_measured} of 4)."
         assert (report["verdict"]["outcome"], report["verdict"]["sentence"]) == ("not tested", sentence)

@@ -20,7 +20,7 @@ from crfrefine.pages.report.montage import CHANGE_KINDS, Cut
 from crfrefine.pages.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, shown_values, undefined_counts
 from crfrefine.pages.report.viewer import ViewerCase
 from crfrefine.pages.report.wording import UNDEFINED, effect_text, interval_text, p_text, wording_of
-from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_families
+from crfrefine.statistics.comparison import MEAN, SummaryRow, describe_disagreement, describe_families
 from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
 _ASSETS = files("crfrefine.pages.report") / "assets"
@@ -59,6 +59,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         verdict_regions=[report.region_title(region) for region in report.verdict.regions] if report.verdict is not None else [],
         figures=figures(report),
         families=describe_families(report.summary),
+        disagreement=describe_disagreement(row for row in report.summary if row.method == report.method),
         undefined=[
             (report.region_title(region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
         ]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.memory import memory_limit
-from crfrefine.base.text import see
+from crfrefine.base.text import counted, printable, see
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles
 from crfrefine.engines import FORMS, devices_of, get_backend, is_list
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.infer.case_work import CaseSettings, Task
 from crfrefine.runs.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
 from crfrefine.runs.infer.inputs import RunInputs, find_inputs
@@ -92,8 +93,17 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         earlier=list(earlier.all),
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
-    notes = (*inputs.notes, *earlier.notes)
+    notes = (*inputs.notes, *earlier.notes, *_note_on_training(cases, options.parameters))
     return RunPlan(inputs, settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
+
+
+def _note_on_training(cases: Sequence[CaseFiles], parameters: CrfParameters) -> tuple[str, ...]:
+    """Return a note if the parameters were learned on cases of these names."""
+    number = len({printable(files.case_id) for files in cases} & set(parameters.trained_on))
+    if not number:
+        return ()
+    learned = "among those that the parameters were learned on, and so no evidence for new cases"
+    return (f"{number} of {counted(len(cases), 'case')} {'is' if number == 1 else 'are'} {learned}",)
 
 
 def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
