@@ -13,7 +13,7 @@ from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS,
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable
 from crfrefine.statistics.paired import PairedComparison, holm
-from crfrefine.train.methods import DEFAULT, METHODS, NETWORK
+from crfrefine.train.methods import METHODS, NETWORK
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Findings:
     def largest_gap(self) -> float:
         """The largest difference between train-crf's own Dice of the held-out cases and that of the label maps written here.
 
-        The preset is left out: train-crf runs it with the trained model's normalization of the image.
+        Methods without label maps here are left out.
         """
         names = {tuple(labels): name for name, labels in self.summary["regions"].items()}
         gaps = []
         for line in self.training["measurements"]:
-            if line["metric"] == "dice" and line["method"] != DEFAULT and line["value"] is not None:
+            if line["metric"] == "dice" and line["method"] in self.table.methods and line["value"] is not None:
                 region = names.get(tuple(self.training["regions"][line["region"]]))
                 if region is None:
                     continue

@@ -39,7 +39,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
     """Write the measurements and the summary."""
     folder = evaluation.options.output
-    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.table).encode(errors="surrogateescape"))
+    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode(errors="surrogateescape"))
     content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
     write_small_file(folder / SUMMARY_NAME, content.encode())
     return folder / METRICS_NAME, folder / SUMMARY_NAME

@@ -85,7 +85,7 @@ class Evaluation:
         return self.settings.plan.judged or tuple(name for name in self.regions if name not in self.settings.plan.named)
 
     @cached_property
-    def table(self) -> ResultTable:
+    def full_table(self) -> ResultTable:
         """Every case, method, region and metric."""
         return ResultTable(
             Measurement(result.case_id, region, metric, value, method)
@@ -97,11 +97,19 @@ class Evaluation:
         )
 
     @cached_property
+    def table(self) -> ResultTable:
+        """What is summarized, judged and shown: all cases but those used for learning, or these if there are no others."""
+        table = ResultTable(line for line in self.full_table if line.case not in self._learned_cases)
+        return table if table.cases else self.full_table
+
+    @property
+    def _learned_cases(self) -> set[str]:
+        return {case for cases in self.learned.values() for case in cases}
+
+    @cached_property
     def summary(self) -> list[SummaryRow]:
         """Each method, compared with the baseline if there is one; calibration only for methods with probabilities."""
-        return self._summarize(self.table)
-
-    def _summarize(self, table: ResultTable) -> list[SummaryRow]:
+        table = self.table
         if not table.cases:
             return []
         baseline = self.options.baseline or self.options.name
@@ -119,30 +127,17 @@ class Evaluation:
     def verdict(self) -> Verdict | None:
         """The verdict on the judged method; None without a baseline, or if one of the two has no case.
 
-        Cases that the parameters of a method were learned on say nothing of new cases: the verdict is over the others.
+        Cases that the parameters of a method were learned on say nothing of new cases: it is over the others.
         """
         options, table = self.options, self.table
-        both, learned = {options.name, options.baseline}, {case for cases in self.learned.values() for case in cases}
-        if options.baseline is None or not both <= set(table.methods):
+        others = [name for name, _ in options.baselines[1:]]
+        if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
-        if learned:
-            table = ResultTable(line for line in table if line.case not in learned)
-        if both <= set(table.methods):
-            judged = self._judge(table)
-            if learned:
-                start = f"{self.learned_text}. Without {'it' if len(learned) == 1 else 'them'}: "
-                note = f"The tables are over all {len(self.pairs)} cases, the verdict and what stands beside it without those."
-                judged = replace(judged, sentence=start + judged.sentence, notes=(note, *judged.notes))
-        else:
+        if self._learned_cases.issuperset(table.cases):
             reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
             judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
-        return replace(judged, notes=(*judged.notes, *self.empty_notes))
-
-    def _judge(self, table: ResultTable) -> Verdict:
-        options = self.options
-        others = [name for name, _ in options.baselines[1:]]
-        assert options.baseline is not None
-        return verdict(
+            return replace(judged, notes=self.empty_notes)
+        judged = verdict(
             table,
             options.name,
             options.baseline,
@@ -151,16 +146,18 @@ class Evaluation:
             rivals_are_simple=False,
             regions=self.judged_regions,
             subject=_subject(options.name),
-            summary=self.summary if table is self.table else self._summarize(table),
+            summary=self.summary,
             titles=self.titles,
         )
+        start = f"{self.learned_text}. Without {_them(len(self._learned_cases))}: " if self.learned else ""
+        return replace(judged, sentence=start + judged.sentence, notes=(*judged.notes, *self.empty_notes))
 
     @property
     def learned_text(self) -> str:
         """How many cases were used for learning, and for which methods; empty if none is known."""
         if not self.learned:
             return ""
-        number, total = len({case for cases in self.learned.values() for case in cases}), len(self.pairs)
+        number, total = len(self._learned_cases), len(self.pairs)
         shown = f"{number} of {counted(total, 'case')}" if number < total else "the only case" if total == 1 else f"all {total} cases"
         was, evidence = ("was", "and is") if number == 1 else ("were", "and are")
         methods = listed(list(map(_subject, self.learned)))
@@ -174,7 +171,8 @@ class Evaluation:
         if not self.regions and any(result.values for result in self.results):
             return "no verdict: all label maps have only background"
         missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
-        return f"no verdict: no case of {' and '.join(missing)} could be measured"
+        new = "that was not used for learning " if self.learned else ""
+        return f"no verdict: no case of {' and '.join(missing)} {new}could be measured"
 
     @property
     def power_note(self) -> str | None:
@@ -212,7 +210,7 @@ class Evaluation:
     @cached_property
     def empty_predictions(self) -> dict[str, tuple[str, ...]]:
         """The cases whose prediction has no foreground although the reference has, by method; methods without any are left out."""
-        table, regions = self.table, [region for region in self.regions if region in self.table.regions]
+        table, regions = self.full_table, [region for region in self.regions if region in self.full_table.regions]
         found: dict[str, tuple[str, ...]] = {}
         for method in table.methods if regions else ():
             # Their denominators are the sizes of prediction and reference.
@@ -228,8 +226,9 @@ class Evaluation:
     @property
     def empty_notes(self) -> tuple[str, ...]:
         """A sentence for each method with empty predictions."""
+        total = counted(len(self.full_table.cases), "case")
         return tuple(
-            f"{method} has no foreground in {counted(len(cases), 'case')} where the reference has some: {listed(cases)}."
+            f"{method} has no foreground in {len(cases)} of {total} though the reference has some: {listed(cases)}."
             for method, cases in self.empty_predictions.items()
         )
 
@@ -256,6 +255,10 @@ class Evaluation:
                 row.update({metric: of_region.get(metric, absent) for metric in CALIBRATION_METRICS})
             completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
         return completed
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
 
 
 def _subject(method: str) -> str:

@@ -9,7 +9,7 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.options import CASES_NAME, REPORT_NAME, EvaluationOptions, check_options
+from crfrefine.evaluate.options import CASES_NAME, METRICS_NAME, REPORT_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
@@ -43,8 +43,10 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     num_processes = min(asked, len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
-    if options.baseline is None and learned:  # Otherwise the verdict says it.
-        notes.append(evaluation.learned_text)
+    if learned:
+        others = len(pairing.cases) - len({case for cases in learned.values() for case in cases})
+        over = f"; means and charts are over the other {others}, {METRICS_NAME} has all" if others else ""
+        notes.append(evaluation.learned_text + over)
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:

@@ -113,9 +113,7 @@ def measure_methods(
         guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
     if tuned.decision.scaling is not None:
         decided = within_mask(decided_labels(logits, tuned.decision.scaling, case.regions, inside))
-    # The built-in CRF gets the same image as the trained one.
-    default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
-    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided, DEFAULT: crf(default).label_map}
+    rivals = {SCALING: scaled, SMOOTHING: smooth, GUIDED: guided, DICE: decided, DEFAULT: crf(CrfParameters()).label_map}
     maps = {
         NETWORK: network,
         LARGEST: cleaned(network),

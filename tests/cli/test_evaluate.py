@@ -238,7 +238,7 @@ def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
         save_map(tmp_path / name / f"case{case}.nii.gz", values)
     arguments = [argument for argument in study.arguments if has_baseline or not str(argument).startswith(("-b", "before="))]
     result = run_here(*arguments, status=0)
-    note = "prediction has no foreground in 2 cases where the reference has some: case1, case3."
+    note = "prediction has no foreground in 2 of 4 cases though the reference has some: case1, case3."
     assert f"note: {note}\n" in result.stdout
     summary = study.summary()
     assert summary["empty_predictions"] == {"prediction": ["case1", "case3"]}

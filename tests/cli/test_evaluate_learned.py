@@ -48,14 +48,17 @@ def test_the_verdict_is_over_the_cases_that_were_not_used_for_learning(study, tm
     assert judged["comparison"]["num_pairs"] == 7
     assert [rival["comparison"]["num_pairs"] for rival in judged["rivals"]] == [7]
     assert all(decline["comparison"]["num_pairs"] <= 7 for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"])
-    assert judged["notes"][0] == "The tables are over all 9 cases, the verdict and what stands beside it without those."
+    assert {line.split(",")[0] for line in (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()} == {"case", *NAMES}
     start = "2 of 9 cases were used to learn the parameters of the refinement and are no evidence for new cases. Without them: "
     assert judged["sentence"].startswith(start)
     assert "of 7 cases better" in judged["sentence"]
     assert result.stdout.splitlines()[-1] == f"verdict: {judged['sentence']}"
-    assert start in (tmp_path / "evaluation" / "report.html").read_text()
     dice = next(row for row in summary["summary"] if (row["metric"], row["region"], row["method"]) == ("dice", "mean", "prediction"))
-    assert dice["num_values"] == NUM_CASES
+    assert dice["num_values"] == 7
+    assert dice["comparison"] == judged["comparison"]
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    assert start in page
+    assert '"cases":["case0","case2","case3","case5","case6","case7","case8"]' in page
 
 
 def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path):
@@ -72,6 +75,7 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
         "is on cases held out."
     )
     assert summary["power_note"] is None
+    assert [row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"] == [9] * 8
     assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: all 9 cases")
     output = tmp_path / "single"
     files = tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz"
@@ -86,7 +90,9 @@ def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(s
     refined(study, folder, ("case2",), "--continue")
     summary, _ = evaluated(study, folder, "--no-report")
     assert summary["cases_learned_on"] == {"prediction": ["case2"]}
-    assert summary["notes"][-1] == "1 of 9 cases was used to learn the parameters of the refinement and is no evidence for new cases"
+    start = "1 of 9 cases was used to learn the parameters of the refinement and is no evidence for new cases; means "
+    assert summary["notes"][-1] == f"{start}and charts are over the other 8, metrics.csv has all"
+    assert {row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"} == {8}
     (record,) = (folder / ".crfrefine").iterdir()
     record.write_text("no JSON\n" + record.read_text())
     summary, result = evaluated(study, folder, "--no-report")

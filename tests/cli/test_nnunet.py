@@ -57,7 +57,7 @@ def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
     assert f"note: nnU-Net's postprocessing: {path}: the largest component of 1+2+3, then of 2 is kept\n" in result.stderr
     rows = [line.split("\t") for line in result.stdout.splitlines()[1:-1]]
     methods = [row[1] for row in rows if row[0] == "core"]
-    assert methods == [*METHODS[:6], "nnU-Net postprocessing", *METHODS[6:]]
+    assert methods == [*METHODS[:7], "nnU-Net postprocessing", *METHODS[7:]]
     report = json.loads((tree.network / "crfrefine.report.json").read_text())
     assert report["nnunet_postprocessing"]["rules"] == [{"labels": [1, 2, 3], "background": 0}, {"labels": [2], "background": 0}]
     assert "nnU-Net postprocessing" in [rival["name"] for rival in report["verdict"]["rivals"]]

@@ -1,10 +1,19 @@
 """What the verdict is on, and the simpler methods that the CRF must beat: those with the same postprocessing as it."""
 
-from training_helpers import table_of_gains
+from dataclasses import replace
 
+from training_helpers import FINER, as_case, phantom, table_of_gains
+
+from crfrefine.metrics.overlap import measure_case
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement.case import refine
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import methods
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.candidates import FitResult
 from crfrefine.train.comparison import judge
+from crfrefine.train.measuring import measure_methods
+from crfrefine.train.tuned import Tuned
 
 WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 WITH_RULES = {methods.with_rules(name) for name in methods.RIVALS}
@@ -37,6 +46,21 @@ def test_the_untrained_preset_is_a_rival():
     read, _ = judge(table_of_gains(dict.fromkeys(methods.MEASURED, 0.0) | gains))
     assert read.outcome == Outcome.HELPS
     assert "It gains more than every simple method, the best of which is default preset: " in read.sentence
+
+
+def test_the_preset_is_measured_as_infer_runs_it():
+    """Not with the normalization of the trained model."""
+    case = replace(as_case(phantom(3, **FINER)), spacing=(1.1, 1.2, 1.7))
+    regions = {str(label): (label,) for label in range(1, len(case.logits))}
+    parameters = CrfParameters().replace(**{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5})
+    fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
+    found = measure_methods(case, regions, Tuned(fitted, VectorScaling(1.0, (0.0,) * len(case.logits)), 0.0, "each"), "cpu", 1)
+    options = {"spacing": case.spacing, "input_type": "logits"}
+    for name, keep in ((methods.DEFAULT, "none"), (methods.with_largest(methods.DEFAULT), "each")):
+        preset = CrfParameters().replace(**{"postprocess.keep_largest": keep})
+        labels = refine(case.logits, case.image, parameters=preset, **options).label_map
+        assert found[name] == measure_case(labels, case.labels, regions, case.spacing, metrics=methods.METRICS)
+        assert found[name] not in (found[methods.NETWORK], found[methods.TRAINED])
 
 
 def test_the_postprocessing_of_nnunet_is_a_rival():
