@@ -64,7 +64,7 @@ SETS = [
     "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 postprocess.fill_holes=foreground",
     "postprocess.decision=dice",
 ]
-PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "liver-ct", "monai", "prostate"]
+PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "body-ct", "monai", "body-mr"]
 OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2", "--case-timeout 60"]
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
 

@@ -168,7 +168,7 @@ def _infer(study: Study, data: Path, network: Path, parameters: Path | str, outp
     mask_options = ("-m", masks) if masks.is_dir() else ()
     words = ["-i", data / "images", "-p", network, "-o", output, "-c", parameters, *mask_options, *study.grid_options]
     log = parameters.with_suffix(".txt") if isinstance(parameters, Path) else output.parent / f"{parameters}.txt"
-    crfrefine("infer", *words, *options, "--threads", study.threads, "--continue", "--quiet", log=log)
+    crfrefine("infer", *words, *options, "--threads", study.threads, "--allow-vanishing", "--continue", "--quiet", log=log)
 
 
 def _evaluate(study: Study, home: Path, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path) -> None:

@@ -8,7 +8,7 @@ class CrfRefineError(Exception):
 
 
 class ConfigError(CrfRefineError):
-    """A parameter is unknown, of the wrong length, or outside its range; the message names its key."""
+    """A parameter is unknown, of the wrong length, outside its range, or does not fit the case; the message names its key."""
 
 
 class InputError(CrfRefineError):

@@ -125,7 +125,7 @@ def run(seed: int = 0, *, quick: bool = False, num_epochs: int = 10, wrong_label
     logits = predict(network, held_out)
     keep(NETWORK, logits)
     label_maps[LARGEST] = [
-        refine(values, image, spacing=SPACING, parameters=LARGEST_COMPONENT).label_map
+        refine(values, image, spacing=SPACING, parameters=LARGEST_COMPONENT, allow_vanishing=True).label_map
         for values, (image, _) in zip(logits, held_out, strict=True)
     ]
     alone = copy.deepcopy(network)

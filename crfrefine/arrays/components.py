@@ -6,8 +6,8 @@ Components are connected over faces, edges and corners (26 neighbors in 3-D). Th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,8 @@ class Cleaned(Generic[Label]):
     label_map: NDArray[Label]  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
     voxels_filled: int = 0  # voxels of holes that got a label, among them such as had just been removed
+    # Voxels of each label before the rules, and how many of these voxels still have it, for labels that lost voxels.
+    lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
@@ -71,7 +73,14 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
     to_fill = [label for label, rule in enumerate(by_label, start=1) if rule.fills_holes]
     if together.fills_holes or to_fill:
         filled = fill_holes(result, to_fill, any_hole=together.fills_holes)
-    return Cleaned(result, removed, filled)
+    return Cleaned(result, removed, filled, _lost_voxels(label_map, result) if removed else {})
+
+
+def _lost_voxels(before: Array, after: Array) -> dict[int, tuple[int, int]]:
+    """Return the voxels of each label that lost voxels: before, and how many of them still have the label."""
+    lost = np.bincount(before[before != after])
+    totals = {int(label): int(np.count_nonzero(before == label)) for label in np.flatnonzero(lost) if label}
+    return {label: (total, total - int(lost[label])) for label, total in totals.items()}
 
 
 def count_components(mask: Bool) -> int:

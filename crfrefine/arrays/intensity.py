@@ -26,6 +26,9 @@ _BLOCK = 1 << 16
 _SAMPLE = 1 << 13
 # Integers of up to this many bytes are counted, not sorted.
 _COUNTED_BYTES = 2
+MAX_CLIPPED = 0.95
+"""Share of voxels outside of a window from which on the window does not fit the image."""
+
 # A spread whose inverse does not fit into float32 counts as zero.
 _CONSTANT = float(np.finfo(np.float32).tiny)
 
@@ -117,6 +120,36 @@ def fit_intensity(
     """Return the maps that `normalize_intensity` applies, one per modality, for an image in storage order."""
     plans = parameters.by_modality(image.shape[0])
     return tuple(_fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
+
+
+def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
+    """Return a note for each modality whose window does not fit its values, such as a window of Hounsfield units for MRI.
+
+    A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or if all values of the image are on one side
+    of the window's middle: CT has air and fat, and other images are rarely negative.
+
+    Args:
+        image: (M, *grid).
+        parameters: of the normalization.
+        mask: (*grid); None: everywhere.
+    """
+    notes = []
+    for modality, (values, (kind, _, window)) in enumerate(zip(image, parameters.by_modality(len(image)), strict=True)):
+        if kind != "window" or window is None:
+            continue
+        low, high = float(values.min()), float(values.max())
+        inside = values if mask is None else values[mask]
+        clipped = (np.count_nonzero(inside < window[0]) + np.count_nonzero(inside > window[1])) / max(1, inside.size)
+        middle = 0.5 * (window[0] + window[1])
+        problem = f"{clipped:.0%} of the voxels are outside of it" if clipped >= MAX_CLIPPED else ""
+        if not problem and (low >= middle or high <= middle):
+            problem = f"all values are {'above' if low >= middle else 'below'} its middle"
+        if problem:
+            notes.append(
+                f"intensity.window does not seem to fit modality {modality}: it is [{window[0]:g}, {window[1]:g}], and the image has "
+                f"values from {low:g} to {high:g}: {problem}. For images other than CT, intensity.normalization = percentile is usual"
+            )
+    return tuple(notes)
 
 
 def _fit_modality(

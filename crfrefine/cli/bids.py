@@ -62,6 +62,7 @@ def bids(
     ] = None,
     config: shared.ConfigOption = "default",
     overrides: shared.OverridesOption = None,
+    allow_vanishing: shared.AllowVanishingOption = False,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
     device: shared.DevicesOption = "auto",
     threads: shared.ThreadsPerDeviceOption = None,
@@ -99,11 +100,13 @@ def bids(
         print_evaluation(evaluation, verbosity)
         failed = evaluation.num_failed
     else:
+        parameters = shared.parameters_of(config, overrides)
         inference = InferenceOptions(
             images=(),
             logits=(),
             output=output,
-            parameters=shared.parameters_of(config, overrides),
+            parameters=parameters,
+            allow_vanishing=shared.may_vanish(allow_vanishing, parameters, overrides),
             input_type=input_type.value,
             device=device,
             threads=threads,

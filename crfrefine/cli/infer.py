@@ -29,6 +29,7 @@ def infer(
         str, shared.config_option(help="A preset's name, a TOML file, or auto: chosen for these cases, without labels.")
     ] = "default",
     overrides: shared.OverridesOption = None,
+    allow_vanishing: shared.AllowVanishingOption = False,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,
@@ -101,12 +102,14 @@ def infer(
     from crfrefine.runs.infer.run import run_inference
 
     is_auto = config == shared.AUTO
+    parameters = shared.parameters_of("default" if is_auto else config, overrides)
     options = InferenceOptions(
         images=tuple(images or ()),
         logits=tuple(logits or ()),
         output=output,
         masks=masks if masks in (None, "nonzero") else Path(masks),
-        parameters=shared.parameters_of("default" if is_auto else config, overrides),
+        parameters=parameters,
+        allow_vanishing=shared.may_vanish(allow_vanishing, parameters, overrides),
         input_type=input_type.value,
         regions=shared.parse_scheme(regions or (), regions_class_order),
         resample=resample,

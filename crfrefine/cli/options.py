@@ -166,6 +166,13 @@ OverridesOption = Annotated[
     list[str] | None,
     option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable."),
 ]
+AllowVanishingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-vanishing",
+        help="Let rules of [postprocess] remove more than a tenth of a structure: an error unless they are set on the command line.",
+    ),
+]
 InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
 RegionsOption = Annotated[
     list[str] | None,
@@ -299,6 +306,12 @@ def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any]:
     from crfrefine.parameters.toml import parse_override
 
     return dict(parse_override(text) for text in texts or ())
+
+
+def may_vanish(allow_vanishing: bool, parameters: CrfParameters, overrides: Sequence[str] | None) -> bool:
+    """Return whether rules may remove structures: by the option, or since `--set` has all rules that remove components."""
+    keys = parse_overrides(overrides).keys()
+    return allow_vanishing or "postprocess" in keys or parameters.postprocess.removing.keys() <= keys
 
 
 def parse_placement(workers: int | None, dask: str | None, case_timeout: float | None = None, *, processes: int | None = None) -> Placement:

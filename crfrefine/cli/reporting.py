@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cli.progress import VERBOSE, RunReporter
+from crfrefine.refinement.vanishing import REMOVED
 from crfrefine.runs.infer.records import VANISHED
 from crfrefine.runs.infer.run import InferenceObserver
 
@@ -68,7 +69,7 @@ class Reporter(RunReporter, InferenceObserver):
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{case_id}: {text}" if case_id else text)
-        elif text.startswith(VANISHED):  # Every case names what it lost.
+        elif text.startswith((VANISHED, REMOVED)):  # Every case names what it lost.
             self._say(f"{case_id}: {text.partition(';')[0]}")
         self._known.add(gist)
 

@@ -44,6 +44,7 @@ class CrfRefine(Transform):
             that of the metadata, without which the transform raises InputError.
         device: where to compute, as in `crfrefine.refine`; None: the CPU, wherever the tensors are.
         threads: CPU threads; None: the cores that this process may use. In the workers of a DataLoader, 1.
+        allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no rules.
 
     Raises:
         ConfigError: an argument is none of these.
@@ -64,6 +65,7 @@ class CrfRefine(Transform):
         spacing: ArrayLike | None = None,
         device: str | None = None,
         threads: int | None = None,
+        allow_vanishing: bool = False,
     ) -> None:
         super().__init__()
         usual: Output = "labels" if input_type == "labels" else "logits"
@@ -80,6 +82,7 @@ class CrfRefine(Transform):
         self.device = device or "cpu"
         check_threads(threads)
         self.threads = threads
+        self.allow_vanishing = allow_vanishing
 
     def __call__(self, logits: Any, image: Any, mask: Any | None = None) -> Any:
         """Return the refined logits, probabilities or labels, as the settings say.
@@ -126,6 +129,7 @@ class CrfRefine(Transform):
                 regions=self.regions,
                 device=self.device,
                 threads=self.threads,
+                allow_vanishing=self.allow_vanishing or self.output != "labels",
             )
         except CrfRefineError as error:
             place = [f"case {number} of the batch"] if number is not None else []

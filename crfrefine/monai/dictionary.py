@@ -33,6 +33,7 @@ class CrfRefined(MapTransform):
         regions: as in `CrfRefine`.
         spacing: as in `CrfRefine`.
         threads: as in `CrfRefine`.
+        allow_vanishing: as in `CrfRefine`.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -57,12 +58,20 @@ class CrfRefined(MapTransform):
         regions: GivenRegions | None = None,
         spacing: ArrayLike | None = None,
         threads: int | None = None,
+        allow_vanishing: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_keys = ensure_tuple_rep(image_key, len(self.keys))
         self.mask_keys = ensure_tuple_rep(mask_key, len(self.keys))
         self.refine = CrfRefine(
-            parameters, output=output, input_type=input_type, regions=regions, spacing=spacing, device=device, threads=threads
+            parameters,
+            output=output,
+            input_type=input_type,
+            regions=regions,
+            spacing=spacing,
+            device=device,
+            threads=threads,
+            allow_vanishing=allow_vanishing,
         )
 
     @property

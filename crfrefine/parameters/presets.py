@@ -8,6 +8,9 @@ from pathlib import Path
 from crfrefine.base.text import MOST_OF_A_PATH, shorten
 from crfrefine.errors import ConfigError
 
+REMOVED_PRESETS = {"liver-ct": "body-ct", "prostate": "body-mr"}
+"""Presets of earlier versions, with the preset to use now: they kept a single component of all labels together."""
+
 
 def configs_dir() -> Path:
     """The folder of the presets: inside the installed package, or beside it in a source tree."""
@@ -40,6 +43,11 @@ def find_config(name_or_path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
+    if (successor := REMOVED_PRESETS.get(str(name_or_path))) is not None:
+        raise ConfigError(
+            f"{name_or_path}: there is no such preset any more, since it removed all but one component of the labels; use {successor}, "
+            "for a single organ with --set postprocess.keep_largest=foreground"
+        )
     if is_folder:
         raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
     if is_there:

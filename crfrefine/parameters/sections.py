@@ -235,6 +235,13 @@ class PostprocessParameters(Section):
                 "set that to 'foreground' or 'each' too"
             )
 
+    @property
+    def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:
+        """The rules that can remove components, by their dotted keys; empty if all are off."""
+        rules = {"keep_largest": self.keep_largest, "min_component_ml": self.min_component_ml}
+        values = {key: value if isinstance(value, tuple) else (value,) for key, value in rules.items()}
+        return {f"{self.section}.{key}": rules[key] for key in rules if any(value not in ("none", 0.0) for value in values[key])}
+
     def check_lengths(self, num_labels: int) -> None:
         """Raise ConfigError, naming the key, if a list does not have one value per label, background included."""
         for entry in dataclasses.fields(self):

@@ -43,6 +43,7 @@ def refine(
     threads: int | None = None,
     progress: Progress | None = None,
     again: RefiningAgain | None = None,
+    allow_vanishing: bool = False,
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
 
@@ -70,6 +71,7 @@ def refine(
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
         again: for programs that refine one case with ever new parameters (`crfrefine.refinement.refining_again`); None: nothing is kept.
+        allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a tenth of its voxels.
 
     Returns:
         The refined case. Its arrays have the same memory order as `logits`.
@@ -80,7 +82,8 @@ def refine(
             spacing than theirs.
         GridMismatchError: images on different grids.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
-            each other or come with a label map, or a number of threads below 1.
+            each other or come with a label map, a number of threads below 1, or rules of `postprocess` that remove more than a tenth of
+            a label without `allow_vanishing`.
         BackendUnavailableError: the device is not available.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -126,5 +129,13 @@ def refine(
         network = ArrayNetwork(given, input_type, given_regions(regions))
     context = RunContext(threads, progress)
     return refine_network(
-        network, intensities, spacing=steps, parameters=parameters, mask=mask, device=device, context=context, again=again
+        network,
+        intensities,
+        spacing=steps,
+        parameters=parameters,
+        mask=mask,
+        device=device,
+        context=context,
+        again=again,
+        allow_vanishing=allow_vanishing,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
+from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Array, Float32
@@ -29,6 +30,7 @@ from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult, probabilities_of
 from crfrefine.refinement.tiles.solving import solve
+from crfrefine.refinement.vanishing import describe_losses
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -48,8 +50,10 @@ def refine_network(
     device: str = "cpu",
     context: RunContext = NO_CONTEXT,
     again: RefiningAgain | None = None,
+    allow_vanishing: bool = False,
+    names: Mapping[int, str] | None = None,
 ) -> RefinementResult:
-    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`.
+    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages.
 
     It is done on tiles, each with the labels that are present near it, where that is less work or the channels are not in memory; else with
     all labels everywhere, at once, or in slabs where a device has too little memory for that.
@@ -74,6 +78,7 @@ def refine_network(
     if again is not None and prepared.plan is None:
         again.watch(decode, prepared.logits, prepared.box, order)
     refined, notes = _run(prepared, models, backend, context)
+    notes += window_notes(case.values, parameters.intensity, case.mask)
     check_outcome(backend, refined, threads)
 
     started = time.perf_counter()
@@ -86,7 +91,12 @@ def refine_network(
             labels = np.where(inside, labels, labels_of_network)
     else:
         labels = refined.label_map(labels_of_network, decode, threads=threads)
-    cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
+    voxel_ml = math.prod(steps) / 1000.0
+    cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
+    channel_labels = given.channels if isinstance(given, LabelMapNetwork) else None
+    lost = {label if channel_labels is None else channel_labels[label]: counts for label, counts in cleaned.lost.items()}
+    volume = voxel_ml if len(steps) == 3 else None
+    notes += describe_losses(lost, parameters.postprocess, names or {}, volume, allowed=allow_vanishing)
     result = RefinementResult(
         label_map=cleaned.label_map,
         network_label_map=order.to_user(labels_of_network),
@@ -99,6 +109,7 @@ def refine_network(
         num_padding_voxels=prepared.num_padding,
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
+        lost_to_rules=lost,
         notes=prepared.notes + notes,
         spacing=tuple(steps),
         regions=regions,

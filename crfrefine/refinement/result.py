@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -44,6 +45,7 @@ class RefinementResult(Reported):
         num_padding_voxels: voxels in the mask where all input logits were equal (for regions: 0); they took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
+        lost_to_rules: for each label of which `postprocess` removed voxels: its voxels before, and how many of them were left.
         notes: what the caller should know, one sentence each.
         spacing: mm, one per grid axis, as it was given; None: unknown.
         regions: the regions of the channels; None: the channels are labels.
@@ -63,6 +65,7 @@ class RefinementResult(Reported):
     num_padding_voxels: int = 0
     voxels_removed: int = 0
     voxels_filled: int = 0
+    lost_to_rules: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     spacing: tuple[float, ...] | None = None
     regions: RegionScheme | None = None

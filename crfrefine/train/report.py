@@ -204,16 +204,19 @@ def _training_lines(result: TrainingResult) -> list[str]:
 
 
 def _rules_lines(result: TrainingResult) -> list[str]:
-    """Say where the small-object rules come from, if they were asked for."""
+    """Say where the small-object rules come from, if they were asked for, and what `infer` needs with rules that remove components."""
+    needed = ["A case that loses more than a tenth of a structure to the rules of [postprocess] needs `infer --allow-vanishing`."]
+    needed = needed if result.parameters.postprocess.removing else []
     if result.final.rules is None:
-        return []
+        return needed
     chosen = result.final.rules.trained
     if chosen == PostprocessParameters():
         return ["postprocess: no small-object rule was worth it on all cases. The verdict is on those of the folds, if any."]
     same = sum(fold.tuned.rules is not None and fold.tuned.rules.trained == chosen for fold in result.folds)
     return [
         f"postprocess: the small-object rules that are best on all cases; {same} of {len(result.folds)} folds chose the same. "
-        "The verdict is on the CRF together with the rules of the folds."
+        "The verdict is on the CRF together with the rules of the folds.",
+        *needed,
     ]
 
 

@@ -150,6 +150,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
         input_type="logits",
         regions=case.regions,
         threads=threads,
+        allow_vanishing=True,  # Rules are those that were set by hand.
     )
     padding = case.find_padding()
     mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask

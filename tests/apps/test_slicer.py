@@ -54,7 +54,7 @@ def test_the_panel_has_every_option_and_speaks_to_people_who_click():
     presets = next(found for found in root.iterfind("parameters/string-enumeration") if found.findtext("name") == "config")
     assert [choice.text for choice in presets.findall("element")] == list_presets()
     assert presets.findtext("default") == "default"
-    assert "liver-ct: Liver, with or without tumors, in abdominal CT in Hounsfield units." in presets.findtext("description")
+    assert "body-ct: Organs and bones in CT in Hounsfield units, as many labels as there are." in presets.findtext("description")
     texts = [
         root.findtext("description"),
         *(found.text for tag in ("description", "label") for found in root.iterfind(f"parameters/*/{tag}")),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.intensity import normalize_intensity, window_notes
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -48,6 +48,20 @@ def test_each_modality_may_have_its_own_normalization():
     assert abs(float(result[1].mean())) < 1e-5
     with pytest.raises(ConfigError, match=r"intensity\.normalization: it has 2 values, but the case has 3 modalities"):
         normalize_intensity(_image(3), parameters)
+
+
+def test_a_window_that_does_not_fit_is_noted():
+    """It clips nearly all voxels inside the mask, or all values of the image are on one side of its middle."""
+    ct = np.linspace(-1000.0, 1000.0, 7 * 5 * 9, dtype=np.float32).reshape(1, *SHAPE)
+    inside = ct[0] > 900.0
+    soft, wide = (IntensityParameters(normalization="window", window=window) for window in ((-160.0, 240.0), (-1000.0, 1000.0)))
+    assert window_notes(ct, soft) == window_notes(ct, wide) == window_notes(ct, wide, inside) == ()
+    (note,) = window_notes(ct, soft, inside)
+    assert "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: 100% of the voxels are outside" in note
+    (note,) = window_notes(np.concatenate([ct, np.abs(ct)]), wide)
+    assert "modality 1: it is [-1000, 1000]" in note
+    assert "all values are above its middle" in note
+    assert window_notes(np.abs(ct), IntensityParameters()) == ()
 
 
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])

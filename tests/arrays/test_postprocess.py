@@ -62,6 +62,8 @@ def test_labels_are_cleaned(name):
     cleaned = clean(label_map, PostprocessParameters(**parameters), 0.002)
     np.testing.assert_array_equal(cleaned.label_map, drawing(*expected))
     np.testing.assert_array_equal(label_map, drawing(*given))
+    left = {label: (np.sum(label_map == label), np.sum((label_map == label) & (cleaned.label_map == label))) for label in (1, 2, 3)}
+    assert cleaned.lost == {label: counts for label, counts in left.items() if counts[0] != counts[1]}
     changed = np.count_nonzero(cleaned.label_map != label_map)
     if name == "hole of a removed island":  # what was removed and filled counts as both
         assert (cleaned.voxels_removed, cleaned.voxels_filled) == (1, 9)

@@ -43,9 +43,9 @@ def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
     """A path is none of both, so that the shell completes it as a file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.toml").touch()
-    offered = complete_config("li")
+    offered = complete_config("body-c") + complete_config("li")
     assert offered == [
-        ("liver-ct", "Liver, with or without tumors, in abdominal CT in Hounsfield units"),
+        ("body-ct", "Organs and bones in CT in Hounsfield units, as many labels as there are"),
         ("lines.toml", "file of parameters"),
     ]
     assert complete_config("./li") == []

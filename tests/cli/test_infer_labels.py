@@ -174,7 +174,7 @@ def test_labels_of_logits_are_saved_one_by_one_and_those_that_vanish_told(tmp_pa
     (record,) = json.loads(summary.read_text())["cases"]
     assert record["vanished_labels"] == [label for label, voxels in enumerate(record["voxels_before"]) if label and voxels] != []
     assert "a: labels that vanished: 1 (" in result.stderr
-    assert "the rules of [postprocess] removed small objects" in result.stderr
+    assert "a: structures that rules of [postprocess] removed, " in result.stderr
 
 
 def test_a_union_of_structures_that_comes_back_empty_is_named(structures):

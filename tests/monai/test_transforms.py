@@ -271,3 +271,14 @@ def test_the_layer_takes_tensors_with_metadata():
     (logits, expected), (tagged, found) = pairs
     torch.testing.assert_close(torch.Tensor(found), expected, rtol=0.0, atol=0.0)
     torch.testing.assert_close(torch.Tensor(tagged.grad), logits.grad, rtol=0.0, atol=0.0)
+
+
+def test_rules_that_remove_more_than_a_tenth_of_a_label_need_permission():
+    """Logits and probabilities have no rules."""
+    logits, image = make_case()
+    parameters = PARAMETERS.replace(**{"postprocess.min_component_ml": 1000.0})
+    data = {"pred": placed(logits), "image": placed(image)}
+    with pytest.raises(ConfigError, match=r"case7_0000.*: postprocess.min_component_ml = 1000.0 would remove more than 10% of 2"):
+        CrfRefined("pred", parameters=parameters, output="labels")(data)
+    assert not CrfRefined("pred", parameters=parameters, output="labels", allow_vanishing=True)(data)["pred"].any()
+    np.testing.assert_array_equal(CrfRefine(parameters)(data["pred"], data["image"]), CrfRefine(PARAMETERS)(data["pred"], data["image"]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.presets import configs_dir, list_presets
+from crfrefine.parameters.presets import REMOVED_PRESETS, configs_dir, list_presets
 from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
@@ -33,11 +33,21 @@ def _two_kernels():
 
 
 def test_the_presets_are_there_and_the_first_is_the_default():
-    assert {*PRESETS} >= {"default", "brats", "hippocampus", "liver-ct"}
+    assert {*PRESETS} >= {"default", "brats", "hippocampus", "body-ct", "body-mr"}
     assert ["default", *sorted({*PRESETS} - {"default"})] == PRESETS
     assert CrfParameters.load("default") == CrfParameters()
-    with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, brats, "):
+    with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, body-ct, "):
         CrfParameters.load("hipocampus")
+
+
+@pytest.mark.parametrize(("name", "successor"), REMOVED_PRESETS.items())
+def test_a_preset_that_is_gone_names_the_one_to_use(name, successor, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=f"^{name}: there is no such preset any more, .* use {successor}, for a single organ"):
+        CrfParameters.load(name)
+    assert successor in PRESETS
+    monkeypatch.chdir(tmp_path)
+    CrfParameters().save(name)
+    assert CrfParameters.load(name) == CrfParameters(), "a file of that name is the user's own"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -49,6 +59,7 @@ def test_a_preset_says_what_it_is_for(name):
     table = tomllib.loads(text)
     assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "volume", "mean_field", "postprocess"}
     assert CrfParameters.from_dict(table) == parameters
+    assert not parameters.postprocess.removing, "no preset may remove an organ"
     assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
 
 

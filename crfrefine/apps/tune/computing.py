@@ -77,7 +77,7 @@ class CaseRefiner:
             network = ArrayNetwork(case.logits, "logits", case.regions)
         shared: dict[str, Any] = {"spacing": case.spacing, "parameters": replace(parameters, intensity=NORMALIZED), "mask": mask}
         context, again = RunContext(self._threads, progress), replace(self._again, show=show)
-        return refine_network(network, image, device=self._device, context=context, again=again, **shared)
+        return refine_network(network, image, device=self._device, context=context, again=again, allow_vanishing=True, **shared)
 
     def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
         """Return a box of the case, refined by itself; None if nothing in it can be refined.

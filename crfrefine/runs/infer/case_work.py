@@ -133,20 +133,20 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     options, record, case = settings.options, work.record, work.case
     assert case is not None
     started = time.perf_counter()
-    result = _result(settings, case, progress)
+    lost, segments = (case.network.lost, case.network.segments) if isinstance(case.network, LabelMap) else ({}, ())
+    names = {**settings.names.labels, **{segment.label: segment.name for segment in segments}}
+    result = _result(settings, case, names, progress)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
-    lost, segments = (case.network.lost, case.network.segments) if isinstance(case.network, LabelMap) else ({}, ())
     outvoted = vanished_labels(result.changes)
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        names = settings.names.labels
         gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
-        advice = "; a lower bilateral.weight or mean_field.temperature changes less" if outvoted else ""
-        advice += ", and the rules of [postprocess] removed small objects" if outvoted and result.voxels_removed else ""
+        by_crf = outvoted.keys() - result.lost_to_rules.keys()
+        advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
         notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
     for text in notes:
         note(text)
@@ -185,7 +185,7 @@ def write_case(settings: CaseSettings, work: CaseInWork) -> None:
     record.status = "done"
 
 
-def _result(settings: CaseSettings, case: Case, progress: Progress) -> RefinementResult:
+def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progress: Progress) -> RefinementResult:
     """Return the refined case."""
     from crfrefine.base.memory import memory_left, memory_limit
     from crfrefine.cases.label_input import LabelMap
@@ -212,6 +212,8 @@ def _result(settings: CaseSettings, case: Case, progress: Progress) -> Refinemen
         mask=case.mask,
         device=settings.device,
         context=RunContext(options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
+        allow_vanishing=options.allow_vanishing,
+        names=names,
     )
 
 

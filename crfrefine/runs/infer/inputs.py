@@ -17,10 +17,9 @@ from crfrefine.cases.mistakes import EXCHANGED, require_any_output, seem_exchang
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.paths import stem_of
 from crfrefine.io.recognition import is_series
 from crfrefine.runs.infer.options import InferenceOptions
-from crfrefine.runs.infer.outputs import label_maps_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class RunInputs:
     cases: tuple[CaseFiles, ...]  # all, those of other parts too
     reading: ReadingOptions
     structures: Mapping[str, int]  # number of each by its name, if each has a file of its own
-    names: Names  # for previews
+    names: Names  # of labels and modalities, for previews, notes and formats that hold names
     notes: tuple[str, ...]  # what was ignored, and why
 
 
@@ -48,9 +47,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         told.insert(0, "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels")
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
-    label_maps = label_maps_of(found, options).values()
-    shows_names = options.preview or options.save_structures or any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps)
-    names = read_names(folders[::-1]) if shows_names else Names()
+    names = read_names(folders[::-1])
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: name for name, number in structures.items()})

@@ -47,6 +47,7 @@ class InferenceOptions:
     command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
     # Whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
     placement: Placement = HERE
+    allow_vanishing: bool = False  # whether rules of [postprocess] may empty a structure, or remove more than a tenth of it
     output_format: str | None = None  # suffix of the label maps in a folder; None: each as its image
     allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
 

@@ -1,0 +1,67 @@
+"""`refine` with rules for small objects that would take labels away."""
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine.errors import ConfigError
+
+SPACING = (1.0, 1.5, 2.0)
+STILL = crfrefine.CrfParameters().replace(**{"bilateral.weight": 0.0, "postprocess.keep_largest": "each"})
+
+
+def labels_with_island(island, *, largest=100, number=1):
+    """A label of a large component, an island, and another label that no rule changes."""
+    labels = np.zeros((40, 9, 5), np.uint8)
+    labels.reshape(40, -1)[2 : 2 + largest // 5, :5] = number
+    labels.reshape(40, -1)[2:3, 20 : 20 + island] = number
+    labels[30:34, 5:8, 2] = number + 1
+    return labels
+
+
+def refine(labels, parameters=STILL, spacing=SPACING, **options):
+    return crfrefine.refine(labels, np.zeros(labels.shape), spacing=spacing, parameters=parameters, input_type="labels", **options)
+
+
+def test_a_tenth_of_a_label_may_go():
+    result = refine(labels_with_island(10, largest=90))
+    assert (result.voxels_removed, result.lost_to_rules, result.notes) == (10, {1: (100, 90)}, ())
+    with pytest.raises(
+        ConfigError, match=r"^postprocess.keep_largest = 'each' would remove more than 10% of 1 structure: label 1 101 → 90"
+    ) as met:
+        refine(labels_with_island(11, largest=90))
+    assert "(0.303 → 0.27 ml)" in str(met.value)
+    assert "allow_vanishing=True" in str(met.value)
+    result = refine(labels_with_island(11, largest=90), allow_vanishing=True)
+    assert result.lost_to_rules == {1: (101, 90)}
+    (note,) = result.notes
+    assert "label 1 101 → 90 voxels" in note
+
+
+def test_labels_are_named_by_their_numbers_in_the_map():
+    """Only labels that occur have channels: label 7 is the first of them."""
+    with pytest.raises(ConfigError, match="label 7 111 → 90"):
+        refine(labels_with_island(21, largest=90, number=7))
+    result = refine(labels_with_island(21, largest=90, number=7), allow_vanishing=True)
+    assert result.lost_to_rules == {7: (111, 90)}
+    assert result == refine(labels_with_island(21, largest=90, number=7), allow_vanishing=True)
+
+
+def test_images_of_two_axes_have_no_volume():
+    labels = labels_with_island(21, largest=90).reshape(40, 45)
+    with pytest.raises(ConfigError, match=r"label 1 111 → 90 voxels, label 2 12 → 4 voxels\n"):
+        refine(labels, spacing=(1.0, 2.0))
+
+
+def test_regions_and_what_the_crf_itself_removes():
+    """A region's label is a label; what no rule removes is no error."""
+    labels = labels_with_island(21, largest=90)
+    log_odds = np.where(np.stack([labels > 0, labels == 2]), 3.0, -3.0)
+    settings = {"spacing": SPACING, "regions": {"whole": [1, 2], "core": [2]}, "parameters": STILL}
+    with pytest.raises(ConfigError, match="label 1 111 → 90"):
+        crfrefine.refine(log_odds, np.zeros(labels.shape), **settings)
+    assert crfrefine.refine(log_odds, np.zeros(labels.shape), **settings, allow_vanishing=True).lost_to_rules == {1: (111, 90)}
+    plain = crfrefine.CrfParameters().replace(**{"bilateral.weight": 60.0, "bilateral.theta_alpha": 9.0})
+    result = refine(labels, plain)
+    assert result.changes.voxels_before[2] > 0 == result.changes.voxels_after[2]
+    assert not result.lost_to_rules
