@@ -29,6 +29,12 @@ _COUNTED_BYTES = 2
 MAX_CLIPPED = 0.95
 """Share of voxels outside of a window from which on the window does not fit the image."""
 
+RIPPLE = 0.1
+"""Largest negative value of an image that is not CT, in shares of its largest value: interpolation and filters leave ripples around 0."""
+
+MIN_NEGATIVE = 0.001
+"""Smallest share of voxels below 0, beyond ripples, in CT."""
+
 # A spread whose inverse does not fit into float32 counts as zero.
 _CONSTANT = float(np.finfo(np.float32).tiny)
 
@@ -125,8 +131,8 @@ def fit_intensity(
 def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
     """Return a note for each modality whose window does not fit its values, such as a window of Hounsfield units for MRI.
 
-    A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or if all values of the image are on one side
-    of the window's middle: CT has air and fat, and other images are rarely negative.
+    A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask. A window that begins below 0 does not fit
+    either if hardly any value of the image is below 0: CT has air and fat, and MRI has at most ripples around 0.
 
     Args:
         image: (M, *grid).
@@ -140,15 +146,16 @@ def window_notes(image: NDArray[np.floating | np.integer], parameters: Intensity
         low, high = float(values.min()), float(values.max())
         inside = values if mask is None else values[mask]
         clipped = (np.count_nonzero(inside < window[0]) + np.count_nonzero(inside > window[1])) / max(1, inside.size)
-        middle = 0.5 * (window[0] + window[1])
-        problem = f"{clipped:.0%} of the voxels are outside of it" if clipped >= MAX_CLIPPED else ""
-        if not problem and (low >= middle or high <= middle):
-            problem = f"all values are {'above' if low >= middle else 'below'} its middle"
-        if problem:
-            notes.append(
-                f"intensity.window does not seem to fit modality {modality}: it is [{window[0]:g}, {window[1]:g}], and the image has "
-                f"values from {low:g} to {high:g}: {problem}. For images other than CT, intensity.normalization = percentile is usual"
-            )
+        if clipped >= MAX_CLIPPED:
+            problem = f"{clipped:.0%} of the voxels are outside of it"
+        elif window[0] < 0.0 and np.count_nonzero(values < min(0.0, -RIPPLE * high)) < MIN_NEGATIVE * values.size:
+            problem = "hardly any value is below 0, where air and fat are in Hounsfield units"
+        else:
+            continue
+        notes.append(
+            f"intensity.window does not seem to fit modality {modality}: it is [{window[0]:g}, {window[1]:g}], and the image has "
+            f"values from {low:g} to {high:g}: {problem}. For images other than CT, intensity.normalization = percentile is usual"
+        )
     return tuple(notes)
 
 

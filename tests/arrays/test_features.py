@@ -51,17 +51,20 @@ def test_each_modality_may_have_its_own_normalization():
 
 
 def test_a_window_that_does_not_fit_is_noted():
-    """It clips nearly all voxels inside the mask, or all values of the image are on one side of its middle."""
+    """It clips nearly all voxels inside the mask, or it begins below 0 and the image does not: but for ripples, as in MRI."""
     ct = np.linspace(-1000.0, 1000.0, 7 * 5 * 9, dtype=np.float32).reshape(1, *SHAPE)
     inside = ct[0] > 900.0
-    soft, wide = (IntensityParameters(normalization="window", window=window) for window in ((-160.0, 240.0), (-1000.0, 1000.0)))
+    soft, wide, positive = (
+        IntensityParameters(normalization="window", window=window) for window in ((-160.0, 240.0), (-1000.0, 1000.0), (100.0, 900.0))
+    )
     assert window_notes(ct, soft) == window_notes(ct, wide) == window_notes(ct, wide, inside) == ()
     (note,) = window_notes(ct, soft, inside)
     assert "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: 100% of the voxels are outside" in note
-    (note,) = window_notes(np.concatenate([ct, np.abs(ct)]), wide)
-    assert "modality 1: it is [-1000, 1000]" in note
-    assert "all values are above its middle" in note
-    assert window_notes(np.abs(ct), IntensityParameters()) == ()
+    for mri in (np.abs(ct), np.where(ct < 0, ct / 20, ct)):
+        (note,) = window_notes(np.concatenate([ct, mri]), wide)
+        assert "modality 1: it is [-1000, 1000]" in note
+        assert "hardly any value is below 0" in note
+        assert window_notes(mri, positive) == window_notes(mri, IntensityParameters()) == ()
 
 
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])
