@@ -209,6 +209,8 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
     assert found.bilateral[0].theta_alpha == 7.0
     assert found.bilateral[0].theta_beta == 0.12
     assert found.postprocess.keep_largest == "foreground"
+    head = " ".join((tmp_path / "p.toml").read_text().partition("schema")[0].replace("#", "").split())
+    assert "rules of [postprocess] needs `infer --allow-vanishing`" in head
     assert found.bilateral[0].weight != 4.0
 
 
