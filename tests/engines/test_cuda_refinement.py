@@ -28,7 +28,7 @@ def gpu_engine(request):
 
 
 def refined(case, device, *, changes=None, **options):
-    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {})), "device": device}
+    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {})), "device": device, "allow_vanishing": True}
     return refine(case.logits, case.image, **(given | options))
 
 
