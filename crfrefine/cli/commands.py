@@ -79,7 +79,7 @@ PANELS = {
     "--resample --case --participant-label --session-label --modality --label",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --no-report",
-    "Model": "--config --set --unlabeled --learn --folds --loss",
+    "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
     "Cluster": "--workers --dask",
     "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "

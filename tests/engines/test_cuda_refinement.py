@@ -28,8 +28,8 @@ def gpu_engine(request):
 
 
 def refined(case, device, *, changes=None, **options):
-    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {})), "device": device, "allow_vanishing": True}
-    return refine(case.logits, case.image, **(given | options))
+    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**(changes or {}))}
+    return refine(case.logits, case.image, device=device, allow_vanishing=True, **(given | options))
 
 
 def case_of(kind):
