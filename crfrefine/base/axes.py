@@ -43,6 +43,21 @@ class StorageOrder:
         return tuple(per_axis[axis] for axis in self.axes)
 
 
+@dataclass(frozen=True)
+class Reorientation:
+    """How the axes of a stored grid become those of another grid with the same voxel centers: exchanged, mirrored, or both."""
+
+    axes: tuple[int, ...]  # for each of the three axes (x, y, z) of the other grid, the number of the stored axis
+    mirrored: tuple[bool, ...]  # for each of them, whether the stored axis runs the other way
+
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of an array ([channels,] z, y, x) of the stored grid as ([channels,] z, y, x) of the other grid."""
+        num_leading = values.ndim - 3
+        order = (*range(num_leading), *(num_leading + 2 - axis for axis in reversed(self.axes)))
+        z, y, x = (slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored))
+        return values.transpose(order)[..., z, y, x]
+
+
 def file_order(channels: NDArray[Any]) -> StorageOrder:
     """Return the order of files for an array (channels, *grid)."""
     return StorageOrder.of_files(channels.ndim - 1)

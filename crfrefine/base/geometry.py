@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.axes import Reorientation
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
@@ -97,6 +98,34 @@ def same_grid(
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
     farthest = np.sqrt(((corners @ difference.T)[:, :3] ** 2).sum(axis=1)).max()
     return bool(farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape))))
+
+
+def reorientation(
+    shape: Sequence[int],
+    affine: NDArray[np.float64],
+    other_shape: Sequence[int],
+    other_affine: NDArray[np.float64],
+) -> Reorientation | None:
+    """Return how the axes of another grid become those of a grid; None if their voxel centers are not the same.
+
+    Args:
+        shape: voxels along each axis, at most three.
+        affine: (4, 4) voxel to world mm.
+        other_shape: shape of the other grid.
+        other_affine: affine of the other grid.
+    """
+    wanted, sizes = (np.array((*extents, 1)[:3]) for extents in (shape, other_shape))
+    # The identity comes first.
+    for axes in map(list, permutations(range(3))):
+        if not np.array_equal(sizes[axes], wanted):
+            continue
+        for mirrored in product((False, True), repeat=3):
+            turned = np.array(other_affine, np.float64)
+            turned[:, :3] = turned[:, axes] * np.where(mirrored, -1.0, 1.0)
+            turned[:, 3] -= turned[:, :3] @ np.where(mirrored, wanted - 1, 0)
+            if same_grid(shape, affine, shape, turned):
+                return Reorientation(tuple(axes), mirrored)
+    return None
 
 
 def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from crfrefine import io
 from crfrefine.base.geometry import same_shape
-from crfrefine.base.text import TIMES, see
+from crfrefine.base.text import TIMES, listed, see
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.label_input import KIND, read_label_header
 from crfrefine.cases.other_grid import WorkGrid
@@ -21,7 +21,7 @@ from crfrefine.io.volume import VolumeHeader
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on one grid, unless the options allow to resample."""
+    """The headers of a case's files; all on the grid of the first image, unless the options allow to resample."""
 
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
@@ -50,6 +50,15 @@ class CaseHeaders:
         return of_image if given is None else given
 
     @property
+    def turnings(self) -> list[str]:
+        """Notes on the files whose voxel axes are turned to those of the image."""
+        found: dict[str, list[str]] = {}
+        for header in (*self.images, *(self.logits.files if self.logits is not None else ()), self.mask, self.labels):
+            if header is not None and header.turned is not None:
+                found.setdefault(header.turning, []).append(header.path.name)
+        return [f"{listed(names, 3)}: {how}" for how, names in found.items()]
+
+    @property
     def on_other_grids(self) -> tuple[VolumeHeader, ...]:
         """The files that are to be interpolated onto the image's grid."""
         companions = (self.logits.files[0] if self.logits is not None else None, self.mask, self.labels)
@@ -67,6 +76,7 @@ class CaseHeaders:
             *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
             *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
             *require_same_identity((*self.images, *others), allow=True),
+            *self.turnings,
         ]
 
 
@@ -90,6 +100,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
     # Before the grids are checked, which usually differ as well: the advice to resample would be wrong here.
     check_identity(images)
+    images = (images[0], *(io.placed_on(image, images[0]) for image in images[1:]))
     for image in images[1:]:
         if not images[0].on_same_grid(image):
             raise _mismatch(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
@@ -101,10 +112,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     logits = _read_network_header(files, options) if files.logits else None
     if logits is not None:
         check_identity((*images, *logits.files))
-    if logits is not None and logits.kind == KIND:
-        placed = tuple(io.placed_on(file, images[0]) for file in logits.files)
-        logits = replace(logits, files=placed, grid_shape=placed[0].grid_shape, affine=placed[0].affine)
-    if logits is not None:
+        logits = logits.placed_on(images[0])
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             _require_grid(files, what, images[0], file, options)

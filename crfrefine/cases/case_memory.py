@@ -82,8 +82,10 @@ def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, 
         voxels = math.prod(first.grid_shape)
         image = sum(np.dtype(header.dtype).itemsize * header.num_channels * voxels for header in headers.images)
         masks = voxels if headers.mask is not None else 0
+        # A channel whose axes are turned is in memory twice.
+        turned = 2 * _FLOAT * voxels if headers.logits is not None and headers.logits.files[0].turned is not None else 0
         require_memory(
-            voxels * _SURVEY_BYTES + image + masks + _STREAM_BYTES,
+            voxels * _SURVEY_BYTES + image + masks + turned + _STREAM_BYTES,
             f"case {case_id!r}: {headers.num_modalities} modalities on a grid of "
             f"{TIMES.join(map(str, first.grid_shape))} voxels take, without the logits, which are streamed,",
             limit,

@@ -63,6 +63,8 @@ class Reference:
         """Raise an error if a file does not belong to the reference and the files before it: on another grid, or of another patient."""
         self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.settings.allow_mismatched_dicom))
         self.met.append(other)
+        if other.turned is not None:
+            self.notes.append(f"{other.path.name}: {other.turning}")
         if self.header.on_same_grid(other):
             return
         if self.settings.resample:
@@ -97,7 +99,8 @@ def read_masks(files: MethodFiles, grid: Reference, regions: RegionReading, told
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and grid.structures:
-        found = read_structures(files.label_map, grid.structures, told, allow_mismatched_dicom=grid.settings.allow_mismatched_dicom)
+        allow = grid.settings.allow_mismatched_dicom
+        found = read_structures(files.label_map, grid.structures, told, grid=grid.header, allow_mismatched_dicom=allow)
         return _onto(grid, found, "structures"), None
     if files.label_map is not None:
         header = io.read_header(files.label_map)
@@ -128,9 +131,9 @@ def _onto(grid: Reference, found: Volume, what: str) -> Labels:
 
 def read_probabilities(paths: tuple[Path, ...], grid: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
-    header = io.read_logits_header(paths, fewest=regions.fewest_channels)
+    header = io.read_logits_header(paths, fewest=regions.fewest_channels).placed_on(grid.header)
     grid.check(header.files[0], "logits")
-    read = io.read_logits(paths, fewest=regions.fewest_channels)
+    read = io.read_logits(paths, fewest=regions.fewest_channels, grid=grid.header)
     stored = file_order(read.values).to_storage(read.values)  # contiguous
     scheme = regions.scheme_of(stored, header.path)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
@@ -186,7 +189,7 @@ def _soft_labels(labels: Array, stored: Float32, note: str, grid: Reference, sch
 
 def read_image(path: Path, grid: Reference) -> Float32:
     """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
-    header = io.read_header(path, io.VOLUME_SUFFIXES)
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid.header)
     grid.check(header, "image")
     values = io.allocate(header)
     io.read_into(header, values)

@@ -22,7 +22,7 @@ from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
-from crfrefine.io.volume import Volume
+from crfrefine.io.volume import Volume, VolumeHeader
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,23 @@ def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions
 # Read the label map of a case whose labels are structures with names: a folder of binary files, or a label map with a `dataset.json`.
 
 
-def read_structures(path: Path, numbers: Mapping[str, int], told: list[str], *, allow_mismatched_dicom: bool = False) -> Volume:
+def read_structures(
+    path: Path,
+    numbers: Mapping[str, int],
+    told: list[str],
+    *,
+    grid: VolumeHeader | None = None,
+    allow_mismatched_dicom: bool = False,
+) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
-    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
+    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does. Axes are turned to
+    those of `grid`; None means those of the first file.
     """
     if not path.is_dir():
-        return _renumbered(io.read_labels(path), path, numbers)
+        return _renumbered(io.read_labels(path, grid=grid), path, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]
+    headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     first = headers[0]
     for header in headers:
         if header.num_channels > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.io.volumes import read_header, read_into
+from crfrefine.io.volumes import placed_on, read_header, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,11 @@ class LogitsHeader:
     def path(self) -> Path:
         """The file, or the first one of several."""
         return self.files[0].path
+
+    def placed_on(self, grid: VolumeHeader) -> LogitsHeader:
+        """Return the headers as `crfrefine.io.placed_on` does for each file."""
+        files = tuple(placed_on(file, grid) for file in self.files)
+        return replace(self, files=files, grid_shape=files[0].grid_shape, affine=files[0].affine)
 
     def reading(self) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
         """Return an array for the values, (L, [z,] y, x), and the jobs that fill it, one per file; they may run at the same time."""
@@ -88,8 +93,8 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
         GridMismatchError: single-label files on different grids.
         UnsupportedFormatError: see `read_header`.
     """
-    files = tuple(read_header(path) for path in paths)
-    first = files[0]
+    first, *others = (read_header(path) for path in paths)
+    files = (first, *(placed_on(file, first) for file in others))
     num_labels = first.num_channels if len(files) == 1 else len(files)
     if num_labels < fewest:
         raise InputError(
@@ -110,13 +115,14 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
     return LogitsHeader(files, num_labels, first.grid_shape, first.affine, None)
 
 
-def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2) -> LogitsFile:
+def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsFile:
     """Read a case's logits or probabilities.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
         fewest: as in `read_logits_header`.
         threads: number of files to read at the same time.
+        grid: header of the image, to which axes are turned; None means as in the files.
 
     Raises:
         InputError: as `read_logits_header`, or values that are NaN or infinite.
@@ -124,6 +130,7 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 
         UnsupportedFormatError: damaged or cut off.
     """
     header = read_logits_header(paths, fewest=fewest)
+    header = header if grid is None else header.placed_on(grid)
     values, jobs = header.reading()
     run_all(jobs, threads)
     return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)

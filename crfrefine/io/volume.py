@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from crfrefine.base.axes import Reorientation
     from crfrefine.io.decode import VoxelStream
     from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.segments import Segment
@@ -46,6 +47,8 @@ class VolumeHeader:
     covers_part: bool = False  # the file may store only the part of its grid that segments reach; see `crfrefine.io.volumes`
     # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
+    # The header of the file itself, and how its axes become those of this one, if they are exchanged or mirrored.
+    turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
     identity: DicomIdentity | None = None  # whose a DICOM file is; None for other formats
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
@@ -56,6 +59,13 @@ class VolumeHeader:
     def remarks(self) -> tuple[str, ...]:
         """Facts that users should know: a misleading file name, if it is one, and the notes."""
         return self.notes if self.misnamed is None else (self.misnamed, *self.notes)
+
+    @property
+    def turning(self) -> str:
+        """How the axes of the file are turned to those of another grid, for notes; empty if they are not."""
+        if self.turned is None:
+            return ""
+        return f"voxel axes turned from {self.turned[0].orientation} to {self.orientation}, without interpolation"
 
     @property
     def orientation(self) -> str | None:

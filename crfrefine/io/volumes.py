@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.failures import reading
-from crfrefine.base.geometry import same_grid
+from crfrefine.base.geometry import reorientation, same_grid
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream, read_whole
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream, as_bytes, read_whole
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
+from crfrefine.io.streams import BlockReader
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -96,8 +97,14 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
     _require_unchanged(header.states)
     try:
-        known = next(known for known in FORMATS if known.name == header.family)
-        with open_inset(header, open_voxels(header.inset[0])) if header.inset else known.load().open_voxels(header) as stream:
+        opened: AbstractContextManager[VoxelStream]
+        if header.turned is not None:
+            opened = _open_turned(header, open_voxels(header.turned[0]))
+        elif header.inset is not None:
+            opened = open_inset(header, open_voxels(header.inset[0]))
+        else:
+            opened = next(known for known in FORMATS if known.name == header.family).load().open_voxels(header)
+        with opened as stream:
             yield stream
     except CrfRefineError:
         _require_unchanged(header.states)  # That is the reason then.
@@ -136,21 +143,25 @@ def _require_unchanged(states: Sequence[FileState]) -> None:
             raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
 
 
-# Files that store a part of a grid: 3D Slicer and DICOM leave out what no segment reaches.
+# Files on another grid of the same voxels: with exchanged or mirrored axes, or with a part of the grid (3D Slicer and DICOM leave out
+# what no segment reaches).
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a file that stores a part of a grid, extended to that grid; any other header unchanged.
+    """Return the header of a file as that of a volume on a grid, if its voxels are those of that grid; any other header unchanged.
 
-    Voxels that the file does not store read as 0.
+    Axes that are exchanged or mirrored are turned. A file that stores a part of the grid is extended; what it does not store reads as 0.
 
     Args:
-        header: of a label map or mask.
-        grid: header of the image it belongs to.
+        header: header of the file.
+        grid: header of the image the file belongs to.
     """
-    if not header.covers_part or header.inset is not None or header.affine is None or grid.affine is None or grid.spacing is None:
+    if header.affine is None or grid.affine is None or grid.spacing is None or header.on_same_grid(grid):
         return header
-    if len(header.grid_shape) != len(grid.grid_shape) or header.num_channels > 1 or header.on_same_grid(grid):
+    found = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
+    if found is not None:
+        return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, found))
+    if not header.covers_part or header.inset is not None or header.num_channels > 1 or len(header.grid_shape) != len(grid.grid_shape):
         return header
     num_axes = len(grid.grid_shape)
     exact = np.linalg.solve(grid.affine, header.affine[:, 3])[:num_axes]
@@ -169,6 +180,26 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         spacing=grid.spacing,
         inset=(header, tuple(int(start) for start in offset)),
     )
+
+
+@contextmanager
+def _open_turned(header: VolumeHeader, stored: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
+    """Open a file whose axes are turned; a channel at a time is in memory, or all of them if the file interleaves them."""
+    assert header.turned is not None
+    own, how = header.turned
+    shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
+    with stored as stream:
+        decoder = Decoder(stream, shape)
+
+        def blocks() -> Generator[bytes | memoryview, None, None]:
+            at_once = 1 if decoder.one_channel_after_the_other else own.num_channels
+            for first in range(0, own.num_channels, at_once):
+                values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type, is_reversed=stream.is_reversed)
+                decoder.fill(values, first)
+                for channel in values:
+                    yield as_bytes(np.ascontiguousarray(how.apply(channel)))
+
+        yield VoxelStream(BlockReader(blocks()), stream.kept_type.newbyteorder("<"), own.path, decoder.finish)
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def find_cases(
     reading = ReadingOptions(input_type, resample=resample, regions=regions_found, allow_mismatched_dicom=allow_mismatched_dicom)
     first: tuple[int, int, int] | None = None
     failed: list[CrfRefineError] = []
-    elsewhere: list[str] = []
+    elsewhere: dict[str, list[str]] = {}
     for case in files:
         sizes = attempt(partial(_sizes, case, data, reading, elsewhere), case)
         if isinstance(sizes, CrfRefineError):
@@ -198,8 +198,7 @@ def find_cases(
     notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *advice, *found.notes]
     if regions is not None:
         notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
-    if elsewhere:
-        notes.append(f"files of {len(elsewhere)} of {len(files)} cases are interpolated onto the grid of the image: {listed(elsewhere)}")
+    notes += [f"files of {len(names)} of {len(files)} cases {what}: {listed(names)}" for what, names in elsewhere.items()]
     declared = None
     if count == 0:
         declared, ignored = declared_labels(files, (data.logits, data.images), num_labels)
@@ -249,8 +248,8 @@ def _nnunet_postprocessing(data: DataFolders) -> tuple[NnunetPostprocessing | No
     return found if found is not None and found.rules else None, notes
 
 
-def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: list[str]) -> tuple[int, int, int]:
-    """Return the numbers of channels (0: a label map), modalities and axes; add the case to `elsewhere` if a file is on another grid."""
+def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]) -> tuple[int, int, int]:
+    """Return the numbers of channels (0: a label map), modalities and axes; add it to `elsewhere` by what is done to a file."""
     if case.are_structures:
         raise InputError(
             f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
@@ -260,7 +259,9 @@ def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewher
     if headers.logits is None:
         raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
     if headers.on_other_grids:
-        elsewhere.append(case.case_id)
+        elsewhere.setdefault("are interpolated onto the grid of the image", []).append(case.case_id)
+    if headers.turnings:
+        elsewhere.setdefault("have other voxel axes than the image and are turned, without interpolation", []).append(case.case_id)
     if headers.logits.kind == KIND:
         return 0, headers.num_modalities, len(headers.images[0].grid_shape)
     return headers.logits.num_labels, headers.num_modalities, len(headers.images[0].grid_shape)

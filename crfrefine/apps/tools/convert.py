@@ -39,7 +39,7 @@ def convert_file(
 
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
     `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
-    image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
+    image with the same voxels, whose geometry the target gets, the order of axes included; needed if the source has none (.npz).
 
     Raises:
         InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.
@@ -55,8 +55,10 @@ def convert_file(
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
-    mismatches = require_same_identity((header, like_header), allow=allow_mismatched_dicom)
-    geometry = _geometry(header, like_header, target)
+    mismatches = [*require_same_identity((header, like_header), allow=allow_mismatched_dicom)]
+    placed = header if like_header is None else io.placed_on(header, like_header)
+    mismatches += [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
+    geometry = _geometry(placed, like_header, target)
     notes = list(mismatches)
     regions = find_regions(None, [source.parent], notes)
     if header.num_channels == 1 and not regions.is_channel(header):
@@ -98,7 +100,7 @@ def _is_series(header: VolumeHeader) -> bool:
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
-    read = io.read_logits([header.path], fewest=regions.fewest_channels)
+    read = io.read_logits([header.path], fewest=regions.fewest_channels, grid=like.header)
     values, kind = read.values, read.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
@@ -149,9 +151,12 @@ def _as_kind(values: Float32, kind: str | None, to: str | None, path: Path) -> t
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
-    header = header if like is None else io.placed_on(header, like)
     if like is not None and not header.on_same_grid(like):
-        raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
+        raise GridMismatchError(
+            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
+            "  convert does not interpolate. Leave --like out to keep the file's own grid; infer, train-crf and evaluate\n"
+            "  interpolate it onto the grid of the image with --resample."
+        )
     chosen = like or header
     if require_suffix(target).refers_to_series and not _is_series(chosen):
         raise InputError(

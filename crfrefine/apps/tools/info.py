@@ -103,6 +103,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
                 num_labels.setdefault(count, []).append(files.case_id)
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
+            parts += headers.turnings
             report.cases[files.case_id] = ", ".join(parts)
             for one in headers.images:
                 for remark in one.remarks:

@@ -157,7 +157,8 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
         volumes += label_files
     image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
-    return all(image.on_same_grid(header) and not differences(image.identity, header.identity) for header in headers)
+    is_placed = all(image.on_same_grid(header) and header.turned is None for header in headers)
+    return is_placed and not any(differences(image.identity, header.identity) for header in headers)
 
 
 def _is_whole_picture(path: Path) -> bool:

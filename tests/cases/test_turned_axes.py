@@ -1,0 +1,197 @@
+"""Files with the voxels of the image on exchanged or mirrored axes: read on the image's grid, with the bytes of files reoriented before."""
+
+import itertools
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import FAST, run_here
+from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
+from resampling_helpers import world_of
+
+from crfrefine import io
+from crfrefine.base.geometry import reorientation
+from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case, read_case_headers
+from crfrefine.cases.case_memory import Kept
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.pieces import read_pieces
+
+SHAPE = (7, 6, 4)
+AFFINE = affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)
+ORDERS = [(axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+ORNT = np.array([[2, -1], [0, 1], [1, -1]])  # exchanges and mirrors axes
+
+
+def turned(image, orientation=ORNT):
+    """A volume of nibabel with its axes exchanged and mirrored by nibabel; the channels stay."""
+    return image.as_reoriented(np.asarray(orientation, float))
+
+
+def turn_file(path, target, orientation=ORNT):
+    nib.save(turned(nib.load(path), orientation), target)
+    return target
+
+
+def scores(shape=SHAPE, num_labels=3, seed=5):
+    return np.random.default_rng(seed).normal(0, 3, (*shape, num_labels)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (5, 5, 5), (5, 1, 3), (1, 6, 1)])
+def test_every_order_of_axes_is_found_as_the_world_coordinates_tell(shape):
+    places = world_of(shape, AFFINE)
+    for axes, signs in ORDERS:
+        ornt = np.array([[axis, sign] for axis, sign in zip(axes, signs, strict=True)])
+        other = turned(nib.Nifti1Image(np.zeros(shape, np.uint8), AFFINE), ornt)
+        found = reorientation(shape, AFFINE, other.shape, other.affine)
+        stored = world_of(other.shape, other.affine)
+        on_grid = np.stack([found.apply(stored[..., axis].T).T for axis in range(3)], axis=-1)
+        assert on_grid.shape == places.shape
+        np.testing.assert_allclose(on_grid, places, atol=1e-4)
+        for shift in (np.eye(3) * 0.5).tolist():  # half a voxel along each axis
+            moved = other.affine.copy()
+            moved[:3, 3] += moved[:3, :3] @ shift
+            assert reorientation(shape, AFFINE, other.shape, moved) is None
+        assert reorientation(shape, AFFINE, (*other.shape[:2], other.shape[2] + 1), other.affine) is None
+        for axis, extent in enumerate(other.shape):
+            if extent > 1:
+                wider = other.affine.copy()
+                wider[:3, axis] *= 1.1
+                assert reorientation(shape, AFFINE, other.shape, wider) is None
+    assert reorientation(shape, AFFINE, shape, AFFINE).axes == (0, 1, 2)
+    assert not any(reorientation(shape, AFFINE, shape, AFFINE).mirrored)
+
+
+def test_a_plane_is_found_as_a_slice_and_with_exchanged_axes():
+    plane = affine_of((1.5, 2.5, 1.0))
+    found = reorientation((5, 4), plane, (4, 5), plane[:, [1, 0, 2, 3]])
+    values = np.arange(20).reshape(1, 5, 4)
+    np.testing.assert_array_equal(found.apply(values)[0], values[0].T)
+
+
+@pytest.mark.parametrize("orientation", [ORNT, [[0, -1], [1, 1], [2, 1]], [[1, 1], [0, 1], [2, -1]]])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path):
+    image = nib.Nifti1Image(scores(), AFFINE)
+    grid = io.read_header(save_nifti(tmp_path / "grid.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE))
+    other = turned(image, orientation)
+    if name.endswith(".nii.gz"):
+        nib.save(other, tmp_path / name)
+    else:  # the channels of a voxel are together
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        values = np.moveaxis(np.asarray(other.dataobj), -1, 0)
+        save_itk(tmp_path / name, values, channels=True, spacing=[*spacing], origin=[*lps[:3, 3]], direction=lps[:3, :3] / spacing)
+    header = io.placed_on(io.read_header(tmp_path / name), grid)
+    assert header.grid_shape == SHAPE
+    assert header.turning.startswith("voxel axes turned from ")
+    values = io.allocate(header)
+    io.read_into(header, values)
+    np.testing.assert_array_equal(values.transpose(3, 2, 1, 0), scores())
+    pieces = np.full_like(values, np.nan)
+    for piece in read_pieces(header, planes=slice(1, 3), most_bytes=200):
+        pieces[piece.channels, piece.planes] = piece.values
+    np.testing.assert_array_equal(pieces[:, 1:3], values[:, 1:3])
+    np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid).values, np.moveaxis(scores(), -1, 0))
+
+
+def test_values_that_are_not_finite_are_named_by_their_place_in_the_file(tmp_path):
+    data = scores()
+    data[2, 3, 1, 1] = np.nan
+    grid = io.read_header(save_nifti(tmp_path / "grid.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE))
+    nib.save(turned(nib.Nifti1Image(data, AFFINE), [[0, -1], [1, 1], [2, 1]]), tmp_path / "a.nii.gz")
+    header = io.placed_on(io.read_header(tmp_path / "a.nii.gz"), grid)
+    with pytest.raises(InputError, match=r"a.nii.gz: 1 of 504 values are NaN.*voxel \(4, 3, 1\) of channel 1"):
+        io.read_into(header, io.allocate(header))
+
+
+def study(folder, turn):
+    """Files of two cases of two modalities; those of the second modality, logits, mask and reference are turned by nibabel on request."""
+    places = {name: folder / name for name in ("images", "logits", "masks", "labels", "maps", "seconds")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    for number, name in enumerate(("a", "b")):
+        rng = np.random.default_rng(number)
+        reference = np.zeros((14, 12, 9), np.uint8)
+        reference[3:9, 4:9, 2:6], reference[6:11, 4:7, 3:8] = 1, 2
+        logits = 2.0 * (reference[..., None] == np.arange(3)) + rng.normal(0, 1.5, (*reference.shape, 3))
+        save_nifti(places["images"] / f"{name}_0000.nii.gz", (100 * reference + rng.normal(0, 20, reference.shape)).astype("i2"), AFFINE)
+        files = {
+            places["images"] / f"{name}_0001.nii.gz": (50 * reference + rng.normal(0, 9, reference.shape)).astype("f4"),
+            places["logits"] / f"{name}.nii.gz": logits.astype("f4"),
+            places["masks"] / f"{name}.nii.gz": (rng.random(reference.shape) < 0.9).astype("u1"),
+            places["labels"] / f"{name}.nii.gz": reference,
+            places["maps"] / f"{name}.nii.gz": logits.argmax(-1).astype("u1"),
+        }
+        for path, values in files.items():
+            image = nib.Nifti1Image(values, AFFINE)
+            nib.save(turned(image) if turn else image, path)
+    return folder
+
+
+def test_commands_write_the_bytes_of_files_reoriented_by_nibabel(tmp_path):
+    plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
+    for folder in (plain, other):
+        common = ("-i", folder / "images", "--masks", folder / "masks", *FAST)
+        done = run_here("infer", *common, "-p", folder / "logits", "-o", folder / "out", "--save-logits", status=0)
+        run_here("infer", *common, "-p", folder / "maps", "-o", folder / "of_maps", status=0)
+        if folder is other:
+            assert "a: a_0001.nii.gz, a.nii.gz, a.nii.gz: voxel axes turned from " in done.stderr
+            again = run_here("infer", *common, "-p", folder / "logits", "-o", folder / "out", "--save-logits", "--continue", status=0)
+            assert "2 skipped" in again.stderr
+        listed = run_here("info", folder, status=0).stdout
+        assert ("voxel axes turned" in listed) == (folder is other)
+        run_here("convert", folder / "maps/a.nii.gz", folder / "a.mha", "--like", folder / "images/a_0000.nii.gz", status=0)
+        run_here("convert", folder / "logits/a.nii.gz", folder / "a.npz", "--like", folder / "images/a_0000.nii.gz", status=0)
+        run_here("convert", folder / "logits/a.nii.gz", folder / "a_map.nii.gz", "--to", "labels", "--like", plain / "images/a_0000.nii.gz")
+    for name in ("out/a.nii.gz", "out/b.nii.gz", "out/a_logits.nii.gz", "of_maps/a.nii.gz", "a.mha", "a_map.nii.gz", "a.npz"):
+        assert (plain / name).read_bytes() == (other / name).read_bytes(), name
+    # The images' grid, not that of the turned files.
+    assert nib.load(other / "out/a.nii.gz").shape == (14, 12, 9)
+
+
+def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_path):
+    plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
+    for kind in ("maps", "logits"):
+        tables = []
+        for number, (labels, methods) in enumerate([(plain, plain), (plain, other), (other, plain)]):
+            out = tmp_path / f"{number}{kind}"
+            run_here("evaluate", methods / kind, labels / "labels", "-o", out, status=0)
+            tables.append((out / "metrics.csv").read_text())
+        assert tables[0] == tables[1]
+        # Sums of surface distances depend on the order of the axes by rounding.
+        of_plain, of_turned = (re.split("[,\\n]", table) for table in tables[::2])
+        for cell, other_cell in zip(of_plain, of_turned, strict=True):
+            assert cell == other_cell or float(cell) == pytest.approx(float(other_cell), rel=1e-5)
+
+
+def test_streamed_channels_are_turned(tmp_path):
+    grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
+    nib.save(turned(nib.Nifti1Image(scores(), AFFINE)), tmp_path / "a.nii.gz")
+    files = CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",))
+    headers = read_case_headers(files)
+    streamed = read_case(headers, ReadingOptions(), kept=Kept.FILES).network
+    found = np.concatenate([piece.values for piece in streamed.pieces()])
+    np.testing.assert_array_equal(found.transpose(0, 3, 2, 1), load_case(files).logits)
+    np.testing.assert_array_equal(load_case(files).logits, np.moveaxis(scores(), -1, 0))
+
+
+def test_files_of_one_label_each_may_have_different_axes(tmp_path):
+    grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
+    paths = []
+    for label in range(3):
+        image = nib.Nifti1Image(scores()[..., label], AFFINE)
+        paths.append(tmp_path / f"label{label}.nii.gz")
+        nib.save(image if label == 0 else turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]])), paths[-1])
+    np.testing.assert_array_equal(load_case(CaseFiles("a", (grid,), tuple(paths))).logits, np.moveaxis(scores(), -1, 0))
+
+
+def test_half_a_voxel_is_another_grid_and_the_error_names_the_way_out(tmp_path):
+    grid = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
+    moved = AFFINE.copy()
+    moved[:3, 3] += AFFINE[:3, 0] / 2
+    nib.save(turned(nib.Nifti1Image(scores(), moved)), tmp_path / "a.nii.gz")
+    with pytest.raises(GridMismatchError, match="give --resample"):
+        read_case_headers(CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",)))
+    done = run_here("convert", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--like", grid, status=1)
+    assert "Leave --like out to keep the file's own grid" in done.stderr
