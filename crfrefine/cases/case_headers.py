@@ -116,6 +116,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             _require_grid(files, what, images[0], file, options)
+        if logits.kind != KIND:  # After the grids: a file with its channels first has a wrong number of them.
+            options.regions.require_number(logits.num_labels, logits.path)
     mask, labels = (
         io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
     )

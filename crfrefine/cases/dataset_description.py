@@ -42,10 +42,10 @@ class DatasetDescription:
         return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
 
     @property
-    def num_labels(self) -> int:
-        """Channels of a softmax over all labels, background included and "ignore" aside."""
-        numbers = {number for value in self.labels.values() for number in (value if isinstance(value, tuple) else (value,))}
-        return len((numbers | {0}) - {self.ignore_label})
+    def num_labels(self) -> int | None:
+        """Channels of a softmax over all labels: one more than the largest label, "ignore" aside; None if it names no labels."""
+        values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
+        return max((number + 1 for numbers in values for number in numbers), default=None)
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:

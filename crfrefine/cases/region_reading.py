@@ -34,7 +34,7 @@ class RegionReading:
 
     scheme: RegionScheme | None = None  # None: channels are labels
     source: str = ""  # the option or file that declares them
-    num_labels: int | None = None  # channels of a softmax over all labels, which is refined as such all the same
+    num_labels: int | None = None  # channels of a softmax over all labels, which is refined as such all the same; None if unknown
     problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
     is_given: bool = False  # whether the user named the regions of these very files
 
@@ -56,20 +56,31 @@ class RegionReading:
     def scheme_of(self, values: NDArray[np.float32], path: Path) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x); None: the channels are labels."""
         scheme, num_channels = self.scheme, len(values)
-        if self.problem and num_channels != self.num_labels:
-            found = counted(num_channels, "channel")
-            raise InputError(f"{path}: the file has {found}, and whether these are regions is not clear\n  {self.problem}")
+        self.require_number(num_channels, path)
         if scheme is None:
             return None
         if num_channels == self.num_labels and (num_channels != scheme.num_regions or _is_softmax(values)):
             return None
-        if num_channels != scheme.num_regions:
+        return scheme
+
+    def require_number(self, num_channels: int, path: Path) -> None:
+        """Raise InputError unless a file has a channel for each label or region that is declared, if any are."""
+        if num_channels == self.num_labels or self.declares(num_channels):
+            return
+        found = f"{path}: the network's output has {counted(num_channels, 'channel')}"
+        if self.problem:
+            raise InputError(f"{found}, and whether these are regions is not clear\n  {self.problem}")
+        if self.scheme is not None:
             labels = "" if self.num_labels is None else f", or {self.num_labels}, one per label"
             raise InputError(
-                f"{path}: the file has {counted(num_channels, 'channel')}, expected {scheme.num_regions}, one per "
-                f"region of {self.source}{labels}\n  {scheme.describe()}"
+                f"{found}, expected {self.scheme.num_regions}, one per region of {self.source}{labels}\n  {self.scheme.describe()}"
             )
-        return scheme
+        if self.num_labels is not None:
+            raise InputError(
+                f"{found}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
+                "  Export all labels of the network, background included. If that file describes another network, put the\n"
+                "  dataset.json of this one beside its output, or correct its labels."
+            )
 
     def identify(self, values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
         """Decide whether a file's channels of regions are log-odds or sigmoid probabilities.

@@ -102,7 +102,10 @@ def test_a_description_that_contradicts_itself(tmp_path, description, told):
     """It fails the cases that need it, with the file's name and what nnU-Net writes; a softmax over all labels goes on."""
     channels = sigmoids(5)
     message = refusal(tmp_path, channels, description)
-    assert f"{tmp_path / 'images' / 'a_logits.nii.gz'}: the file has 5 channels, and whether these are regions is not clear" in message
+    assert (
+        f"{tmp_path / 'images' / 'a_logits.nii.gz'}: the network's output has 5 channels, and whether these are regions is not clear"
+        in message
+    )
     assert f"{tmp_path / 'dataset.json'}: {told}" in message
     assert '"regions_class_order": [1, 2, 3]}' in message
     num_labels = 3 if "0" in told else 4
@@ -151,3 +154,26 @@ def test_regions_of_the_command_line():
     ):
         with pytest.raises(ConfigError, match=".*" + told):
             parse_scheme(regions, class_order)
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_channels"),
+    [
+        ({"background": 0, "a": 1, "b": 2}, 3),
+        ({"background": 0, "a": 1, "b": 2, "ignore": 3}, 3),  # the label to be ignored has no channel
+        ({"background": 0, "a": 1, "c": 3}, 4),  # channel 2 is that of label 2, which no voxel has
+        ({"0": "background", "1": "a", "2": "b"}, 3),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("input_type", ["auto", "logits"])
+def test_a_wrong_number_of_labels_is_an_error(tmp_path, labels, num_channels, input_type):
+    for found in (2, 3, 4, 5):
+        channels = np.random.default_rng(1).normal(0, 3, (found, *SHAPE))
+        if num_channels in (None, found):
+            assert load(tmp_path, channels, {"labels": labels}, input_type=input_type).num_labels == found
+            continue
+        message = refusal(tmp_path, channels, {"labels": labels}, input_type=input_type)
+        first = f"a_logits.nii.gz: the network's output has {found} channels, expected {num_channels}, one for each label from 0 to "
+        assert f"{first}{num_channels - 1} of {tmp_path / 'dataset.json'}\n" in message
+        assert "put the\n  dataset.json of this one beside its output" in message

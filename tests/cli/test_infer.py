@@ -129,7 +129,7 @@ def test_summary_has_a_record_of_each_case(folders):
 def test_preview_has_the_names_of_dataset_json(one):
     assert infer(one, "--preview").status == 0
     plain = (one.output / "a_preview.png").read_bytes()
-    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 2}}
+    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 3}}
     for content, is_named in (("{", False), (json.dumps(description), True)):
         (one.logits / "dataset.json").write_text(content, encoding="utf-8")
         result = infer(one, "--preview", status=0)

@@ -132,4 +132,5 @@ def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     (root / "dataset.json").write_text('{"labels": {"background": 0, "one": 1, "two": 2, "three": 3}}')
     result = run_here("info", root, status=1)
     wrong = [line for line in result.stdout.splitlines() if "wrong:" in line]
-    assert wrong == [f"  wrong: case {case_id!r}: logits have 3 labels, {root / 'dataset.json'} has 4" for case_id in "ab"]
+    expected = f"the network's output has 3 channels, expected 4, one for each label from 0 to 3 of {root / 'dataset.json'}"
+    assert wrong == [f"  wrong: {root / 'logits' / case_id}.nii.gz: {expected}" for case_id in "ab"]

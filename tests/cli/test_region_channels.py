@@ -97,7 +97,7 @@ def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     (folders.logits / "c.nii.gz").write_bytes((softmax.logits / "c.nii.gz").read_bytes())
     save_nifti(folders.logits / "b.nii.gz", load_nifti(folders.logits / "b.nii.gz")[..., :2])
     result = infer(folders, status=1)
-    assert "the file has 2 channels, expected 3, one per region of " in result.stderr
+    assert "output has 2 channels, expected 3, one per region of " in result.stderr
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
 
 

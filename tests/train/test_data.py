@@ -127,7 +127,7 @@ def test_default_regions_have_names_that_tables_can_hold(tmp_path):
     for labels, names in (
         ({"mean": 1, "a\tb\n c": 2, " ": 3}, ["label 1", "a b c", "label 3"]),
         ({"a": 1, " a": 2, "b": 3}, ["label 1", "label 2", "b"]),
-        ({"a": 1, "b": 2, "ignore": 3}, ["a", "b"]),
+        ({"a": 1, "b": 2, "c": 3, "ignore": 4}, ["a", "b", "c"]),
     ):
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
         regions = choose_regions((), find_cases(locate_folders(tmp_path)))

@@ -88,6 +88,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
     for path in archives:
         with failing_alone(report.fail, path):
             header = io.read_header(path)
+            regions.require_number(header.num_channels, path)
             report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
@@ -110,11 +111,9 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
                     told.setdefault(remark, []).append(one.path.name)
     report.notes.extend(f"{listed(names, 3)}: {remark}" for remark, names in told.items())
     if len(num_labels) > 1:
-        declared = [number for number in num_labels if number and (number == regions.num_labels or regions.declares(number))]
-        usual = max(declared or num_labels, key=lambda number: len(num_labels[number]))
-        who = f"{regions.source} has" if declared else "those of most cases have"
+        usual = max(num_labels, key=lambda number: len(num_labels[number]))
         report.problems.extend(
-            f"case {case_id!r}: logits have {number} labels, {who} {usual}"
+            f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
             if number and usual
             else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
             for number, case_ids in num_labels.items()
