@@ -166,7 +166,7 @@ def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: Volum
         if other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
             hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({see('docs/reference/formats.md#grids')})."
     names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
-    raise _mismatch(files, names, image, other, hint + WorkGrid(image).way_out(other))
+    raise _mismatch(files, names, image, other, WorkGrid(image).way_out(other, hint))
 
 
 def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:

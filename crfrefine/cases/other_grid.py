@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Number = TypeVar("Number", bound=np.generic)
 
 SMALL_OVERLAP = 0.5
-"""If a smaller part of the grid of work lies on the other grid, the files may not belong together."""
+"""If a smaller part of the grid of work lies on another grid, logits are refused, and a note asks whether others belong there."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,20 @@ class WorkGrid:
         shape = self.header.grid_shape[::-1]
         if self.header.on_same_grid(other):
             return values.reshape(shape)
-        grid_map = self._map_with_voxels(other, what)
+        grid_map = self.require_overlap(other, what)
         notes += self._describe(grid_map, other, what, "taken by nearest neighbor", outside)
         return nearest(grid_map, values).reshape(shape)
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
-        """Return where the voxels of this grid lie on another one, as far as the headers tell; raise GridMismatchError if they do not."""
+        """Return where the voxels of this grid lie on another one.
+
+        Raises:
+            GridMismatchError: no voxel does, of logits less than half of the voxels do, or the file has its channels first.
+        """
         like = self.header
+        order = self.order_of_axes(other)
+        if order:
+            raise GridMismatchError(f"{other.path}: {what} on another grid than the {self.name}\n{like.difference_from(other)}\n  {order}")
         if like.affine is None or other.affine is None:
             raise GridMismatchError(
                 f"{other.path}: {what} on another grid than the {self.name}, and without the geometry to interpolate from\n"
@@ -78,26 +86,56 @@ class WorkGrid:
             )
         if not _boxes_overlap(like, other):
             raise self._no_overlap(other, what)
-        return map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
+        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
+        share = grid_map.num_inside / grid_map.num_voxels
+        if not share:  # The boxes of oblique grids may overlap nevertheless.
+            raise self._no_overlap(other, what)
+        if what == "logits" and share < SMALL_OVERLAP:
+            raise GridMismatchError(
+                f"{other.path}: the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them\n"
+                f"{like.difference_from(other)}\n"
+                f"  Do the files belong together? Where a network has seen only a part, crop the {self.name} to that part."
+            )
+        return grid_map
 
-    def way_out(self, other: VolumeHeader) -> str:
-        """Return a further line of advice about a file on another grid: the option that interpolates it, if that is possible."""
-        if self.header.affine is None or other.affine is None:
+    def order_of_axes(self, other: VolumeHeader) -> str:
+        """Return advice about a file with its channels before other axes, if its sizes fit this grid in that order; else nothing."""
+        sizes, wanted = [*other.grid_shape, other.num_channels], list(self.header.grid_shape)
+        for extents in (sizes, wanted):
+            while extents[-1:] == [1]:
+                extents.pop()
+        if len(sizes) != len(wanted) + 1:
             return ""
+        names = "xyz"[: len(wanted)]
+        for order in permutations(range(len(sizes))):  # The usual order of x, y, z comes first.
+            if order[-1] != len(wanted) and [sizes[axis] for axis in order[:-1]] == wanted:
+                axes = [name for _, name in sorted(zip(order, [*names, "label"], strict=True))]
+                if other.affine is None:  # An archive, whose axes are listed the other way round.
+                    return f"An .npz holds (label, z, y, x); this one seems to hold ({', '.join(reversed(axes))})."
+                first = ": channels first" if order[-1] == 0 else ""
+                return (
+                    f"Its axes seem to be ({', '.join(axes)}){first}. Move the label axis to the end, as in\n"
+                    '    image, logits = nibabel.load("IMAGE.nii.gz"), nibabel.load("LOGITS.nii.gz")\n'
+                    f'    array = logits.get_fdata(dtype="float32").transpose{order}\n'
+                    '    nibabel.save(nibabel.Nifti1Image(array, image.affine), "NEW.nii.gz")'
+                )
+        return ""
+
+    def way_out(self, other: VolumeHeader, hint: str) -> str:
+        """Return advice about a file on another grid: the order of its axes, or a hint and the option that interpolates it."""
+        order = self.order_of_axes(other)
+        if order:
+            return order
+        if self.header.affine is None or other.affine is None:
+            return hint
         if not _boxes_overlap(self.header, other):
-            return f"\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
-        return f"\n  Or give --resample, which interpolates onto the {self.name}'s grid."
+            return f"{hint}\n  The two do not overlap in the world. {_suspicion(self.header, other)}"
+        return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def _allocate(self, other: VolumeHeader, num_channels: int, what: str) -> tuple[NDArray[np.float32], GridMap]:
         """Return an uninitialized array for channels on this grid, and the map that fills it."""
-        grid_map = self._map_with_voxels(other, what)
-        return allocate_array((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
-
-    def _map_with_voxels(self, other: VolumeHeader, what: str) -> GridMap:
         grid_map = self.require_overlap(other, what)
-        if not grid_map.num_inside:  # The boxes of oblique grids may overlap nevertheless.
-            raise self._no_overlap(other, what)
-        return grid_map
+        return allocate_array((num_channels, *self.header.grid_shape[::-1]), other.path), grid_map
 
     def _no_overlap(self, other: VolumeHeader, what: str) -> GridMismatchError:
         shown = (self.header, other)

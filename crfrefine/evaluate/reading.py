@@ -70,10 +70,9 @@ class Reference:
         if self.settings.resample:
             self.work.require_overlap(other, what)
             return
+        hint = f"Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
         raise GridMismatchError(
-            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n"
-            f"  Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
-            + self.work.way_out(other)
+            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n  {self.work.way_out(other, hint)}"
         )
 
 

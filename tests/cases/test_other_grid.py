@@ -139,10 +139,9 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     far = save_nifti(tmp_path / "far.nii.gz", (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8), FAR)
     with pytest.raises(InputError, match=r"far\.nii\.gz: the mask is empty on the image's grid"):
         load_case(replace(files, mask=far), RESAMPLE)
-    case = load_case(replace(make_case(tmp_path, beside(np.eye(3), shift=10.0))), RESAMPLE)
-    share = 1 - inside(case).mean()
-    assert share > 0.5
-    assert any(note.endswith(f" voxels ({share:.1%}); do the files belong together?") for note in case.notes)
+    away = save_nifti(tmp_path / "away.nii.gz", labels, beside(np.eye(3), shift=10.0))
+    case = load_case(replace(files, labels=away), RESAMPLE, with_labels=True)
+    assert any(note.endswith("); do the files belong together?") for note in case.notes)
     headers = read_case_headers(files, RESAMPLE)
     assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
 
@@ -182,9 +181,45 @@ def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
     corner = world_of((40, 3, 2), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))[39, 0, 0]
     logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), affine_of((0.5, 0.4, 0.3), (corner[0], -1.5, -0.3)))
     files = CaseFiles("a", (image,), (logits,))
-    read_case_headers(files, RESAMPLE)
     with pytest.raises(GridMismatchError, match="do not overlap in the world"):
-        load_case(files, RESAMPLE)
+        read_case_headers(files, RESAMPLE)
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["oblique", "parallel"])
+def test_logits_that_cover_less_than_half_of_the_image_are_refused(direction, tmp_path):
+    files = make_case(tmp_path, beside(direction, shift=2.0))
+    assert inside(load_case(files, RESAMPLE)).mean() > 0.5
+    for shift in (10.0, 12.0):
+        files = make_case(tmp_path, beside(direction, shift=shift))
+        with pytest.raises(GridMismatchError, match=r"the logits cover \d+\.\d% of the voxels of the image; expected at least half"):
+            read_case_headers(files, RESAMPLE)
+
+
+@pytest.mark.parametrize("order", ["lxyz", "lzyx", "xlyz", "xylz"])
+@pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
+def test_a_label_axis_that_is_not_the_last_one_is_named_with_the_transposition(order, options, tmp_path, monkeypatch):
+    values = scores(shape=SHAPE).transpose(["lxyz".index(axis) for axis in order])
+    path = save_nifti(tmp_path / "LOGITS.nii.gz", values, AFFINE)
+    files = replace(make_case(tmp_path), logits=(path,))
+    axes = ", ".join("label" if axis == "l" else axis for axis in order)
+    with pytest.raises(GridMismatchError) as caught:
+        read_case_headers(files, options)
+    message = str(caught.value)
+    assert f"Its axes seem to be ({axes}){': channels first' * order.startswith('l')}. Move the label axis to the end" in message
+    assert "--resample" not in message
+    # What the message shows is what helps.
+    files.images[0].rename(tmp_path / "IMAGE.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    exec("import nibabel\n" + "\n".join(line.strip() for line in message.splitlines() if line.startswith("    ")), {})
+    moved = replace(files, images=(tmp_path / "IMAGE.nii.gz",), logits=(tmp_path / "NEW.nii.gz",))
+    np.testing.assert_array_equal(load_case(moved).logits, scores(shape=SHAPE))
+
+
+def test_an_archive_with_its_label_axis_last(tmp_path):
+    files = make_case(tmp_path)
+    np.savez_compressed(tmp_path / "a.npz", logits=scores(shape=SHAPE).transpose(3, 2, 1, 0))
+    with pytest.raises(GridMismatchError, match=r"An .npz holds \(label, z, y, x\); this one seems to hold \(z, y, x, label\)"):
+        read_case_headers(replace(files, logits=(tmp_path / "a.npz",)))
 
 
 def test_an_archive_without_geometry(tmp_path):

@@ -250,7 +250,7 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     study = write_study(tmp_path, 1)
     describe(study, {"background": 0, "core": 1, "rim": 2, "rare": 3, "ignore": 4}, regions={"whole": [1, 2]})
     marked, found = study.maps["labels"]["case0"], study.maps["after"]["case0"]
-    logits = logits_of(marked, 8)
+    logits = logits_of(marked, 8, 4)
     marked[3:9, 2:6, 1:4], found[3:9, 2:6, 1:4] = 4, 5
     save_map(study.labels / "case0.nii.gz", marked)
     save_map(study.after / "case0.nii.gz", found)
