@@ -292,9 +292,13 @@ def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped."""
+    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped.
+
+    A link to nothing, as to data that were not fetched, counts as a file: its case must fail and not vanish.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith(".") and path.is_file())
+        paths = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith("."))
+        return [path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())]
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 

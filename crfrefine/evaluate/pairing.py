@@ -28,8 +28,6 @@ from crfrefine.io.recognition import describe_others, format_to_read
 
 _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 
-_BROKEN = "is a link to a file that is not there"
-
 # A label map may have several files of probabilities with the same content, from `infer` and nnU-Net; the most likely suffix comes first.
 _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 
@@ -81,7 +79,7 @@ class Pairing:
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case; duplicates and broken links become a `problem` of the case or of its method.
+    """Find the files of each method for each case; duplicates become a `problem` of the case or of its method.
 
     Raises:
         InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.
@@ -115,9 +113,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     cases = []
     for case_id in sorted(complete):
         paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
-        problem = None if paths[0].exists() else f"{paths[0]}: {_BROKEN}"
-        if len(paths) > 1:
-            problem = f"expected one label map, found {file_names(paths)} in {options.labels}"
+        problem = f"expected one label map, found {file_names(paths)} in {options.labels}" if len(paths) > 1 else None
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), left_out)
 
@@ -149,8 +145,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         require_file(source)
         format_to_read(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
-    # A broken link, such as to data that were not fetched, makes its case fail; it must not vanish unnoticed.
-    paths = _without_probabilities(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
+    paths = _without_probabilities(list_files(source, VOLUME_SUFFIXES))
     stems = {stem_of(path) for path in paths}
     numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
     paths = [path for path in paths if path not in numbered]
@@ -169,11 +164,6 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     return {**telling, **plain}
 
 
-def _broken_links(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    links = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
-    return [path for path in links if suffix_of(path) in suffixes and not path.name.startswith(".")]
-
-
 def _of_method(
     source: Path, case_ids: Sequence[str], labels: Path, lacking: dict[str, list[str]], notes: list[str]
 ) -> dict[str, MethodFiles]:
@@ -187,13 +177,10 @@ def _of_method(
     by_stem: dict[str, list[Path]] = {}
     for path in list_files(source, LOGITS_SUFFIXES):
         by_stem.setdefault(stem_of(path), []).append(path)
-    broken = {_case_of(path): path for path in _broken_links(source, LOGITS_SUFFIXES)}
     found: dict[str, MethodFiles] = {}
     taken: set[str] = set()
     for case_id in case_ids:
         found[case_id] = _choose(case_id, by_stem, source)
-        if case_id in broken and not found[case_id].paths:
-            found[case_id] = MethodFiles(problem=f"{broken[case_id]}: {_BROKEN}")
         if found[case_id].is_missing:
             lacking.setdefault(case_id, []).append(f"no prediction in {source}")
         taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}

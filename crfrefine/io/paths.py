@@ -78,7 +78,7 @@ def require_file(path: Path) -> None:
     if is_folder:
         raise InputError(f"{path}: expected a file, this is a folder")
     if not is_there:
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: " + ("is a link to a file that is not there" if path.is_symlink() else "no such file"))
     if not is_file:
         # A pipe would keep the reader waiting for ever, a device may have no end.
         raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")

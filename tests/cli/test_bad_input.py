@@ -20,6 +20,7 @@ from cli_helpers import (
     load_nifti,
     run_here,
     save_nifti,
+    statuses,
     write_folders,
 )
 
@@ -191,3 +192,25 @@ def test_streams_that_are_closed_or_full_leave_no_traceback(tmp_path, closed, st
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["image", "logits", "mask", "label map"])
+def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(kind, tmp_path):
+    """As to data that git-annex or DVC have not fetched."""
+    folders = write_folders(tmp_path, *CASES)
+    masks = tmp_path / "masks"
+    options = ("-m", masks)
+    for case in CASES:
+        save_nifti(masks / f"{case}.nii.gz", np.ones(GRID_SHAPE, np.uint8))
+    if kind == "label map":
+        options = ("--input-type", "labels")
+        for case in CASES:
+            save_nifti(folders.logits / f"{case}.nii.gz", (np.indices(GRID_SHAPE)[0] // 9).astype(np.uint8))
+    place = {"image": folders.images / "bad_0001.nii.gz", "mask": masks / "bad.nii.gz"}.get(kind, folders.logits / "bad.nii.gz")
+    place.unlink()
+    place.symlink_to(tmp_path / "nowhere.nii.gz")
+    result = infer(folders, *options, status=1)
+    assert errors(result.stderr) == [f"crfrefine: error: case 'bad': {place}: is a link to a file that is not there"]
+    assert statuses(result) == [("bad", "failed"), ("good", "done")]
+    assert "ignored" not in result.stderr
+    assert files_in(folders.output) == ["good.nii.gz"]
