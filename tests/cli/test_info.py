@@ -134,3 +134,11 @@ def test_dataset_json_decides_whose_number_of_labels_is_wrong(root):
     wrong = [line for line in result.stdout.splitlines() if "wrong:" in line]
     expected = f"the network's output has 3 channels, expected 4, one for each label from 0 to 3 of {root / 'dataset.json'}"
     assert wrong == [f"  wrong: {root / 'logits' / case_id}.nii.gz: {expected}" for case_id in "ab"]
+
+
+def test_a_dataset_of_test_cases_is_a_folder_of_cases_and_another_says_where_it_looked(root):
+    (root / "images").rename(root / "imagesTs")
+    assert ": 3 cases in order, 0 problems" in run_here("info", root, status=0).stdout
+    (root / "imagesTs").rename(root / "pictures")
+    told = run_here("info", root, status=1).stdout
+    assert "\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images." in told

@@ -154,3 +154,46 @@ def test_regions_of_predictions(tmp_path):
         assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
         assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
         assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}
+
+
+def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_an_image(tmp_path):
+    tree = write_tree(tmp_path)
+    predictions = write_predictions(tree)
+    line = ", 4 labels"
+    told = run_here("info", predictions, status=0).stdout.splitlines()
+    assert told[0] == f"{predictions}: 3 cases in order, 0 problems"
+    assert all("2 modalities" in text and text.endswith(line) for text in told[1:])
+    told = run_here("info", tree.network, status=0).stdout
+    assert "4 cases in order" in told
+    assert told.count(line) == 4
+    told = run_here("info", tree.validation(0), status=0).stdout
+    assert "2 cases in order" in told
+    assert "note: " in told
+    assert "lies inside a trained network of nnU-Net" in told
+    (predictions / "case1.npz").unlink()
+    save_probabilities(predictions / "case2.npz", 3)
+    told = run_here("info", predictions, status=1).stdout
+    assert "wrong: case 'case1': no case1.npz" in told
+    assert f"wrong: {predictions / 'case2.npz'}: the network's output has 3 channels, expected 4" in told
+    shutil.rmtree(tree.raw)
+    told = run_here("info", predictions, status=1).stdout
+    assert "  case0  4 labels" in told
+    assert "note: " in told
+    assert "there is no such folder now" in told
+    assert "wrong: " in told
+    assert not tree.trap.exists()
+
+
+def save_probabilities(path, num_channels):
+    probabilities = np.load(path)["probabilities"][:num_channels]
+    np.savez(path, probabilities=probabilities / probabilities.sum(axis=0))
+
+
+def test_a_wrong_number_of_channels_is_an_error_with_the_folder_of_nnunet(tmp_path):
+    tree = write_tree(tmp_path)
+    for number in range(4):
+        save_probabilities(tree.archive(number % 2, number), 3)
+    told = f"case0.npz: the network's output has 3 channels, expected 4, one for each label from 0 to 3 of {tree.network / 'dataset.json'}"
+    assert told in run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", status=1).stderr
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=1)
+    assert "case0.npz: the network's output has 3 channels, expected 4" in result.stderr

@@ -13,14 +13,18 @@ from crfrefine.base.geometry import describe_grid
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
+from crfrefine.cases.nnunet.layout import PLANS, PREDICTION_ARGUMENTS
+from crfrefine.cases.nnunet.trained import find_cases_to_refine
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
-from crfrefine.errors import CrfRefineError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crfrefine.base.array_types import Float32
 
 _MOST_LISTED_VALUES = 32
@@ -66,22 +70,30 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
-    Beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
+    Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`, `labelsTs`) in it are read too. A folder
+    of nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would refine.
     """
     from crfrefine.cases.case import read_case_headers
 
     folder = Path(folder)
     try:
-        structures = _structures(folder)
+        archives = list_files(folder, SCORES_SUFFIXES)
+        is_of_nnunet = _is_of_nnunet(folder, archives)
+        structures = {} if is_of_nnunet else _structures(folder)
         if structures:
             return _inspect_structures(folder, structures)
-        # Logits without geometry (.npz), if the folder has no other files.
-        archives = [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
-        cases = _discover(folder) if not archives else CaseList()
+        if is_of_nnunet:
+            cases = _of_nnunet(folder, archives)
+            archives = [] if cases else archives
+        else:
+            # Logits without geometry (.npz), if the folder has no other files.
+            archives = [] if list_files(folder, io.VOLUME_SUFFIXES) else archives
+            cases = _discover(folder) if not archives else CaseList()
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
     notes = list(cases.notes)
-    regions = find_regions(None, [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])] or [folder], notes)
+    places = [folder] if is_of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
+    regions = find_regions(None, places or [folder], notes)
     report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
     num_labels: dict[int, list[str]] = {}
     told: dict[str, list[str]] = {}
@@ -128,6 +140,22 @@ def _channels(number: int, regions: RegionReading) -> str:
     return counted(number, "region" if is_regions else "label")
 
 
+def _is_of_nnunet(folder: Path, archives: Sequence[Path]) -> bool:
+    """Return whether nnU-Net made a folder: beside probabilities, its volumes are label maps and not images."""
+    has_summary = bool(archives) and (folder / "summary.json").is_file()  # as a validation has
+    return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
+
+
+def _of_nnunet(folder: Path, archives: Sequence[Path]) -> CaseList:
+    """Return the cases of a folder of nnU-Net; none, with the reason as a note, if only their images are not found."""
+    try:
+        return find_cases_to_refine(folder, (), None)
+    except InputError as error:
+        if not archives:
+            raise
+        return CaseList(notes=[str(error).partition("\n")[0]])
+
+
 def _structures(folder: Path) -> dict[str, Path]:
     """Return the folders of structures by case, if the folder holds one binary file per structure, or folders of such files."""
     known = {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"}
@@ -160,11 +188,17 @@ def _discover(folder: Path) -> CaseList:
     def inside(*names: str) -> Path | None:
         return next((folder / name for name in names if (folder / name).is_dir()), None)
 
-    images = inside("images", "imagesTr")
+    images = inside("images", "imagesTr", "imagesTs")
     if images is None:
-        return discover_cases(folder, None)
+        try:
+            return discover_cases(folder, None)
+        except InputError as error:
+            raise InputError(
+                f"{error}\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images."
+            ) from None
     logits = inside("logits")
-    cases = discover_cases(images, logits, inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
+    labels = inside("labels", "labelsTs" if images.name == "imagesTs" else "labelsTr")
+    cases = discover_cases(images, logits, inside("masks"), labels, include_imageless=True)
     if logits is None:
         cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
     return cases
