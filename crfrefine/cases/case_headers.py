@@ -73,11 +73,15 @@ class CaseHeaders:
         replaced = given is not None and first.spacing is not None and given != first.spacing
         return [
             *([f"{first.path.name}: spacing {_mm(given)} as given, in place of {_mm(first.spacing)}"] if replaced else []),
-            *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
-            *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
+            *(f"{self._named(header)}{text}" for header in self.images for text in header.remarks),
+            *(f"{self._named(header)}{header.misnamed}" for header in others if header is not None and header.misnamed is not None),
             *require_same_identity((*self.images, *others), allow=True),
             *self.turnings,
         ]
+
+    def _named(self, header: VolumeHeader) -> str:
+        """Return the beginning of a note on a file; the name of the case, which comes before it, may be that of the file."""
+        return "" if header.path.name == self.files.case_id else f"{header.path.name}: "
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.base.text import listed
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
 from crfrefine.errors import InputError
@@ -89,12 +89,12 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         or any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)
     ]
     if references:
-        notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
+        notes.append(f"{folder}: not taken for images: {counted(len(references), 'label map')} beside them, such as {references[0].name}")
     # This tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER), are not separate cases.
     names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
     found = probabilities_beside(paths, names)
     if found:
-        notes.append(f"{folder}: {len(found)} files of logits beside the images, such as {found[0].name}, are not taken for images")
+        notes.append(f"{folder}: not taken for images: {counted(len(found), 'file')} of logits beside them, such as {found[0].name}")
         references += found
     groups: dict[str, dict[int, list[Path]]] = {}
     lone: dict[str, list[Path]] = {}
@@ -196,6 +196,9 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
         require_volume(path)
     stem = _image_stem(paths[0])
     match = _MODALITY.fullmatch(stem)
+    first = {found["case"] for path in paths if (found := _MODALITY.fullmatch(_image_stem(path))) and int(found["number"]) == 0}
+    if len(first) > 1:
+        raise InputError(f"{paths[0]}: files of {len(first)} cases, {listed(sorted(first))}; give the folder of the images")
     # Without other files to compare with, only the first modality's number is certainly not part of the name.
     case_id = match["case"] if match and int(match["number"]) == 0 else stem
     return CaseList([CaseFiles(case_id, tuple(paths))])
@@ -220,21 +223,25 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
         candidates = [path for name in ("", *LOGITS_NAMES) for path in by_stem.get(case.case_id + name, [])]
         one_a_label = by_label.get(case.case_id, {})
         taken |= {*candidates, *(path for paths in one_a_label.values() for path in paths)}
-        has_structures = (folder / case.case_id).is_dir() or (len(cases) == 1 and len(by_stem) > 1)
-        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder, has_structures=has_structures)
+        hint = ""
+        if label_map := next((path for ending in LABEL_SUFFIXES for path in by_stem.get(case.case_id + ending, [])), None):
+            hint = f"; for the label map {label_map.name}, give --input-type labels"
+        elif (folder / case.case_id).is_dir() or (len(cases) == 1 and len(by_stem) > 1):
+            hint = "; for one binary file per structure, give --input-type labels"
+        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder, hint)
         missing = () if candidates or one_a_label else (f"no logits in {folder}",)
         found.append(replace(case, logits=chosen, problem=case.problem or problem, missing=case.missing + missing))
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
     notes = list(cases.notes)
     if stray:
-        notes.append(f"{folder}: {len(stray)} files of logits without images, such as {stray[0]}, are ignored")
+        notes.append(f"{folder}: ignored {counted(len(stray), 'file')} of logits without images, such as {stray[0]}")
     return CaseList(found, notes)
 
 
 def _choose_logits(
-    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path, *, has_structures: bool
+    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path, hint: str
 ) -> tuple[tuple[Path, ...], str | None]:
-    """Return the files to read, or none and the error, with advice if the folder may have one file per structure."""
+    """Return the files to read, or none and the error, with a hint at what else the folder has."""
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
     telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
     if len(telling) == 1:
@@ -242,7 +249,6 @@ def _choose_logits(
     if telling:
         return (), f"case {case_id!r}: expected one file of logits, found {file_names(telling)} in {folder}"
     if not one_a_label:
-        hint = "; for one binary file per structure, give --input-type labels" if has_structures else ""
         return (), f"case {case_id!r}: no logits in {folder}; expected {logits_named(case_id)}{hint}"
     if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
         there = file_names([path for paths in one_a_label.values() for path in paths])

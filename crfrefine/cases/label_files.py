@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.base.text import listed
+from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import (
     LABEL_SUFFIXES,
@@ -73,7 +73,7 @@ def _of_folder(cases: CaseList, folder: Path, *, is_single: bool) -> CaseList:
     stray = sorted(path.name for stem, paths in by_stem.items() for path in paths if path not in taken and stem not in known)
     notes = list(cases.notes)
     if stray and not is_single:
-        notes.append(f"{folder}: {len(stray)} label maps without images, such as {stray[0]}, are ignored")
+        notes.append(f"{folder}: ignored {counted(len(stray), 'label map')} without images, such as {stray[0]}")
     return CaseList(found, notes)
 
 

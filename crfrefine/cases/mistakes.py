@@ -43,9 +43,8 @@ def require_any_output(cases: CaseList, folder: Path) -> None:
     message = f"{cases[0].problem}"
     if len(cases) > 1:
         what = lacking[0].partition(" in ")[0]
-        advice = ", or a folder for each case, of one binary file per structure, with --input-type labels"
         message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
-        message += advice if (folder / names[0]).is_dir() else ""
+        message += f"{cases[0].problem}".partition("or the like")[2]
     elif any(map(is_series, cases[0].images)):
         message += f"\n  {cases[0].images[0]} is taken for the DICOM series of one case; several cases need a folder each."
     there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
@@ -86,8 +85,8 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
     found: dict[Path, str] = {}
     for number, modality in enumerate(values):
         path = images[number if len(images) > 1 else 0].path
-        count = _count_labels(modality)
-        if count:
+        if _count_labels(modality):
+            count = len(np.unique(modality))  # A sample lacks the labels of few voxels.
             found[path] = (
                 f"{path.name} looks like a label map, not like an image: {count} values, whole numbers in connected areas; "
                 "-i takes the images"

@@ -63,9 +63,18 @@ def _usage_errors() -> Generator[None]:
         yield
     except _UsageError as error:
         if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
-            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR) + _advice_on_files(error.message)
             error.show = partial(_show_usage_error, error)
         raise
+
+
+def _advice_on_files(message: str) -> str:
+    """Return a further line of an error about arguments that are too many, if these are files, as a shell makes of `images/*.nii.gz`."""
+    from crfrefine.io.paths import LOGITS_SUFFIXES
+
+    if "unexpected extra argument" not in message or not any(suffix in message for suffix in LOGITS_SUFFIXES):
+        return ""
+    return "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
 
 
 def _show_usage_error(error: Any) -> None:

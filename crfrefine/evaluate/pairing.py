@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles, CaseList, IncompleteCase, require_all_complete, too_few_complete
 from crfrefine.cases.discovery import (
     LABEL_SUFFIXES,
@@ -160,7 +161,9 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         group.setdefault(_case_of(path), []).append(path)
     images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
     if images:
-        notes.append(f"{source}: {len(images)} files beside label maps, such as {images[0].name}, are taken as images, not as references")
+        notes.append(
+            f"{source}: taken as images, not as references: {counted(len(images), 'file')} beside label maps, such as {images[0].name}"
+        )
     return {**telling, **plain}
 
 
@@ -194,7 +197,7 @@ def _of_method(
         else:
             others.append(path)
     if others:
-        notes.append(f"{source}: {len(others)} files without a reference, such as {others[0].name}, are not measured")
+        notes.append(f"{source}: not measured: {counted(len(others), 'file')} without a reference, such as {others[0].name}")
     return found
 
 

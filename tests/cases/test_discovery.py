@@ -103,7 +103,7 @@ def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
     cases = discover_cases(folder(tmp_path, "images", "a_0000.nii", "b_0000.nii"), logits)
     assert cases[0].problem is None
     assert f"case 'b': no logits in {logits}; expected b.nii.gz, b.npz or the like" in str(cases[1].problem)
-    assert cases.notes == [f"{logits}: 2 files of logits without images, such as x.npz, are ignored"]
+    assert cases.notes == [f"{logits}: ignored 2 files of logits without images, such as x.npz"]
 
 
 def test_masks_and_labels_by_name(tmp_path):
@@ -125,7 +125,7 @@ def test_label_maps_beside_the_images_are_no_images(tmp_path):
     images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
     cases = discover_cases(images, None, labels=images)
     assert [(case.case_id, case.labels.name) for case in cases] == [(name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")]
-    assert cases.notes == [f"{images}: 2 label maps beside the images, such as Case00_segmentation.mhd, are not taken for images"]
+    assert cases.notes == [f"{images}: not taken for images: 2 label maps beside them, such as Case00_segmentation.mhd"]
     data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
     cases = discover_cases(data, data)
     assert [case.case_id for case in cases] == ["a", "c"], "nor are probabilities and logits"

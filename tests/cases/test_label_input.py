@@ -105,7 +105,7 @@ def test_label_maps_without_images_are_told(folder):
     save_nifti(folder / "maps" / "c.nii.gz", LABELS.astype(np.uint8), AFFINE)
     (folder / "maps" / "b.nii.gz").unlink()
     cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
-    assert cases.notes == [f"{folder / 'maps'}: 1 label maps without images, such as c.nii.gz, are ignored"]
+    assert cases.notes == [f"{folder / 'maps'}: ignored 1 label map without images, such as c.nii.gz"]
     assert cases[1].missing == (f"no label map in {folder / 'maps'}",)
     assert "expected b.nii.gz or the like, or a folder b with" in cases[1].problem
 

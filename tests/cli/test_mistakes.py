@@ -6,6 +6,8 @@ import numpy as np
 from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
 from dicom_helpers import save, slices
 
+from crfrefine.io import read_header
+
 CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
 
@@ -107,3 +109,50 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     shown = run_here("info", data).stdout
     assert "s0001  3 structures" in shown
     assert f"-p {data} and -i {data} and --input-type labels" in shown
+
+
+def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
+    """As the shell makes of `-i images/*.nii.gz`; or as files of several cases with the option each."""
+    first, second, third = (folders.images / f"{case}_0000.nii.gz" for case in CASES)
+    for command in ("infer", "tune"):
+        result = run_here(command, "-i", first, second, third, "-p", folders.logits, "-o", folders.output, status=2)
+        assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
+    assert "takes one path" not in run_here("infer", *folders.arguments, "surplus", status=2).stderr
+    result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
+    assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
+
+
+def test_a_label_map_of_a_name_that_logits_have_not_is_suggested(folders):
+    for path in sorted(folders.logits.iterdir()):
+        path.unlink()
+        save_nifti(path.with_name(path.name.replace(".nii.gz", "_seg.nii.gz")), np.ones(GRID_SHAPE, np.uint8))
+    hint = "for the label map c0_seg.nii.gz, give --input-type labels"
+    result = run_here("infer", *folders.arguments, status=1)
+    assert errors(result.stderr)[0].endswith(f"expected names such as c0.nii.gz, c0.npz or the like; {hint}")
+    result = run_here("infer", "-i", folders.images / "c0_0000.nii.gz", "-p", folders.logits, "-o", folders.output, status=1)
+    assert errors(result.stderr)[0].endswith(hint)
+    infer(folders, "--input-type", "labels", status=0)
+
+
+def test_all_values_of_a_label_map_in_place_of_an_image_are_counted(folders, tmp_path):
+    """Not only those of a sample."""
+    labels = np.zeros((70, 60, 50), np.uint8)
+    for label in range(1, 27):
+        labels[10:60, 3 : 4 if label % 2 else 40, label] = label
+    image, logits = save_nifti(tmp_path / "image.nii.gz", labels), np.stack([labels == 0, labels > 0], axis=-1)
+    scores = save_nifti(tmp_path / "scores.nii.gz", 4.0 * logits.astype(np.float32))
+    result = run_here("infer", "-i", image, "-p", scores, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
+    assert "image.nii.gz looks like a label map, not like an image: 27 values" in result.stderr
+
+
+def test_the_name_of_a_series_stands_once_before_what_is_told_of_it(tmp_path):
+    found = list(slices(np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4), np.diag([1.0, 1.25, 2.5, 1.0])))
+    for number, one in enumerate(found):
+        one.InstanceNumber = number + 7
+    series = save(tmp_path / "scan", found)
+    header = read_header(series)
+    scores = np.random.default_rng(0).normal(0, 3, (5, 6, 4, 2)).astype(np.float32)
+    logits = save_nifti(tmp_path / "scores.nii.gz", scores, header.affine)
+    result = run_here("infer", "-i", series, "-p", logits, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
+    assert "scan: the series begins with instance 7" in result.stderr
+    assert "scan: scan:" not in result.stderr

@@ -55,7 +55,7 @@ def test_images_beside_label_maps_and_a_folder_that_is_given_twice_are_noted(tmp
     pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii", baselines=(("base", tmp_path / "labels"),))
     assert [case.reference.name for case in pairing.cases] == ["a_segmentation.mhd", "b.nii"]
     assert pairing.notes[0] == f"the reference and base are the same files, {tmp_path / 'labels'}"
-    assert "2 files beside label maps" in pairing.notes[1]
+    assert ": 2 files beside label maps" in pairing.notes[1]
 
 
 def left_out(pairing):
@@ -74,7 +74,7 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     assert "4 files without a reference, such as b.nii" in of_one.notes[0]
     with_image = pair(tmp_path / "other", "a.nii", "a.nii a_0000.nii")
     assert left_out(with_image) == {}
-    assert "1 files without a reference, such as a_0000.nii" in with_image.notes[0]
+    assert "not measured: 1 file without a reference, such as a_0000.nii" in with_image.notes[0]
 
 
 def test_what_is_twice_is_a_problem_of_the_method(tmp_path):

@@ -173,7 +173,7 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
         files = list_files(path, io.VOLUME_SUFFIXES)
         with failing_alone(report.fail, *files):
             header = io.read_header(files[0])
-            report.cases[case_id] = f"{len(files)} structures, {describe_grid(header.grid_shape, header.affine)}"
+            report.cases[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
     return report
 
 
