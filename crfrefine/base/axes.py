@@ -45,13 +45,13 @@ class StorageOrder:
 
 @dataclass(frozen=True)
 class Reorientation:
-    """How the axes of a stored grid become those of another grid with the same voxel centers: exchanged, mirrored, or both."""
+    """How the axes of a stored grid become those of another one: exchanged, mirrored, or both."""
 
-    axes: tuple[int, ...]  # for each of the three axes (x, y, z) of the other grid, the number of the stored axis
+    axes: tuple[int, ...]  # for each axis (x, y, z) of the other grid, the number of the stored axis
     mirrored: tuple[bool, ...]  # for each of them, whether the stored axis runs the other way
 
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of an array ([channels,] z, y, x) of the stored grid as ([channels,] z, y, x) of the other grid."""
+        """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
         num_leading = values.ndim - 3
         order = (*range(num_leading), *(num_leading + 2 - axis for axis in reversed(self.axes)))
         z, y, x = (slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored))

@@ -106,7 +106,7 @@ def reorientation(
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64],
 ) -> Reorientation | None:
-    """Return how the axes of another grid become those of a grid; None if their voxel centers are not the same.
+    """Return how the axes of another grid become those of a grid; None if voxel centers differ.
 
     Args:
         shape: voxels along each axis, at most three.

@@ -21,7 +21,7 @@ from crfrefine.io.volume import VolumeHeader
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on the grid of the first image, unless the options allow to resample."""
+    """The headers of a case's files; all on one grid, unless the options allow to resample."""
 
     files: CaseFiles  # the paths
     images: tuple[VolumeHeader, ...]  # one per file; several channels only in a single file
@@ -52,11 +52,11 @@ class CaseHeaders:
     @property
     def turnings(self) -> list[str]:
         """Notes on the files whose voxel axes are turned to those of the image."""
-        found: dict[str, list[str]] = {}
+        names_by_turning: dict[str, list[str]] = {}
         for header in (*self.images, *(self.logits.files if self.logits is not None else ()), self.mask, self.labels):
             if header is not None and header.turned is not None:
-                found.setdefault(header.turning, []).append(header.path.name)
-        return [f"{listed(names, 3)}: {how}" for how, names in found.items()]
+                names_by_turning.setdefault(header.turning, []).append(header.path.name)
+        return [f"{listed(names, 3)}: {turning}" for turning, names in names_by_turning.items()]
 
     @property
     def on_other_grids(self) -> tuple[VolumeHeader, ...]:
@@ -80,7 +80,7 @@ class CaseHeaders:
         ]
 
     def _named(self, header: VolumeHeader) -> str:
-        """Return the beginning of a note on a file; the name of the case, which comes before it, may be that of the file."""
+        """Return the beginning of a note on a file; empty if the case, named before it, is called so."""
         return "" if header.path.name == self.files.case_id else f"{header.path.name}: "
 
 
@@ -120,7 +120,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             _require_grid(files, what, images[0], file, options)
-        if logits.kind != KIND:  # After the grids: a file with its channels first has a wrong number of them.
+        # After the grids: a file with its channels first has a wrong number of channels.
+        if logits.kind != KIND:
             options.regions.require_number(logits.num_labels, logits.path)
     mask, labels = (
         io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)

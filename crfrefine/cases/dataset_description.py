@@ -43,7 +43,7 @@ class DatasetDescription:
 
     @property
     def num_labels(self) -> int | None:
-        """Channels of a softmax over all labels: one more than the largest label, "ignore" aside; None if it names no labels."""
+        """Channels of a softmax: one more than the largest label, "ignore" aside; None without labels."""
         values = [value if isinstance(value, tuple) else (value,) for name, value in self.labels.items() if name != "ignore"]
         return max((number + 1 for numbers in values for number in numbers), default=None)
 

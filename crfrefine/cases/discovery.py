@@ -196,9 +196,10 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
         require_volume(path)
     stem = _image_stem(paths[0])
     match = _MODALITY.fullmatch(stem)
-    first = {found["case"] for path in paths if (found := _MODALITY.fullmatch(_image_stem(path))) and int(found["number"]) == 0}
-    if len(first) > 1:
-        raise InputError(f"{paths[0]}: files of {len(first)} cases, {listed(sorted(first))}; give the folder of the images")
+    numbered = [name for path in paths if (name := _MODALITY.fullmatch(_image_stem(path))) is not None]
+    case_ids = {name["case"] for name in numbered if int(name["number"]) == 0}
+    if len(case_ids) > 1:
+        raise InputError(f"{paths[0]}: files of {len(case_ids)} cases, {listed(sorted(case_ids))}; give the folder of the images")
     # Without other files to compare with, only the first modality's number is certainly not part of the name.
     case_id = match["case"] if match and int(match["number"]) == 0 else stem
     return CaseList([CaseFiles(case_id, tuple(paths))])
@@ -300,7 +301,7 @@ def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped.
 
-    A link to nothing, as to data that were not fetched, counts as a file: its case must fail and not vanish.
+    A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith("."))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Number = TypeVar("Number", bound=np.generic)
 
 SMALL_OVERLAP = 0.5
-"""If a smaller part of the grid of work lies on another grid, logits are refused, and a note asks whether others belong there."""
+"""If a smaller part of the grid of work lies on another grid, logits are refused, others get a note."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class WorkGrid:
         """Return where the voxels of this grid lie on another one.
 
         Raises:
-            GridMismatchError: no voxel does, of logits less than half of the voxels do, or the file has its channels first.
+            GridMismatchError: no voxel does (for logits: less than half of the voxels), or the file has
+                its channels first.
         """
         like = self.header
         order = self.order_of_axes(other)
@@ -99,7 +100,7 @@ class WorkGrid:
         return grid_map
 
     def order_of_axes(self, other: VolumeHeader) -> str:
-        """Return advice about a file with its channels before other axes, if its sizes fit this grid in that order; else nothing."""
+        """Return advice about a file whose sizes fit this grid with the label axis before others; else ""."""
         sizes, wanted = [*other.grid_shape, other.num_channels], list(self.header.grid_shape)
         for extents in (sizes, wanted):
             while extents[-1:] == [1]:
@@ -122,7 +123,7 @@ class WorkGrid:
         return ""
 
     def way_out(self, other: VolumeHeader, hint: str) -> str:
-        """Return advice about a file on another grid: the order of its axes, or a hint and the option that interpolates it."""
+        """Return advice about a file on another grid: the order of its axes, or the hint and --resample."""
         order = self.order_of_axes(other)
         if order:
             return order

@@ -34,7 +34,8 @@ class RegionReading:
 
     scheme: RegionScheme | None = None  # None: channels are labels
     source: str = ""  # the option or file that declares them
-    num_labels: int | None = None  # channels of a softmax over all labels, which is refined as such all the same; None if unknown
+    # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
+    num_labels: int | None = None
     problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
     is_given: bool = False  # whether the user named the regions of these very files
 
@@ -64,20 +65,20 @@ class RegionReading:
         return scheme
 
     def require_number(self, num_channels: int, path: Path) -> None:
-        """Raise InputError unless a file has a channel for each label or region that is declared, if any are."""
+        """Raise InputError unless a file has a channel for each declared label or region, if any are."""
         if num_channels == self.num_labels or self.declares(num_channels):
             return
-        found = f"{path}: the network's output has {counted(num_channels, 'channel')}"
+        problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
-            raise InputError(f"{found}, and whether these are regions is not clear\n  {self.problem}")
+            raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
         if self.scheme is not None:
             labels = "" if self.num_labels is None else f", or {self.num_labels}, one per label"
             raise InputError(
-                f"{found}, expected {self.scheme.num_regions}, one per region of {self.source}{labels}\n  {self.scheme.describe()}"
+                f"{problem}, expected {self.scheme.num_regions}, one per region of {self.source}{labels}\n  {self.scheme.describe()}"
             )
         if self.num_labels is not None:
             raise InputError(
-                f"{found}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
+                f"{problem}, expected {self.num_labels}, one for each label from 0 to {self.num_labels - 1} of {self.source}\n"
                 "  Export all labels of the network, background included. If that file describes another network, put the\n"
                 "  dataset.json of this one beside its output, or correct its labels."
             )

@@ -69,7 +69,7 @@ def _usage_errors() -> Generator[None]:
 
 
 def _advice_on_files(message: str) -> str:
-    """Return a further line of an error about arguments that are too many, if these are files, as a shell makes of `images/*.nii.gz`."""
+    """Return a further line about surplus files, as a shell makes of `-i images/*.nii.gz`; else ""."""
     from crfrefine.io.paths import LOGITS_SUFFIXES
 
     if "unexpected extra argument" not in message or not any(suffix in message for suffix in LOGITS_SUFFIXES):

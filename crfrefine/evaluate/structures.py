@@ -142,8 +142,8 @@ def read_structures(
 ) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
-    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does. Axes are turned to
-    those of `grid`; None means those of the first file.
+    `told` gets a sentence about structures that lose most of their voxels to smaller ones, as a union of others does.
+    Axes are turned to those of `grid`; None means those of the first file.
     """
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)

@@ -85,7 +85,8 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
 
     Args:
         path: the file.
-        grid: header of the image, to which axes are turned; a file that stores only a part of that grid is 0 elsewhere.
+        grid: header of the image, to which axes are turned; a file that stores only a part of that grid
+            is 0 elsewhere.
 
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.

@@ -47,7 +47,7 @@ class VolumeHeader:
     covers_part: bool = False  # the file may store only the part of its grid that segments reach; see `crfrefine.io.volumes`
     # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
-    # The header of the file itself, and how its axes become those of this one, if they are exchanged or mirrored.
+    # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
     identity: DicomIdentity | None = None  # whose a DICOM file is; None for other formats
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
@@ -62,7 +62,7 @@ class VolumeHeader:
 
     @property
     def turning(self) -> str:
-        """How the axes of the file are turned to those of another grid, for notes; empty if they are not."""
+        """How the axes of the file are turned to another grid, for notes; empty if they are not."""
         if self.turned is None:
             return ""
         return f"voxel axes turned from {self.turned[0].orientation} to {self.orientation}, without interpolation"

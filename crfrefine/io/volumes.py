@@ -143,14 +143,15 @@ def _require_unchanged(states: Sequence[FileState]) -> None:
             raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
 
 
-# Files on another grid of the same voxels: with exchanged or mirrored axes, or with a part of the grid (3D Slicer and DICOM leave out
-# what no segment reaches).
+# Files on another grid of the same voxels: with exchanged or mirrored axes, or with a part of the grid
+# (3D Slicer and DICOM leave out what no segment reaches).
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a file as that of a volume on a grid, if its voxels are those of that grid; any other header unchanged.
+    """Return the header of a file as if it were on a grid, if its voxels are; any other header unchanged.
 
-    Axes that are exchanged or mirrored are turned. A file that stores a part of the grid is extended; what it does not store reads as 0.
+    Axes that are exchanged or mirrored are turned. A file that stores a part of the grid is extended;
+    voxels that it does not store read as 0.
 
     Args:
         header: header of the file.
@@ -158,9 +159,9 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     """
     if header.affine is None or grid.affine is None or grid.spacing is None or header.on_same_grid(grid):
         return header
-    found = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
-    if found is not None:
-        return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, found))
+    turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
+    if turn is not None:
+        return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
     if not header.covers_part or header.inset is not None or header.num_channels > 1 or len(header.grid_shape) != len(grid.grid_shape):
         return header
     num_axes = len(grid.grid_shape)
@@ -184,9 +185,9 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
 
 @contextmanager
 def _open_turned(header: VolumeHeader, stored: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
-    """Open a file whose axes are turned; a channel at a time is in memory, or all of them if the file interleaves them."""
+    """Open a file whose axes are turned; one channel is in memory, or all if the file interleaves them."""
     assert header.turned is not None
-    own, how = header.turned
+    own, turn = header.turned
     shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
     with stored as stream:
         decoder = Decoder(stream, shape)
@@ -197,7 +198,7 @@ def _open_turned(header: VolumeHeader, stored: AbstractContextManager[VoxelStrea
                 values = allocate_array((at_once, *shape[1:]), own.path, stream.kept_type, is_reversed=stream.is_reversed)
                 decoder.fill(values, first)
                 for channel in values:
-                    yield as_bytes(np.ascontiguousarray(how.apply(channel)))
+                    yield as_bytes(np.ascontiguousarray(turn.apply(channel)))
 
         yield VoxelStream(BlockReader(blocks()), stream.kept_type.newbyteorder("<"), own.path, decoder.finish)
 

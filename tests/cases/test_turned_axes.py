@@ -1,4 +1,4 @@
-"""Files with the voxels of the image on exchanged or mirrored axes: read on the image's grid, with the bytes of files reoriented before."""
+"""Files on exchanged or mirrored axes are read on the image's grid; results have the same bytes."""
 
 import itertools
 import re
@@ -16,6 +16,8 @@ from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case, read_case
 from crfrefine.cases.case_memory import Kept
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.pieces import read_pieces
+from crfrefine.train.dataset import find_cases
+from crfrefine.train.options import locate_folders
 
 SHAPE = (7, 6, 4)
 AFFINE = affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)
@@ -106,8 +108,8 @@ def test_values_that_are_not_finite_are_named_by_their_place_in_the_file(tmp_pat
 
 
 def study(folder, turn):
-    """Files of two cases of two modalities; those of the second modality, logits, mask and reference are turned by nibabel on request."""
-    places = {name: folder / name for name in ("images", "logits", "masks", "labels", "maps", "seconds")}
+    """Two cases of two modalities; on request, nibabel turns all files but the first modality."""
+    places = {name: folder / name for name in ("images", "logits", "masks", "labels", "maps")}
     for place in places.values():
         place.mkdir(parents=True)
     for number, name in enumerate(("a", "b")):
@@ -195,3 +197,14 @@ def test_half_a_voxel_is_another_grid_and_the_error_names_the_way_out(tmp_path):
         read_case_headers(CaseFiles("a", (grid,), (tmp_path / "a.nii.gz",)))
     done = run_here("convert", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--like", grid, status=1)
     assert "Leave --like out to keep the file's own grid" in done.stderr
+
+
+def test_the_cases_of_a_training_are_turned_with_a_note(tmp_path):
+    plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
+    told = "files of 2 of 2 cases have other voxel axes than the image and are turned, without interpolation: a, b"
+    by_folder = [find_cases(locate_folders(folder)) for folder in (plain, other)]
+    assert [told in cases.notes for cases in by_folder] == [False, True]
+    for files, others in zip(*(cases.files for cases in by_folder), strict=True):
+        case, turned_case = (load_case(one, with_labels=True) for one in (files, others))
+        for name in ("image", "logits", "mask", "labels"):
+            np.testing.assert_array_equal(getattr(case, name), getattr(turned_case, name))

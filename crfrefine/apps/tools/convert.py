@@ -39,7 +39,8 @@ def convert_file(
 
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
     `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
-    image with the same voxels, whose geometry the target gets, the order of axes included; needed if the source has none (.npz).
+    image with the same voxels, whose geometry the target gets, the order of its axes included; it is
+    needed if the source has none (.npz).
 
     Raises:
         InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.

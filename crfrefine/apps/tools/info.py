@@ -70,8 +70,9 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
-    Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`, `labelsTs`) in it are read too. A folder
-    of nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would refine.
+    Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
+    `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network, has the
+    cases that `infer --nnunet` would refine.
     """
     from crfrefine.cases.case import read_case_headers
 
@@ -141,13 +142,13 @@ def _channels(number: int, regions: RegionReading) -> str:
 
 
 def _is_of_nnunet(folder: Path, archives: Sequence[Path]) -> bool:
-    """Return whether nnU-Net made a folder: beside probabilities, its volumes are label maps and not images."""
+    """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
     has_summary = bool(archives) and (folder / "summary.json").is_file()  # as a validation has
     return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
 
 
 def _of_nnunet(folder: Path, archives: Sequence[Path]) -> CaseList:
-    """Return the cases of a folder of nnU-Net; none, with the reason as a note, if only their images are not found."""
+    """Return the cases of a folder of nnU-Net; none, with a note, if there is no image for its archives."""
     try:
         return find_cases_to_refine(folder, (), None)
     except InputError as error:

@@ -37,7 +37,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them."""
     found = _find_cases(options)
     folders = _folders(options, found)
-    # Label maps are compared with these labels, and the channels of logits with those of `find_regions`.
+    # Label maps are compared with these labels; channels of logits, with those of `find_regions`.
     where = folders if options.input_type in ("auto", "labels") else ()
     declared, notes = declared_labels(found, where, options.parameters.num_labels)
     told = [*found.notes, *(note for note in notes if note not in found.notes)]
