@@ -225,7 +225,7 @@ def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
-    model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature)
+    model = (spec.weights.tolist(), [] if spec.is_potts else _floats(spec.compatibility), spec.is_potts, spec.temperature)
     volume = (spec.volume_slack, spec.keeps_counts, part)
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 
@@ -243,7 +243,7 @@ def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:
 
 
 def _floats(values: Any) -> list[float]:
-    return [float(value) for value in np.asarray(values).ravel()]
+    return np.asarray(values, dtype=np.float64).ravel().tolist()
 
 
 def _mask(mask: Bool | None) -> Bool | None:

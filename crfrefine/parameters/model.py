@@ -328,8 +328,10 @@ class CrfParameters:
         gamma = spread(self.spatial.theta_gamma, "spatial.theta_gamma", "axis")
         terms.append((np.array(weight, dtype=np.float32), KernelSpec(gamma)))
         terms = [(weights, kernel) for weights, kernel in terms if weights.any()]
-        compatibility = (1.0 - np.eye(num_labels)).astype(np.float32)
-        if self.compatibility.matrix is not None:
+        if self.compatibility.matrix is None:
+            compatibility = np.ones((num_labels, num_labels), dtype=np.float32)
+            np.fill_diagonal(compatibility, 0.0)
+        else:
             _check_matrix_size(len(self.compatibility.matrix), num_labels)
             compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
         self.postprocess.check_lengths(num_labels)

@@ -158,7 +158,9 @@ class MeanFieldSpec:
         """Whether the penalty of any two different labels is 1."""
         import numpy as np
 
-        return bool(np.array_equal(self.compatibility, 1.0 - np.eye(self.num_labels)))
+        # No second matrix: with thousands of labels it would be large.
+        others = self.num_labels * (self.num_labels - 1)
+        return not np.diagonal(self.compatibility).any() and int(np.count_nonzero(self.compatibility == 1.0)) == others
 
     @cached_property
     def has_one_weight(self) -> bool:

@@ -19,7 +19,8 @@ struct MeanFieldOptions {
     int num_labels = 0;                                   // of the arrays: channels, where labels share them
     std::shared_ptr<const ChannelLabels> channel_labels;  // nullptr: channel l holds label l
     std::vector<std::vector<T>> weight;                   // (kernel, label), of all labels
-    std::vector<T> compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own
+    std::vector<T>
+        compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own; Potts: empty
     bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;

@@ -89,6 +89,12 @@ KernelSpecs make_specs(const ImageSize& image, const BilateralArgument& bilatera
                        const std::string& normalization, const std::string& filter, int num_channels, int num_iterations,
                        const std::optional<OriginArgument>& origin = std::nullopt);
 
+// Whether there is a penalty per pair of labels; Potts needs none.
+template <class T>
+bool fits_labels(const std::vector<T>& compatibility, bool is_potts, size_t num_labels) {
+    return is_potts ? compatibility.empty() : compatibility.size() == num_labels * num_labels;
+}
+
 // The settings of a mean field that runs of whole grids and of tiles share.
 template <class T>
 MeanFieldOptions<T> checked_options(int num_labels, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,

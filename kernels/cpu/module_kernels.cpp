@@ -222,8 +222,8 @@ class Kernels {
         const auto& [weights, compatibility, is_potts, temperature, bias, volume, labels, tile] = model;
         const auto& [slack, keeps_counts, part] = volume;
         require(!is_spent_, "these kernels have had their last run; build them anew");
-        const int num_all = labels ? num_labels_of(compatibility) : num_labels_;
-        require(static_cast<int64_t>(compatibility.size()) == int64_t{num_all} * num_all, "expected one penalty per pair of labels");
+        const int num_all = labels && !weights.empty() ? static_cast<int>(weights.front().size()) : num_labels_;
+        require(fits_labels(compatibility, is_potts, num_all), "expected one penalty per pair of labels, for Potts none");
         require(weights.size() == set_->kernels.size() &&
                     std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return static_cast<int>(own.size()) == num_all; }),
                 "expected one list of weights per kernel, with one weight per label");
@@ -245,12 +245,6 @@ class Kernels {
             options.channel_labels = std::make_shared<ChannelLabels>(*voxels_, grid_shape_, tile, labels->data(), num_labels_, num_all);
         }
         return options;
-    }
-
-    static int num_labels_of(const std::vector<T>& compatibility) {
-        int num_all = 0;
-        while (static_cast<size_t>(num_all) * num_all < compatibility.size()) ++num_all;
-        return num_all;
     }
 
     // The label of each channel in each tile.

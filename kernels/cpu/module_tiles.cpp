@@ -222,7 +222,7 @@ class LabelSets {
                  const std::optional<MaskArray>& may_matter, const std::array<int64_t, 3>& reach, double threshold,
                  const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
         KernelSet<float>* const built = kernels32.is_none() ? nullptr : &kernel_set_of(kernels32);
-        require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility);
+        require_model(built ? built->kernels.size() : bilateral.size() + (spatial.empty() ? 0 : 1), weights, compatibility, is_potts);
         require_images(image, bilateral, spatial);
         if (built) require_channels(grid_of(kernels32), num_channels, of_entry, of_settled);
         require(num_voxels > 0, "expected voxels");
@@ -333,13 +333,14 @@ class LabelSets {
         require_size(flags, set_.num_entries(), "expected room for one flag per entry");
     }
 
-    void require_model(size_t num_kernels, const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility) const {
+    void require_model(size_t num_kernels, const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility,
+                       bool is_potts) const {
         require(!weights.empty() && weights.size() == num_kernels, "expected one list of weights per kernel, and a kernel");
         const size_t num_labels = weights.front().size();
         require(num_labels > static_cast<size_t>(most_) &&
                     std::all_of(weights.begin(), weights.end(), [&](const auto& own) { return own.size() == num_labels; }),
                 "expected one weight per label");
-        require(compatibility.size() == num_labels * num_labels, "expected one penalty per pair of labels");
+        require(fits_labels(compatibility, is_potts, num_labels), "expected one penalty per pair of labels, for Potts none");
     }
 
     void require_images(const FloatArray& image, const BilateralArgument& bilateral, const std::vector<double>& spatial) const {

@@ -7,9 +7,10 @@ namespace crf {
 
 namespace {
 
-constexpr double kPseudoVoxels = 1.0;  // added to all masses, so that a label whose mass vanishes has a finite energy
-constexpr double kRidge = 1e-9;        // relative; labels that no voxel is uncertain of would make the equations singular
-constexpr int64_t kMostGroups = 128;   // of blocks, each with its own sums
+constexpr double kPseudoVoxels = 1.0;   // added to all masses, so that a label whose mass vanishes has a finite energy
+constexpr double kRidge = 1e-9;         // relative; labels that no voxel is uncertain of would make the equations singular
+constexpr int64_t kMostGroups = 128;    // of blocks, each with its own sums
+constexpr int64_t kMostSums = 1 << 24;  // of all groups together, where there is more than one
 
 // Solves the equations of a symmetric positive definite matrix (size, size), which is overwritten, for `right`, in place.
 void solve_definite(std::vector<double>& matrix, std::vector<double>& right) {
@@ -42,7 +43,8 @@ void MassSums::add(const MassSums& other) {
 }
 
 MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels, FunctionRef<int64_t, int, MassSums&> body) {
-    const int64_t num_groups = std::min(num_blocks, kMostGroups);
+    const int64_t of_group = int64_t{num_labels} * num_labels;
+    const int64_t num_groups = std::min({num_blocks, kMostGroups, std::max<int64_t>(1, kMostSums / of_group)});
     std::vector<MassSums> groups(num_groups, MassSums(num_labels));
     pool.run(num_groups, [&](int64_t group, int thread) {
         for (int64_t block = group * num_blocks / num_groups; block < (group + 1) * num_blocks / num_groups; ++block)

@@ -48,7 +48,7 @@ def built(engine, num_labels=2, **changes):
 
 def run(engine, **changes):
     model = {
-        **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": True, "temperature": 1.0, "bias": []},
+        **{"weights": [[1.0, 1.0]], "compatibility": PENALTIES, "is_potts": False, "temperature": 1.0, "bias": []},
         **{"volume": (math.inf, False, None), "labels": None, "tile": []},
     }
     settings = {

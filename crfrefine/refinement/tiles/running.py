@@ -153,7 +153,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
         [] if spec.spatial is None else _sigma(spec.spatial, steps),
         spec.normalization,
         run.weights.astype(np.float32).tolist(),
-        [float(value) for value in np.asarray(run.compatibility).ravel()],
+        [] if run.is_potts else np.asarray(run.compatibility, np.float64).ravel().tolist(),
         run.is_potts,
         run.temperature,
         run.num_iterations,

@@ -174,11 +174,11 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     lowest = np.full(run.num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / run.num_labels)))
     is_bounded = spec.kernels.normalization != "none"
     weight = float(np.asarray(run.weights, np.float64).max(axis=1).sum())
-    penalties = np.asarray(run.compatibility, np.float64)
-    most = weight * float(penalties.max())
+    most = weight * float(run.compatibility.max())
     if not run.is_potts:
         if not is_bounded:
             return None
+        penalties = np.asarray(run.compatibility, np.float64)
         others = np.where(np.eye(run.num_labels, dtype=bool), np.inf, penalties)
         lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
         # Its neighbors of that label penalize the labels of a voxel differently, also where it does not matter itself.
