@@ -26,6 +26,11 @@ class CaseFiles:
     output: Path | None = None  # where the label map goes, in the output folder or absolute; None: by the name of the case
     spacing: tuple[float, ...] | None = None  # mm, one per grid axis, in place of the image's; None: the image's
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files of the case."""
+        return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels) if path is not None)
+
 
 class CaseList(list[CaseFiles]):
     """The cases found, sorted by name; `notes` says which files were ignored and why, one sentence each."""

@@ -11,6 +11,7 @@ from typing import Any
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
+from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json, require_usable
 
 _MOST_CHANNELS = 10_000
@@ -59,6 +60,7 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
     if path is None:
         return None
     try:
+        add_inputs(path)
         content = read_json(path)
     except InputError as error:
         raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None

@@ -82,7 +82,6 @@ def bids(
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.cli.progress import print_failure
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.parameters.presets import find_config
     from crfrefine.runs.infer.options import InferenceOptions
 
     choice = Choice(
@@ -112,7 +111,6 @@ def bids(
             threads=threads,
             max_memory=max_memory,
             resume=resume,
-            config=find_config(config),
             command=tuple(ctx.obj or ()),
         )
         with Reporter(verbosity) as refining:

@@ -97,7 +97,6 @@ def infer(
     shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
     placement = shared.parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.parameters.presets import find_config
     from crfrefine.runs.infer.options import InferenceOptions
     from crfrefine.runs.infer.run import run_inference
 
@@ -126,7 +125,6 @@ def infer(
         part_id=part_id or 0,
         fail_fast=fail_fast,
         summary=summary,
-        config=None if is_auto else find_config(config),
         nnunet=nnunet,
         manifest=manifest,
         command=tuple(ctx.obj or ()),

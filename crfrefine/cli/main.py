@@ -30,6 +30,7 @@ from crfrefine.cli.commands import LOOK, Commands
 from crfrefine.cli.options import SHELL, answering_option
 from crfrefine.cli.progress import print_failure
 from crfrefine.errors import CrfRefineError
+from crfrefine.io.inputs import keeping_inputs
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -105,7 +106,7 @@ class Group(TyperGroup):
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
-            with _usage_errors():
+            with _usage_errors(), keeping_inputs():
                 return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))

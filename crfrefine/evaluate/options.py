@@ -52,6 +52,12 @@ class EvaluationOptions:
         return {self.name: self.predictions, **dict(self.baselines)}
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files in which cases are found."""
+        found = (self.labels, *self.methods.values(), *(path for _, path in self.probabilities), self.images)
+        return tuple(path for path in found if path is not None)
+
+    @property
     def baseline(self) -> str | None:
         """Name of the method to compare the judged one with."""
         return self.baselines[0][0] if self.baselines else None
@@ -59,8 +65,6 @@ class EvaluationOptions:
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.io.atomic import check_small_file
-
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
@@ -73,8 +77,7 @@ def check_options(options: EvaluationOptions) -> None:
         raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}")
     if options.ignore_label is not None and not 1 <= options.ignore_label <= LARGEST_LABEL:
         raise ConfigError(f"--ignore-label: expected a label from 1 to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}")
-    given = [options.labels, *options.methods.values(), *(path for _, path in options.probabilities)]
-    for path in given if options.images is None else [*given, options.images]:
+    for path in options.inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir() and options.output.is_dir() and path.samefile(options.output):
@@ -83,8 +86,6 @@ def check_options(options: EvaluationOptions) -> None:
             )
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")
-    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
-        check_small_file(options.output / name)
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:

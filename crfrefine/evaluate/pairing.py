@@ -68,6 +68,11 @@ class CasePair:
     # Number of each structure by its name: label maps are folders of structures, or their labels have these names; empty: neither.
     structures: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return (self.reference, *(path for files in self.methods.values() for path in files.paths), *self.images)
+
 
 @dataclass(frozen=True)
 class Pairing:

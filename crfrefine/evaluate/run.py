@@ -9,14 +9,16 @@ from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.learned import cases_learned_on
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.options import CASES_NAME, METRICS_NAME, REPORT_NAME, EvaluationOptions, check_options
+from crfrefine.evaluate.options import CASES_NAME, METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
-from crfrefine.io.atomic import check_replaceable, check_writable
+from crfrefine.io.atomic import check_replaceable, check_small_file, check_writable
+from crfrefine.io.inputs import keeping_inputs
+from crfrefine.io.recognition import add_volumes
 from crfrefine.runs.execution.factory import make_executor
 
 
@@ -24,6 +26,7 @@ class StoppedError(CrfRefineError):
     """A case failed, and the run stops at the first failure."""
 
 
+@keeping_inputs()
 def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
@@ -36,6 +39,9 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
     pairing = pair_structures(options) if has_structures(options) else pair_cases(options)
+    add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
+    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
+        check_small_file(options.output / name)
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
     settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes), options.allow_mismatched_dicom)

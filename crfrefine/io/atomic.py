@@ -1,7 +1,7 @@
 """Atomic files: written under a hidden name beside the target, then renamed.
 
-If the target is a link, the file it points to is written and the link stays. Anything but a regular file is never replaced: small files
-are written to it directly (`special_files`), volumes are refused.
+If the target is a link, the file it points to is written and the link stays. An input of the command is never replaced (`inputs`).
+Anything but a regular file is never replaced: small files are written to it directly (`special_files`), volumes are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.inputs import check_no_input
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
 from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name
@@ -34,8 +35,8 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             are replaced at the end.
 
     Raises:
-        CrfRefineError: the folder is not writable, the disk is full, or a name belongs to something other than a regular file; existing
-            files stay unchanged.
+        CrfRefineError: the folder is not writable, the disk is full, or a name belongs to an input of the command or to something other
+            than a regular file; existing files stay unchanged.
     """
     targets = check_replaceable(*paths)
     temporary: list[Path] = []
@@ -146,6 +147,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
+    check_no_input(path)
     try:
         return special_kind(path)
     except OSError as error:

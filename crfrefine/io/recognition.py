@@ -14,6 +14,7 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import UnexpectedError, UnsupportedFormatError
 from crfrefine.io.dicom_files import is_image
 from crfrefine.io.formats import FORMATS, Format
+from crfrefine.io.inputs import add_inputs
 from crfrefine.io.paths import (
     LABELS_SUFFIXES,
     LOGITS_SUFFIXES,
@@ -226,18 +227,18 @@ def files_read(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def add_volumes(*paths: Path | None) -> None:
+    """Protect the files of volumes that the command reads (`inputs`); of a folder of cases, the volumes in it and its `dataset.json`."""
+    for path in dict.fromkeys(path for path in paths if path is not None):
+        files = files_read(path)
+        if len(files) == 1 and path.is_dir():
+            with suppress(OSError):
+                files = tuple(entry for entry in path.iterdir() if suffix_of(entry) or entry.name == "dataset.json")
+        add_inputs(*files)
+
+
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
     known = format_of(path)
     ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
     return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
-
-
-def identities(path: Path) -> set[Path | tuple[int, int]]:
-    """Return identities of a file; two names mean the same file if their sets share an element."""
-    found: set[Path | tuple[int, int]] = {Path(os.path.realpath(path))}  # no exception for circular links
-    # On case-insensitive file systems, different names can mean the same file.
-    with suppress(OSError):
-        status = path.stat()
-        found.add((status.st_dev, status.st_ino))
-    return found

@@ -11,6 +11,7 @@ from typing import Any
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json, require_usable
 
 RESERVED = "mean"
@@ -58,6 +59,7 @@ def read_regions(path: Path) -> tuple[Region, ...]:
     Raises:
         InputError: the file does not exist, is not JSON, or has an entry that is not a region; the message names the entry.
     """
+    add_inputs(path)
     content = read_json(path)
     try:
         if not isinstance(content, Mapping):

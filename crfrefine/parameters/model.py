@@ -103,10 +103,13 @@ class CrfParameters:
         Raises:
             ConfigError: the preset or file does not exist, is not TOML, or has a wrong key or value.
         """
+        from crfrefine.io.inputs import add_inputs
+
         path = find_config(name_or_path)
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ConfigError(f"{path}: too large for a parameter file; at most {_MOST_BYTES / 1e6:.0f} MB are read")
+            add_inputs(path)
             text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read as a parameter file: {error.strerror or error}") from error

@@ -34,6 +34,7 @@ from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.io.recognition import add_volumes
 from crfrefine.train.options import DataFolders
 
 _MOST_NAMED = 3
@@ -153,6 +154,7 @@ def find_cases(
         GridMismatchError: files of one case are on different grids.
     """
     found, description, advice = _discover(data, input_type)
+    add_volumes(data.images, data.labels, data.logits, data.masks, *(path for case in found for path in case.paths))
     left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in found if case.missing)
     if strict:
         require_all_complete(left_out, len(found), advice)

@@ -84,6 +84,11 @@ class CommonOptions:
         """The picture of the training curves, or of the scores."""
         return self.beside(".curves.png")
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files to write, the parameters last."""
+        return self.curves, self.report, self.output
+
 
 @dataclass(frozen=True)
 class TrainingOptions(CommonOptions):
@@ -92,7 +97,7 @@ class TrainingOptions(CommonOptions):
     Attributes:
         data: the labeled cases.
         parameters: the model to start from; None: the built-in starts.
-        config: the file that the parameters came from, so that it is not written over.
+        config: the file that the parameters came from.
         learn: which of LEARNABLE and VOLUME_GROUP are learned, the others stay as they start; RULES_GROUP: the small-object rules are
             chosen too.
         num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
@@ -120,6 +125,11 @@ class TrainingOptions(CommonOptions):
     def checkpoint(self) -> Path:
         """The file in which a stopped run saves its state; it is removed when the run has ended."""
         return self.beside(".checkpoint.json")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files to write, the parameters last."""
+        return self.checkpoint, *super().files
 
 
 @dataclass(frozen=True)
@@ -236,8 +246,6 @@ def check_options(options: TrainingOptions) -> None:
         )
     if options.max_minutes is not None and options.placement.is_cluster:
         raise ConfigError("--max-minutes: folds that are trained at the same time share no time; leave it out, or --workers and --dask")
-    if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
-        raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
     check_outputs(options)
     check_replaceable(options.checkpoint)
 
@@ -251,5 +259,5 @@ def check_outputs(options: CommonOptions) -> None:
     if options.output.suffix != ".toml" or options.output.is_dir():
         raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     check_writable(options.output.parent)
-    for path in (options.curves, options.report, options.output):
+    for path in options.files:
         check_small_output(path)

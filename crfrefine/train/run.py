@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from crfrefine.base.threads import available_threads
+from crfrefine.io.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.runs.execution.executor import Executor
 from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.threads import Workers
@@ -41,6 +42,7 @@ from crfrefine.train.starts import Schedule, Start
 from crfrefine.train.tuned import Tuned, tune_rivals, tuned_so_far
 
 
+@keeping_inputs()
 def run_training(options: TrainingOptions, observer: TrainingObserver | None = None, *, started: float | None = None) -> TrainingResult:
     """Fit the CRF to labeled cases, write what was found, and return it.
 
@@ -56,6 +58,7 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     """
     require_matplotlib()
     budget = Budget(options.max_minutes, started=started)
+    add_inputs(*filter(None, [options.config]))
     check_options(options)
     device = choose_device(options.device)
     placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
@@ -76,6 +79,8 @@ def _run_stages(
     budget: Budget,
 ) -> TrainingResult:
     plan = make_plan(options, device)
+    for path in options.files:
+        check_no_input(path)
     digest = fingerprint(plan.settings(), plan.cases.files)
     checkpoint = Checkpoint(options.checkpoint, digest)
     done = (checkpoint.load() if options.resume else None) or Done((Part(),) * len(plan.part_names))

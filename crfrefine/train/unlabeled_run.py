@@ -19,6 +19,8 @@ from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.inputs import check_no_input, keeping_inputs
+from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.runs.infer.inputs import find_inputs
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@keeping_inputs()
 def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
     """Choose parameters, write them with a report, and return the choice.
 
@@ -59,6 +62,9 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     check_outputs(options)
     reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample", "allow_mismatched_dicom")}
     inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
+    add_volumes(options.unread)
+    for path in options.files:
+        check_no_input(path)
     if options.unread is not None:
         observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
     for note in inputs.notes:

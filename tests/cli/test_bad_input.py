@@ -108,8 +108,8 @@ IMPOSSIBLE = {
     "-o /dev/null": "/dev/null: expected a folder, this is a file",
     "-o {root}/" + 300 * "n": "File name too long",
     "--summary {root}/broken.toml/s.json": "s.json: cannot be written",
-    "--summary {one}": "the summary would replace a file of this run",
-    "-c {root}/own.toml --summary {root}/own.toml": "the summary would replace a file of this run",
+    "--summary {one}": "would replace an input",
+    "-c {root}/own.toml --summary {root}/own.toml": "would replace an input",
     "--device cuda:99": "NVIDIA GPU",
 }
 

@@ -58,8 +58,8 @@ BAD = {
     "{labels} {root}/x.npz": "x.npz",
     "{logits} {root}/x.png": "x.png: unknown file type",
     "{root}/nowhere.nii {root}/x.nii": "nowhere.nii: no such file",
-    "{logits} {logits}": "is also the input",
-    "{logits} {image} --like {image}": "is also the input",
+    "{logits} {logits}": "would replace an input",
+    "{logits} {image} --like {image}": "would replace an input",
     "{cut} {root}/x.txt --to labels": "unknown file type",  # before it is read
     "{logits} {root}/nowhere/x.nii": "there is no folder",
     "{logits} {root}/x.nii --like {other}": "not on the grid of --like",

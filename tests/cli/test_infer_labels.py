@@ -140,7 +140,7 @@ def test_names_in_the_header_reach_formats_that_hold_names(maps):
 def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}
-    for options, told in ((AS_LABELS, "would replace an input file"), (AS_LABELS[:2], "choose another folder for the results")):
+    for options, told in ((AS_LABELS, "would replace an input"), (AS_LABELS[:2], "choose another folder for the results")):
         result = infer(replace(structures, output=structures.logits), *options, status=1)
         assert told in result.stderr
         assert {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")} == before

@@ -224,7 +224,7 @@ REFUSED = {
     "--device cuda:99": "NVIDIA GPU",
     "--max-minutes 0": "--max-minutes: expected a positive number",
     "-c nowhere.toml": "no such file or preset",
-    "-c {root}/start.toml -o {root}/start.toml": "which is not written over",
+    "-c {root}/start.toml -o {root}/start.toml": "would replace an input",
     "-o {root}": "ending in .toml",
     "-o {root}/params.json": "ending in .toml",
     "-o {root}/broken.toml --resume": "not a checkpoint of train-crf",

@@ -20,8 +20,9 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.dicom_slices import Series
+from crfrefine.io.inputs import keeping_inputs
 from crfrefine.io.paths import require_suffix
-from crfrefine.io.recognition import files_read, files_written, identities
+from crfrefine.io.recognition import add_volumes, files_written
 from crfrefine.io.segments import named_segments
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
 
 
+@keeping_inputs()
 def convert_file(
     source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
 ) -> str:
@@ -52,7 +54,7 @@ def convert_file(
         raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
-    _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
+    add_volumes(source, None if like is None else Path(like))
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
@@ -65,13 +67,6 @@ def convert_file(
     if header.num_channels == 1 and not regions.is_channel(header):
         return "\n".join([*mismatches, _convert_labels(header, target, to, geometry)])
     return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
-
-
-def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
-    inputs = set().union(*(identities(path) for name in given for path in files_read(name)))
-    for path in files_written(target):
-        if identities(path) & inputs:
-            raise InputError(f"{path}: is also the input; write to another file")
 
 
 def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:

@@ -24,7 +24,8 @@ from crfrefine.cases.discovery import labels_of
 from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import write_small_file
+from crfrefine.io.atomic import check_small_file, write_small_file
+from crfrefine.io.recognition import add_volumes
 from crfrefine.metrics.regions import Region
 from crfrefine.pages.pictures.display import label_color
 from crfrefine.parameters.model import CrfParameters
@@ -84,6 +85,9 @@ class Session:
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
         self._inputs, self._cases = find_cases(options)
+        add_volumes(options.labels, *(path for case in self._cases for path in case.paths))
+        if options.output is not None:
+            check_small_file(options.output)
         self._lock = threading.Lock()
         names = [case.case_id for case in self._cases]
         refiner = self._open(0 if options.first is None else names.index(options.first))

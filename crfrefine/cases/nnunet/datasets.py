@@ -15,6 +15,7 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table, require_case_name
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
+from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there
 
@@ -112,6 +113,7 @@ def splits_of(network: TrainedNetwork) -> list[Split]:
 
 
 def _splits_in(path: Path) -> list[Split]:
+    add_inputs(path)
     content = read_json(path)
     if not isinstance(content, list) or not all(
         isinstance(fold, Mapping) and are_names(fold.get("train")) and are_names(fold.get("val")) for fold in content

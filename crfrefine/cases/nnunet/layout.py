@@ -14,6 +14,7 @@ from typing import Any
 
 from crfrefine.base.text import see, shorten_value
 from crfrefine.errors import InputError
+from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
 
@@ -110,6 +111,7 @@ def require_trained(path: Path) -> TrainedNetwork:
 
 def read_table(path: Path) -> Mapping[str, Any]:
     """Return the content of a JSON file of nnU-Net, a table."""
+    add_inputs(path)
     content = read_json(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")

@@ -17,8 +17,8 @@ from crfrefine.cases.mistakes import EXCHANGED, require_any_output, seem_exchang
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import stem_of
-from crfrefine.io.recognition import is_series
+from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.recognition import add_volumes, is_series
 from crfrefine.runs.infer.options import InferenceOptions
 
 
@@ -35,7 +35,9 @@ class RunInputs:
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them."""
+    add_volumes(*options.inputs, options.masks if isinstance(options.masks, Path) else None)
     found = _find_cases(options)
+    add_volumes(*(path for files in found for path in files.paths))
     folders = _folders(options, found)
     # Label maps are compared with these labels; channels of logits, with those of `find_regions`.
     where = folders if options.input_type in ("auto", "labels") else ()

@@ -41,7 +41,6 @@ class InferenceOptions:
     summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
     record: bool = True  # whether a folder of results gets a record of the run, which `status` and `resume` read
     choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
-    config: Path | None = None  # the file of the parameters, so that no output overwrites it
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
     manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks
     command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
@@ -65,8 +64,3 @@ class InferenceOptions:
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
         return (*(path for path in (self.nnunet, self.manifest) if path is not None), *self.images, *self.logits)
-
-    @property
-    def also_read(self) -> tuple[Path, ...]:
-        """Files that a run reads and that are of no case."""
-        return tuple(path for path in (self.config, self.manifest) if path is not None)

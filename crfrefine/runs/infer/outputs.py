@@ -10,8 +10,9 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file
 from crfrefine.io.dicom_identity import differences
+from crfrefine.io.inputs import check_no_input, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
-from crfrefine.io.recognition import files_read, files_written, identities, suffix_to_write
+from crfrefine.io.recognition import files_read, files_written, suffix_to_write
 from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import RECORD_FOLDER
 from crfrefine.runs.infer.structure_names import LabelFiles
@@ -123,7 +124,7 @@ def check_case_outputs(outputs: OutputFiles) -> None:
         check_small_file(outputs.preview)
 
 
-def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], also_read: Sequence[Path]) -> None:
+def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     """Raise InputError if the summary is a folder, would replace an input or an output, or has the suffix of a volume."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
@@ -133,8 +134,8 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
     if special_kind(path) is not None and not suffix_of(path):
         return  # A device or a pipe replaces no file.
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]
-    if suffix_of(path) or identities(path) & _inputs(cases, also_read).union(*map(identities, written)):
-        raise InputError(f"{path}: the summary would replace a file of this run, or has a volume's suffix; choose another name in .json")
+    if suffix_of(path) or identities(path) & set().union(*map(identities, written)):
+        raise InputError(f"{path}: the summary would replace an output of this run, or has a volume's suffix; choose another name in .json")
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
@@ -169,26 +170,25 @@ def _is_whole_picture(path: Path) -> bool:
     return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
-def _inputs(cases: Sequence[CaseFiles], also_read: Sequence[Path]) -> set[Path | tuple[int, int]]:
-    """Return the identities of all files that a run reads."""
-    named = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
-    read = [path for name in named for path in files_read(name)]
-    return set().union(*map(identities, [*read, *also_read]))
-
-
 def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], options: InferenceOptions) -> None:
     """Raise InputError if an output would replace an input, or be among them, where the next run would take it as image or logits."""
-    inputs = _inputs(cases, options.also_read)
-    used = {path.parent.resolve() for path in inputs if isinstance(path, Path)} | {outputs.label_map.parent.resolve() for outputs in plans}
+    used: set[Path] = set()
+    if any(outputs.labels is not None for outputs in plans):
+        inputs = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
+        used = {path.resolve().parent for name in inputs for path in files_read(name)}
+        used |= {outputs.label_map.parent.resolve() for outputs in plans}
     for files, outputs in zip(cases, plans, strict=True):
-        if outputs.labels is not None and outputs.labels.folder.resolve() in used:
-            raise InputError(
-                f"case {files.case_id!r}: --save-structures writes into the folder {outputs.labels.folder}, "
-                "which holds inputs or other outputs; choose another output folder"
-            )
-        for path in (path for name in outputs.all() for path in files_written(name)):
-            if identities(path) & inputs:
-                raise InputError(f"case {files.case_id!r}: the output {path} would replace an input file; choose another output folder")
+        written = [path for name in outputs.all() for path in files_written(name)]
+        if outputs.labels is not None:
+            if outputs.labels.folder.resolve() in used:
+                raise InputError(
+                    f"case {files.case_id!r}: --save-structures writes into the folder {outputs.labels.folder}, "
+                    "which holds inputs or other outputs; choose another output folder"
+                )
+            # The names of the labels that a case has are not known yet.
+            written += outputs.labels.folder.glob("*")
+        for path in written:
+            check_no_input(path)
     if not options.is_folder_run:
         return
     folders = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}

@@ -130,7 +130,7 @@ def _read_earlier(
 ) -> EarlierRecords:
     """Return what earlier runs say of the cases; without --continue only a note, if the summary is of another part of the folder."""
     if options.summary is not None:
-        check_summary_path(options.summary, cases, outputs, options.also_read)
+        check_summary_path(options.summary, outputs)
     part = (options.num_parts, options.part_id)
     if options.resume:
         label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}

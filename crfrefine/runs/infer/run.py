@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from crfrefine.base.failures import Failure, describe_failure, failing_alone
 from crfrefine.base.memory import memory_limit
 from crfrefine.errors import CrfRefineError, DeviceLostError
+from crfrefine.io.inputs import keeping_inputs
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
 from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case
@@ -38,6 +39,7 @@ SHARE_OF_CASES_AHEAD = 8
 """They take an eighth of the memory that the run may take, at most."""
 
 
+@keeping_inputs()
 def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others continue.
 

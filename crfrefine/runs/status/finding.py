@@ -16,9 +16,9 @@ from typing import Any
 
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
+from crfrefine.io.inputs import identities
 from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
-from crfrefine.io.recognition import identities
 from crfrefine.runs.execution.records import FAILED
 from crfrefine.runs.infer.records import LINES_SUFFIX, RECORD_FOLDER, note_on_num_labels, records_in, time_of_change
 from crfrefine.runs.infer.summary_reading import MOST_BYTES, NotASummaryError, RecordedCase, RecordedRun, read_summary
