@@ -8,8 +8,11 @@ can be neither replaced nor removed before it is closed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -18,6 +21,8 @@ except ImportError:  # Windows
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _REFUSED_NAME = re.compile(r'.*[<>:"|?*\\\x00-\x1f].*|.*[ .]|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?', re.IGNORECASE)
 """Names that Windows does not take; with a colon, it would write to a hidden part of another file."""
@@ -38,6 +43,24 @@ def lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return os.fstat(descriptor).st_nlink > 0
+
+
+@contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Hold the lock of a file in this block, after every other process that has it; storage without locks is used without one."""
+    has_lock = HAS_LOCKS
+    if has_lock:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            has_lock = False
+    try:
+        yield
+    finally:
+        if has_lock:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def is_refused(name: str) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 
 from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.json import parse_json, read_json, require_usable, without_nonfinite
+from crfrefine.io.json import read_json, require_usable, without_nonfinite
+from crfrefine.io.lines import parse_line, unfinished_line
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.records import FAILED
@@ -120,12 +121,6 @@ def as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def unfinished_line(content: bytes) -> int:
-    """Return the number of bytes of an unfinished line at the end of JSON lines; 0 if there is none."""
-    tail = content[content.rfind(b"\n") + 1 :]
-    return 0 if not tail or isinstance(_parsed(tail), dict) else len(tail)
-
-
 def whole(value: Any) -> int:
     """Return a whole number; raise TypeError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -177,19 +172,11 @@ def _read_lines(path: Path) -> list[RecordedRun]:
 
 def _entries(content: bytes) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(content.splitlines(), start=1):
-        entry = _parsed(line)
+        entry = parse_line(line)
         if entry is None:
             raise ValueError(f"line {number} is not JSON")
         require_usable(entry, f"line {number}")
         yield number, entry
-
-
-def _parsed(line: bytes) -> Any:
-    """Return the value of a line; None if it is not JSON."""
-    try:
-        return parse_json(line.decode())
-    except ValueError:  # UnicodeDecodeError is one, too.
-        return None
 
 
 def _run_of(content: Mapping[str, Any], path: Path) -> RecordedRun:

@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import cannot_write, real_path, write_small_file
+from crfrefine.io.atomic import cannot_write, write_small_file
+from crfrefine.io.lines import append_lines, open_lines
 from crfrefine.io.special_files import special_kind
-from crfrefine.io.system import open_flags
 from crfrefine.runs.infer.records import CaseRecord, RunSummary, is_lines, to_line
-from crfrefine.runs.infer.summary_reading import unfinished_line
 
 SAVE_SECONDS = 1.0
 """Shortest time between two saves of a JSON value."""
@@ -61,13 +60,13 @@ class SummaryLines:
             return
         if not self._append:
             write_small_file(self._path, line)
-        try:
-            self._file = os.open(real_path(self._path), open_flags("O_RDWR", "O_APPEND", "O_CREAT", "O_CLOEXEC"), 0o666)
-            if self._append:
-                self._waiting = self._line_end() + line
+        self._file = open_lines(self._path)
+        if self._append:
+            self._waiting = line
+            try:
                 self._write()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
 
     def case_ended(self, record: CaseRecord) -> None:
         """Write the record of a case; if the disk does not take it, it is written with the next one."""
@@ -93,25 +92,14 @@ class SummaryLines:
                 os.close(self._file)
                 self._file = None
 
-    def _line_end(self) -> bytes:
-        """Remove a line that a killed process left unfinished; return what ends the last line."""
-        assert self._file is not None
-        size = os.fstat(self._file).st_size
-        content = self._path.read_bytes()
-        unfinished = unfinished_line(content)
-        if unfinished:
-            os.ftruncate(self._file, size - unfinished)
-            return b""
-        return b"" if not content or content.endswith(b"\n") else b"\n"
-
     def _write(self, *, sync: bool = False) -> None:
-        """Write what is waiting; what a full disk does not take keeps waiting."""
+        """Write the lines that are waiting; lines that a full disk does not take keep waiting."""
         assert self._file is not None
-        while self._waiting:
-            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
         started = time.monotonic()
-        if sync or started - self._synced >= self._sync_seconds / _SHARE_OF_TIME:
-            os.fsync(self._file)
+        syncs = sync or started - self._synced >= self._sync_seconds / _SHARE_OF_TIME
+        append_lines(self._file, self._waiting, sync=syncs)
+        self._waiting = b""
+        if syncs:
             self._synced = time.monotonic()
             self._sync_seconds = self._synced - started
 
