@@ -23,6 +23,10 @@ class UnsupportedFormatError(CrfRefineError):
     """A file cannot be read or written as asked: unknown kind, damaged, or a layout that would have to be guessed."""
 
 
+class StorageError(CrfRefineError):
+    """Nothing more can be written: the disk is full, the quota is used up, or the storage is read-only."""
+
+
 class BackendUnavailableError(CrfRefineError):
     """The requested device or engine is not available; the message says what to install."""
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.cli import options as shared
+from crfrefine.errors import CrfRefineError
 
 
 def infer(
@@ -137,8 +138,14 @@ def infer(
 
         with TrainingReporter(verbosity) as choosing:
             options = choose_for(options, shared.parse_overrides(overrides), choosing)
-    with Reporter(verbosity) as reporter:
-        result = run_inference(options, reporter)
+    reporter = Reporter(verbosity)
+    try:
+        with reporter:
+            result = run_inference(options, reporter)
+    except CrfRefineError:  # A full disk takes no record; the results are known all the same.
+        if reporter.summary is not None and not quiet:
+            print_results(reporter.summary)
+        raise
     if not quiet:
         print_results(result)
     if result.count("failed"):

@@ -26,18 +26,18 @@ SILENT_SECONDS = 30.0
 class Reporter(RunReporter, InferenceObserver):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
 
-    _summary: RunSummary | None = None
+    summary: RunSummary | None = None  # of the run that is shown
     _case_started = _told = 0.0
 
     def _describe_rest(self) -> str:
-        if self._summary is None:
+        if self.summary is None:
             return ""
-        done = self._summary.count("done") + self._summary.count("skipped")
-        return f"{done} of {self._summary.num_cases} cases are written; run again with --continue for the rest"
+        done = self.summary.count("done") + self.summary.count("skipped")
+        return f"{done} of {self.summary.num_cases} cases are written; run again with --continue for the rest"
 
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device."""
-        self._summary = summary
+        self.summary = summary
         self._case_started = self._told = time.monotonic()
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
         self._say(f"{describe_part(summary)}; device {device}, {counted(summary.threads, 'thread')}")
@@ -76,7 +76,7 @@ class Reporter(RunReporter, InferenceObserver):
     def case_ended(self, record: CaseRecord) -> None:
         """Print the outcome of a case."""
         self._ended += 1
-        total = self._summary.num_cases if self._summary is not None else 0
+        total = self.summary.num_cases if self.summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
             self._say_failure(record.case_id, _with_case(record), record.failures[0].traceback)

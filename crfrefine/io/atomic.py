@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import CrfRefineError, InputError, StorageError
 from crfrefine.io.inputs import check_no_input
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
@@ -110,7 +110,7 @@ def real_path(path: Path) -> Path:
 
 
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
-    """Return the error to raise if the operating system refuses to write a file."""
+    """Return the error to raise if the operating system refuses to write a file; StorageError if it will refuse all other files too."""
     folder = real_path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; free some space and run again"
@@ -122,7 +122,8 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
         reason = f"there is no folder {folder}"
     else:
         reason = error.strerror or str(error)
-    return CrfRefineError(f"{path}: cannot be written: {reason}")
+    kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else CrfRefineError
+    return kind(f"{path}: cannot be written: {reason}")
 
 
 def check_replaceable(*paths: Path) -> list[Path]:

@@ -162,6 +162,41 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
     assert run_here("infer", *options, "--continue").status == 0
 
 
+@pytest.mark.parametrize("elsewhere", [(), ("--case-timeout", 60)])
+def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk, elsewhere):
+    """One case finds no room, and perhaps the next one, which has begun; the others are not computed for nothing."""
+    folders = write_folders(tmp_path, *"abcdefgh")
+    (small_disk / "out").mkdir()
+    options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk / "out", *FAST, *elsewhere)
+    run_here("infer", *options[:4], "-o", tmp_path / "whole", *FAST, status=0)
+    kept = sum(path.stat().st_size // 4096 * 4096 + 4096 for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    (small_disk / "ballast").write_bytes(bytes(65_536 - kept // 2))
+    result = run_here("infer", *options, status=1)
+    table = [line.split("\t") for line in result.stdout.splitlines()]
+    assert table[0][:2] == ["case", "status"]
+    states = [row[1] for row in table[1:]]
+    num_done, num_failed = states.count("done"), states.count("failed")
+    assert num_done >= 1
+    assert 1 <= num_failed <= 2
+    assert states == ["done"] * num_done + ["failed"] * num_failed
+    left = 8 - len(states)
+    assert left >= 2
+    assert f"{num_done} done, {num_failed} failed, {left} not started" in result.stderr
+    assert f"{left} cases not begun, since nothing more can be written; run again with --continue when it can" in result.stderr
+    assert "the disk is full" in errors(result.stderr)[0]
+    assert files_in(small_disk / "out") == [f"{case_id}.nii.gz" for case_id in "abcdefgh"[:num_done]]
+    (small_disk / "ballast").unlink()
+    result = run_here("infer", *options, "--continue", status=0)
+    assert [row.split("\t")[1] for row in result.stdout.splitlines()[1:]] == ["skipped"] * num_done + ["done"] * (8 - num_done)
+
+
+def test_the_table_is_printed_if_no_record_can_be_written(folders, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(65_536))
+    result = infer(folders, "--summary", small_disk / "summary.json", status=1)
+    assert "summary.json: cannot be written: the disk is full" in result.stderr
+    assert [row.split("\t")[:2] for row in result.stdout.splitlines()] == [["case", "status"], ["bad", "done"], ["good", "done"]]
+
+
 def test_a_file_of_parameters_is_never_replaced(folders):
     folders.output.mkdir()
     for name, options in (("good.nii.gz", ()), ("good_probabilities.nii.gz", ("--save-probabilities",))):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crfrefine.base.failures import Failure, describe_failure, failing_alone
 from crfrefine.base.memory import memory_limit
-from crfrefine.errors import CrfRefineError, DeviceLostError
+from crfrefine.base.text import counted
+from crfrefine.errors import CrfRefineError, DeviceLostError, StorageError
 from crfrefine.io.inputs import keeping_inputs
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
 from crfrefine.runs.execution.records import Observer
@@ -142,6 +143,10 @@ class _Run:
             file.save_first()
         try:
             run()
+            left = self._summary.num_cases - len(self._summary.cases)
+            if left and any(record.failed_by(StorageError) for record in self._summary.cases):
+                why = "nothing more can be written; run again with --continue when it can"
+                self._tell(self._observer.note, f"{counted(left, 'case')} not begun, since {why}")
             if (text := note_on_num_labels(record.kept or vars(record) for record in self._summary.cases)) is not None:
                 self._tell(self._observer.note, text)
         except (KeyboardInterrupt, CrfRefineError):
@@ -200,7 +205,13 @@ class _Run:
 
     def _stops(self, outcome: Outcome[CaseRecord | None]) -> bool:
         """Return whether no further case is begun after one; those that are computed elsewhere are finished, since they write files."""
-        return self.options.fail_fast and (outcome.error is not None or (outcome.result is not None and bool(outcome.result.failures)))
+        if outcome.failure is not None:
+            return self._ends_run(outcome.failure)
+        return outcome.result is not None and any(map(self._ends_run, outcome.result.failures))
+
+    def _ends_run(self, failure: Failure) -> bool:
+        """Return whether no further case is begun after a failure."""
+        return self.options.fail_fast or failure.kind == StorageError.__name__
 
     def _case_started(self, task: Task) -> None:
         self._tell(self._observer.case_started, task.files.case_id, task.number)
@@ -215,7 +226,7 @@ class _Run:
                 from crfrefine.runs.infer.device_work import ON_CPU_NOW
 
                 self._tell(self._observer.note, ON_CPU_NOW)
-            if self.options.fail_fast:
+            if self._ends_run(failure):
                 self._stop.set()
 
         return failing_alone(fail, *(work.task.paths if work.refined is None else ()))
