@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
-from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json, require_usable
 
 _MOST_CHANNELS = 10_000

@@ -25,12 +25,12 @@ import typer
 from typer.core import TyperGroup
 
 from crfrefine.base.failures import describe_failure
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.commands import LOOK, Commands
 from crfrefine.cli.options import SHELL, answering_option
 from crfrefine.cli.progress import print_failure
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.inputs import keeping_inputs
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT

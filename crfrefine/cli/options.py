@@ -38,7 +38,7 @@ def path_text(text: str | Path, most: int = MOST_OF_A_PATH) -> str:
     """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
     text = str(text)
     if not text:
-        raise typer.BadParameter("the path is empty; an unset variable?")
+        raise typer.BadParameter("the value is empty; an unset variable?")
     if "\0" in text:
         raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
     if len(text) > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,27 +38,42 @@ def status(
         content = {"schema": 1, "is_complete": report.is_complete, "runs": [run.to_dict() for run in report.runs], "notes": report.notes}
         print(json.dumps(content, indent=2))
     else:
-        for run in report.runs:
-            _show(run, None if verbose else _MOST_LISTED)
+        for runs in _grouped(report.runs):
+            _show(runs, None if verbose else _MOST_LISTED)
         for note in report.notes:
             print(for_terminal(f"note: {note}"))
     if not report.is_complete:
         raise typer.Exit(1)
 
 
-def _show(run: RunStatus, most: int | None) -> None:
-    """Print a run.
+def _grouped(runs: Sequence[RunStatus]) -> list[list[RunStatus]]:
+    """Return the runs, complete ones into one folder together, such as those of a loop over cases."""
+    groups: dict[object, list[RunStatus]] = {}
+    for run in runs:
+        is_plain = run.is_complete and len(run.parts) == 1
+        groups.setdefault(run.output_folder if is_plain else id(run), []).append(run)
+    return list(groups.values())
+
+
+def _show(runs: Sequence[RunStatus], most: int | None) -> None:
+    """Print a run, or several complete ones as one.
 
     Args:
-        run: its status.
-        most: cases of each kind that are named; None: all.
+        runs: their status.
+        most: the largest number of cases of each kind that are named; None means all.
     """
     from crfrefine.runs.execution.records import FAILED
     from crfrefine.runs.status.report import DONE, MISSING, STATES
 
+    run = runs[0]
+    if len(runs) > 1:
+        cases = {(case.case_id, case.output): case for run in runs for case in run.cases}
+        notes = dict.fromkeys(note for run in runs for note in run.notes)
+        run = replace(run, cases=list(cases.values()), notes=list(notes))
     counts = ", ".join(f"{len(run.of_state(state))} {state}" for state in STATES)
     alone = _RUN.get(run.parts[0].run, "") if len(run.parts) == 1 and not run.is_complete else ""
-    print(f"{printable(run.output_folder)}: {counted(len(run.cases), 'case')}: {counts}{alone}")
+    several = f" of {len(runs)} runs" if len(runs) > 1 else ""
+    print(f"{printable(run.output_folder)}: {counted(len(run.cases), 'case')}{several}: {counts}{alone}")
     shown = run.parts if most is None else [part for part in run.parts if part.counts[FAILED] + part.counts[MISSING]]
     for part in shown if len(run.parts) > 1 else ():
         left = "".join(f", {part.counts[state]} {state}" for state in (FAILED, MISSING) if part.counts[state])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
@@ -17,7 +18,6 @@ from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_small_file, check_writable
-from crfrefine.io.inputs import keeping_inputs
 from crfrefine.io.recognition import add_volumes
 from crfrefine.runs.execution.factory import make_executor
 

@@ -1,6 +1,6 @@
 """Atomic files: written under a hidden name beside the target, then renamed.
 
-If the target is a link, the file it points to is written and the link stays. An input of the command is never replaced (`inputs`).
+If the target is a link, the file it points to is written and the link stays. An input of the command is never replaced (`base.inputs`).
 Anything but a regular file is never replaced: small files are written to it directly (`special_files`), volumes are refused.
 """
 
@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
-from crfrefine.io.inputs import check_no_input
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
 from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.failures import reading
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnexpectedError, UnsupportedFormatError
 from crfrefine.io.dicom_files import is_image
 from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.inputs import add_inputs
 from crfrefine.io.paths import (
     LABELS_SUFFIXES,
     LOGITS_SUFFIXES,
@@ -228,7 +228,10 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 
 def add_volumes(*paths: Path | None) -> None:
-    """Protect the files of volumes that the command reads (`inputs`); of a folder of cases, the volumes in it and its `dataset.json`."""
+    """Protect the files of volumes that the command reads (`base.inputs`).
+
+    In a folder of cases these are all volumes and `dataset.json`.
+    """
     for path in dict.fromkeys(path for path in paths if path is not None):
         files = files_read(path)
         if len(files) == 1 and path.is_dir():

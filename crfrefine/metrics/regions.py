@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json, require_usable
 
 RESERVED = "mean"

@@ -103,7 +103,7 @@ class CrfParameters:
         Raises:
             ConfigError: the preset or file does not exist, is not TOML, or has a wrong key or value.
         """
-        from crfrefine.io.inputs import add_inputs
+        from crfrefine.base.inputs import add_inputs
 
         path = find_config(name_or_path)
         try:

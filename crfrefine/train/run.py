@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.threads import available_threads
-from crfrefine.io.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.runs.execution.executor import Executor
 from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.threads import Workers

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.base.failures import Causes, expected_error
+from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles, CaseHeaders, ReadingOptions, read_case, read_case_headers
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.inputs import check_no_input, keeping_inputs
 from crfrefine.io.recognition import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.threads import Workers

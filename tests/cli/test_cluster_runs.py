@@ -94,7 +94,7 @@ def test_contradictory_options_are_wrong_usage(tmp_path):
         ("infer", ("--case-timeout", "0"), "a number of seconds above 0"),
         ("infer", ("--case-timeout", "nan"), "a number of seconds above 0"),
         ("infer", ("--workers", "0"), "--workers"),
-        ("infer", ("--dask", ""), "the path is empty"),
+        ("infer", ("--dask", ""), "the value is empty"),
         ("evaluate", ("--workers", "2", "--processes", "2"), "leave --processes out"),
     ):
         inputs = ("-i", tmp_path, "-p", tmp_path) if name == "infer" else (tmp_path, tmp_path)

@@ -90,7 +90,7 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     assert (result.status, result.stdout) == (2, "")
     assert result.stderr.startswith("Usage:")
     assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
-    assert ("the path is empty" in result.stderr) == ("''" in line)
+    assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
 
 

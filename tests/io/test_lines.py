@@ -9,8 +9,8 @@ from contextlib import closing, suppress
 
 import pytest
 
+from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.errors import InputError
-from crfrefine.io.inputs import add_inputs, keeping_inputs
 from crfrefine.io.lines import append_lines, open_lines
 
 # As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer than a buffer.

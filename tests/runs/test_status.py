@@ -181,6 +181,23 @@ def test_runs_with_other_inputs_are_told_apart(folders):
     assert result.stdout.count("1 case: 0 done, 0 failed, 1 missing") == 1
 
 
+def test_a_loop_over_cases_is_one_line(folders):
+    for name in "abc":
+        run_here("infer", *one_case(name), "-o", "out", *QUICK, status=0)
+    shutil.copy("logits/b.nii.gz", "logits/again.nii.gz")  # One case is done again, from another file.
+    run_here("infer", *one_case("b")[:4], "-p", "logits/again.nii.gz", "-o", "out", *QUICK, status=0)
+    assert run_here("status", "out", status=0).stdout.splitlines() == [
+        f"{Path.cwd() / 'out'}: 3 cases of 4 runs: 3 done, 0 failed, 0 missing",
+        "  note: 1 label map changed since it was recorded: b",
+    ]
+    Path("out/c.nii.gz").unlink()
+    found = [line for line in run_here("status", "out", status=1).stdout.splitlines() if "out: " in line]
+    assert sorted(line.partition("out: ")[2] for line in found) == [
+        "1 case: 0 done, 0 failed, 1 missing",
+        "2 cases of 3 runs: 2 done, 0 failed, 0 missing",
+    ]
+
+
 def test_a_run_from_python_has_no_command(folders):
     options = InferenceOptions((folders.images,), (folders.logits,), folders.output)
     run_inference(replace(options, parameters=CrfParameters().replace(**{"mean_field.num_iterations": 1})))

@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
@@ -20,7 +21,6 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.dicom_slices import Series
-from crfrefine.io.inputs import keeping_inputs
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.recognition import add_volumes, files_written
 from crfrefine.io.segments import named_segments

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
@@ -15,7 +16,6 @@ from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table, require_case_name
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
-from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there
 

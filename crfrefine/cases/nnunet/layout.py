@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import see, shorten_value
 from crfrefine.errors import InputError
-from crfrefine.io.inputs import add_inputs
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
 

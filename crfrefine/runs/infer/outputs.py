@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crfrefine.base.inputs import check_no_input, identities
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file
 from crfrefine.io.dicom_identity import differences
-from crfrefine.io.inputs import check_no_input, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, suffix_to_write
 from crfrefine.io.special_files import special_kind

@@ -15,10 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from crfrefine.base.failures import Failure, describe_failure, failing_alone
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.memory import memory_limit
 from crfrefine.base.text import counted
 from crfrefine.errors import CrfRefineError, DeviceLostError, StorageError
-from crfrefine.io.inputs import keeping_inputs
 from crfrefine.runs.execution.read_ahead import Admit, ReadAhead
 from crfrefine.runs.execution.records import Observer
 from crfrefine.runs.infer.case_work import CaseInWork, Task, process_case, read_case, refine_case, write_case

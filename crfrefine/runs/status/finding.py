@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from crfrefine.base.inputs import identities
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.inputs import identities
 from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.runs.execution.records import FAILED

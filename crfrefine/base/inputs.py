@@ -1,6 +1,7 @@
 """The files that a command reads and that no output may replace.
 
-Commands name their inputs here; `recognition.add_volumes` knows the files of a volume. `atomic.py` asks before it writes or removes a file.
+Commands name their inputs here; `io.recognition.add_volumes` knows the files of a volume.
+`io.atomic` asks before it writes or removes a file.
 """
 
 from __future__ import annotations
