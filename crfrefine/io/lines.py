@@ -77,6 +77,7 @@ def _last_line(descriptor: int, size: int) -> bytes:
     start, tail = size, b""
     while start > 0 and b"\n" not in tail:
         begin = max(0, start - max(_BLOCK_BYTES, len(tail)))
-        tail = os.pread(descriptor, start - begin, begin) + tail
+        os.lseek(descriptor, begin, os.SEEK_SET)  # Lines go to the end of the file wherever it was read.
+        tail = os.read(descriptor, start - begin) + tail
         start = begin
     return tail.rpartition(b"\n")[2]

@@ -17,7 +17,7 @@ from crfrefine.cases.mistakes import EXCHANGED, require_any_output, seem_exchang
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.paths import stem_of
 from crfrefine.io.recognition import add_volumes, is_series
 from crfrefine.runs.infer.options import InferenceOptions
 
