@@ -66,7 +66,7 @@ class CaseHeaders:
 
     @property
     def notes(self) -> list[str]:
-        """Facts that the user should know: about the images' geometry, and about files whose names are misleading."""
+        """Facts that the user should know: about geometry, label names that cannot be read, and files whose names are misleading."""
         others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
         first = self.images[0]
         given = self.files.spacing
@@ -74,7 +74,13 @@ class CaseHeaders:
         return [
             *([f"{first.path.name}: spacing {_mm(given)} as given, in place of {_mm(first.spacing)}"] if replaced else []),
             *(f"{self._named(header)}{text}" for header in self.images for text in header.remarks),
-            *(f"{self._named(header)}{header.misnamed}" for header in others if header is not None and header.misnamed is not None),
+            *(
+                f"{self._named(header)}{text}"
+                for header in others
+                if header is not None
+                for text in header.remarks
+                if text not in first.notes
+            ),
             *require_same_identity((*self.images, *others), allow=True),
             *self.turnings,
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -37,14 +38,19 @@ def read_header(path: Path) -> VolumeHeader:
         template = parse(block, path)
         header = interpret(template, path, path, "gzip" if is_gzip else "raw")
         segments: tuple[Segment, ...] = ()
+        notes = header.notes
         if header.num_channels == 1:
             assert header.source is not None
             size, end = int(template["sizeof_hdr"]), header.source.num_bytes_after
-            block += reader.read(max(0, min(end, size + MOST_BYTES) - len(block)))
-            segments = labels_in(block[size:end], getattr(template, "endianness", "<"))
+            block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
+            try:
+                segments = labels_in(block[size:end], getattr(template, "endianness", "<"))
+            except ValueError as error:
+                notes += (f"the table of label names in its header cannot be read: {shorten(error, 80)}",)
     return replace(
         header,
         segments=segments,
+        notes=notes,
         details=(("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}"),),
         misnamed=misnamed(compressed=is_gzip, named_so=named_so),
     )
@@ -59,39 +65,80 @@ def write(content: Content, like: Volume, threads: int) -> None:
     write_bytes(content.path, chain([header], content.one_after_the_other()), threads)
 
 
-# Names and colors of labels in the extension of a NIfTI header: the table of Caret, which TotalSegmentator writes, too.
+# Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which TotalSegmentator writes, too.
 
-MOST_BYTES = 1 << 22
-"""Most bytes of a file's extensions that are looked at."""
+MAX_EXTENSION_BYTES = 1 << 22
+"""Bytes of a file's extensions that are looked at."""
+
+_MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
+_MAX_DEPTH = 16  # Levels of elements in a table, which has five.
+_MAX_TEXT = 1024  # Characters of a label's text that are kept.
 
 
 def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
-    """Return the labels of the first table behind a header, none if it cannot be used: names change no result. The text may be cut off."""
+    """Return the labels of the first table behind a header; none if there is no table.
+
+    Raises:
+        ValueError: the table cannot be read, or is larger than a table of labels.
+    """
     place = 4
     while extensions[:1] > b"\0" and place + 8 <= len(extensions):
         size = int.from_bytes(extensions[place : place + 4], "little" if byte_order == "<" else "big")
         content = extensions[place + 8 : place + size]
         if size < 8:
             break
-        if b"<CaretExtension" in content and b"<!" not in content.replace(b"<![CDATA[", b""):
+        # In UTF-16 and UTF-32, zeros are between the letters.
+        if b"<CaretExtension" in content.replace(b"\0", b""):
             return _table(content.strip(b"\0 \r\n\t"))
         place += size
     return ()
 
 
 def _table(content: bytes) -> tuple[Segment, ...]:
-    from xml.etree import ElementTree
+    """Parse a table without building a tree. Document types and entities are refused: old versions of expat crash on some."""
+    from xml.parsers import expat
 
-    found: dict[int, Segment] = {}
+    if len(content) > _MAX_TABLE_BYTES:
+        raise ValueError(f"it is longer than {_MAX_TABLE_BYTES} bytes")
     try:
-        for entry in ElementTree.fromstring(content).iter("Label"):
-            label = int(entry.get("Key", ""))
-            name = shorten((entry.text or "").strip(), MOST_OF_A_NAME)
-            if 1 <= label <= LARGEST_LABEL and name:
-                found.setdefault(label, Segment(label, name, _color([entry.get(part) for part in ("Red", "Green", "Blue")])))
-    except (ElementTree.ParseError, ValueError):
-        return ()
-    return tuple(found[label] for label in sorted(found))
+        table = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    # A zero among the letters would let expat read the same bytes as UTF-16.
+    if "\0" in table or re.search(r"<!(?!\[CDATA\[|--)", table):
+        raise ValueError("it is not plain XML in UTF-8, or has a document type")
+    segments: dict[int, Segment] = {}
+    open_elements: list[tuple[str, dict[str, str]]] = []
+    text = ""
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal text
+        if len(open_elements) == _MAX_DEPTH:
+            raise ValueError(f"more than {_MAX_DEPTH} elements are nested")
+        open_elements.append((name, attributes))
+        text = ""
+
+    def add_text(part: str) -> None:
+        nonlocal text
+        text += part[: _MAX_TEXT - len(text)]
+
+    def end(name: str) -> None:
+        _, attributes = open_elements.pop()
+        if name != "Label":
+            return
+        label, shown = int(attributes.get("Key", "")), shorten(text.strip(), MOST_OF_A_NAME)
+        if 1 <= label <= LARGEST_LABEL and shown:
+            color = _color([attributes.get(part) for part in ("Red", "Green", "Blue")])
+            segments.setdefault(label, Segment(label, shown, color))
+
+    # For text, expat uses this encoding, whatever the table declares.
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, add_text
+    try:
+        parser.Parse(table, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"damaged XML: {error}") from None
+    return tuple(segments[label] for label in sorted(segments))
 
 
 def _color(parts: list[str | None]) -> tuple[float, float, float] | None:

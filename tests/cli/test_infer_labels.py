@@ -135,6 +135,8 @@ def test_names_in_the_header_reach_formats_that_hold_names(maps):
     for damaged in (content.replace(b"</LabelTable>", b"</LabelTabl"), content[:352] + b"\xff" * 4 + content[356:]):
         path.write_bytes(gzip.compress(damaged.ljust(len(content), b"\0")))
         assert io.read_header(path).segments == ()
+    path.write_bytes(gzip.compress(content.replace(b"<LabelTable>", b"<LabelTablx>")))
+    assert "a: a.nii.gz: the table of label names in its header cannot be read: damaged XML" in infer(maps, *AS_LABELS, status=0).stderr
 
 
 def test_results_are_not_written_among_the_structures(structures):
