@@ -1,13 +1,13 @@
 """GIPL, VTK and MRC, through SimpleITK in a process of its own.
 
-ITK's readers crash on some damaged files and never return from others. In a process of its own, with a limit of memory and of time, that
-is an error of the one file. That process makes a MetaImage of the file, or a file of a MetaImage, for this one to read or write. Nothing is
-kept: a file is converted for its header, and once more for its voxels.
+ITK's readers crash on some damaged files and never return from others. In a process of its own, with a limit of
+memory and of time, that is an error of the one file. Both processes share two open files: this one opens them, that
+one converts the first into the second. A temporary file has no name, and that process ends with this one: nothing
+is left of either, whatever ends this one. A file is converted to NRRD for its header, and once more for its voxels.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -18,16 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crfrefine.base.geometry import same_grid
 from crfrefine.base.memory import memory_left, memory_limit
+from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io import metaimage
-from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start
+from crfrefine.io import nrrd
+from crfrefine.io.atomic import write_bytes
+from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start, write_gzip
+from crfrefine.io.temporary import open_scratch
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -38,25 +38,48 @@ if TYPE_CHECKING:
 MOST_SECONDS = 600.0
 """What takes longer is given up."""
 
-_LEAST_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
+_MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
+# The other process compares what the header promises with what the file holds, in numbers or bytes,
+# before it asks for memory. In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
-import sys
-if sys.argv[3] != "0":
+import os, sys
+parent, memory, source, source_io, target, target_io, max_numbers, max_bytes = sys.argv[1:]
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+    if os.getppid() != int(parent):
+        sys.exit("the process that started this one has ended")
+if memory != "0":
     import resource
-    most, (_, hard) = int(sys.argv[3]), resource.getrlimit(resource.RLIMIT_AS)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+import math
 import SimpleITK
 try:
-    image = SimpleITK.ReadImage(sys.argv[1])
-    SimpleITK.WriteImage(image, sys.argv[2])
+    reader, writer = SimpleITK.ImageFileReader(), SimpleITK.ImageFileWriter()
+    reader.SetImageIO(source_io)
+    reader.SetFileName("/dev/fd/" + source)
+    reader.ReadImageInformation()
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # Such as "vector of 32-bit float".
+    numbers = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
+    if numbers > int(max_numbers):
+        sys.exit(f"cut off: {numbers} numbers")
+    num_bytes = numbers * int(kind.split("-bit")[0].split()[-1]) // 8
+    if num_bytes > int(max_bytes):
+        sys.exit(f"cut off: {num_bytes} bytes of voxels")
+    image = reader.Execute()
+    writer.SetImageIO(target_io)
+    writer.SetFileName("/dev/fd/" + target)
+    writer.Execute(image)
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
-
-_SUFFIXES = {"GIPL": ".gipl", "MRC": ".mrc", "VTK": ".vtk"}  # ITK goes by them.
+_IMAGE_IO = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO"}  # ITK's readers and writers.
+_EXCHANGED = "NrrdImageIO"
+_UNLIMITED = 1 << 62
 
 
 def recognizes(start: bytes) -> bool:
@@ -80,116 +103,178 @@ def read_header(path: Path) -> VolumeHeader:
         InputError: SimpleITK is not installed, or the geometry is not usable.
         CapacityError: it takes more memory than there is.
     """
-    with _as_metaimage(path) as (name, header):
+    with _as_nrrd(path) as (name, header):
         return replace(header, path=path, format=f"{name}, through ITK", template=None, source=None)
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     """Convert the file, and open it at its first voxel."""
-    with _as_metaimage(header.path) as (_, converted), metaimage.open_voxels(converted) as stream:
+    with _as_nrrd(header.path) as (_, converted), nrrd.open_voxels(converted) as stream:
         yield stream
 
 
 def write(content: Content, like: Volume, threads: int) -> None:
-    """Write a file through a MetaImage, and read it again: some of these formats cannot hold where the axes point to."""
+    """Write a file through an NRRD, and read it again: some of these formats cannot hold where the axes point to."""
     path = content.path
-    with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        ours, again = Path(folder, "ours.mha"), Path(folder, "again.mha")
-        theirs = Path(folder, "theirs" + "".join(path.suffixes[-2:]).lower())
-        with _named(path, ours, again):
-            metaimage.write(replace(content, path=ours, voxel_files=()), like, threads)
-            _run(ours, theirs, path)
-            _run(theirs, again, path)
-            found = metaimage.read_header(again)
-        if (found.num_channels, found.dtype) != (content.num_channels or 1, content.dtype.name):
-            what = f"{content.num_channels or 1} channels of {content.dtype.name}"
-            raise UnsupportedFormatError(f"{path}: this format cannot hold {what}; write NIfTI (.nii.gz) instead")
-        if found.affine is None or not same_grid(found.grid_shape, found.affine, like.grid_shape, like.affine):
-            raise UnsupportedFormatError(
-                f"{path}: this format cannot hold the axes or the origin of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
-            )
-        with theirs.open("rb") as source, atomic_files(path) as (file,):
-            shutil.copyfileobj(source, file, BLOCK_BYTES)
+    image_io = _IMAGE_IO[next(suffix for suffix in path.suffixes[::-1] if suffix.lower() != ".gz")[1:].upper()]
+    with _scratch(path) as ours, _scratch(path) as theirs, _scratch(path) as again:
+        ours.write(nrrd.header_to_write(content, like))
+        write_gzip(ours, content.together(), threads)
+        ours.flush()
+        _run((ours, _EXCHANGED), (theirs, image_io), path)
+        _run((theirs, image_io), (again, _EXCHANGED), path)
+        with _converted(again, path) as found:
+            _require_same(found, content, like)
+        theirs.seek(0)
+        write_bytes(path, iter(lambda: theirs.read(BLOCK_BYTES), b""), threads)
+
+
+def _require_same(found: VolumeHeader, content: Content, like: Volume) -> None:
+    """Raise UnsupportedFormatError if a file that was read again has lost anything."""
+    num_channels = content.num_channels or 1
+    lost = None
+    if (found.num_channels, found.dtype) != (num_channels, content.dtype.name):
+        lost = f"{num_channels} channels of {content.dtype.name}"
+    elif found.affine is None or not same_grid(found.grid_shape, found.affine, like.grid_shape, like.affine):
+        lost = f"the axes or the origin of {like.path or 'the volume'}"
+    if lost is not None:
+        raise UnsupportedFormatError(f"{content.path}: this format cannot hold {lost}; write NIfTI (.nii.gz) instead")
 
 
 @contextmanager
-def _as_metaimage(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
-    """Convert a file for the time of the block: the name of its format, and the header of the MetaImage."""
+def _as_nrrd(path: Path) -> Iterator[tuple[str, VolumeHeader]]:
+    """Convert a file for the time of the block: the name of its format, and the header of the NRRD."""
     start = read_start(path)
     unpacked = inflated(start)
     name = _name(unpacked or start)
     if name is None:
-        raise UnsupportedFormatError(f"{path}: not a file of {', '.join(_SUFFIXES)}, although its name says so, or damaged")
-    with tempfile.TemporaryDirectory(prefix="crfrefine-") as folder:
-        source, target = Path(folder, "theirs" + _SUFFIXES[name] + (".gz" if unpacked else "")), Path(folder, "ours.mha")
-        try:
-            source.symlink_to(path.absolute())
-        except OSError:  # As on Windows, where not everybody may make links.
-            shutil.copyfile(path, source)
-        with _named(path, source, target):
-            _run(source, target, path)
-            header = metaimage.read_header(target)
-            _require_whole(path, name, header, unpacked or start, compressed=bool(unpacked))
+        raise UnsupportedFormatError(f"{path}: not a file of {', '.join(_IMAGE_IO)}, although its name says so, or damaged")
+    with _uncompressed(path, is_gzip=bool(unpacked)) as source, _scratch(path) as target:
+        limits = _content_size(source, path, name, unpacked or start)
+        _run((source, _IMAGE_IO[name]), (target, _EXCHANGED), path, *limits)
+        with _converted(target, path) as header:
             yield name, header
 
 
 @contextmanager
-def _named(path: Path, *temporary: Path) -> Iterator[None]:
-    """Let errors name the file, and not what was made of it."""
+def _uncompressed(path: Path, *, is_gzip: bool) -> Iterator[BinaryIO]:
+    """Open a file; of a compressed one, a temporary file with its content."""
+    with open_bytes(path, "gzip" if is_gzip else "raw") as reader:
+        stored = cast("BinaryIO", reader)
+        if not is_gzip:
+            yield stored
+            return
+        with _scratch(path) as content:
+            shutil.copyfileobj(stored, content, BLOCK_BYTES)
+            content.flush()
+            yield content
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file without a name for the conversion of a file."""
+    folder = Path(tempfile.gettempdir())
     try:
-        yield
+        with open_scratch(folder) as file:
+            yield file
+    except OSError as error:
+        raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error
+
+
+@contextmanager
+def _converted(file: BinaryIO, path: Path) -> Iterator[VolumeHeader]:
+    """Read the header of an NRRD without a name; errors of the block are those of the file `path`."""
+    place = f"/dev/fd/{file.fileno()}"
+    try:
+        yield nrrd.read_header(Path(place))
     except CrfRefineError as error:
-        text = str(error)
-        for other in temporary:
-            text = text.replace(str(other), str(path))
-        if text == str(error):
+        if place not in str(error):
             raise
-        raise type(error)(text) from error
+        raise type(error)(str(error).replace(place, str(path))) from error
 
 
-def _require_whole(path: Path, name: str, header: VolumeHeader, start: bytes, *, compressed: bool) -> None:
-    """Raise UnsupportedFormatError if a file, which begins so inflated, is cut off: ITK puts something in the place of missing voxels."""
-    values = header.num_channels * math.prod(header.grid_shape)
-    needed = values * np.dtype(header.dtype).itemsize
-    size = path.stat().st_size
-    if compressed:
-        with open_bytes(path, "gzip") as reader:
-            size = sum(map(len, iter(lambda: reader.read(BLOCK_BYTES), b"")))
-    if name == "GIPL":
-        needed += 256
-    elif name == "MRC":
-        needed += 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
+def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[int, int]:
+    """Return the most numbers and bytes of voxels that a file, which begins so, can hold: ITK would invent missing ones."""
+    size = os.fstat(file.fileno()).st_size
+    offset = 256
+    if name == "MRC":
+        offset = 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
     elif name == "VTK":
         end = _VTK_HEADER.search(start)
         if end is None:
             raise UnsupportedFormatError(f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header")
-        if b"\nASCII" in start[: end.end()]:
-            size, needed = len(path.read_bytes()[end.end() :].split()), values
-        else:
-            needed += end.end()
-    if size < needed:
-        raise cut_off(path, f"{needed} {'numbers' if needed == values else 'bytes'}", f"it holds {size}")
+        offset = end.end()
+        if b"\nASCII" in start[:offset]:
+            file.seek(offset)
+            return _count_words(file), _UNLIMITED
+    if size < offset:
+        raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
+    return _UNLIMITED, size - offset
 
 
-def _run(source: Path, target: Path, named: Path) -> None:
-    """Convert a file in a process of its own; errors are those of the file `named`."""
+def _count_words(file: BinaryIO) -> int:
+    """Count the words of a text from a file's position on."""
+    count, last = 0, b" "
+    while block := file.read(BLOCK_BYTES):
+        count += len(block.split()) - (not last.isspace() and not block[:1].isspace())
+        last = block[-1:]
+    return count
+
+
+def _run(
+    source: tuple[BinaryIO, str],
+    target: tuple[BinaryIO, str],
+    path: Path,
+    max_numbers: int = _UNLIMITED,
+    max_bytes: int = _UNLIMITED,
+) -> None:
+    """Convert a file in a process of its own; errors are those of the file `path`.
+
+    Args:
+        source: the open file to read, and the name of ITK's reader for it.
+        target: the open file to write, and the name of ITK's writer for it.
+        path: the file that errors name.
+        max_numbers: that the source can hold.
+        max_bytes: of voxels that the source can hold.
+
+    Raises:
+        UnsupportedFormatError: the source is damaged, promises more than it holds, or takes too long.
+        InputError: SimpleITK is not installed.
+        CapacityError: it takes more memory than there is.
+    """
     left = memory_left(memory_limit())
-    most = 0 if left is None or os.name != "posix" else max(left, _LEAST_MEMORY)
-    command = [sys.executable, "-P", "-c", _CONVERT, str(source.absolute()), str(target), str(most)]
+    memory = 0 if left is None else max(left, _MIN_MEMORY)
+    files = [file.fileno() for file, _ in (source, target)]
+    arguments = (os.getpid(), memory, files[0], source[1], files[1], target[1], max_numbers, max_bytes)
+    command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=MOST_SECONDS,
+            check=False,
+            pass_fds=files,
+        )
     except subprocess.TimeoutExpired:
-        raise UnsupportedFormatError(f"{named}: ITK did not end within {MOST_SECONDS:g} s: the file is damaged, or too large") from None
+        raise UnsupportedFormatError(f"{path}: ITK did not end within {MOST_SECONDS:g} s: the file is damaged, or too large") from None
     if done.returncode == 0:
         return
-    said = (done.stderr.strip().splitlines() or [""])[-1].replace(str(source.absolute()), named.name).replace(str(target), named.name)
+    said = (done.stderr.strip().splitlines() or [""])[-1]
+    if said.startswith("cut off: "):
+        held = f"{max_numbers}" if said.endswith("numbers") else f"{max_bytes}"
+        raise cut_off(path, said.removeprefix("cut off: "), f"it holds {held}")
     if said == "ModuleNotFoundError: No module named 'SimpleITK'":
-        raise InputError(f"{named}: files of this format need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
+        raise InputError(f"{path}: files of this format need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
     if "MemoryError" in said or "bad_alloc" in said or "Failed to allocate memory" in said:
-        raise CapacityError(f"{named}: ITK needs more memory for this file than there is: {said}")
+        raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(said)}")
     if done.returncode < 0:
         raise UnsupportedFormatError(
-            f"{named}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
+            f"{path}: ITK crashed on this file (signal {-done.returncode}): it is damaged; copy or export it again"
         )
-    raise UnsupportedFormatError(f"{named}: ITK cannot convert this file: {said}")
+    for file in files:
+        said = said.replace(f"/dev/fd/{file}", path.name)
+    raise UnsupportedFormatError(f"{path}: ITK cannot convert this file: {shorten(said)}")

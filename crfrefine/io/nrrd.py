@@ -218,6 +218,17 @@ def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str
 
     Of an NRRD file, the lines that place the grid are kept as they are; `more_lines` are added to the header.
     """
+    header = header_to_write(content, like, more_lines)
+    with atomic_files(*content.voxel_files, content.path) as files:
+        if len(files) == 1:
+            files[0].write(header)
+        write_gzip(files[0], content.together(), threads)
+        if len(files) > 1:
+            files[1].write(header)
+
+
+def header_to_write(content: Content, like: Volume, more_lines: Sequence[str] = ()) -> bytes:
+    """Return the header of voxels that are compressed with gzip, the channels of a voxel together, up to the first voxel."""
     num_axes = len(like.spacing)
     lines = lines_to_write(content.path, like, NAME, _geometry_lines)
     sizes = content.grid_shape[::-1]
@@ -225,7 +236,7 @@ def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str
     if content.num_channels is not None:
         sizes = (content.num_channels, *sizes)
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
-    text = "\n".join(
+    return "\n".join(
         [
             "NRRD0004",
             f"type: {_WRITTEN_TYPES[content.dtype.name]}",
@@ -241,12 +252,6 @@ def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str
             "" if content.voxel_files else "\n",
         ]
     ).encode()
-    with atomic_files(*content.voxel_files, content.path) as files:
-        if len(files) == 1:
-            files[0].write(text)
-        write_gzip(files[0], content.together(), threads)
-        if len(files) > 1:
-            files[1].write(text)
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:

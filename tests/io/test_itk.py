@@ -1,11 +1,20 @@
 """Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or hang, is the error of one file."""
 
+import contextlib
+import gzip
 import locale
+import os
+import resource
+import signal
+import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import command, wait_for
 from io_helpers import numbers
 
 from crfrefine import io
@@ -108,3 +117,82 @@ def test_names_do_not_matter_and_errors_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"a\.mrc: 1 of 210 values are NaN") as caught:
         io.read_volume(write(tmp_path / "a.mrc", values))
     assert "crfrefine-" not in str(caught.value)
+
+
+def gipl_header(*sizes):
+    """The header of a GIPL file of 16-bit voxels, 1, 1.5 and 2 mm large."""
+    header = bytearray(256)
+    struct.pack_into(">4H", header, 0, *sizes, 1)
+    struct.pack_into(">H4f", header, 8, 15, 1, 1.5, 2, 1)
+    header[252:] = bytes.fromhex("efffe9b0")
+    return bytes(header)
+
+
+VTK = (
+    "# vtk DataFile Version 3.0\nnumbers\n{}\nDATASET STRUCTURED_POINTS\nDIMENSIONS 900 900 450\n"
+    "SPACING 1 1.5 2\nORIGIN 0 0 0\nPOINT_DATA 364500000\nSCALARS scalars {} 1\nLOOKUP_TABLE default\n"
+)
+MRC_EXTENDED = struct.pack("<10i", 900, 900, 450, 1, 0, 0, 0, 900, 900, 450).ljust(92, b"\0") + struct.pack("<i", 2**31 - 1)
+SMALL = {
+    "a.gipl": (gipl_header(900, 900, 450) + bytes(60), r"promises 729000000 bytes of voxels, it holds 60;"),
+    "a.gipl.gz": (gzip.compress(gipl_header(900, 900, 450) + bytes(60)), r"promises 729000000 bytes of voxels, it holds 60;"),
+    "binary.vtk": (VTK.format("BINARY", "short").encode() + bytes(60), r"promises 729000000 bytes of voxels, it holds 60;"),
+    "ascii.vtk": (VTK.format("ASCII", "double").encode() + b"1 2 3", r"promises 364500000 numbers, it holds 3;"),
+    "a.mrc": (MRC_EXTENDED.ljust(208, b"\0") + b"MAP DD".ljust(900, b"\0"), r"promises a header of 2147484671 bytes, it holds 1108;"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_takes_little_memory_and_writes_nothing(name, tmp_path):
+    content, said = SMALL[name]
+    (tmp_path / name).write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with limited_files(1 << 20), pytest.raises(UnsupportedFormatError, match=said):
+        io.read_header(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 300 << 10)
+
+
+@contextlib.contextmanager
+def limited_files(most):
+    """Let no file become larger, here or in a process that begins meanwhile; SIGXFSZ then ends that process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_the_conversion_when_the_run_is_ended(number, tmp_path):
+    """The volume is large, so that the signal comes while ITK reads it."""
+    folders = [tmp_path / name for name in ("images", "labels", "temporary")]
+    for folder in folders:
+        folder.mkdir()
+    for path in (folders[0] / "a_0000.gipl", folders[1] / "a.gipl"):
+        path.write_bytes(gipl_header(400, 500, 400))
+        os.truncate(path, 256 + 2 * 400 * 500 * 400)
+    arguments = command("infer", "-i", folders[0], "-p", folders[1], "-o", tmp_path / "out", "--input-type", "labels")
+    environment = {**os.environ, "TMPDIR": str(folders[2])}
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        wait_for(lambda: converting(run.pid), run)
+        (child,) = converting(run.pid)
+        run.send_signal(number)
+        run.wait(timeout=20)
+    wait_for(lambda: has_ended(child), seconds=5)
+    assert list(folders[2].iterdir()) == []
+
+
+def converting(parent):
+    """Return the processes that a process started, and that have begun to convert."""
+    children = Path(f"/proc/{parent}/task").glob("*/children")
+    found = [int(pid) for threads in children for pid in threads.read_text().split()]
+    return [pid for pid in found if not has_ended(pid) and "SimpleITK" in Path(f"/proc/{pid}/maps").read_text()]
+
+
+def has_ended(pid):
+    """Return whether a process has ended, even if nothing waits for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
