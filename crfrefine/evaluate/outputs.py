@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import crfrefine
+from crfrefine.base.text import printable
 from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
     """Write the measurements and the summary."""
     folder = evaluation.options.output
-    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode(errors="surrogateescape"))
+    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
     content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
     write_small_file(folder / SUMMARY_NAME, content.encode())
     return folder / METRICS_NAME, folder / SUMMARY_NAME
@@ -56,14 +57,14 @@ def metrics_csv(table: ResultTable) -> str:
 
 def _csv_line(fields: Sequence[str]) -> str:
     text = io.StringIO()
-    # Fields are put into quotes where they hold a part of the line's end, and readers take a carriage return for one.
-    csv.writer(text, lineterminator="\r\n").writerow(fields)
-    return text.getvalue().removesuffix("\r\n") + "\n"
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return text.getvalue()
 
 
 def _plain(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one."""
-    return f"'{name}" if name.startswith(_FORMULA_STARTS) else name
+    """Return a name without control characters, and with an apostrophe before it where it begins like a formula."""
+    shown = printable(name)
+    return f"'{shown}" if shown.startswith(_FORMULA_STARTS) else shown
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:

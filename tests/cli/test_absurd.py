@@ -160,13 +160,17 @@ def test_thousands_of_names_are_cut(tmp_path):
     assert "found a0, a1, a2, a3, a4 and 295 more" in result.stderr
 
 
-def test_no_name_is_a_formula():
+def test_no_name_is_a_formula_or_an_escape_sequence():
     """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
-    for name in ("=1+1", "+a", "-a", "@a", "\ta", "\ra", '=HYPERLINK("x")'):
+    for name in ("=1+1", "+a", "-a", "@a", '=HYPERLINK("x")'):
         table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("plain", name, "dice", 0.25, name)])
         rows = list(csv.DictReader(io.StringIO(metrics_csv(table), newline="")))
         assert [row["case"] for row in rows] == [f"'{name}", "plain"]
         assert {row["label"] for row in rows} == {row["method"] for row in rows} == {f"'{name}"}
         assert [float(row["value"]) for row in rows] == [-0.5, 0.25]
+    for name in ("\ta", "a\r\n=1", "\x1b[2J\x9b1m\u202e", "\udce9"):
+        table = ResultTable([Measurement(name, name, "dice", 0.5, name)])
+        shown = name.encode("unicode_escape").decode()
+        assert metrics_csv(table).splitlines()[1:] == [f"{shown},{shown},dice,0.5,{shown}"]
     table = ResultTable([Measurement("a=b, 'c' -1", "1", "dice", 0.5, "crf+x")])
     assert metrics_csv(table).splitlines()[1] == "\"a=b, 'c' -1\",1,dice,0.5,crf+x"
