@@ -21,7 +21,7 @@ from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.methods import MethodValues
 from crfrefine.train.small_objects import ChosenRules
 
-SCHEMA = 2
+SCHEMA = 3
 SAVE_SECONDS = 10.0
 
 
@@ -83,6 +83,8 @@ class Checkpoint:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             if content["schema"] == SCHEMA and content["fingerprint"] == self._digest:
+                if content["checksum"] != _checksum(content["state"]):
+                    raise ValueError("it was changed after it was written")
                 return from_plain(Done, content["state"])
         except FileNotFoundError:
             return None
@@ -100,11 +102,21 @@ class Checkpoint:
 
     def save(self, done: Done) -> None:
         """Write the file, whole or not at all."""
-        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": to_plain(done)})
         with atomic_files(self._path) as (file,):
-            file.write(content.encode())
+            file.write(checkpoint_text(self._digest, to_plain(done)).encode())
         self._saved = time.monotonic()
 
     def remove(self) -> None:
         """Remove the file: the run has ended."""
         remove_file(self._path)
+
+
+def checkpoint_text(digest: str, state: Any) -> str:
+    """Return the content of a checkpoint; its checksum tells a state that was changed since."""
+    content = {"schema": SCHEMA, "fingerprint": digest, "checksum": _checksum(state), "state": state}
+    return json.dumps(content)
+
+
+def _checksum(state: Any) -> str:
+    """Return a digest of a state, the same before it is written and after it is read."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()

@@ -27,11 +27,12 @@ def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(tmp_p
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     path = tmp_path / "c.json"
-    checkpoint = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError).Checkpoint(path, "d")
+    module = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError)
+    checkpoint = module.Checkpoint(path, "d")
 
     def text(**changes):
         state = {"parts": [], "screening": None, "current": None, "seconds": 1.0, **changes}
-        return json.dumps({"schema": 2, "fingerprint": "d", "state": state})
+        return module.checkpoint_text("d", state)
 
     path.write_text(text())
     assert checkpoint.load() is not None

@@ -144,7 +144,9 @@ def _trained():
     """The state of a training in the middle; what trains imports torch, which the other targets do without."""
     from training_helpers import half_done
 
-    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(to_plain(half_done())))}
+    from crfrefine.train.checkpoint import checkpoint_text
+
+    return json.loads(checkpoint_text("digest", to_plain(half_done())))
 
 
 def _read_checkpoint(path, rng):

@@ -186,6 +186,8 @@ def _run_of(content: Mapping[str, Any], path: Path) -> RecordedRun:
         raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
     if not isinstance(content["parameters"], dict):
         raise ValueError("parameters: expected a table")
+    if not isinstance(content.get("inputs", []), list):
+        raise ValueError("inputs: expected a list")
     run = RecordedRun(path, content, whole(content["num_parts"]), whole(content["part_id"]))
     if not 0 <= run.part_id < run.num_parts:
         raise ValueError(f"part {run.part_id} of {run.num_parts}: parts are numbered from 0")
