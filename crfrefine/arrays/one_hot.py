@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.base.axes import StorageOrder
+from crfrefine.base.labels import MAX_LABELS
 from crfrefine.base.text import listed
 from crfrefine.errors import InputError
 
@@ -21,9 +22,6 @@ CONFIDENCE = 2.0
 ABSENT_LOGIT = -1e4
 """Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is 0, and float16 holds the value."""
 
-MOST_PRESENT = 4096
-"""Most labels that may occur in a label map: whole-body atlases have some hundreds; an image has thousands of gray values."""
-
 MANY_LABELS = 16
 """Channels from which on a label takes part only near where it occurs: e^0 for each of many others would outweigh a voxel's own label."""
 
@@ -35,7 +33,7 @@ MOST_SHOWN = 12
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
-    """Return the labels that occur among whole numbers from 0 up, ascending; raise InputError if they are more than MOST_PRESENT."""
+    """Return the labels that occur among whole numbers from 0 up, ascending; raise InputError if they are more than MAX_LABELS."""
     counts = np.zeros(0, np.int64)
     flat = label_map.reshape(len(label_map), -1) if label_map.ndim > 1 else label_map.reshape(1, -1)
     for plane in flat:  # Counting widens each voxel to 64 bits.
@@ -46,8 +44,8 @@ def present_labels(label_map: Array) -> tuple[int, ...]:
         else:
             counts[: own.size] += own
     found = np.flatnonzero(counts)
-    if len(found) > MOST_PRESENT:
-        raise InputError(f"a label map with {len(found)} different labels; expected at most {MOST_PRESENT}. Is it an image?")
+    if len(found) > MAX_LABELS:
+        raise InputError(f"a label map with {len(found)} different labels; expected at most {MAX_LABELS}. Is it an image?")
     return tuple(int(label) for label in found)
 
 

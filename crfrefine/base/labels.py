@@ -12,6 +12,19 @@ LARGEST_LABEL = 65535
 """They are read and written as 16-bit integers at most."""
 
 
+MAX_LABELS = 4096
+"""Different labels of a case: the model has a penalty for each pair of them."""
+
+
+def require_few_labels(num_labels: int, owner: str) -> None:
+    """Raise CapacityError, with the name of what has the labels, if there are more than MAX_LABELS."""
+    if num_labels > MAX_LABELS:
+        raise CapacityError(
+            f"{owner}: {num_labels} labels; at most {MAX_LABELS} can be refined together\n"
+            "  Merge labels, or split the case. If it is no output of a network, name another file."
+        )
+
+
 def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
     """Return the smallest of uint8 and uint16 that holds the label.
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.axes import file_order
+from crfrefine.base.labels import require_few_labels
 from crfrefine.base.parallel import run_ahead, run_all
-from crfrefine.errors import CapacityError, GridMismatchError, InputError
+from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.content import MOST_BYTES
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-
-MOST_LABELS = 65536
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
 
     Raises:
         InputError: only one label, or a file with several labels among single-label files.
+        CapacityError: more labels than `crfrefine.base.labels.MAX_LABELS`.
         GridMismatchError: single-label files on different grids.
         UnsupportedFormatError: see `read_header`.
     """
@@ -103,8 +103,7 @@ def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> Logit
             "  --input-type labels. A single foreground channel needs its background beside it: give one file per label,\n"
             "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
         )
-    if num_labels > MOST_LABELS:
-        raise CapacityError(f"{first.path}: {num_labels} labels; label maps hold at most {MOST_LABELS}")
+    require_few_labels(num_labels, str(first.path))
     if len(files) == 1:
         return LogitsHeader(files, num_labels, first.grid_shape, first.affine, first.kind)
     for file in files:

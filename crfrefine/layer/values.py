@@ -77,6 +77,7 @@ class CrfValues(nn.Module):
             label_threshold: from 0 to 0.01; None: `mean_field.label_threshold`.
 
         Raises:
+            CapacityError: more than 4,096 labels.
             ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
                 of the layer (docs/guide/layer.md).
         """

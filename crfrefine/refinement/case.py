@@ -85,7 +85,7 @@ def refine(
             each other or come with a label map, a number of threads below 1, or rules of `postprocess` that remove more than a tenth of
             a label without `allow_vanishing`.
         BackendUnavailableError: the device is not available.
-        CapacityError: not enough memory, or bandwidths too small for the lattice.
+        CapacityError: not enough memory, bandwidths too small for the lattice, or more than 4,096 different labels.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
 
