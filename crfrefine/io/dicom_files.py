@@ -1,4 +1,4 @@
-"""DICOM files through pydicom, which is imported only here and only when needed; what it raises becomes an error that names the file."""
+"""DICOM files through pydicom, which is imported only when it is needed; what it raises becomes an error that names the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.streams import cannot_read
+from crfrefine.io.streams import LARGEST_RATIO, cannot_read, cut_off
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ ENHANCED = tuple(
     for ending in ("2.1", "2.2", "4.1", "4.4", "128.1", "130")  # CT, MR and PET; the second of each was converted from single slices.
 )
 _DIRECTORY = b"1.2.840.10008.1.3.10"
+_SMALL = 1 << 26
+"""Bytes of pixels that a compressed file of any size may hold: a frame of one value compresses to nearly nothing."""
 
 # Filters of warnings belong to the process: two threads must not exchange them at the same time.
 _filters = threading.Lock()
@@ -86,22 +88,14 @@ def read_dataset(path: Path, keywords: Sequence[str] | None, *, with_pixels: boo
     return pydicom.dcmread(path, stop_before_pixels=not with_pixels, specific_tags=tags)
 
 
-def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
-    """Return compressed pixels as they are stored; inside of `interpreting`."""
-    _require_decoder(dataset.file_meta.TransferSyntaxUID, path)
-    pixels: NDArray[np.generic] = dataset.pixel_array
-    return pixels
-
-
-def iter_frames(path: Path, numbers: Sequence[int], syntax: str) -> Iterator[NDArray[np.generic]]:
-    """Yield frames of a file, numbered from 0, as they are stored, (rows, columns), one in memory at a time; not inside of `interpreting`.
+def iter_frames(path: Path, numbers: Sequence[int]) -> Iterator[NDArray[np.generic]]:
+    """Yield uncompressed frames of a file, numbered from 0, (rows, columns), one in memory at a time; not inside of `interpreting`.
 
     Raises:
-        UnsupportedFormatError: damaged, cut off, or nothing that is installed can decode the pixels.
+        UnsupportedFormatError: damaged or cut off.
     """
     pydicom = require_pydicom(path)
     with interpreting(path):
-        _require_decoder(pydicom.uid.UID(syntax), path)
         found = iter(pydicom.pixels.iter_pixels(path, indices=numbers, raw=True))
     for _ in numbers:
         with interpreting(path):  # Not around `yield`: it holds a lock.
@@ -113,7 +107,8 @@ def iter_frames(path: Path, numbers: Sequence[int], syntax: str) -> Iterator[NDA
         yield frame
 
 
-def _require_decoder(syntax: Any, path: Path) -> None:
+def require_decoder(syntax: str, path: Path) -> None:
+    """Raise UnsupportedFormatError if nothing that is installed decodes a transfer syntax."""
     pydicom = require_pydicom(path)
     try:
         available = pydicom.pixels.get_decoder(syntax).is_available
@@ -121,9 +116,17 @@ def _require_decoder(syntax: Any, path: Path) -> None:
         available = False
     if not available:
         raise UnsupportedFormatError(
-            f"{path}: compressed as {shorten(syntax.name, 80)}, which nothing installed can decode; "
+            f"{path}: compressed as {shorten(pydicom.uid.UID(syntax).name, 80)}, which nothing installed can decode; "
             "pip install pylibjpeg pylibjpeg-libjpeg, or gdcmconv --raw IN OUT"
         )
+
+
+def require_size(path: Path, syntax: str, num_bytes: int) -> None:
+    """Raise UnsupportedFormatError if a file of a transfer syntax is too small for its pixels, which take that many bytes."""
+    size, uid = path.stat().st_size, require_pydicom(path).uid.UID(syntax)
+    most = size * LARGEST_RATIO if uid.is_encapsulated or uid.is_deflated else size
+    if num_bytes > (max(most, _SMALL) if uid.is_encapsulated else most):
+        raise cut_off(path, f"{num_bytes} bytes of voxels", f"it holds {size}" + (" compressed ones" if most > size else ""))
 
 
 def first_of(dataset: Any, sequence: str) -> Any:

@@ -15,11 +15,12 @@ from crfrefine.base.geometry import require_usable, spacing_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import array_stream
-from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
+from crfrefine.io.dicom_files import first_of, interpreting, is_segmentation, read_dataset, require_decoder, require_size
+from crfrefine.io.dicom_frames import FrameDecoder
 from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.dicom_segments import read_segments
 from crfrefine.io.segments import empty_label_map, put_segment
-from crfrefine.io.streams import LARGEST_RATIO, cut_off, read_start
+from crfrefine.io.streams import cut_off, read_start
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ _MOST_PLANES = 1 << 14
 
 @dataclass(frozen=True)
 class _Template:
-    """What is needed to read the pixels: each frame's plane and segment (None in a label map), segments by number, bits of a pixel."""
+    """What is needed to read the pixels: each frame's plane and segment (None in a label map), and the fields below."""
 
     frames: tuple[tuple[int, int | None], ...]
-    by_number: dict[int, Segment]
-    bits: int
+    by_number: dict[int, Segment]  # segments
+    bits: int  # of a pixel
+    syntax: Any  # UID of the transfer syntax
 
 
 def recognizes(start: bytes) -> bool:
@@ -72,7 +74,8 @@ def read_header(path: Path) -> VolumeHeader:
             raise UnsupportedFormatError(f"{path}: damaged DICOM file: a frame is of segment {unknown}, which is not described")
         identity = identity_of(found)
         shape = (int(found.Columns), int(found.Rows), num_planes)
-        _check_size(path, found, math.prod((*shape[:2], len(planes))) * bits)
+        syntax = found.file_meta.TransferSyntaxUID
+        require_size(path, syntax, -(-math.prod((*shape[:2], len(planes))) * bits // 8))
         require_usable(affine, 3, path)
         return VolumeHeader(
             path=path,
@@ -82,7 +85,7 @@ def read_header(path: Path) -> VolumeHeader:
             dtype="uint8" if max(segment.label for segment in segments.values()) <= 255 else "uint16",
             spacing=spacing_of(affine),
             affine=affine,
-            template=_Template(tuple(zip(planes, numbers, strict=True)), segments, bits),
+            template=_Template(tuple(zip(planes, numbers, strict=True)), segments, bits, syntax),
             notes=() if note is None else (note,),
             details=(("segments", counted(len(segments), "segment")), *identity.details),
             identity=identity,
@@ -98,10 +101,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     columns, rows, num_planes = header.grid_shape
     segments = template.by_number
     labels = empty_label_map(header.path, (num_planes, rows, columns), segments.values())
-    with interpreting(header.path):
-        dataset = read_dataset(header.path, None, with_pixels=True)
-        frames = _frames(dataset, template, (rows, columns), header.path)
-    for (plane, of_frame), pixels in zip(template.frames, frames, strict=True):
+    for (plane, of_frame), pixels in zip(template.frames, _frames(header.path, template, (rows, columns)), strict=True):
         for number in (of_frame,) if of_frame is not None else np.unique(pixels[pixels > 0]).tolist():
             if number not in segments:
                 raise UnsupportedFormatError(f"{header.path}: damaged DICOM file: a voxel is of segment {number}, which is not described")
@@ -178,31 +178,26 @@ def _step(distinct: NDArray[np.float64], stated: Sequence[float]) -> float:
     return float(differences.min()) if len(differences) else 1.0
 
 
-def _check_size(path: Path, found: Any, num_bits: int) -> None:
-    syntax = found.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not syntax.is_deflated:
-        return
-    size = path.stat().st_size * (LARGEST_RATIO if syntax.is_deflated else 1)
-    if size * 8 < num_bits:
-        raise cut_off(path, f"{-(-num_bits // 8)} bytes of voxels", f"it holds {path.stat().st_size}")
-
-
-def _frames(dataset: Any, template: _Template, shape: tuple[int, int], path: Path) -> Iterator[NDArray[Any]]:
-    """Return the pixels of each frame, (rows, columns)."""
+def _frames(path: Path, template: _Template, shape: tuple[int, int]) -> Iterator[NDArray[Any]]:
+    """Yield the pixels of each frame, (rows, columns)."""
     num_frames, num_pixels = len(template.frames), math.prod(shape)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not syntax.is_deflated:
-        pixels = np.asarray(decoded_pixels(dataset, path)).reshape(num_frames, *shape)
-        return iter(pixels)
-    content = bytes(dataset.get("PixelData") or b"")
+    dtype = np.dtype(f"{'<' if template.syntax.is_little_endian else '>'}u{max(template.bits // 8, 1)}")
+    if template.syntax.is_encapsulated:
+        require_decoder(template.syntax, path)
+        with FrameDecoder() as decoder:
+            for number in range(num_frames):
+                yield decoder.frame(path, number, shape, dtype)
+        return
+    with interpreting(path):
+        content = bytes(read_dataset(path, None, with_pixels=True).get("PixelData") or b"")
     num_bits = num_frames * num_pixels * template.bits
     if len(content) * 8 < num_bits:
         raise cut_off(path, f"{-(-num_bits // 8)} bytes of voxels", f"it holds {len(content)}")
     if template.bits > 1:
-        order = "<" if syntax.is_little_endian else ">"
-        stored = np.frombuffer(content, f"{order}u{template.bits // 8}", count=num_frames * num_pixels)
-        return iter(stored.reshape(num_frames, *shape))
-    return (_unpacked(content, number * num_pixels, num_pixels).reshape(shape) for number in range(num_frames))
+        yield from np.frombuffer(content, dtype, count=num_frames * num_pixels).reshape(num_frames, *shape)
+        return
+    for number in range(num_frames):
+        yield _unpacked(content, number * num_pixels, num_pixels).reshape(shape)
 
 
 def _unpacked(content: bytes, first: int, count: int) -> NDArray[np.uint8]:

@@ -15,7 +15,17 @@ from crfrefine.base.geometry import is_sheared, require_usable, spacing_of
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream, as_bytes
-from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
+from crfrefine.io.dicom_files import (
+    has_frames,
+    interpreting,
+    is_dicom,
+    is_image,
+    iter_frames,
+    read_dataset,
+    require_decoder,
+    require_size,
+)
+from crfrefine.io.dicom_frames import FrameDecoder
 from crfrefine.io.dicom_slices import Slice, arrange, read_slices
 from crfrefine.io.streams import BlockReader, cannot_read, cut_off, read_start
 from crfrefine.io.volume import VolumeHeader
@@ -26,10 +36,6 @@ if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
-_PIXELS = (
-    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
-)
 _NAMED = "dcm"
 
 
@@ -61,8 +67,9 @@ def read_header(path: Path) -> VolumeHeader:
     first = series.slices[0]
     affine = series.affine
     require_usable(affine, 3, path)
-    for path_of_slices, frames in groupby(sorted(series.slices, key=lambda one: one.path), lambda one: one.path):
-        _check_size(path_of_slices, list(frames))
+    for file, group in groupby(sorted(series.slices, key=lambda one: one.path), lambda one: one.path):
+        frames = list(group)
+        require_size(file, frames[0].syntax, len(frames) * math.prod(first.shape) * first.stored.itemsize)
     notes = list(series.notes)
     if others:
         notes.append(f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside")
@@ -138,24 +145,25 @@ def _voxels(slices: tuple[Slice, ...], is_scaled_here: bool) -> Generator[memory
 
 def _stored(slices: tuple[Slice, ...]) -> Iterator[tuple[Slice, NDArray[Any]]]:
     """Yield each slice with its stored numbers, (rows, columns): of each, the bits that count."""
-    for path, group in groupby(slices, lambda one: one.path):
-        found = list(group)
-        numbers = [one.frame for one in found if one.frame is not None]
-        frames = iter_frames(path, numbers, found[0].syntax) if numbers else None
-        for one in found:
-            yield one, _counting_bits(one, _pixels(one) if frames is None else next(frames))
+    with FrameDecoder() as decoder:
+        for path, group in groupby(slices, lambda one: one.path):
+            found = list(group)
+            if found[0].is_compressed:
+                require_decoder(found[0].syntax, path)
+                frames: Iterator[NDArray[Any]] = (decoder.frame(path, one.frame or 0, one.shape, one.stored) for one in found)
+            elif found[0].frame is not None:
+                frames = iter_frames(path, [one.frame for one in found if one.frame is not None])
+            else:
+                frames = map(_pixels, found)
+            for one in found:
+                yield one, _counting_bits(one, next(frames))
 
 
 def _pixels(one: Slice) -> NDArray[Any]:
-    """Return the stored numbers of a file of one slice."""
+    """Return the stored numbers of an uncompressed file with one slice."""
     with interpreting(one.path):
-        dataset = read_dataset(one.path, _PIXELS, with_pixels=True)
-        if one.is_compressed:
-            stored = np.asarray(decoded_pixels(dataset, one.path)).astype(one.stored.newbyteorder("="), copy=False)
-        else:
-            content = dataset.get("PixelData") or b""
-            stored = np.frombuffer(content, one.stored, count=min(math.prod(one.shape), len(content) // one.stored.itemsize))
-    return stored
+        content = read_dataset(one.path, (), with_pixels=True).get("PixelData") or b""
+        return np.frombuffer(content, one.stored, count=min(math.prod(one.shape), len(content) // one.stored.itemsize))
 
 
 def _counting_bits(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
@@ -171,13 +179,3 @@ def _counting_bits(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
         # Bits that do not count may hold anything, such as an overlay; a shift to the left and back drops them, and keeps the sign.
         stored = (stored << unused) >> (unused + high + 1 - bits)
     return stored
-
-
-def _check_size(path: Path, slices: list[Slice]) -> None:
-    """Raise UnsupportedFormatError if a file cannot hold its slices."""
-    first = slices[0]
-    if first.is_compressed or first.syntax.endswith(".99"):
-        return
-    needed, size = len(slices) * math.prod(first.shape) * first.stored.itemsize, path.stat().st_size
-    if size < needed:
-        raise cut_off(path, f"{needed} bytes of voxels", f"it holds {size}")

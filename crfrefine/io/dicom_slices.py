@@ -176,7 +176,7 @@ def _interpret(path: Path, found: Any, frame: int | None, values: Any) -> Slice:
         slope=slope,
         intercept=intercept,
         syntax=str(syntax),
-        is_compressed=bool(syntax.is_compressed) and not syntax.is_deflated,
+        is_compressed=bool(syntax.is_encapsulated),
         number=None if number is None else int(number),
         promised=None if promised is None else int(promised),
         in_acquisition=None if in_acquisition is None else int(in_acquisition),

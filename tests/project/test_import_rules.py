@@ -34,7 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
     "nibabel": {"io"},
-    "pydicom": {"io.dicom_files"},
+    "pydicom": {"io.dicom_files", "io.dicom_decoder"},
     "highdicom": {"io.dicom_segments", "io.dicom_segmentation_writing"},
     "rich": {"cli"},
     "typer": {"cli"},
