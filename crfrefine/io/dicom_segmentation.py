@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from crfrefine.io.volume import Volume
 
 _MOST_PLANES = 1 << 14
+_PLANES_PER_FRAME = 8
+_SPARSE_BYTES = 1 << 28
+"""Size of a label map from which on at least every eighth plane needs a frame, unless an image gives the planes."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     template: _Template = header.template
     columns, rows, num_planes = header.grid_shape
     segments = template.by_number
+    if header.covers_part:
+        _require_frames(header)
     labels = empty_label_map(header.path, (num_planes, rows, columns), segments.values())
     for (plane, of_frame), pixels in zip(template.frames, _frames(header.path, template, (rows, columns)), strict=True):
         for number in (of_frame,) if of_frame is not None else np.unique(pixels[pixels > 0]).tolist():
@@ -108,6 +113,18 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
             inside = pixels > 0 if of_frame is not None else pixels == number
             put_segment(labels[plane], segments[number], inside, segments.values(), header.path)
     yield array_stream(labels, header.path)
+
+
+def _require_frames(header: VolumeHeader) -> None:
+    """Raise InputError if a large label map has few planes with a frame: memory then follows a position, which costs nothing to write."""
+    with_frame = len({plane for plane, _ in header.template.frames})
+    num_planes = header.grid_shape[2]
+    num_bytes = math.prod(header.grid_shape) * np.dtype(header.dtype).itemsize
+    if num_planes > _PLANES_PER_FRAME * with_frame and num_bytes > _SPARSE_BYTES:
+        raise InputError(
+            f"{header.path}: only {with_frame} of its {num_planes} planes have a frame, and all of them take {num_bytes >> 20} MiB; "
+            "if that is right, name the series it was made on, which says how many planes there are (convert: --like SERIES)"
+        )
 
 
 def write(content: Content, like: Volume, threads: int) -> None:

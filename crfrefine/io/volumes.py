@@ -157,11 +157,15 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         header: header of the file.
         grid: header of the image the file belongs to.
     """
-    if header.affine is None or grid.affine is None or grid.spacing is None or header.on_same_grid(grid):
+    if header.affine is None or grid.affine is None or grid.spacing is None:
         return header
+    # An image bounds the volume; the grid of a segmentation does not.
+    placed = replace(header, covers_part=header.covers_part and grid.covers_part)
+    if header.on_same_grid(grid):
+        return placed
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
     if turn is not None:
-        return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
+        return replace(placed, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(placed, turn))
     if not header.covers_part or header.inset is not None or header.num_channels > 1 or len(header.grid_shape) != len(grid.grid_shape):
         return header
     num_axes = len(grid.grid_shape)
@@ -179,7 +183,7 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         grid_shape=grid.grid_shape,
         affine=grid.affine,
         spacing=grid.spacing,
-        inset=(header, tuple(int(start) for start in offset)),
+        inset=(placed, tuple(int(start) for start in offset)),
     )
 
 

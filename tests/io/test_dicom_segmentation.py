@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io import dicom_segmentation
 from crfrefine.io.segments import TISSUE, Code, Segment
 
 SHAPE = (5, 6, 7)
@@ -202,3 +203,26 @@ def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_pa
     assert "refers to the DICOM series it was made on; name its folder with --like SERIES" in refused.stderr
     assert run_here("convert", seg, tmp_path / "other.dcm", "--like", series).status == 0
     np.testing.assert_array_equal(io.read_labels(tmp_path / "other.dcm").data, io.read_labels(seg).data)
+
+
+def test_frames_that_are_far_apart_need_the_series(tmp_path, monkeypatch):
+    """Two frames take few bytes, and all planes between them may take gigabytes; an image bounds them, the file itself does not."""
+    monkeypatch.setattr(dicom_segmentation, "_SPARSE_BYTES", 599)  # One less than 5 x 6 x 20.
+    series = save(tmp_path / "case", slices(numbers((5, 6, 22), dtype=np.int16), AFFINE))
+    labels = np.zeros((5, 6, 22), np.uint8)
+    labels[3, 4, [1, 20]] = 1
+    like, path, target = io.read_volume(series), tmp_path / "far.dcm", tmp_path / "far.nii.gz"
+    io.write_label_map(path, labels, like)
+    for arguments in ((), ("--like", path)):
+        told = run_here("convert", path, target, *arguments, status=1).stderr
+        assert "far.dcm: only 2 of its 20 planes have a frame, and all of them take 0 MiB" in told
+        assert "--like SERIES" in told
+    run_here("convert", path, target, "--like", series, status=0)
+    np.testing.assert_array_equal(io.read_labels(target).data, labels)
+    io.write_label_map(
+        path, labels[:, :, 1:21], io.read_volume(save(tmp_path / "part", slices(numbers((5, 6, 20), dtype=np.int16), AFFINE)))
+    )
+    assert io.read_labels(path, grid=io.read_header(tmp_path / "part")).data.sum() == 2, "the same grid"
+    labels[3, 4, 5] = 1
+    io.write_label_map(path, labels, like)
+    assert io.read_labels(path).data.sum() == 3, "a frame in every eighth plane is enough"
