@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INSTALL = "pip install 'crfrefine[dicom]'"
-SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
-ENHANCED = tuple(
+_SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
+_ENHANCED = tuple(
     f"1.2.840.10008.5.1.4.1.1.{ending}".encode()
     for ending in ("2.1", "2.2", "4.1", "4.4", "128.1", "130")  # CT, MR and PET; the second of each was converted from single slices.
 )
 _DIRECTORY = b"1.2.840.10008.1.3.10"
+_CLASS = re.compile(rb"(?:\x02\x00\x02\x00|\x08\x00\x16\x00|\x00\x08\x00\x16).{4}([0-9.]+)", re.DOTALL)
+"""MediaStorageSOPClassUID (0002,0002) or SOPClassUID (0008,0016) with a value. UIDs elsewhere are those of other files."""
 _SMALL = 1 << 26
 """Bytes of pixels that a compressed file of any size may hold: a frame of one value compresses to nearly nothing."""
 
@@ -38,17 +41,23 @@ def is_dicom(start: bytes) -> bool:
 
 def is_segmentation(start: bytes) -> bool:
     """Return whether a file with this beginning is a DICOM segmentation."""
-    return is_dicom(start) and any(uid in start for uid in SEGMENTATIONS)
+    return _class_of(start) in _SEGMENTATIONS
 
 
 def has_frames(start: bytes) -> bool:
     """Return whether a file with this beginning is DICOM of several frames that is a volume by itself (enhanced CT, MR, PET)."""
-    return is_image(start) and any(uid in start[:1024] for uid in ENHANCED)
+    return _class_of(start) in _ENHANCED
 
 
 def is_image(start: bytes) -> bool:
     """Return whether a file with this beginning is DICOM, but no segmentation and no list of files (DICOMDIR)."""
-    return is_dicom(start) and not is_segmentation(start) and _DIRECTORY not in start[:1024]
+    return is_dicom(start) and _class_of(start) not in (*_SEGMENTATIONS, _DIRECTORY)
+
+
+def _class_of(start: bytes) -> bytes:
+    """Return the UID of what a file with this beginning is; b"" if it does not say so, or is no DICOM file."""
+    found = _CLASS.search(start, 132) if is_dicom(start) else None
+    return found[1] if found else b""
 
 
 def require_pydicom(path: Path) -> Any:

@@ -1,12 +1,22 @@
 """DICOM series: compared with SimpleITK's GDCM; what is wrong with a folder is told with the names of the files."""
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotation
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    SegmentationStorage,
+)
 
 from crfrefine import io
 from crfrefine.cases.discovery import discover_cases
@@ -14,6 +24,7 @@ from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, -1.0, 1.0]))
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 STORED = numbers(SHAPE, dtype=np.int16) - 100
 
 
@@ -196,3 +207,39 @@ def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(InputError, match=r"DICOM needs a package that is not installed .*pip install 'crfrefine\[dicom\]'"):
         io.read_header(folder)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("lacks", ["", "file's", "both"])
+def test_slices_that_refer_to_other_kinds_of_files_are_slices(syntax, lacks, tmp_path):
+    found = list(slices(STORED, AFFINE, syntax=syntax))
+    for one, kind in zip(found, [SegmentationStorage, EnhancedCTImageStorage, MediaStorageDirectoryStorage, *[None] * 4], strict=True):
+        if syntax == ExplicitVRBigEndian:
+            one.PixelData = np.frombuffer(one.PixelData, "<i2").astype(">i2").tobytes()
+        if kind is not None:
+            one.ReferencedSOPClassUIDInFile = kind
+            one.SourceImageSequence = [Dataset()]
+            one.SourceImageSequence[0].ReferencedSOPClassUID = kind
+            one.SourceImageSequence[0].ReferencedSOPInstanceUID = "1.2.9"
+        if lacks == "both":
+            one.SOPClassUID = ""
+        if lacks:
+            one.file_meta.MediaStorageSOPClassUID = ""
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for number, one in enumerate(found):
+        pydicom.dcmwrite(folder / f"{number}.dcm", one)
+    read = io.read_volume(folder)
+    np.testing.assert_array_equal(read.data, STORED)
+    assert read.header.notes == ()
+
+
+def test_segmentations_and_lists_of_files_are_left_aside(tmp_path):
+    folder = save(tmp_path / "case", slices(STORED, AFFINE))
+    for kind in (SegmentationStorage, LABEL_MAP, MediaStorageDirectoryStorage):
+        (other,) = slices(STORED[:, :, :1], AFFINE)
+        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = kind
+        pydicom.dcmwrite(folder / f"a{kind}", other)
+    read = io.read_volume(folder)
+    np.testing.assert_array_equal(read.data, STORED)
+    assert "3 files without slices, such as a1.2" in " ".join(read.header.notes)
