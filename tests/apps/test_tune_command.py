@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 from urllib.parse import urlsplit
@@ -9,9 +10,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cli_helpers import run_here, save_nifti
-from tune_helpers import missing_server, open_page
+from tune_helpers import missing_server, open_page, write_labeled
 
 from crfrefine.apps.tune import server
+from crfrefine.parameters.model import CrfParameters
 
 needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
 
@@ -91,3 +93,22 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
         told = page.process.stderr.read().splitlines()
         assert told[-1] == "crfrefine: interrupted"
         assert all(line.startswith("crfrefine: ") for line in told)
+
+
+@needs_server
+def test_a_case_whose_name_is_not_utf_8_is_shown_like_the_others(tmp_path):
+    folders, labels = write_labeled(tmp_path, "first", "second")
+    for path in list(tmp_path.rglob("second*")):
+        path.rename(os.fsdecode(bytes(path).replace(b"second", b"sec\xffond")))
+    output = tmp_path / "chosen.toml"
+    with open_page(*arguments((folders, labels)), "-o", output) as page:
+        described = page.json("describe")
+        assert described["cases"] == ["first", "sec\udcffond"]
+        other = page.json("case", {"number": described["number"], "name": "sec\udcffond"})
+        assert other["case"] == "sec\udcffond"
+        assert "sec\\udcffond" in other["toml"]
+        page.json("news?after=0")
+        page.json("save", {"number": other["number"]})
+        status, content, _ = page.ask("case", {"number": other["number"], "name": "\udcff"})
+        assert (status, json.loads(content)["error"]) == (400, "\udcff: no such case")
+    assert CrfParameters.load(output) == CrfParameters()

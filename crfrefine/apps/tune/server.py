@@ -97,8 +97,12 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Mount, Route
+
+    def as_json(content: dict[str, Any], status: int = 200) -> Response:
+        # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
+        return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
     def asset(request: Request) -> Response:
         name = request.path_params.get("name", "page.html")
@@ -108,10 +112,10 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return Response(found.read_bytes(), media_type=_TYPES[f".{name.rpartition('.')[2]}"])
 
     def describe(request: Request) -> Response:
-        return JSONResponse(session.describe())
+        return as_json(session.describe())
 
     def news(request: Request) -> Response:
-        return JSONResponse(session.news(_number(request, "after"), _LONGEST_WAIT))
+        return as_json(session.news(_number(request, "after"), _LONGEST_WAIT))
 
     def plane(request: Request) -> Response:
         opened, number, index, modality = (_number(request, name) for name in ("opened", "number", "index", "modality"))
@@ -121,7 +125,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     def post(action: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
             sent = await _sent(request)
-            return JSONResponse(await run_in_threadpool(action, sent))
+            return as_json(await run_in_threadpool(action, sent))
 
         return answer
 
@@ -131,7 +135,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return {}
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, 409 if isinstance(error, BehindError) else 400)
+        return as_json({"error": str(error)}, 409 if isinstance(error, BehindError) else 400)
 
     actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "change": lambda sent: session.change(_whole(sent.get("number")), _table(sent, "changes"), _place(sent)),

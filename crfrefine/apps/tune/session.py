@@ -17,7 +17,7 @@ from crfrefine.apps.tune.planes import plane_bytes, shown_planes, stored_place
 from crfrefine.apps.tune.sliders import describe_controls
 from crfrefine.apps.tune.work import Work
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.base.text import counted, listed, shorten
+from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import labels_of
@@ -76,7 +76,7 @@ class _State:
     @property
     def text(self) -> str:
         """The parameter file."""
-        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {self.refiner.case.case_id}; not validated.")
+        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.refiner.case.case_id)}; not validated.")
 
 
 class Session:
