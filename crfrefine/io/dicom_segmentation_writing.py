@@ -50,18 +50,18 @@ def require_source(path: Path, image: VolumeHeader | None) -> Series:
     if not isinstance(template, Series):
         raise _no_series(path, image.format if image is not None else "in memory")
     slices, identity = template.slices, template.identity
-    given = {
-        "StudyInstanceUID": identity.study,
-        "SeriesInstanceUID": slices[0].series,
-        "FrameOfReferenceUID": identity.frame,
-        "SOPInstanceUID": all(one.instance for one in slices),
-    }
-    lacking = [keyword for keyword, value in given.items() if not value]
+    for one in slices:
+        given = {
+            **{"SOPClassUID": one.sop_class, "SOPInstanceUID": one.instance, "Modality": one.modality, "SeriesInstanceUID": one.series},
+            **{"StudyInstanceUID": identity.study, "FrameOfReferenceUID": identity.frame},
+        }
+        lacking = [keyword for keyword, value in given.items() if not value]
+        if lacking:
+            raise InputError(
+                f"{path}: a DICOM segmentation refers to its series, and {one.path} has no {' and no '.join(lacking)}\n"
+                f"  De-identification may replace these values, but not empty them: set them in the files, or {_OTHER_FORMATS}."
+            )
     folder = slices[0].path.parent
-    if lacking:
-        raise InputError(
-            f"{path}: a DICOM segmentation refers to its series, and that in {folder} has no {' and no '.join(lacking)}; {_OTHER_FORMATS}"
-        )
     if slices[0].frame is not None and len({one.path for one in slices}) > 1:
         raise InputError(f"{path}: a DICOM segmentation of several files with several frames each, in {folder}; {_OTHER_FORMATS}")
     require_highdicom(path)
@@ -124,16 +124,16 @@ def write_segmentation(content: Content, image: VolumeHeader | None) -> None:
     path = content.path
     template = require_source(path, image)
     highdicom = require_highdicom(path)
-    segments = content.segments or (Segment(1, "Label 1"),)
-    # Numbers of segments are 1, 2, 3 ..., whatever the labels are.
-    numbers = np.zeros(max(int(segment.label) for segment in segments) + 1, np.uint16)
-    numbers[[segment.label for segment in segments]] = np.arange(1, len(segments) + 1)
     labels: NDArray[np.unsignedinteger[Any]] = np.empty(content.grid_shape, content.dtype)
     start = 0
     for block in content.one_after_the_other():
         values = np.frombuffer(block, content.dtype.newbyteorder("<"))
         labels.reshape(-1)[start : start + values.size] = values
         start += values.size
+    segments = content.segments or (Segment(1, "Label 1"),)
+    # Numbers of segments are 1, 2, 3 ..., whatever the labels are.
+    numbers = np.zeros(max(int(segment.label) for segment in segments) + 1, np.uint16)
+    numbers[[segment.label for segment in segments]] = np.arange(1, len(segments) + 1)
     sources = _sources(template, template.slices)
     frames = [one.frame for one in template.slices if one.frame is not None]
     labels = labels[np.argsort(frames)] if frames else labels

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 _KEYWORDS = (
     *KEYWORDS,
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances"),
+    *(
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "Modality",
+        "SeriesInstanceUID",
+        "SeriesDescription",
+        "InstanceNumber",
+        "NumberOfSeriesRelatedInstances",
+    ),
     *("ImagesInAcquisition", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -54,6 +62,8 @@ class Slice:
 
     path: Path  # the file
     frame: int | None  # its number in a file of several, from 0; None: the file has one slice
+    sop_class: str  # UID of the kind of file; "" if the file has none, and so for the two below
+    modality: str  # such as CT
     instance: str  # UID of the file
     series: str  # UID of its series
     title: str  # description of the series
@@ -162,6 +172,8 @@ def _interpret(path: Path, found: Any, frame: int | None, values: Any) -> Slice:
     return Slice(
         path=path,
         frame=frame,
+        sop_class=str(found.get("SOPClassUID") or ""),
+        modality=str(found.get("Modality") or ""),
         instance=str(found.get("SOPInstanceUID") or ""),
         series=str(found.get("SeriesInstanceUID") or ""),
         title=printable(str(found.get("SeriesDescription") or "")),

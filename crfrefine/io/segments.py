@@ -87,11 +87,16 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
 
 
-def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Return the known segments, and one for each further label that occurs, sorted by label."""
-    by_label = {segment.label: segment for segment in known if segment.label > 0}
-    for label in _occurring(labels):
-        by_label.setdefault(label, Segment(label, f"Label {label}"))
+def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment], *, with_empty: bool = True) -> tuple[Segment, ...]:
+    """Return the known segments, and one for each further label that occurs, sorted by label.
+
+    With `with_empty=False`, names without a voxel are left out, but not the segments of a source segmentation.
+    """
+    occurring = set(_occurring(labels))
+    by_label = {label: Segment(label, f"Label {label}") for label in occurring}
+    for segment in known:
+        if segment.label > 0 and (with_empty or segment.label in occurring or segment.stored is not None):
+            by_label[segment.label] = segment
     return tuple(by_label[label] for label in sorted(by_label))
 
 

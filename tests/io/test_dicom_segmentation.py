@@ -143,8 +143,10 @@ def test_elements_that_may_be_empty_are_empty(tmp_path):
 @pytest.mark.parametrize(
     ("names", "values", "expected"),
     [
-        (("FrameOfReferenceUID",), {}, "case has no FrameOfReferenceUID; write another format"),
-        (("StudyInstanceUID", "SOPInstanceUID"), {}, "case has no StudyInstanceUID and no SOPInstanceUID; write another format"),
+        (("FrameOfReferenceUID",), {}, r"case/IM000\d\.dcm has no FrameOfReferenceUID\n  De-id.*, or write another format"),
+        (("StudyInstanceUID", "SOPInstanceUID"), {}, r"IM000\d\.dcm has no SOPInstanceUID and no StudyInstanceUID\n"),
+        ((), {"SOPClassUID": ""}, r"IM000\d\.dcm has no SOPClassUID\n"),
+        (("SOPClassUID", "Modality"), {}, r"IM000\d\.dcm has no SOPClassUID and no Modality\n"),
         ((), {"PatientSex": "X"}, "highdicom refuses to write a segmentation of the series"),
     ],
 )
@@ -226,3 +228,15 @@ def test_frames_that_are_far_apart_need_the_series(tmp_path, monkeypatch):
     labels[3, 4, 5] = 1
     io.write_label_map(path, labels, like)
     assert io.read_labels(path).data.sum() == 3, "a frame in every eighth plane is enough"
+
+
+def test_of_many_names_those_with_voxels_are_written_and_those_of_the_source(series, tmp_path):
+    like, names = io.read_volume(series), [Segment(label, f"organ {label}") for label in range(1, 118)]
+    io.write_label_map(tmp_path / "a.dcm", labels_of(5, 117), like, segments=names)
+    first = io.read_header(tmp_path / "a.dcm").segments
+    assert [(one.label, one.name) for one in first] == [(5, "organ 5"), (117, "organ 117")]
+    less = np.where(labels_of(5, 117) == 5, 40, 0)
+    io.write_label_map(tmp_path / "b.dcm", less, like, segments=[*first, names[39], names[40]])
+    found = io.read_header(tmp_path / "b.dcm").segments
+    assert [(one.label, one.name) for one in found] == [(5, "organ 5"), (40, "organ 40"), (117, "organ 117")]
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "b.dcm", grid=like.header).data, less)
