@@ -219,8 +219,8 @@ def write_radiology(root):
     case = five_labels(0)
     save(root / "CT_series", slices((1000 * case.image[0]).astype(np.int16), AFFINE))
     write_channels(root / "logits.nii.gz", case.logits)
-    save_nifti(root / "labels.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
-    assert run_here("convert", "labels.nii.gz", "segmentation.dcm", "--like", "CT_series").status == 0
+    save_nifti(root / "segmentation.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
+    assert run_here("convert", "segmentation.nii.gz", "segmentation.dcm", "--like", "CT_series").status == 0
 
 
 def write_summaries(root):
