@@ -145,7 +145,7 @@ def write_label_map(
     known = require_suffix(path, VOLUME_SUFFIXES)
     content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
     if known.holds_labels_alone:
-        # A viewer lists every segment of a DICOM segmentation, and a network may have names for a hundred.
+        # Viewers list every segment of a DICOM file, and a network may have names for a hundred.
         segments = segments_of(stored, segments, with_empty=not known.refers_to_series)
         content = replace(content, segments=segments, is_refined=is_refined)
     _write(content, like, threads)

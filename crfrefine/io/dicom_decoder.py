@@ -1,11 +1,13 @@
 """Decode compressed DICOM frames: a program of its own, which `dicom_frames.FrameDecoder` starts.
 
-Decoders allocate what a codestream asks for, and some crash on a damaged codestream or never return from it. Each codestream is therefore
-compared with the header first, and the process has limits of memory and of processor time. The program imports nothing of crfrefine, so
-that it starts fast.
+Decoders allocate what a codestream asks for, and some crash on a damaged codestream or never
+return from it. Each codestream is therefore compared with the header first, and the process has
+limits of memory and of processor time. The program imports nothing of crfrefine, so that it starts
+fast.
 
-A request is a line of JSON on the standard input: path of the file, number of the frame from 0. The answer on the standard output is
-`+` and the pixels, (rows, columns) in the byte order of this machine; or `-` and a sentence, after which the process ends.
+A request is a line of JSON on the standard input: path of the file, number of the frame from 0. The
+answer on the standard output is `+` and the pixels, (rows, columns) in the byte order of this
+machine; or `-` and a sentence, after which the process ends.
 """
 
 from __future__ import annotations
@@ -20,20 +22,29 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0
-"""Processor time that a frame may take; each million of pixels adds a second. Noise in JPEG 2000 takes 0.2 s per million."""
+"""Processor time that a frame may take; each million of pixels adds a second.
+
+Noise in JPEG 2000 takes 0.2 s per million.
+"""
 
 MEMORY = 1 << 28
-"""Bytes that the process may take beyond those at its start; 32 per pixel of a frame and 4 per byte of the file are added."""
+"""Bytes that the process may take beyond those at its start.
+
+32 bytes per pixel of a frame and 4 per byte of the file are added.
+"""
 
 _JPEG = "1.2.840.10008.1.2.4."
 _JPEG_STARTS = {
     **{_JPEG + "50": (0xC0,), _JPEG + "51": (0xC0, 0xC1), _JPEG + "57": (0xC3,), _JPEG + "70": (0xC3,)},
     **{_JPEG + "80": (0xF7,), _JPEG + "81": (0xF7,)},  # JPEG-LS
 }
-"""Markers (SOFn) that may begin a frame in each transfer syntax. Progressive JPEG, where each scan costs time, is in none of them."""
+"""Markers (SOFn) that may begin a frame in each transfer syntax.
+
+Progressive JPEG, where each scan costs time, is in none of them.
+"""
 
 _BEFORE_START = {0xC4, 0xCC, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)}
-"""Markers of segments that may come before SOFn: tables, restart interval, application data, comments."""
+"""Markers of segments that may come before SOFn: tables, restarts, application data, comments."""
 
 _JPEG_2000 = tuple(_JPEG + ending for ending in ("90", "91", "201", "202", "203"))
 _RLE = "1.2.840.10008.1.2.5"
@@ -41,7 +52,9 @@ _BOXES_START = b"\0\0\0\x0cjP  "
 
 
 def checked_codestream(code: bytes, syntax: str, shape: tuple[int, int], bits: int) -> bytes:
-    """Return the codestream of a frame with one sample per pixel, without a file format around it, if the header describes it.
+    """Return the codestream of a frame, without a file format around it, if the header describes it.
+
+    The frame must have one sample per pixel.
 
     Args:
         code: the stored frame.
@@ -74,7 +87,7 @@ def checked_codestream(code: bytes, syntax: str, shape: tuple[int, int], bits: i
 
 
 def _jpeg_size(code: bytes, starts: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return rows, columns, samples and bits of the frame header of JPEG or JPEG-LS (ISO 10918-1, B.2.2)."""
+    """Return rows, columns, samples and bits of JPEG or JPEG-LS (SOFn, ISO 10918-1, B.2.2)."""
     if code[:2] != b"\xff\xd8":
         raise ValueError("the compressed pixels do not begin as JPEG does")
     place = 2
@@ -94,20 +107,20 @@ def _jpeg_size(code: bytes, starts: tuple[int, ...]) -> tuple[int, int, int, int
 
 
 def _without_boxes(code: bytes) -> bytes:
-    """Return the codestream of JPEG 2000 that may be in a JP2 file, whose boxes pydicom and decoders read in different ways."""
+    """Return the codestream of JPEG 2000 without the boxes of JP2, which decoders read differently."""
     if not code.startswith(_BOXES_START):
         return code
     place = 0
     while code[place + 4 : place + 8] != b"jp2c":
         (length,) = struct.unpack_from(">I", code, place)
-        if length < 8:  # 0 is a box up to the end, 1 a box of 4 GiB: neither can come before the codestream.
+        if length < 8:  # 0 is a box up to the end, 1 a box of 4 GiB: no codestream can follow.
             raise ValueError("the compressed pixels are damaged: a box of JPEG 2000 without a length")
         place += length
     return code[place + 8 :]
 
 
 def _jpeg_2000_size(code: bytes) -> tuple[int, int, int, int]:
-    """Return rows, columns, samples and bits of the segment SIZ, which comes first (ISO 15444-1, A.5.1)."""
+    """Return rows, columns, samples and bits of JPEG 2000 (SIZ, ISO 15444-1, A.5.1)."""
     if code[:4] != b"\xff\x4f\xff\x51":
         raise ValueError("the compressed pixels do not begin as JPEG 2000 does")
     right, bottom, left, top = struct.unpack_from(">4I", code, 8)
@@ -118,7 +131,7 @@ def _jpeg_2000_size(code: bytes) -> tuple[int, int, int, int]:
 
 
 def _require_rle_segments(code: bytes, shape: tuple[int, int], bits: int) -> None:
-    """Raise ValueError if the segments of RLE are not one per byte of a pixel, one after the other (DICOM PS3.5, G.5)."""
+    """Raise ValueError unless RLE has a segment per byte of a pixel, in order (DICOM PS3.5, G.5)."""
     count, *offsets = struct.unpack_from("<16I", code)
     ends = [*offsets[1 : bits // 8], len(code)]
     lengths = [end - start for start, end in zip(offsets, ends, strict=False)]
@@ -142,7 +155,7 @@ class _File:
         count = int(self.dataset.get("NumberOfFrames") or 1)
         self.frames = list(generate_frames(self.dataset.PixelData, number_of_frames=count))
         if len(self.frames) != count:
-            raise ValueError(f"it holds {len(self.frames)} frames, but its header says {count}; copy or export it again")
+            raise ValueError(f"frames: it holds {len(self.frames)}, its header says {count}; copy or export it again")
         self.dataset.NumberOfFrames = 1
 
     def frame(self, number: int) -> Any:
@@ -161,7 +174,7 @@ class _File:
 
 
 def _limit(num_pixels: int, path: str) -> None:
-    """Limit memory, and processor time from now on; the timer's signal ends the process, also inside a decoder."""
+    """Limit memory, and processor time from now on; the signal also ends a decoder."""
     if sys.platform == "linux":
         import resource
 

@@ -1,4 +1,7 @@
-"""DICOM files through pydicom, which is imported only when it is needed; what it raises becomes an error that names the file."""
+"""DICOM files through pydicom, which is imported only when it is needed.
+
+What it raises becomes an error that names the file.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,15 @@ _ENHANCED = tuple(
 )
 _DIRECTORY = b"1.2.840.10008.1.3.10"
 _CLASS = re.compile(rb"(?:\x02\x00\x02\x00|\x08\x00\x16\x00|\x00\x08\x00\x16).{4}([0-9.]+)", re.DOTALL)
-"""MediaStorageSOPClassUID (0002,0002) or SOPClassUID (0008,0016) with a value. UIDs elsewhere are those of other files."""
+"""MediaStorageSOPClassUID (0002,0002) or SOPClassUID (0008,0016) with a value.
+
+UIDs elsewhere are those of other files.
+"""
 _SMALL = 1 << 26
-"""Bytes of pixels that a compressed file of any size may hold: a frame of one value compresses to nearly nothing."""
+"""Bytes of pixels that a compressed file of any size may hold.
+
+A frame of one value compresses to nearly nothing.
+"""
 
 # Filters of warnings belong to the process: two threads must not exchange them at the same time.
 _filters = threading.Lock()
@@ -55,7 +64,7 @@ def is_image(start: bytes) -> bool:
 
 
 def _class_of(start: bytes) -> bytes:
-    """Return the UID of what a file with this beginning is; b"" if it does not say so, or is no DICOM file."""
+    """Return the UID of the class of a DICOM file; b"" if it has none, or is no DICOM file."""
     found = _CLASS.search(start, 132) if is_dicom(start) else None
     return found[1] if found else b""
 
@@ -98,7 +107,9 @@ def read_dataset(path: Path, keywords: Sequence[str] | None, *, with_pixels: boo
 
 
 def iter_frames(path: Path, numbers: Sequence[int]) -> Iterator[NDArray[np.generic]]:
-    """Yield uncompressed frames of a file, numbered from 0, (rows, columns), one in memory at a time; not inside of `interpreting`.
+    """Yield uncompressed frames of a file, (rows, columns), one in memory at a time.
+
+    Frames are numbered from 0. Not to be called inside `interpreting`.
 
     Raises:
         UnsupportedFormatError: damaged or cut off.
@@ -131,7 +142,7 @@ def require_decoder(syntax: str, path: Path) -> None:
 
 
 def require_size(path: Path, syntax: str, num_bytes: int) -> None:
-    """Raise UnsupportedFormatError if a file of a transfer syntax is too small for its pixels, which take that many bytes."""
+    """Raise UnsupportedFormatError if a file is too small for its pixels, decoded `num_bytes`."""
     size, uid = path.stat().st_size, require_pydicom(path).uid.UID(syntax)
     most = size * LARGEST_RATIO if uid.is_encapsulated or uid.is_deflated else size
     if num_bytes > (max(most, _SMALL) if uid.is_encapsulated else most):

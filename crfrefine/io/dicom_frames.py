@@ -1,4 +1,7 @@
-"""Frames of compressed DICOM files, decoded in a process of its own: a decoder that crashes or hangs costs one file, not the run."""
+"""Frames of compressed DICOM files, decoded in a process of their own.
+
+A decoder that crashes or hangs costs one file, not the run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _PROGRAM = Path(__file__).with_name("dicom_decoder.py")
 
 
 class FrameDecoder:
-    """A context manager whose process starts with the first frame, and serves the files of a series."""
+    """A context manager whose process starts with the first frame, and serves a whole series."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,7 +49,8 @@ class FrameDecoder:
             dtype: type of the stored numbers, in any byte order.
 
         Raises:
-            UnsupportedFormatError: damaged, cut off, of another size than the header says, or too costly to decode for its size.
+            UnsupportedFormatError: damaged, cut off, or of another size than the header says;
+                or its decoding takes too much memory or time for its size.
         """
         if self._process is None:
             command = [sys.executable, "-P", str(_PROGRAM)]
@@ -55,7 +59,8 @@ class FrameDecoder:
         process, num_bytes = self._process, math.prod(shape) * dtype.itemsize
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # If the process has ended, its answer or its status says why.
+        # If the process has ended, its answer or its status says why.
+        with suppress(BrokenPipeError):
             process.stdin.write(json.dumps([str(path), number]).encode() + b"\n")
             process.stdin.flush()
         start = process.stdout.read(1)

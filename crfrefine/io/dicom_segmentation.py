@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 _MOST_PLANES = 1 << 14
 _PLANES_PER_FRAME = 8
 _SPARSE_BYTES = 1 << 28
-"""Size of a label map from which on at least every eighth plane needs a frame, unless an image gives the planes."""
+"""Larger label maps need a frame in every eighth plane, unless an image gives the planes."""
 
 
 @dataclass(frozen=True)
 class _Template:
-    """What is needed to read the pixels: each frame's plane and segment (None in a label map), and the fields below."""
+    """What is needed to read the pixels."""
 
-    frames: tuple[tuple[int, int | None], ...]
+    frames: tuple[tuple[int, int | None], ...]  # plane and segment (None in a label map)
     by_number: dict[int, Segment]  # segments
     bits: int  # of a pixel
     syntax: Any  # UID of the transfer syntax
@@ -116,7 +116,10 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def _require_frames(header: VolumeHeader) -> None:
-    """Raise InputError if a large label map has few planes with a frame: memory then follows a position, which costs nothing to write."""
+    """Raise InputError if a large label map has few planes with a frame.
+
+    Its memory would follow from positions of frames, which cost a file nothing.
+    """
     with_frame = len({plane for plane, _ in header.template.frames})
     num_planes = header.grid_shape[2]
     num_bytes = math.prod(header.grid_shape) * np.dtype(header.dtype).itemsize

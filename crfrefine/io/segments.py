@@ -90,7 +90,8 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
 def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment], *, with_empty: bool = True) -> tuple[Segment, ...]:
     """Return the known segments, and one for each further label that occurs, sorted by label.
 
-    With `with_empty=False`, names without a voxel are left out, but not the segments of a source segmentation.
+    With `with_empty=False`, names without a voxel are left out; segments of a source
+    segmentation stay.
     """
     occurring = set(_occurring(labels))
     by_label = {label: Segment(label, f"Label {label}") for label in occurring}

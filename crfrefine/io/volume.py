@@ -44,7 +44,8 @@ class VolumeHeader:
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
     segments: tuple[Segment, ...] = ()  # names, colors and codes of the labels, if the file has them
-    covers_part: bool = False  # the grid is that of the part that segments reach, and no image has extended it; see `crfrefine.io.volumes`
+    # The grid is that of the part that segments reach, and no image bounds it yet; see `volumes`.
+    covers_part: bool = False
     # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
     # The header of the file itself, and how its axes become those of this one, if they were turned.

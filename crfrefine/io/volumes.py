@@ -160,7 +160,7 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     if header.affine is None or grid.affine is None or grid.spacing is None:
         return header
     # An image bounds the volume; the grid of a segmentation does not.
-    placed = replace(header, covers_part=header.covers_part and grid.covers_part)
+    placed = replace(header, covers_part=False) if header.covers_part and not grid.covers_part else header
     if header.on_same_grid(grid):
         return placed
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)

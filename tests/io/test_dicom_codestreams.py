@@ -1,4 +1,4 @@
-"""Compressed pixels of DICOM: each codestream must have the size that the header says, before anything decodes it."""
+"""Compressed pixels of DICOM: a codestream must have the size that the header says."""
 
 import struct
 from io import BytesIO
@@ -24,7 +24,7 @@ def stored(dtype):
 
 
 def series(kind, dtype=np.uint16):
-    """Slices compressed as RLE, JPEG-LS, JPEG 2000 without and with a file format around it, or JPEG."""
+    """Slices compressed as RLE, JPEG-LS, JPEG 2000 (with boxes around it: jp2), or JPEG."""
     found = list(slices(stored(dtype), AFFINE))
     for one in found:
         if kind in ("rle", "jpeg-ls"):
@@ -63,7 +63,7 @@ def test_compressed_slices_and_frames_are_read(kind, dtype, tmp_path):
 
 def test_jpeg_with_losses_is_read(tmp_path):
     read = io.read_volume(save(tmp_path / "case", series("jpeg", np.uint8))).data
-    # Numbers that wrap at 256 are edges, where JPEG of the best quality may be off by a few gray values.
+    # Numbers that wrap at 256 are edges, where JPEG of the best quality is off by a few values.
     assert np.abs(read - stored(np.uint8)).max() < 10
     found = series("jpeg", np.uint8)
     for one in found:
@@ -112,13 +112,13 @@ def test_codestreams_that_decoders_would_hang_on_or_allocate_by(kind, change, ex
 
 
 def test_frames_share_no_bytes(tmp_path):
-    """A table of offsets gives many frames the same bytes; fragments, which the standard wants then, are as many as frames."""
+    """A table of offsets may give many frames the same bytes; each frame must have a fragment."""
     frames = enhanced(slices(stored(np.uint16), AFFINE))
     frames.compress(RLELossless, generate_instance_uid=False)
     code = next(generate_frames(frames.PixelData, number_of_frames=4))
     put(frames, code)
     frames.ExtendedOffsetTable, frames.ExtendedOffsetTableLengths = bytes(32), struct.pack("<4Q", *[len(code)] * 4)
-    with pytest.raises(UnsupportedFormatError, match=r"IM0000\.dcm: damaged DICOM file, frame 1: it holds 1 frames, but its header says 4"):
+    with pytest.raises(UnsupportedFormatError, match=r"IM0000\.dcm: damaged DICOM file, frame 1: frames: it holds 1, its header says 4"):
         io.read_volume(save(tmp_path / "case", [frames]))
 
 

@@ -208,7 +208,7 @@ def test_convert_says_what_a_series_and_a_segmentation_can_become(series, tmp_pa
 
 
 def test_frames_that_are_far_apart_need_the_series(tmp_path, monkeypatch):
-    """Two frames take few bytes, and all planes between them may take gigabytes; an image bounds them, the file itself does not."""
+    """Two frames take few bytes, the planes between them may take gigabytes; an image bounds them."""
     monkeypatch.setattr(dicom_segmentation, "_SPARSE_BYTES", 599)  # One less than 5 x 6 x 20.
     series = save(tmp_path / "case", slices(numbers((5, 6, 22), dtype=np.int16), AFFINE))
     labels = np.zeros((5, 6, 22), np.uint8)
