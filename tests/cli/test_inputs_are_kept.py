@@ -49,7 +49,7 @@ def refused(root, run, name, target, how):
 @pytest.fixture
 def folders(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
-    (folders.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1, "y": 2}}))
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1, "y": 2, "z": 3}}))
     return folders
 
 
