@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
@@ -249,6 +248,7 @@ FILES = {
     "docs/guide/clusters.md": (write_world, write_clusters),
     "docs/guide/refining.md": (write_world, write_manifest),
     "docs/guide/evaluating.md": (write_world, write_refined),
+    "docs/guide/logits.md": (),
     "docs/guide/monai.md": (),
     "docs/for/radiology.md": (write_radiology,),
     "docs/reference/summary.md": (write_summaries,),
@@ -312,7 +312,7 @@ def measured_cases():
 
 
 def monai_pipeline():
-    """A loader of one case and a network, as in docs/guide/monai.md."""
+    """A loader of one case and a network, as in docs/guide/monai.md and docs/guide/logits.md."""
     torch = pytest.importorskip("torch", reason="the transforms need PyTorch")
     data = pytest.importorskip("monai.data", reason="needs MONAI")
     transforms = pytest.importorskip("monai.transforms", reason="needs MONAI")
@@ -326,13 +326,10 @@ def monai_pipeline():
     return {
         **{name: getattr(transforms, name) for name in names},
         "Path": Path,
-        "nibabel": nib,
-        "np": np,
         "preprocessing": preprocessing,
         "loader": data.DataLoader(dataset, batch_size=1),
         "decollate_batch": data.decollate_batch,
         "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False),
-        "logits": case.logits,
     }
 
 
@@ -341,6 +338,7 @@ NAMES = {
     "docs/guide/python.md": arrays_and_images,
     "docs/guide/layer.md": lambda: tensors(5, 4),
     "docs/guide/scribbles.md": lambda: tensors(4, 1),
+    "docs/guide/logits.md": monai_pipeline,
     "docs/guide/monai.md": monai_pipeline,
     "docs/for/pydensecrf.md": lambda: {
         **case_arrays(),

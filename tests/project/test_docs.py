@@ -133,7 +133,7 @@ def test_every_page_is_on_the_map_and_the_readme_is_short():
     index = ROOT / "docs" / "README.md"
     reached = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
     assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1450
 
 
 # ---- Commands
