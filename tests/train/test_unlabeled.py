@@ -245,7 +245,7 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     assert choice(table_of([0.02, 0.04, 0.03])).chosen.name == "2"
     assert choice(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8)).doubt.startswith("`default` changes so many of the network's")
     assert choice(table_of([0.0, -0.01])).chosen.name == "0"
-    assert choice(table_of([0.008, 0.004])).doubt.startswith("no other set gains 1 point of Dice in every kind of noise")
+    assert choice(table_of([0.008, 0.004])).doubt.startswith("no other set gains 1 point of Dice over `default` in all four kinds")
     assert choice(table_of([0.1, 0.1], spread=0.6)).chosen.name == "0"  # too scattered to be sure
     hurt = table_of([0.02, 0.06])
     hurt[:, :, 1, 3] -= 0.055
