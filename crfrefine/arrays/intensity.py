@@ -169,7 +169,7 @@ def _fit_modality(
         return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
     # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64; the result does
     # not depend on it.
-    offset = float(source.flat[0]) if source.dtype.itemsize >= 4 and source.dtype != np.float32 else None
+    offset = float(source.flat[0]) if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32 else None
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]

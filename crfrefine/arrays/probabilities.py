@@ -54,7 +54,8 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
         ("logits" or "probabilities", a sentence that says which and why).
 
     Raises:
-        InputError: probabilities that are negative, all zero at a voxel, or do not sum to 1; sigmoid channels.
+        InputError: probabilities that are negative, that do not sum to 1, or that are almost zero at a
+            voxel without being equal; sigmoid channels.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)

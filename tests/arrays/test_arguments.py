@@ -29,6 +29,18 @@ def test_probabilities_are_refused_unless_said_to_be_some():
     assert not np.array_equal(refined(PROBABILITIES, input_type="logits").logits, by_word.logits)
 
 
+@pytest.mark.parametrize("input_type", ["logits", "probabilities", "labels"])
+def test_the_byte_order_of_the_arrays_changes_no_bit(input_type):
+    logits = {"logits": CASE.logits.astype(np.float32), "probabilities": PROBABILITIES, "labels": LABELS}[input_type]
+    image = (1000 + 300 * CASE.image).astype(np.float32)
+    mask = (np.arange(LABELS.size) % 7 > 0).reshape(LABELS.shape).astype(np.uint16)
+    native, swapped = (
+        refined(*(array.astype(array.dtype.newbyteorder(order)) for array in (logits, image)), input_type=input_type, mask=of_order)
+        for order, of_order in (("=", mask), ("S", mask.astype(mask.dtype.newbyteorder())))
+    )
+    assert native == swapped
+
+
 WRONG = [
     ({"image": "image.nii.gz"}, "image is a path"),
     *(({"threads": threads}, "threads: expected a whole number of at least 1, or None") for threads in (0, 1.5, True)),

@@ -163,6 +163,16 @@ def test_other_types_become_float32(dtype):
         np.testing.assert_allclose(result, normalize_intensity(image.astype(np.float32), parameters), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i2", "i4"])
+@pytest.mark.parametrize("kind", ["none", "percentile", "zscore", "window"])
+def test_the_byte_order_changes_no_bit(kind, dtype):
+    """Native arrays and byte-swapped ones of the same values take the same path."""
+    image = (np.random.default_rng(5).normal(1000.0, 300.0, size=(2, *SHAPE))).astype(dtype)
+    parameters = IntensityParameters(normalization=kind, window=(500.0, 1500.0))
+    swapped = normalize_intensity(image.astype(image.dtype.newbyteorder()), parameters, _mask())
+    np.testing.assert_array_equal(swapped, normalize_intensity(image, parameters, _mask()))
+
+
 def test_masks_that_cannot_be_used_are_refused():
     """An empty mask has no statistics; one of another shape belongs to another case."""
     with pytest.raises(InputError, match="mask is empty"):
