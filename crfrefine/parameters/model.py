@@ -262,6 +262,12 @@ class CrfParameters:
         lists: tuple[Any, ...] = (*(value for value in values if isinstance(value, tuple)), self.compatibility.matrix)
         return next((len(values) for values in lists if values is not None), None)
 
+    @property
+    def has_weight(self) -> bool:
+        """Whether any term has a weight: without one, there is no CRF."""
+        weights = [kernel.weight for kernel in self.bilateral] + [self.spatial.weight, self.volume.weight]
+        return any(any(weight) if isinstance(weight, tuple) else weight for weight in weights)
+
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
         """A copy for a case in which only some labels take part: values per label are those of these labels.
 

@@ -32,11 +32,20 @@ from crfrefine.refinement.result import RefinementResult, probabilities_of
 from crfrefine.refinement.tiles.solving import solve
 from crfrefine.refinement.vanishing import describe_losses
 
+NARROW = "kernels are narrower than the voxels"
+"""The note on kernels that end before the next voxel begins with it."""
+
+NARROW_WIDTH = 0.6
+"""Bandwidth in voxels below which the next voxel counts less than exp(-1 / (2 * 0.6^2)), a quarter of the voxel itself."""
+
+USUAL_WIDTH = 1.5
+"""Bandwidth in voxels that the note advises: that of the preset `default` on the 1 mm voxels it is made for."""
+
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import Backend, RunContext
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import ModelSpec
+    from crfrefine.parameters.specs import KernelSetSpec, ModelSpec
     from crfrefine.refinement.refining_again import RefiningAgain
 
 
@@ -110,7 +119,7 @@ def refine_network(
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
         lost_to_rules=lost,
-        notes=prepared.notes + notes,
+        notes=prepared.notes + notes + _notes_on_widths(parameters, models[0].kernels, case),
         spacing=tuple(steps),
         regions=regions,
         output_temperature=parameters.mean_field.output_temperature,
@@ -136,6 +145,25 @@ def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: 
         )
     parameters.postprocess.check_lengths(regions.num_labels)
     return resolve_regions(parameters, shape[0], num_modalities, len(shape) - 1)
+
+
+def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: GridImage) -> tuple[str, ...]:
+    """Return a note if every kernel ends before the next voxel: the mean field then leaves nearly all labels as they are."""
+    shape = case.values.shape[1:]
+    steps = kernels.distances(case.spacing)
+    axes = [axis for axis, extent in enumerate(shape) if extent > 1]
+    widths = [kernel.theta_position[axis] / steps[axis] for kernel in kernels.kernels for axis in axes]
+    if not widths or max(widths) >= NARROW_WIDTH:
+        return ()
+    weighted = [number for number, kernel in enumerate(parameters.bilateral) if np.any(kernel.weight)]
+    key = "spatial.theta_gamma"
+    if weighted:
+        key = f"bilateral.{weighted[0]}.theta_alpha" if len(parameters.bilateral) > 1 else "bilateral.theta_alpha"
+    wider = USUAL_WIDTH * min(steps[axis] for axis in axes)
+    return (
+        f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} voxels; "
+        f"--set {key}={wider:.3g} ({kernels.positions}) makes it {USUAL_WIDTH:g}",
+    )
 
 
 def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> tuple[RefinedChannels, tuple[str, ...]]:

@@ -245,3 +245,40 @@ def test_every_output_is_that_of_refine(scene, tmp_path, options):
     assert record["voxels_changed"] == expected.changes.voxels_changed
     assert record["voxels_before"][:41] == list(expected.changes.voxels_before)
     assert ("tiles" in record["filters"][0]) == ("mean_field.label_threshold=0" not in options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (["bilateral.theta_alpha=0.55"], "0.55 voxels; --set bilateral.theta_alpha=1.5 (mm) makes it 1.5"),
+        (["bilateral.theta_alpha=[0.55, 0.1, 0.1]"], "0.55 voxels; --set bilateral.theta_alpha=1.5 (mm)"),
+        (["bilateral.theta_alpha=[0.5, 0.5, 1.55]"], None),  # wide enough along the third axis alone
+        (["mean_field.positions=voxels", "bilateral.theta_alpha=0.5"], "--set bilateral.theta_alpha=1.5 (voxels)"),
+        (["bilateral.weight=0", "spatial.weight=0.2", "spatial.theta_gamma=0.4"], "--set spatial.theta_gamma=1.5 (mm)"),
+        (["bilateral.theta_alpha=0.4", "spatial.weight=0.2", "spatial.theta_gamma=2"], None),
+    ],
+)
+def test_kernels_narrower_than_the_voxels_get_a_note(maps, settings, advice):
+    options = [part for setting in settings for part in ("--set", setting)]
+    told = infer(maps, *options, status=0).stderr
+    assert told.count("kernels are narrower than the voxels") == (advice is not None), "one for all cases"
+    assert advice is None or advice in told
+
+
+def test_a_flat_axis_does_not_count_as_wide(tmp_path):
+    """A slice of 1 mm by 1.25 mm has thin voxels along the axis of one voxel."""
+    thin = AFFINE @ np.diag([1.0, 1.0, 0.01, 1.0])
+    image, labels = make_phantom(0, GRID_SHAPE, SPACING).image[0, :, :, 5:6].astype(np.int16), network_labels(0)[:, :, 5:6]
+    folders = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
+    save_nifti(folders.images / "a.nii.gz", image, thin)
+    save_nifti(folders.logits / "a.nii.gz", labels, thin)
+    assert "--set bilateral.theta_alpha=1.5 (mm)" in infer(folders, "--set", "bilateral.theta_alpha=0.5", status=0).stderr
+
+
+def test_a_case_that_nothing_changes_gets_a_note(maps):
+    told = infer(maps, "--set", "bilateral.weight=0.001", status=0).stderr
+    assert told.count("no voxel changed its label; a larger bilateral.weight, ") == 1
+    assert "no voxel changed" not in infer(maps, "-v", "--set", "bilateral.weight=0", status=0).stderr, "there is no CRF"
+    for case_id in "ab":
+        save_nifti(maps.logits / f"{case_id}.nii.gz", np.zeros(GRID_SHAPE, np.uint8))
+    assert "no voxel changed" not in infer(maps, "-v", status=0).stderr, "there is no foreground"

@@ -128,6 +128,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
 
     from crfrefine.arrays.label_maps import vanished_labels
     from crfrefine.cases.label_input import LabelMap
+    from crfrefine.refinement.refining import NARROW
     from crfrefine.runs.infer.writing import RefinedArrays, describe_numbers, logit_channels, probability_channels
 
     options, record, case = settings.options, work.record, work.case
@@ -148,6 +149,10 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
         notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
+    if not result.changes.voxels_changed and any(result.changes.voxels_before[1:]) and settings.options.parameters.has_weight:
+        is_narrow = any(text.startswith(NARROW) for text in notes)
+        advice = "" if is_narrow else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
+        notes.append(f"no voxel changed its label{advice}")
     for text in notes:
         note(text)
     record.notes += notes

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_names
 from crfrefine.cases.declared_labels import declared_labels
@@ -43,9 +41,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     where = folders if options.input_type in ("auto", "labels") else ()
     declared, notes = declared_labels(found, where, options.parameters.num_labels)
     told = [*found.notes, *(note for note in notes if note not in found.notes)]
-    parameters = options.parameters
-    weights = [kernel.weight for kernel in parameters.bilateral] + [parameters.spatial.weight, parameters.volume.weight]
-    if not any(np.any(weight) for weight in weights):  # As after a training that found no CRF better than the network.
+    if not options.parameters.has_weight:  # As after a training that found no CRF better than the network.
         told.insert(0, "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels")
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
