@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
+
+if TYPE_CHECKING:
+    from crfrefine.io.segments import Segment
 
 _MOST_CHANNELS = 10_000
 _MOST_DIGITS = 9  # Most digits of a channel or label number.
@@ -148,12 +151,12 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
-# Names of labels and modalities for pictures, as `dataset.json` beside the files of a run has them.
+# Names of labels and modalities for notes, pictures and files: those of `dataset.json` beside the files of a run, or of an input itself.
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of what a picture shows."""
+    """Names of labels and modalities."""
 
     labels: Mapping[int, str] = field(default_factory=dict)  # by number
     modalities: tuple[str, ...] = ()  # in order; empty if unknown
@@ -163,6 +166,10 @@ class Names:
     def titles(self) -> dict[int, str]:
         """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
         return {label: f"{label} {name}" for label, name in self.labels.items()}
+
+    def of_case(self, segments: Sequence[Segment]) -> Names:
+        """Return the names of a case: those that its input says by itself, such as the table of a NIfTI label map, else these."""
+        return replace(self, labels={segment.label: segment.name for segment in segments}) if segments else self
 
 
 def read_names(places: Sequence[Path]) -> Names:

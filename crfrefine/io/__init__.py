@@ -127,7 +127,8 @@ def write_label_map(
         labels: (*grid), from 0 to 65535.
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
-        segments: names, colors and codes of labels, for formats of segmentations; labels without one get a name of their number.
+        segments: names, colors and codes of labels. NIfTI gets a table of names and colors; formats of
+            segmentations get everything, and a name of their number for labels without one.
         is_refined: whether the labels were computed here, which some of these formats say; else they are those of another file.
 
     Raises:
@@ -147,7 +148,7 @@ def write_label_map(
     if known.holds_labels_alone:
         # Viewers list every segment of a DICOM file, and a network may have names for a hundred.
         segments = segments_of(stored, segments, with_empty=not known.refers_to_series)
-        content = replace(content, segments=segments, is_refined=is_refined)
+    content = replace(content, segments=tuple(segments), is_refined=is_refined)
     _write(content, like, threads)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import struct
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +19,8 @@ from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, 
 from crfrefine.io.volume import open_voxels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -59,9 +63,10 @@ def read_header(path: Path) -> VolumeHeader:
 def write(content: Content, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume; channels get the fourth dimension of the file.
 
-    Of a NIfTI file, both transforms with their codes and the units are kept bit for bit.
+    Both transforms of a NIfTI file with their codes and the units are kept bit for bit. A label map
+    gets the table of its segments.
     """
-    header = header_to_write(content, like, is_pair=False)
+    header = header_to_write(content, like, is_pair=False, extension=_extension_of(content.segments))
     write_bytes(content.path, chain([header], content.one_after_the_other()), threads)
 
 
@@ -73,6 +78,11 @@ MAX_EXTENSION_BYTES = 1 << 22
 _MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
 _MAX_DEPTH = 16  # Levels of elements in a table, which has five.
 _MAX_TEXT = 1024  # Characters of a label's text that are kept.
+
+# Code of the extension, as TotalSegmentator writes it: nibabel's `get_content` refuses 30, the code for Caret.
+_ANY_CODE = 0
+_TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
+_TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
 
 
 def labels_in(extensions: bytes, byte_order: str) -> tuple[Segment, ...]:
@@ -139,6 +149,21 @@ def _table(content: bytes) -> tuple[Segment, ...]:
     except expat.ExpatError as error:
         raise ValueError(f"damaged XML: {error}") from None
     return tuple(segments[label] for label in sorted(segments))
+
+
+def _extension_of(segments: Sequence[Segment]) -> bytes:
+    """Return a table that `labels_in` reads, as an extension with its size and code; nothing if there are no segments."""
+    if not segments:
+        return b""
+    entries = [
+        f'<Label Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1">{html.escape(segment.name, quote=False)}</Label>'
+        for segment in segments
+        for red, green, blue in [map(float, segment.shown_color)]
+    ]
+    lines = [_TABLE_HEAD, *entries, _TABLE_TAIL]
+    text = "\n".join(lines).encode()
+    size = -(-(8 + len(text)) // 16) * 16
+    return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
 
 
 def _color(parts: list[str | None]) -> tuple[float, float, float] | None:

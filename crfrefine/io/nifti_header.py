@@ -188,8 +188,11 @@ def mm_per_unit(header: Any) -> float:
     return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
-def header_to_write(content: Content, like: Volume, *, is_pair: bool) -> bytes:
-    """Return the header of voxels with the geometry of another volume: bit for bit that of its own file, if it is NIfTI; no extension."""
+def header_to_write(content: Content, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
+    """Return the header of voxels with the geometry of another volume: bit for bit that of its own file, if it is NIfTI.
+
+    The extension, with its size and code, follows it; those of the other file are not copied.
+    """
     shape = content.shape[::-1]
     if content.num_channels is not None:
         shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
@@ -210,9 +213,9 @@ def header_to_write(content: Content, like: Volume, *, is_pair: bool) -> bytes:
     header["intent_code"], header["intent_name"] = 0, b""
     header["intent_p1"], header["intent_p2"], header["intent_p3"] = 0.0, 0.0, 0.0
     header["descrip"], header["aux_file"] = b"crfrefine", b""
-    header["magic"], header["vox_offset"] = magic, 0 if is_pair else first_voxel
+    header["magic"], header["vox_offset"] = magic, 0 if is_pair else first_voxel + len(extension)
     block: bytes = header.tobytes() if isinstance(header, np.ndarray) else header.binaryblock
-    return block + bytes(4)
+    return block + bytes((bool(extension), 0, 0, 0)) + extension
 
 
 def _header_of_nibabel(template: Any, like: Volume) -> Any:

@@ -139,6 +139,34 @@ def test_names_in_the_header_reach_formats_that_hold_names(maps):
     assert "a: a.nii.gz: the table of label names in its header cannot be read: damaged XML" in infer(maps, *AS_LABELS, status=0).stderr
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_names_in_the_header_reach_notes_previews_and_the_refined_map(maps, suffix):
+    """Names with the marks of XML and colors come back; label 30 has no name, and 77 has no voxel."""
+    table = {10: "lung & <trachea>", 20: "Niere ß", 77: "absent"}
+    for case_id in "ab":
+        save_nifti_with_table(maps.logits / f"{case_id}.nii.gz", 10 * network_labels(0), table)
+    options = ("--output-format", suffix, "--save-structures", "--preview")
+    told = infer(maps, *options, "--set", "bilateral.theta_alpha=40", "--set", "bilateral.weight=500", status=0).stderr
+    assert "lung & <trachea> (" in told
+    assert "10 (" not in told
+    before, after = io.read_header(maps.logits / "a.nii.gz"), io.read_header(maps.output / f"a{suffix}")
+    assert after.segments == before.segments
+    assert [(one.label, one.name) for one in after.segments] == list(table.items())
+    plain = replace(maps, output=maps.output.with_name("plain"))
+    for case_id in "ab":
+        save_nifti(maps.logits / f"{case_id}.nii.gz", 10 * network_labels(0))
+    infer(plain, *options, "--set", "bilateral.theta_alpha=40", "--set", "bilateral.weight=500", status=0)
+    np.testing.assert_array_equal(load_nifti(plain.output / f"a{suffix}"), load_nifti(maps.output / f"a{suffix}"))
+    assert (plain.output / "a_preview.png").read_bytes() != (maps.output / "a_preview.png").read_bytes()
+    (extension,) = nib.load(maps.output / f"a{suffix}").header.extensions
+    assert b"lung &amp; &lt;trachea&gt;" in extension.get_content()
+    assert io.read_header(plain.output / f"a{suffix}").segments == ()
+    (structure,) = io.read_header(maps.output / "a" / f"absent{suffix}").segments
+    assert (structure.label, structure.name) == (1, "absent")
+    described = run_here("info", "-v", maps.output / f"a{suffix}", status=0).stdout
+    assert "labels        10 lung & <trachea>, 20 Niere ß, 77 absent" in described
+
+
 def test_results_are_not_written_among_the_structures(structures):
     """The next run would take label maps there for the input."""
     before = {path: path.read_bytes() for path in structures.logits.rglob("*.nii.gz")}

@@ -23,7 +23,7 @@ from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from crfrefine.base.array_types import Float32
 
@@ -61,9 +61,12 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         lines.append(("orientation", f"{header.orientation}"))
         lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
     lines += header.details
+    names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
+    if names:
+        lines.append(("labels", listed(names.values(), _MOST_LISTED_VALUES)))
     lines += [("note", note) for note in header.remarks]
     if values:
-        lines += _describe_values(header)
+        lines += _describe_values(header, names)
     return lines
 
 
@@ -205,7 +208,7 @@ def _discover(folder: Path) -> CaseList:
     return cases
 
 
-def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
+def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
     values = io.allocate(header)
     io.read_into(header, values)
     lines = []
@@ -213,15 +216,15 @@ def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
         name = "values" if len(values) == 1 else f"values, channel {number}"
         lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
     if len(values) == 1:
-        lines += _count_whole_values(values[0])
+        lines += _count_whole_values(values[0], names)
     return lines
 
 
-def _count_whole_values(values: Float32) -> list[tuple[str, str]]:
-    """Return how often each value occurs if there are only a few whole numbers, as in a label map."""
+def _count_whole_values(values: Float32, names: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Return how often each value occurs if there are only a few whole numbers, or labels with names, as in a label map."""
     import numpy as np
 
     found, counts = np.unique(values, return_counts=True)
-    if len(found) > _MOST_LISTED_VALUES or (found != np.rint(found)).any():
+    if (len(found) > _MOST_LISTED_VALUES and not names) or (found != np.rint(found)).any():
         return []
-    return [("voxels", ", ".join(f"{value:.0f}: {count}" for value, count in zip(found, counts, strict=True)))]
+    return [("voxels", ", ".join(f"{names.get(int(value), int(value))}: {count}" for value, count in zip(found, counts, strict=True)))]

@@ -135,8 +135,8 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     assert case is not None
     started = time.perf_counter()
     lost, segments = (case.network.lost, case.network.segments) if isinstance(case.network, LabelMap) else ({}, ())
-    names = {**settings.names.labels, **{segment.label: segment.name for segment in segments}}
-    result = _result(settings, case, names, progress)
+    names = settings.names.of_case(segments)
+    result = _result(settings, case, names.labels, progress)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     record.report, record.changes, record.device = result.report, result.changes, result.device
@@ -145,7 +145,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
+        gone = [f"{names.labels.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
         notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
@@ -167,8 +167,9 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         logits=logit_channels(result) if options.save_logits else None,
         image=case.image if options.preview else None,
         before=result.network_label_map if options.preview else None,
-        subtitle=describe_numbers(result, case.spacing, settings.names.titles) if options.preview else "",
+        subtitle=describe_numbers(result, case.spacing, names.titles) if options.preview else "",
         segments=segments,
+        names=names,
     )
 
 
@@ -180,7 +181,7 @@ def write_case(settings: CaseSettings, work: CaseInWork) -> None:
     assert refined is not None
     started = time.perf_counter()
     threads = settings.options.threads or available_threads()
-    write_outcome(record.case_id, refined, outputs, settings.names, settings.structures, threads)
+    write_outcome(record.case_id, refined, outputs, settings.structures, threads)
     work.refined = None
     record.times["write"] = time.perf_counter() - started
     record.output, record.probabilities = outputs.label_map, outputs.probabilities

@@ -27,7 +27,7 @@ class RunInputs:
     cases: tuple[CaseFiles, ...]  # all, those of other parts too
     reading: ReadingOptions
     structures: Mapping[str, int]  # number of each by its name, if each has a file of its own
-    names: Names  # of labels and modalities, for previews, notes and formats that hold names
+    names: Names  # of labels whose input does not name them
     notes: tuple[str, ...]  # what was ignored, and why
 
 

@@ -48,11 +48,10 @@ class RefinedArrays:
     before: NDArray[Any] | None  # (*grid) the network's labels, for the preview
     subtitle: str  # of the preview
     segments: tuple[Segment, ...]  # what the label map or the structures that were refined say of the labels
+    names: Names  # of the labels, in the segments or elsewhere
 
 
-def write_outcome(
-    case_id: str, outcome: RefinedArrays, outputs: OutputFiles, names: Names, structures: Mapping[str, int], threads: int
-) -> None:
+def write_outcome(case_id: str, outcome: RefinedArrays, outputs: OutputFiles, structures: Mapping[str, int], threads: int) -> None:
     """Write the results of a case, each file atomically; `structures` has the number of each structure by its name."""
     from crfrefine.io import write_label_map, write_pieces
 
@@ -68,15 +67,15 @@ def write_outcome(
         if path is not None and channels is not None:
             write_pieces(path, outcome.like, channels.num_channels, channels.piece, kind=kind, threads=threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
-        _write_preview(outputs.preview, case_id, outcome, outcome.image, outcome.before, names)
+        _write_preview(outputs.preview, case_id, outcome, outcome.image, outcome.before)
     written = {path: structures[stem_of(path)] for path in outputs.structures}
     if outputs.labels is not None:
         written = {path: segment.label for path, segment in outputs.labels.of(outcome.label_map, outcome.segments).items()}
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(names.labels))
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=outcome.segments or named_segments(outcome.names.labels))
 
 
-def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDArray[Any], before: NDArray[Any], names: Names) -> None:
+def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDArray[Any], before: NDArray[Any]) -> None:
     from crfrefine.pages.pictures.preview import draw_preview
 
     picture = draw_preview(
@@ -87,8 +86,8 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
         affine=outcome.like.affine,
         title=printable(case_id),
         subtitle=outcome.subtitle,
-        label_names=names.titles,
-        modality_names=names.modalities,
+        label_names=outcome.names.titles,
+        modality_names=outcome.names.modalities,
     )
     write_small_file(path, picture)
 
