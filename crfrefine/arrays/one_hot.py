@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,26 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     """Return the labels that get a channel: those that occur, the background, and at least two."""
     channels = sorted({0, *present})
     return tuple(channels) if len(channels) > 1 else (0, 1)
+
+
+def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
+    """Return the label map, (*grid), of channels that are 1 for the label of each voxel and else 0; None if they are anything else.
+
+    Args:
+        pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of
+            each; only the first ones are asked for where they already tell.
+        shape: (L, *grid).
+    """
+    labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
+    is_labeled = np.zeros(shape[1:], np.bool_)
+    for first, planes, values in pieces:
+        for label, channel in enumerate(values, first):
+            inside = channel == 1
+            if (is_labeled[planes] & inside).any() or not (inside | (channel == 0)).all():
+                return None
+            is_labeled[planes] |= inside
+            labels[planes][inside] = label
+    return labels if is_labeled.all() else None
 
 
 def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:

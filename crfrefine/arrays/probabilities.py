@@ -55,11 +55,14 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
 
     Raises:
         InputError: probabilities that are negative, that do not sum to 1, or that are almost zero at a
-            voxel without being equal; sigmoid channels.
+            voxel without being equal; sigmoid channels; values with another sum than 1 at all voxels,
+            such as percent, unless the user calls them logits.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
     outside = _first_outside(values)
+    if outside is not None and input_type != "logits":
+        refuse_scaled(sum_of_scaled(values), str(path))
     if input_type == "logits" or (input_type == "auto" and kind == "logits"):
         if outside is None:
             _refuse_sigmoids(values, str(path))
@@ -102,13 +105,16 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     """Decide the same for (L, *grid) of a caller; "auto" expects logits and refuses anything that looks different.
 
     Raises:
-        InputError: probabilities or sigmoid channels although "auto" expects logits; probabilities that are not a distribution over labels.
+        InputError: probabilities or sigmoid channels although "auto" expects logits; probabilities that are not a distribution over labels;
+            values with another sum than 1 at all voxels.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
     if input_type == "logits":
         return "logits"
     outside = _first_outside(values)
+    if outside is not None:
+        refuse_scaled(sum_of_scaled(values), input_type if input_type == "probabilities" else "logits")
     if input_type == "probabilities":
         if outside is not None:
             raise InputError(f"expected probabilities between 0 and 1, found {outside}; for logits, leave input_type out")
@@ -123,6 +129,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
+            + ('\n  For one-hot labels, give logits.argmax(axis=0) and input_type="labels".' if _is_binary(values) else "")
         )
     return "logits"
 
@@ -133,6 +140,39 @@ def is_distribution(values: Array, tolerance: float) -> bool:
         return False
     found = _off_sums(values, tolerance)
     return not found.num_off and not found.num_zero
+
+
+def sum_of_scaled(values: Array) -> float | None:
+    """Return the sum over labels of scaled probabilities, such as percent: no value of (L, *grid) is negative, and all sums agree.
+
+    Sums may differ by TOLD_SUM_TOLERANCE of themselves, as those of rounded values do. None for other
+    values, and if no voxel has a label above another.
+    """
+    low, high = math.inf, -math.inf
+    for _, block in _blocks(values):
+        inside = block[:, ~all_equal(block)]
+        if not inside.size:
+            continue
+        sums = inside.sum(axis=0)
+        low, high = min(low, float(sums.min())), max(high, float(sums.max()))
+        if inside.min() < -SUM_TOLERANCE or not agree(low, high):
+            return None
+    return (low + high) / 2 if high > 0 else None
+
+
+def agree(low: float, high: float) -> bool:
+    """Return whether the smallest and the largest sum over labels may be one sum with roundings."""
+    return high - low <= TOLD_SUM_TOLERANCE * high
+
+
+def refuse_scaled(total: float | None, name: str) -> None:
+    """Raise InputError if there is a sum of scaled probabilities."""
+    if total is not None:
+        raise InputError(
+            f"{name}: no value is negative, and the labels sum to {total:.4g} at each voxel, as probabilities in percent or from 0 to 255 "
+            "do\n  Divide the values of each voxel by their sum. If these are logits nevertheless, give --input-type logits (in Python: "
+            "input_type)."
+        )
 
 
 def check_input_type(input_type: str) -> None:
@@ -264,8 +304,11 @@ def _refuse_sigmoids(values: Array, name: str) -> None:
 
 def _binary_hint(values: Array) -> str:
     """Return a line of advice if all values are 0 or 1."""
-    is_binary = all(((block == 0) | (block == 1)).all() for _, block in _blocks(values))
-    return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if is_binary else ""
+    return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if _is_binary(values) else ""
+
+
+def _is_binary(values: Array) -> bool:
+    return all(((block == 0) | (block == 1)).all() for _, block in _blocks(values))
 
 
 def _rounded_message(grid: tuple[int, ...], found: _OffSums, name: str) -> str:

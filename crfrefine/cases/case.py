@@ -24,7 +24,7 @@ from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.case_memory import Kept, require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
-from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, refuse_structures
+from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
 from crfrefine.cases.mistakes import label_maps_among, naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -125,11 +125,12 @@ def read_case(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
-    kept: Kept = Kept.LOGITS,
+    kept: Kept | None = None,
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read what a case keeps in memory; raises like `load_case`."""
+    """Read what a case keeps in memory; raises like `load_case`. `kept` is None if even a label map is to become logits."""
+    as_logits, kept = kept is None, kept or Kept.LOGITS
     images, network = headers.images, headers.logits
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
@@ -162,14 +163,17 @@ def read_case(
     del jobs  # They hold the values of the files, which are not needed beside interpolated ones.
 
     if network.kind == KIND:
-        found = channels_of_labels(label_maps[0], options, as_logits=kept is Kept.LOGITS)
+        found = channels_of_labels(label_maps[0], options, as_logits=as_logits)
     elif scores is None:
+        one_hot = read_one_hot(network, None, first, options)
         # Of unknown type they are logits until they are streamed.
         said = network.kind if options.input_type == "auto" else options.input_type
         found = NetworkChannels(network, said or "logits", network.num_labels)
+        if one_hot is not None:
+            found = channels_of_labels(one_hot, options, as_logits=as_logits)
     else:
         with naming_exchanged_files(images, network.files[0]):
-            found = channels_of_scores(network, scores, first, options, threads, times)
+            found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
     (values,) = read
     notes = [*found.notes, *label_maps_among(images, values)]
     mask = _mask(headers, masks, values, options.mask_mode, notes)
@@ -275,9 +279,16 @@ class NetworkChannels:
 
 
 def channels_of_scores(
-    header: LogitsHeader, values: NDArray[np.float32], like: VolumeHeader, options: ReadingOptions, threads: int, times: dict[str, float]
+    header: LogitsHeader,
+    values: NDArray[np.float32],
+    like: VolumeHeader,
+    options: ReadingOptions,
+    threads: int,
+    times: dict[str, float],
+    *,
+    as_logits: bool,
 ) -> NetworkChannels:
-    """Return the logits of labels or the log-odds of regions, on the grid of the image `like`.
+    """Return the logits of labels, the log-odds of regions, or the label map of one-hot channels, on the grid of the image `like`.
 
     `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
     """
@@ -285,6 +296,9 @@ def channels_of_scores(
     scheme = regions.scheme_of(values, header.path)
     if scheme is None and options.input_type == "auto" and len(header.files) > 1:
         refuse_structures(values, header.path)
+    one_hot = read_one_hot(header, values, like, options) if scheme is None else None
+    if one_hot is not None:
+        return channels_of_labels(one_hot, options, as_logits=as_logits)
     decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     kind, note = decide(values, options.input_type, header.kind, header.path)
     if kind == "probabilities":

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import count_labels
-from crfrefine.arrays.one_hot import MOST_SHOWN, channels_of, describe_labels, present_labels
+from crfrefine.arrays.one_hot import MOST_SHOWN, channels_of, describe_labels, labels_of_one_hot, present_labels
 from crfrefine.arrays.padding import plane_blocks
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
@@ -94,6 +94,40 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         reason = "requested" if options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
+    num_labels = None if options.declared is None else options.declared.num_labels
+    return _on_grid(first, labels, present, like, num_labels, notes, lost, segments)
+
+
+def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
+    """Return the label map of one-hot channels, on the image's grid; None if the channels are anything else, or the user says so.
+
+    `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
+    """
+    if options.input_type != "auto" or header.kind == "logits":
+        return None
+    pieces = (
+        ((piece.channels.start, piece.planes, piece.values) for piece in header.pieces())
+        if values is None
+        else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
+    )
+    labels = labels_of_one_hot(pieces, (header.num_labels, *header.grid_shape[::-1]))
+    if labels is None:
+        return None
+    notes = [f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in the others"]
+    return _on_grid(header.files[0], labels, present_labels(labels), like, header.num_labels, notes, {}, ())
+
+
+def _on_grid(
+    first: VolumeHeader,
+    labels: NDArray[np.unsignedinteger[Any]],
+    present: tuple[int, ...],
+    like: VolumeHeader,
+    num_labels: int | None,
+    notes: list[str],
+    lost: dict[int, int],
+    segments: tuple[Segment, ...],
+) -> LabelMap:
+    """Return a label map on the image's grid, with the labels that the file has and the map lacks; `num_labels` is None if not declared."""
     placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
     if not np.may_share_memory(placed, labels):
         # On another grid, small structures may be lost.
@@ -101,8 +135,7 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
         gone = sorted(set(before) - {0, *present})
         lost = {**{label: int(np.count_nonzero(labels == label)) for label in gone}, **lost}
     channels = channels_of(present)
-    num_labels = channels[-1] + 1 if options.declared is None else options.declared.num_labels
-    return LabelMap(placed, channels, num_labels, tuple(notes), lost, segments)
+    return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments)
 
 
 def _structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:

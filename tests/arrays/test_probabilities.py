@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crfrefine.arrays.probabilities import identify, take_logarithms, to_logits
+from crfrefine.arrays.probabilities import identify, identify_array, take_logarithms, to_logits
 from crfrefine.errors import ConfigError, InputError
 
 PATH = Path("logits/case.npz")
@@ -70,6 +70,24 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
         identify(values, "auto", None, PATH)
     assert "sigmoid" not in str(caught.value)
     assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: requested")
+
+
+@pytest.mark.parametrize(("input_type", "kind"), [("auto", None), ("auto", "logits"), ("auto", "probabilities"), ("probabilities", None)])
+@pytest.mark.parametrize("total", [100.0, 255.0, 1.01])
+def test_probabilities_with_another_sum_are_refused(total, input_type, kind):
+    """Padding does not count; one voxel with another sum, or one negative value, makes logits of them."""
+    values = (total * softmax()).astype(np.float32)
+    values[:, 1, 1, 1], values[:, 2, 2, 2] = 0.0, (total, 0.0, 0.0)
+    values[:, 3, 3, 3] = -7.0
+    with pytest.raises(InputError, match=rf"the labels sum to {total:g} at each voxel.*\n.*give --input-type logits"):
+        identify(values, input_type, kind, PATH)
+    with pytest.raises(InputError, match=rf"the labels sum to {total:g} at each voxel"):
+        identify_array(values, input_type)
+    assert identify(values, "logits", None, PATH)[0] == "logits"
+    for odd in (1.2 * total, -0.5):
+        values[1, 0, 0, 0] = odd
+        if input_type == "auto" and kind != "probabilities":
+            assert identify(values, input_type, kind, PATH)[0] == identify_array(values, input_type) == "logits"
 
 
 @pytest.mark.parametrize(("input_type", "kind"), [("auto", None), ("probabilities", None), ("logits", "probabilities")])

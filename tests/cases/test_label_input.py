@@ -223,4 +223,4 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
     (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
-    assert load_case(case).input_kind == "probabilities", "one-hot probabilities have a label everywhere"
+    assert load_case(case).input_kind == "labels", "one-hot channels have a label everywhere"

@@ -116,6 +116,52 @@ def cut_off(folders):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
+def scaled(factor, dtype, kind="probabilities", *, padding=False):
+    def write(folders):
+        channels = factor * softmax(logits_of(folders))
+        if padding:
+            channels[:, :3] = 0
+        values = np.rint(channels) if np.dtype(dtype).kind == "u" else channels
+        np.savez(replace(folders, "a.npz"), **{kind: values.transpose(0, 3, 2, 1).astype(dtype)})
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+@pytest.mark.parametrize(("factor", "dtype", "padding"), [(100, "f4", True), (100, "u1", False), (255, "u1", True), (7.5, "f2", False)])
+def test_scaled_probabilities_are_refused_and_taken_as_logits_on_the_users_word(kind, factor, dtype, padding, tmp_path, monkeypatch):
+    folders = write_folders(tmp_path, "a")
+    scaled(factor, dtype, kind, padding=padding)(folders)
+    for streams in (False, True):
+        told = run(folders, monkeypatch, streams=streams).stderr
+        assert f"a.npz: no value is negative, and the labels sum to {factor:g}" in told
+        assert "Divide the values of each voxel by their sum. If these are logits nevertheless, give --input-type logits" in told
+        assert run(folders, monkeypatch, "--input-type", "logits", streams=streams).status == 0
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
+    """The same bytes as of the label map; label 2 does not occur, so that the numbers of labels and channels differ."""
+    folders = write_folders(tmp_path, "a")
+    labels = logits_of(folders).argmax(axis=0).astype(np.uint8)
+    labels[labels == 2] = 3
+    for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
+        monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
+    written = []
+    for name, values in (("map", labels), ("one_hot", np.eye(NUM_LABELS, dtype=dtype)[labels])):
+        save_nifti(folders.logits / "a.nii.gz", values)
+        own = Folders(folders.images, folders.logits, tmp_path / name)
+        result = run_here("infer", *own.arguments, *MODEL, "--save-probabilities", status=0)
+        assert "a.nii.gz is taken as a label map: " in result.stderr
+        written.append((load_nifti(own.output / "a.nii.gz"), load_nifti(own.output / "a_probabilities.nii.gz")))
+    for one, other in zip(*written, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (written[0][0] != labels).any()
+    by_word = run_here("infer", *own.arguments, *MODEL, "--input-type", "probabilities", status=0)
+    assert "is taken as probabilities: requested" in by_word.stderr
+
+
 @pytest.mark.parametrize("spoil", [with_nan, cut_off])
 def test_bad_files_fail_as_in_memory(spoil, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")

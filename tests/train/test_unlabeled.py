@@ -186,7 +186,7 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     files = ("-i", tmp_path / "images" / "case0_0000.nii.gz", "-p", tmp_path / "logits" / "case0.nii.gz")
     one = run_here("train-crf", "--unlabeled", *files, "-o", tmp_path / "one.toml", status=0)
     assert "made from 1 case (better with 4 of 4 seeds" in one.stdout
-    empty = np.zeros((*GRID_SHAPE, 3), np.float32)
+    empty = np.full((*GRID_SHAPE, 3), -1.0, np.float32)
     empty[..., 0] = 5.0
     save_nifti(tmp_path / "logits" / "case1.nii.gz", empty, AFFINE)
     (tmp_path / "logits" / "case2.nii.gz").write_bytes(b"nothing")

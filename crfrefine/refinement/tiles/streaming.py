@@ -11,10 +11,12 @@ import numpy as np
 from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
+    agree,
     check_input_type,
     describe_logits,
     describe_probabilities,
     no_probabilities,
+    refuse_scaled,
     require_distribution,
 )
 from crfrefine.base.axes import StorageOrder
@@ -108,24 +110,32 @@ class KindFinder:
         if self._sums is None:
             return True
         low, high = float(brick.values.min()), float(brick.values.max())
-        if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE:
-            # Padding, where all labels are equal, may have any value; here it only makes logits likelier.
-            self._outside = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
+        is_outside = low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE
+        if low < -SUM_TOLERANCE:
             self._sums = None
-            guessed, self.is_probability = self.is_probability, bool(self.is_probability) and self._is_said
-            return not guessed or self._is_said
+        else:
+            self._sums[brick.first_plane : brick.first_plane + len(brick.values)] += brick.values
         if self.is_probability is None:
-            self.is_probability = True
-        self._sums[brick.first_plane : brick.first_plane + len(brick.values)] += brick.values
-        return True
+            self.is_probability = not is_outside
+        if not is_outside or self._outside is not None:
+            return True
+        # Padding, where all labels are equal, may have any value; here it only makes logits likelier.
+        self._outside = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
+        guessed, self.is_probability = self.is_probability, self.is_probability and self._is_said
+        return not guessed or self._is_said
 
     def finish(self, is_equal: Bool) -> str:
         """Return a sentence that says what the channels were taken for, and why; voxels where all labels are equal are not checked.
 
         Raises:
-            InputError: the values are not what the user or the file calls them, or sigmoid channels.
+            InputError: the values are not what the user or the file calls them, sigmoid channels, or
+                scaled probabilities such as percent.
         """
-        if self._sums is not None:
+        if self._sums is not None and self._outside is not None and self._input_type != "logits":
+            sums = self._sums[~is_equal]
+            low, high = float(sums.min(initial=np.inf)), float(sums.max(initial=-np.inf))
+            refuse_scaled((low + high) / 2 if high > 0 and agree(low, high) else None, str(self._path))
+        if self._sums is not None and self._outside is None:
             tolerance = SUM_TOLERANCE
             if not self.is_probability or self._input_type == "probabilities":
                 tolerance = TOLD_SUM_TOLERANCE
