@@ -33,11 +33,13 @@ def convert(
     ] = None,
     allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Convert logits and label maps between formats. Logits can become probabilities or labels."""
     from crfrefine.apps.tools.convert import convert_file
     from crfrefine.base.failures import failing_alone
 
+    shared.verbosity_of(verbose, quiet)
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
         note = convert_file(
@@ -45,5 +47,6 @@ def convert(
         )
     if not note:
         raise typer.Exit(1)
-    print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
-    print(target)
+    if not quiet:
+        print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
+        print(target)

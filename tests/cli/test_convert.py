@@ -24,6 +24,16 @@ def convert(*arguments):
     run_here("convert", *arguments, status=0)
 
 
+def test_quiet_prints_errors_only(files, tmp_path):
+    told = run_here("convert", files["labels"], tmp_path / "a.nrrd", status=0)
+    quiet = run_here("convert", "-q", files["labels"], tmp_path / "a.nrrd", status=0)
+    assert told.stdout
+    assert told.stderr
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+    assert "a.tiff" in run_here("convert", "-q", files["labels"], tmp_path / "a.tiff", status=1).stderr
+    assert run_here("convert", "-q", "-v", files["labels"], tmp_path / "a.nrrd").status == 2
+
+
 def test_npz_is_channel_z_y_x_and_needs_an_image_on_the_way_back(files, tmp_path):
     convert(files["logits"], tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as archive:

@@ -65,7 +65,7 @@ def test_characters_without_a_picture_become_question_marks_and_without_matplotl
     drawing._has.cache_clear()
     try:
         assert drawing.text_width("image", 15) > 20
-        assert drawing.drawable("a → β") == "a to ?"
+        assert drawing.drawable("a → β, \u2212160") == "a to ?, -160"
     finally:
         drawing._font.cache_clear()
         drawing._has.cache_clear()

@@ -67,6 +67,7 @@ def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_al
     first = draw_preview(image, before, after, SPACING, affine=AFFINE)
     assert first == draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "label 1"}), "the same bytes"
     plain = pixels(first)
+    assert first != draw_preview(image, before, after, SPACING, affine=AFFINE, before_name="input")
     empty = pixels(draw_preview(image, 0 * before, 0 * after, SPACING, affine=AFFINE))
     orange = [int((np.abs(picture - to_rgb("#E69F00")) < 0.02).all(axis=-1).sum()) for picture in (empty, plain)]
     assert orange[0] == 0

@@ -32,7 +32,7 @@ LINE_WIDTH = 2
 # Of the labels 1 to 7, 8 to 14 and 15 to 21, which share their colors: drawn pixels of a period, and the period.
 _DASHES = ((1, 1), (9, 13), (3, 6))
 
-_SPELLED = {"→": "to"}
+_SPELLED = {"→": "to", "\u2212": "-"}
 """Signs of our own texts, for a font that lacks them."""
 
 

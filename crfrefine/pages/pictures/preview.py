@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
 _DIMMED = 0.55  # below changed voxels
-_COLUMNS = ("image", "network", "refined", "changed voxels")
+_COLUMNS = ("image", "before", "refined", "changed voxels")
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
 _PANEL_WIDTH, _LARGEST_PANEL = 320, 640
@@ -64,12 +64,13 @@ def draw_preview(
     subtitle: str = "",
     label_names: Mapping[int, str] | None = None,
     modality_names: Sequence[str] = (),
+    before_name: str = "network",
 ) -> bytes:
     """Draw the effect of the refinement on one case and return the picture as PNG.
 
     Args:
         image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown.
-        before: (*grid) integer labels of the network's argmax; 0 is background.
+        before: (*grid) integer labels before refinement; 0 is background.
         after: (*grid) integer labels after refinement.
         spacing: mm, one per grid axis.
         affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
@@ -77,6 +78,7 @@ def draw_preview(
         subtitle: second line, such as its numbers.
         label_names: names for the legend; labels without one are numbered.
         modality_names: names of the modalities, in order; without them they are numbered.
+        before_name: what the labels before refinement come from.
     """
     cuts = cut_planes(image, before, after, spacing, affine, modality_names)
     widest = max(max(plane.image.shape) for plane in cuts.planes)
@@ -95,7 +97,7 @@ def draw_preview(
         for column, heading in enumerate(_COLUMNS):
             left = _CORNER + column * (size[0] + _GAP)
             if row == 0:
-                canvas.text((left + size[0] / 2, top - 9), heading, _TEXT, _INK, anchor="md")
+                canvas.text((left + size[0] / 2, top - 9), before_name if heading == "before" else heading, _TEXT, _INK, anchor="md")
             _draw_panel(canvas, plane, heading, (left, top), size)
         canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK, _PAPER)
         top += size[1] + _GAP
@@ -181,8 +183,8 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tupl
     left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
     dimmed = _DIMMED if heading == "changed voxels" else 1.0
     pixels = (drawing.resize_gray(plane.image, inner) * (dimmed * drawing.WHITE / 255)).astype(np.uint8)
-    if heading in ("network", "refined"):
-        labels = drawing.enlarge(plane.before if heading == "network" else plane.after, inner)
+    if heading in ("before", "refined"):
+        labels = drawing.enlarge(plane.before if heading == "before" else plane.after, inner)
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line])
     elif heading == "changed voxels":

@@ -167,6 +167,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         logits=logit_channels(result) if options.save_logits else None,
         image=case.image if options.preview else None,
         before=result.network_label_map if options.preview else None,
+        before_name="input" if isinstance(case.network, LabelMap) else "network",
         subtitle=describe_numbers(result, case.spacing, names.titles) if options.preview else "",
         segments=segments,
         names=names,

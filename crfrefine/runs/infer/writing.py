@@ -45,7 +45,8 @@ class RefinedArrays:
     probabilities: ChannelPlanes | None  # the marginals
     logits: ChannelPlanes | None  # the refined ones
     image: NDArray[Any] | None  # (M, *grid), for the preview
-    before: NDArray[Any] | None  # (*grid) the network's labels, for the preview
+    before: NDArray[Any] | None  # (*grid) the labels before refinement, for the preview
+    before_name: str  # what these come from
     subtitle: str  # of the preview
     segments: tuple[Segment, ...]  # what the label map or the structures that were refined say of the labels
     names: Names  # of the labels, in the segments or elsewhere
@@ -88,6 +89,7 @@ def _write_preview(path: Path, case_id: str, outcome: RefinedArrays, image: NDAr
         subtitle=outcome.subtitle,
         label_names=outcome.names.titles,
         modality_names=outcome.names.modalities,
+        before_name=outcome.before_name,
     )
     write_small_file(path, picture)
 
