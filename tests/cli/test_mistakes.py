@@ -140,7 +140,7 @@ def test_all_values_of_a_label_map_in_place_of_an_image_are_counted(folders, tmp
     for label in range(1, 27):
         labels[10:60, 3 : 4 if label % 2 else 40, label] = label
     image, logits = save_nifti(tmp_path / "image.nii.gz", labels), np.stack([labels == 0, labels > 0], axis=-1)
-    scores = save_nifti(tmp_path / "scores.nii.gz", 4.0 * logits.astype(np.float32))
+    scores = save_nifti(tmp_path / "scores.nii.gz", 8.0 * logits.astype(np.float32) - 4.0)
     result = run_here("infer", "-i", image, "-p", scores, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
     assert "image.nii.gz looks like a label map, not like an image: 27 values" in result.stderr
 
