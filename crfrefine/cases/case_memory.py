@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.memory import format_size, memory_limit, require_memory
+from crfrefine.base.memory import PROCESS, RUN_BYTES, format_size, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.label_input import KIND
 from crfrefine.io.content import MOST_BYTES
@@ -30,10 +30,13 @@ SMALLEST_STREAMED = 1 << 26
 MOST_DIMS = 3
 """Most axes of a grid that can be streamed: as many as `refinement.tiles`, which imports this room and not the other way round, can cut."""
 
+_FILTER_BYTES = 40
+"""Per voxel and modality: the features and the lattice of a usual image."""
+
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
 """Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps."""
 
-_STREAM_BYTES = 3 * MOST_BYTES + (128 << 20)
+_STREAM_BYTES = 3 * MOST_BYTES + 2 * PROCESS
 """Pieces on their way from the file, and the process itself."""
 
 _MOST_NAMED = 3
@@ -51,7 +54,10 @@ class Kept(Enum):
 
 
 def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> Kept:
-    """Return what `infer` keeps: files if they may be streamed, and are large scores of labels on the image's grid."""
+    """Return what `infer` keeps: files if they may be streamed, and are large scores of labels on the image's grid.
+
+    Scores are large if they take more than their share, or if a run on all of them would not fit.
+    """
     network = headers.logits
     if network is not None and network.kind == KIND:
         return Kept.LABELS
@@ -59,8 +65,10 @@ def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: b
         return Kept.LOGITS
     if len(network.grid_shape) > MOST_DIMS or not headers.images[0].on_same_grid(network.files[0]):
         return Kept.LOGITS
-    largest = max(min(LARGEST_IN_MEMORY, memory_limit(options.max_memory).bytes // SHARE_IN_MEMORY), SMALLEST_STREAMED)
-    is_large = _FLOAT * network.num_labels * math.prod(network.grid_shape) >= largest
+    limit, voxels = memory_limit(options.max_memory).bytes, math.prod(network.grid_shape)
+    largest = max(min(LARGEST_IN_MEMORY, limit // SHARE_IN_MEMORY), SMALLEST_STREAMED)
+    run = PROCESS + case_bytes(headers, Kept.LOGITS) + voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
+    is_large = _FLOAT * network.num_labels * voxels >= largest or run > limit
     # Only the number of channels decides here; a softmax of as many channels as there are regions is rare, and read as a whole.
     return Kept.FILES if is_large and options.regions.scheme is None and not options.regions.problem else Kept.LOGITS
 
@@ -71,7 +79,7 @@ def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
 
 
 def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
-    """Raise CapacityError if the arrays that a case is read into take more memory than allowed.
+    """Raise CapacityError if the program and the arrays that a case is read into take more memory than allowed.
 
     What is computed from them is not counted: this refuses only what certainly does not fit. Streamed channels add what is kept of each
     voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.
@@ -94,20 +102,22 @@ def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, 
     sizes = _sizes(headers, kept)
     if with_labels and headers.labels is not None:
         sizes.append((headers.labels, _FLOAT * math.prod(headers.labels.grid_shape)))
-    needed = sum(size for _, size in sizes)
+    needed = PROCESS + sum(size for _, size in sizes)
     if needed <= limit.bytes:
         return
     largest = sorted(sizes, key=lambda size: -size[1])[:_MOST_NAMED]
     named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
     more = [f"  and {len(sizes) - _MOST_NAMED} more"] if len(sizes) > _MOST_NAMED else []
-    require_memory(needed, "\n".join([f"case {case_id!r}: its files, read as float32, take", *named, *more]), limit)
+    require_memory(needed, "\n".join([f"case {case_id!r}: the program and its files, read as float32, take", *named, *more]), limit)
 
 
 def _sizes(headers: CaseHeaders, kept: Kept) -> list[tuple[VolumeHeader, int]]:
     """Return the bytes of what each file is read into; those of an interpolated copy with the first file of the network's output."""
     network, mask = headers.logits, headers.mask
     grid = math.prod(headers.images[0].grid_shape)
-    sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in headers.images]
+    # Beside logits, images are read as float32, and normalized into a copy.
+    of_image = 2 * _FLOAT if kept is Kept.LOGITS else _FLOAT
+    sizes = [(header, of_image * header.num_channels * math.prod(header.grid_shape)) for header in headers.images]
     if network is not None and kept is not Kept.FILES:
         first, *others = network.files
         of_file = math.prod(first.grid_shape)

@@ -19,6 +19,7 @@ from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.memory import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
@@ -170,6 +171,7 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
     """Run the mean field: on tiles if that is planned, else everywhere; return what the user should know, too."""
     plan, spec = prepared.plan, models[0].mean_field
     if plan is None:
+        _require_room(prepared, backend, context)
         found, notes = run_everywhere(prepared, models, backend, context)
         box = prepared.box
         network = None if box is None else NetworkLogits(prepared.logits, prepared.is_probability, replace(spec, bias=None), box, None)
@@ -184,6 +186,17 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
         return RefinedChannels(tiles, shape, spec.num_labels, settled_energy=settled, labels=prepared.labels, outside=outside), ()
     network = NetworkLogits(prepared.logits, prepared.is_probability, spec, plan.box, plan.problem.image.mask)
     return RefinedChannels(tiles, prepared.logits.shape[1:], spec.num_labels, settled_energy=settled, network=network), ()
+
+
+def _require_room(prepared: Prepared, backend: Backend, context: RunContext) -> None:
+    """Raise CapacityError if a run of all labels on the CPU certainly needs more than the memory that is left."""
+    needed = prepared.logits[(slice(None), *(prepared.box or ()))].size * RUN_BYTES
+    left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
+    if left is not None and needed > left:
+        raise CapacityError(
+            f"the case needs about {format_size(needed)} beyond what is in memory already; {format_size(left)} are left; allow more memory "
+            "(--max-memory), or use a mask or a smaller region"
+        )
 
 
 def run_everywhere(

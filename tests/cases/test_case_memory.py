@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from io_helpers import affine_of, numbers, save_nifti
 
+from crfrefine.base.memory import PROCESS
 from crfrefine.cases import case as cases
 from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
 from crfrefine.errors import CapacityError
@@ -17,6 +18,7 @@ AFFINE = affine_of((1.0, 1.5, 2.25))
 COARSE_SHAPE = (3, 4, 4)
 COARSE = affine_of((2.0, 2.5, 4.5))
 VOXELS, COARSE_VOXELS = math.prod(SHAPE), math.prod(COARSE_SHAPE)
+IMAGE = 4 + 4  # Bytes per voxel: as float32, and normalized.
 
 
 def save_logits(path, shape, affine, num_labels=3):
@@ -30,22 +32,22 @@ def make_case(folder, kind):
     whole = save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE)
     if kind == "modalities and logits":
         other = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
-        return CaseFiles("a", (image, other), (whole,)), {}, 4 * VOXELS * (2 + 3)
+        return CaseFiles("a", (image, other), (whole,)), {}, PROCESS + VOXELS * (2 * IMAGE + 4 * 3)
     if kind == "channels of one file":
         both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
-        return CaseFiles("a", (both,), (whole,)), {}, 4 * VOXELS * (2 + 3)
+        return CaseFiles("a", (both,), (whole,)), {}, PROCESS + VOXELS * (2 * IMAGE + 4 * 3)
     if kind == "one file per label":
         files = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
-        return CaseFiles("a", (image,), files), {}, 4 * VOXELS * (1 + 4)
+        return CaseFiles("a", (image,), files), {}, PROCESS + VOXELS * (IMAGE + 4 * 4)
     if kind == "mask":  # as float32, and as booleans
-        return CaseFiles("a", (image,), (whole,), mask=mask), {}, 4 * VOXELS * (1 + 3 + 1) + VOXELS
+        return CaseFiles("a", (image,), (whole,), mask=mask), {}, PROCESS + VOXELS * (IMAGE + 4 * 3 + 4 + 1)
     if kind == "reference":
-        return CaseFiles("a", (image,), (whole,), labels=labels), {"with_labels": True}, 4 * VOXELS * (1 + 3 + 1)
+        return CaseFiles("a", (image,), (whole,), labels=labels), {"with_labels": True}, PROCESS + VOXELS * (IMAGE + 4 * 3 + 4)
     if kind == "another grid":  # the logits twice: as they are in the file, and interpolated
         coarse = save_logits(folder / "a_coarse.nii.gz", COARSE_SHAPE, COARSE)
-        return CaseFiles("a", (image,), (coarse,)), {"resample": True}, 4 * (VOXELS * (1 + 3) + COARSE_VOXELS * 3)
+        return CaseFiles("a", (image,), (coarse,)), {"resample": True}, PROCESS + VOXELS * (IMAGE + 4 * 3) + COARSE_VOXELS * 4 * 3
     assert kind == "label map"  # its values, and two channels or more
-    return CaseFiles("a", (image,), (labels,)), {"input_type": "labels"}, 4 * VOXELS * (1 + 1 + 2)
+    return CaseFiles("a", (image,), (labels,)), {"input_type": "labels"}, PROCESS + VOXELS * (IMAGE + 4 * (1 + 2))
 
 
 KINDS = ["modalities and logits", "channels of one file", "one file per label", "mask", "reference", "another grid", "label map"]
@@ -65,7 +67,7 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     with pytest.raises(CapacityError) as caught:
         load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("case 'a': its files, read as float32, take ")
+    assert first.startswith("case 'a': the program and its files, read as float32, take ")
     assert first.endswith("of --max-memory")
     assert any(str(files.logits[0]) in line for line in lines)
     if kind == "modalities and logits":
@@ -84,7 +86,7 @@ def test_the_three_largest_files_are_named_and_the_others_counted(tmp_path):
         load_case(files, ReadingOptions(max_memory=1))
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
-    assert lines[1] == f"  {files.images[0]}  5×6×7, 840 bytes"
+    assert lines[1] == f"  {files.images[0]}  5×6×7, 1.64 KiB"
     assert lines[4] == "  and 2 more"
 
 

@@ -241,7 +241,7 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
 
 
 def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
-    """What tiles take beside them is little: a limit that the process itself fills is no reason to fail, nor for slabs."""
+    """What tiles take beside them is little: a process of the tests that is larger than the limit is no reason to fail, nor for slabs."""
     shape = (56, 56, 56)
     radius = np.sqrt(((np.indices(shape) - 28.0) ** 2).sum(axis=0))
     intensities = (radius < 11) * 100.0 + np.random.default_rng(0).normal(0, 10, shape)
@@ -249,8 +249,10 @@ def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_pa
     logits = save_nifti(tmp_path / "logits.nii.gz", (2 * np.stack([radius - 11, 11.3 - radius], axis=-1)).astype(np.float32))
     arguments = ("infer", "-i", image, "-p", logits, "--save-logits", "-v")
     plain = run_here(*arguments, "-o", tmp_path / "plain.nii.gz")
-    limited = run_here(*arguments, "-o", tmp_path / "limited.nii.gz", "--max-memory", "4M")
+    limited = run_here(*arguments, "-o", tmp_path / "limited.nii.gz", "--max-memory", "80M")
+    refused = run_here(*arguments, "-o", tmp_path / "refused.nii.gz", "--max-memory", "60M")
     assert (plain.status, limited.status) == (0, 0), limited.stderr
+    assert (refused.status, " of --max-memory\n" in refused.stderr) == (1, True)
     assert " tiles, " in plain.stderr
     for name in ("", "_logits"):
         np.testing.assert_array_equal(load_nifti(tmp_path / f"limited{name}.nii.gz"), load_nifti(tmp_path / f"plain{name}.nii.gz"))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
 from crfrefine.engines.base import RunContext
+from crfrefine.errors import CapacityError
 from crfrefine.io.pieces import Piece
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
+from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
@@ -214,6 +218,14 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
         assert read.num_readings > least
 
 
+def test_tiles_that_do_not_fit_at_the_second_reading_are_an_error():
+    case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
+    left = iter((4000, FIRST_LOOK + 4000))  # at the survey, and at the second reading
+    message = r"labels that may take part need more than the 3\.91 KiB that are left, up to label \d of 5; allow more memory"
+    with pytest.raises(CapacityError, match=message):
+        Pieces(case, 5).refined(CrfParameters().replace(**{"mean_field.filter": "truncated"}), num_bytes=lambda: next(left))
+
+
 @pytest.mark.parametrize("num_planes", [5, 50])
 def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
     """To the bit, as when they are read twice, because there is no room, or when tiles are looked through in between."""
@@ -223,7 +235,7 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
     results = [once.refined(parameters)]
     monkeypatch.setattr("crfrefine.refinement.tiles.stored.FIRST_LOOK", 1 << 12)
     results.append(looked.refined(parameters))
-    left = iter((4000, 1 << 40))  # at the survey, and at the run
+    left = iter((4000, 1 << 40, 1 << 40))  # at the survey, at the second reading, and at the run
     results.append(twice.refined(parameters, num_bytes=lambda: next(left)))
     assert [read.num_readings for read in (once, looked, twice)] == [1, 1, 2]
     for result in results[1:]:
@@ -249,3 +261,29 @@ def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
             one, other = (getattr(result.channels, values)(label, slice(3, 17)) for result in (found, expected))
             np.testing.assert_array_equal(one, other)
     assert found.report == expected.report
+
+
+PEAK = """
+import atexit, pathlib, sys
+from crfrefine.cli.main import app
+atexit.register(lambda: print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]))
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_slabs_hold_the_limit_of_memory(tmp_path):
+    """A process of its own, whose peak the system counts: four modalities, and 48 labels that all meet others."""
+    shape = (110, 90, 200)
+    x, y, z = np.indices(shape)
+    labels = ((1 + x // 20 + 6 * (y // 24) + 24 * (z // 100)) * (y > 11)).astype(np.uint8)
+    for modality in range(4):
+        noise = np.random.default_rng(modality).normal(0.0, 20.0, shape)
+        save_nifti(tmp_path / "images" / f"a_{modality:04d}.nii.gz", (10 * labels + noise).astype(np.int16))
+    save_nifti(tmp_path / "maps" / "a.nii.gz", labels)
+    for limit in (170, 190):
+        files = ("-i", tmp_path / "images", "-p", tmp_path / "maps", "-o", tmp_path / "out", "--max-memory", f"{limit}M")
+        options = ("-v", "--threads", "1", "--set", "bilateral.theta_alpha=1.5", "--set", "mean_field.num_iterations=3")
+        done = subprocess.run([sys.executable, "-c", PEAK, "infer", *files, *options], capture_output=True, text=True, check=True)
+        assert " slabs" in done.stderr
+        assert int(done.stdout.split()[-1]) < limit << 10

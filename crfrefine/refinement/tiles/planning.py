@@ -17,6 +17,7 @@ from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_re
 from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.sources import DenseChannels
+from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
 
@@ -130,6 +131,7 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     Raises:
         InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
             are equal for all labels nearly everywhere.
+        CapacityError: the tiles do not fit into the memory that is left.
     """
     grid, threshold = TileGrid.of(network.grid_shape), parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec)
@@ -149,7 +151,8 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False)
     survey.release()
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    store, present, may_matter = candidates.store(survey, reach)
+    left = None if context.num_bytes is None else context.num_bytes()
+    store, present, may_matter = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)  # Pieces need the rest.
     problem = TileProblem(
         grid,
         store,

@@ -48,6 +48,7 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
         exceeding = None if problem.threshold is None else found.exceeding()
         if exceeding is None:
             return found
+        del found  # The next run needs its memory.
         repeats += 1
         if repeats >= MOST_REPEATS:
             exceeding[exceeding.any(axis=(1, 2, 3))] = True
@@ -87,6 +88,7 @@ def run_slabs(
         filters = filters or found.report.filters
         for stage, seconds in found.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
+        del part, found  # The next slab needs their memory.
     told = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
     report = MeanFieldReport(run.num_iterations, False, (), told)
     return replace(nothing_refined(problem, sets), values=values, exceeds=exceeds, report=report, timings=timings)
@@ -97,9 +99,13 @@ def run_slabs(
 BYTES_PER_ENTRY = 5 * 4 + 1
 """Per voxel of an entry: logits, marginals, their changes, messages or refined logits, and messages of settled rows; the mask."""
 
-BYTES_OF_FILTERS = 160
-"""Per voxel around active tiles, where whole-volume filters are used: values of four channels on their way, padded copies, normalization,
-and the lattice of a usual image. docs/reference/math.md says what is measured."""
+BYTES_OF_RESULT = 4
+"""Per voxel of an entry of the whole volume, where it runs in slabs: the refined logits."""
+
+BYTES_OF_FILTERS, BYTES_OF_MODALITY = 160, 40
+"""Per voxel around active tiles, and for each modality after the first, where whole-volume filters are used:
+values of four channels on their way, padded copies, normalization, and the lattice of a usual image.
+docs/reference/math.md says what is measured."""
 
 
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
@@ -112,7 +118,7 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
     if is_direct:
         near = int(np.count_nonzero(sets.active[rows])) * math.prod(TILE)
         return total + min(3 * near, voxels) * 4 * len(problem.spec.kernels.kernels)
-    return total + voxels * BYTES_OF_FILTERS
+    return total + voxels * (BYTES_OF_FILTERS + BYTES_OF_MODALITY * (len(problem.image.values) - 1))
 
 
 def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
@@ -124,6 +130,8 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
     needed, halo = 0, halo_planes(problem.spec.mean_field.num_iterations, problem.reach[0])
     for slabs in cuts(problem.grid.shape[0], halo):
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
+        if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
+            needed += sets.num_entries * math.prod(TILE) * BYTES_OF_RESULT
         if num_bytes is None or needed <= num_bytes:
             return slabs
     raise CapacityError(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import widen
+from crfrefine.base.memory import format_size
+from crfrefine.errors import CapacityError
 from crfrefine.refinement.tiles.grid import TILE, TileGrid
 from crfrefine.refinement.tiles.label_sets import num_rings
 
@@ -81,6 +83,11 @@ class StoredChannels:
         self.num_labels = num_labels
         self.is_probability = is_probability
         self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tiles."""
+        return sum(values.nbytes for parts in self._parts for _, values in parts)
 
     def keep(self, label: int, tiles: NDArray[np.int64], values: Array) -> None:
         """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, none of which is kept already."""
@@ -179,12 +186,21 @@ class Candidates:
         if 2 * self._num_bytes > self._most_bytes:
             self._parts = None
 
-    def store(self, survey: Survey, reach: Extents) -> tuple[StoredChannels, Bool, Bool]:
+    def store(self, survey: Survey, reach: Extents, num_bytes: int | None) -> tuple[StoredChannels, Bool, Bool]:
         """Return the tiles where labels take part, once all channels were surveyed, and forget the candidates.
+
+        Args:
+            survey: of all channels.
+            reach: voxels along each axis within which labels take part.
+            num_bytes: that may be taken beyond what is in memory already; None: any amount.
 
         Returns:
             (the channels, where labels are present, where they may matter), the latter (L, *tiles).
+
+        Raises:
+            CapacityError: the tiles do not fit.
         """
+        has_room = self._parts is not None  # Candidates are in memory already.
         store = StoredChannels(survey.grid, survey.num_labels, is_probability=survey.is_probability, read=self._read)
         present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
         for label, candidates, is_last in self._all(survey):
@@ -194,6 +210,11 @@ class Candidates:
             store.keep(label, tiles, values)
             if is_last:
                 store.retain(label, widen(present[label], num_rings(reach)) & may_matter[label])
+            if num_bytes is not None and not has_room and store.num_bytes > num_bytes:
+                raise CapacityError(
+                    f"the logits of labels that may take part need more than the {format_size(max(0, num_bytes))} that are left, up to "
+                    f"label {label} of {survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or a smaller region"
+                )
         return store, present, may_matter
 
     def _all(self, survey: Survey) -> Iterator[tuple[int, tuple[NDArray[np.int64], Array], bool]]:
