@@ -62,6 +62,9 @@ def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[i
         pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of
             each; only the first ones are asked for where they already tell.
         shape: (L, *grid).
+
+    Raises:
+        InputError: some voxels have no label: background may lack a channel, and labels would be off by one.
     """
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
@@ -72,7 +75,15 @@ def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[i
                 return None
             is_labeled[planes] |= inside
             labels[planes][inside] = label
-    return labels if is_labeled.all() else None
+    if not is_labeled.any():
+        return None
+    if not is_labeled.all():
+        without = is_labeled.size - int(np.count_nonzero(is_labeled))
+        raise InputError(
+            f"the channels are 1 for the label of a voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
+            "If background has no channel, put one before the others; if these voxels are padding, give them background"
+        )
+    return labels
 
 
 def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:

@@ -103,14 +103,17 @@ def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like:
 
     `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
     """
-    if options.input_type != "auto" or header.kind == "logits":
+    if options.input_type != "auto":
         return None
     pieces = (
         ((piece.channels.start, piece.planes, piece.values) for piece in header.pieces())
         if values is None
         else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
     )
-    labels = labels_of_one_hot(pieces, (header.num_labels, *header.grid_shape[::-1]))
+    try:
+        labels = labels_of_one_hot(pieces, (header.num_labels, *header.grid_shape[::-1]))
+    except InputError as error:
+        raise InputError(f"{header.path}: {error}; or give a label map, with --input-type labels") from error
     if labels is None:
         return None
     notes = [f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in the others"]

@@ -136,7 +136,10 @@ def _table(content: bytes) -> tuple[Segment, ...]:
         _, attributes = open_elements.pop()
         if name != "Label":
             return
-        label, shown = int(attributes.get("Key", "")), shorten(text.strip(), MOST_OF_A_NAME)
+        key = attributes.get("Key", "").strip()
+        if not key.isdecimal():  # Names change no result: the others are used.
+            return
+        label, shown = int(key[:9]), shorten(text.strip(), MOST_OF_A_NAME)
         if 1 <= label <= LARGEST_LABEL and shown:
             color = _color([attributes.get(part) for part in ("Red", "Green", "Blue")])
             segments.setdefault(label, Segment(label, shown, color))

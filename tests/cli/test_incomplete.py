@@ -33,7 +33,7 @@ def test_training_takes_the_cases_that_are_complete(half, tmp_path, monkeypatch)
     assert report["left_out"] == [{"case": name, "reasons": [f"no logits in {half / 'logits'}"]} for name in LACKING]
     assert {line["case"] for line in report["measurements"]} == set(DONE)
     head = (tmp_path / "p.toml").read_text()
-    assert "2 cases, 2 folds" in head
+    assert "2 cases, 2 cross-validation folds" in head
     assert "5 further cases were left out" in head
 
 

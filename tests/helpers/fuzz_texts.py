@@ -95,7 +95,7 @@ def _read_description(path, rng):
     found = read_dataset_description(path.parent)
     assert found is not None
     assert all(isinstance(name, str) for name in (*found.labels, *found.channel_names))
-    assert found.num_labels >= 1
+    assert found.num_labels is None or found.num_labels >= 1
     find_regions(None, [path.parent])
     read_regions(path)
 
