@@ -208,7 +208,7 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
         shape = given.grid_shape[::-1]
         network = StreamedNetwork(given.pieces, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
     elif isinstance(given, LabelMap):
-        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels)
+        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, options.network_spacing)
     else:
         network = ArrayNetwork(given, "logits", case.regions)
     return refine_network(

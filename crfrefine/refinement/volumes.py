@@ -1,0 +1,97 @@
+"""A bias per label after which each label has a given number of voxels: docs/reference/math.md#label-maps-of-a-coarser-network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.base.array_types import Bool, Float32, Float64
+
+MAX_BIAS = 6.0
+"""Largest magnitude of a bias; a label that would vanish may get up to twice that."""
+
+NUM_ROUNDS = 3
+"""Rounds over all labels: the bias of one label changes the voxels of its neighbors."""
+
+Rows = Any
+"""Rows of an array: a slice, or (m,) indices."""
+
+
+def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]) -> Float64:
+    """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
+
+    The voxels are (rows, voxels of a row). A label's voxels are counted from the one with the largest margin to the
+    best other label on. Voxels whose margin no bias can close keep their label.
+
+    Args:
+        entries: the rows where each label takes part, and its logits there, (m, voxels of a row).
+        inside: (rows, voxels of a row), True at the voxels that count.
+        wanted: (L,) voxels of each label.
+    """
+    num_labels = len(entries)
+    best, second = np.full((2, *inside.shape), -np.inf, np.float32)
+    own = np.zeros(inside.shape, np.min_scalar_type(num_labels))
+    for label, (rows, values) in enumerate(entries):
+        before, is_best = best[rows], values > best[rows]
+        second[rows] = np.where(is_best, before, np.maximum(second[rows], values))
+        best[rows] = np.maximum(before, values)
+        own[rows] = np.where(is_best, own.dtype.type(label), own[rows])
+    window = np.float32(2 * MAX_BIAS)
+    is_open = inside & (best - second < window)
+    wanted = wanted - np.bincount(own[inside & ~is_open], minlength=num_labels)
+    number = np.full(inside.shape, -1, np.int32)
+    number[is_open] = np.arange(np.count_nonzero(is_open))
+    members = []
+    for rows, values in entries:
+        takes_part = is_open[rows] & (values > best[rows] - window)
+        members.append((number[rows][takes_part], values[takes_part]))
+    del best, second, own, number
+    return _balance(members, int(np.count_nonzero(is_open)), wanted)
+
+
+def _balance(members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: int, wanted: NDArray[np.int64]) -> Float64:
+    """Return the biases; `members` are the numbers of the open voxels where each label takes part, and its logits there."""
+    counts = np.zeros(num_voxels, np.int32)
+    for voxels, _ in members:
+        counts[voxels] += 1
+    # The labels of each open voxel and their logits, in as many layers as labels meet at a voxel.
+    layers = int(counts.max(initial=0))
+    labels, logits = np.zeros((layers, num_voxels), np.int16), np.full((layers, num_voxels), -np.inf, np.float32)
+    counts[:] = 0
+    for label, (voxels, values) in enumerate(members):
+        labels[counts[voxels], voxels], logits[counts[voxels], voxels] = label, values
+        counts[voxels] += 1
+    bias = np.zeros(len(members), np.float32)
+    for _ in range(NUM_ROUNDS):
+        # The background gets what the other labels leave.
+        for label, (voxels, values) in enumerate(members):
+            if label == 0 or not len(voxels):
+                continue
+            others = np.full(len(voxels), -np.inf, np.float32)
+            for layer in range(layers):
+                held = labels[layer, voxels]
+                np.maximum(others, np.where(held == label, -np.inf, logits[layer, voxels] + bias[held]), out=others)
+            bias[label] = _threshold(others - values, int(wanted[label]))
+    return bias.astype(np.float64)
+
+
+def _threshold(distances: Float32, wanted: int) -> float:
+    """Return the bias that lets a label win as many voxels as are wanted, or the nearest number where distances are equal."""
+    if wanted <= 0:
+        return -MAX_BIAS
+    if wanted >= len(distances):
+        return MAX_BIAS
+    last = np.partition(distances, wanted - 1)[wanted - 1]
+    num_below, num_above = int(np.count_nonzero(distances < last)), int(np.count_nonzero(distances > last))
+    num_with = len(distances) - num_above
+    if num_below and wanted - num_below < num_with - wanted:
+        found = 0.5 * (last + distances[distances < last].max())
+    else:
+        found = 0.5 * (last + distances[distances > last].min()) if num_above else last + MAX_BIAS
+    limit = MAX_BIAS if distances.min() < MAX_BIAS else 2 * MAX_BIAS
+    return float(np.clip(found, -MAX_BIAS, limit))
