@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Bool, Float32, Float64
 
-MAX_BIAS = 6.0
-"""Largest magnitude of a bias; a label that would vanish may get up to twice that."""
-
-NUM_ROUNDS = 3
-"""Rounds over all labels: the bias of one label changes the voxels of its neighbors."""
+STAGES = ((6.0, 2), (2.0, 8))
+"""Largest magnitude of the change of a bias, and rounds over all labels, of each stage: the bias of one label changes the
+voxels of its neighbors, and where these are far from the balance fewer voxels matter."""
 
 Rows = Any
 """Rows of an array: a slice, or (m,) indices."""
@@ -34,27 +32,42 @@ def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted:
         wanted: (L,) voxels of each label.
     """
     num_labels = len(entries)
+    bias = np.zeros(num_labels)
+    for limit, num_rounds in STAGES:
+        entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
+        change = _balance(entries, len(inside), wanted, limit, num_rounds)
+        entries = [(voxels, values + np.float32(more)) for (voxels, values), more in zip(entries, change, strict=True)]
+        bias += change
+    return bias
+
+
+def _open(
+    entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64], window: np.float32
+) -> tuple[list[tuple[NDArray[np.int32], Float32]], Bool, NDArray[np.int64]]:
+    """Return the arguments of `matching_bias` for the voxels whose two best logits differ by less than a window, as one row."""
     best, second = np.full((2, *inside.shape), -np.inf, np.float32)
-    own = np.zeros(inside.shape, np.min_scalar_type(num_labels))
+    own = np.zeros(inside.shape, np.min_scalar_type(len(entries)))
     for label, (rows, values) in enumerate(entries):
-        before, is_best = best[rows], values > best[rows]
+        before = best[rows]
+        is_best = values > before
         second[rows] = np.where(is_best, before, np.maximum(second[rows], values))
         best[rows] = np.maximum(before, values)
         own[rows] = np.where(is_best, own.dtype.type(label), own[rows])
-    window = np.float32(2 * MAX_BIAS)
     is_open = inside & (best - second < window)
-    wanted = wanted - np.bincount(own[inside & ~is_open], minlength=num_labels)
+    wanted = wanted - np.bincount(own[inside & ~is_open], minlength=len(entries))
+    num_open = int(np.count_nonzero(is_open))
     number = np.full(inside.shape, -1, np.int32)
-    number[is_open] = np.arange(np.count_nonzero(is_open))
+    number[is_open] = np.arange(num_open)
     members = []
     for rows, values in entries:
         takes_part = is_open[rows] & (values > best[rows] - window)
         members.append((number[rows][takes_part], values[takes_part]))
-    del best, second, own, number
-    return _balance(members, int(np.count_nonzero(is_open)), wanted)
+    return members, np.ones(num_open, np.bool_), wanted
 
 
-def _balance(members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: int, wanted: NDArray[np.int64]) -> Float64:
+def _balance(
+    members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: int, wanted: NDArray[np.int64], limit: float, num_rounds: int
+) -> Float64:
     """Return the biases; `members` are the numbers of the open voxels where each label takes part, and its logits there."""
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
@@ -67,7 +80,7 @@ def _balance(members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: i
         labels[counts[voxels], voxels], logits[counts[voxels], voxels] = label, values
         counts[voxels] += 1
     bias = np.zeros(len(members), np.float32)
-    for _ in range(NUM_ROUNDS):
+    for _ in range(num_rounds):
         # The background gets what the other labels leave.
         for label, (voxels, values) in enumerate(members):
             if label == 0 or not len(voxels):
@@ -76,22 +89,24 @@ def _balance(members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: i
             for layer in range(layers):
                 held = labels[layer, voxels]
                 np.maximum(others, np.where(held == label, -np.inf, logits[layer, voxels] + bias[held]), out=others)
-            bias[label] = _threshold(others - values, int(wanted[label]))
+            bias[label] = _threshold(others - values, int(wanted[label]), limit)
     return bias.astype(np.float64)
 
 
-def _threshold(distances: Float32, wanted: int) -> float:
-    """Return the bias that lets a label win as many voxels as are wanted, or the nearest number where distances are equal."""
+def _threshold(distances: Float32, wanted: int, limit: float) -> float:
+    """Return the bias that lets a label win as many voxels as are wanted, or the nearest number where distances are equal.
+
+    It is within the limit; a label that would vanish gets up to twice the limit.
+    """
     if wanted <= 0:
-        return -MAX_BIAS
+        return -limit
     if wanted >= len(distances):
-        return MAX_BIAS
+        return limit
     last = np.partition(distances, wanted - 1)[wanted - 1]
-    num_below, num_above = int(np.count_nonzero(distances < last)), int(np.count_nonzero(distances > last))
-    num_with = len(distances) - num_above
+    below, above = distances < last, distances > last
+    num_below, num_with = np.count_nonzero(below), len(distances) - np.count_nonzero(above)
     if num_below and wanted - num_below < num_with - wanted:
-        found = 0.5 * (last + distances[distances < last].max())
+        found = 0.5 * (last + distances[below].max())
     else:
-        found = 0.5 * (last + distances[distances > last].min()) if num_above else last + MAX_BIAS
-    limit = MAX_BIAS if distances.min() < MAX_BIAS else 2 * MAX_BIAS
-    return float(np.clip(found, -MAX_BIAS, limit))
+        found = 0.5 * (last + distances[above].min()) if num_with < len(distances) else last + limit
+    return float(np.clip(found, -limit, limit if distances.min() < limit else 2 * limit))

@@ -69,7 +69,7 @@ class TileGrid:
         padded[tuple(slice(0, extent) for extent in self.shape)] = True if inside is None else inside
         shape = [part for pair in zip(self.counts, TILE, strict=True) for part in pair]
         whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
-        found: Bool = whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), -1)
+        found: Bool = whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
         return found
 
     def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:

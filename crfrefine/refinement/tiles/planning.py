@@ -234,7 +234,10 @@ def plan_label_map(
     outside = None
     if inside is not None and isinstance(source, LabelMapChannels):
         outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
-    return TilePlan(problem, sets, voxels * own, True if is_fine else None, labels=labels.reshape(numbers.shape), outside=outside)
+    is_direct = True if is_fine else None
+    if sigma is not None and not is_fine and spec.kernels.filter == "auto":
+        is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
+    return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape), outside=outside)
 
 
 def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
