@@ -72,23 +72,34 @@ def _balance(
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
         counts[voxels] += 1
-    # The labels of each open voxel and their logits, in as many layers as labels meet at a voxel.
-    layers = int(counts.max(initial=0))
-    labels, logits = np.zeros((layers, num_voxels), np.int16), np.full((layers, num_voxels), -np.inf, np.float32)
+    # Voxels where many labels meet come first, so that each further layer of labels is shorter.
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty(num_voxels, np.int32)
+    place[order] = np.arange(num_voxels, dtype=np.int32)
+    lengths = [int(np.count_nonzero(counts > layer)) for layer in range(counts.max(initial=0))]
+    layers = [(np.zeros(length, np.int16), np.empty(length, np.float32)) for length in lengths]
+    sorted_members = []
     counts[:] = 0
     for label, (voxels, values) in enumerate(members):
-        labels[counts[voxels], voxels], logits[counts[voxels], voxels] = label, values
-        counts[voxels] += 1
+        places = place[voxels]
+        order = np.argsort(places)
+        sorted_members.append((places[order], values[order]))
+        for layer, (labels, logits) in enumerate(layers):
+            free = counts[places] == layer
+            labels[places[free]], logits[places[free]] = label, values[free]
+        counts[places] += 1
     bias = np.zeros(len(members), np.float32)
     for _ in range(num_rounds):
         # The background gets what the other labels leave.
-        for label, (voxels, values) in enumerate(members):
-            if label == 0 or not len(voxels):
+        for label, (places, values) in enumerate(sorted_members):
+            if label == 0 or not len(places):
                 continue
-            others = np.full(len(voxels), -np.inf, np.float32)
-            for layer in range(layers):
-                held = labels[layer, voxels]
-                np.maximum(others, np.where(held == label, -np.inf, logits[layer, voxels] + bias[held]), out=others)
+            others = np.full(len(places), -np.inf, np.float32)
+            for labels, logits in layers:
+                some = places[: np.searchsorted(places, len(labels))]
+                held = labels[some]
+                biased = np.where(held == label, -np.inf, logits[some] + bias[held])
+                np.maximum(others[: len(some)], biased, out=others[: len(some)])
             bias[label] = _threshold(others - values, int(wanted[label]), limit)
     return bias.astype(np.float64)
 
