@@ -1,4 +1,4 @@
-"""Blocks in a label map: traces of a coarser grid from which nearest neighbor brought the labels."""
+"""Blocks in a label map, which nearest neighbor leaves when it brings labels from a coarser grid."""
 
 from __future__ import annotations
 
@@ -11,22 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Float64, Labels
+    from crfrefine.base.array_types import Array, Bool, Float64, Labels
 
 Integers = NDArray[np.int64]
 
-# Pitches that are looked for, in voxels.
+# A grid is believed if it has a pitch within these, in voxels, and predicts enough.
 _MIN_PITCH = 1.3
 _MAX_PITCH = 12.0
-
-# A grid is believed if it predicts this share of the changes of label, and if there are
-# enough planes to tell it from chance.
-_MIN_SHARE = 0.9
-_MIN_PREDICTED = 5
-_MIN_UNPREDICTED = 4
-
-# Bytes hold the sum of so many bools.
-_MAX_SUM = 255
+_MIN_SHARE = 0.9  # of all changes
+_MIN_PREDICTED = 5  # planes with changes
+_MIN_UNPREDICTED = 4  # planes
 
 
 @dataclass(frozen=True)
@@ -34,51 +28,37 @@ class Blocks:
     """Blocks of equal labels.
 
     Attributes:
-        pitch: size of a block in voxels, one number per axis of the label map, in its order;
-            fractions are the mean of smaller and larger blocks. 1 for an axis without blocks.
+        pitch: mean size of a block in voxels per axis of the label map; 1 if there are none.
     """
 
     pitch: tuple[float, ...]
 
     def describe(self, spacing: Sequence[float]) -> str:
-        """Return the size of a block in words, in voxels and in millimeters.
-
-        Args:
-            spacing: millimeters per voxel, in the order of the axes of the label map.
-        """
+        """Return the size of a block in words; spacing: mm per voxel, one number per axis."""
         sizes = [pitch * step for pitch, step in zip(self.pitch, spacing, strict=True)]
         voxels, millimeters = (" x ".join(f"{x:.3g}" for x in row) for row in (self.pitch, sizes))
         return f"blocks of {voxels} voxels: {millimeters} mm"
 
 
 def find_blocks(label_map: Labels) -> Blocks | None:
-    """Return the blocks that a label map consists of; None if no axis has blocks.
+    """Return the blocks in (*grid) labels, of up to three axes; None if no axis has blocks.
 
     Along an axis that nearest neighbor brought from a coarser grid, labels change only between
     blocks. Linear interpolation leaves no blocks.
-
-    Args:
-        label_map: (*grid) labels, with at most three axes of any size.
     """
-    pitch = tuple(_pitch(changes) for changes in count_changes(label_map))
+    pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
     return Blocks(pitch) if any(size > 1 for size in pitch) else None
 
 
-def count_changes(label_map: Labels) -> list[Integers]:
-    """Return per axis the number of voxels whose label changes between neighboring planes.
-
-    One pass, plane by plane in the order of the memory.
-
-    Args:
-        label_map: (*grid) labels, with at most three axes of any size.
-    """
+def _count_changes(label_map: Labels) -> list[Integers]:
+    """Return per axis how many voxels change their label between neighboring planes."""
     order = sorted(range(label_map.ndim), key=lambda axis: -abs(label_map.strides[axis]))
     volume = label_map.transpose(order)[(np.newaxis,) * (3 - label_map.ndim)]
     counts = [np.zeros(max(size - 1, 0), np.int64) for size in volume.shape]
-    for start in range(0, len(volume), _MAX_SUM):
+    for start in range(0, len(volume), 255):  # 255 planes: a byte holds the number of changes.
         rows: Array = np.zeros((counts[1].size, volume.shape[2]), np.uint8)
         columns: Array = np.zeros((volume.shape[1], counts[2].size), np.uint8)
-        for index in range(start, min(start + _MAX_SUM, len(volume))):
+        for index in range(start, min(start + 255, len(volume))):
             plane = volume[index]
             rows += (plane[1:] != plane[:-1]).view(np.uint8)
             columns += (plane[:, 1:] != plane[:, :-1]).view(np.uint8)
@@ -95,7 +75,6 @@ class _Fit(NamedTuple):
 
     pitch: float
     divergence: float
-    share: float
     predicted: Integers  # indices into the planes
 
 
@@ -105,67 +84,66 @@ def _pitch(changes: Integers) -> float:
     if changed.size < _MIN_PREDICTED:
         return 1.0
     planes = np.arange(changed[0], changed[-1] + 1)
-    before = changed[np.searchsorted(changed, planes, "right") - 1]
-    after = changed[np.searchsorted(changed, planes)]
     length = planes.size
-    # Long runs of planes without a change say nothing: no label ends there.
+    # Longer runs of planes without a change say nothing.
+    after = changed[np.searchsorted(changed, planes)]
+    before = changed[np.searchsorted(changed, planes, "right") - 1]
     planes = planes[after - before <= _MAX_PITCH]
     weights = changes[planes] / changes.sum()
+    max_pitch = min(_MAX_PITCH, (length - 1) / (_MIN_PREDICTED - 1))
+    largest = np.sort(weights)[-math.ceil(planes.size / _MIN_PITCH) :]
+    if max_pitch < _MIN_PITCH or largest.sum() < _MIN_SHARE:
+        return 1.0
 
-    # Relative step: at both ends of the planes, neighboring pitches differ by a quarter voxel.
-    step = 0.5 / length
-    num_steps = math.ceil(math.log(_MAX_PITCH / _MIN_PITCH) / step)
-    coarse = [_fit(planes, weights, x) for x in np.geomspace(_MIN_PITCH, _MAX_PITCH, num_steps)]
-    best = sorted(coarse, key=lambda fit: -fit.divergence)[:8]
-    pitches = np.unique([fit.pitch * (1 + step * np.linspace(-1, 1, 33)) for fit in best])
-    fine = [fit for fit in (_fit(planes, weights, x) for x in pitches) if fit.share >= _MIN_SHARE]
-    if not fine:
+    # At both ends of the planes, neighboring pitches differ by a quarter voxel.
+    num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
+    pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
+    coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
+    # Now planes count, not voxels: else pitches that leave out the tips of a structure would win.
+    # Fewer changes, such as those of an edit by hand, are none.
+    others = np.delete(weights, coarse.predicted)
+    is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
+    if np.count_nonzero(is_changed) < _MIN_PREDICTED:
         return 1.0
-    top = max(fine, key=lambda fit: fit.divergence)
-    if not _is_believed(changes[planes], top.predicted, length):
+    weights_of_planes = is_changed / np.count_nonzero(is_changed)
+    span = 2 * coarse.pitch / length  # two blocks more or less
+    pitches = np.clip(coarse.pitch * np.linspace(1 - span, 1 + span, 513), _MIN_PITCH, _MAX_PITCH)
+    fine = [_fit(planes, weights_of_planes, x) for x in pitches]
+    best = max(fine, key=lambda fit: fit.divergence)
+    share = weights[best.predicted].sum()
+    if share < _MIN_SHARE or not _is_believed(is_changed, best.predicted, length):
         return 1.0
-    equal = [fit.pitch for fit in fine if fit.divergence > top.divergence - 1e-9]
+    equal = [fit.pitch for fit in fine if fit.divergence > best.divergence - 1e-9]
     return float(min(equal) + max(equal)) / 2
 
 
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
-    """Return the phase at which a pitch predicts the most changes on the fewest planes.
+    """Return the phase at which a pitch predicts many changes on few planes.
 
-    A block begins wherever the position modulo the pitch lies in a window of one voxel.
+    A block begins where the position modulo the pitch lies in a window of one voxel.
     """
     remainders = planes % pitch
     order = np.argsort(remainders)
-    remainders, size = remainders[order], planes.size
-    starts = np.arange(size)
+    remainders, starts = remainders[order], np.arange(planes.size)
     ends = np.searchsorted(np.concatenate([remainders, remainders + pitch]), remainders + 1 - 1e-9)
-    sums = np.concatenate([[0.0], np.cumsum(np.tile(weights[order], 2))])
-    shares = sums[ends] - sums[starts]
-    divergences = _divergence(shares, (ends - starts) / size)
-    best = int(np.argmax(np.where(shares * size > ends - starts, divergences, 0.0)))
-    predicted = order[np.arange(best, ends[best]) % size]
-    return _Fit(pitch, float(divergences[best]), float(shares[best]), predicted)
+    sums = np.cumsum(np.concatenate([[0.0], weights[order], weights[order]]))
+    shares, expected = sums[ends] - sums[starts], (ends - starts) / planes.size
+    best = np.argmax(shares - expected)
+    predicted = order[np.arange(best, ends[best]) % planes.size]
+    return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
 
 
-def _is_believed(changes: Integers, predicted: Integers, length: int) -> bool:
+def _is_believed(is_changed: Bool, predicted: Integers, length: int) -> bool:
     """Return whether chance does not explain that changes lie on the predicted planes."""
-    others = np.delete(changes, predicted)
-    if others.size < _MIN_UNPREDICTED:
+    inside, outside = is_changed[predicted], np.delete(is_changed, predicted)
+    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED:
         return False
-    # A few changes on other planes, such as those of an edit by hand, do not count.
-    is_changed = changes > 3 * others.mean()
-    hits, num_changed = np.count_nonzero(is_changed[predicted]), np.count_nonzero(is_changed)
-    if hits < _MIN_PREDICTED:
-        return False
-    rate = num_changed / changes.size
-    evidence = predicted.size * _divergence(hits / predicted.size, rate)
-    evidence += others.size * _divergence((num_changed - hits) / others.size, rate)
-    # About length³ sets of planes belong to some pitch and phase.
-    return bool(evidence > 3 * math.log(length))
+    mean = float(is_changed.mean())
+    evidence = sum(part.size * _divergence(part.mean(), mean) for part in (inside, outside))
+    return evidence > 3 * math.log(length)  # Pitches and phases give about length³ sets of planes.
 
 
-def _divergence(share: Array | float, expected: Array | float) -> Array:
+def _divergence(share: float, expected: float) -> float:
     """Return the Kullback-Leibler divergence of two Bernoulli distributions, in nats."""
-    share, expected = np.clip(share, 1e-12, 1 - 1e-12), np.clip(expected, 1e-12, 1 - 1e-12)
-    in_share = share * np.log(share / expected)
-    result: Array = in_share + (1 - share) * np.log((1 - share) / (1 - expected))
-    return result
+    pairs = ((share, expected), (1 - share, 1 - expected))
+    return sum(p * math.log(p / q) for p, q in pairs if p > 1e-12 and q > 1e-12)
