@@ -14,7 +14,7 @@ def make_blobs(shape, seed, *, sigma=3.0, num_labels=4):
     """Smooth labels in an ellipsoid of background."""
     generator = np.random.default_rng(seed)
     noise = generator.normal(size=(num_labels, *shape))
-    scores = ndimage.gaussian_filter(noise, sigma, axes=range(1, noise.ndim))
+    scores = ndimage.gaussian_filter(noise, (0, *(sigma for _ in shape)))
     places = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     return np.argmax(scores, axis=0).astype(np.uint8) * (np.linalg.norm(places, axis=0) < 0.9)
 
@@ -22,7 +22,8 @@ def make_blobs(shape, seed, *, sigma=3.0, num_labels=4):
 def make_coarse(pitch, seed, shape=SHAPE):
     """Labels drawn on a coarse grid with a random phase, at the nearest voxels of a fine one."""
     generator = np.random.default_rng(seed)
-    sources = [np.floor((np.arange(size) + generator.uniform(0, step)) / step).astype(int) for size, step in zip(shape, pitch, strict=True)]
+    axes = zip(shape, generator.uniform(0, pitch), pitch, strict=True)
+    sources = [((np.arange(size) + phase) / step).astype(int) for size, phase, step in axes]
     coarse = make_blobs([source[-1] + 1 for source in sources], seed, sigma=2.0)
     return coarse[np.ix_(*sources)]
 
@@ -82,7 +83,8 @@ def test_empty_planes_between_two_small_structures_do_not_count():
 def test_tips_with_few_changes_count_in_a_small_structure(seed):
     """A larger pitch that misses the tips, and predicts fewer planes, must not win."""
     pitch = 2 + seed % 3 / 2
-    assert_pitch(make_coarse((pitch,) * 3, seed, tuple(int(n * pitch) for n in (9, 12, 10))), (pitch,) * 3)
+    shape = tuple(int(size * pitch) for size in (9, 12, 10))
+    assert_pitch(make_coarse((pitch,) * 3, seed, shape), (pitch,) * 3)
 
 
 def test_blocks_are_found_after_small_edits():
