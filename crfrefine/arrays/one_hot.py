@@ -56,7 +56,7 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 
 
 def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...]) -> Labels | None:
-    """Return the label map, (*grid), of channels that are 1 for the label of each voxel and else 0; None if they are anything else.
+    """Return the label map, (*grid), of one-hot channels; None if channels are anything else.
 
     Args:
         pieces: the number of the first channel, the planes and the values, (channels, planes, [y,] x), of

@@ -143,10 +143,11 @@ def is_distribution(values: Array, tolerance: float) -> bool:
 
 
 def sum_of_scaled(values: Array) -> float | None:
-    """Return the sum over labels of scaled probabilities, such as percent: no value of (L, *grid) is negative, and all sums agree.
+    """Return the sum over labels of scaled probabilities, such as percent.
 
-    Sums may differ by TOLD_SUM_TOLERANCE of themselves, as those of rounded values do. None for other
-    values, and if no voxel has a label above another.
+    No value of (L, *grid) is negative, and all sums agree. Sums may differ by TOLD_SUM_TOLERANCE of
+    themselves, as those of rounded values do. None for other values, and if no voxel has a label
+    above another.
     """
     low, high = math.inf, -math.inf
     for _, block in _blocks(values):

@@ -21,7 +21,7 @@ PROCESS = 64 << 20
 """Bytes of the program itself: the interpreter, numpy and the engine."""
 
 RUN_BYTES = 14
-"""Bytes per voxel and label that a run on all labels takes beside the logits: refined logits, marginals and messages."""
+"""Bytes per voxel and label of a run on all labels: refined logits, marginals and messages."""
 
 Limit = tuple[int, str]
 """Bytes, and the phrase that names where they come from in messages."""

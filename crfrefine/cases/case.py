@@ -129,7 +129,10 @@ def read_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read what a case keeps in memory; raises like `load_case`. `kept` is None if even a label map is to become logits."""
+    """Read what a case keeps in memory; raises like `load_case`.
+
+    `kept` is None if even a label map is to become logits.
+    """
     as_logits, kept = kept is None, kept or Kept.LOGITS
     images, network = headers.images, headers.logits
     if network is None:
@@ -288,7 +291,7 @@ def channels_of_scores(
     *,
     as_logits: bool,
 ) -> NetworkChannels:
-    """Return the logits of labels, the log-odds of regions, or the label map of one-hot channels, on the grid of the image `like`.
+    """Return logits, log-odds of regions, or a label map, on the grid of the image `like`.
 
     `values` are (channels, [z,] y, x) as in the files, and are changed; `times` gets the seconds of interpolation.
     """

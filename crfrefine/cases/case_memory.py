@@ -54,7 +54,7 @@ class Kept(Enum):
 
 
 def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> Kept:
-    """Return what `infer` keeps: files if they may be streamed, and are large scores of labels on the image's grid.
+    """Return what `infer` keeps: files if these are large scores of labels that may be streamed.
 
     Scores are large if they take more than their share, or if a run on all of them would not fit.
     """
@@ -79,7 +79,7 @@ def case_bytes(headers: CaseHeaders, kept: Kept) -> int:
 
 
 def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, *, with_labels: bool) -> None:
-    """Raise CapacityError if the program and the arrays that a case is read into take more memory than allowed.
+    """Raise CapacityError if the program and the arrays of a case take more memory than allowed.
 
     What is computed from them is not counted: this refuses only what certainly does not fit. Streamed channels add what is kept of each
     voxel meanwhile; tiles come on top, and `crfrefine.refinement.tiles.solving` sees to those.

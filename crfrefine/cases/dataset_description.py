@@ -151,7 +151,8 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
-# Names of labels and modalities for notes, pictures and files: those of `dataset.json` beside the files of a run, or of an input itself.
+# Names of labels and modalities for notes, pictures and files: those of `dataset.json` beside the
+# files of a run, or those of an input itself.
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Names:
         return {label: f"{label} {name}" for label, name in self.labels.items()}
 
     def of_case(self, segments: Sequence[Segment]) -> Names:
-        """Return the names of a case: those that its input says by itself, such as the table of a NIfTI label map, else these."""
+        """Return the names that the input of a case has itself, such as in a NIfTI table; else these."""
         return replace(self, labels={segment.label: segment.name for segment in segments}) if segments else self
 
 

@@ -50,6 +50,8 @@ class LabelMap:
     # Voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
     segments: tuple[Segment, ...] = ()  # what its file, or those of structures, say of the labels
+    # mm between voxels of a file on a coarser grid along each axis of the image; None means the image's grid, or a finer one.
+    file_spacing: tuple[float, ...] | None = None
 
 
 def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:
@@ -99,7 +101,7 @@ def read_label_map(header: LogitsHeader, like: VolumeHeader, options: ReadingOpt
 
 
 def read_one_hot(header: LogitsHeader, values: NDArray[np.float32] | None, like: VolumeHeader, options: ReadingOptions) -> LabelMap | None:
-    """Return the label map of one-hot channels, on the image's grid; None if the channels are anything else, or the user says so.
+    """Return the label map of one-hot channels; None if they are anything else, or are told to be.
 
     `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
     """
@@ -130,15 +132,29 @@ def _on_grid(
     lost: dict[int, int],
     segments: tuple[Segment, ...],
 ) -> LabelMap:
-    """Return a label map on the image's grid, with the labels that the file has and the map lacks; `num_labels` is None if not declared."""
+    """Return a label map on the image's grid; `num_labels` is None if it is not declared."""
     placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
+    file_spacing = None
     if not np.may_share_memory(placed, labels):
+        file_spacing = _coarser_spacing(first, like)
         # On another grid, small structures may be lost.
         before, present = present, present_labels(placed)
         gone = sorted(set(before) - {0, *present})
         lost = {**{label: int(np.count_nonzero(labels == label)) for label in gone}, **lost}
     channels = channels_of(present)
-    return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments)
+    return LabelMap(placed, channels, num_labels or channels[-1] + 1, tuple(notes), lost, segments, file_spacing)
+
+
+def _coarser_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...] | None:
+    """Return mm between voxels of a file along each axis of the grid of `like`; None if they are smaller along all axes."""
+    assert file.affine is not None
+    assert like.affine is not None
+    num_axes = len(like.grid_shape)
+    steps = np.linalg.norm(like.affine[:3, :3], axis=0)
+    # Voxels of the file that one voxel of the other grid is long.
+    lengths = np.linalg.norm(np.linalg.solve(file.affine[:3, :3], like.affine[:3, :3]), axis=0)
+    found = tuple(float(step / length) for step, length in zip(steps[:num_axes], lengths[:num_axes], strict=True))
+    return found if (lengths[:num_axes] < 1.0 - 1e-6).any() else None
 
 
 def _structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:

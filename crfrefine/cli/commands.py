@@ -75,8 +75,8 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
 
 _MORE = "More options"
 PANELS = {
-    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --regions --probabilities "
-    "--resample --case --participant-label --session-label --modality --label",
+    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
+    "--regions --probabilities --resample --case --participant-label --session-label --modality --label",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --no-report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",

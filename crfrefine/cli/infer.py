@@ -32,6 +32,7 @@ def infer(
     overrides: shared.OverridesOption = None,
     allow_vanishing: shared.AllowVanishingOption = False,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
+    network_spacing: shared.NetworkSpacingOption = None,
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,
     resample: shared.ResampleOption = False,
@@ -96,13 +97,23 @@ def infer(
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     verbosity = shared.verbosity_of(verbose, quiet)
     shared.check_sources(images, logits, nnunet, manifest, masks, input_type)
+    is_auto, is_sharp = config == shared.AUTO, False
+    if network_spacing is not None:
+        if input_type is not shared.InputType.LABELS:
+            raise typer.BadParameter(
+                "it is that of label maps: add --input-type labels; coarser logits need --resample",
+                param_hint="--network-spacing",
+            )
+        if is_auto:
+            raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
+        source = ctx.get_parameter_source("config")
+        is_sharp = source is not None and source.name == "DEFAULT"
     placement = shared.parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.runs.infer.options import InferenceOptions
     from crfrefine.runs.infer.run import run_inference
 
-    is_auto = config == shared.AUTO
-    parameters = shared.parameters_of("default" if is_auto else config, overrides)
+    parameters = shared.parameters_of("sharp" if is_sharp else "default" if is_auto else config, overrides)
     options = InferenceOptions(
         images=tuple(images or ()),
         logits=tuple(logits or ()),
@@ -111,6 +122,7 @@ def infer(
         parameters=parameters,
         allow_vanishing=shared.may_vanish(allow_vanishing, parameters, overrides),
         input_type=input_type.value,
+        network_spacing=network_spacing,
         regions=shared.parse_scheme(regions or (), regions_class_order),
         resample=resample,
         allow_mismatched_dicom=allow_mismatched_dicom,
@@ -141,6 +153,8 @@ def infer(
     reporter = Reporter(verbosity)
     try:
         with reporter:
+            if is_sharp:
+                reporter.note("parameters are those of the preset sharp, since --network-spacing is given without -c")
             result = run_inference(options, reporter)
     except CrfRefineError:  # A full disk takes no record; the results are known all the same.
         if reporter.summary is not None and not quiet:

@@ -104,6 +104,19 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
         raise typer.Exit
 
 
+def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
+    """Return "auto", or one distance in mm or one per axis; raise BadParameter."""
+    if text == AUTO:
+        return text
+    try:
+        steps = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        steps = ()
+    if not 1 <= len(steps) <= 3 or not all(math.isfinite(step) and step > 0 for step in steps):
+        raise typer.BadParameter(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
+    return steps[0] if len(steps) == 1 else steps
+
+
 class InputType(StrEnum):
     """How to interpret the network's output."""
 
@@ -174,6 +187,15 @@ AllowVanishingOption = Annotated[
     ),
 ]
 InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
+NetworkSpacingOption = Annotated[
+    str | None,
+    option(
+        "--network-spacing",
+        metavar="MM|X,Y,Z|auto",
+        parser=parse_network_spacing,
+        help="Voxels of the network that made the label maps, where they are larger than the image's; auto: blocks in the map show it.",
+    ),
+]
 RegionsOption = Annotated[
     list[str] | None,
     option(

@@ -39,7 +39,7 @@ class Content:
     piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
     most_bytes: int = MOST_BYTES  # asked for at once, unless a plane has more
     voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
-    segments: tuple[Segment, ...] = ()  # of a label map, sorted by label; formats without names ignore them
+    segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
     is_refined: bool = True  # whether the labels were computed here; else they are those of another file
 
     @property

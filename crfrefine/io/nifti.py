@@ -79,7 +79,7 @@ _MAX_TABLE_BYTES = 1 << 20  # A label takes about 100.
 _MAX_DEPTH = 16  # Levels of elements in a table, which has five.
 _MAX_TEXT = 1024  # Characters of a label's text that are kept.
 
-# Code of the extension, as TotalSegmentator writes it: nibabel's `get_content` refuses 30, the code for Caret.
+# Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
 _ANY_CODE = 0
 _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
 _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
@@ -155,7 +155,7 @@ def _table(content: bytes) -> tuple[Segment, ...]:
 
 
 def _extension_of(segments: Sequence[Segment]) -> bytes:
-    """Return a table that `labels_in` reads, as an extension with its size and code; nothing if there are no segments."""
+    """Return a table that `labels_in` reads, with its size and code; empty without segments."""
     if not segments:
         return b""
     entries = [

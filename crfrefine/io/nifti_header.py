@@ -189,9 +189,10 @@ def mm_per_unit(header: Any) -> float:
 
 
 def header_to_write(content: Content, like: Volume, *, is_pair: bool, extension: bytes = b"") -> bytes:
-    """Return the header of voxels with the geometry of another volume: bit for bit that of its own file, if it is NIfTI.
+    """Return the header of voxels with the geometry of another volume.
 
-    The extension, with its size and code, follows it; those of the other file are not copied.
+    The geometry of a NIfTI file is kept bit for bit. The extension, with its size and code, follows
+    the header; extensions of the other file are not copied.
     """
     shape = content.shape[::-1]
     if content.num_channels is not None:

@@ -34,10 +34,12 @@ class CrfRefine(Transform):
     alone: threads may share it, and it can be pickled.
 
     Args:
-        parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys.
+        parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys. None means the
+            preset `default`, with `network_spacing` the preset `sharp`.
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
             `postprocess`, its components and its decision, applied. None: "labels" for label maps, else "logits".
         input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities"; "labels": label maps.
+        network_spacing: of label maps, as in `crfrefine.refine`.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
             RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
         spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or in place of what the metadata say. None:
@@ -57,10 +59,11 @@ class CrfRefine(Transform):
 
     def __init__(
         self,
-        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = "default",
+        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = None,
         *,
         output: Output | None = None,
         input_type: InputType = "auto",
+        network_spacing: ArrayLike | str | None = None,
         regions: GivenRegions | None = None,
         spacing: ArrayLike | None = None,
         device: str | None = None,
@@ -74,7 +77,12 @@ class CrfRefine(Transform):
                 raise ConfigError(f"{name}: expected one of {', '.join(known)}; got {shorten_value(value)}")
         if input_type == "labels" and output not in (None, "labels"):
             raise ConfigError(f"output: a label map becomes a label map, so with input_type='labels' it is 'labels'; got {output!r}")
+        if network_spacing is not None and input_type != "labels":
+            raise ConfigError(f"network_spacing: it is that of label maps, input_type='labels'; got input_type={input_type!r}")
+        if parameters is None and network_spacing is not None:
+            parameters = "sharp"
         self.parameters = CrfParameters.from_dict(parameters) if isinstance(parameters, Mapping) else as_parameters(parameters)
+        self.network_spacing = network_spacing
         self.output: Output = output or usual
         self.input_type = input_type
         self.regions = given_regions(regions)
@@ -126,6 +134,7 @@ class CrfRefine(Transform):
                 parameters=self.parameters,
                 mask=None if mask is None else to_numpy(mask).reshape(logits.shape[1:]),  # of one channel
                 input_type=self.input_type,
+                network_spacing=self.network_spacing,
                 regions=self.regions,
                 device=self.device,
                 threads=self.threads,

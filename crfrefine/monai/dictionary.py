@@ -30,6 +30,7 @@ class CrfRefined(MapTransform):
         allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be missing where there are logits.
         output: as in `CrfRefine`.
         input_type: as in `CrfRefine`.
+        network_spacing: as in `CrfRefine`.
         regions: as in `CrfRefine`.
         spacing: as in `CrfRefine`.
         threads: as in `CrfRefine`.
@@ -48,13 +49,14 @@ class CrfRefined(MapTransform):
         self,
         keys: Hashable | Sequence[Hashable],
         image_key: Hashable | Sequence[Hashable] = "image",
-        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = "default",
+        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = None,
         mask_key: Hashable | Sequence[Hashable] | None = None,
         device: str | None = None,
         allow_missing_keys: bool = False,
         *,
         output: Output | None = None,
         input_type: InputType = "auto",
+        network_spacing: ArrayLike | str | None = None,
         regions: GivenRegions | None = None,
         spacing: ArrayLike | None = None,
         threads: int | None = None,
@@ -67,6 +69,7 @@ class CrfRefined(MapTransform):
             parameters,
             output=output,
             input_type=input_type,
+            network_spacing=network_spacing,
             regions=regions,
             spacing=spacing,
             device=device,

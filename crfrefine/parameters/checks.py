@@ -65,6 +65,14 @@ def refuse_key(key: str, hint: str) -> NoReturn:
     raise ConfigError(f"{shorten(key)}: {GONE_KEYS.get(key) or f'unknown key; {hint}'}")
 
 
+def boolean(value: Any, key: str) -> bool:
+    """Return true or false."""
+    value = plain(value)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected true or false, got {describe(value)}")
+    return value
+
+
 @dataclass(frozen=True)
 class Range:
     """A finite number between two bounds."""

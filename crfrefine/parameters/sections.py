@@ -150,6 +150,9 @@ class VolumeParameters(Section):
         checks.Choice(("expected", "argmax", "largest")),
         "expected (sum of probabilities) | argmax (number of voxels) | largest (those of the largest component): what a label keeps",
     )
+    match_input: bool = _key(
+        False, checks.boolean, "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
+    )
 
     def check_label_map(self, *, is_learned: bool = False) -> None:
         """Raise ConfigError if the probabilities of a label map would be summed: their doubt is a convention, of every voxel alike.
@@ -188,7 +191,9 @@ class MeanFieldParameters(Section):
         checks.Choice(("auto", "exact", "truncated", "lattice", "grid")),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
-    positions: str = _key("mm", checks.Choice(("mm", "voxels")), "mm | voxels: unit of theta_alpha and theta_gamma")
+    positions: str = _key(
+        "mm", checks.Choice(("mm", "voxels", "network")), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
+    )
     precision: str = _key("single", checks.Choice(("single", "half")), "single; half is accepted for older files, and has no effect")
     label_threshold: float = _key(
         1e-4,

@@ -54,7 +54,9 @@ class KernelSetSpec:
     filter: str
     num_labels: int  # L, channels of the logits; fewer where labels share channels (`ChannelLabels`)
     num_iterations: int  # number of steps that "auto" chooses a filter for
-    positions: str = "mm"  # "mm", or "voxels": bandwidths count voxels, and the spacing is not used
+    # Unit of the bandwidths: "mm", "voxels" of the grid, or "network": voxels of the network.
+    positions: str = "mm"
+    network_spacing: tuple[float, ...] | None = None  # mm between voxels of the network along each grid axis; None means unknown
 
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:
@@ -72,8 +74,21 @@ class KernelSetSpec:
         return tuple("spatial" if kernel.is_spatial else f"bilateral.{number}" for number, kernel in enumerate(self.kernels))
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
-        """Return the distance between neighboring voxels along each axis in the unit of the bandwidths: the spacing in mm, or 1."""
-        return tuple(float(step) for step in spacing) if self.positions == "mm" else (1.0,) * len(spacing)
+        """Return the distance between neighboring voxels along each axis in the unit of the bandwidths.
+
+        Raises:
+            ConfigError: the unit is a voxel of the network, whose spacing is unknown.
+        """
+        if self.positions == "voxels":
+            return (1.0,) * len(spacing)
+        if self.positions == "mm":
+            return tuple(float(step) for step in spacing)
+        if self.network_spacing is None:
+            raise ConfigError(
+                "mean_field.positions: 'network' counts bandwidths in voxels of the network that made a label map; expected their size: "
+                "--input-type labels --network-spacing MM, in Python input_type='labels' and network_spacing=..."
+            )
+        return tuple(float(step) / wide for step, wide in zip(spacing, self.network_spacing, strict=True))
 
     def reach(self, spacing: Sequence[float], shape: Sequence[int]) -> tuple[int, ...]:
         """Return the voxels along each axis after which every kernel ends, or the grid: nothing is farther, however wide a kernel is."""
@@ -86,7 +101,8 @@ class KernelSetSpec:
     def in_storage(self, order: StorageOrder) -> KernelSetSpec:
         """Return the kernels for a grid whose axes are in storage order."""
         kernels = (dataclasses.replace(kernel, theta_position=order.axes_to_storage(kernel.theta_position)) for kernel in self.kernels)
-        return dataclasses.replace(self, kernels=tuple(kernels))
+        network = None if self.network_spacing is None else order.axes_to_storage(self.network_spacing)
+        return dataclasses.replace(self, kernels=tuple(kernels), network_spacing=network)
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ def refine(
     parameters: CrfParameters | str | Path | None = None,
     mask: ArrayOrImage | None = None,
     input_type: InputType = "auto",
+    network_spacing: ArrayLike | str | None = None,
     regions: GivenRegions | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -60,10 +61,13 @@ def refine(
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
         spacing: distance between neighboring voxels in mm, from 1e-6 to 1e9, one per grid axis or one for all. None: that of
             the images, or 1 mm, with a warning if it matters.
-        parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
+        parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset, with
+            `network_spacing` the `sharp` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
             like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
+        network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
+            larger than the image's; "auto" means that blocks in the map show it. None means that each voxel's label is taken as it is.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
             labels on the same kernels, and together they become the label map. A dictionary of names and their labels, pairs of these, or a
             RegionScheme. None: the channels are labels, together one softmax.
@@ -78,12 +82,12 @@ def refine(
 
     Raises:
         InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
-            place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, or another
-            spacing than theirs.
+            place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, another
+            spacing than theirs, or a network spacing that is not above the image's or is not found.
         GridMismatchError: images on different grids.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
-            each other or come with a label map, a number of threads below 1, or rules of `postprocess` that remove more than a tenth of
-            a label without `allow_vanishing`.
+            each other or come with a label map, a network spacing without a label map, a number of threads below 1, or
+            rules of `postprocess` that remove more than a tenth of a label without `allow_vanishing`.
         BackendUnavailableError: the device is not available.
         CapacityError: not enough memory, bandwidths too small for the lattice, or more than 4,096 different labels.
 
@@ -105,11 +109,16 @@ def refine(
         1
     """
     check_threads(threads)
-    parameters = as_parameters(parameters)
+    if network_spacing is not None and input_type != "labels":
+        raise ConfigError(
+            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
+            "onto the image's before. For a label map, input_type='labels'"
+        )
+    parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
     arrays, spacing = open_images({"logits": logits, "image": image, "mask": mask}, spacing)
     mask = arrays["mask"]
     given, intensities = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
-    in_mm = parameters.mean_field.positions != "voxels" or parameters.postprocess.min_component_ml != 0.0
+    in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
     steps: Any = known_spacing(spacing, matters=in_mm)
     network: Network
     if input_type == "labels":
@@ -123,7 +132,7 @@ def refine(
                 f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
                 "parameters for all labels, or merge labels"
             )
-        network = LabelMapNetwork(labels, channels, num_labels)
+        network = LabelMapNetwork(labels, channels, num_labels, network_spacing)
     else:
         check_no_label_map(given, intensities, input_type)
         network = ArrayNetwork(given, input_type, given_regions(regions))

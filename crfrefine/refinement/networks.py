@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import check_shapes
 from crfrefine.arrays.intensity import normalize_intensity
@@ -18,6 +18,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_ou
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
 from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, identify_regions, take_log_odds
+from crfrefine.arrays.shares import share_logits, share_sigma
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
@@ -50,6 +51,7 @@ class ArrayNetwork:
     values: NDArray[np.floating[Any]]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
     input_type: str = "logits"  # "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None: they are labels
+    may_be_padded: bool = True  # whether equal logits of all labels mean padding
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,6 +75,9 @@ class LabelMapNetwork:
     labels: Labels  # (*grid), in an unsigned type
     channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`)
     num_labels: int  # L, background included, as values per label in the parameters have it
+    # mm between voxels of the network that made the map, one number or one per axis; "auto" means that blocks in the map show it.
+    # None means that each voxel's label is taken as it is.
+    network_spacing: ArrayLike | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,7 +137,7 @@ def prepare(
         check_temperature(models[0].mean_field.temperature, largest_bias(models[0]) - ABSENT_LOGIT)
         check_finite(backend, case.values, "image", context.threads)
         numbers = channel_numbers(np.ascontiguousarray(network.order.to_storage(network.labels)), network.channels)
-        plan = plan_label_map(numbers, case, models[0], parameters, context.threads)
+        plan = plan_label_map(numbers, case, models[0], parameters, context.threads, _sigma(case, models[0]))
     nothing = np.zeros((0, *network.shape[1:]), np.float32)
     return Prepared(nothing, plan.problem.image.mask, None, case, plan, plan.labels, plan.num_padding, plan.notes)
 
@@ -142,8 +147,18 @@ def _in_memory(
 ) -> ArrayNetwork | None:
     """Return the logits of a label map with few labels, or of one that cannot be refined on tiles; None: they are made tile by tile."""
     stored = np.ascontiguousarray(network.order.to_storage(network.labels))
+    sigma = _sigma(case, model)
+
+    def logits() -> ArrayNetwork:
+        """Return the logits of all labels everywhere."""
+        if sigma is not None:
+            values = share_logits(channel_numbers(stored, network.channels), len(network.channels), sigma)
+        else:
+            values = one_hot_logits(stored, network.channels)
+        return ArrayNetwork(network.order.to_user(values), may_be_padded=sigma is None)
+
     if not take_part_nearby(len(network.channels), stored.size):
-        return ArrayNetwork(network.order.to_user(one_hot_logits(stored, network.channels)))
+        return logits()
     if backend.name == "cpu" and stored.ndim <= MOST_DIMS and parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0:
         return None
     what = (
@@ -151,9 +166,16 @@ def _in_memory(
         "can do without, take"
     )
     require_memory(4 * len(network.channels) * stored.size, what, memory_limit())
-    logits = one_hot_logits(stored, network.channels)
-    leave_far_out(logits, model.kernels.reach(case.spacing, stored.shape))
-    return ArrayNetwork(network.order.to_user(logits))
+    found = logits()
+    if sigma is None:
+        leave_far_out(network.order.to_storage(found.values), model.kernels.reach(case.spacing, stored.shape))
+    return found
+
+
+def _sigma(case: GridImage, model: ModelSpec) -> tuple[float, ...] | None:
+    """Return the standard deviation of shares in voxels; None for label maps that are not of a coarser network. All in storage order."""
+    network_spacing = model.kernels.network_spacing
+    return None if network_spacing is None else share_sigma(network_spacing, case.spacing)
 
 
 def _prepare_array(
@@ -167,7 +189,7 @@ def _prepare_array(
     if are_regions:
         channels, largest = _as_log_odds(channels, network.input_type, largest)
     num_padding, notes = 0, tuple[str, ...]()
-    padding = find_padding(channels, are_regions=are_regions)
+    padding = find_padding(channels, are_regions=are_regions) if network.may_be_padded else None
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
         notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()

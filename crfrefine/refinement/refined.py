@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.arrays.probabilities import add_bias, over_output_temperature, take_logarithms
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
+from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,6 +117,41 @@ class RefinedChannels:
     def marginals(self) -> Float32 | None:
         """The softmax of the whole array, if the engine computed it."""
         return self._found.marginals if isinstance(self._found, MeanFieldResult) and self._box is None else None
+
+    def match_volumes(self, counts: Sequence[int], network: Labels, mask: Bool | None) -> None:
+        """Add a bias to each label's refined logits after which the labels have about these numbers of voxels.
+
+        Args:
+            counts: of each label, inside the mask.
+            network: (*grid) the network's label map.
+            mask: (*grid), True where the model applies; None means everywhere.
+        """
+        inner = () if self._box is None else self._box
+        entries: list[tuple[Any, Float32]]
+        if isinstance(self._found, MeanFieldResult):
+            logits = self._found.logits.reshape(self.num_channels, len(self._found.logits[0]), -1)
+            whole = np.ones(self._shape, np.bool_) if mask is None else mask
+            inside = whole[inner].reshape(logits.shape[1:])
+            matching = matching_bias([(slice(None), channel) for channel in logits], inside, np.array(counts))
+            for channel, value in zip(logits, matching, strict=True):
+                np.add(channel, np.float32(value), out=channel, where=inside)
+            self._found = replace(self._found, marginals=None)
+            return
+        sets = self._found.sets
+        inside = sets.grid.by_tile(self._found.mask, sets.tiles)
+        # The voxels of settled tiles keep their label.
+        now = self.label_map(network, settled_only=True)[inner].reshape(sets.grid.shape)
+        fixed = ~sets.grid.voxels(sets.active)
+        if self._found.mask is not None:
+            fixed &= self._found.mask
+        wanted = np.array(counts) - np.bincount(now[fixed], minlength=self.num_channels)
+        entries = []
+        for label in range(self.num_channels):
+            tiles, own = sets.entries_of(label)
+            entries.append((np.searchsorted(sets.tiles, tiles), self._found.values[own]))
+        matching = matching_bias(entries, inside, wanted)
+        for label, value in enumerate(matching):
+            self._found.values[sets.entries_of(label)[1]] += np.float32(value)
 
     def computed(self) -> Float32:
         """Return what the engine computed."""

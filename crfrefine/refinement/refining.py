@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing
-from crfrefine.arrays.components import clean
+from crfrefine.arrays.components import Cleaned, clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.intensity import window_notes
-from crfrefine.arrays.one_hot import renumber
+from crfrefine.arrays.label_maps import count_labels
+from crfrefine.arrays.one_hot import channel_numbers, renumber
 from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.memory import RUN_BYTES, SMALL, format_size
@@ -25,8 +26,9 @@ from crfrefine.engines.base import NO_CONTEXT, MeanFieldResult
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.engines.slabs import run_in_slabs
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.errors import CapacityError, ConfigError, InputError
 from crfrefine.parameters.region_model import resolve_regions
+from crfrefine.refinement.coarse import find_network_spacing
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared, prepare
 from crfrefine.refinement.refined import NetworkLogits, RefinedChannels
 from crfrefine.refinement.result import RefinementResult, probabilities_of
@@ -37,10 +39,10 @@ NARROW = "kernels are narrower than the voxels"
 """The note on kernels that end before the next voxel begins with it."""
 
 NARROW_WIDTH = 0.6
-"""Bandwidth in voxels below which the next voxel counts less than exp(-1 / (2 * 0.6^2)), a quarter of the voxel itself."""
+"""Bandwidth in voxels below which the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))."""
 
 USUAL_WIDTH = 1.5
-"""Bandwidth in voxels that the note advises: that of the preset `default` on the 1 mm voxels it is made for."""
+"""Bandwidth in voxels that the note advises: that of the preset `default` on voxels of 1 mm."""
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -69,16 +71,28 @@ def refine_network(
     all labels everywhere, at once, or in slabs where a device has too little memory for that.
     """
     given, num_dims, threads = network, len(network.shape) - 1, context.threads
+    image = image[None] if image.ndim == num_dims else image
+    mask = None if mask is None else given_array(mask, "mask")
+    network.check_shapes(image, mask)
+    steps, order = given_spacing(spacing, num_dims), network.order
+    voxel_ml = math.prod(steps) / 1000.0
+    network_spacing, note, numbers, of_map = None, None, None, Cleaned(np.zeros(0, np.uint8))
     if isinstance(given, LabelMapNetwork):
         parameters.volume.check_label_map()
         parameters = parameters.select_labels(given.channels, given.num_labels)
         again = None if again is None else again.renumbered(given.channels)
-    image = image[None] if image.ndim == num_dims else image
-    mask = None if mask is None else given_array(mask, "mask")
+        network_spacing, note = find_network_spacing(given.network_spacing, given.labels, steps)
+        channels = channel_numbers(given.labels, given.channels)
+        # Islands that rules remove belong to no label's volume.
+        of_map = clean(channels, parameters.postprocess, voxel_ml) if parameters.volume.match_input else Cleaned(channels)
+        numbers = None if of_map.label_map is channels else channels
+        network = LabelMapNetwork(of_map.label_map, range(len(given.channels)), given.num_labels)
+    _check_matching(parameters, is_label_map=isinstance(given, LabelMapNetwork), is_repeated=again is not None)
     regions = network.regions if isinstance(network, ArrayNetwork) else None
-    network.check_shapes(image, mask)
-    steps, order = given_spacing(spacing, num_dims), network.order
-    models = [replace(one, kernels=one.kernels.in_storage(order)) for one in _resolve(parameters, network.shape, len(image), regions)]
+    models = [
+        replace(one, kernels=replace(one.kernels, network_spacing=network_spacing).in_storage(order))
+        for one in _resolve(parameters, network.shape, len(image), regions)
+    ]
     backend = get_backend(device) if again is None else again.replaces(get_backend(device))
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
     stored_mask = None if mask is None else order.to_storage(mask.astype(np.bool_, copy=False))
@@ -92,7 +106,16 @@ def refine_network(
     check_outcome(backend, refined, threads)
 
     started = time.perf_counter()
-    labels_of_network = decode(prepared.logits) if prepared.labels is None else prepared.labels
+    if prepared.labels is not None:
+        labels_of_network = prepared.labels
+    elif isinstance(network, LabelMapNetwork):
+        labels_of_network = np.ascontiguousarray(order.to_storage(network.labels))
+    else:
+        labels_of_network = decode(prepared.logits)
+    if parameters.volume.match_input:
+        inside = prepared.mask
+        counts = count_labels(labels_of_network if inside is None else labels_of_network[inside], network.shape[0])
+        refined.match_volumes(counts, labels_of_network, inside)
     if parameters.postprocess.decision == "dice":
         probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
         inside = prepared.mask
@@ -101,15 +124,17 @@ def refine_network(
             labels = np.where(inside, labels, labels_of_network)
     else:
         labels = refined.label_map(labels_of_network, decode, threads=threads)
-    voxel_ml = math.prod(steps) / 1000.0
+        if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
+            labels = np.where(prepared.mask, labels, labels_of_network)
     cleaned = clean(order.to_user(labels), parameters.postprocess, voxel_ml)
     channel_labels = given.channels if isinstance(given, LabelMapNetwork) else None
-    lost = {label if channel_labels is None else channel_labels[label]: counts for label, counts in cleaned.lost.items()}
+    removed = _added(of_map.lost, cleaned.lost)
+    lost = {label if channel_labels is None else channel_labels[label]: counts for label, counts in removed.items()}
     volume = voxel_ml if len(steps) == 3 else None
     notes += describe_losses(lost, parameters.postprocess, names or {}, volume, allowed=allow_vanishing)
     result = RefinementResult(
         label_map=cleaned.label_map,
-        network_label_map=order.to_user(labels_of_network),
+        network_label_map=order.to_user(labels_of_network) if numbers is None else numbers,
         channels=refined,
         order=order,
         report=refined.report,
@@ -117,10 +142,10 @@ def refine_network(
         device=backend.name,
         threads=threads,
         num_padding_voxels=prepared.num_padding,
-        voxels_removed=cleaned.voxels_removed,
-        voxels_filled=cleaned.voxels_filled,
+        voxels_removed=of_map.voxels_removed + cleaned.voxels_removed,
+        voxels_filled=of_map.voxels_filled + cleaned.voxels_filled,
         lost_to_rules=lost,
-        notes=prepared.notes + notes + _notes_on_widths(parameters, models[0].kernels, case),
+        notes=((note,) if note else ()) + prepared.notes + notes + _notes_on_widths(parameters, models[0].kernels, case),
         spacing=tuple(steps),
         regions=regions,
         output_temperature=parameters.mean_field.output_temperature,
@@ -136,6 +161,26 @@ def refine_network(
     )
 
 
+def _check_matching(parameters: CrfParameters, *, is_label_map: bool, is_repeated: bool) -> None:
+    """Raise ConfigError if volumes are to be those of a label map where that cannot be done."""
+    if not parameters.volume.match_input:
+        return
+    if not is_label_map or is_repeated:
+        where = "the page with sliders does not have it" if is_repeated else "logits are not one"
+        raise ConfigError(f"volume.match_input: keeps the volumes of a label map, and {where}; set it to false")
+    if parameters.postprocess.decision != "argmax":
+        raise ConfigError(f"postprocess.decision: '{parameters.postprocess.decision}' chooses volumes; set volume.match_input to false")
+
+
+def _added(first: Mapping[int, tuple[int, int]], then: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Return what each label lost to rules that were applied twice: its voxels before, and how many of them are left."""
+    added = dict(first)
+    for label, (before, after) in then.items():
+        start, left = added.get(label, (before, before))
+        added[label] = (start, max(0, left - (before - after)))
+    return added
+
+
 def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: int, regions: RegionScheme | None) -> Sequence[ModelSpec]:
     """Return the model of the labels, or one per region, for channels of a shape."""
     if regions is None:
@@ -149,7 +194,7 @@ def _resolve(parameters: CrfParameters, shape: tuple[int, ...], num_modalities: 
 
 
 def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: GridImage) -> tuple[str, ...]:
-    """Return a note if every kernel ends before the next voxel: the mean field then leaves nearly all labels as they are."""
+    """Return a note if every kernel is narrower than the voxels: hardly any label changes then."""
     shape = case.values.shape[1:]
     steps = kernels.distances(case.spacing)
     axes = [axis for axis, extent in enumerate(shape) if extent > 1]
@@ -189,7 +234,7 @@ def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, cont
 
 
 def _require_room(prepared: Prepared, backend: Backend, context: RunContext) -> None:
-    """Raise CapacityError if a run of all labels on the CPU certainly needs more than the memory that is left."""
+    """Raise CapacityError if a run of all labels on the CPU needs more memory than is left."""
     needed = prepared.logits[(slice(None), *(prepared.box or ()))].size * RUN_BYTES
     left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
     if left is not None and needed > left:

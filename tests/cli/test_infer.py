@@ -241,7 +241,7 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
 
 
 def test_logits_in_memory_are_refined_alike_however_little_memory_is_left(tmp_path):
-    """What tiles take beside them is little: a process of the tests that is larger than the limit is no reason to fail, nor for slabs."""
+    """Tiles take little beside them: no slabs, even if the process of the tests fills the limit."""
     shape = (56, 56, 56)
     radius = np.sqrt(((np.indices(shape) - 28.0) ** 2).sum(axis=0))
     intensities = (radius < 11) * 100.0 + np.random.default_rng(0).normal(0, 10, shape)

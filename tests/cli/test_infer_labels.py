@@ -310,3 +310,60 @@ def test_a_case_that_nothing_changes_gets_a_note(maps):
     for case_id in "ab":
         save_nifti(maps.logits / f"{case_id}.nii.gz", np.zeros(GRID_SHAPE, np.uint8))
     assert "no voxel changed" not in infer(maps, "-v", status=0).stderr, "there is no foreground"
+
+
+def test_a_map_of_a_coarse_network(tmp_path):
+    """From its blocks, and from numbers in the order of the file's axes; the preset is `sharp` unless another one is named."""
+    shape = (54, 42, 21)
+    phantom = make_phantom(0, shape, SPACING)
+    labels, intensities = phantom.logits.argmax(axis=0).astype(np.uint8), phantom.image[0].astype(np.int16)
+    for axis, factor in enumerate((3, 2, 1)):
+        labels = labels.take(np.arange(0, shape[axis], factor), axis).repeat(factor, axis).take(np.arange(shape[axis]), axis)
+    image, network = save_nifti(tmp_path / "ct.nii.gz", intensities), save_nifti(tmp_path / "fast.nii.gz", labels)
+    spacing = tuple(step * factor for step, factor in zip(SPACING, (3, 2, 1), strict=True))
+    expected = crfrefine.refine(labels, intensities, spacing=SPACING, input_type="labels", network_spacing=spacing)
+
+    def infer(*options):
+        return run_here("infer", "-i", image, "-p", network, "-o", tmp_path / "out.nii.gz", *options)
+
+    given = infer("--input-type", "labels", "--network-spacing", ",".join(map(str, spacing)))
+    assert given.status == 0, given.stderr
+    assert "parameters are those of the preset sharp, since --network-spacing is given without -c" in given.stderr
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), expected.label_map)
+    assert (expected.label_map != labels).any()
+    by_name = infer("--input-type", "labels", "--network-spacing", "auto", "-c", "sharp", "--set", "volume.match_input=false")
+    assert "coarser network, found in it: blocks of " in by_name.stderr
+    assert "preset sharp, since" not in by_name.stderr
+    assert (load_nifti(tmp_path / "out.nii.gz") != expected.label_map).any()
+    assert "--network-spacing auto, in Python" in infer("--input-type", "labels").stderr
+    for options, message in (
+        (("--network-spacing", "3"), "it is that of label maps: add --input-type labels"),
+        (("--input-type", "labels", "--network-spacing", "3mm"), "expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got '3mm'"),
+        (("--input-type", "labels", "--network-spacing", "auto", "-c", "auto"), "auto chooses no parameters for --network-spacing"),
+        (("--input-type", "labels", "--network-spacing", "0.01"), "expected more than the image's"),
+        (("--input-type", "labels", "-c", "sharp"), "expected their size: --input-type labels --network-spacing MM"),
+    ):
+        failed = infer(*options)
+        assert failed.status, options
+        assert message in failed.stderr
+
+
+def test_a_map_on_the_coarse_grid_of_its_network(tmp_path):
+    """With --resample, the spacing is that of the file, also where its axes are turned; the blocks need not be found."""
+    phantom = make_phantom(0, GRID_SHAPE, SPACING)
+    shape = tuple(extent // 2 * 2 for extent in GRID_SHAPE)
+    inner = tuple(slice(0, extent) for extent in shape)
+    truth, intensities = phantom.logits.argmax(axis=0).astype(np.uint8)[inner], phantom.image[0].astype(np.int16)[inner]
+    small = truth[::2, ::2]
+    affine = AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0])
+    affine[:3, 3] += 0.5 * (AFFINE[:3, 0] + AFFINE[:3, 1])
+    turned = affine[:, [1, 0, 2, 3]]
+    image = save_nifti(tmp_path / "ct.nii.gz", intensities)
+    network = save_nifti(tmp_path / "fast.nii.gz", np.ascontiguousarray(small.swapaxes(0, 1)), turned)
+    placed = small.repeat(2, 0).repeat(2, 1)
+    spacing = (2 * SPACING[0], 2 * SPACING[1], SPACING[2])
+    expected = crfrefine.refine(placed, intensities, spacing=SPACING, input_type="labels", network_spacing=spacing)
+    options = ("--input-type", "labels", "--resample", "--network-spacing", "auto")
+    found = run_here("infer", "-i", image, "-p", network, "-o", tmp_path / "out.nii.gz", *options, status=0)
+    assert "coarser network: 2 x 2 x 1 voxels of the image" in found.stderr
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), expected.label_map)

@@ -89,7 +89,7 @@ def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, written), rtol=0.0, atol=2e-5)
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", [name for name in list_presets() if name != "sharp"])
 def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset, tmp_path):
     """By name or path. 1e-6 of the largest logit: 16 roundings."""
     case = random_case(3, 2, 3, masked=True)
@@ -103,6 +103,13 @@ def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset, tmp
     expected = refined_by_numpy(case, always_all_steps)
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-6 * np.abs(expected).max())
     assert layer.double().to_parameters() == always_all_steps
+
+
+def test_the_preset_of_coarse_label_maps_is_refused():
+    """The layer takes logits, which are on no coarser grid."""
+    case = random_case(3, 2, 3)
+    with pytest.raises(ConfigError, match=r"mean_field\.positions: 'network' counts bandwidths in voxels of the network"):
+        CrfRnn(3, 2, 3, "sharp")(*tensors(case), case.spacing)
 
 
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "window"])

@@ -282,3 +282,18 @@ def test_rules_that_remove_more_than_a_tenth_of_a_label_need_permission():
         CrfRefined("pred", parameters=parameters, output="labels")(data)
     assert not CrfRefined("pred", parameters=parameters, output="labels", allow_vanishing=True)(data)["pred"].any()
     np.testing.assert_array_equal(CrfRefine(parameters)(data["pred"], data["image"]), CrfRefine(PARAMETERS)(data["pred"], data["image"]))
+
+
+def test_label_maps_of_a_coarse_network():
+    labels = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (3, 4, 6)), 3, 0), 2, 1)[:, :7]
+    image = 10.0 * labels[None] + np.random.default_rng(1).normal(size=(1, *GRID))
+    network = (2.7, 2.8, 2.5)
+    expected = crfrefine.refine(labels, image, spacing=SPACING, input_type="labels", network_spacing=network)
+    found = CrfRefine(input_type="labels", network_spacing=network)(placed(labels[None]), placed(image))
+    assert isinstance(found, MetaTensor)
+    np.testing.assert_array_equal(found.numpy()[0], expected.label_map)
+    data = {"pred": placed(labels[None]), "image": placed(image)}
+    in_dictionary = CrfRefined("pred", input_type="labels", network_spacing=network)(data)["pred"]
+    np.testing.assert_array_equal(in_dictionary.numpy(), found.numpy())
+    with pytest.raises(ConfigError, match="network_spacing: it is that of label maps"):
+        CrfRefine(network_spacing=3.0)

@@ -39,6 +39,7 @@ ELSEWHERE = {
     r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
     r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
+    r"crfrefine infer .*labels --network-spacing ": "needs blocks in maps of more and smaller voxels; the tests of the command make them",
     r"mkdir ": "writes into the home folder, or links to an executable on the path",
 }
 """The beginning of a statement of a shell, and why it does not run here."""

@@ -146,7 +146,7 @@ def test_scaled_probabilities_are_refused_and_taken_as_logits_on_the_users_word(
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
 def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
-    """The same bytes as of the label map; label 2 does not occur, so that the numbers of labels and channels differ."""
+    """The same arrays as of the label map; label 2 does not occur, so labels are not channels."""
     folders = write_folders(tmp_path, "a")
     labels = logits_of(folders).argmax(axis=0).astype(np.uint8)
     labels[labels == 2] = 3
@@ -273,7 +273,7 @@ app(sys.argv[1:])
 
 @pytest.mark.long
 def test_slabs_hold_the_limit_of_memory(tmp_path):
-    """A process of its own, whose peak the system counts: four modalities, and 48 labels that all meet others."""
+    """The system counts the peak of a process: four modalities, 48 labels that all meet others."""
     shape = (110, 90, 200)
     x, y, z = np.indices(shape)
     labels = ((1 + x // 20 + 6 * (y // 24) + 24 * (z // 100)) * (y > 11)).astype(np.uint8)

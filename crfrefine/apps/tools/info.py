@@ -225,7 +225,7 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
 
 
 def _count_whole_values(values: Float32, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return how often each value occurs if there are only a few whole numbers, or labels with names, as in a label map."""
+    """Return how often each value occurs, of a few whole numbers or of labels with names."""
     import numpy as np
 
     found, counts = np.unique(values, return_counts=True)

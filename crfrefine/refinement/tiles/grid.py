@@ -60,6 +60,18 @@ class TileGrid:
             tiles = tiles.take(np.arange(part.start, part.stop) // TILE[axis], axis=axis)
         return tiles
 
+    def by_tile(self, inside: Bool | None, tiles: NDArray[np.int64]) -> Bool:
+        """Return (n, voxels of a tile), True at the voxels of n tiles that are in the grid and in a mask.
+
+        The mask is (*grid); None means everywhere.
+        """
+        padded = np.zeros(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)), np.bool_)
+        padded[tuple(slice(0, extent) for extent in self.shape)] = True if inside is None else inside
+        shape = [part for pair in zip(self.counts, TILE, strict=True) for part in pair]
+        whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
+        found: Bool = whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
+        return found
+
     def spread(self, tiles: NDArray[np.int64], values: Float32, otherwise: np.float32) -> Float32:
         """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are `otherwise`."""
         padded = np.full((self.num_tiles, *TILE), otherwise, np.float32)

@@ -12,16 +12,20 @@ from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import describe_padding, leave_out
+from crfrefine.arrays.shares import share_reach
 from crfrefine.refinement.tiles.choosing import LARGEST_DIRECT_REACH, choose_tiles, window_voxels
 from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_reach
 from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
+from crfrefine.refinement.tiles.share_source import ShareChannels
 from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.stored import FIRST_LOOK
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds, find_present, find_thresholds, survey_channels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Bool, Float32, Float64, Labels
     from crfrefine.engines.base import RunContext
@@ -152,7 +156,8 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     survey.release()
     reach = kernel_reach(spec.kernels, image.spacing, grid)
     left = None if context.num_bytes is None else context.num_bytes()
-    store, present, may_matter = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)  # Pieces need the rest.
+    # Pieces on their way need the rest.
+    store, present, may_matter = candidates.store(survey, reach, None if left is None else left - FIRST_LOOK)
     problem = TileProblem(
         grid,
         store,
@@ -175,19 +180,38 @@ MOST_PAIRS = 1000
 than half its memory."""
 
 
-def plan_label_map(numbers: Labels, image: GridImage, spec: ModelSpec, parameters: CrfParameters, threads: int | None) -> TilePlan:
+def plan_label_map(
+    numbers: Labels,
+    image: GridImage,
+    spec: ModelSpec,
+    parameters: CrfParameters,
+    threads: int | None,
+    sigma: Sequence[float] | None = None,
+) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0.
 
+    With the `sigma` of a coarser network (`crfrefine.arrays.shares`), labels take part where they have a share.
     The numbers, (*grid) of at most three axes in storage order, are the channel of each voxel's label.
     """
     grid, run = TileGrid.of(numbers.shape), spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = kernel_reach(spec.kernels, image.spacing, grid)
-    near = find_tiles_near_labels(grid, labels, run.num_labels, reach_of_messages(spec, reach), threads)
+    source: LabelMapChannels | ShareChannels
+    if sigma is None:
+        source, settled, confidence = LabelMapChannels(labels, reach), settled_probability(spec), CONFIDENCE
+        extents = reach_of_messages(spec, reach)
+    else:
+        sigma = (*(0.0,) * (MOST_DIMS - len(sigma)), *sigma)
+        source, confidence = ShareChannels(labels, sigma), 0.0
+        thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
+        settled = -math.inf if thresholds is None else float(thresholds.may_matter.min())
+        # Messages reach farther than shares, and matter there if they differ between labels.
+        farther = (0,) * MOST_DIMS if run.is_potts and run.has_one_weight else reach
+        extents = tuple(one + other for one, other in zip(share_reach(sigma), farther, strict=True))
+    near = find_tiles_near_labels(grid, labels, run.num_labels, extents, threads)
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
     near &= voxels > 0
-    source = LabelMapChannels(labels, reach)
     problem = TileProblem(
         grid,
         source,
@@ -197,19 +221,24 @@ def plan_label_map(numbers: Labels, image: GridImage, spec: ModelSpec, parameter
         spec,
         None,  # No label was left out because its probability was low.
         fit_intensity(image.values, parameters.intensity, image.mask),
-        settled=settled_probability(spec),
+        settled=settled,
         precision=parameters.mean_field.label_threshold,
     )
     sets = problem.label_sets()
     # The logit of the only label of a settled tile.
-    own = np.full(grid.counts, CONFIDENCE / run.temperature)
+    own = np.full(grid.counts, confidence / run.temperature)
     if run.bias is not None:
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = replace(sets, domains=np.zeros_like(sets.domains))
     is_fine = spec.kernels.filter == "auto" and max(reach) <= LARGEST_DIRECT_REACH and window_voxels(problem) <= MOST_PAIRS
-    outside = None if inside is None else OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
-    return TilePlan(problem, sets, voxels * own, True if is_fine else None, labels=labels.reshape(numbers.shape), outside=outside)
+    outside = None
+    if inside is not None and isinstance(source, LabelMapChannels):
+        outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)
+    is_direct = True if is_fine else None
+    if sigma is not None and not is_fine and spec.kernels.filter == "auto":
+        is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
+    return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape), outside=outside)
 
 
 def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:

@@ -198,6 +198,7 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
     from crfrefine.cases.label_input import LabelMap
     from crfrefine.engines.base import RunContext
     from crfrefine.io.logits import LogitsHeader
+    from crfrefine.refinement.coarse import AUTO
     from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
     from crfrefine.refinement.refining import refine_network
     from crfrefine.refinement.tiles.streaming import StreamedNetwork
@@ -208,7 +209,8 @@ def _result(settings: CaseSettings, case: Case, names: Mapping[int, str], progre
         shape = given.grid_shape[::-1]
         network = StreamedNetwork(given.pieces, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
     elif isinstance(given, LabelMap):
-        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels)
+        wide = given.file_spacing if options.network_spacing == AUTO and given.file_spacing else options.network_spacing
+        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)
     else:
         network = ArrayNetwork(given, "logits", case.regions)
     return refine_network(

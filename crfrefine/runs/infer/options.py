@@ -24,6 +24,9 @@ class InferenceOptions:
     masks: Path | str | None = None  # a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says
     parameters: CrfParameters = field(default_factory=CrfParameters)  # the CRF
     input_type: str = "auto"  # "auto", "logits", "probabilities" or "labels"
+    # mm between voxels of the network that made the label maps, one number or one per axis; "auto" means that blocks in
+    # the map show it. None means that each voxel's label is taken as it is.
+    network_spacing: float | tuple[float, ...] | str | None = None
     # The regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
     regions: RegionScheme | None = None
     resample: bool = False  # whether logits and masks on another grid are interpolated onto the image's

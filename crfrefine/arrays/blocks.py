@@ -1,0 +1,149 @@
+"""Blocks in a label map, which nearest neighbor leaves when it brings labels from a coarser grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from crfrefine.base.array_types import Array, Bool, Float64, Labels
+
+Integers = NDArray[np.int64]
+
+# A grid is believed if it has a pitch within these, in voxels, and predicts enough.
+_MIN_PITCH = 1.3
+_MAX_PITCH = 12.0
+_MIN_SHARE = 0.9  # of all changes
+_MIN_PREDICTED = 5  # planes with changes
+_MIN_UNPREDICTED = 4  # planes
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of equal labels.
+
+    Attributes:
+        pitch: mean size of a block in voxels per axis of the label map; 1 if there are none.
+    """
+
+    pitch: tuple[float, ...]
+
+    def describe(self, spacing: Sequence[float]) -> str:
+        """Return the size of a block in words; spacing: mm per voxel, one number per axis."""
+        sizes = [pitch * step for pitch, step in zip(self.pitch, spacing, strict=True)]
+        voxels, millimeters = (" x ".join(f"{x:.3g}" for x in row) for row in (self.pitch, sizes))
+        return f"blocks of {voxels} voxels: {millimeters} mm"
+
+
+def find_blocks(label_map: Labels) -> Blocks | None:
+    """Return the blocks in (*grid) labels, of up to three axes; None if no axis has blocks.
+
+    Along an axis that nearest neighbor brought from a coarser grid, labels change only between
+    blocks. Linear interpolation leaves no blocks.
+    """
+    pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
+    return Blocks(pitch) if any(size > 1 for size in pitch) else None
+
+
+def _count_changes(label_map: Labels) -> list[Integers]:
+    """Return per axis how many voxels change their label between neighboring planes."""
+    order = sorted(range(label_map.ndim), key=lambda axis: -abs(label_map.strides[axis]))
+    volume = label_map.transpose(order)[(np.newaxis,) * (3 - label_map.ndim)]
+    counts = [np.zeros(max(size - 1, 0), np.int64) for size in volume.shape]
+    for start in range(0, len(volume), 255):  # 255 planes: a byte holds the number of changes.
+        rows: Array = np.zeros((counts[1].size, volume.shape[2]), np.uint8)
+        columns: Array = np.zeros((volume.shape[1], counts[2].size), np.uint8)
+        for index in range(start, min(start + 255, len(volume))):
+            plane = volume[index]
+            rows += (plane[1:] != plane[:-1]).view(np.uint8)
+            columns += (plane[:, 1:] != plane[:, :-1]).view(np.uint8)
+            if index:
+                counts[0][index - 1] = np.count_nonzero(plane != volume[index - 1])
+        counts[1] += rows.sum(axis=1, dtype=np.int64)
+        counts[2] += columns.sum(axis=0, dtype=np.int64)
+    last = counts[3 - label_map.ndim :]
+    return [last[order.index(axis)] for axis in range(label_map.ndim)]
+
+
+class _Fit(NamedTuple):
+    """The phase at which a pitch fits best."""
+
+    pitch: float
+    divergence: float
+    predicted: Integers  # indices into the planes
+
+
+def _pitch(changes: Integers) -> float:
+    """Return the pitch of the blocks along an axis in voxels, 1 if there are none."""
+    changed = np.flatnonzero(changes)
+    if changed.size < _MIN_PREDICTED:
+        return 1.0
+    planes = np.arange(changed[0], changed[-1] + 1)
+    length = planes.size
+    # Longer runs of planes without a change say nothing.
+    after = changed[np.searchsorted(changed, planes)]
+    before = changed[np.searchsorted(changed, planes, "right") - 1]
+    planes = planes[after - before <= _MAX_PITCH]
+    weights = changes[planes] / changes.sum()
+    max_pitch = min(_MAX_PITCH, (length - 1) / (_MIN_PREDICTED - 1))
+    largest = np.sort(weights)[-math.ceil(planes.size / _MIN_PITCH) :]
+    if max_pitch < _MIN_PITCH or largest.sum() < _MIN_SHARE:
+        return 1.0
+
+    # At both ends of the planes, neighboring pitches differ by a quarter voxel.
+    num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
+    pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
+    coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
+    # Now planes count, not voxels: else pitches that leave out the tips of a structure would win.
+    # Fewer changes, such as those of an edit by hand, are none.
+    others = np.delete(weights, coarse.predicted)
+    is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
+    if np.count_nonzero(is_changed) < _MIN_PREDICTED:
+        return 1.0
+    weights_of_planes = is_changed / np.count_nonzero(is_changed)
+    span = 2 * coarse.pitch / length  # two blocks more or less
+    pitches = np.clip(coarse.pitch * np.linspace(1 - span, 1 + span, 513), _MIN_PITCH, _MAX_PITCH)
+    fine = [_fit(planes, weights_of_planes, x) for x in pitches]
+    best = max(fine, key=lambda fit: fit.divergence)
+    share = weights[best.predicted].sum()
+    if share < _MIN_SHARE or not _is_believed(is_changed, best.predicted, length):
+        return 1.0
+    equal = [fit.pitch for fit in fine if fit.divergence > best.divergence - 1e-9]
+    return float(min(equal) + max(equal)) / 2
+
+
+def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
+    """Return the phase at which a pitch predicts many changes on few planes.
+
+    A block begins where the position modulo the pitch lies in a window of one voxel.
+    """
+    remainders = planes % pitch
+    order = np.argsort(remainders)
+    remainders, starts = remainders[order], np.arange(planes.size)
+    ends = np.searchsorted(np.concatenate([remainders, remainders + pitch]), remainders + 1 - 1e-9)
+    sums = np.cumsum(np.concatenate([[0.0], weights[order], weights[order]]))
+    shares, expected = sums[ends] - sums[starts], (ends - starts) / planes.size
+    best = np.argmax(shares - expected)
+    predicted = order[np.arange(best, ends[best]) % planes.size]
+    return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
+
+
+def _is_believed(is_changed: Bool, predicted: Integers, length: int) -> bool:
+    """Return whether chance does not explain that changes lie on the predicted planes."""
+    inside, outside = is_changed[predicted], np.delete(is_changed, predicted)
+    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED:
+        return False
+    mean = float(is_changed.mean())
+    evidence = sum(part.size * _divergence(part.mean(), mean) for part in (inside, outside))
+    return evidence > 3 * math.log(length)  # Pitches and phases give about length³ sets of planes.
+
+
+def _divergence(share: float, expected: float) -> float:
+    """Return the Kullback-Leibler divergence of two Bernoulli distributions, in nats."""
+    pairs = ((share, expected), (1 - share, 1 - expected))
+    return sum(p * math.log(p / q) for p, q in pairs if p > 1e-12 and q > 1e-12)

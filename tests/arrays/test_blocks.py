@@ -1,0 +1,141 @@
+"""Blocks that nearest neighbor leaves in label maps: found with their size, and nowhere else."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from scipy import ndimage
+
+from crfrefine.arrays.blocks import Blocks, find_blocks
+
+SHAPE = (96, 71, 60)
+
+
+def make_blobs(shape, seed, *, sigma=3.0, num_labels=4):
+    """Smooth labels in an ellipsoid of background."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=(num_labels, *shape))
+    scores = ndimage.gaussian_filter(noise, (0, *(sigma for _ in shape)))
+    places = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    return np.argmax(scores, axis=0).astype(np.uint8) * (np.linalg.norm(places, axis=0) < 0.9)
+
+
+def make_coarse(pitch, seed, shape=SHAPE):
+    """Labels drawn on a coarse grid with a random phase, at the nearest voxels of a fine one."""
+    generator = np.random.default_rng(seed)
+    axes = zip(shape, generator.uniform(0, pitch), pitch, strict=True)
+    sources = [((np.arange(size) + phase) / step).astype(int) for size, phase, step in axes]
+    coarse = make_blobs([source[-1] + 1 for source in sources], seed, sigma=2.0)
+    return coarse[np.ix_(*sources)]
+
+
+def assert_pitch(label_map, expected):
+    blocks = find_blocks(label_map)
+    assert blocks is not None
+    assert blocks.pitch == pytest.approx(expected, rel=0.05)
+    assert [size == 1 for size in blocks.pitch] == [size == 1 for size in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("pitch", [1.5, 2.0, 2.5, 3.08, 4.0])
+def test_the_pitch_of_every_axis_is_found(pitch, seed):
+    assert_pitch(make_coarse((pitch,) * 3, seed), (pitch,) * 3)
+    assert_pitch(make_coarse((pitch, 1.0, 2.2), seed), (pitch, 1.0, 2.2))
+    assert_pitch(make_coarse((1.0, pitch, 1.0), seed), (1.0, pitch, 1.0))
+
+
+@pytest.mark.parametrize("grid_mode", [False, True], ids=["centers", "edges"])
+def test_nearest_neighbor_of_scipy(grid_mode):
+    """With `grid_mode` the edges of the grids agree, as in nnU-Net; else the outermost centers."""
+    coarse, shape = make_blobs((31, 40, 24), 3, sigma=2.0), (95, 62, 59)
+    factors = [fine / size for fine, size in zip(shape, coarse.shape, strict=True)]
+    fine = ndimage.zoom(coarse, factors, order=0, mode="nearest", grid_mode=grid_mode)
+    assert fine.shape == shape
+    assert_pitch(fine, factors)
+
+
+def test_nearest_neighbor_of_simpleitk():
+    coarse = sitk.GetImageFromArray(make_blobs((26, 33, 40), 5, sigma=2.0))
+    coarse.SetSpacing((3.0, 3.0, 3.0))
+    fine = sitk.Image(121, 102, 39, sitk.sitkUInt8)
+    fine.SetSpacing((0.977, 0.977, 2.0))
+    fine.SetOrigin((0.4, -0.2, 0.1))
+    resampled = sitk.Resample(coarse, fine, sitk.Transform(), sitk.sitkNearestNeighbor)
+    assert_pitch(sitk.GetArrayFromImage(resampled), (1.5, 3.0 / 0.977, 3.0 / 0.977))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_order_type_and_number_of_axes_do_not_matter(order):
+    label_map = make_coarse((2.0, 3.0, 1.0), 2, (300, 52, 40))
+    expected = find_blocks(label_map)
+    assert expected == find_blocks(np.asarray(label_map.astype(np.uint32) * 70_000, order=order))
+    turned = find_blocks(np.asarray(label_map.transpose(1, 2, 0), order=order)[:, ::-1])
+    assert turned.pitch == expected.pitch[1:] + expected.pitch[:1]
+    assert_pitch(make_coarse((2.5, 4.0), 1, (90, 121)), (2.5, 4.0))
+
+
+def test_empty_planes_between_two_small_structures_do_not_count():
+    label_map = np.zeros((400, 60, 60), np.uint8)
+    label_map[10:31] = label_map[331:352] = make_coarse((3.0, 3.0, 3.0), 4, (21, 60, 60))
+    assert_pitch(label_map, (3.0, 3.0, 3.0))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tips_with_few_changes_count_in_a_small_structure(seed):
+    """A larger pitch that misses the tips, and predicts fewer planes, must not win."""
+    pitch = 2 + seed % 3 / 2
+    shape = tuple(int(size * pitch) for size in (9, 12, 10))
+    assert_pitch(make_coarse((pitch,) * 3, seed, shape), (pitch,) * 3)
+
+
+def test_blocks_are_found_after_small_edits():
+    """A ball drawn by hand, and single voxels on all planes."""
+    label_map = make_coarse((3.0, 3.0, 3.0), 6)
+    label_map[np.linalg.norm(np.indices(SHAPE).T - (40, 35, 30), axis=-1).T < 6] = 5
+    assert_pitch(label_map, (3.0, 3.0, 3.0))
+    label_map[tuple(np.random.default_rng(7).integers(0, SHAPE, (150, 3)).T)] = 6
+    assert_pitch(label_map, (3.0, 3.0, 3.0))
+
+
+def test_a_label_map_that_is_smooth_in_one_half_has_no_blocks():
+    label_map = make_coarse((3.0, 3.0, 3.0), 6)
+    label_map[:, :35] = make_blobs(SHAPE, 6)[:, :35]
+    assert find_blocks(label_map) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_smooth_label_maps_have_no_blocks(seed):
+    generator = np.random.default_rng(seed)
+    label_map = make_blobs(generator.integers(5, 90, 3), seed, sigma=generator.uniform(0.5, 5.0))
+    assert find_blocks(label_map) is None
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 3, 4])
+def test_linear_interpolation_leaves_no_blocks(factor):
+    coarse = make_blobs((24, 30, 20), 8, sigma=2.0)
+    one_hot = (coarse == np.arange(4).reshape(-1, 1, 1, 1)).astype(np.float32)
+    shares = ndimage.zoom(one_hot, (1, factor, factor, factor), order=1)
+    assert find_blocks(np.argmax(shares, axis=0).astype(np.uint8)) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_few_boxes_have_no_blocks(seed):
+    """Some pitch predicts any few planes: chance is no evidence."""
+    generator = np.random.default_rng(seed)
+    label_map = np.zeros((200, 180, 160), np.uint8)
+    for corner in generator.uniform(0, 0.9, (generator.integers(1, 9), 3)) * label_map.shape:
+        sizes = generator.integers(1, 15, 3)
+        label_map[tuple(map(slice, corner.astype(int), corner.astype(int) + sizes))] = 1
+    assert find_blocks(label_map) is None
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (2, 3, 4), (5,), (6, 1), (40, 50, 30)])
+def test_empty_and_tiny_label_maps_have_no_blocks(shape):
+    assert find_blocks(np.zeros(shape, np.uint8)) is None
+    assert find_blocks(np.full(shape, 3, np.uint16)) is None
+    tiny = tuple(min(size, 6) for size in shape)
+    assert find_blocks(np.random.default_rng(1).integers(0, 3, tiny).astype(np.uint8)) is None
+
+
+def test_the_text_names_voxels_and_millimeters():
+    text = Blocks((3.08, 3.08, 1.6)).describe((0.977, 0.977, 2.0))
+    assert text == "blocks of 3.08 x 3.08 x 1.6 voxels: 3.01 x 3.01 x 3.2 mm"

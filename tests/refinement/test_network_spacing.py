@@ -1,0 +1,224 @@
+"""Label maps of a coarse network: shares of labels, bandwidths in its voxels, and volumes that stay."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+import crfrefine
+from crfrefine.arrays import one_hot
+from crfrefine.arrays.shares import MIN_SHARE
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+from crfrefine.refinement.networks import ArrayNetwork
+from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.volumes import matching_bias
+
+SHAPE, SPACING, FACTORS = (47, 41, 33), (0.7, 1.1, 1.6), (3, 4, 2)
+NETWORK = tuple(step * factor for step, factor in zip(SPACING, FACTORS, strict=True))
+SHARP = crfrefine.CrfParameters.load("sharp")
+PLAIN = SHARP.replace(**{"bilateral.weight": 0.0, "volume.match_input": False})
+PLAIN_MM = PLAIN.replace(**{"mean_field.positions": "mm"})
+
+
+def coarse(truth, factors=FACTORS):
+    """The label of the middle voxel of each block, everywhere in the block."""
+    for axis, factor in enumerate(factors):
+        middles = np.minimum(np.arange(0, truth.shape[axis], factor) + factor // 2, truth.shape[axis] - 1)
+        truth = truth.take(middles, axis).repeat(factor, axis).take(np.arange(truth.shape[axis]), axis)
+    return truth
+
+
+def balls(num_labels=2, shape=SHAPE, seed=0):
+    """Labels 0, 5, 8, … of tilted ellipsoids, and an image of them."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros(shape, np.uint8)
+    grid = np.indices(shape, float)
+    for number in range(1, num_labels):
+        center = [rng.uniform(0.2, 0.8) * extent for extent in shape]
+        axes = [rng.uniform(0.12, 0.3) * extent for extent in shape]
+        distance = sum(((at - c) / a) ** 2 for at, c, a in zip(grid, center, axes, strict=True))
+        truth[distance + 0.3 * np.sin(grid[0] / 4) < 1.0] = 2 + 3 * number
+    return truth, 20.0 * truth + rng.normal(0, 6, shape)
+
+
+def refined(labels, image, parameters=None, **options):
+    options = {"spacing": SPACING[: labels.ndim], "network_spacing": NETWORK[: labels.ndim], **options}
+    return crfrefine.refine(labels, image, input_type="labels", parameters=parameters, **options)
+
+
+def volumes(result):
+    """The voxels of each label that occurs, before and after."""
+    before, after = (np.array(counts) for counts in (result.changes.voxels_before, result.changes.voxels_after))
+    return before[before > 0], after[before > 0]
+
+
+def dice(one, other):
+    return np.mean([2 * np.sum((one == k) & (other == k)) / np.sum((one == k).astype(int) + (other == k)) for k in np.unique(other)[1:]])
+
+
+def test_logits_are_the_logarithms_of_shares():
+    truth, image = balls(4)
+    labels = coarse(truth)
+    result = refined(labels, image, PLAIN)
+    for number, label in enumerate(np.unique(labels)):
+        share = gaussian_filter((labels == label).astype(float), [0.5 * factor for factor in FACTORS], mode="nearest")
+        expected = 2.0 * np.log(np.maximum(share, MIN_SHARE))
+        np.testing.assert_allclose(result.logits[number], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
+    """With few labels all logits are in memory, with many they are made tile by tile: the same labels and marginals."""
+    truth, image = balls(12)
+    labels = np.array(coarse(truth), order=order)
+    mask = None
+    if with_mask:
+        mask = np.ones(SHAPE, bool)
+        mask[12:30, 10:30, 8:25] = False
+    parameters = SHARP.replace(**{"mean_field.filter": "truncated"})
+    whole = refined(labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), mask=mask)
+    monkeypatch.setattr(one_hot, "MANY_LABELS", 2)
+    tiles = refined(labels, image, parameters, mask=mask)
+    assert "tiles" in tiles.filters[0]
+    assert "tiles" not in whole.filters[0]
+    assert np.mean(tiles.label_map != whole.label_map) < 1e-4
+    inside = np.ones(SHAPE, bool) if mask is None else mask
+    np.testing.assert_allclose(tiles.marginals_at(inside), whole.marginals_at(inside), atol=5e-3)
+    np.testing.assert_array_equal(tiles.label_map[~inside], labels[~inside])
+    np.testing.assert_array_equal(whole.label_map[~inside], labels[~inside])
+    for result in (tiles, whole):
+        present = np.array(result.channel_labels)
+        np.testing.assert_array_equal(present[result.marginals.argmax(axis=0)][inside], result.label_map[inside])
+        np.testing.assert_array_equal(present[result.logits.argmax(axis=0)][inside], result.label_map[inside])
+
+
+def test_volumes_stay_and_borders_come_back():
+    truth, image = balls(5)
+    labels = coarse(truth)
+    result = refined(labels, image)
+    before, after = volumes(result)
+    np.testing.assert_allclose(after, before, rtol=0.005)
+    assert dice(result.label_map, truth) > dice(labels, truth) + 0.02
+    shrunk, fewer = volumes(refined(labels, image, SHARP.replace(**{"volume.match_input": False})))
+    assert (fewer < 0.97 * shrunk).any(), "without, some label shrinks"
+    # Also inside a mask, which cuts labels.
+    mask = np.arange(SHAPE[1])[None, :, None] < np.full(SHAPE, 22)
+    part = refined(labels, image, mask=mask)
+    before, after = (np.bincount(found[mask], minlength=20) for found in (labels, part.label_map))
+    np.testing.assert_allclose(after, before, rtol=0.01)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("many", [False, True])
+def test_small_labels_do_not_vanish(order, many, monkeypatch):
+    """A block, a plate and three voxels, in a large label that the image cannot tell from them."""
+    monkeypatch.setattr(one_hot, "MANY_LABELS", 2 if many else 99)
+    labels = np.zeros(SHAPE, np.uint8, order=order)
+    labels[6:42, 4:36, 4:28] = 1
+    labels[12:15, 12:16, 12:14], labels[21:24, 8:32, 6:26], labels[33:36, 20, 20] = 2, 3, 4
+    result = refined(labels, np.random.default_rng(0).normal(0, 1, SHAPE))
+    before, after = volumes(result)
+    np.testing.assert_allclose(after[:4], before[:4], rtol=0.02)
+    assert after[4] > 0
+
+
+def test_one_label_and_equal_shares():
+    """A map of one label stays; equal shares of two labels are no padding."""
+    image = np.zeros(SHAPE)
+    full = refined(np.full(SHAPE, 7), image)
+    assert (full.label_map == 7).all()
+    assert not refined(np.zeros(SHAPE, int), image).label_map.any()
+    equal = np.zeros((2, 8, 7), np.float32)
+    equal[1, 4:] = 1.0
+    found = [
+        refine_network(ArrayNetwork(equal, may_be_padded=may), image[:8, :7, 0], spacing=1.0, parameters=PLAIN_MM) for may in (False, True)
+    ]
+    assert [result.num_padding_voxels for result in found] == [0, 28]
+
+
+def test_islands_that_a_rule_removes_have_no_volume():
+    truth, image = balls(2)
+    labels = coarse(truth)
+    labels[:6, :8, :4] = 5
+    rules = SHARP.replace(**{"postprocess.keep_largest": "each"})
+    result = refined(labels, image, rules, allow_vanishing=True)
+    body = int(np.sum(labels == 5)) - 6 * 8 * 4
+    assert abs(int(np.sum(result.label_map == 5)) - body) <= 0.005 * body
+    assert not result.label_map[:6, :8, :4].any()
+    assert result.voxels_removed == 6 * 8 * 4
+    np.testing.assert_array_equal(result.network_label_map, labels)
+    with pytest.raises(ConfigError, match=r"would remove more than 10%"):
+        refined(np.where(truth > 0, 0, labels) + np.uint8(2) * (labels == 0)[::-1], image, rules)
+
+
+def test_auto_finds_the_blocks_and_says_what_it_did():
+    truth, image = balls(6)
+    labels = coarse(truth)
+    found = refined(labels, image, network_spacing="auto")
+    assert "found in it: blocks of 3 x 4 x 2 voxels: 2.1 x 4.4 x 3.2 mm" in found.notes[0]
+    np.testing.assert_array_equal(found.label_map, refined(labels, image).label_map)
+    hint = crfrefine.refine(labels, image, spacing=SPACING, input_type="labels").notes
+    assert "--network-spacing auto, in Python network_spacing='auto': blocks of 3 x 4 x 2" in hint[0]
+    assert crfrefine.refine(truth, image, spacing=SPACING, input_type="labels").notes == ()
+    with pytest.raises(InputError, match=r"has no blocks of a coarser grid.* give the spacing of the network"):
+        refined(truth, image, network_spacing="auto")
+
+
+def test_an_axis_that_is_not_coarser_keeps_its_labels_apart():
+    """A network spacing below the image's counts as the image's; along all axes it is an error."""
+    truth, image = balls(3)
+    labels = coarse(truth, (1, 4, 2))
+    given, equal = (refined(labels, image, network_spacing=(step, *NETWORK[1:])) for step in (0.2, SPACING[0]))
+    np.testing.assert_array_equal(given.label_map, equal.label_map)
+    single = np.zeros(SHAPE, np.uint8)
+    single[20] = 1
+    share = refined(single, image, PLAIN, network_spacing=(0.2, *NETWORK[1:])).logits[1]
+    np.testing.assert_allclose(share[20], 0.0, atol=1e-6)
+    for wrong in ((0.7, 1.1, 1.6), 0.1):
+        with pytest.raises(InputError, match=r"network spacing is .* mm; expected more than the image's 0.7 x 1.1 x 1.6 mm"):
+            refined(labels, image, network_spacing=wrong)
+
+
+def test_wrong_arguments():
+    truth, image = balls(2)
+    logits = np.stack([truth == 0, truth > 0]).astype(float)
+    with pytest.raises(ConfigError, match="network_spacing: it is that of a label map, and input_type is 'auto'"):
+        crfrefine.refine(logits, image, spacing=SPACING, network_spacing=3.0)
+    with pytest.raises(ConfigError, match=r"mean_field.positions: 'network' .*--network-spacing MM"):
+        refined(truth, image, SHARP, network_spacing=None)
+    for wrong in ("fast", (1.0, 2.0), -3.0, float("nan")):
+        with pytest.raises(InputError, match=r"^network spacing is .*expected"):
+            refined(truth, image, network_spacing=wrong)
+    with pytest.raises(InputError, match="mask"):
+        refined(truth, image, mask=np.zeros(SHAPE))
+    with pytest.raises(ConfigError, match=r"volume.match_input: keeps the volumes of a label map, and logits are not one"):
+        crfrefine.refine(logits, image, spacing=SPACING, parameters=SHARP)
+    with pytest.raises(ConfigError, match=r"postprocess.decision: 'dice' chooses volumes"):
+        refined(truth, image, SHARP.replace(**{"postprocess.decision": "dice"}))
+    with pytest.raises(ConfigError, match=r"volume.match_input: expected true or false, got 1"):
+        SHARP.replace(**{"volume.match_input": 1})
+
+
+def test_bandwidths_count_voxels_of_the_network():
+    kernels = KernelSetSpec((KernelSpec((0.8, 0.8), (0.05,)),), "symmetric", "auto", 2, 5, "network", (3.0, 2.0))
+    assert kernels.distances((1.0, 0.5)) == (1.0 / 3.0, 0.25)
+    truth, image = balls(3)
+    labels = coarse(truth)
+    in_mm = SHARP.replace(**{"mean_field.positions": "mm", "bilateral.theta_alpha": [0.8 * wide for wide in NETWORK]})
+    np.testing.assert_array_equal(refined(labels, image).label_map, refined(labels, image, in_mm).label_map)
+
+
+def test_the_bias_gives_each_label_its_voxels():
+    """Random logits: the counts are met; voxels outside do not count."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (4, 6, 500)).astype(np.float32)
+    inside = rng.random((6, 500)) < 0.8
+    inside[2] = False
+    wanted = np.array([0.4, 0.05, 0.35, 0.2]) * inside.sum()
+    wanted = np.floor(wanted).astype(int)
+    wanted[0] += inside.sum() - wanted.sum()
+    bias = matching_bias([(slice(None), channel) for channel in logits], inside, wanted)
+    found = np.bincount((logits + bias[:, None, None].astype(np.float32)).argmax(axis=0)[inside], minlength=4)
+    assert bias[0] == 0.0
+    np.testing.assert_allclose(found, wanted, rtol=0.02)
