@@ -11,6 +11,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.networks import ArrayNetwork
 from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.tiles import planning
 from crfrefine.refinement.volumes import matching_bias
 
 SHAPE, SPACING, FACTORS = (47, 41, 33), (0.7, 1.1, 1.6), (3, 4, 2)
@@ -91,6 +92,20 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
         present = np.array(result.channel_labels)
         np.testing.assert_array_equal(present[result.marginals.argmax(axis=0)][inside], result.label_map[inside])
         np.testing.assert_array_equal(present[result.logits.argmax(axis=0)][inside], result.label_map[inside])
+
+
+def test_small_slabs_change_no_label(monkeypatch):
+    truth, image = balls(5, (120, 34, 29))
+    # Enough labels for tiles.
+    monkeypatch.setattr(one_hot, "MANY_LABELS", 2)
+    parameters = SHARP.replace(**{"mean_field.tolerance": 0.0, "mean_field.filter": "lattice"})
+    options = {"parameters": parameters, "spacing": (0.7, 0.8, 1.6)}
+    whole = refined(coarse(truth), image, **options)
+    monkeypatch.setattr(planning, "MOST_SHARED_VOXELS", 100 * 34 * 29)
+    parts = refined(coarse(truth), image, **options)
+    assert "slabs" not in whole.filters[0] and parts.filters[0].endswith("in 2 slabs")
+    assert np.count_nonzero(whole.label_map != whole.network_label_map) > 500
+    np.testing.assert_array_equal(parts.label_map, whole.label_map)
 
 
 def test_volumes_stay_and_borders_come_back():

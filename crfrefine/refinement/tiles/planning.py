@@ -180,6 +180,11 @@ MOST_PAIRS = 1000
 than half its memory."""
 
 
+MOST_SHARED_VOXELS = 40_000_000
+"""Voxels of a label map of a coarser network that are refined at once. With filters of the whole volume, which such
+maps mostly need, they take about 2 GiB."""
+
+
 def plan_label_map(
     numbers: Labels,
     image: GridImage,
@@ -223,6 +228,7 @@ def plan_label_map(
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=settled,
         precision=parameters.mean_field.label_threshold,
+        largest_slab=None if sigma is None else MOST_SHARED_VOXELS,
     )
     sets = problem.label_sets()
     # The logit of the only label of a settled tile.

@@ -39,6 +39,7 @@ class TileProblem:
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
     settled: float = -math.inf
     precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
+    largest_slab: int | None = None  # voxels of a slab and the planes beside it, if they are to be few
 
     @property
     def num_dims(self) -> int:
