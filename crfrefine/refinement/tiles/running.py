@@ -176,14 +176,14 @@ def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: 
 
 
 def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
-    """Return (*grid), True within twice the reach of a row of a tile with an open voxel; along the last axis in whole tiles."""
+    """Return (*grid), True within twice the reach of a row of a tile with an open voxel."""
     grid, reach = problem.grid, problem.reach
     open_rows = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
-    near = widen(rows, (2 * reach[0], 2 * reach[1], num_rings(reach)[2]))
-    return np.repeat(near, TILE[2], axis=2)[:, :, : grid.shape[2]]
+    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=2)[:, :, : grid.shape[2]]
+    return widen(near, (0, 0, 2 * reach[2]))
 
 
 def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
