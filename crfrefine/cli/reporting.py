@@ -83,7 +83,7 @@ class Reporter(RunReporter, InferenceObserver):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self._verbosity >= VERBOSE:
-            numbers = f"{describe_steps(record)}, {num_changed(record):,} voxels changed, {record.seconds:.2f} s"
+            numbers = f"{describe_steps(record)}, {voxels_changed(record)}, {record.seconds:.2f} s"
             self._say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.report.filters if record.report else ():
@@ -176,9 +176,10 @@ def describe_steps(record: CaseRecord) -> str:
     return counted(count, "step") + (" (converged)" if record.report and record.report.converged else "")
 
 
-def num_changed(record: CaseRecord) -> int:
-    """Return how many voxels changed their label."""
-    return record.changes.voxels_changed if record.changes else 0
+def voxels_changed(record: CaseRecord) -> str:
+    """Return how many voxels changed their label, as text."""
+    count = record.changes.voxels_changed if record.changes else 0
+    return f"{count:,} {'voxel' if count == 1 else 'voxels'} changed"
 
 
 def _with_case(record: CaseRecord) -> str:
