@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,19 +77,18 @@ def has_segments(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header."""
-    return checked(parse(path)[0])
+    return checked(_parse(path))
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
     """Return the separate files with the voxels of a header."""
-    return detached_voxels(lambda path: parse(path)[0], path)
+    return detached_voxels(_parse, path)
 
 
-def parse(path: Path) -> tuple[VolumeHeader, dict[str, str]]:
-    """Read a header to its end and check every field that is used; return also the lines about segments, by their keys."""
+def _parse(path: Path) -> VolumeHeader:
+    """Read a header to its end and check every field that is used."""
     with open_header(path) as lines:
-        segments: dict[str, str] = {}
-        fields, names, has_end = _fields(path, lines, segments)
+        fields, names, has_end = _fields(path, lines)
         end = lines.offset
     if not has_end and "data file" not in fields:
         raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
@@ -103,11 +102,11 @@ def parse(path: Path) -> tuple[VolumeHeader, dict[str, str]]:
     grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
     affine, place = placement(fields, num_dims, axes, sizes, len(grid[0]))
     source = _source(fields, names, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid[0]))
-    return volume_header(NAME, grid, affine, place, source), segments
+    return volume_header(NAME, grid, affine, place, source)
 
 
-def _fields(path: Path, lines: HeaderLines, segments: dict[str, str]) -> tuple[Fields, list[str], bool]:
-    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header; fill `segments`."""
+def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
+    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header."""
     fields = Fields(path, "NRRD", ": ")
     for line in lines:
         if lines.number == 1:
@@ -126,8 +125,6 @@ def _fields(path: Path, lines: HeaderLines, segments: dict[str, str]) -> tuple[F
             fields.set(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
                 return fields, _until_empty(lines), True
-        elif name.startswith(b"Segment") and value.startswith(b"="):
-            segments[name.decode("utf-8", "replace")] = value[1:].strip().decode("utf-8", "replace")
         elif b":=" not in line:
             if lines.is_last:
                 break  # Reported as cut off.
@@ -213,12 +210,12 @@ def _data_files(fields: Fields, names: list[str], sizes: tuple[int, ...]) -> Ite
     return pattern_names(fields, "data file", sizes, with_dims=True) if is_pattern(name) else [name]
 
 
-def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str] = ()) -> None:
+def write(content: Content, like: Volume, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together.
 
-    Of an NRRD file, the lines that place the grid are kept as they are; `more_lines` are added to the header.
+    The lines of an NRRD file that place the grid are kept as they are.
     """
-    header = header_to_write(content, like, more_lines)
+    header = header_to_write(content, like)
     with atomic_files(*content.voxel_files, content.path) as files:
         if len(files) == 1:
             files[0].write(header)
@@ -227,7 +224,7 @@ def write(content: Content, like: Volume, threads: int, more_lines: Sequence[str
             files[1].write(header)
 
 
-def header_to_write(content: Content, like: Volume, more_lines: Sequence[str] = ()) -> bytes:
+def header_to_write(content: Content, like: Volume) -> bytes:
     """Return the header of voxels that are compressed with gzip, the channels of a voxel together, up to the first voxel."""
     num_axes = len(like.spacing)
     lines = lines_to_write(content.path, like, NAME, _geometry_lines)
@@ -247,7 +244,6 @@ def header_to_write(content: Content, like: Volume, more_lines: Sequence[str] = 
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
             *(["endian: little"] if content.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *more_lines,
             *(f"data file: {voxels.name}" for voxels in content.voxel_files),
             "" if content.voxel_files else "\n",
         ]

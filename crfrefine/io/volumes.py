@@ -144,7 +144,7 @@ def _require_unchanged(states: Sequence[FileState]) -> None:
 
 
 # Files on another grid of the same voxels: with exchanged or mirrored axes, or with a part of the grid
-# (3D Slicer and DICOM leave out what no segment reaches).
+# (DICOM segmentations leave out what no segment reaches).
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:

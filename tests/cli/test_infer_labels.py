@@ -124,13 +124,10 @@ def test_structures_are_saved_of_a_label_map_with_names(maps):
     assert files_in(maps.output.with_name("named") / "b") == ["aorta.nii.gz", "liver.nii.gz", "spleen.nii.gz"]
 
 
-def test_names_in_the_header_reach_formats_that_hold_names(maps):
+def test_names_in_the_header_are_read(maps):
     """A color that is no color, a label that cannot be, and a table that is damaged cost no result."""
     path = save_nifti_with_table(maps.logits / "a.nii.gz", 10 * network_labels(0), {10: "lung", 20: "kidney", -1: "none"})
-    converted = maps.output.with_suffix(".seg.nrrd")
-    assert run_here("convert", path, converted).status == 0
-    assert [(one.label, one.name) for one in io.read_header(converted).segments] == [(10, "lung"), (20, "kidney"), (30, "Label 30")]
-    assert io.read_header(converted).segments[0].color == (1.0, 0.501961, 0.0)
+    assert [(one.label, one.name) for one in io.read_header(path).segments] == [(10, "lung"), (20, "kidney")]
     content = gzip.decompress(path.read_bytes())
     for damaged in (content.replace(b"</LabelTable>", b"</LabelTabl"), content[:352] + b"\xff" * 4 + content[356:]):
         path.write_bytes(gzip.compress(damaged.ljust(len(content), b"\0")))

@@ -1,30 +1,20 @@
-"""What a segmentation says besides its voxels comes through: `.seg.nrrd` as 3D Slicer writes it, DICOM SEG, and codes between the two."""
+"""What a DICOM segmentation says besides its voxels comes through."""
 
 from dataclasses import replace
 
 import highdicom as hd
-import nrrd
 import numpy as np
 import pydicom
 import pytest
 from cli_helpers import run_here
 from dicom_helpers import save, slices
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
-from segmentation_helpers import CYST, KIDNEY, OF_ALL, described_segmentation, slicer_file
+from segmentation_helpers import described_segmentation
 
 from crfrefine import io
-from crfrefine.io.segments import Code, Segment
 
 SHAPE = (6, 7, 5)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
-ABOUT_VOXELS = ("_Extent", "_LabelValue", "_Layer", "_ReferenceImageExtentOffset")
-KIDNEY_CODES = {
-    "category": Code("123037004", "SCT", "Anatomical Structure"),
-    "type": Code("64033007", "SCT", "Kidney"),
-    "type_modifier": Code("7771000", "SCT", "Left"),
-    "region": Code("818981001", "SCT", "Abdomen"),
-    "region_modifier": Code("49370004", "SCT", "Lateral"),
-}
 
 
 def labels_of(first, second):
@@ -38,21 +28,6 @@ def series(tmp_path_factory):
     return save(tmp_path_factory.mktemp("dicom") / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE))
 
 
-def cropped(path):
-    """Two segments, the first of label 4, on the part of the grid that they reach."""
-    affine = AFFINE.copy()
-    affine[:3, 3] += AFFINE[:3, :3] @ [1, 2, 1]
-    return slicer_file(path, labels_of(4, 2)[1:, 2:6, 1:4], affine, KIDNEY, CYST, offset=(1, 2, 1))
-
-
-def lines_of(path):
-    return {key: value for key, value in nrrd.read_header(str(path)).items() if key.startswith("Segment")}
-
-
-def without_voxels(lines):
-    return {key: text for key, text in lines.items() if not key.endswith(ABOUT_VOXELS)}
-
-
 def refine(image, labels, output, *more):
     run_here("infer", "-i", image, "-p", labels, "--input-type", "labels", "-o", output, "--device", "cpu", *more, status=0)
     return output
@@ -60,34 +35,6 @@ def refine(image, labels, output, *more):
 
 def item_of(path, number=0):
     return pydicom.dcmread(path).SegmentSequence[number]
-
-
-def test_a_refined_file_of_slicer_differs_in_what_is_about_voxels_alone(tmp_path):
-    image = save_nifti(tmp_path / "image.nii.gz", numbers(SHAPE), AFFINE)
-    source = cropped(tmp_path / "source.seg.nrrd")
-    found = lines_of(refine(image, source, tmp_path / "out.seg.nrrd"))
-    assert without_voxels(found) == without_voxels(lines_of(source))
-    assert (found["Segment0_LabelValue"], found["Segment1_LabelValue"]) == ("4", "2")
-    assert (found["Segment0_Extent"], found["Segmentation_ReferenceImageExtentOffset"]) == ("0 5 0 6 0 4", "0 0 0")
-
-
-def test_a_converted_file_of_slicer_keeps_its_place_in_the_reference_image(tmp_path):
-    source = cropped(tmp_path / "source.seg.nrrd")
-    assert run_here("convert", source, tmp_path / "out.seg.nrrd").status == 0
-    found = lines_of(tmp_path / "out.seg.nrrd")
-    assert found == lines_of(source)
-    assert found["Segmentation_ReferenceImageExtentOffset"] == "1 2 1"
-
-
-def test_new_labels_beside_known_ones_get_identifiers_of_their_own(tmp_path):
-    image = io.read_volume(save_nifti(tmp_path / "image.nii", numbers(SHAPE), AFFINE))
-    known = io.read_header(cropped(tmp_path / "source.seg.nrrd")).segments
-    twice = [*known, replace(known[1], label=6)]
-    io.write_label_map(tmp_path / "out.seg.nrrd", labels_of(4, 3), image, segments=[replace(known[1], label=5), *twice])
-    found = lines_of(tmp_path / "out.seg.nrrd")
-    identifiers = {found[f"Segment{number}_LabelValue"]: found[f"Segment{number}_ID"] for number in range(5)}
-    assert identifiers == {"4": "Segment_a7c1f0", "2": "Segment_2", "5": "Segment_5", "6": "Segment_6", "3": "Segment_3"}
-    assert found["Segmentation_ConversionParameters"] == OF_ALL["ConversionParameters"]
 
 
 def test_a_refined_dicom_segmentation_keeps_the_description_of_each_segment(series, tmp_path):
@@ -181,24 +128,6 @@ def test_labels_with_gaps_are_added_to_the_description_and_taken_from_it(series,
     io.write_label_map(tmp_path / "again.dcm", labels_of(1, 2), like, segments=(replace(read[0], label=1), replace(read[1], label=2)))
     assert item_of(tmp_path / "again.dcm").SegmentDescription == "seen in two planes"
     assert "SegmentDescription" not in item_of(tmp_path / "again.dcm", 1)
-
-
-def test_codes_go_from_slicer_to_dicom_and_back(series, tmp_path):
-    source = cropped(tmp_path / "source.seg.nrrd")
-    path = refine(series, source, tmp_path / "out.dcm")
-    kidney = io.read_header(path).segments[1]
-    assert kidney == replace(io.read_header(source).segments[0], color=kidney.color)
-    assert kidney == Segment(4, "Niere, linke", kidney.color, **KIDNEY_CODES)
-    np.testing.assert_allclose(kidney.color, (0.72549, 0.4, 0.32549), atol=0.01)  # CIELab has 16 bits, the color here 8.
-    written = hd.seg.segread(path).get_segment_description(2)
-    assert written.anatomic_regions[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Lateral"
-    assert run_here("convert", path, tmp_path / "back.seg.nrrd").status == 0
-    found = lines_of(tmp_path / "back.seg.nrrd")
-    assert found["Segment1_Tags"] == (
-        "TerminologyEntry:Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney"
-        "~SCT^7771000^Left~Anatomic codes - DICOM master list~SCT^818981001^Abdomen~SCT^49370004^Lateral|"
-    )
-    assert found["Segment0_Tags"].endswith("~SCT^441457006^Cyst~^^~Anatomic codes - DICOM master list~^^~^^|")
 
 
 def test_names_in_any_language_come_through_whatever_the_images_use(tmp_path):
