@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from crfrefine import io
 from crfrefine.base.geometry import same_shape
@@ -14,7 +13,6 @@ from crfrefine.cases.label_input import KIND, read_label_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.labels import require_scalar
 from crfrefine.io.volume import VolumeHeader
 
@@ -81,7 +79,6 @@ class CaseHeaders:
                 for text in header.remarks
                 if text not in first.notes
             ),
-            *require_same_identity((*self.images, *others), allow=True),
             *self.turnings,
         ]
 
@@ -98,18 +95,14 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         options: how to read.
 
     Raises:
-        InputError: a file is missing, the number of modalities is wrong, or DICOM files are of different patients, studies or frames
-            of reference; with `options.allow_mismatched_dicom` only of different patients.
+        InputError: a file is missing, or the number of modalities is wrong.
         GridMismatchError: two files are on different grids, both are named; with `options.resample` only modalities,
             files without geometry, and grids that do not overlap.
         UnsupportedFormatError: a file cannot be read as requested.
     """
     if files.problem:
         raise InputError(files.problem)
-    check_identity = partial(require_same_identity, allow=options.allow_mismatched_dicom, case_id=files.case_id)
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    # Before the grids are checked, which usually differ as well: the advice to resample would be wrong here.
-    check_identity(images)
     images = (images[0], *(io.placed_on(image, images[0]) for image in images[1:]))
     for image in images[1:]:
         if not images[0].on_same_grid(image):
@@ -121,7 +114,6 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             )
     logits = _read_network_header(files, options) if files.logits else None
     if logits is not None:
-        check_identity((*images, *logits.files))
         logits = logits.placed_on(images[0])
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
@@ -132,7 +124,6 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     mask, labels = (
         io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
     )
-    check_identity((*images, *(logits.files if logits is not None else ()), mask, labels))
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             require_scalar(header, what)

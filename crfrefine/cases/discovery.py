@@ -5,7 +5,6 @@ Only `dataset.json` and files without a known suffix are opened here; the conten
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, description_or_note
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
-from crfrefine.io.recognition import describe_others, format_to_read, is_series, list_series, require_volume
+from crfrefine.io.recognition import describe_others, format_to_read
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
@@ -62,7 +61,7 @@ def discover_cases(
     logits_paths = _as_paths(logits) if logits is not None else ()
     if not image_paths:
         raise InputError("no images given")
-    folders = [path for path in image_paths if path.is_dir() and not is_series(path)]
+    folders = [path for path in image_paths if path.is_dir()]
     if len(folders) > 1 or (folders and len(image_paths) > 1):
         raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
     cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
@@ -74,13 +73,13 @@ def discover_cases(
 
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
-    paths = sorted([*list_files(folder, VOLUME_SUFFIXES), *list_series(folder)])
+    paths = list_files(folder, VOLUME_SUFFIXES)
     nested = {} if paths else _images_of_case_folders(folder)
     if nested:
         example = next(iter(nested.values())).relative_to(folder)
         note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
         return CaseList([CaseFiles(case_id, (path,)) for case_id, path in nested.items()], [note])
-    stems = {_image_stem(path) for path in paths}
+    stems = {stem_of(path) for path in paths}
     notes = []
     references = [
         path
@@ -105,7 +104,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     for path in paths:
         if path in references:
             continue
-        stem = _image_stem(path)
+        stem = stem_of(path)
         match = _MODALITY.fullmatch(stem)
         # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
         if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
@@ -135,11 +134,6 @@ def _images_of_case_folders(folder: Path) -> dict[str, Path]:
         if len(images) == 1:
             found[inner.name] = images[0]
     return found
-
-
-def _image_stem(path: Path) -> str:
-    """Return the name of an image without its suffix; a folder of slices has none, and a link to one counts by its own name."""
-    return Path(os.path.abspath(path)).name if path.is_dir() else stem_of(path)  # noqa: PTH100 - `resolve` follows links.
 
 
 def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
@@ -193,10 +187,10 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
 def _case_of_files(paths: Sequence[Path]) -> CaseList:
     for path in paths:
         format_to_read(path, VOLUME_SUFFIXES)
-        require_volume(path)
-    stem = _image_stem(paths[0])
+        require_file(path)
+    stem = stem_of(paths[0])
     match = _MODALITY.fullmatch(stem)
-    numbered = [name for path in paths if (name := _MODALITY.fullmatch(_image_stem(path))) is not None]
+    numbered = [name for path in paths if (name := _MODALITY.fullmatch(stem_of(path))) is not None]
     case_ids = {name["case"] for name in numbered if int(name["number"]) == 0}
     if len(case_ids) > 1:
         raise InputError(f"{paths[0]}: files of {len(case_ids)} cases, {listed(sorted(case_ids))}; give the folder of the images")

@@ -21,7 +21,6 @@ from crfrefine.cases.discovery import (
 )
 from crfrefine.cases.structure_folders import structures_folder
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of
-from crfrefine.io.recognition import is_series
 
 
 def discover_network_cases(
@@ -55,7 +54,7 @@ def discover_network_cases(
     paths = [Path(logits)] if isinstance(logits, str | Path) else [Path(path) for path in logits]
     images = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
     if len(paths) == 1 and paths[0].is_dir():
-        return _of_folder(cases, paths[0], is_single=not images[0].is_dir() or is_series(images[0]))
+        return _of_folder(cases, paths[0], is_single=not images[0].is_dir())
     require_of_one_case(cases, paths, VOLUME_SUFFIXES, "labels", "give a folder of label maps, or the images of one case")
     return CaseList([_with_structures(cases[0], paths) if len(paths) > 1 else replace(cases[0], logits=tuple(paths))], cases.notes)
 

@@ -16,8 +16,8 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of, suffix_of
-from crfrefine.io.recognition import require_volume, suffix_to_write
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of, suffix_of
+from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.system import ignores_case, is_refused
 
 _MOST_NAMED = 20
@@ -117,7 +117,7 @@ def _files_of(row: Row, folder: Path, input_type: str) -> tuple[CaseFiles | None
             if name == "logits" and input_type == "labels" and len(paths) == 1 and is_there(path) and path.is_dir():
                 continue
             try:
-                require_volume(path)
+                require_file(path)
             except InputError as error:
                 problems.append(f"{name}: {error}")
     if problems:

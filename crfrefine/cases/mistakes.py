@@ -18,7 +18,7 @@ from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import discover_cases, list_files, logits_named
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, suffix_of
-from crfrefine.io.recognition import describe_others, is_series
+from crfrefine.io.recognition import describe_others
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,19 +45,15 @@ def require_any_output(cases: CaseList, folder: Path) -> None:
         what = lacking[0].partition(" in ")[0]
         message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
         message += f"{cases[0].problem}".partition("or the like")[2]
-    elif any(map(is_series, cases[0].images)):
-        message += f"\n  {cases[0].images[0]} is taken for the DICOM series of one case; several cases need a folder each."
     there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
     found = f"\n  There are {listed(there)}." if there else describe_others(folder)
     raise InputError(message + (found if any(folder.iterdir()) else "\n  The folder is empty."))
 
 
 def seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
-    """Return whether the cases of the two options are complete the other way round; no network makes a series of DICOM slices."""
-    if not images or not logits or is_series(images[0]):
+    """Return whether the cases of the two options are complete the other way round."""
+    if not images or not logits:
         return False
-    if is_series(logits[0]):
-        return True
     if not (images[0].is_dir() and logits[0].is_dir()):
         return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
     try:

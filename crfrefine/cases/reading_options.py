@@ -21,7 +21,6 @@ class ReadingOptions:
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None: any
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
     max_memory: int | None = None  # bytes that the arrays of a case may take; None, or more than the system allows: what the system allows
-    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
 
 
 DEFAULT_READING = ReadingOptions()

@@ -83,7 +83,7 @@ PANELS = {
     "Resources": "--device --threads --processes --max-memory --max-minutes",
     "Cluster": "--workers --dask",
     "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
-    "--strict --num-iterations --seed --port --browser --allow-mismatched-dicom",
+    "--strict --num-iterations --seed --port --browser",
     _MORE: "",
     "Messages": "--verbose --quiet --help",
 }

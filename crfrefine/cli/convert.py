@@ -1,4 +1,4 @@
-"""`crfrefine convert`: logits and label maps between formats."""
+"""`crfrefine convert`: logits and label maps between formats, and DICOM."""
 
 from __future__ import annotations
 
@@ -24,27 +24,32 @@ class Kind(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, shared.path_argument(metavar="IN", help="Logits, probabilities or a label map.")],
+    source: Annotated[Path, shared.path_argument(metavar="IN", help="Logits, probabilities, a label map; DICOM series or segmentation.")],
     target: Annotated[Path, shared.path_argument(metavar="OUT", help="File to write; its suffix names the format.")],
     to: Annotated[Kind | None, typer.Option("--to", help="Kind of values to write. Default: the kind in IN.", show_default=False)] = None,
     like: Annotated[
         Path | None,
-        shared.path_option("--like", metavar="IMAGE", help="Image whose geometry OUT gets; needed if IN has none, such as .npz."),
+        shared.path_option(
+            "--like",
+            metavar="IMAGE",
+            help="Image whose geometry OUT gets; needed for .npz and DICOM.",
+        ),
     ] = None,
-    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
+    segments: Annotated[
+        Path | None,
+        shared.path_option("--segments", metavar="SEG", help="DICOM segmentation whose description of each label OUT.dcm keeps."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
-    """Convert logits and label maps between formats. Logits can become probabilities or labels."""
+    """Convert logits and label maps between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.apps.tools.convert import convert_file
     from crfrefine.base.failures import failing_alone
 
     shared.verbosity_of(verbose, quiet)
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
-        note = convert_file(
-            source, target, to=to.value if to is not None else None, like=like, allow_mismatched_dicom=allow_mismatched_dicom
-        )
+        note = convert_file(source, target, to=to.value if to is not None else None, like=like, segments=segments)
     if not note:
         raise typer.Exit(1)
     if not quiet:

@@ -102,7 +102,6 @@ def evaluate(
     dask: shared.DaskOption = None,
     case_timeout: shared.CaseTimeoutOption = None,
     resample: shared.ResampleOption = False,
-    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     strict: shared.StrictOption = False,
     resume: Annotated[
         bool, typer.Option("--continue", "--resume", help="Reuse cases with the files and options of an earlier run.")
@@ -137,7 +136,6 @@ def evaluate(
         placement=placement,
         structures=structures,
         resample=resample,
-        allow_mismatched_dicom=allow_mismatched_dicom,
         resume=resume,
         report=not no_report,
         fail_fast=fail_fast,

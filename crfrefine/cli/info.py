@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.text import counted, for_terminal, printable
-from crfrefine.cli.options import AllowMismatchedDicomOption, ResampleOption, parse_path
+from crfrefine.cli.options import ResampleOption, parse_path
 from crfrefine.cli.progress import print_failure, print_traceback
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
-    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
 ) -> None:
     """Show what a file is, or what is wrong in a folder of cases."""
     paths = [parse_path(text) for text in ctx.args]
@@ -27,11 +26,8 @@ def info(
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.apps.tools.info import describe_header, inspect_folder
     from crfrefine.base.failures import Failure, failing_alone
-    from crfrefine.io import VolumeHeader, read_header
-    from crfrefine.io.dicom_identity import describe_mismatch
-    from crfrefine.io.recognition import is_series
+    from crfrefine.io import read_header
 
-    headers: list[VolumeHeader] = []
     found: list[dict[str, Any]] = []
 
     def fail(failure: Failure) -> None:
@@ -41,16 +37,15 @@ def info(
     for number, path in enumerate(paths):
         if number and not as_json:
             print()
-        if path.is_dir() and not is_series(path):
-            report = inspect_folder(path, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+        if path.is_dir():
+            report = inspect_folder(path, resample=resample)
             found.append({"path": str(path), "cases": report.cases, "notes": report.notes, "problems": report.problems})
             if not as_json:
                 _show_folder(report, verbose)
             continue
         lines: list[tuple[str, str]] = []
         with failing_alone(fail, path):
-            headers.append(read_header(path))
-            lines = describe_header(headers[-1], values=verbose)
+            lines = describe_header(read_header(path), values=verbose)
             notes = [value for name, value in lines if name == "note"]
             found.append(
                 {"path": str(path), "properties": dict(line for line in lines if line[0] != "note"), "notes": notes, "problems": []}
@@ -59,15 +54,11 @@ def info(
             print(printable(str(path)))
             for name, value in lines:
                 print(f"  {name:<12}  {for_terminal(value)}")
-    mismatch = describe_mismatch(headers, allow=allow_mismatched_dicom)
     is_well = not any(one["problems"] for one in found)
     if as_json:
         import json
 
-        print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": [mismatch] if mismatch else []}, indent=2))
-    elif mismatch:
-        print()
-        print(for_terminal(f"note: these are not files of one case: {mismatch}"))
+        print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": []}, indent=2))
     if not is_well:
         raise typer.Exit(1)
 

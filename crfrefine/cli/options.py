@@ -219,13 +219,6 @@ ResampleOption = Annotated[
         help="Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
     ),
 ]
-AllowMismatchedDicomOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-mismatched-dicom",
-        help="Accept DICOM files of one patient that are of different studies or frames of reference. Different patients: always an error.",
-    ),
-]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
 ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]
 FailFastOption = Annotated[

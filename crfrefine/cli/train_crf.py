@@ -87,7 +87,6 @@ def train_crf(
     ] = None,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
     resample: shared.ResampleOption = False,
-    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: shared.DeviceOption = "auto",
     threads: shared.ThreadsOption = None,
@@ -115,7 +114,7 @@ def train_crf(
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     common: dict[str, Any] = {
-        **{"input_type": input_type.value, "resample": resample, "allow_mismatched_dicom": allow_mismatched_dicom, "strict": strict},
+        **{"input_type": input_type.value, "resample": resample, "strict": strict},
         **{"seed": seed, "threads": threads, "max_minutes": max_minutes},
     }
     if unlabeled and output is not None:

@@ -37,7 +37,6 @@ def tune(
     ] = None,
     regions_class_order: shared.ClassOrderOption = None,
     resample: shared.ResampleOption = False,
-    allow_mismatched_dicom: shared.AllowMismatchedDicomOption = False,
     device: shared.DeviceOption = "auto",
     max_memory: shared.MaxMemoryOption = None,
     case: Annotated[
@@ -74,7 +73,6 @@ def tune(
         parameters=parameters,
         input_type=input_type.value,
         resample=resample,
-        allow_mismatched_dicom=allow_mismatched_dicom,
         device=device,
         threads=threads,
         max_memory=max_memory,

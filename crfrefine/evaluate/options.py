@@ -39,7 +39,6 @@ class EvaluationOptions:
     placement: Placement = HERE  # whether cases are measured on a cluster, and how long each may take
     structures: bool | None = None  # whether folders hold one binary file per structure of a case; None: where it is clear
     resample: bool = False  # whether predictions and images on another grid are interpolated onto that of the reference
-    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
     resume: bool = False  # reuse earlier results if files and options are the same
     report: bool = True  # also write `report.html`
     fail_fast: bool = False  # stop at the first bad case

@@ -87,7 +87,6 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 "tolerance_mm": options.tolerance_mm,
                 "ignore_label": plan.ignore_label,
                 "resample": options.resample,
-                "allow_mismatched_dicom": options.allow_mismatched_dicom,
                 "processes": evaluation.num_processes,
                 "command_line": options.command_line,
                 "working_folder": working_folder(),

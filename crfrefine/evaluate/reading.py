@@ -19,7 +19,6 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structures import read_structures
-from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.labels import require_scalar
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -51,8 +50,7 @@ class Reference:
     settings: Settings  # Of the run.
     structures: Mapping[str, int]  # As of `CasePair`.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
-    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated, and of DICOM that differs.
-    met: list[VolumeHeader] = field(default_factory=list)  # The files of the case so far: the reference need not be DICOM.
+    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
 
     @property
     def work(self) -> WorkGrid:
@@ -60,9 +58,7 @@ class Reference:
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise an error if a file does not belong to the reference and the files before it: on another grid, or of another patient."""
-        self.notes.extend(require_same_identity((self.header, *self.met, other), allow=self.settings.allow_mismatched_dicom))
-        self.met.append(other)
+        """Raise an error if a file is not on the grid of the reference."""
         if other.turned is not None:
             self.notes.append(f"{other.path.name}: {other.turning}")
         if self.header.on_same_grid(other):
@@ -80,7 +76,7 @@ def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Refer
     """Read the reference of a case: a label map, or structures, of which `told` gets sentences."""
     path, ignore_label = pair.reference, settings.plan.ignore_label
     if pair.structures:
-        volume = read_structures(path, pair.structures, told, allow_mismatched_dicom=settings.allow_mismatched_dicom)
+        volume = read_structures(path, pair.structures, told)
     else:
         header = io.read_header(path, io.VOLUME_SUFFIXES)
         require_scalar(header, "a label map")
@@ -98,8 +94,7 @@ def read_masks(files: MethodFiles, grid: Reference, regions: RegionReading, told
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and grid.structures:
-        allow = grid.settings.allow_mismatched_dicom
-        found = read_structures(files.label_map, grid.structures, told, grid=grid.header, allow_mismatched_dicom=allow)
+        found = read_structures(files.label_map, grid.structures, told, grid=grid.header)
         return _onto(grid, found, "structures"), None
     if files.label_map is not None:
         header = io.read_header(files.label_map)

@@ -32,7 +32,6 @@ class Settings:
     tolerance_mm: float  # Tolerance of the surface Dice.
     resample: bool = False  # Whether predictions on another grid are interpolated onto that of the reference.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
-    allow_mismatched_dicom: bool = False  # Whether DICOM files of one patient may be of different studies and frames of reference.
 
 
 @dataclass
@@ -101,7 +100,6 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
         "methods": methods,
         "tolerance_mm": settings.tolerance_mm,
         "resample": settings.resample,
-        "allow_mismatched_dicom": settings.allow_mismatched_dicom,
         "ignore_label": plan.ignore_label,
         "labels": list(plan.labels),
         "regions": {name: list(labels) for name, labels in plan.named.items()},

@@ -44,7 +44,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
         check_small_file(options.output / name)
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
-    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes), options.allow_mismatched_dicom)
+    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
     asked = options.placement.workers or options.processes or available_threads()
     num_processes = min(asked, len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)

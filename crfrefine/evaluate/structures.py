@@ -20,7 +20,6 @@ from crfrefine.cases.structure_folders import case_folders, is_nested, looks_lik
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
-from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -138,7 +137,6 @@ def read_structures(
     told: list[str],
     *,
     grid: VolumeHeader | None = None,
-    allow_mismatched_dicom: bool = False,
 ) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run.
 
@@ -155,7 +153,6 @@ def read_structures(
             raise InputError(
                 f"{header.path}: expected one value per voxel, as in a binary file of one structure; found {header.num_channels}"
             )
-    require_same_identity(headers, allow=allow_mismatched_dicom)
     labels, overlap = merge_structures(headers, numbers)
     if overlap.lost:
         told.append(f"{overlap.lost}; to measure a union of others, leave its file out and give its parts with --regions")

@@ -21,7 +21,7 @@ from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logi
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
 from crfrefine.io.recognition import files_written
-from crfrefine.io.segments import Segment, segments_of
+from crfrefine.io.segments import Segment
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.io.volumes import allocate, placed_on, read_header, read_into
 
@@ -39,7 +39,6 @@ __all__ = [
     "Segment",
     "VolumeHeader",
     "allocate",
-    "check_label_map",
     "is_whole",
     "placed_on",
     "read_header",
@@ -52,6 +51,7 @@ __all__ = [
     "stem_of",
     "suffix_of",
     "write_channels",
+    "write_image",
     "write_label_map",
     "write_pieces",
 ]
@@ -81,12 +81,11 @@ def read_volume(path: str | Path) -> Volume:
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
     """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
 
-    Beyond the result, it takes a few megabytes; in a format of segmentations, as much as the result once more.
+    Beyond the result, it takes a few megabytes.
 
     Args:
         path: the file.
-        grid: header of the image, to which axes are turned; a file that stores only a part of that grid
-            is 0 elsewhere.
+        grid: header of the image, to which axes are turned.
 
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
@@ -106,11 +105,6 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
     return Volume(StorageOrder.of_files(found.labels.ndim).to_user(found.labels), *header.geometry(), header.path, header)
 
 
-def check_label_map(path: str | Path, like: VolumeHeader) -> None:
-    """Raise CrfRefineError, before anything is computed, if the format of a label map cannot be written for an image."""
-    require_suffix(Path(path), VOLUME_SUFFIXES).check_image(Path(path), like)
-
-
 def write_label_map(
     path: str | Path,
     labels: NDArray[np.integer[Any]],
@@ -118,7 +112,6 @@ def write_label_map(
     *,
     threads: int = 1,
     segments: Sequence[Segment] = (),
-    is_refined: bool = True,
 ) -> None:
     """Write a label map atomically, as small unsigned integers without scaling.
 
@@ -127,9 +120,7 @@ def write_label_map(
         labels: (*grid), from 0 to 65535.
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
-        segments: names, colors and codes of labels. NIfTI gets a table of names and colors; formats of
-            segmentations get everything, and a name of their number for labels without one.
-        is_refined: whether the labels were computed here, which some of these formats say; else they are those of another file.
+        segments: names and colors of labels, of which NIfTI gets a table.
 
     Raises:
         CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
@@ -143,13 +134,18 @@ def write_label_map(
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
     stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
-    known = require_suffix(path, VOLUME_SUFFIXES)
-    content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
-    if known.holds_labels_alone:
-        # Viewers list every segment of a DICOM file, and a network may have names for a hundred.
-        segments = segments_of(stored, segments, with_empty=not known.refers_to_series)
-    content = replace(content, segments=tuple(segments), is_refined=is_refined)
+    content = Content(path, "labels", None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes], segments=tuple(segments))
     _write(content, like, threads)
+
+
+def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
+    """Write an image, (*grid), atomically in its own type; only NIfTI holds every type."""
+    path = Path(path)
+    _require_grid(path, values.shape, like)
+    if suffix_of(path) not in (".nii.gz", ".nii"):
+        raise UnsupportedFormatError(f"{path}: an image is written as NIfTI; expected .nii.gz or .nii")
+    stored = StorageOrder.of_files(values.ndim).to_storage(values)
+    _write(Content(path, "labels", None, stored.shape, values.dtype, lambda _, planes: stored[planes]), like, 1)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:

@@ -35,12 +35,11 @@ class Content:
     kind: str  # "labels", "logits" or "probabilities"
     num_channels: int | None  # of a label map: None
     grid_shape: tuple[int, ...]  # ([z,] y, x)
-    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16 or float32
+    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
     piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
     most_bytes: int = MOST_BYTES  # asked for at once, unless a plane has more
     voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
-    is_refined: bool = True  # whether the labels were computed here; else they are those of another file
 
     @property
     def shape(self) -> tuple[int, ...]:

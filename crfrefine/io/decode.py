@@ -17,7 +17,7 @@ import numpy as np
 
 from crfrefine.base.memory import SMALL, format_size, memory_limit, require_memory
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES, BlockReader, ByteReader, cut_off
+from crfrefine.io.streams import BLOCK_BYTES, ByteReader, cut_off
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -202,13 +202,6 @@ def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _F
         return np.empty(shape, dtype, order="F" if is_reversed else "C")
     except (MemoryError, ValueError):
         raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
-
-
-def array_stream(values: NDArray[Any], path: Path) -> VoxelStream:
-    """Return the stream of an array, ([channels,] [z,] y, x): of voxels that cannot be decoded in the order of storage."""
-    dtype = values.dtype.newbyteorder("<") if values.dtype.itemsize > 1 else values.dtype
-    whole = as_bytes(np.ascontiguousarray(values))
-    return VoxelStream(BlockReader(block for block in (whole,)), dtype, path, lambda: None)
 
 
 def as_bytes(values: NDArray[Any]) -> memoryview:

@@ -60,9 +60,6 @@ class Format:
     holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
     # The format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
     holds_labels_alone: bool = False
-    is_folder: bool = False  # a folder of files is one volume
-    refers_to_series: bool = False  # a label map refers to the DICOM series that it was made on, and can be written for such an image alone
-    written_as: str = ""  # the suffix of label maps of images in this format; by default the first one
 
     def load(self) -> FormatCode:
         """Return the module."""
@@ -74,13 +71,6 @@ class Format:
         of_format: Callable[[Path], tuple[Path, ...]] | None = getattr(self.load(), "voxel_files", None)
         return () if of_format is None else of_format(path)
 
-    def check_image(self, path: Path, image: Path | VolumeHeader) -> None:
-        """Raise CrfRefineError, before anything is computed, if a label map of an image cannot be written."""
-        if self.refers_to_series:
-            from crfrefine.io.dicom_segmentation_writing import check_image
-
-            check_image(path, image)
-
 
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), "nifti"),
@@ -90,11 +80,5 @@ FORMATS = (
     Format("NRRD", (".nrrd", ".nhdr"), "nrrd", {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "mgh"),
     Format("ITK", (".gipl.gz", ".gipl", ".vtk", ".mrc"), "itk"),
-    Format(
-        *("DICOM segmentation", (".dcm",), "dicom_segmentation"),
-        holds_labels_alone=True,
-        refers_to_series=True,
-    ),
-    Format("DICOM series", (), "dicom_series", is_folder=True, written_as=".dcm"),
     Format("nnU-Net npz", (".npz",), "npz", holds_scores_alone=True),
 )

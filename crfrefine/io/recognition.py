@@ -7,21 +7,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from crfrefine.base.failures import reading
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnexpectedError, UnsupportedFormatError
-from crfrefine.io.dicom_files import is_image
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import (
-    LABELS_SUFFIXES,
-    LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     format_of,
     header_beside,
-    require_file,
+    is_there,
     stem_of,
     suffix_of,
 )
@@ -47,8 +45,8 @@ class ForeignKind:
 FOREIGN_KINDS = (
     ForeignKind(
         "a DICOM file",
-        "give the folder that holds the slices of its series and nothing else, or convert the series to NIfTI with dcm2niix",
-        (".dicom", ".ima"),
+        "`crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series",
+        (".dcm", ".dicom", ".ima"),
         lambda start: start[128:132] == b"DICM",
     ),
     ForeignKind(
@@ -103,10 +101,10 @@ _MOST_LOOKED_AT = 32
 def recognize(path: Path) -> Format | ForeignKind | None:
     """Return the kind of a file by its first bytes; None if they are unknown or the file cannot be read.
 
-    Only regular files are opened: a pipe would lose these bytes. A folder is recognized if its files are one volume.
+    Only regular files are opened: a pipe would lose these bytes. A folder of DICOM slices counts as DICOM.
     """
     if path.is_dir():
-        return next((known for known in FORMATS if known.is_folder), None) if is_series(path) else None
+        return FOREIGN_KINDS[0] if is_series(path) else None
     start = read_start(path)
     if not start:
         return None
@@ -151,8 +149,6 @@ def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
         return f"{who} is {found.name}: {found.way_out}."
     if found.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
-    if found.is_folder:
-        return f"{who} is a {found.name}."
     return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
 
 
@@ -163,19 +159,13 @@ def named_header(path: Path) -> Path:
     return header_beside(path) or path
 
 
-def require_volume(path: Path) -> None:
-    """Raise InputError, with the reason, if there is no file to read, and no folder that is one volume."""
-    if not is_series(path):
-        require_file(path)
-
-
 def suffix_to_write(path: Path) -> str:
     """Return the suffix for files written in the format of an image: the image's own, or its format's first if it has none."""
     suffix = suffix_of(path)
     if suffix in VOLUME_SUFFIXES:
         return suffix
     found = recognize(path) or format_of(header_beside(path) or path)
-    return (found.written_as or found.suffixes[0]) if isinstance(found, Format) else suffix
+    return found.suffixes[0] if isinstance(found, Format) else suffix
 
 
 def describe_others(folder: Path) -> str:
@@ -184,7 +174,8 @@ def describe_others(folder: Path) -> str:
     paths = sorted(path for path in others if path.is_file())[:_MOST_LOOKED_AT]
     kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}
     if not kinds:
-        return ""
+        inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and is_series(path)), None)
+        return "" if inner is None else f"\n  {shorten(inner.name)} holds DICOM files: crfrefine convert {inner} {inner}.nii.gz"
     usual = Counter(kinds.values()).most_common(1)[0][0]
     example = next(path for path, kind in kinds.items() if kind == usual)
     return f"\n  {way_out(usual, f'There is {shorten(example.name)}, which')}"
@@ -195,32 +186,27 @@ def _foreign_by_name(path: Path) -> ForeignKind | None:
 
 
 def is_series(path: Path) -> bool:
-    """Return whether a folder holds DICOM slices, and no volume of another format; a few files are looked into."""
+    """Return whether a folder holds DICOM slices; a few files without a known suffix are looked into."""
     try:
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+            files = [path / entry.name for entry in islice(entries, _MOST_LOOKED_AT) if entry.is_file()]
     except (OSError, ValueError):
         return False
-    if any(suffix_of(Path(name)) in set(LOGITS_SUFFIXES) - set(LABELS_SUFFIXES) for name in names):
-        return False
-    return any(is_image(read_start(path / name)) for name in names[:_MOST_LOOKED_AT])
+    return any(FOREIGN_KINDS[0].recognizes(read_start(file)) for file in files if not suffix_of(file))
 
 
-def list_series(folder: Path) -> list[Path]:
-    """Return the folders of DICOM slices in a folder, sorted by name."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-    return [folder / name for name in names if is_series(folder / name)]
+def is_dicom(path: Path) -> bool:
+    """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if there is no such file."""
+    if not is_there(path):
+        return path.name.lower().endswith(FOREIGN_KINDS[0].suffixes)
+    return is_series(path) if path.is_dir() else not suffix_of(path) and recognize(path) is FOREIGN_KINDS[0]
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the files with its voxels if its header names any."""
     path = named_header(path)
     known = format_of(path) or recognize(path)
-    if isinstance(known, Format) and (known.voxel_endings or known.is_folder):
+    if isinstance(known, Format) and known.voxel_endings:
         # Reading the file later reports the error with its case; this function also looks at other cases.
         with suppress(UnexpectedError), reading(path):
             return (path, *known.voxel_files(path))

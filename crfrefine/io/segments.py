@@ -1,49 +1,18 @@
-"""Segments of a label map: what each label is called, its color, and its codes in a terminology. Some formats hold them.
-
-Formats that store segments one by one, or in layers, put them together to one label map here; segments that overlap are an error.
-"""
+"""Segments of a label map: what each label is called, and its color. Some formats hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from crfrefine.base.text import printable, shorten
-from crfrefine.errors import InputError
-from crfrefine.io.decode import allocate_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_OF_A_NAME = 64
 """Characters of a segment's name: DICOM holds no more."""
-
-_MOST_OF_A_CODE = 64
-_MOST_OF_A_SCHEME = 16
-
-
-@dataclass(frozen=True)
-class Code:
-    """An entry of a terminology, such as 85756007, SCT, Tissue."""
-
-    value: str
-    scheme: str
-    meaning: str
-
-    @classmethod
-    def of(cls, value: str, scheme: str, meaning: str) -> Code | None:
-        """Return a code that every format can hold; None if a part is missing, or is too long to be a code."""
-        if not (value and scheme and meaning) or len(value) > _MOST_OF_A_CODE or len(scheme) > _MOST_OF_A_SCHEME:
-            return None
-        return cls(printable(value), printable(scheme), shorten(meaning, MOST_OF_A_NAME))
-
-
-TISSUE = Code("85756007", "SCT", "Tissue")
-"""Category and type of a segment of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +22,6 @@ class Segment:
     label: int  # its number in the label map, from 1
     name: str  # for people
     color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None: one of a palette
-    category: Code = TISSUE  # what kind of thing it is, such as an anatomical structure
-    type: Code = TISSUE  # what it is
-    type_modifier: Code | None = None  # narrows the type, such as Left
-    region: Code | None = None  # where in the body it is
-    region_modifier: Code | None = None  # narrows the region
-    # All that its file says about it, for the module of that format, which writes it back.
-    stored: object = field(default=None, repr=False, compare=False)
 
     @property
     def shown_color(self) -> tuple[float, float, float]:
@@ -87,26 +49,11 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
 
 
-def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment], *, with_empty: bool = True) -> tuple[Segment, ...]:
-    """Return the known segments, and one for each further label that occurs, sorted by label.
-
-    With `with_empty=False`, names without a voxel are left out; segments of a source
-    segmentation stay.
-    """
-    occurring = set(_occurring(labels))
-    by_label = {label: Segment(label, f"Label {label}") for label in occurring}
-    for segment in known:
-        if segment.label > 0 and (with_empty or segment.label in occurring or segment.stored is not None):
-            by_label[segment.label] = segment
+def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Return the known segments, and one for each further label that occurs, sorted by label."""
+    by_label = {label: Segment(label, f"Label {label}") for label in _occurring(labels)}
+    by_label.update({segment.label: segment for segment in known if segment.label > 0})
     return tuple(by_label[label] for label in sorted(by_label))
-
-
-def with_unique_labels(segments: Sequence[Segment]) -> tuple[tuple[Segment, ...], str | None]:
-    """Return segments whose labels differ, and a note if they had to be numbered anew because two had the same one."""
-    if len({segment.label for segment in segments}) == len(segments):
-        return tuple(segments), None
-    numbered = tuple(replace(segment, label=number) for number, segment in enumerate(segments, 1))
-    return numbered, "several segments have one label value; labels are the numbers of the segments, from 1"
 
 
 def _occurring(labels: NDArray[np.integer[Any]]) -> Iterable[int]:
@@ -115,27 +62,3 @@ def _occurring(labels: NDArray[np.integer[Any]]) -> Iterable[int]:
     for start in range(0, stored.size, 1 << 20):  # bincount converts to 64 bits.
         counts += np.bincount(stored[start : start + (1 << 20)], minlength=len(counts))
     return (int(label) for label in np.flatnonzero(counts) if label > 0)
-
-
-def empty_label_map(path: Path, shape: tuple[int, ...], segments: Iterable[Segment]) -> NDArray[np.unsignedinteger[Any]]:
-    """Return a label map of zeros, ([z,] y, x), whose type holds the labels of all segments."""
-    largest = max((segment.label for segment in segments), default=0)
-    labels = allocate_array(shape, path, np.dtype(np.uint8 if largest <= 255 else np.uint16))
-    labels.fill(0)
-    return labels
-
-
-def put_segment(
-    labels: NDArray[np.unsignedinteger[Any]], segment: Segment, inside: NDArray[np.bool_], others: Iterable[Segment], path: Path
-) -> None:
-    """Write a segment into planes of a label map, where it is; raise InputError, with the name, if another one is there already."""
-    taken = inside & (labels != 0) & (labels != segment.label)
-    if taken.any():
-        other = next(one.name for one in others if one.label == labels[taken][0])
-        raise InputError(
-            f"{path}: the segments {shorten(other)!r} and {shorten(segment.name)!r} overlap, "
-            f"in {np.count_nonzero(taken)} voxels at least\n"
-            "  A label map holds one label per voxel. "
-            "Let one of them give way (in 3D Slicer: Segment Editor, Masking), and save it again."
-        )
-    labels[inside] = segment.label

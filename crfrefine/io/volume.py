@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from crfrefine.base.axes import Reorientation
     from crfrefine.io.decode import VoxelStream
-    from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.segments import Segment
     from crfrefine.io.source import VoxelSource
 
@@ -43,14 +42,9 @@ class VolumeHeader:
     kind: str | None = None  # "logits" or "probabilities" if the file says so
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format it was read as, if its name says something else
-    segments: tuple[Segment, ...] = ()  # names, colors and codes of the labels, if the file has them
-    # The grid is that of the part that segments reach, and no image bounds it yet; see `volumes`.
-    covers_part: bool = False
-    # The header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
-    inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
+    segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
-    identity: DicomIdentity | None = None  # whose a DICOM file is; None for other formats
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
     # Of the file and of those with its voxels when the header was read.

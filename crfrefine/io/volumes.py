@@ -1,8 +1,7 @@
-"""Read a file of any supported format: first the header, then the voxels into an array of the caller; perhaps on a larger grid."""
+"""Read a file of any supported format: first the header, then the voxels into an array of the caller."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.base.failures import reading
-from crfrefine.base.geometry import reorientation, same_grid
+from crfrefine.base.geometry import reorientation
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, array_stream, as_bytes, read_whole
+from crfrefine.io.decode import Decoder, VoxelStream, allocate_array, as_bytes, read_whole
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
@@ -24,12 +23,12 @@ from crfrefine.io.volume import VolumeHeader
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.io import dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
+    from crfrefine.io import itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer
     from crfrefine.io.formats import FormatCode
     from crfrefine.io.volume import FileState
 
     # So mypy checks that each has the functions.
-    _CODE: tuple[FormatCode, ...] = (dicom_segmentation, dicom_series, itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
+    _CODE: tuple[FormatCode, ...] = (itk, metaimage, mgh, nifti, nifti_pair, npz, nrrd, slicer)
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -47,8 +46,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     path = Path(path)
     path = named_header(path)
     known = format_to_read(path, suffixes)
-    if not known.is_folder:
-        require_file(path)
+    require_file(path)
     with reading(path):
         try:
             return _read_as(path, known)
@@ -100,8 +98,6 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
         opened: AbstractContextManager[VoxelStream]
         if header.turned is not None:
             opened = _open_turned(header, open_voxels(header.turned[0]))
-        elif header.inset is not None:
-            opened = open_inset(header, open_voxels(header.inset[0]))
         else:
             opened = next(known for known in FORMATS if known.name == header.family).load().open_voxels(header)
         with opened as stream:
@@ -118,7 +114,7 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
     with np.errstate(all="ignore"):
         header = known.load().read_header(path)
         header = replace(header, family=known.name, states=(*before, *_states(known.voxel_files(path))))
-    if format_of(path) is known or known.is_folder:
+    if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
 
@@ -143,48 +139,24 @@ def _require_unchanged(states: Sequence[FileState]) -> None:
             raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
 
 
-# Files on another grid of the same voxels: with exchanged or mirrored axes, or with a part of the grid
-# (DICOM segmentations leave out what no segment reaches).
+# Files on another grid of the same voxels: with exchanged or mirrored axes.
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     """Return the header of a file as if it were on a grid, if its voxels are; any other header unchanged.
 
-    Axes that are exchanged or mirrored are turned. A file that stores a part of the grid is extended;
-    voxels that it does not store read as 0.
+    Axes that are exchanged or mirrored are turned.
 
     Args:
         header: header of the file.
         grid: header of the image the file belongs to.
     """
-    if header.affine is None or grid.affine is None or grid.spacing is None:
+    if header.affine is None or grid.affine is None or header.on_same_grid(grid):
         return header
-    # An image bounds the volume; the grid of a segmentation does not.
-    placed = replace(header, covers_part=False) if header.covers_part and not grid.covers_part else header
-    if header.on_same_grid(grid):
-        return placed
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
-    if turn is not None:
-        return replace(placed, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(placed, turn))
-    if not header.covers_part or header.inset is not None or header.num_channels > 1 or len(header.grid_shape) != len(grid.grid_shape):
+    if turn is None:
         return header
-    num_axes = len(grid.grid_shape)
-    exact = np.linalg.solve(grid.affine, header.affine[:, 3])[:num_axes]
-    if np.abs(exact).max() > 1 << 30:
-        return header
-    offset = np.rint(exact).astype(int)
-    is_inside = bool((offset >= 0).all()) and bool((offset + header.grid_shape <= np.array(grid.grid_shape)).all())
-    expected = grid.affine.copy()
-    expected[:3, 3] += grid.affine[:3, :num_axes] @ offset
-    if not is_inside or not same_grid(header.grid_shape, header.affine, header.grid_shape, expected):
-        return header
-    return replace(
-        header,
-        grid_shape=grid.grid_shape,
-        affine=grid.affine,
-        spacing=grid.spacing,
-        inset=(placed, tuple(int(start) for start in offset)),
-    )
+    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
 
 
 @contextmanager
@@ -205,19 +177,3 @@ def _open_turned(header: VolumeHeader, stored: AbstractContextManager[VoxelStrea
                     yield as_bytes(np.ascontiguousarray(turn.apply(channel)))
 
         yield VoxelStream(BlockReader(blocks()), stream.kept_type.newbyteorder("<"), own.path, decoder.finish)
-
-
-@contextmanager
-def open_inset(header: VolumeHeader, part: AbstractContextManager[VoxelStream]) -> Iterator[VoxelStream]:
-    """Open a file that stores a part of its grid, `part`; voxels outside of the part are 0."""
-    assert header.inset is not None
-    own, offset = header.inset
-    with part as stream:
-        whole = allocate_array(header.grid_shape[::-1], header.path, stream.kept_type)
-        whole.fill(0)
-        shape = own.grid_shape[::-1]
-        inside = read_whole(stream, (1, *shape), header.path)
-        place = tuple(slice(start, start + size) for start, size in zip(offset[::-1], shape, strict=True))
-        assert math.prod(whole[place].shape) == inside.size
-        whole[place] = inside[0]
-    yield array_stream(whole, header.path)

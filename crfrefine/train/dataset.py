@@ -142,7 +142,6 @@ def find_cases(
     input_type: str = "auto",
     resample: bool = False,
     num_labels: int | None = None,
-    allow_mismatched_dicom: bool = False,
 ) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 
@@ -175,7 +174,7 @@ def find_cases(
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
     regions_found = find_regions(None, [data.logits, data.images])
-    reading = ReadingOptions(input_type, resample=resample, regions=regions_found, allow_mismatched_dicom=allow_mismatched_dicom)
+    reading = ReadingOptions(input_type, resample=resample, regions=regions_found)
     first: tuple[int, int, int] | None = None
     failed: list[CrfRefineError] = []
     elsewhere: dict[str, list[str]] = {}

@@ -54,7 +54,6 @@ class CommonOptions:
         output: the parameter file to write; the report, the picture and the checkpoint go beside it.
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: whether logits, labels and masks on another grid are interpolated onto the image's.
-        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         strict: refuse cases that lack a file, which are left out otherwise.
         seed: of all that is drawn; the same seed gives the same result.
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
@@ -64,7 +63,6 @@ class CommonOptions:
     output: Path
     input_type: str = "auto"
     resample: bool = False
-    allow_mismatched_dicom: bool = False
     strict: bool = False
     seed: int = 0
     threads: int | None = None

@@ -103,7 +103,6 @@ class Plan:
             cases.reading,
             cases.declared,
             all_labels=True,
-            allow_mismatched_dicom=self.options.allow_mismatched_dicom,
         )
 
     def read(self, number: int, threads: int) -> Case:
@@ -163,7 +162,6 @@ class Plan:
             "device": self.device.kind,
             "input_type": options.input_type,
             "resample": options.resample,
-            "allow_mismatched_dicom": options.allow_mismatched_dicom,
             "nnunet_postprocessing": None if self.cases.postprocessing is None else self.cases.postprocessing.plain_rules(),
         }
 
@@ -181,7 +179,6 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         input_type=options.input_type,
         resample=options.resample,
         num_labels=base.num_labels,
-        allow_mismatched_dicom=options.allow_mismatched_dicom,
     )
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))

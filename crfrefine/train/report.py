@@ -56,7 +56,6 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "seed": options.seed,
                 "max_minutes": options.max_minutes,
                 "resample": options.resample,
-                "allow_mismatched_dicom": options.allow_mismatched_dicom,
                 "config": None if options.config is None else str(options.config),
             },
             "cases": list(cases.case_ids),

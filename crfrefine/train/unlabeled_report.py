@@ -54,7 +54,6 @@ def make_report(choice: Choice, options: UnlabeledOptions) -> dict[str, Any]:
             "masks": None if options.masks is None else str(options.masks),
             "input_type": options.input_type,
             "resample": options.resample,
-            "allow_mismatched_dicom": options.allow_mismatched_dicom,
             "seed": options.seed,
             "max_minutes": options.max_minutes,
         },

@@ -60,7 +60,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     """
     budget = Budget(options.max_minutes)
     check_outputs(options)
-    reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample", "allow_mismatched_dicom")}
+    reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
     inputs = find_inputs(InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading))
     add_volumes(options.unread)
     for path in options.files:

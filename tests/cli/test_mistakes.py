@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
-from dicom_helpers import save, slices
 
 from crfrefine.io import read_header
 
@@ -51,30 +50,22 @@ def test_one_cause_is_told_once_and_the_other_cases_named(folders):
 
 
 def test_exchanged_inputs_are_named(folders, tmp_path):
-    """Numbered images; archives, which are no images at all; files of one name; a series of DICOM slices, given with -p."""
+    """Numbered images; archives, which are no images at all; files of one name."""
     archives, plain = tmp_path / "archives", tmp_path / "plain"
     archives.mkdir()
     for path in folders.logits.iterdir():
         np.savez(archives / path.name.replace(".nii.gz", ".npz"), logits=load_nifti(path).transpose())
     save_nifti(plain / "c0.nii.gz", (load_nifti(folders.images / "c0_0000.nii.gz") * 0.37).astype(np.float32))
-    found = list(slices(np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4), np.diag([1.0, 1.25, 2.5, 1.0])))
     for images, logits in (
         (folders.logits, folders.images),
         (archives, folders.images),
         (archives / "c0.npz", folders.images / "c0_0000.nii.gz"),
         (folders.logits, plain),
         (folders.logits / "c0.nii.gz", plain / "c0.nii.gz"),
-        (folders.logits / "c0.nii.gz", save(tmp_path / "scan", found)),
     ):
         output = folders.output if images.is_dir() else tmp_path / "out.nii.gz"
         result = run_here("infer", "-i", images, "-p", logits, "-o", output, status=1)
         assert EXCHANGED in result.stderr
-    (tmp_path / "pred").mkdir()
-    shutil.copy(folders.logits / "c0.nii.gz", tmp_path / "pred" / "c1.nii.gz")
-    right = run_here("infer", "-i", save(tmp_path / "other", found, name="c{}.dcm"), "-p", tmp_path / "pred", "-o", tmp_path / "out")
-    assert right.status == 1
-    assert EXCHANGED not in right.stderr
-    assert "other is taken for the DICOM series of one case; several cases need a folder each." in right.stderr
 
 
 def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
@@ -146,7 +137,6 @@ def test_all_values_of_a_label_map_in_place_of_an_image_are_counted(folders, tmp
 
 
 def test_the_name_of_a_series_stands_once_before_what_is_told_of_it(tmp_path):
-    found = list(slices(np.arange(5 * 6 * 4, dtype=np.int16).reshape(5, 6, 4), np.diag([1.0, 1.25, 2.5, 1.0])))
     for number, one in enumerate(found):
         one.InstanceNumber = number + 7
     series = save(tmp_path / "scan", found)

@@ -114,9 +114,7 @@ def damaged(files, rng):
 def damaged_part(content, rng):
     """Of a text lines, numbers and words, of a binary header numbers, of voxels anything."""
     start, end, change = 0, 352, mutated_numbers
-    if content[128:132] == b"DICM":
-        start, end, change = 132, len(content), _with_other_elements
-    elif content.startswith(b"PK"):  # Lengths, offsets and flags of an archive.
+    if content.startswith(b"PK"):  # Lengths, offsets and flags of an archive.
         start, end = rng.choice(((0, 30), (content.rindex(b"PK\1\2"), len(content))))
     elif content.startswith(b"\x93NUMPY"):
         start, end, change = 10, 128, lambda text, rng: mutated_text(text, rng).ljust(118)[:118]
@@ -125,17 +123,6 @@ def damaged_part(content, rng):
     if rng.random() < 0.25:
         start, end, change = rng.choice((0, min(end, len(content)))), len(content), mutated
     return content[:start] + change(content[start:end], rng) + content[end:]
-
-
-def _with_other_elements(content, rng):
-    """Digits in the texts that DICOM keeps its numbers in, binary numbers, or anything."""
-    if (kind := rng.randrange(4)) > 0:
-        return (mutated_numbers if kind == 1 else mutated)(content, rng)
-    data = bytearray(content)
-    places = [place for place in range(170, len(data)) if 0x2E <= data[place] <= 0x39]
-    for place in rng.sample(places, min(len(places), rng.choice((1, 3, 20)))):
-        data[place] = rng.choice(b"0123456789.-eE \\\0n")
-    return bytes(data)
 
 
 _WRONG = (

@@ -2,22 +2,16 @@
 
 import bz2
 import io as streams
-import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import cache, partial
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
-from dicom_helpers import enhanced, save, slices
 from fuzz_mutations import damaged
 from fuzz_worker import Target
 from io_helpers import meta_text, nrrd_text
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from crfrefine import io
 from crfrefine.io.labels import is_nonzero, read_where
@@ -205,59 +199,6 @@ def _misnamed(rng):
     return {f"a{rng.choice(suffixes)}": content}
 
 
-_FRAMES, _PLACE = np.arange(36).reshape(4, 3, 3), np.array([[-0.7, 0, 0, 3], [0, -1.1, 0.2, -4], [0, 0.1, 2.5, 5], [0, 0, 0, 1]])
-
-
-def _dicom(*found):
-    files = {}
-    for number, one in enumerate(found):
-        buffer = streams.BytesIO()
-        pydicom.dcmwrite(buffer, one, enforce_file_format=True)
-        files[f"{number}.dcm"] = buffer.getvalue()
-    return files
-
-
-def _series():
-    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two.
-
-    The last two are single files of several frames.
-    """
-    for kind, dtype in enumerate((np.int16, np.uint8, np.int16, np.uint16, np.int16)):
-        series = list(slices(_FRAMES.astype(dtype), _PLACE, slope=1.5, intercept=-3.0))
-        for number, one in enumerate(series):
-            if kind == 1:
-                one.compress(RLELossless, generate_instance_uid=False)
-            elif kind == 2:
-                one.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            elif kind == 3:
-                one.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-                one["PixelData"].VR = "OW"
-            elif kind == 4:
-                one.RescaleSlope = number + 1
-        yield _dicom(*(series if kind in (0, 4) else series[:2]))
-    frames = enhanced(slices(_FRAMES.astype(np.int16), _PLACE, slope=1.5))
-    yield _dicom(frames)
-    frames.compress(RLELossless, generate_instance_uid=False)
-    yield _dicom(frames)
-
-
-def _dicom_segmentations():
-    """Binary segments, one and two of them, deflated, and a label map."""
-    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        folder = Path(place)
-        like = io.read_volume(save(folder / "case", slices(_FRAMES.astype(np.int16), _PLACE)))
-        for name, values in (("one", _FRAMES % 3 % 2), ("two", _FRAMES % 3)):
-            io.write_label_map(folder / f"{name}.dcm", values, like)
-        one, two = (pydicom.dcmread(folder / f"{name}.dcm") for name in ("one", "two"))
-        yield from (_dicom(one), _dicom(two))
-        two.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-        yield _dicom(two)
-        one.SegmentationType, one.BitsAllocated, one.BitsStored, one.HighBit = "LABELMAP", 8, 8, 7
-        one.PixelData = bytes(number % 2 for number in range(36))
-        yield _dicom(one)
-
-
 _SAMPLES = {
     "nii": partial(_nifti, "a.nii"),
     "nii.gz": partial(_nifti, "a.nii.gz"),
@@ -269,8 +210,6 @@ _SAMPLES = {
     "mgh": _mgh,
     "hdr": _pairs,
     "npy": _arrays,
-    "dcm": _series,
-    "dcm-seg": _dicom_segmentations,
 }
 
 
@@ -283,5 +222,4 @@ def volume_targets():
     """The readers of volumes."""
     makers = {"npz": _npz, "misnamed": _misnamed}
     for name in (*_SAMPLES, *makers):
-        read = (lambda path, rng: _read_volume(path.parent, rng)) if name == "dcm" else _read_volume
-        yield Target(name, makers.get(name, lambda rng, name=name: damaged(rng.choice(_samples(name)), rng)), read)
+        yield Target(name, makers.get(name, lambda rng, name=name: damaged(rng.choice(_samples(name)), rng)), _read_volume)

@@ -34,8 +34,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
     "nibabel": {"io"},
-    "pydicom": {"io.dicom_files", "io.dicom_decoder"},
-    "highdicom": {"io.dicom_segments", "io.dicom_segmentation_writing"},
+    "pydicom": {"io.dicom"},
+    "highdicom": {"io.dicom"},
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},

@@ -1,4 +1,4 @@
-"""Convert logits, probabilities and label maps between file formats and between kinds of values."""
+"""Convert logits, probabilities and label maps between file formats and between kinds of values, and DICOM."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.base.axes import file_order
-from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_names
 from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.dicom_identity import require_same_identity
-from crfrefine.io.dicom_slices import Series
 from crfrefine.io.paths import require_suffix
-from crfrefine.io.recognition import add_volumes, files_written
+from crfrefine.io.recognition import add_volumes, files_written, is_dicom
 from crfrefine.io.segments import named_segments
 from crfrefine.io.volume import Volume, VolumeHeader
 
@@ -35,14 +33,15 @@ if TYPE_CHECKING:
 
 @keeping_inputs()
 def convert_file(
-    source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
+    source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, segments: str | Path | None = None
 ) -> str:
-    """Convert a file with a label map, or with logits or probabilities of several labels; return a sentence about input and output.
+    """Convert a label map, logits or probabilities of several labels, or DICOM; return a sentence about input and output.
 
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or the kind of the source; sigmoid channels whose regions a
     `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them. `like` is an
     image with the same voxels, whose geometry the target gets, the order of its axes included; it is
-    needed if the source has none (.npz).
+    needed if the source has none (.npz). A DICOM series becomes an image, a segmentation a label map. A label map becomes a DICOM
+    segmentation of the series `like`; `segments` is a segmentation that describes its labels.
 
     Raises:
         InputError: the source has no geometry and `like` is missing, a label map should become logits, or DICOM files do not fit together.
@@ -50,22 +49,24 @@ def convert_file(
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
     source, target = Path(source), Path(target)
-    if require_suffix(target).refers_to_series and like is None:
-        raise InputError(f"{target}: a DICOM segmentation refers to the DICOM series it was made on; name its folder with --like SERIES")
+    if is_dicom(source) or target.suffix.lower() == ".dcm":
+        return _convert_dicom(source, target, to, None if like is None else Path(like), None if segments is None else Path(segments))
+    if segments is not None:
+        raise InputError(f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm")
+    require_suffix(target)
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
     add_volumes(source, None if like is None else Path(like))
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
-    mismatches = [*require_same_identity((header, like_header), allow=allow_mismatched_dicom)]
     placed = header if like_header is None else io.placed_on(header, like_header)
-    mismatches += [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
+    turned = [f"{header.path.name}: {placed.turning}"] if placed.turned is not None else []
     geometry = _geometry(placed, like_header, target)
-    notes = list(mismatches)
+    notes = list(turned)
     regions = find_regions(None, [source.parent], notes)
     if header.num_channels == 1 and not regions.is_channel(header):
-        return "\n".join([*mismatches, _convert_labels(header, target, to, geometry)])
+        return "\n".join([*turned, _convert_labels(header, target, to, geometry)])
     return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
 
 
@@ -75,24 +76,46 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.VOLUME_SUFFIXES)
-    try:
-        labels = io.read_labels(header.path, grid=like.header)
-    except InputError as error:
-        if not _is_series(header):
-            raise
-        raise InputError(
-            f"{error}\n  A DICOM series is an image; convert writes logits and label maps, dcm2niix converts images."
-        ) from None
+    labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).labels)
-    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
+    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
     # Whole numbers may be those of an image, too, where a scanner has no scaling.
-    kind = "image" if _is_series(header) or looks_like_image(labels.data) else "label map"
+    kind = "image" if looks_like_image(labels.data) else "label map"
     return f"{_told(header, kind)} -> {target}: {kind}"
 
 
-def _is_series(header: VolumeHeader) -> bool:
-    """Return whether a file is an image by its format."""
-    return isinstance(header.template, Series)
+def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
+    """Convert a series or a segmentation to another format, or a label map to a segmentation of the series `like`."""
+    from crfrefine.io import dicom
+
+    is_read = is_dicom(source)
+    if is_read and target.suffix.lower() == ".dcm":
+        raise InputError(f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first")
+    if to not in (None, "labels"):
+        raise InputError(f"{source}: DICOM holds images and label maps, no {to}; leave --to out")
+    add_inputs(*(file for path in (source, like, segments) if path for file in (path.iterdir() if path.is_dir() else [path])))
+    check_replaceable(*reversed(files_written(target)))
+    if is_read:
+        require_suffix(target, io.VOLUME_SUFFIXES)
+        volume = dicom.read(source, like)
+        assert volume.header is not None
+        is_label_map = volume.header.format == dicom.SEGMENTATION
+        if is_label_map:
+            io.write_label_map(target, volume.data, volume, segments=volume.header.segments)
+        else:
+            io.write_image(target, volume.data, volume)
+        kind = "label map" if is_label_map else "image"
+        return "\n".join([f"{_told(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}", *volume.header.notes])
+    if like is None or not is_dicom(like):
+        raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES")
+    header = io.read_header(source, io.VOLUME_SUFFIXES)
+    grid = dicom.read_grid(like)
+    if not io.placed_on(header, grid).on_same_grid(grid):
+        raise GridMismatchError(f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined.")
+    labels = io.read_labels(source, grid=grid)
+    named = header.segments or named_segments(read_names([source]).labels)
+    dicom.write(target, labels.data, named, like, segments)
+    return f"{_told(header)} -> {target}: DICOM segmentation of {like}"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
@@ -104,7 +127,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
         return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
         segments = named_segments(read_names([header.path]).labels)
-        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments, is_refined=False)
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
         return f"{_told(header)} -> {target}: label map"
     if needs_kind:
         values, kind = _as_kind(values, kind, to, header.path)
@@ -124,7 +147,7 @@ def _convert_regions(
         take_log_odds(log_odds)
     grid, source = like.grid_shape, _told(header, counted(scheme.num_regions, "region"))
     if to == "labels":
-        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like, is_refined=False)
+        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like)
         return f"{source} -> {target}: label map"
     written = to or found
     if written != found:
@@ -154,11 +177,6 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
             "  interpolate it onto the grid of the image with --resample."
         )
     chosen = like or header
-    if require_suffix(target).refers_to_series and not _is_series(chosen):
-        raise InputError(
-            f"{target}: a DICOM segmentation refers to the DICOM series it was made on, and {chosen.path} is {chosen.format}: "
-            "name the folder of that series with --like, or write another format, such as .nii.gz or .seg.nrrd"
-        )
     if chosen.affine is None or chosen.spacing is None:
         if not require_suffix(target).holds_scores_alone:
             raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")

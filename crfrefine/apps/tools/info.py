@@ -71,7 +71,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     return lines
 
 
-def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatched_dicom: bool = False) -> FolderReport:
+def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
     Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
@@ -110,7 +110,7 @@ def inspect_folder(folder: str | Path, *, resample: bool = False, allow_mismatch
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
         with failing_alone(partial(_fail_case, report, files), *files.images, *files.logits):
-            reading = ReadingOptions(regions=regions, resample=resample, allow_mismatched_dicom=allow_mismatched_dicom)
+            reading = ReadingOptions(regions=regions, resample=resample)
             headers = read_case_headers(files, reading)
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]

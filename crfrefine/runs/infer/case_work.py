@@ -95,7 +95,6 @@ def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], N
     """
     from crfrefine.cases import case as cases
     from crfrefine.cases.case_memory import case_bytes, what_to_keep
-    from crfrefine.io import check_label_map
     from crfrefine.runs.infer.outputs import check_case_outputs
 
     task, record = work.task, work.record
@@ -106,7 +105,6 @@ def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], N
     check_case_outputs(task.outputs)
     started = time.perf_counter()
     headers = cases.read_case_headers(task.files, settings.reading)
-    check_label_map(task.outputs.label_map, headers.images[0])
     kept = what_to_keep(headers, settings.reading, may_stream=_may_stream(settings))
     waiting = time.perf_counter()
     admit(case_bytes(headers, kept))

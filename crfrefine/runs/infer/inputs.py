@@ -16,7 +16,7 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import stem_of
-from crfrefine.io.recognition import add_volumes, is_series
+from crfrefine.io.recognition import add_volumes
 from crfrefine.runs.infer.options import InferenceOptions
 
 
@@ -59,7 +59,6 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         regions,
         declared,
         max_memory=options.max_memory,
-        allow_mismatched_dicom=options.allow_mismatched_dicom,
     )
     return RunInputs(tuple(found), reading, structures, names, tuple(told))
 
@@ -88,4 +87,4 @@ def _folders(options: InferenceOptions, cases: Sequence[CaseFiles]) -> tuple[Pat
         return (options.manifest.parent,)
     images = options.images or next((files.images for files in cases if files.images), ())
     places = (*(options.logits[:1] if options.nnunet is None else (options.nnunet,)), *images[:1])
-    return tuple(place if place.is_dir() and not is_series(place) else place.parent for place in places)
+    return tuple(place if place.is_dir() else place.parent for place in places)

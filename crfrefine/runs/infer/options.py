@@ -9,7 +9,6 @@ from typing import Any
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.io.paths import suffix_of
-from crfrefine.io.recognition import is_series
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.executor import HERE, Placement
 
@@ -51,12 +50,11 @@ class InferenceOptions:
     placement: Placement = HERE
     allow_vanishing: bool = False  # whether rules of [postprocess] may empty a structure, or remove more than a tenth of it
     output_format: str | None = None  # suffix of the label maps in a folder; None: each as its image
-    allow_mismatched_dicom: bool = False  # whether DICOM files of one patient may be of different studies and frames of reference
 
     @property
     def is_folder_run(self) -> bool:
         """Whether the run is on a folder, and not on the files of one case."""
-        return self.nnunet is not None or self.manifest is not None or (self.images[0].is_dir() and not is_series(self.images[0]))
+        return self.nnunet is not None or self.manifest is not None or self.images[0].is_dir()
 
     @property
     def writes_file(self) -> bool:

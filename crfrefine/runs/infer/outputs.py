@@ -10,8 +10,7 @@ from crfrefine.base.inputs import check_no_input, identities
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file
-from crfrefine.io.dicom_identity import differences
-from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, suffix_to_write
 from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import RECORD_FOLDER
@@ -93,11 +92,6 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
         plans.append(plan)
     if options.writes_file and suffix not in VOLUME_SUFFIXES:
         raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
-    for files, plan in zip(cases, plans, strict=True):
-        for path in (plan.label_map, *plan.structures):
-            known = format_of(path)
-            if known is not None and files.images:
-                known.check_image(path, files.images[0])
     _check_no_input_is_replaced(cases, plans, options)
     return plans
 
@@ -139,7 +133,7 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
-    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case; DICOM also of its patient."""
+    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
     from crfrefine.io import is_whole, placed_on, read_header, read_labels
 
     if not all(path.is_file() for path in outputs.all()):
@@ -158,8 +152,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
         volumes += label_files
     image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
-    is_placed = all(image.on_same_grid(header) and header.turned is None for header in headers)
-    return is_placed and not any(differences(image.identity, header.identity) for header in headers)
+    return all(image.on_same_grid(header) and header.turned is None for header in headers)
 
 
 def _is_whole_picture(path: Path) -> bool:

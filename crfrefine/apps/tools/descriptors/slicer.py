@@ -16,7 +16,6 @@ LEFT_OUT = frozenset(
     {
         *("nnunet", "manifest", "resume", "num_parts", "part_id", "fail_fast", "summary", "verbose", "quiet"),
         *("save_probabilities", "save_logits", "save_structures", "preview", "workers", "dask", "output_format", "case_timeout"),
-        "allow_mismatched_dicom",
     }
 )
 """Options that a viewer is not told of."""

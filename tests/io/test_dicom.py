@@ -1,0 +1,291 @@
+"""`crfrefine convert` and DICOM: series and segmentations, compared with SimpleITK and highdicom."""
+
+import struct
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_here
+from dicom_helpers import enhanced, save, slices
+from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotation, save_nifti
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.sr.codedict import codes
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from crfrefine import io
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io import dicom
+
+SHAPE = (23, 19, 6)
+AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(1, 0.4) @ OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
+STORED = numbers(SHAPE, dtype=np.int16)
+LABELS = np.zeros(SHAPE, np.uint16)
+LABELS[3:9, 4:8, 1:3], LABELS[10:14, 2:5, 2:4], LABELS[1, 1, 3] = 1, 2, 300
+
+
+@pytest.fixture
+def series(tmp_path):
+    return save(tmp_path / "CT series", slices(STORED, AFFINE, slope=2, intercept=-1000))
+
+
+def segmentation(series, path, labels=LABELS % 300):
+    """A segmentation of two segments by highdicom, of which the first says all that a segment can say."""
+    sources = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber)
+    algorithm = hd.AlgorithmIdentificationSequence("Drawn", codes.cid7162.ArtificialIntelligence, "9.1", "a source")
+    described = [
+        hd.seg.SegmentDescription(
+            *(number, f"name {number}", codes.SCT.Organ, codes.SCT.Kidney, "AUTOMATIC", algorithm),
+            *("1.2.826.0.1.3680043.1", f"lesion {number}"),
+        )
+        for number in (1, 2)
+    ]
+    pixels = labels.transpose(2, 1, 0).astype(np.uint8)
+    found = hd.seg.Segmentation(sources, pixels, "BINARY", described, hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0")
+    first, left = found.SegmentSequence[0], Dataset()
+    left.CodeValue, left.CodingSchemeDesignator, left.CodeMeaning = "7771000", "SCT", "Left"
+    first.SegmentDescription = "seen in two planes"
+    first.RecommendedDisplayCIELabValue = [43803, 26565, 37722]
+    first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [left]
+    first.AnatomicRegionSequence = [left]
+    first.private_block(0x0063, "A READER", create=True).add_new(0x01, "LO", "private words")
+    found.save_as(path)
+    return path
+
+
+def test_a_series_becomes_nifti_with_the_voxels_and_geometry_of_gdcm(series, tmp_path):
+    result = run_here("convert", series, tmp_path / "ct.nii.gz", status=0)
+    assert "-> " in result.stderr
+    assert "image, int16" in result.stderr
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    expected = reader.Execute()
+    read = io.read_volume(tmp_path / "ct.nii.gz")
+    np.testing.assert_array_equal(read.data, itk_array(expected))
+    np.testing.assert_array_equal(read.data, 2.0 * STORED - 1000)
+    np.testing.assert_allclose(read.affine, itk_affine(expected), atol=1e-5)
+    assert read.header.dtype == "int16"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_types_scalings_and_frames(dtype, tmp_path):
+    found = list(slices(STORED.astype(dtype), AFFINE))
+    for number, one in enumerate(found):
+        one.RescaleSlope = 0.5 * (number + 1)  # As PET has.
+    expected = STORED * (0.5 * np.arange(1, SHAPE[2] + 1))
+    read = dicom.read(save(tmp_path / "slices", found))
+    np.testing.assert_array_equal(read.data, expected)
+    assert read.data.dtype == np.float32
+    frames = dicom.read(save(tmp_path / "frames", [enhanced(found)]))
+    np.testing.assert_array_equal(frames.data, expected)
+    np.testing.assert_allclose(frames.affine, AFFINE, atol=1e-6)
+    found = enhanced(slices(STORED.astype(np.uint16), AFFINE))
+    found.compress(RLELossless, generate_instance_uid=False)
+    pydicom.dcmwrite(tmp_path / "frames.dcm", found, enforce_file_format=True)
+    np.testing.assert_array_equal(dicom.read(tmp_path / "frames.dcm").data, STORED)
+
+
+def changed(**values):
+    found = list(slices(STORED, AFFINE))
+    for keyword, value in values.items():
+        setattr(found[-1], keyword, value)
+    return found
+
+
+def tilted():
+    affine = AFFINE.copy()
+    affine[:3, 2] += 0.4 * affine[:3, 0]
+    return list(slices(STORED, affine))
+
+
+WRONG = {
+    "gap": (lambda: [one for number, one in enumerate(changed()) if number != 3], r"a gap .*expected slices 2\.5 mm .* are 5 mm apart"),
+    "series": (lambda: changed(SeriesInstanceUID="1.9"), r"expected one series, found 2: .*\.dcm .* a folder of its own"),
+    "localizer": (lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), r"are not parallel; .* \(a localizer\?\)"),
+    "size": (lambda: changed(Rows=20), r"slices of different sizes: .* \(23, 19\) and \(23, 20\)|\(23, 20\) and \(23, 19\)"),
+    "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different voxel sizes"),
+    "echo": (lambda: [*changed(), *changed()[2:3]], "two slices at one place"),
+    "tilt": (tilted, "gantry tilt of .* degrees; dcm2niix"),
+    "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),
+    "colors": (lambda: changed(SamplesPerPixel=3), "expected one number per voxel, found colors"),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), WRONG.values(), ids=WRONG)
+def test_slices_that_are_no_volume(make, expected, tmp_path):
+    with pytest.raises(CrfRefineError, match=expected) as error:
+        dicom.read(save(tmp_path / "case", make()))
+    assert "case" in str(error.value)
+
+
+def test_files_that_are_no_slices(series, tmp_path):
+    (series / "notes.txt").write_text("words")
+    assert dicom.read(series).header.notes == ("1 file without slices, such as notes.txt, left aside",)
+    (series / "a.dcm").write_bytes(b"words")
+    with pytest.raises(UnsupportedFormatError, match=r"a\.dcm: not a DICOM file, although its name says so"):
+        dicom.read(series)
+    with pytest.raises(InputError, match="expected the slices of a DICOM series or a segmentation, found none"):
+        dicom.read(tmp_path)
+    file = next(file for file in series.iterdir() if file.name.startswith("IM"))
+    (series / "a.dcm").unlink()
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(UnsupportedFormatError, match="CT series: damaged DICOM"):
+        dicom.read(series)
+
+
+def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
+    """On axes in another order, with labels that have gaps; read by highdicom, with the planes that have segments alone."""
+    save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ turned())
+    run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, status=0)
+    found = hd.seg.segread(tmp_path / "out.dcm")
+    assert [item.SegmentLabel for item in found.SegmentSequence] == ["Label 1", "Label 2", "Label 300"]
+    assert found.SegmentSequence[2].SegmentedPropertyTypeCodeSequence[0].CodeValue == "85756007"
+    assert found.SegmentSequence[2].SegmentDescription == "label value 300"
+    assert (found.PatientID, found.FrameOfReferenceUID) == ("id 1", "1.2.5")
+    array = found.get_volume(combine_segments=True).array  # Three planes, from last to first.
+    np.testing.assert_array_equal(array[::-1].transpose(2, 1, 0), np.where(LABELS == 300, 3, LABELS)[:, :, 1:4])
+    by_itk = sitk.ReadImage(str(tmp_path / "out.dcm"))  # A frame for each plane of each segment.
+    assert by_itk.GetSize()[:2] == SHAPE[:2]
+    run_here("convert", tmp_path / "out.dcm", tmp_path / "back.nii.gz", "--like", series, status=0)
+    back = io.read_labels(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(back.data, LABELS)
+    np.testing.assert_allclose(back.affine, AFFINE, atol=1e-5)
+    assert [segment.name for segment in back.header.segments] == ["Label 1", "Label 2", "Label 300"]
+    part = run_here("convert", tmp_path / "out.dcm", tmp_path / "part.nii.gz", status=0)
+    assert "--like SERIES" in part.stderr
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "part.nii.gz").data, LABELS[:, :, 1:4])
+
+
+def turned():
+    """The transform from a grid whose first axis is mirrored."""
+    found = np.diag([-1.0, 1.0, 1.0, 1.0])
+    found[0, 3] = SHAPE[0] - 1
+    return found
+
+
+def test_what_describes_a_segment_is_carried_over(series, tmp_path):
+    source = segmentation(series, tmp_path / "source.dcm")
+    save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
+    run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, "--segments", source, status=0)
+    before, after = (pydicom.dcmread(path).SegmentSequence for path in (source, tmp_path / "out.dcm"))
+    assert list(after[:2]) == list(before)
+    assert after[2].SegmentLabel == "Label 300"
+    run_here("convert", tmp_path / "out.dcm", tmp_path / "back.nii.gz", "--like", series, status=0)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "back.nii.gz").data, LABELS)
+
+
+def test_segmentations_of_frames(tmp_path):
+    found = list(slices(STORED, AFFINE))
+    folder = save(tmp_path / "case", [enhanced([found[number] for number in (3, 0, 5, 1, 4, 2)])])
+    dicom.write(tmp_path / "out.dcm", LABELS, (), folder, None)
+    np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", folder).data, LABELS)
+    dicom.write(tmp_path / "empty.dcm", np.zeros_like(LABELS), (), folder, None)
+    assert not dicom.read(tmp_path / "empty.dcm", folder).data.any()
+
+
+@pytest.mark.parametrize(("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")])
+def test_another_patient_or_frame_of_reference_is_refused(keyword, what, series, tmp_path):
+    found = list(slices(STORED, AFFINE))
+    for one in found:
+        setattr(one, keyword, "9.9.9")
+    other = save(tmp_path / "other", found)
+    source = segmentation(series, tmp_path / "source.dcm")
+    save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
+    for command in (
+        ("convert", source, tmp_path / "out.nii.gz", "--like", other),
+        ("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", other, "--segments", source),
+    ):
+        result = run_here(*command, status=1)
+        assert f"are of different {what}" in result.stderr
+        assert f"{keyword}: expected '9.9.9'" in result.stderr
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_wrong_calls(series, tmp_path):
+    save_nifti(tmp_path / "a.nii.gz", LABELS, AFFINE)
+    save_nifti(tmp_path / "moved.nii.gz", LABELS, AFFINE @ np.diag([1, 1, 1.5, 1]))
+    first = next(series.iterdir())
+    for arguments, expected in (
+        (("a.nii.gz", "out.dcm"), "name its folder with --like SERIES"),
+        (("moved.nii.gz", "out.dcm", "--like", series), "not on the grid of --like"),
+        (("a.nii.gz", first, "--like", series), "would replace an input"),
+        ((series, "out.dcm"), "both are DICOM"),
+        ((series, "out.nrrd"), "an image is written as NIfTI"),
+        ((series, "out.nii.gz", "--to", "logits"), "leave --to out"),
+        (("a.nii.gz", "out.nii.gz", "--segments", first), "--segments describes the labels of a DICOM segmentation"),
+        (("a.nii.gz", "out.dcm", "--like", series, "--segments", first), "expected a DICOM segmentation"),
+    ):
+        names = [tmp_path / name if str(name).endswith((".gz", "out.dcm", ".nrrd")) else name for name in arguments]
+        assert expected in run_here("convert", *names, status=1).stderr
+
+
+def test_other_commands_say_what_to_run(series, tmp_path):
+    result = run_here("infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1)
+    quoted = f"'{series}'"
+    assert result.stderr.splitlines()[1:] == [
+        f"  crfrefine convert '{series}/' '{series}.nii.gz'",
+        f"  crfrefine infer -i '{series}.nii.gz' -p logits.nii.gz -o {tmp_path}/out.nii.gz",
+        f"  crfrefine convert {tmp_path}/out.nii.gz {tmp_path}/out.dcm --like '{series}/'",
+    ]
+    source = segmentation(series, tmp_path / "seg.dcm")
+    shown = run_here("evaluate", source, tmp_path / "ref.nii.gz", status=1).stderr
+    assert f"crfrefine convert {source} {tmp_path}/seg.nii.gz --like SERIES" in shown
+    assert f"convert {quoted} " in run_here("info", series, status=1).stderr
+    assert "is gone" in run_here("infer", "--allow-mismatched-dicom", status=2).stderr
+    with pytest.raises(UnsupportedFormatError, match=r"a DICOM file: `crfrefine convert`"):
+        io.read_header(source)
+    save(tmp_path / "images" / "case", slices(STORED, AFFINE))
+    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path, "-o", tmp_path / "results", status=1)
+    assert f"crfrefine convert {tmp_path}/images/case {tmp_path}/images/case.nii.gz" in result.stderr
+
+
+# Damaged and hostile pixels.
+
+
+def compressed(change):
+    """Slices as JPEG-LS or JPEG 2000, whose first codestream is changed."""
+    found = list(slices(numbers(SHAPE, dtype=np.uint16), AFFINE))
+    is_jpeg_ls = change is grow
+    for number, one in enumerate(found):
+        if is_jpeg_ls:
+            one.compress(JPEGLSLossless, generate_instance_uid=False)
+            code = next(generate_frames(one.PixelData, number_of_frames=1))
+        else:
+            buffer = BytesIO()
+            Image.fromarray(np.frombuffer(one.PixelData, np.uint16).reshape(SHAPE[1::-1])).save(buffer, "JPEG2000", no_jp2=False)
+            code, one.file_meta.TransferSyntaxUID = buffer.getvalue(), JPEG2000Lossless
+        one.PixelData = encapsulate([code if number else change(code)])
+        one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
+    return found
+
+
+def grow(code):
+    """A JPEG-LS codestream of 40,000 x 40,000 pixels."""
+    place = code.index(b"\xff\xf7") + 5
+    return code[:place] + struct.pack(">HH", 40000, 40000) + code[place + 4 :]
+
+
+def without_length(code):
+    """A box of JPEG 2000 without a length, over which pydicom loops for ever."""
+    return code[:12] + b"\0\0\0\0abcd" + code[12:]
+
+
+def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch):
+    np.testing.assert_array_equal(dicom.read(save(tmp_path / "right", compressed(lambda code: code))).data, STORED)
+    with pytest.raises((CapacityError, UnsupportedFormatError), match="large: "):
+        dicom.read(save(tmp_path / "large", compressed(grow)))
+    monkeypatch.setattr(dicom, "SECONDS", 5)
+    with pytest.raises(UnsupportedFormatError, match="endless: damaged DICOM: its decoding takes far longer"):
+        dicom.read(save(tmp_path / "endless", compressed(without_length)))
+
+
+def test_a_small_file_cannot_promise_many_voxels(tmp_path):
+    found = compressed(lambda code: code)
+    for one in found:
+        one.Rows = one.Columns = 40000
+    with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
+        dicom.read(save(tmp_path / "case", found))
