@@ -161,7 +161,7 @@ ManifestOption = Annotated[
     Path | None,
     path_option(
         "--manifest",
-        metavar="FILE.csv|.parquet",
+        metavar="FILE.csv",
         help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
     ),
 ]

@@ -10,7 +10,7 @@ from cli_helpers import save_nifti
 
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
+from crfrefine.errors import InputError
 
 HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
 
@@ -187,35 +187,3 @@ def test_structures_are_files_or_a_folder(archive, tmp_path):
         (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), tmp_path / "out", input_type="labels")
         assert found.are_structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]
-
-
-# ---- Parquet
-
-
-def test_parquet_gives_the_same_cases(archive, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    as_csv = read_manifest(write(archive / "cases.csv", ["1", *ONE[1:]], ["2", *TWO[1:]]), tmp_path / "out")
-    columns = {
-        "case": [1, 2],
-        "images": [["p1/scan.nii.gz", "p1/other scan.nii.gz"], ["p2/x.nii.gz"]],
-        "logits": ["p1/net.nii.gz", "net_of_p2.nii.gz"],
-        "mask": ["masks/1.nii.gz", None],
-        "output": ["deep/er.nii.gz", None],
-        "spacing": [[1.0, 1.25, 2.5], None],
-    }
-    parquet.write_table(pyarrow.table(columns), archive / "cases.parquet")
-    assert read_manifest(archive / "cases.parquet", tmp_path / "out") == as_csv
-    parquet.write_table(pyarrow.table({"case": ["a"], "image": ["b"]}), archive / "cases.parquet")
-    with pytest.raises(InputError, match="unknown columns: 'image'; missing columns: 'images', 'logits'"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")
-    (archive / "cases.parquet").write_text("case,images,logits\n")
-    with pytest.raises(UnsupportedFormatError, match=r"cases\.parquet: cannot be read as Parquet"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")
-
-
-def test_without_pyarrow_the_error_names_the_extra(archive, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    (archive / "cases.parquet").write_text("")
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'crfrefine\[parquet\]', or save the table as CSV"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")

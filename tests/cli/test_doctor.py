@@ -101,7 +101,7 @@ def test_what_is_in_order_needs_nothing(report):
 
 
 def test_every_extra_has_a_purpose_and_a_command_and_versions_are_compared():
-    versions = {"numpy": "1.26.0rc1", "torch": "2.13.0+cpu", "matplotlib": "3.11.2", "pydicom": "2.4.4", "pyarrow": "unknown"}
+    versions = {"numpy": "1.26.0rc1", "torch": "2.13.0+cpu", "matplotlib": "3.11.2", "pydicom": "2.4.4"}
     required, groups = parse_requirements(metadata_lines(), PROJECT["optional-dependencies"], versions.get)
     assert {group.name: group.purpose for group in groups} == PURPOSES, "`all` gathers others and is left out"
     assert all(group.install == f"pip install 'crfrefine[{group.name}]'" for group in groups)
@@ -111,7 +111,6 @@ def test_every_extra_has_a_purpose_and_a_command_and_versions_are_compared():
     found = {group.name: group for group in groups}
     assert found["train"].is_complete
     assert [package.problem for package in found["dicom"].packages] == ["pydicom 2.4.4 is not >=3.0.1", "highdicom is not installed"]
-    assert not found["parquet"].is_complete
 
 
 def test_an_old_package_of_an_extra_is_to_be_updated_and_a_missing_one_is_not_missed(report):

@@ -212,23 +212,8 @@ _ROWS = (
 )
 
 
-@cache
-def _parquet():
-    """The rows as Parquet, some cells as lists."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {name: [cell or None for cell in cells] for name, cells in zip(_HEAD, zip(*_ROWS, strict=True), strict=True)}
-    columns["images"] = [cell.split(";") for cell in columns["images"]]
-    stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
-    return stream.getvalue()
-
-
 def _manifest(rng):
     files = {"a.nii": b"", "b.nii": b"", "l.nii": b""}
-    if rng.random() < 0.25:
-        return {"cases.parquet": mutated(_parquet(), rng) if rng.random() < 0.9 else _parquet(), **files}
     text = io.StringIO()
     csv.writer(text).writerows((_HEAD, *rng.sample(_ROWS, rng.randint(1, 3))))
     return {"cases.csv": _damaged_text(text.getvalue().encode(), rng), **files}

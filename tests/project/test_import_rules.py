@@ -40,7 +40,6 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
-    "pyarrow": {"cases.manifest_table"},
     "dask": {"runs.execution.cluster"},
     "distributed": {"runs.execution.cluster"},
     "cryptography": {"runs.execution.cluster"},

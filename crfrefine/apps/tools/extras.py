@@ -18,7 +18,6 @@ PURPOSES = {
     "cuda12": "--device cuda, for drivers of CUDA 12",
     "cuda13": "--device cuda, for drivers of CUDA 13",
     "report": "the slice viewer in the report of evaluate",
-    "parquet": "tables of cases in Parquet (infer --manifest)",
     "monai": "the transforms CrfRefine and CrfRefined of crfrefine.monai",
     "distributed": "Dask clusters (--workers, --dask)",
     "dicom": "DICOM series and segmentations",
