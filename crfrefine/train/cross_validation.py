@@ -141,7 +141,7 @@ def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -
     regions = {region.name: region.labels for region in plan.regions}
 
     def measure(number: int, threads: int) -> MethodValues:
-        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads, plan.cases.postprocessing)
+        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
 
     run = session.workers.run_one_by_one if prepared.has_large_cases else session.workers.run
     return dict(zip(plan.names(split.held_out), run(measure, split.held_out), strict=True))

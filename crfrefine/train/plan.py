@@ -164,7 +164,6 @@ class Plan:
             "input_type": options.input_type,
             "resample": options.resample,
             "allow_mismatched_dicom": options.allow_mismatched_dicom,
-            "nnunet_postprocessing": None if self.cases.postprocessing is None else self.cases.postprocessing.plain_rules(),
         }
 
 
