@@ -40,7 +40,7 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,7 +67,6 @@ help:
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
 	@echo 'make release-check  what a release needs: versions, changelog, tables, distributions and what is in them; then the tests'
-	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(PACKAGE) $(VENV)/viewer.stamp $(VENV)/tools.stamp
@@ -141,10 +140,6 @@ wheel-for:
 
 demo: $(PACKAGE) $(VENV)/viewer.stamp
 	$(BIN)/crfrefine demo -o demo
-
-man: $(PACKAGE)
-	@mkdir -p build
-	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 # The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.
 $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt

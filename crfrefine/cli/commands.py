@@ -125,7 +125,6 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "demo": {},
     "doctor": {},
     "bids": _PANELS,
-    "describe": {},
 }
 """Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
 

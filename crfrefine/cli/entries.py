@@ -1,4 +1,4 @@
-"""The executables that platforms call by a name of their own: `crfrefine-slicer` and `crfrefine-bids`. Each is a command in other words."""
+"""The executable that BIDS platforms call by a name of its own, `crfrefine-bids`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from crfrefine.cli.main import main
 
 _SEVERAL = ("--participant-label", "--session-label")
 """Options of BIDS Apps that take several values."""
-
-
-def slicer() -> None:
-    """Answer `--xml`, as 3D Slicer and MITK ask every executable of a module, and `--version`; refine one case for anything else."""
-    if sys.argv[1:] == ["--xml"]:
-        sys.argv = ["crfrefine", "describe", "slicer"]
-    elif sys.argv[1:] == ["--version"]:
-        sys.argv = ["crfrefine", "--version"]
-    else:
-        from crfrefine.apps.tools.descriptors.slicer import infer_arguments
-
-        sys.argv = ["crfrefine", "infer", *infer_arguments(sys.argv[1:])]
-    main()
 
 
 def bids() -> None:

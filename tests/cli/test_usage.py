@@ -12,6 +12,7 @@ from cli_helpers import command, files_in, infer, run_here, run_process, statuse
 
 import crfrefine
 from crfrefine.cli.commands import COMMANDS, PANELS
+from crfrefine.cli.gone import GONE
 from crfrefine.cli.main import app
 
 
@@ -92,6 +93,13 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
     assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_command_or_option_that_is_gone_says_what_does_its_job(name):
+    result = run_here(*["infer", name][not name.startswith("--") :], status=2)
+    assert GONE[name] in result.stderr.splitlines()[-1]
+    assert name not in COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -35,7 +35,7 @@ ELSEWHERE = {
     r"pip (install|download)|make |docker |apptainer |export |set |mike ": "installs, builds, or sets a variable",
     r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
     r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
-    r"nnUNetv2_|for fold in|TotalSegmentator|bosh |for gpu in": "other people's programs",
+    r"nnUNetv2_|for fold in|TotalSegmentator|for gpu in": "other people's programs",
     r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
     r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
