@@ -75,8 +75,8 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
 
 _MORE = "More options"
 PANELS = {
-    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
-    "--regions --probabilities --resample --case --participant-label --session-label --modality --label",
+    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
+    "--regions --probabilities --resample --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --no-report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
@@ -124,7 +124,6 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "tune": _PANELS,
     "demo": {},
     "doctor": {},
-    "bids": _PANELS,
 }
 """Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
 

@@ -2,5 +2,6 @@
 
 GONE = {
     "describe": "`describe` is gone: `crfrefine COMMAND --help` lists the options of a command",
+    "bids": "`bids` is gone: the script examples/bids.py refines a BIDS dataset with `crfrefine infer --manifest`",
 }
 """Name of the command or option, such as "describe" or "--workers", to the sentence that its user gets."""

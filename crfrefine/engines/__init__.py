@@ -36,7 +36,7 @@ def get_backend(device: str, *, also: Sequence[str] = ()) -> Backend:
     if is_list(device):
         raise ConfigError(
             f"--device {shorten(device, MOST_OF_A_REASON)}: expected one device, found several; "
-            "use auto, cpu, cuda or cuda:N (`crfrefine infer` and `crfrefine-bids` alone share out cases among several GPUs)"
+            "use auto, cpu, cuda or cuda:N (`crfrefine infer` alone shares out cases among several GPUs)"
         )
     raise ConfigError(f"device: expected one of {', '.join((*DEVICES, *also))}; got {shorten_value(device)}")
 

@@ -26,7 +26,7 @@ def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
-@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune", "bids"])
+@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
 def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = run_here(name, "--help").stdout
