@@ -73,8 +73,7 @@ def _cuda_backend(number: int) -> Backend:
 
 
 # A device does not survive a fork: the child creates it again, or finds that it does not work.
-if hasattr(os, "register_at_fork"):  # Windows does not fork.
-    os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
+os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
 def _reference(_: str) -> Backend:
