@@ -65,7 +65,6 @@ infer {case} --max-memory 8X
 infer {case} -v -q
 convert only_one.nii.gz
 convert a.nii.gz b.nii.gz --to colors
-info
 demo --seed -3
 infer {case} -i ''
 infer {case} -p ''

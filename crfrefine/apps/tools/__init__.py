@@ -1,1 +1,1 @@
-"""`crfrefine info`, `crfrefine convert`, `crfrefine doctor`."""
+"""`crfrefine info` and `crfrefine convert`."""
