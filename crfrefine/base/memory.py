@@ -90,7 +90,7 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
     """Return the memory that this process may take: the smallest of what the user has given and of what the system allows.
 
     It reads control groups (versions 1 and 2), batch systems (Slurm, PBS), resource limits (`ulimit`; Grid Engine and LSF set them), and
-    the available memory of the machine; without `/proc`, such as on macOS, the physical memory; on Windows nothing.
+    the available memory of the machine.
     """
     limits = list(_system_limits())
     if given is not None:
@@ -124,27 +124,16 @@ def _system_limits() -> Iterator[Limit]:
     yield from control_group_limits(read_text(Path("/proc/self/cgroup")), read_text(Path("/proc/self/mountinfo")), own)
     yield from batch_limits(os.environ)
     yield from resource_limits(_soft_limits(), own)
-    machine = machine_limit(read_text(Path("/proc/meminfo")), own) or _physical_memory()
+    machine = machine_limit(read_text(Path("/proc/meminfo")), own)
     if machine is not None:
         yield machine
 
 
 def _soft_limits() -> dict[str, int]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    names = [name for name in ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS") if hasattr(resource, name)]
-    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
+    import resource
+
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS")}
     return {name: limit for name, limit in limits.items() if limit != resource.RLIM_INFINITY}
-
-
-def _physical_memory() -> Limit | None:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf; others may lack these names.
-        return None
-    return (total - reserve(total), "the memory of this machine") if total > 0 else None
 
 
 # What the system says: functions of texts, folders and numbers, so that made-up systems can be tested. A text that cannot be understood

@@ -32,7 +32,7 @@ def thread_limit() -> ThreadLimit:
     share = os.environ.get(SHARE, "")
     if share.isdecimal() and int(share) > 0:
         return ThreadLimit(int(share), f"the cluster's worker ({SHARE})")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
     quota = _quota()
     if quota is not None and math.ceil(quota) < allowed:
         return ThreadLimit(math.ceil(quota), "the CPU quota of the control group (cgroup) of this process")

@@ -227,7 +227,6 @@ AllowMismatchedDicomOption = Annotated[
     ),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
-ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]
 FailFastOption = Annotated[
     bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
 ]

@@ -112,6 +112,6 @@ def _open_browser(address: str) -> None:
     import threading
     import webbrowser
 
-    has_screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if has_screen and "SSH_CONNECTION" not in os.environ:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

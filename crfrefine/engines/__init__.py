@@ -36,7 +36,7 @@ def get_backend(device: str, *, also: Sequence[str] = ()) -> Backend:
     if is_list(device):
         raise ConfigError(
             f"--device {shorten(device, MOST_OF_A_REASON)}: expected one device, found several; "
-            "use auto, cpu, cuda or cuda:N (`crfrefine infer` and `crfrefine-bids` alone share out cases among several GPUs)"
+            "use auto, cpu, cuda or cuda:N (`crfrefine infer` alone shares out cases among several GPUs)"
         )
     raise ConfigError(f"device: expected one of {', '.join((*DEVICES, *also))}; got {shorten_value(device)}")
 
@@ -73,8 +73,7 @@ def _cuda_backend(number: int) -> Backend:
 
 
 # A device does not survive a fork: the child creates it again, or finds that it does not work.
-if hasattr(os, "register_at_fork"):  # Windows does not fork.
-    os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
+os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
 def _reference(_: str) -> Backend:

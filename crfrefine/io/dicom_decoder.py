@@ -175,19 +175,16 @@ class _File:
 
 def _limit(num_pixels: int, path: str) -> None:
     """Limit memory, and processor time from now on; the signal also ends a decoder."""
-    if sys.platform == "linux":
-        import resource
+    import resource
 
-        signal.setitimer(signal.ITIMER_PROF, SECONDS + num_pixels / 1e6)
-        most = _ADDRESSES + MEMORY + 32 * num_pixels + 4 * Path(path).stat().st_size
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS + num_pixels / 1e6)
+    most = _ADDRESSES + MEMORY + 32 * num_pixels + 4 * Path(path).stat().st_size
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _addresses() -> int:
     """Return the bytes of addresses that this process has."""
-    if sys.platform != "linux":
-        return 0
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,7 +1,6 @@
 """Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +143,7 @@ def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
 
 
 def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archive, tmp_path):
-    """As on macOS and Windows: a link stands for the folder's name in the other case."""
+    """As on some network drives: a link stands for the folder's name in the other case."""
     (tmp_path / "Disk").mkdir()
     path = write(archive / "cases.csv", TWO, ["Two", *TWO[1:3]], ["other", *ONE[1:3], "", str(archive / "P2" / "X.nii.gz")])
     assert len(read_manifest(path, tmp_path / "Disk" / "out")) == 3
@@ -154,17 +153,6 @@ def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archi
     assert "cases.csv: 2 problems" in str(raised.value)
     assert f"line 3: the output {tmp_path}/Disk/out/Two.nii.gz has the name of the output of line 2" in str(raised.value)
     assert f"line 4: the output {archive}/P2/X.nii.gz would replace an input of line 3" in str(raised.value)
-
-
-def test_a_name_that_windows_does_not_take_is_refused_there(archive, tmp_path, monkeypatch):
-    """With a colon, the result would be hidden in a part of another file."""
-    path = write(archive / "cases.csv", TWO, *([name, *TWO[1:3]] for name in ("a:b", "Con", "aux.1", "what?")))
-    assert len(read_manifest(path, tmp_path / "out")) == 5
-    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
-    with pytest.raises(InputError, match="4 problems") as raised:
-        read_manifest(path, tmp_path / "out")
-    assert all(f"line {line}: case: " in str(raised.value) for line in range(3, 7))
-    assert str(raised.value).count(" is no name that Windows gives to a file") == 4
 
 
 def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):

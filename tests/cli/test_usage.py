@@ -12,6 +12,7 @@ from cli_helpers import command, files_in, infer, run_here, run_process, statuse
 
 import crfrefine
 from crfrefine.cli.commands import COMMANDS, PANELS
+from crfrefine.cli.gone import GONE
 from crfrefine.cli.main import app
 
 
@@ -25,7 +26,7 @@ def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
-@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune", "bids"])
+@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
 def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = run_here(name, "--help").stdout
@@ -64,7 +65,6 @@ infer {case} --max-memory 8X
 infer {case} -v -q
 convert only_one.nii.gz
 convert a.nii.gz b.nii.gz --to colors
-info
 demo --seed -3
 infer {case} -i ''
 infer {case} -p ''
@@ -92,6 +92,13 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
     assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_command_or_option_that_is_gone_says_what_does_its_job(name):
+    result = run_here(*["infer", name][not name.startswith("--") :], status=2)
+    assert GONE[name] in result.stderr.splitlines()[-1]
+    assert name not in COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,4 +1,4 @@
-"""Files that name the package's version, parts or dependencies agree with it: citation, dependencies, workflows, containers."""
+"""Files that name the package's version, parts or dependencies agree with it: citation, dependencies, workflows, container."""
 
 import re
 import tomllib
@@ -17,13 +17,6 @@ if not (ROOT / ".github").is_dir() or not PACKAGING.is_dir():
     pytest.skip("not a checkout: a source distribution need not have these files", allow_module_level=True)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-RECIPE = yaml.safe_load((PACKAGING / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
-CONDA_NAMES = {"isal": "python-isal"}
-
-
-def as_in_conda(requirements):
-    found = (re.fullmatch(r"([\w-]+)\s*(>=.*)?", line) for line in requirements)
-    return {f"{CONDA_NAMES.get(match[1], match[1])} {match[2] or ''}".strip() for match in found if match is not None}
 
 
 def test_the_citation_has_the_packages_version_and_the_papers_of_the_readme():
@@ -62,21 +55,9 @@ def test_actions_are_pinned_jobs_may_do_little_and_what_they_run_exists():
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make ([\w-]+)", text))
 
 
-def test_the_recipe_is_of_this_version_and_has_its_dependencies():
-    assert RECIPE["context"]["version"] == crfrefine.__version__
-    assert set(RECIPE["requirements"]["run"]) - {"python"} == as_in_conda(PROJECT["project"]["dependencies"])
-    assert as_in_conda(PROJECT["build-system"]["requires"]) <= set(RECIPE["requirements"]["host"])
-    assert RECIPE["about"]["license"] == PROJECT["project"]["license"]
-    commands = [f"{name} = {target}" for name, target in PROJECT["project"]["scripts"].items()]
-    assert RECIPE["build"]["python"]["entry_points"] == commands
-
-
-def test_containers_copy_what_the_wheel_is_built_of():
+def test_the_container_copies_what_the_wheel_is_built_of():
     docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
     copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE) for name in line.split()}
-    apptainer = (PACKAGING / "apptainer" / "crfrefine.def").read_text(encoding="utf-8")
-    assert copied == set(re.findall(r"^    (\S+) /src/", apptainer, re.MULTILINE))
-    assert copied == {name.removesuffix("/**") for name in RECIPE["source"]["filter"]["include"]}
     assert all((ROOT / name).exists() for name in copied)
     let_in = (PACKAGING / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8")
     assert copied | {"constraints.txt"} == set(re.findall(r"^!(\S+)$", let_in, re.MULTILINE))

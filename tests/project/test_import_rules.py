@@ -44,7 +44,6 @@ HOMES = {
     "distributed": {"runs.execution.cluster"},
     "cryptography": {"runs.execution.cluster"},
     "PIL": {"pages"},
-    "packaging": {"apps.tools.extras"},
     "monai": {"monai"},
     "starlette": {"apps.tune.server"},
     "uvicorn": {"apps.tune.server"},

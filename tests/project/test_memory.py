@@ -174,17 +174,6 @@ def test_a_system_that_says_nothing_has_no_limit(monkeypatch):
     require_memory(10**17, "x: takes", limit)
 
 
-def test_without_proc_the_physical_memory_is_the_limit(monkeypatch):
-    pages = {"SC_PHYS_PAGES": 1 << 22, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(memory, "read_text", lambda _: "")
-    monkeypatch.setattr(memory, "_soft_limits", dict)
-    monkeypatch.setattr(memory.os, "environ", {})
-    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
-    assert memory_limit() == MemoryLimit(16 * GIB - 16 * GIB // 20, "the memory of this machine")
-    monkeypatch.delattr(memory.os, "sysconf")
-    assert not memory_limit().is_known
-
-
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
     with pytest.raises(CapacityError) as caught:
         require_memory(5 * GIB, "a.nii.gz: its voxels take\n  a.nii.gz  1000 voxels", MemoryLimit(GIB, "--max-memory"))

@@ -42,7 +42,6 @@ class InferenceOptions:
     part_id: int = 0  # number of this process, from 0
     fail_fast: bool = False  # stop at the first bad case
     summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
-    record: bool = True  # whether a folder of results gets a record of the run, which `status` and `resume` read
     choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
     manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks

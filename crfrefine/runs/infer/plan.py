@@ -54,7 +54,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
     outputs = plan_outputs(cases, options, inputs.names.labels)
     named = tuple(map(os.path.realpath, options.inputs))
-    can_record = options.record and not options.writes_file and any(not files.problem for files in cases)
+    can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_file(options.output, named, options.part_id, options.num_parts) if can_record else None
     earlier = _read_earlier(options, cases, outputs, named, record)
     tasks = [
