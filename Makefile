@@ -58,7 +58,7 @@ help:
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make docs      the documentation as a site in build/docs; a broken link or an undocumented name is an error'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
-	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/reference/accuracy.md and its plot'
+	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/reference/accuracy.md'
 	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
 	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
