@@ -12,11 +12,10 @@ from typing import Any
 
 import environment
 import numpy as np
-from exact import bilateral_rows, sample_voxels, softmax
-from markdown_table import markdown_table
+from check import bilateral_rows, sample_voxels, softmax
 from numpy.typing import NDArray
 from peers import BENCH, ROOT
-from report import write_between_markers
+from report import markdown_table, write_between_markers
 from workers.measure import Workload
 from workloads import WorkloadSpec, accuracy_spec, store
 

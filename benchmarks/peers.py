@@ -40,7 +40,7 @@ def run_worker(system: str, workload: Path, *, save: Path | None = None, **optio
     """Run a system once on a stored workload.
 
     Returns:
-        What the worker measured: seconds, peak_mib, stages, the result's hash and the system's version.
+        What the worker measured: seconds, peak_mib, the result's hash and the system's version.
     """
     command: list[str | Path] = [interpreter(system), WORKERS / f"run_{system}.py", workload]
     for name, value in options.items():

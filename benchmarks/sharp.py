@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from environment import source_hash
-from markdown_table import markdown_table
 from numpy.typing import NDArray
+from report import markdown_table
 from sharp_cases import CRF, METHODS, Coarse, Labels, make_coarse, read_case, to_grid
 
 from crfrefine.metrics.overlap import measure_case

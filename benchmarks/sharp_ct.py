@@ -21,9 +21,9 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from environment import source_hash
-from markdown_table import markdown_table
 from numpy.typing import NDArray
 from PIL import Image
+from report import markdown_table
 from scipy.ndimage import binary_dilation, binary_erosion, uniform_filter
 from sharp_cases import CRF, METHODS, Coarse, Labels
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from markdown_table import markdown_table
-from report import provenance
+from report import markdown_table, provenance
 from study_findings import Findings, compare_means, points
 
 from crfrefine.statistics.comparison import MEAN, format_p

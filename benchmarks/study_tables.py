@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markdown_table import markdown_table
+from report import markdown_table
 from study_findings import Findings, compare_means, points
 from study_rivals import RIVALS
 from study_section import study_section
