@@ -39,7 +39,7 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint bench accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,12 +57,9 @@ help:
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make docs      the documentation as a site in build/docs; a broken link or an undocumented name is an error'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
-	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/reference/benchmarks.md (BENCH_ARGS as above)'
-	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
+	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/reference/accuracy.md'
 	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
 	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
-	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
-	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
 	@echo 'make clean     remove everything that the other targets made'
@@ -206,18 +203,11 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
-bench-layer: $(VENV)/train.stamp
-	$(BIN)/python benchmarks/layer.py $(BENCH_ARGS)
-
-accuracy: $(VENV)/train.stamp
+accuracy: setup
 	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/python benchmarks/gradient_accuracy.py
 
 study: setup $(VENV)/train.stamp
 	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
-
-study-end-to-end: $(VENV)/train.stamp
-	$(BIN)/python benchmarks/study_end_to_end.py $(STUDY_ARGS)
 
 clean:
 	rm -rf $(VENV) $(NNUNET_VENV) $(DOCS_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

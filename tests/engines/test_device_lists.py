@@ -3,12 +3,20 @@
 import re
 
 import pytest
-from pretended_gpus import CudaError
 
 from crfrefine.engines import devices_of, get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.loss import LossWatch
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
+
+
+class CudaError(RuntimeError):
+    """Stands for CuPy's."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
 
 EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or cuda:all; found"
 

@@ -1,4 +1,4 @@
-"""A process per device; with real cases in `tests/cli/test_gpus.py`."""
+"""A process per device."""
 
 from operator import attrgetter
 
