@@ -187,7 +187,7 @@ def wheel_problem(names: list[str], levels: Iterable[str] = ("baseline",)) -> st
         return f"{len(strange)} files that do not belong there: {', '.join(strange[:3])}"
     wanted = (
         f"{info}/licenses/LICENSE",
-        "crfrefine/pages/report/assets/brainsprite-license.txt",
+        "crfrefine/pages/report/assets/page.html",
         "crfrefine/py.typed",
         "crfrefine/configs/default.toml",
     )

@@ -21,7 +21,16 @@ def run_there(system, folder, *commands, code=""):
     own = f"import sys; sys.path.insert(0, {str(HELPER.parent)!r}); from other_system import become; become({system!r})\n{code}"
     arguments = ["-c", own] if code else [str(HELPER), system, *" + ".join(commands).split()]
     # A file that is opened as text without an encoding would have that of the system.
-    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", *arguments]
+    command = [
+        sys.executable,
+        "-X",
+        "warn_default_encoding",
+        "-W",
+        "error::EncodingWarning",
+        "-W",
+        "ignore::EncodingWarning:matplotlib.font_manager",
+        *arguments,
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="cp1252", timeout=300, check=False)
 

@@ -17,7 +17,7 @@ PURPOSES = {
     "train": "train-crf, CrfRnn and crf_loss; letters beyond Latin in pictures",
     "cuda12": "--device cuda, for drivers of CUDA 12",
     "cuda13": "--device cuda, for drivers of CUDA 13",
-    "report": "the slice viewer in the report of evaluate",
+    "report": "the charts in the report of evaluate; letters beyond Latin in pictures",
     "parquet": "tables of cases in Parquet (infer --manifest)",
     "monai": "the transforms CrfRefine and CrfRefined of crfrefine.monai",
     "distributed": "Dask clusters (--workers, --dask)",
