@@ -57,9 +57,9 @@ def measure(session: Session, key: str, trials: int) -> list[str]:
     assert list(answers(session))
     rows = []
     for trial in range(trials):
-        parameters = CrfParameters.from_toml(session.parameters()["toml"])
+        parameters = CrfParameters.from_toml(session.describe()["toml"])
         started, used = time.perf_counter(), time.process_time()
-        number = session.change(session.number, {key: changed(parameters, key, trial)})["number"]
+        number = session.change({key: changed(parameters, key, trial)})["number"]
         seen: dict[str, tuple[float, float]] = {}
         for news in answers(session):
             result, now = news["result"], (time.perf_counter() - started, time.process_time() - used)

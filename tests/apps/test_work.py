@@ -72,6 +72,6 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
             ({"bilateral.theta_alpha": 2.5}, 2),
             ({"postprocess.keep_largest": "foreground"}, 2),
         ):
-            session.change(session.number, change)
+            session.change(change)
             whole_result(session)
             assert built.count(whole) == builds, change

@@ -19,67 +19,43 @@ function tell(text) {
   find("error").hidden = !text;
 }
 
-// ---- Messages: one after the other, each with the number of the state that this tab shows
+// ---- Messages: one after the other; the newest change wins, also one of another tab
 
-let queue = Promise.resolve(), numWaiting = 0, numBuilt = 0;
+let queue = Promise.resolve(), numWaiting = 0;
 
-// Do a job after the others; return what it returns, or the text of its error. A tab that is behind shows the present state; null stands for that.
-function enqueue(job) {
-  const run = async () => {
-    try {
-      return await job();
-    } catch (error) {
-      return error.status === 409 ? catchUp(" What you chose in the meantime was not applied.") : error.message;
-    }
-  };
+// Send a message after the others; return "", or the text of an error.
+function post(action, content, then) {
   numWaiting += 1;
-  queue = queue.then(run).finally(() => {
+  queue = queue.then(async () => {
+    then(await ask(action, content()));
+    tell("");
+    return "";
+  }).finally(() => {
     numWaiting -= 1;
     digest();
   }).catch((error) => error.message);
   return queue;
 }
 
-// Send a message; return "", the text of an error, or null. What was meant for controls that are no longer there is not sent.
-function post(action, content, then) {
-  const built = numBuilt;
-  return enqueue(async () => {
-    if (built !== numBuilt) return null;
-    then(await ask(action, { ...content(), number }));
-    tell("");
-    return "";
-  });
-}
-
-async function catchUp(more = "") {
-  show(await ask("describe"));
-  tell(`The case or the parameters were changed in another tab; this one shows them now.${more}`);
-  return null;
-}
-
 // ---- The case
 
 function show(described) {
-  const isOther = described.opened !== about?.opened;
+  const isFirst = about === null;
   about = described;
-  options(find("case"), about.cases.map((name) => [name, name]), about.case);
   options(find("preset"), [...about.presets.map((name) => [name, name || "as opened"]), [CHANGED, CHANGED]], about.is_as_opened ? "" : CHANGED);
   find("preset").lastElementChild.hidden = true;
-  if (isOther) showCase();
+  if (isFirst) showCase();
   take(about, true);
 }
 
 function showCase() {
-  Object.assign(page, { place: about.place, grid: about.grid, modality: Math.min(page.modality, about.modalities.length - 1), box: null });
-  page.hidden = new Set();
-  page.colors = [];
-  names = [];
+  Object.assign(page, { place: about.place, grid: about.grid });
   for (const { label, color, name } of about.labels) {
     page.colors[label] = color;
     names[label] = name;
   }
   page.rgb = page.colors.map((color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)));
-  find("case").disabled = about.cases.length === 1;
+  find("case").textContent = about.case;
   find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
   options(find("modality"), about.modalities.map((name, place) => [String(place), name]), String(page.modality));
   find("reference-choice").hidden = !about.has_reference;
@@ -87,13 +63,8 @@ function showCase() {
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
   showNotes(about.notes);
-  // Remove everything that shows another case.
-  result = null;
-  find("scores").tBodies[0].replaceChildren();
-  find("energy").replaceChildren();
-  for (const id of ["scores-caption", "steps"]) find(id).textContent = "";
   find("status").textContent = "computing …";
-  planes = about.planes.map((spec) => new Plane(spec, about.opened, page));
+  planes = about.planes.map((spec) => new Plane(spec, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
   loadAll();
 }
@@ -133,8 +104,6 @@ function take(parameters, isNew) {
     find("preset").value = CHANGED;  // Then each of them can be chosen again.
     return;
   }
-  numBuilt += 1;
-  changes.clear();
   buildControls(find("sliders"), parameters.controls, change);
 }
 
@@ -152,7 +121,7 @@ function change(key, value) {
   found.answer = post("change", () => {
     changes.delete(key);
     return { changes: { [key]: found.value }, place: page.place };
-  }, (parameters) => take(parameters, false));
+  }, (parameters) => take(parameters, parameters.number !== number + 1));
   return found.answer;
 }
 
@@ -181,17 +150,17 @@ async function listen() {
 function digest() {
   if (!news || hasEnded) return;
   if (news.number > number) {
-    if (!numWaiting) enqueue(() => catchUp());
+    if (!numWaiting) post("describe", () => undefined, show);  // Another tab changed something.
     return;
   }
   if (news.error?.number === number) tell(news.error.text);
-  if (news.result && news.result.number >= about.opened && news.result.serial !== result?.serial) {
+  if (news.result && news.result.serial !== result?.serial) {
     result = news.result;
     page.box = result.box;
     showResult();
     loadAll();
   }
-  if (!find("main").inert) showStatus();
+  showStatus();
 }
 
 function showStatus() {
@@ -295,17 +264,7 @@ for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
 }
 find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); loadAll(); });
 find("preset").addEventListener("change", () => act("preset", { name: find("preset").value, place: page.place }, (found) => take(found, true)));
-find("case").addEventListener("change", async () => {
-  find("main").inert = find("case").disabled = true;  // What is chosen meanwhile would be meant for the old case.
-  find("status").textContent = "Reading …";
-  document.body.dataset.state = "reading";
-  await act("case", { name: find("case").value }, show);
-  find("main").inert = false;
-  find("case").disabled = hasEnded;
-  find("case").value = about.case;
-  digest();
-});
-find("save").addEventListener("click", () => act("save", {}, (found) => { find("saved").textContent = `saved to ${found.saved}`; }));
+find("save").addEventListener("click", () => act("save", {}, (found) => { take(found, found.number !== number); find("saved").textContent = `saved to ${found.saved}`; }));
 find("copy").addEventListener("click", () => navigator.clipboard.writeText(find("toml").textContent).then(
   () => { find("saved").textContent = "copied"; }, () => { find("saved").textContent = "the browser does not allow it; select the text"; }));
 find("end").addEventListener("click", () => ask("end", {}).catch(() => {}));
