@@ -168,23 +168,16 @@ function showStatus() {
   state.number = result ? result.number : "";
   state.state = news.error ? "error" : working || "done";
   const parts = [];
-  state.step = result?.step ?? "";
   if (result) {
-    const where = result.step ? `Preliminary, ${placeOf(result)}` : result.is_whole ? "Whole case" : "In the dashed frame";
+    const where = result.is_whole ? "Whole case" : "In the dashed frame";
     parts.push(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
   }
-  if (working) parts.push(working === "box" ? "computing …" : result?.step ? "the other steps follow …" : "the whole case follows …");
+  if (working) parts.push(working === "box" ? "computing …" : "the whole case follows …");
   find("status").textContent = parts.join("; ");
 }
 
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 const count = (value) => value.toLocaleString("en");
-
-// What the labels of a result are those of. In the frame, a preliminary result has had all steps.
-function placeOf({ is_whole: isWhole, step, num_steps: steps, box }) {
-  if (step) return `step ${step} of ${steps}${box ? " outside of the dashed frame" : ""}`;
-  return isWhole ? "whole case" : "in the dashed frame only";
-}
 
 function showResult() {
   const rows = result.labels.map((row) => {
@@ -205,43 +198,11 @@ function showResult() {
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
   find("scores").tBodies[0].replaceChildren(...rows);
-  find("scores-caption").textContent = `${result.step ? "Preliminary: " : "Labels, "}${placeOf(result)}`;
+  find("scores-caption").textContent = `Labels, ${result.is_whole ? "whole case" : "in the dashed frame only"}`;
   showNotes([...about.notes, ...(result.notes ?? [])]);
-  find("energy").style.opacity = result.step ? 0.3 : 1;
-  if (result.step) {  // The energy is known when the last step is done.
-    find("steps").textContent = `step ${result.step} of ${result.num_steps} done; convergence and energy follow`;
-    return;
-  }
   const steps = `${result.num_iterations} step${result.num_iterations === 1 ? "" : "s"}`;
   const device = result.device === "cpu" ? "" : `; on ${result.device}`;
-  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; energy before each; ${result.filters.join("; ")}${device}`;
-  drawEnergy(result.energy);
-}
-
-// The highest and the lowest energy, with as many digits as tell them apart.
-function energyLabels(high, low) {
-  const words = (value, digits) => (Math.abs(value) >= 1e4 ? value.toExponential(digits - 1) : value.toPrecision(digits)).replace("-", "\u2212");
-  let digits = 3;
-  while (digits < 15 && high !== low && words(high, digits) === words(low, digits)) digits++;
-  return high === low ? [words(high, digits)] : [words(high, digits), words(low, digits)];
-}
-
-function drawEnergy(energy) {
-  const low = Math.min(...energy), high = Math.max(...energy), root = find("energy"), space = "http://www.w3.org/2000/svg";
-  const node = (tag, attributes, text = "") => {
-    const made = document.createElementNS(space, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    return made;
-  };
-  const labels = energy.length ? energyLabels(high, low) : [], left = Math.max(40, ...labels.map((text) => 7 * text.length)) + 6;
-  const points = energy.map((value, step) => [left + 5 + ((285 - left) * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
-  const path = points.map(([x, y], step) => `${step ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  root.replaceChildren(
-    node("line", { x1: left, x2: left, y1: 5, y2: 80 }), node("line", { x1: left, x2: 295, y1: 80, y2: 80 }),
-    ...labels.map((text, place) => node("text", { x: left - 4, y: place ? 79 : 14, "text-anchor": "end" }, text)),
-    node("path", { d: path }), ...points.map(([cx, cy]) => node("circle", { cx, cy, r: 3 })),
-  );
+  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; ${result.filters.join("; ")}${device}`;
 }
 
 // ---- What people press
