@@ -64,7 +64,7 @@ help:
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
 	@echo 'make clean     remove everything that the other targets made'
 
-setup: $(PACKAGE) $(VENV)/viewer.stamp $(VENV)/tools.stamp
+setup: $(PACKAGE) $(VENV)/tools.stamp
 
 # One installation after the other, also with `make -j`: two at once would get in each other's way.
 
@@ -90,13 +90,8 @@ $(PACKAGE): $(VENV)/wheel-$(LEVELS).stamp
 	@$(INSTALL) -c constraints.txt dist/*.whl
 	@touch $@
 
-# The slice viewer of reports: one file of nilearn is read, so none of what nilearn runs on is needed.
-$(VENV)/viewer.stamp: constraints.txt | $(PACKAGE)
-	@$(INSTALL) --no-deps -c constraints.txt nilearn
-	@touch $@
-
 # The tools of `make test` and `make lint`, pinned.
-$(VENV)/tools.stamp: $(VENV)/build.stamp | $(VENV)/viewer.stamp
+$(VENV)/tools.stamp: $(VENV)/build.stamp | $(PACKAGE)
 	@echo 'installing the tools of the tests: a minute or two'
 	@$(BIN)/python $(GROUPS) test lint | $(INSTALL) -c constraints.txt -r /dev/stdin
 	@touch $@
@@ -106,7 +101,7 @@ $(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
 	@$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	@touch $@
 
-# A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
+# A browser for the tests of pages: one that is there, else Debian's where this machine may install it, else those tests are skipped.
 browser:
 	@sh tests/helpers/find_browser.sh
 
@@ -124,7 +119,7 @@ wheel-for:
 	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --config-settings=cmake.define.CRFREFINE_LEVELS=all --wheel-dir build/wheels .
 	@ls build/wheels/*.whl
 
-demo: $(PACKAGE) $(VENV)/viewer.stamp
+demo: $(PACKAGE)
 	$(BIN)/crfrefine demo -o demo
 
 # The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.

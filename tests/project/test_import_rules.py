@@ -40,6 +40,7 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
+    "matplotlib": {"pages.report.charts", "train"},
     "dask": {"runs.execution.cluster"},
     "distributed": {"runs.execution.cluster"},
     "cryptography": {"runs.execution.cluster"},
