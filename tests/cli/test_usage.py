@@ -101,6 +101,12 @@ def test_a_command_or_option_that_is_gone_says_what_does_its_job(name):
     assert name not in COMMANDS
 
 
+def test_an_option_that_is_gone_says_so_with_a_value_too(monkeypatch):
+    monkeypatch.setitem(GONE, "--turbo", "`--turbo` is gone: every run is fast")
+    for words in (("--turbo", "3"), ("--turbo=3",)):
+        assert run_here("infer", *words, status=2).stderr.endswith("crfrefine: error: `--turbo` is gone: every run is fast\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_values_are_converted_as_typer_converts_them(name):
     """Each option of each command, with what may be given: the same value, or the same words about it."""

@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
 
 ELSEWHERE = {
-    r"pip (install|download)|make |docker |export |set |mike ": "installs, builds, or sets a variable",
+    r"pip (install|download)|make |docker |export |mike ": "installs, builds, or sets a variable",
     r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
     r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
     r"nnUNetv2_|for fold in|TotalSegmentator|for gpu in": "other people's programs",
@@ -38,7 +38,6 @@ ELSEWHERE = {
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
     r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
     r"crfrefine infer .*labels --network-spacing ": "needs blocks in maps of more and smaller voxels; the tests of the command make them",
-    r"mkdir ": "writes into the home folder, or links to an executable on the path",
 }
 """The beginning of a statement of a shell, and why it does not run here."""
 
