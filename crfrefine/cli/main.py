@@ -28,6 +28,7 @@ from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.commands import LOOK, Commands
+from crfrefine.cli.gone import GONE
 from crfrefine.cli.options import SHELL, answering_option
 from crfrefine.cli.progress import print_failure
 from crfrefine.errors import CrfRefineError
@@ -64,6 +65,8 @@ def _usage_errors() -> Generator[None]:
         yield
     except _UsageError as error:
         if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
+            if (option := getattr(error, "option_name", None)) in GONE:
+                error.message, error.possibilities = GONE[option], None
             error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR) + _advice_on_files(error.message)
             error.show = partial(_show_usage_error, error)
         raise
@@ -107,6 +110,8 @@ class Group(TyperGroup):
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
             with _usage_errors(), keeping_inputs():
+                if arguments and arguments[0] in GONE:
+                    ctx.fail(GONE[arguments[0]])
                 return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))

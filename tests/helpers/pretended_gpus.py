@@ -1,24 +1,16 @@
-"""A machine with several GPUs for the processes of a run: the shim in place of CuPy, with what may happen to a GPU in a run.
+"""A machine with GPUs for a run: the shim in place of CuPy, with what may happen to a GPU in a run.
 
-PRETENDED_GPUS in the environment says how many there are; PRETENDED_STATE is a folder in which each notes what it did. PRETENDED_FAULTS
+PRETENDED_GPUS in the environment says how many there are; PRETENDED_STATE is a folder in which faults are noted. PRETENDED_FAULTS
 has words such as `cuda:1=error`:
 
 | fault | what happens in the first case of the device |
 | --- | --- |
-| `error` | a CUDA error, and from then on in this process |
-| `errors` | the same in every process |
-| `gone` | the same, and no process can open it again |
-| `kill` | the process is killed |
-| `hang` | the process does not come back |
+| `gone` | a CUDA error, and from then on in this process |
 | `full` | the driver has no memory left, once |
 | `small` | not in a case: it never has more than 32 kB free |
-| `shut` | it cannot be opened at all |
-| `waits` | it goes on once another device was opened a second time |
 """
 
 import os
-import signal
-import time
 from pathlib import Path
 
 import cuda_shim
@@ -50,33 +42,20 @@ class PretendedGpu(cuda_shim.ShimDevice):
         self._fault = faults.get(f"cuda:{index}", "")
         self._is_broken = False
         self._loss = LossWatch(self.name, (CudaError,), self._ask)
-        self._note("opened")
-        if self._fault == "shut" or (self._fault == "gone" and self._has_happened()):
-            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU (cudaErrorNoDevice)")
 
     def active(self):
         return self._loss.watching()
 
     def download(self, array):
         self._ask()
-        if self._fault not in ("", "small") and (self._fault == "errors" or not self._has_happened()):
+        if self._fault not in ("", "small") and not self._has_happened():
             self._happen()
-        self._note("used")
         return super().download(array)
 
     def _happen(self):
         (self._state() / f"{self.name}.fault").touch()
-        if self._fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._fault == "hang":
-            time.sleep(3600)
         if self._fault == "full":
             raise CudaError(2, "cudaErrorMemoryAllocation: out of memory")
-        if self._fault == "waits":
-            deadline = time.monotonic() + 60
-            while len(list(self._state().glob("cuda:1.opened.*"))) < 2 and time.monotonic() < deadline:
-                time.sleep(0.02)
-            return
         self._is_broken = True
         self._ask()
 
@@ -86,9 +65,6 @@ class PretendedGpu(cuda_shim.ShimDevice):
 
     def _has_happened(self):
         return (self._state() / f"{self.name}.fault").exists()
-
-    def _note(self, what):
-        (self._state() / f"{self.name}.{what}.{os.getpid()}").touch()
 
     @staticmethod
     def _state():
@@ -115,8 +91,3 @@ def environment(state, number, faults=""):
     state.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": path, "PRETENDED_GPUS": str(number), "PRETENDED_STATE": str(state), "PRETENDED_FAULTS": faults}
-
-
-def processes_of(state, device, what):
-    """The processes that `opened` (or tried to) or `used` a device; the first one is named "cuda"."""
-    return {int(path.name.rpartition(".")[2]) for path in state.glob(f"{device}.{what}.*")}

@@ -20,7 +20,7 @@ PURPOSES = {
     "report": "the slice viewer in the report of evaluate",
     "parquet": "tables of cases in Parquet (infer --manifest)",
     "monai": "the transforms CrfRefine and CrfRefined of crfrefine.monai",
-    "distributed": "Dask clusters (--workers, --dask)",
+    "distributed": "Dask clusters (--dask)",
     "dicom": "DICOM series and segmentations",
     "itk": "files of GIPL, VTK and MRC",
     "tune": "the page with sliders (crfrefine tune)",

@@ -15,7 +15,7 @@ from crfrefine.parameters.presets import list_presets, purpose_of
 LEFT_OUT = frozenset(
     {
         *("nnunet", "manifest", "resume", "num_parts", "part_id", "fail_fast", "summary", "verbose", "quiet"),
-        *("save_probabilities", "save_logits", "save_structures", "preview", "workers", "dask", "output_format", "case_timeout"),
+        *("save_probabilities", "save_logits", "save_structures", "preview", "dask", "output_format"),
         "allow_mismatched_dicom",
     }
 )
