@@ -22,13 +22,14 @@ SLOW = ("--set", "mean_field.num_iterations=1000", "--set", "mean_field.toleranc
 
 
 def contents(folder):
-    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+    """The files but for hidden ones: a killed worker may leave some, which the next run removes."""
+    return {name: (folder / name).read_bytes() for name in files_in(folder) if not name.startswith(".")}
 
 
 @pytest.fixture(scope="module")
 def local():
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=logging.CRITICAL
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
     ) as cluster:
         yield cluster
 
@@ -114,21 +115,3 @@ def test_a_worker_with_another_version_does_no_case():
     assert run_on_worker(crfrefine.__version__, abs, -1) == 1
     with pytest.raises(InputError, match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version"):
         run_on_worker("9.8.7", abs, -1)
-
-
-def test_options_that_are_gone_name_what_does_their_job(tmp_path):
-    for name, inputs, option, reason in (
-        (
-            "infer",
-            ("-i", tmp_path, "-p", tmp_path),
-            ("--workers", "2"),
-            "start a Dask scheduler and workers and give its address with --dask",
-        ),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--case-timeout", "9"), "`--case-timeout` is gone"),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:all"), "run one `infer --device cuda:N` per GPU"),
-        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:0,1"), "run one `infer --device cuda:N` per GPU"),
-        ("evaluate", (tmp_path, tmp_path), ("--dask", "tcp://a:1"), "only infer takes it"),
-        ("train-crf", (tmp_path,), ("--workers", "2"), "`--workers` is gone"),
-    ):
-        result = run_here(name, *inputs, "-o", tmp_path / "out", *option, status=2)
-        assert reason in " ".join(result.stderr.split())
