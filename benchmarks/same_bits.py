@@ -65,7 +65,7 @@ SETS = [
     "postprocess.decision=dice",
 ]
 PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "body-ct", "monai", "body-mr"]
-OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2", "--case-timeout 60"]
+OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2"]
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
 
 

@@ -26,14 +26,6 @@ RUN_BYTES = 14
 Limit = tuple[int, str]
 """Bytes, and the phrase that names where they come from in messages."""
 
-WORKER_MEMORY = "CRFREFINE_WORKER_MEMORY"
-"""Variable of the environment: bytes that the worker of a cluster gives to each of its cases."""
-OF_WORKER = "the cluster's worker"
-
-SHARED_MEMORY = "CRFREFINE_MEMORY_SHARE"
-"""Variable of the environment: bytes that each of a run's processes has, one for each of several GPUs."""
-OF_SHARE = "this process's share of the run's memory"
-
 MIB = 1 << 20
 LARGEST = 1 << 60
 """Limits from here on mean that there is none: cgroups write 2^63 rounded to pages, `getrlimit` 2^64 - 1."""
@@ -192,7 +184,6 @@ def resource_limits(limits: Mapping[str, int], own: OwnUse) -> Iterator[Limit]:
 def batch_limits(environment: Mapping[str, str]) -> Iterator[Limit]:
     """Yield what a batch system has given the job on this node: Slurm's `--mem`, `--mem-per-cpu`, `--mem-per-gpu`; PBS's total memory.
 
-    The worker of a Dask cluster gives its cases a share of its own limit, and a run on several GPUs gives each process one.
     LSF, Grid Engine and Torque set no such variable; they set resource limits or control groups, which are read too.
     """
 
@@ -210,10 +201,6 @@ def batch_limits(environment: Mapping[str, str]) -> Iterator[Limit]:
         "SLURM_MEM_PER_CPU": in_megabytes("SLURM_MEM_PER_CPU") * count("SLURM_CPUS_ON_NODE"),
         "SLURM_MEM_PER_GPU": in_megabytes("SLURM_MEM_PER_GPU") * count("SLURM_GPUS_ON_NODE"),
     }
-    for name, source in ((WORKER_MEMORY, OF_WORKER), (SHARED_MEMORY, OF_SHARE)):
-        share = environment.get(name, "")
-        if re.fullmatch(r"[0-9]{1,18}", share, re.ASCII) and 0 < int(share) < LARGEST:
-            yield int(share), source
     total = environment.get("PBS_RESC_TOTAL_MEM", "")  # Bytes, where PBS Professional sets it.
     if re.fullmatch(r"[0-9]{1,18}", total, re.ASCII):
         found["PBS_RESC_TOTAL_MEM"] = int(total)

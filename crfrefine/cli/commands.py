@@ -81,8 +81,8 @@ PANELS = {
     "--name --no-report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
-    "Cluster": "--workers --dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
+    "Cluster": "--dask",
+    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
     "--strict --num-iterations --seed --port --browser --allow-mismatched-dicom",
     _MORE: "",
     "Messages": "--verbose --quiet --help",

@@ -182,3 +182,21 @@ def test_one_word_for_one_thing_in_all_commands(tmp_path):
     for name in ("--resume", "--continue"):
         result = run_here("train-crf", name, "-o", tmp_path / "p.toml")
         assert "name the folder of the data" in " ".join(result.stderr.split()), "the option itself is known"
+
+
+def test_options_that_are_gone_name_what_does_their_job(tmp_path):
+    for name, inputs, option, reason in (
+        (
+            "infer",
+            ("-i", tmp_path, "-p", tmp_path),
+            ("--workers", "2"),
+            "start a Dask scheduler and workers and give its address with --dask",
+        ),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--case-timeout", "9"), "`--case-timeout` is gone"),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:all"), "run one `infer --device cuda:N` per GPU"),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:0,1"), "run one `infer --device cuda:N` per GPU"),
+        ("evaluate", (tmp_path, tmp_path), ("--dask", "tcp://a:1"), "only infer takes it"),
+        ("train-crf", (tmp_path,), ("--workers", "2"), "`--workers` is gone"),
+    ):
+        result = run_here(name, *inputs, "-o", tmp_path / "out", *option, status=2)
+        assert reason in " ".join(result.stderr.split())

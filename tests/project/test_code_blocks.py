@@ -36,7 +36,7 @@ ELSEWHERE = {
     r"nnUNetv2_|for fold in|TotalSegmentator|for gpu in": "other people's programs",
     r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
-    r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
+    r".*--dask |.*--device cuda|dask (scheduler|worker) ": "needs a cluster or a GPU; the tests of both have them made",
     r"crfrefine infer .*labels --network-spacing ": "needs blocks in maps of more and smaller voxels; the tests of the command make them",
 }
 """The beginning of a statement of a shell, and why it does not run here."""
@@ -190,13 +190,6 @@ def write_nnunet(root):
             shutil.copytree(folder, folder.parent / name)
 
 
-def write_clusters(root):
-    shutil.rmtree(root / "study")
-    case, folder = five_labels(0), root / "study" / "case0"
-    save_nifti(folder / "t1.nii.gz", case.image[0].astype(np.int16), AFFINE)
-    np.savez(folder / "probabilities.npz", probabilities=softmax(case.logits).transpose(0, 3, 2, 1))
-
-
 def write_manifest(root):
     lines = [
         "case,images,logits",
@@ -237,7 +230,6 @@ FILES = {
     "docs/for/nnunet.md": (write_nnunet,),
     "docs/guide/nnunet.md": (write_world, write_nnunet),
     "docs/guide/learning.md": (write_world, write_nnunet),
-    "docs/guide/clusters.md": (write_world, write_clusters),
     "docs/guide/refining.md": (write_world, write_manifest),
     "docs/guide/evaluating.md": (write_world, write_refined),
     "docs/guide/logits.md": (),

@@ -20,7 +20,7 @@ from crfrefine.base.memory import (
     require_memory,
     resource_limits,
 )
-from crfrefine.base.threads import SHARE, available_threads, thread_limit
+from crfrefine.base.threads import available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
@@ -211,9 +211,8 @@ def test_a_group_without_a_usable_quota_limits_nothing(tmp_path, content):
     assert core_quota("0::/\n", V2_MOUNT, tmp_path) is None
 
 
-def test_affinity_quota_and_share_limit_the_threads(monkeypatch):
-    """A machine with 16 cores, of which this process may use 12; a part of a core is one. A worker's share goes before all."""
-    monkeypatch.delenv(SHARE, raising=False)
+def test_affinity_and_quota_limit_the_threads(monkeypatch):
+    """A machine with 16 cores, of which this process may use 12; a part of a core is one."""
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 16)
     for cores, quota, number, source in (
         (16, None, 16, "the cores of this machine"),
@@ -228,8 +227,3 @@ def test_affinity_quota_and_share_limit_the_threads(monkeypatch):
         monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
         assert thread_limit().number == available_threads() == number
         assert source in thread_limit().source
-    monkeypatch.setenv(SHARE, "3")
-    assert thread_limit().number == 3
-    assert SHARE in thread_limit().source
-    monkeypatch.setenv(SHARE, "many")
-    assert thread_limit().number == 12

@@ -123,7 +123,7 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
     expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
     return BackendUnavailableError(
         f"--device {shorten(requested, MOST_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
-        "use one of these, cuda:all for all of them, or cpu"
+        "use one of these, or cpu"
     )
 
 
