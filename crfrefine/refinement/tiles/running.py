@@ -182,8 +182,15 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
-    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=2)[:, :, : grid.shape[2]]
-    return widen(near, (0, 0, 2 * reach[2]))
+    rows = widen(rows, (2 * reach[0], 2 * reach[1], 0))
+    near = np.repeat(rows[..., None], TILE[2], axis=-1)
+    left = 2 * reach[2]  # voxels along a row that are still to be marked on either side
+    for away in range(1, min(num_rings(reach)[2], grid.counts[2] - 1) + 1):
+        lanes = min(left, TILE[2])
+        near[:, :, away:, :lanes] |= rows[:, :, :-away, None]
+        near[:, :, :-away, TILE[2] - lanes :] |= rows[:, :, away:, None]
+        left -= lanes
+    return np.ascontiguousarray(near.reshape(*rows.shape[:2], -1)[:, :, : grid.shape[2]])
 
 
 def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
