@@ -1,4 +1,4 @@
-"""Tables for notebooks: the HTML that Jupyter shows for an object with `_repr_html_`. The report of `evaluate` has pages of its own."""
+"""Tables for notebooks: the HTML that Jupyter shows for an object with `_repr_html_`. The report of `evaluate` has its own pages."""
 
 from __future__ import annotations
 

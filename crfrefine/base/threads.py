@@ -1,4 +1,4 @@
-"""The default number of threads: the cores that this process may use, and who says so."""
+"""The default number of threads: the cores that this process may use, and where the number comes from."""
 
 from __future__ import annotations
 

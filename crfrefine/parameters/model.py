@@ -257,7 +257,7 @@ class CrfParameters:
 
     @property
     def num_labels(self) -> int | None:
-        """L, if a value per label or a matrix says so; None if all values hold for any number of labels."""
+        """L, if a value per label or a matrix fixes it; None if all values hold for any number of labels."""
         values = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight, self.mean_field.bias)
         lists: tuple[Any, ...] = (*(value for value in values if isinstance(value, tuple)), self.compatibility.matrix)
         return next((len(values) for values in lists if values is not None), None)

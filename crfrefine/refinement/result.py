@@ -45,8 +45,8 @@ class RefinementResult(Reported):
         num_padding_voxels: voxels in the mask where all input logits were equal (for regions: 0); they took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
-        lost_to_rules: for each label of which `postprocess` removed voxels: its voxels before, and how many of them were left.
-        notes: what the caller should know, one sentence each.
+        lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels before and after.
+        notes: notes for the caller, one sentence each.
         spacing: mm, one per grid axis, as it was given; None: unknown.
         regions: the regions of the channels; None: the channels are labels.
         channel_labels: the label of each channel; a refined label map has channels only for labels that occur. Empty for regions.
@@ -81,7 +81,7 @@ class RefinementResult(Reported):
             object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
 
     def __eq__(self, other: object) -> bool:
-        """Compare the values, arrays too: what the dataclass would do asks whether an array is true."""
+        """Compare the values, arrays too: the dataclass's own comparison asks whether an array is true."""
         if not isinstance(other, RefinementResult):
             return NotImplemented
         pairs = [
@@ -132,7 +132,7 @@ class RefinementResult(Reported):
         computed = self.channels.marginals
         if computed is not None and self.output_temperature == 1.0:
             return self.order.to_user(computed)
-        # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
+        # If the logits were not asked for, their array is reused for the marginals.
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
@@ -144,7 +144,7 @@ class RefinementResult(Reported):
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
 
         Args:
-            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
+            mask: (*grid), nonzero at the voxels; it may differ from the mask given to `refine`.
 
         Raises:
             InputError: the mask has another shape than the grid, or values that are not finite.
