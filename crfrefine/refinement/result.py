@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,14 +16,10 @@ from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
-from crfrefine.base.notebook import html_table
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels
-
-_MOST_ROWS = 30
-"""Most labels that a notebook shows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
@@ -97,22 +92,6 @@ class RefinementResult(Reported):
         energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
-
-    def _repr_html_(self) -> str:
-        """Return a table for notebooks: voxels of each label before and after, and their volume if the grid has three axes."""
-        changes = self.changes
-        found = [label for label in range(len(changes.voxels_before)) if changes.voxels_before[label] or changes.voxels_after[label]]
-        voxel_ml = math.prod(self.spacing) / 1000 if self.spacing is not None and len(self.spacing) == 3 else None
-        rows = []
-        for label in found[:_MOST_ROWS]:
-            counts = changes.voxels_before[label], changes.voxels_after[label]
-            volumes = [] if voxel_ml is None else [f"{count * voxel_ml:.4g}" for count in counts]
-            rows.append([str(label), *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}", *volumes])
-        names = ["label", "voxels before", "voxels after", "difference", *(["ml before", "ml after"] if voxel_ml is not None else [])]
-        more = [f"and {len(found) - _MOST_ROWS} more labels"] if len(found) > _MOST_ROWS else []
-        changed = f"{changes.voxels_changed:,} of {self.label_map.size:,} voxels changed"
-        step = f"; spacing {' × '.join(f'{one:g}' for one in self.spacing)} mm" if self.spacing is not None else ""
-        return html_table(f"{repr(self)[1:-1]}; {changed}{step}", names, rows, [*more, *self.notes])
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
