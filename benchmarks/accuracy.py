@@ -1,4 +1,4 @@
-"""How far each filter's messages are from exact ones, over dimensions and bandwidths: table and plot of `docs/reference/accuracy.md`.
+"""How far each filter's messages are from exact ones, over dimensions and bandwidths: the tables of `docs/reference/accuracy.md`.
 
 Usage: accuracy.py [--no-docs]
 """
@@ -12,11 +12,10 @@ from typing import Any
 
 import environment
 import numpy as np
-from exact import bilateral_rows, sample_voxels, softmax
-from markdown_table import markdown_table
+from check import bilateral_rows, sample_voxels, softmax
 from numpy.typing import NDArray
 from peers import BENCH, ROOT
-from report import write_between_markers
+from report import markdown_table, write_between_markers
 from workers.measure import Workload
 from workloads import WorkloadSpec, accuracy_spec, store
 
@@ -101,27 +100,6 @@ def summary(records: list[dict[str, Any]]) -> str:
     return markdown_table(["filter", *(f"{alpha:g} mm, {beta:g}" for alpha, beta in SETTINGS)], rows)
 
 
-def plot(records: list[dict[str, Any]]) -> None:
-    """RMS error over dimension, a panel for each setting."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(SETTINGS), figsize=(13, 3.6), sharey=True, layout="constrained")
-    for panel, setting in zip(panels, SETTINGS, strict=True):
-        for name, marker in zip(FILTERS, "os^", strict=True):
-            found = _select(records, name, setting)
-            if found:
-                panel.semilogy([r["num_features"] for r in found], [r["rms"] for r in found], marker=marker, label=name)
-        panel.set_title(f"theta_alpha {setting[0]:g} mm, theta_beta {setting[1]:g}", fontsize=10)
-        panel.set_xlabel("feature dimensions D")
-        panel.grid(visible=True, which="major", alpha=0.3)
-    panels[0].set_ylabel("RMS error of a message (values 0 to 1)")
-    panels[0].legend(loc="best")
-    figure.savefig(ROOT / "docs" / "pictures" / "accuracy.png", dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the filters against exact sums.")
     parser.add_argument("--no-docs", action="store_true", help="leave the documents as they are")
@@ -134,7 +112,6 @@ def main() -> None:
         document = ROOT / "docs" / "reference" / "accuracy.md"
         write_between_markers(document, "accuracy-summary", summary(records))
         write_between_markers(document, "accuracy", text)
-        plot(records)
 
 
 if __name__ == "__main__":

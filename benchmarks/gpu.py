@@ -4,17 +4,13 @@ gpu.py environment               versions, machine and GPU
 gpu.py contact CASE WAY          a small case, computed twice, against the CPU engine, in a way of `gpu_cases.contact`
 gpu.py time WORKLOAD [FILTER]    times, if the small case of that kind is right (--once: one run, for a profiler)
 gpu.py refine WORKLOAD           crfrefine.refine from raw intensities to label maps
-gpu.py command WORKLOAD          crfrefine infer on files
-gpu.py peers                     the exact filter in plain PyTorch
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import subprocess
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -25,7 +21,6 @@ import environment
 import numpy as np
 from gpu_cases import CPU_THREADS, KIND_OF, SPECS, contact, parameters_of, run
 from gpu_replay import append
-from gpu_times import plain_torch, time_workload, torch_with_gpu
 from workloads import make
 
 import crfrefine
@@ -47,9 +42,17 @@ def _environment(options: argparse.Namespace, keep: Keep) -> None:
     keep({"device": _engine(options.device).device.properties()})
 
 
+def _torch_has_gpu() -> bool:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
 def _contact(options: argparse.Namespace, keep: Keep) -> None:
-    if options.way == "layer" and isinstance(missing := torch_with_gpu(), str):
-        keep({"skipped": missing})
+    if options.way == "layer" and not _torch_has_gpu():
+        keep({"skipped": "no PyTorch with a GPU"})
         return
     entry = contact(_engine(options.device), get_backend("cpu"), options.workload, options.way)
     keep(entry)
@@ -65,7 +68,16 @@ def _time(options: argparse.Namespace, keep: Keep) -> None:
     cpu = get_backend("cpu")
     if wrong := contact(gpu, cpu, KIND_OF[spec.name], options.way).get("failed"):
         raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
-    time_workload(gpu, cpu, spec, options.way, keep=keep)
+    arrays, parameters = make(spec), parameters_of(spec, num_iterations=5, filter_name=options.way)
+    for attempt in ("first", "second", "third"):
+        started = time.perf_counter()
+        result = run(gpu, spec, arrays, parameters)
+        seconds = time.perf_counter() - started
+        keep({"attempt": attempt, "seconds": seconds, "stage_seconds": dict(result.timings), "filters": list(result.filters)})
+    if spec.brain == "mask":  # on more voxels the CPU would take the time of other steps
+        started = time.perf_counter()
+        run(cpu, spec, arrays, parameters)
+        keep({"attempt": "CPU", "seconds": time.perf_counter() - started})
 
 
 def _refine(options: argparse.Namespace, keep: Keep) -> None:
@@ -80,34 +92,7 @@ def _refine(options: argparse.Namespace, keep: Keep) -> None:
         keep({"attempt": attempt, "seconds": time.perf_counter() - started, "labels": np.bincount(labels.ravel()).tolist()})
 
 
-def _command(options: argparse.Namespace, keep: Keep) -> None:
-    import nibabel
-
-    spec = SPECS[options.workload]
-    arrays = make(spec)
-    affine = np.diag([*spec.spacing, 1.0])
-    with tempfile.TemporaryDirectory() as folder:
-        images, logits = Path(folder) / "images", Path(folder) / "logits"
-        for place in (images, logits):
-            place.mkdir()
-        for number, modality in enumerate(arrays.image):
-            nibabel.save(nibabel.Nifti1Image(modality, affine), images / f"case_{number:04d}.nii")
-        nibabel.save(nibabel.Nifti1Image(np.moveaxis(arrays.logits, 0, -1), affine), logits / "case.nii")
-        command = [sys.executable, "-m", "crfrefine", "infer", "-i", str(images), "-p", str(logits), "--input-type", "logits"]
-        for attempt in ("first", "second"):
-            started = time.perf_counter()
-            output = ["-o", f"{folder}/{attempt}", "--device", options.device, "-v"]
-            done = subprocess.run([*command, *output], capture_output=True, text=True, check=False)
-            keep({"attempt": attempt, "seconds": time.perf_counter() - started, "status": done.returncode, "said": done.stderr[-3000:]})
-            if done.returncode:
-                raise SystemExit(done.stderr[-3000:])
-
-
-def _peers(options: argparse.Namespace, keep: Keep) -> None:
-    keep(plain_torch(_engine(options.device)))
-
-
-_STEPS = {"environment": _environment, "contact": _contact, "time": _time, "refine": _refine, "command": _command, "peers": _peers}
+_STEPS = {"environment": _environment, "contact": _contact, "time": _time, "refine": _refine}
 
 
 def main() -> None:

@@ -100,9 +100,7 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
             gpu(50, "time", "Lm-fine"),
             gpu(40, "time", "Lm-1.5mm", "truncated"),
             gpu(40, "refine", "Lm-1.5mm"),
-            gpu(30, "peers"),
             [_ncu([sys.executable, "-u", HERE / "gpu.py", "time", "Lm", "--once"])],
-            gpu(90, "command", "L"),
         ],
     }
 
@@ -133,11 +131,6 @@ def _program(name: str) -> str | None:
     """One of NVIDIA's tools, on the path or in a toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]))
-
-
-def longest(call: Call) -> int:
-    """Seconds that a call takes with every step at its limit."""
-    return sum(max(step.seconds for step in together) for together in call)
 
 
 def run_call(call: Call, lines: Path) -> None:

@@ -177,8 +177,7 @@ def _differences(before: Any, expected: Any, got: Any, *, is_double: bool) -> tu
 
 def _child(path: Path) -> None:
     """Launch what the standard input names, a number a line; answer in lines of JSON."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGKILL)  # it is in a group of its own
+    ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGKILL)  # it is in a group of its own
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # others may print
     numbers = [int(word) for word in sys.stdin.read().split()]

@@ -1,14 +1,18 @@
-"""The other libraries, each installed from the package index into an environment of its own."""
+"""The other libraries, each installed from the package index into an environment of its own, and measured in fresh processes."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / ".bench"
 WORKERS = Path(__file__).resolve().parent / "workers"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pydensecrf2": (("pydensecrf2", "numpy"),),
@@ -30,3 +34,20 @@ def interpreter(system: str) -> Path:
             subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True)
         complete.touch()
     return python
+
+
+def run_worker(system: str, workload: Path, *, save: Path | None = None, **options: str) -> dict[str, Any]:
+    """Run a system once on a stored workload.
+
+    Returns:
+        What the worker measured: seconds, peak_mib, the result's hash and the system's version.
+    """
+    command: list[str | Path] = [interpreter(system), WORKERS / f"run_{system}.py", workload]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        command += ["--save", save]
+    done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record

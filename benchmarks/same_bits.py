@@ -65,7 +65,7 @@ SETS = [
     "postprocess.decision=dice",
 ]
 PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "body-ct", "monai", "body-mr"]
-OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2", "--case-timeout 60"]
+OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2"]
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
 
 
@@ -124,7 +124,7 @@ def commands() -> Iterator[tuple[str, list[list[str]]]]:
     for number, options in enumerate(("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)):
         yield f"brats {number} {options}", [["infer", *case_files(BRATS, number), "-o", "{}/out", *options.split(), *MODEL]]
     tumor = case_files(BRATS, 1)
-    for options in ("--max-memory 700M", "--max-memory 700M -c brats", "--max-memory 700M --set mean_field.label_threshold=0"):
+    for options in ("--max-memory 1000M", "--max-memory 1000M -c brats", "--max-memory 1000M --set mean_field.label_threshold=0"):
         plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
         yield f"streamed {options}", [plain, ["infer", *tumor[:-2], "-p", "{}/logits.nii", "-o", "{}/out", *options.split(), *MODEL]]
     for number in (0, 7):

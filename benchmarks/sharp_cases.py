@@ -6,7 +6,6 @@ The values of the guided filter were chosen among 51 settings on even cases.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +137,6 @@ def crf(coarse: Coarse) -> Labels:
     more: dict[str, Any] = {"network_spacing": network, "parameters": "sharp", "threads": 1}
     more |= {"spacing": coarse.spacing, "input_type": "labels"}
     return crfrefine.refine(coarse.labels, coarse.image, **more).label_map
-
-
-def has_crf() -> bool:
-    """Return whether this version of the package knows the spacing of the network."""
-    return "network_spacing" in inspect.signature(crfrefine.refine).parameters
 
 
 CRF = "crfrefine"

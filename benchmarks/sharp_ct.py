@@ -21,11 +21,11 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from environment import source_hash
-from markdown_table import markdown_table
 from numpy.typing import NDArray
 from PIL import Image
+from report import markdown_table
 from scipy.ndimage import binary_dilation, binary_erosion, uniform_filter
-from sharp_cases import CRF, METHODS, Coarse, Labels, has_crf
+from sharp_cases import CRF, METHODS, Coarse, Labels
 
 from crfrefine.metrics.masks import boundary
 
@@ -156,10 +156,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the changes of every structure")
     options = parser.parse_args()
     case, names = read_data(options.data, options.network_spacing)
-    methods = [method for method in METHODS if method != CRF or has_crf()]
-    if CRF not in methods:
-        sys.stderr.write(f"sharp_ct: {CRF} is left out: its refine has no network_spacing yet\n")
-    refined = {method: METHODS[method](case) for method in methods}
+    refined = {name: method(case) for name, method in METHODS.items()}
     found = compare(case, names, refined)
     tables = f"{summary_table(found)}\n{volume_table(found, case, names)}"
     sys.stdout.write(f"{tables}\n*sources {source_hash()}*\n")
@@ -169,7 +166,7 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         for name in ("liver", "aorta"):
             path = options.output / f"{name}.png"
-            write_picture(case, refined[methods[-1]], names.index(name), path)
+            write_picture(case, refined[CRF], names.index(name), path)
 
 
 if __name__ == "__main__":

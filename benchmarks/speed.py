@@ -1,4 +1,4 @@
-"""Suite `speed`: seconds and peak memory against the peers, one thread each, runs alternating, results checked before times count.
+"""Seconds and peak memory against the peers, one thread each, runs alternating, results checked before times count.
 
 crfrefine is also timed with the lower instruction sets that it was compiled for and that this processor has.
 """
@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 from check import MAX_LATTICE_RMS, MAX_MARGINAL_RMS, check_against_exact_rows, check_labels, check_marginals, marginals_rms
-from peers import BENCH
-from processes import run_worker
-from step_bytes import copy_speed
+from peers import BENCH, run_worker
 from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
@@ -86,7 +84,6 @@ def run(*, quick: bool, workloads: Sequence[str] | None = None) -> dict[str, Any
     speedups = [record["speedup"] for record in measured.values()]
     return {
         "workloads": measured,
-        "copy_bytes_per_second": copy_speed(),
         "speedup_geometric_mean": statistics.geometric_mean(speedups),
         "speedup_worst": min(speedups),
         "memory_fraction_worst": max(record["memory_fraction"] for record in measured.values()),

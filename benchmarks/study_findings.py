@@ -59,23 +59,6 @@ class Findings:
         """What people call it: "anterior" for "1 anterior"."""
         return str(self.summary["titles"][region]).removeprefix(f"{region} ")
 
-    @property
-    def largest_gap(self) -> float:
-        """The largest difference between train-crf's own Dice of the held-out cases and that of the label maps written here.
-
-        Methods without label maps here are left out.
-        """
-        names = {tuple(labels): name for name, labels in self.summary["regions"].items()}
-        gaps = []
-        for line in self.training["measurements"]:
-            if line["metric"] == "dice" and line["method"] in self.table.methods and line["value"] is not None:
-                region = names.get(tuple(self.training["regions"][line["region"]]))
-                if region is None:
-                    continue
-                values = dict(zip(self.table.cases, self.table.values(line["method"], region, "dice"), strict=True))
-                gaps.append(abs(values[line["case"]] - line["value"]))
-        return max(gaps, default=0.0)
-
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
     """Read what the chain wrote."""

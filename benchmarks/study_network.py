@@ -1,13 +1,10 @@
 """Logits for labeled cases that have none: a small network is trained with folds, and predicts the cases that its fold held out.
 
-Usage: study_network.py FOLDER OUTPUT [--num-steps N]
-
-FOLDER holds images/ labels/. OUTPUT gets logits/. Stopped at any point, the same command goes on after the last complete fold.
+A training that was stopped goes on after the last complete fold.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -128,16 +125,3 @@ def _dice(found: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger]
         both, either = ((found == label) & (truth == label)).sum(), (found == label).sum() + (truth == label).sum()
         scores.append(float(2 * both / either) if either else 1.0)
     return scores
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a small network with folds; write the logits of what each fold held out.")
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="holds images/ labels/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="gets logits/")
-    parser.add_argument("--num-steps", type=int, default=FULL.num_steps, metavar="N", help="of each fold; default: %(default)s")
-    options = parser.parse_args()
-    add_logits(options.data, options.output, Schedule(num_steps=options.num_steps))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from markdown_table import markdown_table
-from report import provenance
+from report import markdown_table, provenance
 from study_findings import Findings, compare_means, points
 
 from crfrefine.statistics.comparison import MEAN, format_p
@@ -34,12 +33,11 @@ def study_section(findings: Findings) -> str:
     sentences = "\n>\n".join(
         "\n>\n".join(f"> {text}" for text in (one["sentence"], one["harm"]["sentence"], *one["notes"])) for one in verdicts
     )
-    power = findings.summary["power_note"]
     parts = [
         f"### {findings.name}, {findings.num_cases} cases, {folds} folds\n",
         _methods_table(findings),
         sentences + "\n",
-        "\n".join(f"- {text}" for text in [*([f"Power: {power}."] if power else []), *_notes(findings)]) + "\n",
+        "\n".join(f"- {text}" for text in _notes(findings)) + "\n",
         provenance({"environment": findings.environment}),
     ]
     return "\n".join(parts)
@@ -80,20 +78,14 @@ def _surfaces(findings: Findings, method: str) -> list[str]:
 
 
 def _notes(findings: Findings) -> list[str]:
-    training = findings.training
-    folds = [fold["fit"] for fold in training["folds"]]
+    folds = [fold["fit"] for fold in findings.training["folds"]]
     kernels = [fit["parameters"]["bilateral"][0] for fit in folds if not fit["is_network"]]
     notes = []
     if kernels:
-        spans = [f"`{key}` {_span(kernels, key)}" for key in ("theta_alpha", "theta_beta", "weight")]
-        notes.append(f"The folds' values, lowest to highest: {', '.join(spans)} (mm; normalized intensity; of all labels).")
+        alpha, beta, weight = (_span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight"))
+        notes.append(f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}.")
     if len(kernels) < len(folds):
         notes.append(f"{len(folds) - len(kernels)} of {len(folds)} folds chose no CRF at all.")
-    gap = findings.largest_gap
-    notes.append(
-        "Dice of each method in each held-out case as `train-crf` measured it and as `infer` and `evaluate` give it: "
-        + ("the same." if gap < 1e-9 else f"up to {100 * gap:.2g} points apart.")
-    )
     return notes
 
 

@@ -1,21 +1,17 @@
-"""The tables of a study, from the files that the chain wrote and nothing else: what changed, with which rivals, at what price."""
+"""The tables of a study, from the files that the chain wrote and nothing else: what changed, and beside which rivals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markdown_table import markdown_table
+from report import markdown_table
 from study_findings import Findings, compare_means, points
-from study_groups import quality_table, size_table
-from study_paper import paper_table
 from study_rivals import RIVALS
 from study_section import study_section
 
 from crfrefine.statistics.comparison import format_p
 from crfrefine.statistics.paired import PairedComparison
-from crfrefine.train.methods import DEFAULT, NETWORK, TRAINED
-
-CALIBRATION = (("ece", "ECE"), ("brier", "Brier"), ("nll", "NLL"))
+from crfrefine.train.methods import DEFAULT, TRAINED
 
 
 def make_document(studies: Sequence[Findings]) -> dict[str, str]:
@@ -23,12 +19,7 @@ def make_document(studies: Sequence[Findings]) -> dict[str, str]:
     of_logits = [findings for findings in studies if not findings.is_of_label_maps]
     return {
         "summary": summary_table(of_logits),
-        "size": size_table(of_logits),
-        "quality": quality_table(of_logits),
-        "calibration": calibration_table(of_logits),
-        "cost": cost_table(studies),
         "study": "\n".join(map(study_section, of_logits)),
-        "paper": paper_table(of_logits),
         "label-maps": label_maps_table(studies),
     }
 
@@ -82,34 +73,6 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
         )
     header = ["label maps of", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
     return markdown_table([*header, "better / equal / worse", "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
-
-
-def calibration_table(studies: Sequence[Findings]) -> str:
-    """Return a row for each data set and its logits: calibration of the network's probabilities and of the trained CRF's."""
-    rows = []
-    for findings in studies:
-        found = {(row["method"], row["metric"]): row["mean"] for row in findings.summary["summary"] if row["region"] == "all"}
-        pairs = [(found.get((NETWORK, metric)), found.get((TRAINED, metric))) for metric, _ in CALIBRATION]
-        rows.append([findings.name, *("–" if None in pair else f"{pair[0]:.4f} → {pair[1]:.4f}" for pair in pairs)])
-    return markdown_table(["network → trained CRF", *(title for _, title in CALIBRATION)], rows)
-
-
-def cost_table(studies: Sequence[Findings]) -> str:
-    """Return a row for each training: how long it took, and its memory."""
-    rows = []
-    for findings in studies:
-        training = findings.training
-        rows.append(
-            [
-                ("label maps of " if findings.is_of_label_maps else "") + findings.name,
-                str(findings.num_cases),
-                str(len(training["folds"])),
-                str(training["threads"]),
-                f"{training['seconds'] / 60:.1f} min",
-                f"{findings.environment['peak_mib'] / 1024:.2f} GiB",
-            ]
-        )
-    return markdown_table(["`train-crf`", "cases", "folds", "threads", "time", "peak of memory"], rows)
 
 
 def _change(trained: PairedComparison) -> str:

@@ -66,14 +66,6 @@ WORKLOADS = {
 }
 
 
-def growth_spec(doublings: int) -> WorkloadSpec:
-    """The S kind of case with 2^doublings million voxels."""
-    shape = [80, 125, 100]
-    for step in range(doublings):
-        shape[step % 3] *= 2
-    return replace(_SMALL_BODY, name=f"growth-{2**doublings}M", grid_shape=tuple(shape), peers=())
-
-
 def accuracy_spec(num_features: int, theta_alpha: float, theta_beta: float) -> WorkloadSpec:
     """A case with D = `num_features`: three axes where D allows, the rest modalities."""
     num_axes = min(3, num_features - 1)
@@ -89,12 +81,6 @@ def accuracy_spec(num_features: int, theta_alpha: float, theta_beta: float) -> W
         spacing=spacing,
         peers=(),
     )
-
-
-def precision_spec(*, fine: bool) -> WorkloadSpec:
-    """A case small enough for brute force in float64."""
-    spec = replace(_SMALL_BODY, name="small", grid_shape=(14, 18, 22), num_labels=3, num_modalities=2)
-    return replace(spec, name="small-fine", theta_alpha=3.0, theta_beta=0.05) if fine else spec
 
 
 @dataclass(frozen=True)

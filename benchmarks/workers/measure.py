@@ -25,31 +25,19 @@ def _status_mib(field: str) -> float:
 
 
 class Meter:
-    """Context manager: `seconds` and `processor_seconds` of its body; `peak_mib`, resident memory's peak above what was resident before."""
+    """Context manager: `seconds` of its body; `peak_mib`, resident memory's peak above what was resident before."""
 
     def __enter__(self) -> Meter:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else the call would reuse, uncounted, what the preparation freed
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current VmRSS
         self._resident_mib = _status_mib("VmRSS")
-        self.stages: dict[str, dict[str, float]] = {}
-        self._start, self._start_processor = time.perf_counter(), time.process_time()
+        self._start = time.perf_counter()
         return self
 
-    def lap(self, name: str) -> None:
-        """End a stage: what the body has needed by then is reported under `name`."""
-        self.stages[name] = self._so_far()
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        found = self._so_far()
-        self.seconds, self.processor_seconds, self.peak_mib = found["seconds"], found["processor_seconds"], found["peak_mib"]
-
-    def _so_far(self) -> dict[str, float]:
-        return {
-            "seconds": time.perf_counter() - self._start,
-            "processor_seconds": time.process_time() - self._start_processor,
-            "peak_mib": _status_mib("VmHWM") - self._resident_mib,
-        }
+        self.seconds = time.perf_counter() - self._start
+        self.peak_mib = _status_mib("VmHWM") - self._resident_mib
 
 
 class Workload:
@@ -77,9 +65,7 @@ def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object
         np.save(save_to, result)
     record = {
         "seconds": meter.seconds,
-        "processor_seconds": meter.processor_seconds,
         "peak_mib": meter.peak_mib,
-        "stages": meter.stages,
         "sha256": hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest(),
         **more,
     }

@@ -31,9 +31,8 @@ with Meter() as meter:
         parameters=parameters,
         mask=workload.mask,
         device="cpu",
-        threads=int(options.get("threads", "1")),
+        threads=1,
     )
-    meter.lap("label map")
     marginals = result.marginals if workload.mask is None else result.marginals_at(workload.mask)
 
 report(
@@ -42,5 +41,4 @@ report(
     save_to,
     version=crfrefine.__version__,
     filters=list(result.filters),
-    engine_seconds=dict(result.timings),
 )

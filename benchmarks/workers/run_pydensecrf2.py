@@ -31,9 +31,7 @@ with Meter() as meter:
     crf.addPairwiseEnergy(bilateral, compat=meta["bilateral_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC)
     if meta["spatial_weight"] != 0.0:
         crf.addPairwiseEnergy(spatial, compat=meta["spatial_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC)
-    meter.lap("build")
     marginals = np.asarray(crf.inference(meta["num_iterations"]))
-    meter.lap("steps")
 meter.peak_mib += (bilateral.nbytes + (spatial.nbytes if meta["spatial_weight"] != 0.0 else 0)) / 2**20
 
 report(meter, marginals, save_to, version=version("pydensecrf2"))

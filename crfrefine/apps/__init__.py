@@ -1,4 +1,4 @@
 """Programs around `infer`, `train-crf` and `evaluate`; only `cli` imports them.
 
-`demo`, the page of `tune`, BIDS, and `tools`: `info`, `convert`, `doctor`, `describe`.
+`demo`, the page of `tune`, and `tools`: `info`, `convert`.
 """

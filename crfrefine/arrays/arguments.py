@@ -1,4 +1,4 @@
-"""Convert the arrays passed to `refine` to numpy, or raise an error that says what was passed and what to pass instead."""
+"""Convert the arrays passed to `refine` to numpy, or raise an error that names the argument and the right form."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
 def check_no_label_map(logits: Array, image: Array, input_type: str = "auto") -> None:
     """Raise InputError if logits are a label map: whole numbers, or an array of the image's shape.
 
-    The shapes alone do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
+    The shapes do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
     Declared probabilities may have the image's shape, such as one-hot labels with as many modalities; their sums are checked later. So may
     declared logits, such as those of a label map of two labels with two modalities.
     """
@@ -180,7 +180,7 @@ def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
     """Return the spacing as one distance in mm per grid axis.
 
     Raises:
-        InputError: a wrong number of distances, or one that is not positive or outside SPACING_RANGE.
+        InputError: a wrong number of distances, or a distance that is not positive or lies outside SPACING_RANGE.
     """
     try:
         steps = np.asarray(spacing, dtype=np.float64)

@@ -28,7 +28,7 @@ class Blocks:
     """Blocks of equal labels.
 
     Attributes:
-        pitch: mean size of a block in voxels per axis of the label map; 1 if there are none.
+        pitch: mean size of a block in voxels per axis of the label map; 1 without blocks.
     """
 
     pitch: tuple[float, ...]
@@ -79,7 +79,7 @@ class _Fit(NamedTuple):
 
 
 def _pitch(changes: Integers) -> float:
-    """Return the pitch of the blocks along an axis in voxels, 1 if there are none."""
+    """Return the pitch of the blocks along an axis in voxels, 1 without blocks."""
     changed = np.flatnonzero(changes)
     if changed.size < _MIN_PREDICTED:
         return 1.0
@@ -100,7 +100,7 @@ def _pitch(changes: Integers) -> float:
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
     coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
     # Now planes count, not voxels: else pitches that leave out the tips of a structure would win.
-    # Fewer changes, such as those of an edit by hand, are none.
+    # Fewer changes, such as those of an edit by hand, do not count.
     others = np.delete(weights, coarse.predicted)
     is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
     if np.count_nonzero(is_changed) < _MIN_PREDICTED:
@@ -120,7 +120,7 @@ def _pitch(changes: Integers) -> float:
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
     """Return the phase at which a pitch predicts many changes on few planes.
 
-    A block begins where the position modulo the pitch lies in a window of one voxel.
+    A block begins where the position modulo the pitch falls into a window of one voxel.
     """
     remainders = planes % pitch
     order = np.argsort(remainders)

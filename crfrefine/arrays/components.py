@@ -53,7 +53,7 @@ def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_vo
         voxel_volume_ml: volume of a voxel in milliliters.
 
     Returns:
-        The clean map, which is the one passed in if no rule is on, and what was changed.
+        The clean map, which is the one passed in if no rule is on, and the changes.
 
     Raises:
         ConfigError: lists differ in length, or the map has a label beyond them.
@@ -106,7 +106,7 @@ def in_largest_component(voxels: NDArray[np.intp], grid_shape: Sequence[int]) ->
         voxels: (N,) places of the mask's voxels in C order of the grid, ascending.
         grid_shape: of the mask.
     """
-    # A gap after each line, plane, ...: what is on both sides of it is not connected.
+    # A gap after each line, plane, ...: the voxels on its two sides are not connected.
     wide = [grid_shape[0], *(extent + 1 for extent in grid_shape[1:])]
     places = np.ravel_multi_index(np.unravel_index(voxels, grid_shape), wide)
     is_start = np.diff(places, prepend=-2) > 1
@@ -153,7 +153,7 @@ def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ..
 
 
 def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> Bool:
-    """Return whether a rule keeps each component; number 0, which is none, is kept.
+    """Return whether a rule keeps each component; number 0 is not a component and is kept.
 
     (*box) components are the number of each voxel's, and (components + 1,) sizes the voxels of each number.
     """
@@ -188,7 +188,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes with a single voxel have no border. It
-    is filled with the label that it touches with the most faces, the lowest of equals: any hole, or if it touches one of `labels` alone.
+    is filled with the label that it touches with the most faces, the lowest of equals: any hole, or one that only touches `labels`.
     """
     from scipy import ndimage
 

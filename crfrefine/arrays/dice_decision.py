@@ -1,6 +1,6 @@
-"""The label map with the best expected Dice under given probabilities: RankSEG's decision, in place of the argmax.
+"""The label map with the best expected Dice under given probabilities: RankSEG's decision, instead of the argmax.
 
-A label takes the voxels whose probability is above half of the Dice that it can expect, so every label has a threshold of its own.
+A label takes the voxels whose probability is above half of the Dice that it can expect, so each label has its own threshold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class _Take:
-    """What a label has of a label map, or would have."""
+    """The share of a label in a label map, present or planned."""
 
     mass: float  # the label's probability summed over all voxels: the size that the structure is expected to have
     overlap: float  # the same over the label's own voxels: the expected overlap
@@ -48,7 +48,7 @@ def dice_labels(probabilities: Array, mask: Bool | None = None) -> Labels:
 
     The Dice that a label with the voxels S can expect is taken to be 2 sum_S p / (|S| + sum p + 1): the reciprocal moment approximation,
     for independent voxels a lower bound, whose error falls with the size of the structure. With one label above 0 its maximum is found
-    exactly. With several, the maximum of each alone is the start, and a voxel that several want goes to the one that gains most. That is
+    exactly. With several, the search starts from the maximum of each label, and contested voxels go to the label that gains most. That is
     repeated with the sizes that follow, as long as the mean rises.
 
     Args:
@@ -89,7 +89,7 @@ def dice_labels(probabilities: Array, mask: Bool | None = None) -> Labels:
 
 
 def dice_region_labels(probabilities: Array, scheme: RegionScheme, mask: Bool | None = None) -> Labels:
-    """Return the label map of overlapping regions, each of which has the best expected Dice: it may take a voxel from no other.
+    """Return the label map of overlapping regions, each with the best expected Dice; a region takes no voxel from another.
 
     Source: as for `dice_labels`; overlapping regions are the setting of RankSEG's theorem.
     """

@@ -57,7 +57,7 @@ class GridMap:
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:
         """For each axis, the number of the parallel axis of the source; None if axes are oblique."""
-        # A direct sum over six orders; the largest entries alone could name one axis twice.
+        # A direct sum over six orders; the largest entries could name one axis twice.
         order = max(permutations(range(3)), key=lambda axes: sum(abs(self.matrix[source, axis]) for axis, source in enumerate(axes)))
         drift = np.abs(self.matrix) * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):

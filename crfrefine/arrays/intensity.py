@@ -57,7 +57,7 @@ def normalize_intensity(
         image: (M, *grid), finite.
         parameters: one normalization for all modalities, or one per modality.
         mask: (*grid); statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
-        box: the part of the grid to map; None: all of it.
+        box: the part of the grid to map; None means the whole grid.
         threads: largest number of modalities at a time; None: the cores this process may use.
 
     Returns:
@@ -242,7 +242,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     """The exact percentile, interpolated between order statistics as numpy does by default.
 
     A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
-    sorted. A bracket of one value, such as that of the air around a head, is counted alone.
+    sorted. A bracket of one value, such as that of the air around a head, is only counted.
     """
     first, last, share = _percentile_places(values.size, fraction)
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.

@@ -60,7 +60,7 @@ def foreground_labels(labels: Array) -> list[int]:
 
 @dataclass(frozen=True)
 class LabelChanges:
-    """What became of a label map.
+    """The changes of a label map.
 
     Attributes:
         voxels_changed: voxels whose label differs.
@@ -95,7 +95,7 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
 
 
 def bounding_box(mask: Bool) -> Box | None:
-    """Slices that contain all True voxels; None if there are none."""
+    """Slices that contain all True voxels; None without any."""
     box = []
     for axis in range(mask.ndim):
         occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

@@ -1,4 +1,4 @@
-"""Label maps as logits: a fixed value for the label of each voxel. docs/reference/math.md#7-before-and-after says what it means."""
+"""Label maps as logits: a fixed value for the label of each voxel. See docs/reference/math.md#7-before-and-after."""
 
 from __future__ import annotations
 

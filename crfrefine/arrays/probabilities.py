@@ -47,7 +47,7 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
     Args:
         values: (L, [z,] y, x) C-contiguous, finite.
         input_type: "auto", "logits" or "probabilities", as the user says; "labels" is for label maps, which have no channels.
-        kind: "logits" or "probabilities" if the file says so, else None.
+        kind: "logits" or "probabilities" if the file declares it, else None.
         path: the file they came from, for errors.
 
     Returns:
@@ -86,7 +86,7 @@ def describe_logits(path: Path, input_type: str, outside: str | None) -> str:
 
 
 def who_says(input_type: str) -> str:
-    """Return the reason why values are taken for what the user, or else the file, says that they are."""
+    """Return the reason for a declared kind of values: the user's word, else the file's."""
     return "its array is named so" if input_type == "auto" else "requested"
 
 
@@ -97,7 +97,7 @@ def describe_probabilities(path: Path, input_type: str) -> str:
 
 
 def no_probabilities(path: Path, outside: str) -> InputError:
-    """Return the error for values that the user or the file calls probabilities, of which one is outside [0, 1]."""
+    """Return the error for values that the user or the file calls probabilities, if one of them is outside [0, 1]."""
     return InputError(f"{path}: expected probabilities between 0 and 1, found {outside}; for logits, give --input-type logits")
 
 
@@ -135,7 +135,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
 
 
 def is_distribution(values: Array, tolerance: float) -> bool:
-    """Return whether values are probabilities of labels: all lie in [0, 1], and they sum to 1 at each voxel."""
+    """Return whether values are probabilities of labels: all are within [0, 1], and they sum to 1 at each voxel."""
     if len(values) < 2 or _first_outside(values) is not None:
         return False
     found = _off_sums(values, tolerance)
@@ -235,7 +235,7 @@ def _blocks(values: Array) -> Iterator[tuple[int, Array]]:
 
 
 def _first_outside(values: Array) -> str | None:
-    """Describe the first value outside [0, 1]; None if there is none except in padding."""
+    """Describe the first value outside [0, 1]; None if only padding has such values."""
     for start, block in _blocks(values):
         if block.min() >= -SUM_TOLERANCE and block.max() <= 1 + SUM_TOLERANCE:
             continue
@@ -274,7 +274,7 @@ def _count(blocks: Iterable[tuple[int, Array, Callable[[], Bool]]], tolerance: f
 
 
 def require_distribution(sums: Float32, is_padding: Bool, name: str, tolerance: float) -> None:
-    """Raise InputError, as `identify` does, if (*grid) sums over labels, which all lie in [0, 1], are not 1, except padding."""
+    """Raise InputError, as `identify` does, if (*grid) sums over labels, which are all within [0, 1], are not 1, except padding."""
     blocks = [(0, sums.reshape(-1), lambda: is_padding.reshape(-1))]
     _require(partial(_count, blocks), sums.shape, name, tolerance, lambda: "")
 
@@ -297,7 +297,7 @@ def _require(count: Callable[[float], _OffSums], grid: tuple[int, ...], name: st
 
 
 def _refuse_sigmoids(values: Array, name: str) -> None:
-    """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
+    """Refuse to take values as logits if all are within [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
         raise InputError(_sigmoid_message(values.shape[1:], found, name) + _binary_hint(values))

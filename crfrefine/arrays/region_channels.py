@@ -24,14 +24,14 @@ def identify_regions(values: Array, input_type: str, *, kind: str | None = None,
     Args:
         values: (R, *grid), finite.
         input_type: "auto", "logits" or "probabilities", as the user says.
-        kind: "logits" or "probabilities" if the file says so, else None.
+        kind: "logits" or "probabilities" if the file declares it, else None.
         name: where they came from, for errors.
 
     Returns:
         ("logits" or "probabilities", the reason).
 
     Raises:
-        InputError: the values are not what the user or the file says.
+        InputError: the values contradict the user or the file.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)

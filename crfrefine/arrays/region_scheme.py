@@ -1,4 +1,4 @@
-"""The overlapping regions that a network's sigmoid channels stand for, and the label map that they become, as in nnU-Net.
+"""The overlapping regions of a network's sigmoid channels, and the label map made of them, as in nnU-Net.
 
 How files declare them is in `cases/`; how channels become log-odds is in `region_channels.py`.
 """
@@ -135,7 +135,7 @@ def derive_class_order(names: Sequence[str], labels: Sequence[Sequence[int]]) ->
     """Return for each region the only label that belongs to it and to no region after it.
 
     Raises:
-        ConfigError: a region has no such label, or several; the message names it.
+        ConfigError: the label of a region is missing or not unique; the message names it.
     """
     order = []
     for number, (name, members) in enumerate(zip(names, labels, strict=True)):

@@ -54,7 +54,7 @@ def linear_jobs(grid_map: GridMap, source: Float32, target: Float32) -> list[Cal
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type; 0 outside the source.
 
-    Halfway between two samples, the one with the larger index counts. Outside is what lies more than half a voxel beyond the
+    Halfway between two samples, the one with the larger index counts. A point is outside if it is more than half a voxel beyond the
     outermost samples.
     """
     stored = source.reshape(grid_map.source_shape)
@@ -76,7 +76,7 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
 
 
 def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, threads: int = 1) -> None:
-    """Interpolate logits linearly, so that all labels are equal only outside the source and where its padding alone contributes.
+    """Interpolate logits linearly, so that all labels are equal only outside the source and where only its padding contributes.
 
     Padding next to scores counts as 0 for all labels, whatever its constant was, and is set to 0 in the source: the scores fade out over
     one voxel of it. If any labels are equal, a further channel is needed for a moment.

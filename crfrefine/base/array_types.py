@@ -1,4 +1,4 @@
-"""Names of numpy's array types, for annotations: each says what the numbers of an array are, of any shape."""
+"""Names of numpy's array types, for annotations: each names the type of the numbers; shapes are free."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 def control_groups(groups: str, mounts: str, controller: str = "memory") -> list[tuple[int, PurePosixPath]]:
     """Return version and folder of the control groups that limit this process's "memory" or "cpu", its own before the ones above it.
 
-    In a container the group's path may lie outside of what is mounted, or hold `..`; then only the mounted folder itself is known.
+    In a container the group's path may lie outside the mounted folder, or hold `..`; then only the mounted folder itself is known.
     """
     found = []
     for line in groups.splitlines():
@@ -41,7 +41,7 @@ def _folders_of(group: PurePosixPath, version: int, mounts: str, controller: str
 
 
 def core_quota(groups: str, mounts: str, root: Path = Path("/")) -> float | None:
-    """Return how many cores' time the control groups allow, such as 1.5; None: there is no quota.
+    """Return how many cores' time the control groups allow, such as 1.5; None without a quota.
 
     Source: the kernel's documentation of cgroup v2 (`cpu.max`) and of CFS bandwidth control.
     """
@@ -58,7 +58,7 @@ def core_quota(groups: str, mounts: str, root: Path = Path("/")) -> float | None
 
 
 def number_in(path: Path) -> int | None:
-    """Return the number in a file; None if there is none, such as for "max"."""
+    """Return the number in a file; None for "max" and the like."""
     text = read_text(path).strip()
     return int(text) if re.fullmatch(r"[0-9]{1,30}", text, re.ASCII) else None
 

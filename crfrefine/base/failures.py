@@ -21,14 +21,14 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unexpect
 class Failure:
     """Why a case failed."""
 
-    message: str  # what was expected, what was found, in which file; for a bug, what was raised, with the request to report it
+    message: str  # expected, found, in which file; for a bug, the exception and the request to report it
     kind: str  # class name of the error
     traceback: str | None = None  # where an unexpected exception was raised
     part: str | None = None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
 
 
 class Causes:
-    """Failures of many cases with one cause, such as logits on another grid: the first is told whole, the others are named in one line."""
+    """Failures of many cases with one cause, such as logits on another grid: the first is printed in full, one line names the others."""
 
     def __init__(self) -> None:
         self._cases: dict[str, list[str]] = {}
@@ -77,7 +77,7 @@ def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Gen
 
 
 def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
-    """Return the error itself if its message is meant for users, else one that describes it or asks for a bug report."""
+    """Return the error itself if its message is meant for users, else an error that describes it or asks for a bug report."""
     if isinstance(error, CrfRefineError):
         return error
     failure = describe_failure(error, *paths)

@@ -45,7 +45,7 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
     is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
     spacing = spacing_of(affine, num_axes) if is_sane else ()
     if spacing and is_plausible(spacing):
-        # The smallest singular value of the axes' directions: 1 at right angles, 0 where one lies in the plane of the others.
+        # The smallest singular value of the axes' directions: 1 at right angles, 0 where an axis is in the plane of the others.
         directions = affine[:3, :num_axes] / np.array(spacing)
         if np.linalg.svd(directions, compute_uv=False).min() > 1e-6:
             return

@@ -17,7 +17,7 @@ MAX_LABELS = 4096
 
 
 def require_few_labels(num_labels: int, owner: str) -> None:
-    """Raise CapacityError, with the name of what has the labels, if there are more than MAX_LABELS."""
+    """Raise CapacityError, with the name of the file or array, if there are more than MAX_LABELS."""
     if num_labels > MAX_LABELS:
         raise CapacityError(
             f"{owner}: {num_labels} labels; at most {MAX_LABELS} can be refined together\n"

@@ -1,4 +1,4 @@
-"""How much memory a run may take: what the user, the operating system and batch systems say of it; and sizes as text."""
+"""How much memory a run may take: the limits of the user, the operating system and batch systems; and sizes as text."""
 
 from __future__ import annotations
 
@@ -26,17 +26,9 @@ RUN_BYTES = 14
 Limit = tuple[int, str]
 """Bytes, and the phrase that names where they come from in messages."""
 
-WORKER_MEMORY = "CRFREFINE_WORKER_MEMORY"
-"""Variable of the environment: bytes that the worker of a cluster gives to each of its cases."""
-OF_WORKER = "the cluster's worker"
-
-SHARED_MEMORY = "CRFREFINE_MEMORY_SHARE"
-"""Variable of the environment: bytes that each of a run's processes has, one for each of several GPUs."""
-OF_SHARE = "this process's share of the run's memory"
-
 MIB = 1 << 20
 LARGEST = 1 << 60
-"""Limits from here on mean that there is none: cgroups write 2^63 rounded to pages, `getrlimit` 2^64 - 1."""
+"""Limits from here on mean no limit: cgroups write 2^63 rounded to pages, `getrlimit` 2^64 - 1."""
 
 RESERVED_SHARE = 20
 MOST_RESERVED = 1 << 30
@@ -47,7 +39,7 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that this process may take, what it has already included."""
+    """The memory that this process may take, including its present memory."""
 
     bytes: int  # the limit; `LARGEST` if none is known
     source: str  # where it comes from, a phrase for messages
@@ -61,10 +53,10 @@ class MemoryLimit:
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes.
 
-    GiB and G are 2^30 bytes, as batch systems count; GB are 10^9. T, M and K stand for their powers alike; upper or lower case.
+    GiB and G are 2^30 bytes, as batch systems count; GB are 10^9. T, M and K follow the same rule; upper or lower case.
 
     Raises:
-        InputError: it is no such text, less than one byte, or more than any machine has.
+        InputError: the text has another form, or means less than one byte, or more than any machine has.
     """
     match = _SIZE.fullmatch(text.strip())
     size = 0
@@ -87,10 +79,10 @@ def format_size(size: float) -> str:
 
 
 def memory_limit(given: int | None = None) -> MemoryLimit:
-    """Return the memory that this process may take: the smallest of what the user has given and of what the system allows.
+    """Return the memory that this process may take: the smallest of the user's limit and the system's limits.
 
     It reads control groups (versions 1 and 2), batch systems (Slurm, PBS), resource limits (`ulimit`; Grid Engine and LSF set them), and
-    the available memory of the machine; without `/proc`, such as on macOS, the physical memory; on Windows nothing.
+    the available memory of the machine.
     """
     limits = list(_system_limits())
     if given is not None:
@@ -101,7 +93,7 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
 
 
 def memory_left(limit: MemoryLimit) -> int | None:
-    """Return the bytes that this process may still take; None: there is no limit, or the system does not tell what it has."""
+    """Return the bytes that this process may still take; None without a limit, or where the system does not show its memory."""
     own = own_use(read_text(Path("/proc/self/status")))
     return max(0, limit.bytes - own.resident) if limit.is_known and own.resident else None
 
@@ -124,30 +116,19 @@ def _system_limits() -> Iterator[Limit]:
     yield from control_group_limits(read_text(Path("/proc/self/cgroup")), read_text(Path("/proc/self/mountinfo")), own)
     yield from batch_limits(os.environ)
     yield from resource_limits(_soft_limits(), own)
-    machine = machine_limit(read_text(Path("/proc/meminfo")), own) or _physical_memory()
+    machine = machine_limit(read_text(Path("/proc/meminfo")), own)
     if machine is not None:
         yield machine
 
 
 def _soft_limits() -> dict[str, int]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    names = [name for name in ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS") if hasattr(resource, name)]
-    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
+    import resource
+
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS")}
     return {name: limit for name, limit in limits.items() if limit != resource.RLIM_INFINITY}
 
 
-def _physical_memory() -> Limit | None:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf; others may lack these names.
-        return None
-    return (total - reserve(total), "the memory of this machine") if total > 0 else None
-
-
-# What the system says: functions of texts, folders and numbers, so that made-up systems can be tested. A text that cannot be understood
+# The limits of the system: functions of texts, folders and numbers, so that made-up systems can be tested. A text that cannot be understood
 # limits nothing.
 
 
@@ -156,7 +137,7 @@ class OwnUse:
     """The memory that this process uses, in bytes."""
 
     resident: int = 0  # in physical memory
-    anonymous: int = 0  # of it, what is not the content of a file
+    anonymous: int = 0  # the part that is not the content of a file
     address_space: int = 0  # mapped, used or not
     data: int = 0  # of it, private and writable
 
@@ -182,14 +163,14 @@ def machine_limit(meminfo: str, own: OwnUse) -> Limit | None:
 
 
 def reserve(total: int) -> int:
-    """Return what is left to others of a machine's memory."""
+    """Return the part of a machine's memory that is left to others."""
     return min(total // RESERVED_SHARE, MOST_RESERVED)
 
 
 def resource_limits(limits: Mapping[str, int], own: OwnUse) -> Iterator[Limit]:
     """Yield the limits of `ulimit`, soft ones by name, each as resident memory.
 
-    Address space and data count what is mapped, used or not, so what this process has mapped without using it is subtracted.
+    Address space and data count mapped memory, used or not, so the unused part is subtracted.
     Grid Engine (`h_vmem`), PBS (`pvmem`) and LSF (`bsub -M`) set these limits.
     """
     unused = {"RLIMIT_AS": own.address_space - own.resident, "RLIMIT_DATA": own.data - own.anonymous}
@@ -201,10 +182,9 @@ def resource_limits(limits: Mapping[str, int], own: OwnUse) -> Iterator[Limit]:
 
 
 def batch_limits(environment: Mapping[str, str]) -> Iterator[Limit]:
-    """Yield what a batch system has given the job on this node: Slurm's `--mem`, `--mem-per-cpu`, `--mem-per-gpu`; PBS's total memory.
+    """Yield the memory that a batch system gives this job here: Slurm's `--mem`, `--mem-per-cpu`, `--mem-per-gpu`; PBS's total memory.
 
-    The worker of a Dask cluster gives its cases a share of its own limit, and a run on several GPUs gives each process one.
-    LSF, Grid Engine and Torque set no such variable; they set resource limits or control groups, which are read too.
+    LSF, Grid Engine and Torque set no variable; they set resource limits or control groups, which are read too.
     """
 
     def in_megabytes(name: str) -> int:
@@ -221,10 +201,6 @@ def batch_limits(environment: Mapping[str, str]) -> Iterator[Limit]:
         "SLURM_MEM_PER_CPU": in_megabytes("SLURM_MEM_PER_CPU") * count("SLURM_CPUS_ON_NODE"),
         "SLURM_MEM_PER_GPU": in_megabytes("SLURM_MEM_PER_GPU") * count("SLURM_GPUS_ON_NODE"),
     }
-    for name, source in ((WORKER_MEMORY, OF_WORKER), (SHARED_MEMORY, OF_SHARE)):
-        share = environment.get(name, "")
-        if re.fullmatch(r"[0-9]{1,18}", share, re.ASCII) and 0 < int(share) < LARGEST:
-            yield int(share), source
     total = environment.get("PBS_RESC_TOTAL_MEM", "")  # Bytes, where PBS Professional sets it.
     if re.fullmatch(r"[0-9]{1,18}", total, re.ASCII):
         found["PBS_RESC_TOTAL_MEM"] = int(total)

@@ -33,7 +33,7 @@ def known_spacing(
     Args:
         spacing: as the caller gave it; None: not at all.
         matters: whether the result depends on it; if not, there is no warning.
-        told: what has been said before, to warn once for all calls that share it; a word is added. None: every call warns, and Python
+        told: notes given before, to warn once for all calls that share it; a note is added. None means that every call warns, and Python
             shows one for each line of the caller's code.
         tell: called with the text of the warning.
     """

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run the jobs, started in the order given, on at most `threads` threads; raise the error of the first one that failed."""
+    """Run the jobs, started in the order given, on at most `threads` threads; raise the error of the first failed job."""
     if threads <= 1 or len(jobs) <= 1:
         for job in jobs:
             job()

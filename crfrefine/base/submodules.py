@@ -1,4 +1,4 @@
-"""Modules of a package that are reachable as its attributes without an import of their own, and cost nothing until they are used."""
+"""Modules of a package that are reachable as its attributes without an import, and cost nothing until they are used."""
 
 from __future__ import annotations
 

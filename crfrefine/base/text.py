@@ -25,7 +25,7 @@ _LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digit
 
 
 def printable(text: str) -> str:
-    r"""Return the text with `\n`, `\x1b` and the like in place of non-printing characters: line breaks, tabs, escape sequences."""
+    r"""Return the text with `\n`, `\x1b` and the like instead of non-printing characters: line breaks, tabs, escape sequences."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

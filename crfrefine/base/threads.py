@@ -1,4 +1,4 @@
-"""The default number of threads: the cores that this process may use, and who says so."""
+"""The default number of threads: the cores that this process may use, and where the number comes from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from pathlib import Path
 from crfrefine.base.control_groups import core_quota, read_text
 from crfrefine.errors import ConfigError
 
-SHARE = "CRFREFINE_WORKER_THREADS"
-"""Variable of the environment: the share of the cores that the worker of a cluster gives to each of its cases."""
-
 
 @dataclass(frozen=True)
 class ThreadLimit:
@@ -24,15 +21,12 @@ class ThreadLimit:
 
 
 def thread_limit() -> ThreadLimit:
-    """Return the cores that this process may use, or its share of them.
+    """Return the cores that this process may use.
 
     A quota of the control group, as containers set it (`docker run --cpus`), is time and not cores: more threads than it pays for would all
     be halted together for a part of each period. A part of a core counts as one.
     """
-    share = os.environ.get(SHARE, "")
-    if share.isdecimal() and int(share) > 0:
-        return ThreadLimit(int(share), f"the cluster's worker ({SHARE})")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
     quota = _quota()
     if quota is not None and math.ceil(quota) < allowed:
         return ThreadLimit(math.ceil(quota), "the CPU quota of the control group (cgroup) of this process")
@@ -50,7 +44,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def available_threads() -> int:
-    """Return the number of cores that this process may use, or its share of them."""
+    """Return the number of cores that this process may use."""
     return thread_limit().number
 
 

@@ -18,7 +18,7 @@ from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
-from crfrefine.io.system import ignores_case, is_refused
+from crfrefine.io.system import ignores_case
 
 _MOST_NAMED = 20
 _MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
@@ -83,16 +83,12 @@ def _cell_problems(row: Row) -> list[str]:
             f"case: {shorten_value(name)} cannot name a file: it must be printable, without '/', '\\' and a dot in front, and have at most "
             f"{_MOST_OF_A_NAME} characters"
         )
-    elif is_refused(name):
-        problems.append(f"case: {shorten_value(name)} is no name that Windows gives to a file")
     problems += _spacing_problems(row.cells.get("spacing", ()))
     for text in row.cells.get("output", ()):
         if suffix_of(Path(text)) not in VOLUME_SUFFIXES:
             problems.append(f"output: {shorten(text)} does not end in one of {', '.join(VOLUME_SUFFIXES)}")
         elif Path(text).name.startswith("."):
             problems.append(f"output: {shorten(text)} has a dot in front: it would be hidden")
-        elif is_refused(Path(text).name):
-            problems.append(f"output: {shorten(text)} is no name that Windows gives to a file")
         if not Path(text).is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
             problems.append(f"output: {shorten(text)} leaves the output folder; give a file outside of it as an absolute path")
     return problems

@@ -1,4 +1,4 @@
-"""Read the table of a manifest, CSV or Parquet, as text. What its cells mean is in manifest.py; pyarrow lives here alone."""
+"""Read the table of a manifest, CSV, as text; manifest.py knows the meaning of its cells."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import listed, shorten, shorten_value
-from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
+from crfrefine.base.text import listed, shorten_value
+from crfrefine.errors import InputError
 from crfrefine.io.paths import require_file
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 SEPARATOR = ";"
 
 MOST_BYTES = 1 << 28
@@ -32,12 +31,12 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a manifest, CSV in UTF-8 with a line of names, or Parquet by its suffix; its columns are checked."""
+    """Read the rows of a manifest, CSV in UTF-8 with a line of names; its columns are checked."""
     require_file(path)
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MOST_BYTES / 1e6:.0f} MB are read")
-    return list(_parquet_rows(path) if path.name.lower().endswith(PARQUET_SUFFIXES) else _csv_rows(path))
+    return list(_csv_rows(path))
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -63,24 +62,6 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"{path}: reading Parquet needs pyarrow ({error}): pip install 'crfrefine[parquet]', or save the table as CSV"
-        ) from error
-    try:
-        names = [str(name) for name in pyarrow.parquet.read_schema(path).names]
-        _check_columns(path, names)
-        table = pyarrow.parquet.read_table(path, columns=names)
-        for number, values in enumerate(table.to_pylist(), start=1):
-            yield Row(f"row {number}", _filled((name, _parts_of_value(values[name])) for name in names))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged name of a column
-        raise UnsupportedFormatError(f"{path}: cannot be read as Parquet: {shorten(error, 200)}") from error
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
@@ -111,12 +92,3 @@ def _filled(cells: Any) -> dict[str, tuple[str, ...]]:
 def _parts(cell: str) -> tuple[str, ...]:
     """Return what semicolons separate; nothing for an empty cell."""
     return tuple(part.strip() for part in cell.split(SEPARATOR)) if cell.strip() else ()
-
-
-def _parts_of_value(value: Any) -> tuple[str, ...]:
-    """Return the parts of a cell of Parquet: a text as in CSV, a number, or a list."""
-    if value is None:
-        return ()
-    if isinstance(value, list):
-        return tuple("" if part is None else str(part).strip() for part in value)
-    return _parts(str(value))

@@ -6,7 +6,7 @@ import takes a fifth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache, partial
 from importlib import import_module
@@ -75,14 +75,14 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
 
 _MORE = "More options"
 PANELS = {
-    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
-    "--regions --probabilities --resample --case --participant-label --session-label --modality --label",
+    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
+    "--regions --probabilities --resample --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --no-report",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
-    "Cluster": "--workers --dask",
-    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --case-timeout --num-parts --part-id --fail-fast "
+    "Cluster": "--dask",
+    "Rarely needed": "--regions-class-order --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "
     "--strict --num-iterations --seed --port --browser",
     _MORE: "",
     "Messages": "--verbose --quiet --help",
@@ -119,13 +119,10 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "train-crf": _PANELS,
     "evaluate": _PANELS,
     "convert": {},
-    "info": {"options_metavar": "[OPTIONS] FILE...", **_FILES},
+    "info": {"options_metavar": "[OPTIONS] [FILE]...", **_FILES},
     "status": {"options_metavar": "[OPTIONS] PATH...", **_FILES},
     "tune": _PANELS,
     "demo": {},
-    "doctor": {},
-    "bids": _PANELS,
-    "describe": {},
 }
 """Settings of each command, in the order of the help. The function `train_crf` of `crfrefine.cli.train_crf` is the command `train-crf`."""
 
@@ -149,12 +146,6 @@ class Commands(Mapping[str, Any]):
 @cache
 def _build(name: str) -> Any:
     app = typer.Typer(**LOOK)
-    app.command(name, **{"cls": Command, **COMMANDS[name]})(function_of(name))
-    return typer.main.get_command(app)
-
-
-def function_of(name: str) -> Callable[..., Any]:
-    """Return the function of a command, whose module is imported."""
     function = name.replace("-", "_")
-    found: Callable[..., Any] = getattr(import_module(f"crfrefine.cli.{function}"), function)
-    return found
+    app.command(name, **{"cls": Command, **COMMANDS[name]})(getattr(import_module(f"crfrefine.cli.{function}"), function))
+    return typer.main.get_command(app)

@@ -98,9 +98,6 @@ def evaluate(
         int | None,
         shared.threads_option("--processes", "--threads", help="Number of cases at a time. Default: the cores this process may use."),
     ] = None,
-    workers: shared.WorkersOption = None,
-    dask: shared.DaskOption = None,
-    case_timeout: shared.CaseTimeoutOption = None,
     resample: shared.ResampleOption = False,
     strict: shared.StrictOption = False,
     resume: Annotated[
@@ -117,7 +114,6 @@ def evaluate(
     verdict says whether PREDICTIONS have a higher mean Dice.
     """
     verbosity = shared.verbosity_of(verbose, quiet)
-    placement = shared.parse_placement(workers, dask, case_timeout, processes=processes)
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.evaluate import EvaluationOptions, run_evaluation
 
@@ -133,7 +129,6 @@ def evaluate(
         tolerance_mm=tolerance,
         ignore_label=ignore_label,
         processes=processes,
-        placement=placement,
         structures=structures,
         resample=resample,
         resume=resume,

@@ -36,12 +36,18 @@ def infer(
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,
     resample: shared.ResampleOption = False,
-    device: shared.DevicesOption = "auto",
-    threads: shared.ThreadsPerDeviceOption = None,
+    device: shared.DeviceOption = "auto",
+    threads: shared.ThreadsOption = None,
     max_memory: shared.MaxMemoryOption = None,
-    workers: shared.WorkersOption = None,
-    dask: shared.DaskOption = None,
-    case_timeout: shared.CaseTimeoutOption = None,
+    dask: Annotated[
+        str | None,
+        shared.option(
+            "--dask",
+            metavar="ADDRESS|FILE",
+            parser=shared.path_text,
+            help="Compute on a running Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
+        ),
+    ] = None,
     output_format: Annotated[
         str | None,
         shared.option(
@@ -107,7 +113,6 @@ def infer(
             raise typer.BadParameter("auto chooses no parameters for --network-spacing; leave it out", param_hint="--config")
         source = ctx.get_parameter_source("config")
         is_sharp = source is not None and source.name == "DEFAULT"
-    placement = shared.parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.runs.infer.options import InferenceOptions
     from crfrefine.runs.infer.run import run_inference
@@ -139,7 +144,7 @@ def infer(
         nnunet=nnunet,
         manifest=manifest,
         command=tuple(ctx.obj or ()),
-        placement=placement,
+        dask=dask,
         output_format=None if output_format is None else output_format.lower(),
     )
     if is_auto:

@@ -1,4 +1,4 @@
-"""`crfrefine info`: describe a file, or the cases of a folder."""
+"""`crfrefine info`: describe a file, the cases of a folder, or this installation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     resample: ResampleOption = False,
 ) -> None:
-    """Show what a file is, or what is wrong in a folder of cases."""
+    """Show what a file or folder holds; alone, what is installed."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
-        raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
+        _show_installation(as_json)
+        return
     from crfrefine.apps.tools.info import describe_header, inspect_folder
     from crfrefine.base.failures import Failure, failing_alone
     from crfrefine.io import read_header
@@ -61,6 +62,19 @@ def info(
         print(json.dumps({"schema": 1, "is_well": is_well, "paths": found, "notes": []}, indent=2))
     if not is_well:
         raise typer.Exit(1)
+
+
+def _show_installation(as_json: bool) -> None:
+    from crfrefine.apps.tools.installation import installation
+
+    found = installation()
+    if as_json:
+        import json
+
+        print(json.dumps({"schema": 1, **found}, indent=2))
+        return
+    for name, text in found.items():
+        print(for_terminal(f"{name:<12}  {text}"))
 
 
 def _show_folder(report: FolderReport, verbose: bool) -> None:

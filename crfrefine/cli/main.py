@@ -154,7 +154,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit: 0 success, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up."""
     signal.signal(signal.SIGTERM, _raise_terminated)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
     # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
     for name in ("stdout", "stderr"):
@@ -223,7 +223,7 @@ class _Hiding(MetaPathFinder):
             raise ModuleNotFoundError(f"{_OPTIONAL} is left out at the start of a command", name=_OPTIONAL)
 
 
-# Letters that a terminal or a file behind `>` cannot hold, as with Windows' code pages: our own signs are spelled, others are escaped.
+# Letters that a terminal or a file behind `>` cannot hold: our own signs are spelled, others are escaped.
 
 _SPELLED = {"→": "->", "×": "x", "…": "...", "–": "-", "’": "'", "²": "^2", "≤": "<=", "·": "-"}
 _HANDLER = "crfrefine.spelled"

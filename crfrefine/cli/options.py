@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crfrefine.base.text import shorten, shorten_value
+from crfrefine.cli.gone import GONE
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.runs.execution.executor import Placement
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -25,8 +25,6 @@ AUTO = "auto"
 MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
 MAX_PARTS = 1_000_000
 MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
-MOST_SECONDS = 1e7
-"""Four months; a clock counts on from there, a typing error does not."""
 
 NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
 
@@ -61,15 +59,11 @@ def parse_memory(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def parse_seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MOST_SECONDS:
-        raise typer.BadParameter(f"{path_text(text)}: expected a number of seconds above 0, at most {MOST_SECONDS:g}")
-    return seconds
+def parse_device(text: str) -> str:
+    """Return the name of a device; raise BadParameter for several."""
+    if text == "cuda:all" or (text.startswith("cuda:") and "," in text):
+        raise typer.BadParameter(GONE["cuda:all"])
+    return text
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
@@ -161,7 +155,7 @@ ManifestOption = Annotated[
     Path | None,
     path_option(
         "--manifest",
-        metavar="FILE.csv|.parquet",
+        metavar="FILE.csv",
         help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
     ),
 ]
@@ -220,27 +214,11 @@ ResampleOption = Annotated[
     ),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
-ContinueOption = Annotated[bool, typer.Option("--continue", "--resume", help="Skip cases whose output exists and is complete.")]
 FailFastOption = Annotated[
     bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]
-DevicesOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda|cuda:N|cuda:N,M|cuda:all",
-        help="Where to compute. Several GPUs share out the cases; cuda:all takes all of them.",
-    ),
-]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", parser=parse_device, help="Where to compute.")]
 ThreadsOption = Annotated[int | None, threads_option("--threads", help="CPU threads. Default: the cores this process may use.")]
-ThreadsPerDeviceOption = Annotated[
-    int | None,
-    threads_option(
-        "--threads",
-        help="CPU threads; with several GPUs, for each GPU's process. Default: the cores this process may use, or an equal share.",
-    ),
-]
 MaxMemoryOption = Annotated[
     int | None,
     option(
@@ -251,29 +229,6 @@ MaxMemoryOption = Annotated[
         "Default, and at most: what the system allows.",
     ),
 ]
-WorkersOption = Annotated[
-    int | None,
-    threads_option("--workers", help="Compute in N processes of a Dask cluster that is started for this run. Default: no cluster."),
-]
-DaskOption = Annotated[
-    str | None,
-    option(
-        "--dask",
-        metavar="ADDRESS|FILE",
-        parser=path_text,
-        help="Compute on a running Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
-    ),
-]
-CaseTimeoutOption = Annotated[
-    float | None,
-    option(
-        "--case-timeout",
-        metavar="SECONDS",
-        parser=parse_seconds,
-        help="Give up a case that takes longer; it fails, the others continue. Each case then runs in a separate process.",
-    ),
-]
-
 
 # What several options say together. Contradictions raise BadParameter or ConfigError.
 
@@ -327,15 +282,6 @@ def may_vanish(allow_vanishing: bool, parameters: CrfParameters, overrides: Sequ
     """Return whether rules may remove structures: by the option, or since `--set` has all rules that remove components."""
     keys = parse_overrides(overrides).keys()
     return allow_vanishing or "postprocess" in keys or parameters.postprocess.removing.keys() <= keys
-
-
-def parse_placement(workers: int | None, dask: str | None, case_timeout: float | None = None, *, processes: int | None = None) -> Placement:
-    """Return where cases are computed."""
-    if workers is not None and dask is not None:
-        raise typer.BadParameter("--workers starts a cluster, --dask names one; leave one of them out", param_hint="--workers")
-    if processes is not None and (workers is not None or dask is not None):
-        raise typer.BadParameter("the cluster decides how many cases run at a time; leave --processes out", param_hint="--processes")
-    return Placement(workers, dask, case_timeout)
 
 
 def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:

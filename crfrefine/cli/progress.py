@@ -60,10 +60,6 @@ class RunReporter:
         """Print an assumption, or what was ignored."""
         self._say(f"note: {text}")
 
-    def warning(self, text: str) -> None:
-        """Print what concerns security, however quiet the run is."""
-        self._say(f"crfrefine: warning: {text}", at_least=QUIET)
-
     def _describe_rest(self) -> str:
         """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""
         return ""

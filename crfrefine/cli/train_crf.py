@@ -16,7 +16,7 @@ LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 _WITH_LABELS = (
     *("labels", "nnunet", "learn", "folds", "loss", "num_iterations", "regions", "config", "overrides"),
-    *("device", "workers", "dask", "resume"),
+    *("device", "resume"),
 )
 """Parameters that mean nothing where nothing is trained."""
 
@@ -90,8 +90,6 @@ def train_crf(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: shared.DeviceOption = "auto",
     threads: shared.ThreadsOption = None,
-    workers: shared.WorkersOption = None,
-    dask: shared.DaskOption = None,
     max_minutes: Annotated[
         float | None, shared.option("--max-minutes", metavar="M", help="End within this time, with the result so far.")
     ] = None,
@@ -135,7 +133,6 @@ def train_crf(
             choice = run_unlabeled(to_choose, choosing)
         print_choice(choice, to_choose, verbosity)
         return
-    placement = shared.parse_placement(workers, dask)
     started = time.monotonic()  # PyTorch takes seconds to load, and --max-minutes counts them
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
@@ -165,7 +162,6 @@ def train_crf(
         num_optimizer_steps=num_iterations,
         regions=tuple(regions or ()),
         device=device,
-        placement=placement,
         resume=resume,
         **common,
     )

@@ -41,7 +41,7 @@ def tune(
     max_memory: shared.MaxMemoryOption = None,
     case: Annotated[
         str | None,
-        shared.option("--case", metavar="NAME", help="The case of a folder to open first; the page has the others."),
+        shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first one."),
     ] = None,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
@@ -110,6 +110,6 @@ def _open_browser(address: str) -> None:
     import threading
     import webbrowser
 
-    has_screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if has_screen and "SSH_CONNECTION" not in os.environ:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
-    """Return a callback for a part of the work, which counts the steps of all parts, and names what a part is in its stages."""
+    """Return a callback for a part of the work, which counts the steps of all parts, and names the part in its stages."""
     if progress is None:
         return None
     name = f", {what} {number + 1} of {count}" if what else ""
@@ -42,7 +42,7 @@ class RunContext:
     Attributes:
         threads: CPU threads; None: the cores this process may use.
         progress: called between stages; may raise to stop.
-        num_bytes: called before a run on tiles of logits that are not in memory: what it may take beyond what is there then; None: any
+        num_bytes: called before a run on tiles of logits that are not in memory: the bytes that the run may add; None means any
             amount.
     """
 
@@ -123,9 +123,9 @@ class Tape:
         logits: (L, *grid), x of the last step; outside the mask the input divided by the temperature.
         record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
             omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
-        spec: what was run.
+        spec: the model of the run.
         volume_biases: (steps, L) float64, biases of the volume term; None without the term.
-        volume_part: (voxels,), where the volume term applies; None: at all masked voxels, or there is no term.
+        volume_part: (voxels,), voxels on which the volume term acts; None means all masked voxels, or no term.
     """
 
     logits: Array
@@ -182,7 +182,7 @@ class RecordingKernels(Protocol):
     """"float32" or "float64": precision of that image and of all arrays."""
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field on (L, *grid) logits and save what the backward pass needs; all steps are taken, the tolerance is ignored."""
+        """Run the mean field on (L, *grid) logits and save the data of the backward pass; all steps are taken, the tolerance is ignored."""
         ...
 
     def backward(

@@ -1,7 +1,7 @@
 """Finding and loading the compiled C++ engine.
 
-The engine is compiled for several instruction sets; the best one that this processor supports is imported. The environment variable
-`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons. What is installed from source has the level
+The engine is compiled for several instruction sets; the best of them for this processor is imported. The environment variable
+`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons. A build from source has the level
 of the machine and the baseline, wheels that are made for others have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
 """
 

@@ -140,7 +140,7 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty(logits.shape, self.dtype)
         if look is not None and spec.tolerance > 0.0:  # With 0 the engine writes only the logits of the last step.
-            out[...] = logits  # Voxels outside the mask are written at the end, and would show what was in this memory before.
+            out[...] = logits  # Voxels outside the mask are written at the end, and would show the old content of this memory.
             progress = _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             model = _model_argument(self._checked(spec).as_plain(), self._volume_part(logits, spec))
@@ -150,7 +150,7 @@ class CpuKernels:
         return MeanFieldResult(out, report, timings, outcome["marginals"])
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = self._array(logits)
         plain = self._checked(spec).as_plain()
         part = self._volume_part(logits, plain)
@@ -200,7 +200,7 @@ class CpuKernels:
         return spec.rounded(np.dtype(self.dtype))
 
     def _volume_part(self, logits: Array, spec: MeanFieldSpec) -> Bool | None:
-        """Return at which masked voxels the volume term applies; None: at all, or there is no term."""
+        """Return the masked voxels on which the volume term acts; None means all of them, or no term."""
         inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
         return volume_part(logits, inside, spec)
 
@@ -231,7 +231,7 @@ def _model_argument(spec: MeanFieldSpec, part: Bool | None) -> tuple[Any, ...]:
 
 
 def _looking(progress: Progress | None, look: Look, out: Array) -> Progress:
-    """Return a callback before each step that also shows what the step before it led to."""
+    """Return a callback before each step that also shows the result of the previous step."""
 
     def tell(stage: str, step: int, num_steps: int) -> None:
         if progress is not None:

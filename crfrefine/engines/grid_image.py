@@ -1,4 +1,4 @@
-"""The image of a case as engines take it, and the origin of its features: the one that is given, or that engines take by themselves."""
+"""The image of a case as engines take it, and the origin of its features: given, or chosen by the engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GridImage:
         return replace(self, values=self.values[(slice(None), *box)], mask=None if self.mask is None else self.mask[box])
 
     def planes(self, first: int, last: int) -> GridImage:
-        """Return planes of the slowest axis, in memory of their own; features count from the origin, which is given, of the whole."""
+        """Return planes of the slowest axis, in separate memory; features count from the given origin of the whole."""
         mask = None if self.mask is None else self.mask[first:last].copy()
         return replace(self, values=self.values[:, first:last].copy(), mask=mask, origin=self.origin_from(first))
 

@@ -24,7 +24,7 @@ class KeepingBackend(CpuBackend):
     One run at a time. Results have the bits of `CpuBackend`.
 
     Attributes:
-        look: shown the steps of the next mean fields; None: nobody looks.
+        look: shown the steps of the next mean fields; None means no viewer.
     """
 
     def __init__(self) -> None:

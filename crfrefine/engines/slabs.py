@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import ModelSpec
 
 HEIGHT = 8
-"""Planes; the heights of slabs and of what is around them are multiples of it, as those of tiles."""
+"""Planes; the heights of slabs and of their surroundings are multiples of it, as those of tiles."""
 
 _MOST_SHORTAGE = 2.0
-"""Shortages are told of one stage of a run, when the stages before it have their memory: slabs are not cut smaller than by this at once."""
+"""A shortage is known for one stage at a time, after the earlier stages have their memory: slabs shrink by at most this factor at once."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Slab:
 
 
 Run = Callable[["Float32", "GridImage", "Sequence[ModelSpec]"], MeanFieldResult]
-"""Runs the mean field at once on (L, *grid) logits of labels, or log-odds of regions, each of which has a model with the same kernels."""
+"""Runs the mean field at once on (L, *grid) logits of labels, or log-odds of regions, each with a model of the same kernels."""
 
 
 def halo_planes(num_iterations: int, reach: int) -> int:
@@ -68,10 +68,10 @@ def run_in_slabs(
     """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
 
     Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either. `error` has
-    message and shortage of what the whole volume met, such as `run` raises for a slab that does not fit.
+    message and shortage of the whole volume's failure, as `run` raises for a slab that does not fit.
 
     Returns:
-        (L, *grid), and a sentence that says what was done.
+        (L, *grid), and a sentence for the user.
 
     Raises:
         CapacityError: not even a slab of HEIGHT planes fits, or the volume cannot be cut.
@@ -100,7 +100,7 @@ def run_in_slabs(
         except CapacityError as found:
             if found.shortage <= 0.0:
                 raise
-            # The error itself would keep the memory of what it broke off.
+            # The error itself would keep the memory of the stopped run.
             message, shortage = str(found), found.shortage
         else:
             return result, _describe(slabs, num_iterations, result)
@@ -108,7 +108,7 @@ def run_in_slabs(
 
 
 def _smaller(num_planes: int, halo: int, extent: int, shortage: float) -> list[Slab] | None:
-    """Return as few slabs as may fit where those of some extent do not; None: there are no smaller ones."""
+    """Return as few slabs as may fit where those of some extent do not; None if no smaller slabs exist."""
     target = extent / min(max(shortage, 1.0), _MOST_SHORTAGE)
     slabs: list[Slab] = []
     for slabs in cuts(num_planes, halo, 2):
@@ -148,7 +148,7 @@ def _run(
 
 
 def _run_fixed(run: Run, values: Float32, image: GridImage, models: Sequence[ModelSpec]) -> MeanFieldResult | None:
-    """Run with the filter that another slab has chosen; None: it does not take this one, such as the grid few voxels in a wide box."""
+    """Run with the filter that another slab has chosen; None if that filter cannot be used on this slab."""
     try:
         return run(values, image, models)
     except CapacityError as error:

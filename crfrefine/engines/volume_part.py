@@ -19,7 +19,7 @@ below that doubtful voxels connect it with islands."""
 
 
 def volume_part(logits: Array, inside: Bool, spec: MeanFieldSpec) -> Bool | None:
-    """Return at which voxels inside the mask the volume term of a run applies, (N,) in C order; None: at all, or there is no term.
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None means all of them, or no term.
 
     With "largest" these are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
     Components are connected over faces, edges and corners; of equally large ones the first in C order counts.

@@ -11,7 +11,6 @@ from pathlib import Path
 from crfrefine.base.labels import LARGEST_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.runs.execution.executor import HERE, Placement
 
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
 """Names in the output folder."""
@@ -36,7 +35,6 @@ class EvaluationOptions:
     tolerance_mm: float = 1.0  # tolerance of the surface Dice
     ignore_label: int | None = None  # voxels where the reference has this value are ignored; None: as in `dataset.json`
     processes: int | None = None  # number of cases measured at a time; None: the cores this process may use
-    placement: Placement = HERE  # whether cases are measured on a cluster, and how long each may take
     structures: bool | None = None  # whether folders hold one binary file per structure of a case; None: where it is clear
     resample: bool = False  # whether predictions and images on another grid are interpolated onto that of the reference
     resume: bool = False  # reuse earlier results if files and options are the same

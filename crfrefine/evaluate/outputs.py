@@ -130,13 +130,12 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 
 def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
     """Write the report; `progress` as in `write_report`, and `note` is called with what cannot be shown."""
-    from crfrefine.pages.report import missing_viewer, write_report
+    from crfrefine.pages.report import write_report
 
-    problem = missing_viewer()
+    path = evaluation.options.output / REPORT_NAME
+    problem = write_report(path, make_report_input(evaluation, note), progress=progress)
     if problem:
         note(problem)
-    path = evaluation.options.output / REPORT_NAME
-    write_report(path, make_report_input(evaluation, note), progress=progress)
     return path
 
 
@@ -207,7 +206,6 @@ def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: S
         titles += [names[place] if place < len(names) else f"modality {place + 1}" for place in range(first, first + len(found))]
         channels += [_solid(channel) for channel in found]
     return CaseImages(
-        case=pair.case_id,
         image=np.stack(channels) if channels else None,
         reference=_solid(reference.volume.data),
         before=None if baseline is None else _solid(read_masks(pair.methods[baseline], reference, regions[baseline], [])[0]),

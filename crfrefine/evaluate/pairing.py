@@ -39,9 +39,9 @@ class MethodFiles:
 
     # One value per voxel, or probabilities of all labels (only the header tells). None: derived from `probabilities`.
     label_map: Path | None = None
-    probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty if there are none.
+    probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
     asked_for_probabilities: bool = False  # Whether the user named them; otherwise they were found beside the label map.
-    problem: str | None = None  # Why the method cannot be measured in this case, as far as names tell.
+    problem: str | None = None  # Why the method cannot be measured in this case, judged by file names.
     probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
     is_missing: bool = False  # Whether there is no file at all.
 
@@ -52,7 +52,7 @@ class MethodFiles:
 
     @property
     def lacks_probabilities(self) -> bool:
-        """Whether the user named a folder of probabilities that has none for this case."""
+        """Whether the user named a folder of probabilities without a file for this case."""
         return self.asked_for_probabilities and not self.probabilities and self.probabilities_problem is None
 
 
@@ -79,7 +79,7 @@ class Pairing:
     """All cases, sorted by name."""
 
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
-    notes: tuple[str, ...]  # What was ignored, one sentence each.
+    notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
     left_out: tuple[IncompleteCase, ...] = ()  # The incomplete cases.
     structures: Mapping[str, int] = field(default_factory=dict)  # Number of each structure by its name; empty: cases are label maps.
 
@@ -248,7 +248,7 @@ def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: l
 
 
 def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, tuple[Path, ...]]:
-    """Return the files of each case's image, and note complete cases that have none."""
+    """Return the files of each case's image, and note complete cases without one."""
     if source is None:
         return {}
     if not source.is_dir():

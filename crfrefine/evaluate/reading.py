@@ -49,7 +49,7 @@ class Reference:
     header: VolumeHeader  # Of the volume.
     settings: Settings  # Of the run.
     structures: Mapping[str, int]  # As of `CasePair`.
-    ignored: Bool | None = None  # (*grid) True where voxels are ignored; None: no voxel is.
+    ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
 
     @property
@@ -73,7 +73,7 @@ class Reference:
 
 
 def read_reference(pair: CasePair, settings: Settings, told: list[str]) -> Reference:
-    """Read the reference of a case: a label map, or structures, of which `told` gets sentences."""
+    """Read the reference of a case: a label map, or structures, with sentences about them in `told`."""
     path, ignore_label = pair.reference, settings.plan.ignore_label
     if pair.structures:
         volume = read_structures(path, pair.structures, told)

@@ -22,7 +22,7 @@ class RegionPlan:
     judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
     titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    notes: tuple[str, ...] = ()  # What was ignored, one sentence each.
+    notes: tuple[str, ...] = ()  # Notes on ignored regions, one sentence each.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""

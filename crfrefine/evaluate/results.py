@@ -45,7 +45,7 @@ class Evaluation:
     settings: Settings  # The settings that the values depend on.
     pairs: Sequence[CasePair]  # The cases, sorted by name.
     results: Sequence[CaseResult]  # Results of the processed cases, in the same order.
-    notes: Sequence[str] = ()  # What was assumed or ignored, one sentence each.
+    notes: Sequence[str] = ()  # Notes on assumptions and ignored files, one sentence each.
     num_processes: int = 1  # Cases measured at a time.
     seconds: float = 0.0  # Duration of the run.
     has_report: bool = False  # Whether `report.html` is written.
@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def left_out_text(self) -> str:
-        """One line: the number of cases left out, and why; empty if there are none."""
+        """One line: the number of cases left out, and why; empty without any."""
         return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out)) if self.left_out else ""
 
     @property
@@ -98,7 +98,7 @@ class Evaluation:
 
     @cached_property
     def table(self) -> ResultTable:
-        """What is summarized, judged and shown: all cases but those used for learning, or these if there are no others."""
+        """The cases that are summarized, judged and shown: all except those used for learning, or these if there are no others."""
         table = ResultTable(line for line in self.full_table if line.case not in self._learned_cases)
         return table if table.cases else self.full_table
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
+from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.region_reading import RegionReading, find_regions
@@ -19,7 +21,7 @@ from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.io.atomic import check_replaceable, check_small_file, check_writable
 from crfrefine.io.recognition import add_volumes
-from crfrefine.runs.execution.factory import make_executor
+from crfrefine.runs.execution.processes import map_in_processes
 
 
 class StoppedError(CrfRefineError):
@@ -45,8 +47,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
     settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
-    asked = options.placement.workers or options.processes or available_threads()
-    num_processes = min(asked, len(pairing.cases))
+    num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
     if learned:
@@ -94,13 +95,12 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
         observer.note(note)
     for result in evaluation.results:
         observer.case_ended(result)
-    with make_executor(evaluation.num_processes, options.placement) as executor:
-        for warning in executor.warnings:
-            observer.warning(warning)
-        for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):
-            result = outcome.result or CaseResult(job.case_id)
-            if outcome.failure is not None:
-                result.fail(outcome.failure)
+    to_measure = [job for job in jobs if job.case_id not in found]
+    with closing(map_in_processes(measure_pair, to_measure, evaluation.num_processes)) as outcomes:
+        for job, outcome in outcomes:
+            result = outcome if isinstance(outcome, CaseResult) else CaseResult(job.case_id)
+            if isinstance(outcome, Exception):
+                result.fail(describe_failure(outcome))
             job.keep(result)
             found[job.case_id] = result
             observer.case_ended(result)

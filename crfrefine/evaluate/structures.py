@@ -26,7 +26,7 @@ from crfrefine.io.volume import Volume, VolumeHeader
 
 @dataclass(frozen=True)
 class _Place:
-    """What a path of the command line holds."""
+    """The content of a path of the command line."""
 
     path: Path  # As given.
     # The folder of structures, or the label map, of each case; the name None is the only case.

@@ -19,9 +19,6 @@ from crfrefine.io.special_files import check_special, special_kind, write_specia
 from crfrefine.io.streams import is_named_gzip, write_gzip
 from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name
 
-_IN_USE = (5, 32)
-"""Windows' errors where a file is replaced that another program has open, such as a viewer."""
-
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
@@ -114,8 +111,6 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     folder = real_path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; free some space and run again"
-    elif getattr(error, "winerror", None) in _IN_USE and real_path(path).exists():
-        reason = "another program has it open, or it is read-only; close it there and run again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = f"the folder {folder} cannot be written to ({error.strerror})"
     elif error.errno == errno.ENOENT:

@@ -46,11 +46,10 @@ _VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALA
 _CONVERT = """
 import os, sys
 parent, memory, source, source_io, target, target_io, max_numbers, max_bytes = sys.argv[1:]
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-    if os.getppid() != int(parent):
-        sys.exit("the process that started this one has ended")
+import ctypes
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(parent):
+    sys.exit("the process that started this one has ended")
 if memory != "0":
     import resource
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from crfrefine.io.atomic import cannot_write, check_replaceable
 from crfrefine.io.json import parse_json
-from crfrefine.io.system import locked, open_flags
+from crfrefine.io.system import locked
 
 _BLOCK_BYTES = 1 << 16
 
@@ -21,7 +21,7 @@ def open_lines(path: Path) -> int:
     """
     (target,) = check_replaceable(path)
     try:
-        return os.open(target, open_flags("O_RDWR", "O_APPEND", "O_CREAT", "O_CLOEXEC"), 0o666)
+        return os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise cannot_write(path, error) from error
 

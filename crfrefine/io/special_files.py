@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.system import open_flags
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -71,13 +70,12 @@ def _open(path: Path) -> int:
                 stream.flush()
         return os.dup(own)
     # Without O_NONBLOCK, a pipe without a reader would block the process forever.
-    descriptor = os.open(path, open_flags("O_WRONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         os.close(descriptor)
         raise OSError(errno.EBUSY, "it was replaced by another file while it was opened")
-    if open_flags("O_NONBLOCK") != open_flags():  # Windows opens devices for waiting alone.
-        os.set_blocking(descriptor, True)
+    os.set_blocking(descriptor, True)
     return descriptor
 
 

@@ -5,7 +5,7 @@ The name says how others find out whether the process that writes the file is al
 - `.NAME.tmp-lock-RANDOM` on a disk of this machine: it holds a lock, which the system releases when the process ends in any way.
 - `.NAME.tmp-SYSTEM-PID-START-RANDOM` elsewhere, as on network storage, where not every lock is seen by everybody: only a process of the
   same system (machine, start of the machine, container) can tell, and only that one removes the file.
-- `.NAME.tmp-RANDOM` where the system tells neither, as on macOS and Windows: nobody removes the file but the process that writes it.
+- `.NAME.tmp-RANDOM` where `/proc` cannot be read: nobody removes the file but the process that writes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crfrefine.io.system import HAS_LOCKS, lock, open_flags
+from crfrefine.io.system import lock
 
 # Disks that one machine alone writes to, and whose locks all its processes see, in containers too.
 _LOCAL_DISKS = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"})
@@ -27,7 +27,7 @@ LONGEST_NAME = 255  # bytes, if the system does not tell
 _NAME = re.compile(
     r"\..*\.tmp-(?:(?P<lock>lock)|(?P<system>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20}))-[0-9a-f]{16}", re.DOTALL
 )
-_NEW = ("O_RDWR", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC")
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _cleaned: set[Path] = set()
 
@@ -41,7 +41,7 @@ def temporary_name(path: Path, *, may_lock: bool = True) -> Path:
     ending = f".tmp-{mark}{'-' if mark else ''}{os.urandom(8).hex()}"
     try:
         longest = os.pathconf(path.parent, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # Windows; a missing folder, which is reported when the file is opened.
+    except (OSError, ValueError):  # A missing folder, which is reported when the file is opened.
         longest = LONGEST_NAME
     name = path.name
     while len(os.fsencode(f".{name}{ending}")) > longest:
@@ -60,7 +60,7 @@ def open_temporary(target: Path, names: list[Path]) -> BinaryIO:
         names.append(temporary_name(target))
         try:
             # The permissions of any new file: those that the umask leaves.
-            descriptor = os.open(names[-1], open_flags(*_NEW), 0o666)
+            descriptor = os.open(names[-1], _NEW, 0o666)
         except FileExistsError:
             names.pop()  # another process's file
             raise
@@ -77,11 +77,8 @@ def is_locked(name: Path) -> bool:
 
 def open_scratch(folder: Path) -> BinaryIO:
     """Open a new file without a name, on the disk of a folder, for writing and reading; it is gone when it is closed."""
-    if hasattr(os, "O_TMPFILE"):
-        with suppress(OSError):  # Not every disk knows files without a name.
-            return os.fdopen(os.open(folder, open_flags("O_RDWR", "O_TMPFILE", "O_CLOEXEC"), 0o600), "w+b")
-    if hasattr(os, "O_TEMPORARY"):  # Windows removes a file when it is closed, and cannot before.
-        return os.fdopen(os.open(temporary_name(folder / "scratch"), open_flags(*_NEW, "O_TEMPORARY"), 0o600), "w+b")
+    with suppress(OSError):  # Not every disk knows files without a name.
+        return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
     names: list[Path] = []
     try:
         with open_temporary(folder / "scratch", names) as file:
@@ -103,14 +100,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_if_left(path: Path) -> None:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return
     marks = _marks(path)
     if marks["lock"] is None:
         if marks["system"] == _this_system() and _start_of(int(marks["pid"])) != marks["start"]:
             path.unlink()
     elif _is_local(path.parent):
-        descriptor = os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             # It may have got its final name meanwhile, and the lock is then that of a whole file.
             if lock(descriptor) and os.path.samestat(path.lstat(), os.fstat(descriptor)):
@@ -152,9 +149,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def _is_local(folder: Path) -> bool:
-    """Return whether a folder is known to be on a disk of this machine, and files can be locked."""
-    if not HAS_LOCKS:
-        return False
+    """Return whether a folder is known to be on a disk of this machine."""
     try:
         place = os.fsencode(os.path.realpath(folder))
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()

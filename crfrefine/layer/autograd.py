@@ -80,7 +80,7 @@ class MeanField(torch.autograd.Function):
 
 
 def to_array(tensor: Tensor) -> Any:
-    """Return what an engine takes: a numpy array in C order, or on a GPU the tensor itself; copied only if the order differs."""
+    """Return the input of an engine: a numpy array in C order, or on a GPU the tensor itself; copied only if the order differs."""
     values = tensor.detach().contiguous()
     return values.numpy() if values.device.type == "cpu" else values
 

@@ -43,7 +43,7 @@ Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
 LEAST_LEARNED = 1e-6
-"""Weight of the volume term in place of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
+"""Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
 
 KernelMaker = Callable[[int, Any, Any, Sequence[float]], "RecordingKernels | None"]
 """Called with the number of a batch item, its image (M, *grid), mask (*grid) or None, and spacing."""
@@ -76,11 +76,11 @@ def mean_field(
         logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
         image: (B, M, *grid), intensities on the scale of theta_beta, finite.
         bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
-        spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None: no such term.
+        spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None means no smoothness kernel.
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
-        volume: weight (0 to 1) of the volume term, and what it keeps, "expected", "argmax" or "largest"; None: no such term.
+        volume: weight (0 to 1) of the volume term, and the volumes to keep, "expected", "argmax" or "largest"; None means no volume term.
         spacing: mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning if it matters.
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
@@ -295,7 +295,7 @@ def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
 
 
 def _volume(volume: tuple[Tensor | float, str] | None) -> tuple[Tensor | None, str, float]:
-    """Return the weight of the volume term, what it keeps, and the least weight of the run."""
+    """Return the weight of the volume term, the volumes to keep, and the least weight of the run."""
     if volume is None:
         return None, "expected", 0.0
     weight = torch.as_tensor(volume[0], dtype=torch.float64, device=_HOST).reshape(())

@@ -1,6 +1,6 @@
 """The mean field and PyTorch's graphs: which functions `torch.compile` calls between its graphs, and exporters that are refused.
 
-`crfrefine.layer.operators` has what a graph may contain.
+`crfrefine.layer.operators` has the parts that a graph may contain.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from crfrefine.errors import ExportError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# PyTorch's own CUDA graphs must not record what an engine does.
+# PyTorch's own CUDA graphs must not record the work of an engine.
 OPTIONS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 """Of every operator."""
 
-# PyTorch tells since 2.7; before, exporters raise errors of their own.
+# PyTorch has this since 2.7; older exporters raise their errors.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
 
 

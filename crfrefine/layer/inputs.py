@@ -92,7 +92,7 @@ def warn_of_probabilities(logits: Tensor, told: set[str], warn: Callable[[str], 
 
 
 def look_like_probabilities(logits: Tensor) -> bool:
-    """Whether logits (B, L, *grid) lie in [0, 1] and sum to 1 over labels; a few voxels tell, padding does not count."""
+    """Whether logits (B, L, *grid) are within [0, 1] and sum to 1 over labels; a few voxels tell, padding does not count."""
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
     some = logits.detach()[(slice(None), slice(None), *places)].float()
     tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
@@ -103,7 +103,7 @@ def look_like_probabilities(logits: Tensor) -> bool:
 
 
 def engine_for(device: torch.device) -> Backend:
-    """Return the engine that computes on a tensor's device; raise BackendUnavailableError if there is none."""
+    """Return the engine that computes on a tensor's device; raise BackendUnavailableError without one."""
     if device.type not in ("cpu", "cuda"):
         raise BackendUnavailableError(f"there is no engine for tensors on {device}; move the layer and its inputs to the CPU")
     try:
@@ -209,7 +209,7 @@ def find_padding(logits: Tensor) -> Tensor | None:
 
 
 def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:
-    """Return the items' masks as (B, *grid); None if all of them are None."""
+    """Return the items' masks as (B, *grid); None if no item has a mask."""
     if all(mask is None for mask in masks):
         return None
     everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)

@@ -58,7 +58,7 @@ def crf_loss(
 
     With Q = softmax(logits) and the appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
     sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels. It is lowest, 0, where all voxels have the
-    same label for certain, so it is no loss by itself. The gradient reaches the logits only. Probabilities in place of logits are reported
+    same label for certain, so it is no loss by itself. The gradient reaches the logits only. Probabilities instead of logits are reported
     by a warning, once per process.
 
     Args:
@@ -134,7 +134,7 @@ def _operator(
     filter: str,  # noqa: A002 - the parameter's name in the configuration
     threads: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient with respect to the logits, empty unless wanted: what `torch.compile` has in place of `_loss`."""
+    """Return the loss and its gradient with respect to the logits, empty unless wanted: the form of `_loss` for `torch.compile`."""
     log_q, kernels = _prepared(logits, image, spacing, (alpha, beta), mask, intensity, filter, threads or None)
     loss, gradient = _energy(log_q, kernels, wants_gradient=wants_gradient)
     return loss, log_q.new_empty(0) if gradient is None else gradient

@@ -161,7 +161,7 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
 
-        Arguments, results and errors are those of `forward`, but for padding of the logits, which is not detected.
+        Arguments, results and errors are those of `forward`, except that padding of the logits is not detected.
         """
         spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
         return raw.refine_normalized(logits, image, spacing, mask, self.terms(), self._run(threads), kernels=kernels)
@@ -228,7 +228,7 @@ class CrfRnn(CrfValues):
         return notices.known_spacing(spacing, matters=self._start.mean_field.positions != "voxels", told=self._told_so_far())
 
     def _told_so_far(self) -> set[str]:
-        """Return the warnings issued so far; a layer that was saved by an older version has none."""
+        """Return the warnings issued so far; empty for a layer that was saved by an older version."""
         told: set[str] = self.__dict__.setdefault("_told", set())
         return told
 

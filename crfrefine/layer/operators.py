@@ -47,7 +47,7 @@ def refine(
     threads: int,
     label_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return refined logits in their precision, float32 or float64, and the token of what the backward pass needs.
+    """Return refined logits in their precision, float32 or float64, and the token of the data for the backward pass.
 
     Logits, image and the values of `raw.Terms` say in `wants` whether they need a gradient; `settings` are the layer's parameters as TOML.
     Without a spacing it is 1 mm, with a warning; with 0 threads, there are as many as `torch.get_num_threads()`.

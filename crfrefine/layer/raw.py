@@ -27,7 +27,7 @@ _WORTH_A_WARNING = 0.01
 
 @dataclass(frozen=True)
 class Terms:
-    """The values of what a layer learns.
+    """The learned values of a layer.
 
     Attributes:
         bilateral_weight: (kernels, 1 or L).
@@ -58,7 +58,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Run:
-    """What a layer does not learn: all settings of its parameters, but for the two that the layer has its own of, and the CPU threads."""
+    """The settings that a layer does not learn: all parameters except the two that the layer replaces, and the CPU threads."""
 
     parameters: CrfParameters
     num_iterations: int

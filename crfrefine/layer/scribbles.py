@@ -16,9 +16,9 @@ __all__ = ["partial_cross_entropy"]
 
 
 def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int) -> Tensor:
-    """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, if it has none.
+    """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, without labeled voxels.
 
-    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN where there is none.
+    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN without labeled voxels.
 
     Args:
         logits: (B, L, *grid), higher is better.

@@ -83,7 +83,7 @@ class CrfValues(nn.Module):
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
-        self._settings = parameters.to_toml()  # for `torch.compile`, whose operators take no such object
+        self._settings = parameters.to_toml()  # for `torch.compile`, whose operators do not take the object
         for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
             if value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value}")
@@ -170,12 +170,12 @@ class CrfValues(nn.Module):
 
     @property
     def spatial_weight(self) -> Tensor | None:
-        """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without such a term."""
+        """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
         return None if self.raw_spatial_weight is None else forms.weight_from_raw(self.raw_spatial_weight)
 
     @property
     def theta_gamma(self) -> Tensor | None:
-        """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without such a term."""
+        """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without this kernel."""
         return None if self.log_theta_gamma is None else forms.value_from_log(self.log_theta_gamma, forms.POSITION_RANGE)
 
     @property
@@ -203,14 +203,14 @@ class CrfValues(nn.Module):
 
     @property
     def volume_weight(self) -> Tensor | None:
-        """Weight of the volume term; a tensor without axes, in [0, 1]; None without such a term."""
+        """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
         if not self._has_volume:
             return None
         assert self.raw_volume_weight is not None
         return forms.clamped(self.raw_volume_weight, forms.VOLUME_RANGE)
 
     def terms(self) -> raw.Terms:
-        """Return the values of what is learned."""
+        """Return the learned values."""
         return raw.Terms(
             self.bilateral_weight,
             self.theta_alpha,
@@ -225,7 +225,7 @@ class CrfValues(nn.Module):
 
     @property
     def volume(self) -> tuple[Tensor, str] | None:
-        """Weight of the volume term and what it keeps; None without such a term."""
+        """Weight of the volume term and the volumes to keep; None without this term."""
         weight = self.volume_weight
         return None if weight is None else (weight, self._start.volume.keep)
 
@@ -238,7 +238,7 @@ class CrfValues(nn.Module):
         """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:
-            ConfigError: there is no such group.
+            ConfigError: the group does not exist.
         """
         return self._set_learning(groups, learns=False)
 
@@ -246,7 +246,7 @@ class CrfValues(nn.Module):
         """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:
-            ConfigError: there is no such group.
+            ConfigError: the group does not exist.
         """
         return self._set_learning(groups, learns=True)
 
@@ -254,7 +254,7 @@ class CrfValues(nn.Module):
         """Return the parameters of a group, e.g. for an optimizer with several learning rates.
 
         Raises:
-            ConfigError: there is no such group.
+            ConfigError: the group does not exist.
         """
         members = {
             "weights": (self.raw_bilateral_weight, self.raw_spatial_weight),
@@ -274,7 +274,7 @@ class CrfValues(nn.Module):
         return self
 
     def to_parameters(self) -> CrfParameters:
-        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute what the layer does.
+        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
 
         The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings that the layer does not learn (intensity,
         filter, postprocess, …) are those of the parameters that it was created from.

@@ -56,10 +56,10 @@ def measure_channel_calibration(
     *,
     ignore_label: int | None = None,
 ) -> RegionValues:
-    """Measure how well the probabilities of overlapping regions, (R, *grid), agree with the observed frequencies, each on its own channel.
+    """Measure how well the probabilities of overlapping regions, (R, *grid), agree with the observed frequencies, each on its channel.
 
     Arguments and errors are those of `measure_calibration`; `channels` are the labels of each channel's region. Values are NaN for a region
-    that no channel stands for, and for all labels together, which have no distribution.
+    without a channel, and for all labels together, which have no distribution.
     """
     channel_of = {frozenset(labels): number for number, labels in enumerate(channels)}
     found = {name: [channel_of[frozenset(members)]] for name, members in regions.items() if frozenset(members) in channel_of}

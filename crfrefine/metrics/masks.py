@@ -24,7 +24,7 @@ _ROUNDING = 1e-5
 
 @dataclass(eq=False)
 class MaskPair:
-    """A predicted mask and its reference, outside of which nothing lies; values shared by several metrics are computed once, if needed."""
+    """A predicted mask and its reference, cut to a box around both; values that several metrics share are computed once."""
 
     prediction: Bool  # (*grid)
     reference: Bool  # (*grid)

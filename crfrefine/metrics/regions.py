@@ -18,7 +18,7 @@ RESERVED = "mean"
 """Reserved name: reports use it for the mean over regions."""
 
 ALL_LABELS = "all"
-"""Name that tables use for the calibration of all labels together; with such a row, no region may have this name."""
+"""Name that tables use for the calibration of all labels together; with this row, no region may have this name."""
 
 MOST_OF_A_NAME = 200
 """Most characters of a region's name, which appears in tables."""

@@ -44,14 +44,14 @@ class Metric:
         name: name in files and tables.
         title: name in headings and charts.
         better: which values are better; None if it only describes.
-        unit: unit of its values; empty if they have none.
+        unit: unit of its values; empty without a unit.
         digits: decimals of a value.
         is_ratio: whether its values are from 0 to 1, and their differences shown in points.
         source: where `docs/` defines it.
         in_overview: whether the terminal shows it after `evaluate`; files and report show all metrics.
         in_training: whether `train-crf` measures it too; it shows those that are in the overview.
         noun: name inside of a sentence on what got worse, if the title would not do; else empty.
-        follows: name of another metric of which it is a function; a loss in it is not reported again. Empty: of none.
+        follows: name of another metric that determines it; a loss in it is not reported again. Empty without one.
     """
 
     name: str

@@ -30,8 +30,8 @@ class CrfRefine(Transform):
 
     It is meant for the transforms behind a network, on one case, channels first, or on a batch. Tensors may be on any device and of any
     floating-point type; the result has the device, the type (except for labels) and the metadata of the logits, `applied_operations`
-    included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits. An object holds settings
-    alone: threads may share it, and it can be pickled.
+    included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits. An object only holds
+    settings: threads may share it, and it can be pickled.
 
     Args:
         parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys. None means the
@@ -42,14 +42,14 @@ class CrfRefine(Transform):
         network_spacing: of label maps, as in `crfrefine.refine`.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
             RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
-        spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or in place of what the metadata say. None:
+        spacing: mm, one per axis of the grid or one for all, for tensors without metadata, or to replace that of the metadata. None means
             that of the metadata, without which the transform raises InputError.
         device: where to compute, as in `crfrefine.refine`; None: the CPU, wherever the tensors are.
         threads: CPU threads; None: the cores that this process may use. In the workers of a DataLoader, 1.
         allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no rules.
 
     Raises:
-        ConfigError: an argument is none of these.
+        ConfigError: an argument has another value.
 
     Examples:
         >>> refined = CrfRefine("default", output="labels")(logits, image)  # doctest: +SKIP

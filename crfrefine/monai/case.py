@@ -23,7 +23,7 @@ _MOST_AXES = 3
 
 
 def file_of(*values: Any) -> str | None:
-    """Return the file that the first MetaTensor with such an entry was read from; None if nobody knows."""
+    """Return the file that the first MetaTensor with such an entry was read from; None if unknown."""
     for value in values:
         name = value.meta.get(_FILE) if isinstance(value, MetaTensor) else None
         if isinstance(name, str) and name:
@@ -79,11 +79,11 @@ def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: float | Seq
         logits: (L, *grid).
         image: (M, *grid).
         mask: (1, *grid) or (*grid); None: everywhere.
-        spacing: mm, one per axis or one for all, in place of what the metadata say; None: from the affine of the image, else of the logits.
+        spacing: mm, one per axis or one for all, not that of the metadata; None means that of the affine of the image, or of the logits.
 
     Raises:
         GridMismatchError: the shapes or the affines differ.
-        InputError: nobody knows the spacing, or lazy operations are pending.
+        InputError: the spacing is unknown, or lazy operations are pending.
     """
     grid = tuple(logits.shape[1:])
     named = [("logits", logits, grid), ("image", image, tuple(image.shape[1:]))]
@@ -111,9 +111,9 @@ _ADVICE = "give spacing=(...), in mm, one per axis of the grid, or read files wi
 
 
 def affine_of(value: Any) -> NDArray[np.float64] | None:
-    """Return the (4, 4) affine of a MetaTensor; None if it has none.
+    """Return the (4, 4) affine of a MetaTensor; None without one.
 
-    MONAI gives the unit matrix to tensors that nobody has placed. It counts only where a file is known, whose affine it then is.
+    MONAI gives the unit matrix to tensors without a place in the world. It counts only where a file is known, whose affine it then is.
     """
     if not isinstance(value, MetaTensor) or MetaKeys.AFFINE not in value.meta:
         return None

@@ -50,7 +50,7 @@ def check_length(value: Sequence[object], key: str, what: str, size: int) -> Non
 GONE_KEYS = {
     "mean_field.damping": "this key is gone: each step is the plain parallel update; leave it out",
 }
-"""Dotted keys of earlier versions, and what became of them."""
+"""Dotted keys of earlier versions, and their successors."""
 
 
 def check_known(table: Mapping[str, object], known: Collection[str], prefix: str) -> None:
@@ -142,7 +142,7 @@ class Choice:
 class OneOrMany:
     """One value, or a list with one for each label, modality or axis.
 
-    Of labels, the first entry, the background's, may stand for all foreground labels together; then entries have checks of their own.
+    For labels, the first entry (the background's) may mean all foreground labels together; then each entry is checked by itself.
     """
 
     one: Check

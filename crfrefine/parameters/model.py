@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.notebook import html_table
 from crfrefine.base.plain import to_plain
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError
@@ -39,7 +38,6 @@ SCHEMA = 1
 TRAINED_ON = "trained_on"
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
 _MOST_DIGITS = 9  # Most digits of a kernel number.
-_MOST_OF_A_CELL = 120
 
 
 @dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
@@ -167,17 +165,6 @@ class CrfParameters:
                 text += toml_entry(key.name, getattr(section, key.name), key.metadata["comment"])
         return text
 
-    def _repr_html_(self) -> str:
-        """Return a table for notebooks: every key with its value and its meaning."""
-        rows = []
-        for name, index, section in self._tables():
-            prefix = self._kernel_key(index) if name == "bilateral" else name
-            for key in dataclasses.fields(section):
-                entry = getattr(section, key.name)
-                text = "not set" if entry is None else shorten(" ".join(toml_value(entry).split()), _MOST_OF_A_CELL)
-                rows.append((f"{prefix}.{key.name}", text, key.metadata["comment"]))
-        return html_table("CrfParameters", ("key", "value", "meaning"), rows)
-
     def save(self, path: str | Path, comment: str = "") -> None:
         """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
 
@@ -257,7 +244,7 @@ class CrfParameters:
 
     @property
     def num_labels(self) -> int | None:
-        """L, if a value per label or a matrix says so; None if all values hold for any number of labels."""
+        """L, if a value per label or a matrix fixes it; None if all values hold for any number of labels."""
         values = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight, self.mean_field.bias)
         lists: tuple[Any, ...] = (*(value for value in values if isinstance(value, tuple)), self.compatibility.matrix)
         return next((len(values) for values in lists if values is not None), None)

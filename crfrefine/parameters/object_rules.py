@@ -15,7 +15,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 class ObjectRule:
     """What happens to the components and holes of a label, or of all foreground labels together."""
 
-    num_kept: int | None = None  # number of the largest components that stay; None: all
+    num_kept: int | None = None  # number of the largest components that stay; None means all
     min_ml: float = 0.0  # milliliters; smaller components are removed
     fills_holes: bool = False  # whether its holes are filled
 
@@ -50,7 +50,7 @@ def object_rules(parameters: PostprocessParameters, num_labels: int) -> tuple[Ob
 
 
 def rules_as_parameters(rules: Sequence[ObjectRule]) -> PostprocessParameters:
-    """Return the parameters that state these rules, the inverse of `object_rules`; words and numbers in place of lists where they do."""
+    """Return the parameters that state these rules, the inverse of `object_rules`; words and numbers instead of lists where possible."""
     counts = {rule.num_kept for rule in rules if rule.num_kept is not None}
     sizes = tuple(rule.min_ml for rule in rules)
     return PostprocessParameters(

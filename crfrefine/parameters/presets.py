@@ -25,13 +25,13 @@ def list_presets() -> list[str]:
 
 
 def purpose_of(preset: str) -> str:
-    """Return what a preset is for, in a few words: how the comment at its beginning begins."""
+    """Return the purpose of a preset in a few words: the start of its first comment."""
     first = (configs_dir() / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first)[0]
 
 
 def find_config(name_or_path: str | Path) -> Path:
-    """Return the file of a preset's name or of a path; raises ConfigError if there is none."""
+    """Return the file of a preset's name or of a path; raises ConfigError if it does not exist."""
     presets = list_presets()
     if isinstance(name_or_path, str) and name_or_path in presets:
         return configs_dir() / f"{name_or_path}.toml"

@@ -65,7 +65,7 @@ class KernelSetSpec:
 
     @property
     def spatial(self) -> KernelSpec | None:
-        """The spatial kernel; None if there is none."""
+        """The spatial kernel; None without one."""
         return next((kernel for kernel in self.kernels if kernel.is_spatial), None)
 
     @property

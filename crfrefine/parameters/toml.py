@@ -38,7 +38,7 @@ def toml_entry(name: str, value: object, comment: str) -> str:
 
 
 def toml_problem(error: ValueError | RecursionError) -> str:
-    """Return what is wrong with a text that `tomllib` could not read, for messages."""
+    """Return the fault of a text that `tomllib` could not read, for messages."""
     if isinstance(error, RecursionError):
         return "lists or tables are nested too deeply"
     # Python reads integers of at most 4300 digits; its message about that is not for users.

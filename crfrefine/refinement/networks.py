@@ -1,4 +1,4 @@
-"""A network's output in any form, and what it takes to refine it: checked, without padding, its image normalized, its tiles planned."""
+"""A network's output in any form, prepared for refining: checked, without padding, its image normalized, its tiles planned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.specs import ModelSpec
 
 WORTH_IT = 0.9
-"""Share of the grid below which the mask's bounding box is refined by itself: what lies outside costs one pass of reading and writing."""
+"""Share of the grid below which the mask's bounding box is refined by itself: the voxels outside cost one pass of reading and writing."""
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
@@ -70,7 +70,7 @@ class ArrayNetwork:
 
 @dataclass(frozen=True, eq=False)
 class LabelMapNetwork:
-    """A label map in place of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
+    """A label map instead of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
 
     labels: Labels  # (*grid), in an unsigned type
     channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`)
@@ -99,16 +99,16 @@ Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a case is refined with, in storage order."""
+    """The inputs of a refinement, in storage order."""
 
     logits: Float32  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
     mask: Bool | None  # (*grid), True inside the mask and outside the padding; None: everywhere
-    box: Box | None  # the part of the grid that is refined without tiles; None: all of it
+    box: Box | None  # the part of the grid that is refined without tiles; None means all of it
     image: GridImage  # of the box, normalized; with `labels` that of the tiles counts
-    plan: TilePlan | None  # the labels of the tiles; None: all labels take part everywhere
+    plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
     labels: Labels | None = None  # (*grid) the network's label map, if its logits are not in memory
     num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
     are_regions: bool = False  # whether the channels are regions
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
@@ -145,7 +145,7 @@ def prepare(
 def _in_memory(
     network: LabelMapNetwork, case: GridImage, model: ModelSpec, parameters: CrfParameters, backend: Backend
 ) -> ArrayNetwork | None:
-    """Return the logits of a label map with few labels, or of one that cannot be refined on tiles; None: they are made tile by tile."""
+    """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
     stored = np.ascontiguousarray(network.order.to_storage(network.labels))
     sigma = _sigma(case, model)
 

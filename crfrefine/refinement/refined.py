@@ -53,11 +53,11 @@ class NetworkLogits:
 
 
 class RefinedChannels:
-    """What became of the logits of a case.
+    """The refined logits of a case.
 
     Attributes:
         num_channels: labels, or regions.
-        tiles: those that took part; None: all labels did, everywhere.
+        tiles: those that took part; None means all labels everywhere.
         report: steps, energy and filters.
         timings: seconds of each stage.
     """
@@ -79,7 +79,7 @@ class RefinedChannels:
             found: (channels, *grid), or (channels, *box), or the tiles that took part.
             grid_shape: of the case.
             num_channels: labels, or regions.
-            network: logits in memory; None: `found` is the whole grid, or labels tell what took no part.
+            network: logits in memory; None: `found` is the whole grid, or `labels` holds the voxels that took no part.
             labels: (*grid) of tiles whose logits are not in memory: voxels that took no part have theirs.
             outside: the logits outside the mask; None: labels tell them, too.
             settled_energy: energy of the voxels of tiles that took no part.
@@ -154,7 +154,7 @@ class RefinedChannels:
             self._found.values[sets.entries_of(label)[1]] += np.float32(value)
 
     def computed(self) -> Float32:
-        """Return what the engine computed."""
+        """Return the result of the engine."""
         if isinstance(self._found, MeanFieldResult):
             return self._found.logits
         return self._found.values[None] if self._found.sets.num_entries else np.zeros((0, 1), np.float32)
@@ -274,7 +274,7 @@ class RefinedChannels:
         return self.tiles.sets.grid.spread(tiles, self.tiles.values[entries], np.float32(np.nan)).reshape(self._box_shape)
 
     def _in_labels(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> Float32:
-        """Return planes of a label's probabilities with an output temperature; None: of its logits.
+        """Return planes of a label's probabilities with an output temperature; None for its logits.
 
         `alone` are the values where it is the only label of a tile, and where another one is.
         """

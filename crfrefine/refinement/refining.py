@@ -1,4 +1,4 @@
-"""Refine a network's output in any form: arrays, channels that stream from files, or a label map in place of logits."""
+"""Refine a network's output in any form: arrays, channels that stream from files, or a label map instead of logits."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _notes_on_widths(parameters: CrfParameters, kernels: KernelSetSpec, case: Gr
 
 
 def _run(prepared: Prepared, models: Sequence[ModelSpec], backend: Backend, context: RunContext) -> tuple[RefinedChannels, tuple[str, ...]]:
-    """Run the mean field: on tiles if that is planned, else everywhere; return what the user should know, too."""
+    """Run the mean field: on tiles if that is planned, else everywhere; return the notes for the user, too."""
     plan, spec = prepared.plan, models[0].mean_field
     if plan is None:
         _require_room(prepared, backend, context)
@@ -263,14 +263,14 @@ def run_everywhere(
     except CapacityError as error:
         if error.shortage <= 0.0:
             raise
-        # The error itself would keep the memory of what it broke off.
+        # The error itself would keep the memory of the stopped run.
         met = str(error), error.shortage
     found, note = run_in_slabs(run, values, prepared.image, models, met, context.progress)
     return found, (note,)
 
 
 def check_outcome(backend: Backend, outcome: RefinedChannels, threads: int | None) -> None:
-    """Raise InputError if the model left the range of float32: such a label map would be noise."""
+    """Raise InputError if the model left the range of float32: the label map would be noise."""
     finite = all(math.isfinite(value) for value in outcome.report.energy)
     if finite:
         finite = all(

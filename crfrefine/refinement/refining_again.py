@@ -53,7 +53,7 @@ class RefiningAgain:
         self.engine.look = look
 
     def renumbered(self, channel_labels: Sequence[int]) -> RefiningAgain:
-        """Return the same for channels that hold some of the labels only: what is shown are the labels."""
+        """Return the same for channels that hold some of the labels only: only labels are shown."""
         show = self.show
         if show is None:
             return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,14 +16,10 @@ from crfrefine.arrays.probabilities import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import StorageOrder
-from crfrefine.base.notebook import html_table
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels
-
-_MOST_ROWS = 30
-"""Most labels that a notebook shows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
@@ -45,8 +40,8 @@ class RefinementResult(Reported):
         num_padding_voxels: voxels in the mask where all input logits were equal (for regions: 0); they took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
-        lost_to_rules: for each label of which `postprocess` removed voxels: its voxels before, and how many of them were left.
-        notes: what the caller should know, one sentence each.
+        lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels before and after.
+        notes: notes for the caller, one sentence each.
         spacing: mm, one per grid axis, as it was given; None: unknown.
         regions: the regions of the channels; None: the channels are labels.
         channel_labels: the label of each channel; a refined label map has channels only for labels that occur. Empty for regions.
@@ -81,7 +76,7 @@ class RefinementResult(Reported):
             object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
 
     def __eq__(self, other: object) -> bool:
-        """Compare the values, arrays too: what the dataclass would do asks whether an array is true."""
+        """Compare the values, arrays too: the dataclass's own comparison asks whether an array is true."""
         if not isinstance(other, RefinementResult):
             return NotImplemented
         pairs = [
@@ -97,22 +92,6 @@ class RefinementResult(Reported):
         energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
-
-    def _repr_html_(self) -> str:
-        """Return a table for notebooks: voxels of each label before and after, and their volume if the grid has three axes."""
-        changes = self.changes
-        found = [label for label in range(len(changes.voxels_before)) if changes.voxels_before[label] or changes.voxels_after[label]]
-        voxel_ml = math.prod(self.spacing) / 1000 if self.spacing is not None and len(self.spacing) == 3 else None
-        rows = []
-        for label in found[:_MOST_ROWS]:
-            counts = changes.voxels_before[label], changes.voxels_after[label]
-            volumes = [] if voxel_ml is None else [f"{count * voxel_ml:.4g}" for count in counts]
-            rows.append([str(label), *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}", *volumes])
-        names = ["label", "voxels before", "voxels after", "difference", *(["ml before", "ml after"] if voxel_ml is not None else [])]
-        more = [f"and {len(found) - _MOST_ROWS} more labels"] if len(found) > _MOST_ROWS else []
-        changed = f"{changes.voxels_changed:,} of {self.label_map.size:,} voxels changed"
-        step = f"; spacing {' × '.join(f'{one:g}' for one in self.spacing)} mm" if self.spacing is not None else ""
-        return html_table(f"{repr(self)[1:-1]}; {changed}{step}", names, rows, [*more, *self.notes])
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
@@ -132,7 +111,7 @@ class RefinementResult(Reported):
         computed = self.channels.marginals
         if computed is not None and self.output_temperature == 1.0:
             return self.order.to_user(computed)
-        # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
+        # If the logits were not asked for, their array is reused for the marginals.
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
@@ -144,7 +123,7 @@ class RefinementResult(Reported):
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
 
         Args:
-            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
+            mask: (*grid), nonzero at the voxels; it may differ from the mask given to `refine`.
 
         Raises:
             InputError: the mask has another shape than the grid, or values that are not finite.

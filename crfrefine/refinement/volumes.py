@@ -90,7 +90,7 @@ def _balance(
         counts[places] += 1
     bias = np.zeros(len(members), np.float32)
     for _ in range(num_rounds):
-        # The background gets what the other labels leave.
+        # The background gets the rest.
         for label, (places, values) in enumerate(sorted_members):
             if label == 0 or not len(places):
                 continue

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = RESERVED
-"""Region name that stands for the mean over regions."""
+"""Region name of the mean over regions."""
 
 
 class Family(StrEnum):
-    """What a p value is corrected over, for each method by itself; the first two are single tests, which need no correction."""
+    """The family over which a p value is corrected, for each method by itself; the first two are single tests, which need no correction."""
 
     ENDPOINT = "endpoint"
     """Dice over the judged regions, the question of the verdict."""
@@ -112,7 +112,7 @@ class ResultTable:
     def means(self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None) -> NDArray[np.float64]:
         """Return the mean over regions for each case, over the regions where all of the methods have a value.
 
-        The methods are thus compared on the same regions. A case without such a region is NaN.
+        The methods are thus compared on the same regions. A case without one of these regions is NaN.
 
         Args:
             metric: its name.
@@ -280,7 +280,7 @@ def _family(row: SummaryRow, lead: str, asked: str | None) -> Family | None:
 
 
 def describe_families(rows: Iterable[SummaryRow]) -> str:
-    """Say in one sentence which p values are corrected, and over how many tests; empty if there are none."""
+    """Say in one sentence which p values are corrected, and over how many tests; empty without any."""
     sizes: dict[Family, int] = {}
     for row in rows:
         if row.family is not None:
@@ -337,7 +337,7 @@ def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
 
 
 def comparison_texts(row: SummaryRow) -> tuple[str, str, str, str]:
-    """Return the difference, its interval, p after Holm and better/equal/worse as displayed; empty where there is none."""
+    """Return the difference, its interval, p after Holm and better/equal/worse as displayed; empty without a comparison."""
     comparison, metric = row.comparison, metric_named(row.metric)
     if comparison is None:
         return "", "", "", ""

@@ -1,4 +1,4 @@
-"""What got worse, beside a verdict that looks at Dice alone. `docs/reference/metrics.md` has the rule."""
+"""Metrics that got worse, beside a verdict that only looks at Dice. `docs/reference/metrics.md` has the rule."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def find_harm(
 ) -> Harm:
     """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level `alpha`.
 
-    The p values are those of the summary: what is shown of one comparison is one number. A metric that is a function of another one is not
-    repeated, and neither is the one that `judge_probabilities` tells of.
+    The p values are those of the summary: a comparison is shown by one number. A metric that is a function of another one is not
+    repeated, and neither is the metric of `judge_probabilities`.
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
@@ -97,7 +97,7 @@ def _name(row: SummaryRow, *, is_overall: bool, titles: Mapping[str, str]) -> st
 
 
 def _told(declines: Sequence[Decline]) -> list[Decline]:
-    """Return what a sentence names: of a metric that is worse over the judged regions, not the single regions too."""
+    """Return the rows that a sentence names: for a metric that is worse over the judged regions, not the single regions too."""
     overall = {decline.metric for decline in declines if decline.is_overall}
     return [decline for decline in declines if decline.is_overall or decline.metric not in overall]
 

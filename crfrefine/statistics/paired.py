@@ -51,7 +51,7 @@ class PairedComparison:
         wins: cases where the method is better.
         ties: cases where both are equal.
         losses: cases where the method is worse.
-        detectable_difference: the smallest mean difference that this many cases detect with a power of 80 %; infinite if there is none.
+        detectable_difference: the smallest mean difference that this many cases detect with a power of 80 %; infinite if none.
         worst: up to three cases with the largest losses of the method, with their differences, worst first.
     """
 

@@ -1,4 +1,4 @@
-"""Whether probabilities got better or worse, beside a verdict that looks at Dice alone. `docs/reference/metrics.md` has the rule."""
+"""Whether probabilities got better or worse, beside a verdict that only looks at Dice. `docs/reference/metrics.md` has the rule."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class ProbabilityChange:
 def judge_probabilities(
     summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None, alpha: float = 0.05
 ) -> ProbabilityChange | None:
-    """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
+    """Judge whether the probabilities of a method are better than those of its baseline; None if no case has both.
 
     The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
-    that is tested alone. `titles` are names of regions for people.
+    that is tested by itself. `titles` are names of regions for people.
     """
     rows = [row for row in summary if row.method == method]
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)

@@ -69,7 +69,7 @@ class Verdict:
         method: the judged method.
         baseline: the method that it should improve.
         regions: the regions over which Dice was averaged.
-        comparison: method minus baseline, mean Dice. This one question is tested alone, so that its p value is also that of the summary.
+        comparison: method minus baseline, mean Dice. This one question is tested by itself, so its p value is also that of the summary.
         alpha: the level that p values were compared with.
         rivals: the methods that it should beat as well.
         notes: further facts that the reader must know, one sentence each, such as cases left out.
@@ -125,16 +125,16 @@ def verdict(
 ) -> Verdict:
     """Judge whether a method improves on a baseline, and on simple rivals.
 
-    The question about the baseline is tested alone, and only if its answer is yes are the rivals looked at, with Holm's correction
+    The question about the baseline is tested by itself, and only if its answer is yes are the rivals looked at, with Holm's correction
     over these.
 
     Args:
         table: the measurements, with Dice.
         method: to be judged.
-        baseline: the result without the method, such as the network alone.
+        baseline: the result without the method, such as the network.
         rivals: methods that the judged one should beat, such as a recalibration or the largest component.
         unmeasured: rivals without any case in the table; they count as not beaten.
-        rivals_are_simple: whether to call the rivals simple methods, and prefer one that is not beaten.
+        rivals_are_simple: whether to call the rivals simple methods, and prefer a rival that is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
         summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse, and whether the
@@ -179,7 +179,7 @@ def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str, 
 
 
 def power_text(difference: str) -> str:
-    """Return what a power of 80 % means for the detectable difference, a quantity in words."""
+    """Return the meaning of a power of 80 % for the detectable difference, a quantity in words."""
     return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
 
 
@@ -208,7 +208,7 @@ def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str] 
 
 
 def _decide(subject: str, baseline: str, primary: PairedComparison, alpha: float) -> tuple[Outcome, str]:
-    """Return the answer, and sentences of which the first is the answer in words."""
+    """Return the answer, and sentences; the first is the answer in words."""
     count = primary.num_pairs
     if count and primary.ties == count:
         everywhere = "the only case" if count == 1 else f"all {count} cases"

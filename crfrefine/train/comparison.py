@@ -17,7 +17,6 @@ from crfrefine.train.methods import (
     ALL_MEASURED,
     LARGEST,
     NETWORK,
-    NNUNET,
     PROBABILITIES,
     RIVALS,
     RULES,
@@ -166,24 +165,22 @@ def judge(
     """Return the main verdict, and the verdict on the trained CRF without postprocessing.
 
     They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
-    is then on what the CRF adds to the largest component, and the rivals keep the largest component too. nnU-Net's own postprocessing, most
-    often a largest component as well, is a rival of both where there is one.
+    is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
 
     If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too. What got worse is
     looked up in the summaries.
     """
-    nnunet = (NNUNET,) if NNUNET in table.methods else ()
-    rivals = (*RIVALS, LARGEST, *nnunet)
+    rivals: tuple[str, ...] = (*RIVALS, LARGEST)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF", summary=summary)
     if TRAINED_RULES in table.methods:
         subject = "the trained CRF with small-object rules"
-        rivals = (*map(with_rules, RIVALS), LARGEST, RULES, *nnunet)
+        rivals = (*map(with_rules, RIVALS), LARGEST, RULES)
         return verdict(table, TRAINED_RULES, NETWORK, rivals=rivals, subject=subject, summary=summary), alone
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
-    if helps and LARGEST in unbeaten and set(unbeaten) <= {LARGEST, NNUNET}:
+    if helps and unbeaten == [LARGEST]:
         subject = "the trained CRF with the largest component"
-        rivals_of_largest = (*map(with_largest, RIVALS), *nnunet)
+        rivals_of_largest = tuple(map(with_largest, RIVALS))
         read = verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals_of_largest, subject=subject, summary=summary_of_largest)
         return read, alone
     return alone, alone

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from crfrefine.base.threads import available_threads
-from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.executor import Executor
-from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.between import mean_of
-from crfrefine.train.budget import Budget
 from crfrefine.train.calibration import calibrate, calibrate_output, starts_calibrated, with_calibrated
 from crfrefine.train.candidates import (
     CALIBRATION,
@@ -30,18 +25,13 @@ from crfrefine.train.candidates import (
     pooled,
     taken,
 )
-from crfrefine.train.checkpoint import Done, Part, fingerprint
 from crfrefine.train.comparison import FoldResult
-from crfrefine.train.device import choose_device
 from crfrefine.train.fitting import Task, train
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
 from crfrefine.train.model import mean_defined
-from crfrefine.train.observer import TrainingObserver
-from crfrefine.train.options import TrainingOptions
-from crfrefine.train.plan import make_plan
-from crfrefine.train.preparation import Prepared, prepare
+from crfrefine.train.preparation import Prepared
 from crfrefine.train.screening import starts_for
 from crfrefine.train.session import Session
 from crfrefine.train.starts import Schedule
@@ -141,68 +131,10 @@ def _measure(split: Split, prepared: Prepared, tuned: Tuned, session: Session) -
     regions = {region.name: region.labels for region in plan.regions}
 
     def measure(number: int, threads: int) -> MethodValues:
-        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads, plan.cases.postprocessing)
+        return measure_methods(plan.read(number, threads), regions, tuned, plan.device.name, threads)
 
     run = session.workers.run_one_by_one if prepared.has_large_cases else session.workers.run
     return dict(zip(plan.names(split.held_out), run(measure, split.held_out), strict=True))
-
-
-# Folds on a cluster: each on one worker, from reading its cases to measuring those held out. Only what a fold found comes back, as it
-# stands in a checkpoint: `cross_validate` then finds its work done.
-
-
-@dataclass(frozen=True)
-class FoldTask:
-    """A fold to be trained: its number, what is done of it, and the run's options, digest (which the worker's must equal) and screening."""
-
-    number: int
-    options: TrainingOptions
-    digest: str
-    screening: list[list[float]] | None
-    part: Part
-
-
-def train_folds_elsewhere(digest: str, session: Session, executor: Executor) -> None:
-    """Train the folds that the session does not have, and note each as it comes; `digest` is of the run's settings and files.
-
-    Raises:
-        CrfRefineError: a fold failed; those that are done are in the checkpoint.
-    """
-    plan = session.plan
-    options = replace(plan.options, device=plan.device.name)
-    tasks = [
-        FoldTask(number, options, digest, session.done.screening, session.part(number))
-        for number in range(len(plan.folds))
-        if session.part(number).measured is None
-    ]
-
-    def started(task: FoldTask) -> None:
-        session.observer.stage_started(plan.part_names[task.number])
-
-    with closing(executor.map(train_fold, tasks, started)) as outcomes:
-        for task, outcome in outcomes:
-            part = outcome.get()
-            session.note_part(task.number, **vars(part))
-            session.save()
-            if part.fit is not None:
-                session.observer.stage_ended(f"{plan.part_names[task.number]}: {part.fit.describe()}")
-
-
-def train_fold(task: FoldTask) -> Part:
-    """Return all work of a fold. Runs on a worker, which saves nothing."""
-    options = task.options
-    device = choose_device(options.device)
-    with (
-        torch_in_one_thread(),
-        Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,
-    ):
-        plan = make_plan(options, device)
-        if fingerprint(plan.settings(), plan.cases.files) != task.digest:
-            raise InputError(f"{options.data.images}: the worker sees other files there; all machines need the same shared folders")
-        parts = tuple(task.part if number == task.number else Part() for number in range(len(plan.part_names)))
-        session = Session(plan, Done(parts, task.screening), None, Budget(None), workers, TrainingObserver())
-        run_fold(task.number, prepare(session), session)
-        return session.part(task.number)
 
 
 @contextmanager

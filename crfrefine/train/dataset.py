@@ -30,7 +30,6 @@ from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.nnunet.layout import require_trained
-from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe_missing, find_postprocessing
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
@@ -103,7 +102,6 @@ class LabeledCases:
         reading: which channels are regions, and not labels.
         regions: the regions of the channels; None: the channels are labels.
         declared: the labels of label maps in place of logits; None: there are logits.
-        postprocessing: what nnU-Net has chosen for the network; None: nothing, or it is not of nnU-Net.
     """
 
     files: tuple[CaseFiles, ...]
@@ -117,7 +115,6 @@ class LabeledCases:
     reading: RegionReading = NO_REGIONS
     regions: RegionScheme | None = None
     declared: DeclaredLabels | None = None
-    postprocessing: NnunetPostprocessing | None = None
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -206,8 +203,6 @@ def find_cases(
         notes += [note for note in ignored if note not in notes]
         declared = declared or _labels_found(files, data)
         count = declared.num_labels
-    postprocessing, about = _nnunet_postprocessing(data)
-    notes += about
     return LabeledCases(
         tuple(files),
         count,
@@ -219,7 +214,6 @@ def find_cases(
         reading=reading.regions,
         regions=regions,
         declared=declared,
-        postprocessing=postprocessing,
     )
 
 
@@ -237,16 +231,6 @@ def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDesc
         return found, read_dataset_description(data.images), ()
     trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
     return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
-
-
-def _nnunet_postprocessing(data: DataFolders) -> tuple[NnunetPostprocessing | None, list[str]]:
-    """Return the postprocessing that nnU-Net has chosen, if it has any rule, and a note about it."""
-    if data.nnunet is None:
-        return None, []
-    network = require_trained(data.nnunet)
-    found = find_postprocessing(network)
-    notes = [f"nnU-Net's postprocessing: {describe_missing(network) if found is None else found.describe()}"]
-    return found if found is not None and found.rules else None, notes
 
 
 def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: dict[str, list[str]]) -> tuple[int, int, int]:

@@ -29,7 +29,6 @@ from crfrefine.train.methods import (
     LARGEST,
     METRICS,
     NETWORK,
-    NNUNET,
     PROBABILITIES,
     RULES,
     SCALING,
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.cases.case import Case
-    from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing
     from crfrefine.refinement.result import RefinementResult
 
 
@@ -57,7 +55,6 @@ def measure_methods(
     tuned: Tuned,
     device: str,
     threads: int,
-    nnunet: NnunetPostprocessing | None = None,
 ) -> MethodValues:
     """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
 
@@ -67,7 +64,6 @@ def measure_methods(
         tuned: on other cases.
         device: of the CRF.
         threads: for the CRF.
-        nnunet: nnU-Net's own postprocessing of the network; None: there is none.
     """
     if case.labels is None:
         raise ValueError("the case was read without labels")
@@ -125,8 +121,6 @@ def measure_methods(
     if rules is not None:
         maps |= {RULES: cleaned(network, rules.network), TRAINED_RULES: cleaned(trained, rules.trained)}
         maps |= {with_rules(name): cleaned(labels, rules.network) for name, labels in rivals.items()}
-    if nnunet is not None:
-        maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
     for name, labels in maps.items():

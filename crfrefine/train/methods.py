@@ -32,19 +32,16 @@ TRAINED_LARGEST = with_largest(TRAINED)
 METHODS = (NETWORK, *RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
 """The methods that are shown, in this order."""
 
-NNUNET = "nnU-Net postprocessing"
-"""Measured and shown where nnU-Net has chosen a postprocessing for the network."""
-
 RULES = "small-object rules"
 TRAINED_RULES = with_rules(TRAINED)
 """Measured and shown where small-object rules are chosen."""
 
-_IN_ORDER = (NETWORK, *RIVALS, LARGEST, NNUNET, RULES, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
+_IN_ORDER = (NETWORK, *RIVALS, LARGEST, RULES, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
 
 MEASURED = (*METHODS, *map(with_largest, RIVALS))
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""
 
-ALL_MEASURED = (*MEASURED, NNUNET, RULES, TRAINED_RULES, *map(with_rules, RIVALS))
+ALL_MEASURED = (*MEASURED, RULES, TRAINED_RULES, *map(with_rules, RIVALS))
 """The same, with those that are measured only in some runs."""
 
 PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}

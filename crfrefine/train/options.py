@@ -11,7 +11,6 @@ from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
 from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.executor import HERE, Placement
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
 """What gradients move."""
@@ -104,7 +103,6 @@ class TrainingOptions(CommonOptions):
         regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
         device: "auto", "cpu", "cuda" or "cuda:N".
         resume: go on from the checkpoint of a run that was stopped.
-        placement: whether folds are trained on a cluster, each on one worker; not with `max_minutes`.
     """
 
     data: DataFolders
@@ -117,7 +115,6 @@ class TrainingOptions(CommonOptions):
     regions: tuple[str, ...] = ()
     device: str = "auto"
     resume: bool = False
-    placement: Placement = HERE
 
     @property
     def checkpoint(self) -> Path:
@@ -242,8 +239,6 @@ def check_options(options: TrainingOptions) -> None:
             f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "
             "are on the argmax of the CRF's marginals; set it to 'argmax', and to another value in the file that train-crf writes"
         )
-    if options.max_minutes is not None and options.placement.is_cluster:
-        raise ConfigError("--max-minutes: folds that are trained at the same time share no time; leave it out, or --workers and --dask")
     check_outputs(options)
     check_replaceable(options.checkpoint)
 

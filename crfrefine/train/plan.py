@@ -162,7 +162,6 @@ class Plan:
             "device": self.device.kind,
             "input_type": options.input_type,
             "resample": options.resample,
-            "nnunet_postprocessing": None if self.cases.postprocessing is None else self.cases.postprocessing.plain_rules(),
         }
 
 

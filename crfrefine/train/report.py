@@ -62,7 +62,6 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "left_out": [case.to_dict() for case in cases.left_out],
             "label_names": list(cases.label_names),
             "channels": None if cases.regions is None else cases.regions.to_dict(),
-            "nnunet_postprocessing": None if cases.postprocessing is None else cases.postprocessing.to_dict(),
             "regions": {region.name: list(region.labels) for region in plan.regions},
             "verdict": comparison.verdict.to_dict(),
             "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),

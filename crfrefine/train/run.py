@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.threads import available_threads
-from crfrefine.runs.execution.executor import Executor
-from crfrefine.runs.execution.factory import make_executor
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train import starts as setup
 from crfrefine.train.budget import Budget, TimeIsUpError
@@ -24,7 +21,7 @@ from crfrefine.train.calibration import calibrate, calibrate_output
 from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, FitResult, choose, is_gain, no_crf, pooled, taken
 from crfrefine.train.checkpoint import Checkpoint, Done, Part, fingerprint
 from crfrefine.train.comparison import FoldResult, TrainingResult, compare
-from crfrefine.train.cross_validation import cross_validate, torch_in_one_thread, train_folds_elsewhere
+from crfrefine.train.cross_validation import cross_validate, torch_in_one_thread
 from crfrefine.train.curves import require_matplotlib
 from crfrefine.train.device import TrainingDevice, choose_device
 from crfrefine.train.fitting import Task, train
@@ -61,13 +58,11 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     add_inputs(*filter(None, [options.config]))
     check_options(options)
     device = choose_device(options.device)
-    placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
     with (
         torch_in_one_thread(),
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu, check=budget.check) as workers,
-        make_executor(1, placement) if placement.is_cluster else nullcontext() as executor,
     ):
-        return _run_stages(options, device, observer or TrainingObserver(), workers, executor, budget)
+        return _run_stages(options, device, observer or TrainingObserver(), workers, budget)
 
 
 def _run_stages(
@@ -75,7 +70,6 @@ def _run_stages(
     device: TrainingDevice,
     observer: TrainingObserver,
     workers: Workers,
-    executor: Executor | None,
     budget: Budget,
 ) -> TrainingResult:
     plan = make_plan(options, device)
@@ -89,14 +83,10 @@ def _run_stages(
     observer.run_started(plan.describe(workers.threads))
     for note in (*([device.note] if device.note else []), *plan.cases.notes):
         observer.note(note)
-    for warning in executor.warnings if executor is not None else ():
-        observer.warning(warning)
     prepared: Prepared | None = None
     try:
         prepared = prepare(session)
         screen_starts(prepared, session)
-        if executor is not None:
-            train_folds_elsewhere(digest, session, executor)
         folds = cross_validate(prepared, session)
         final, is_over = train_on_all_cases(prepared, folds, session), False
     except TimeIsUpError:

@@ -20,9 +20,6 @@ WEIGHTS = (2.5, 8.0)
 TEMPERATURE = 0.7
 """Below 1: soft Dice comes near the Dice of labels where marginals are sharp."""
 
-LEARNS_MATRIX = False
-"""Whether a Potts model becomes a matrix of penalties where weights are learned too: those of each label do as well, and are fewer."""
-
 NUM_ITERATIONS = 5
 """Mean-field steps, in training and afterwards: what was trained with five must run with five."""
 
@@ -113,7 +110,7 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
         theta_beta = spread(kernel.theta_beta, num_modalities) if "theta" in learn else kernel.theta_beta
         kernels.append(replace(kernel, weight=weight, theta_beta=theta_beta))
     compatibility = parameters.compatibility
-    wants_matrix = "compatibility" in learn and (LEARNS_MATRIX or "weights" not in learn)
+    wants_matrix = "compatibility" in learn and "weights" not in learn
     if wants_matrix and compatibility.matrix is None:
         matrix = tuple(tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels))
         compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)

@@ -9,15 +9,15 @@ from tune_helpers import options_for, write_labeled, write_large
 
 from crfrefine.apps.tune.case import open_case
 from crfrefine.apps.tune.computing import MOST_VALUES, CaseRefiner, box_around
-from crfrefine.apps.tune.session import find_cases
+from crfrefine.apps.tune.session import find_case
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
 
 
 def opened(options):
-    inputs, cases = find_cases(options)
-    return open_case(cases[0], inputs.reading, 1)
+    inputs, case = find_case(options)
+    return open_case(case, inputs.reading, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The state of the page: parameters, newest results, planes, saving."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ def session(folders, tmp_path):
 
 
 def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folders, tmp_path):
-    shown = session.change(session.number, {"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7})
+    shown = session.change({"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7})
     result = whole_result(session)
     assert not (tmp_path / "saved.toml").exists(), "only on request"
-    session.save(shown["number"])
+    session.save()
     assert (tmp_path / "saved.toml").read_text() == shown["toml"]
     parameters = CrfParameters.load(tmp_path / "saved.toml")
     assert (parameters.bilateral[0].theta_alpha, parameters.bilateral[0].weight, parameters.mean_field.num_iterations) == (3.25, 6.5, 7)
@@ -37,49 +38,53 @@ def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folder
 
 
 def test_a_change_that_is_not_allowed_changes_nothing(session):
-    before = session.parameters()
+    before = session.describe()
     with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0, got -1"):
-        session.change(session.number, {"bilateral.theta_alpha": -1.0})
+        session.change({"bilateral.theta_alpha": -1.0})
     with pytest.raises(ConfigError, match="no such preset"):
-        session.take_preset(session.number, "../default")
-    with pytest.raises(InputError, match="no such case"):
-        session.take_case(session.number, "third")
+        session.take_preset("../default")
     with pytest.raises(InputError, match="outside of the grid"):
-        session.change(session.number, {}, place=[0, 0, 99])
+        session.change({}, place=[0, 0, 99])
     assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
     for number, index, modality in ((3, 0, 0), (0, GRID_SHAPE[2], 0), (0, 0, 2)):
         with pytest.raises(InputError, match="no such plane"):
-            session.plane(session.number, number, index, modality)
-    assert session.parameters() == before
+            session.plane(number, index, modality)
+    assert session.describe() == before
 
 
 def test_an_error_of_the_computation_is_told_and_the_next_change_goes_on(session):
-    session.change(session.number, {"bilateral.weight": [1.0, 2.0]})
+    session.change({"bilateral.weight": [1.0, 2.0]})
     version, error = 0, None
     while error is None:
         news = session.news(version, 60.0)
         version, error = news["version"], news["error"]
     assert "bilateral.weight" in error["text"]
-    session.take_preset(session.number, "")
+    session.take_preset("")
     assert whole_result(session)["num_iterations"] > 0
 
 
-def test_presets_and_cases_can_be_changed(session):
-    first = whole_result(session)
-    session.take_preset(session.number, "default")
-    assert CrfParameters.from_toml(session.parameters()["toml"]) == CrfParameters.load("default")
-    assert session.take_case(session.number, "second")["case"] == "second"
-    assert whole_result(session)["labels"] != first["labels"]
+def test_a_preset_can_be_taken_and_the_newest_change_is_saved_whoever_made_it(session, tmp_path):
+    session.take_preset("default")
+    assert CrfParameters.from_toml(session.describe()["toml"]) == CrfParameters.load("default")
+    first = session.change({"bilateral.weight": 3.0})
+    newest = session.change({"mean_field.num_iterations": 7})
+    assert newest["number"] == first["number"] + 1
+    saved = session.save()
+    assert saved["toml"] == newest["toml"] == (tmp_path / "saved.toml").read_text()
+    assert all(text in newest["toml"] for text in ("weight = 3.0", "num_iterations = 7"))
+    assert whole_result(session)["number"] == newest["number"]
 
 
 def test_without_an_output_nothing_is_saved_and_references_of_some_cases_are_enough(folders, tmp_path):
     (tmp_path / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
     with open_session(options_for(folders[0], tmp_path)) as session:
         with pytest.raises(ConfigError, match=r"-o FILE\.toml"):
-            session.save(session.parameters()["number"])
+            session.save()
         assert session.case.labels is None
         assert all(row["dice_after"] is None for row in whole_result(session)["labels"]), "there is no reference"
-        assert session.take_case(session.number, "second")["has_reference"]
+    with open_session(replace(options_for(folders[0], tmp_path), first="second")) as session:
+        assert session.describe()["has_reference"]
+        assert session.describe()["case"] == "second"
 
 
 def test_controls_have_plain_names_and_units_and_lists_one_per_entry(folders):

@@ -1,4 +1,4 @@
-"""What is shown when: the box, then steps of the whole case, which are called preliminary, then all of it."""
+"""What is shown when: the box, then all of the case."""
 
 import numpy as np
 import pytest
@@ -28,30 +28,15 @@ def shown(monkeypatch):
     return published
 
 
-def test_steps_are_shown_with_the_box_until_all_of_it_is_there(folders, shown, monkeypatch):
-    monkeypatch.setattr(work, "STEP_SECONDS", 0.0)
+def test_the_box_is_shown_first_and_then_the_whole_case(folders, shown):
     with open_session(options_for(*folders, **STEPS)) as session:
         result, case = whole_result(session), session.case
-    assert result["step"] is None
-    steps = [(True, 1), (True, 2), (True, 3)]
-    assert [(found.facts["is_whole"], found.facts["step"]) for found, _ in shown] == [(False, None), *steps, (True, None)]
-    assert [working for _, working in shown] == ["whole"] * 4 + [""]
-    box = shown[0][0].box
-    final = shown[-1][0].labels
-    for found, _ in shown[1:-1]:
-        assert found.facts["num_steps"] == 4
-        assert found.facts["box"] == shown[0][0].facts["box"], "the frame stays"
-        assert "energy" not in found.facts
-        assert "converged" not in found.facts
-        np.testing.assert_array_equal(found.labels[box], shown[0][0].labels)
-        assert found.facts["voxels_changed"] == np.count_nonzero(found.labels != case.network_labels)
-    differing = [np.count_nonzero(found.labels != final) for found, _ in shown[1:-1]]
-    assert differing[0] > differing[-1]
-    shown.clear()
-    monkeypatch.setattr(work, "STEP_SECONDS", 60.0)
-    with open_session(options_for(*folders, **STEPS)) as session:
-        whole_result(session)
-    assert [found.facts["step"] for found, _ in shown] == [None, None], "quick cases show no steps"
+    assert [found.facts["is_whole"] for found, _ in shown] == [False, True]
+    assert [working for _, working in shown] == ["whole", ""]
+    (first, _), (last, _) = shown
+    assert first.labels.shape == tuple(axis.stop - axis.start for axis in first.box)
+    assert last.facts["voxels_changed"] == np.count_nonzero(last.labels != case.network_labels)
+    assert (result["num_iterations"], result["box"]) == (4, None)
 
 
 def test_only_bandwidths_build_kernels(folders, monkeypatch):
@@ -72,6 +57,6 @@ def test_only_bandwidths_build_kernels(folders, monkeypatch):
             ({"bilateral.theta_alpha": 2.5}, 2),
             ({"postprocess.keep_largest": "foreground"}, 2),
         ):
-            session.change(session.number, change)
+            session.change(change)
             whole_result(session)
             assert built.count(whole) == builds, change

@@ -1,7 +1,6 @@
 """Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from cli_helpers import save_nifti
 
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
+from crfrefine.errors import InputError
 
 HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
 
@@ -144,7 +143,7 @@ def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
 
 
 def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archive, tmp_path):
-    """As on macOS and Windows: a link stands for the folder's name in the other case."""
+    """As on some network drives: a link stands for the folder's name in the other case."""
     (tmp_path / "Disk").mkdir()
     path = write(archive / "cases.csv", TWO, ["Two", *TWO[1:3]], ["other", *ONE[1:3], "", str(archive / "P2" / "X.nii.gz")])
     assert len(read_manifest(path, tmp_path / "Disk" / "out")) == 3
@@ -154,17 +153,6 @@ def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archi
     assert "cases.csv: 2 problems" in str(raised.value)
     assert f"line 3: the output {tmp_path}/Disk/out/Two.nii.gz has the name of the output of line 2" in str(raised.value)
     assert f"line 4: the output {archive}/P2/X.nii.gz would replace an input of line 3" in str(raised.value)
-
-
-def test_a_name_that_windows_does_not_take_is_refused_there(archive, tmp_path, monkeypatch):
-    """With a colon, the result would be hidden in a part of another file."""
-    path = write(archive / "cases.csv", TWO, *([name, *TWO[1:3]] for name in ("a:b", "Con", "aux.1", "what?")))
-    assert len(read_manifest(path, tmp_path / "out")) == 5
-    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
-    with pytest.raises(InputError, match="4 problems") as raised:
-        read_manifest(path, tmp_path / "out")
-    assert all(f"line {line}: case: " in str(raised.value) for line in range(3, 7))
-    assert str(raised.value).count(" is no name that Windows gives to a file") == 4
 
 
 def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):
@@ -187,35 +175,3 @@ def test_structures_are_files_or_a_folder(archive, tmp_path):
         (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), tmp_path / "out", input_type="labels")
         assert found.are_structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]
-
-
-# ---- Parquet
-
-
-def test_parquet_gives_the_same_cases(archive, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    as_csv = read_manifest(write(archive / "cases.csv", ["1", *ONE[1:]], ["2", *TWO[1:]]), tmp_path / "out")
-    columns = {
-        "case": [1, 2],
-        "images": [["p1/scan.nii.gz", "p1/other scan.nii.gz"], ["p2/x.nii.gz"]],
-        "logits": ["p1/net.nii.gz", "net_of_p2.nii.gz"],
-        "mask": ["masks/1.nii.gz", None],
-        "output": ["deep/er.nii.gz", None],
-        "spacing": [[1.0, 1.25, 2.5], None],
-    }
-    parquet.write_table(pyarrow.table(columns), archive / "cases.parquet")
-    assert read_manifest(archive / "cases.parquet", tmp_path / "out") == as_csv
-    parquet.write_table(pyarrow.table({"case": ["a"], "image": ["b"]}), archive / "cases.parquet")
-    with pytest.raises(InputError, match="unknown columns: 'image'; missing columns: 'images', 'logits'"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")
-    (archive / "cases.parquet").write_text("case,images,logits\n")
-    with pytest.raises(UnsupportedFormatError, match=r"cases\.parquet: cannot be read as Parquet"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")
-
-
-def test_without_pyarrow_the_error_names_the_extra(archive, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    (archive / "cases.parquet").write_text("")
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'crfrefine\[parquet\]', or save the table as CSV"):
-        read_manifest(archive / "cases.parquet", tmp_path / "out")

@@ -153,7 +153,7 @@ def test_masks_that_cannot_be_used_fail_their_case_alone(tmp_path):
 def test_full_disk_leaves_no_partial_file(folders, small_disk):
     options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk, *FAST)
     result = run_here("infer", *options, "--save-probabilities", "--save-logits", status=1)
-    assert result.stderr.count("the disk is full") == 2
+    assert result.stderr.count("the disk is full") == 1
     assert not {"bad.nii.gz", "good.nii.gz"} & set(files_in(small_disk))
     for name in files_in(small_disk):
         assert not name.startswith(".")
@@ -162,12 +162,11 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
     assert run_here("infer", *options, "--continue").status == 0
 
 
-@pytest.mark.parametrize("elsewhere", [(), ("--case-timeout", 60)])
-def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk, elsewhere):
-    """One case finds no room, and perhaps the next one, which has begun; the others are not computed for nothing."""
+def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk):
+    """One case finds no room; the others are not computed for nothing."""
     folders = write_folders(tmp_path, *"abcdefgh")
     (small_disk / "out").mkdir()
-    options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk / "out", *FAST, *elsewhere)
+    options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk / "out", *FAST)
     run_here("infer", *options[:4], "-o", tmp_path / "whole", *FAST, status=0)
     kept = sum(path.stat().st_size // 4096 * 4096 + 4096 for path in (tmp_path / "whole").rglob("*") if path.is_file())
     (small_disk / "ballast").write_bytes(bytes(65_536 - kept // 2))
@@ -177,7 +176,7 @@ def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk,
     states = [row[1] for row in table[1:]]
     num_done, num_failed = states.count("done"), states.count("failed")
     assert num_done >= 1
-    assert 1 <= num_failed <= 2
+    assert num_failed == 1
     assert states == ["done"] * num_done + ["failed"] * num_failed
     left = 8 - len(states)
     assert left >= 2

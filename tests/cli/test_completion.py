@@ -49,7 +49,7 @@ def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
         ("lines.toml", "file of parameters"),
     ]
     assert complete_config("./li") == []
-    for name in ("infer", "train-crf", "tune", "bids"):
+    for name in ("infer", "train-crf", "tune"):
         (option,) = (found for found in typer.main.get_command(app).commands[name].params if "--config" in found.opts)
         assert [item.value for item in option.shell_complete(None, "bra")] == ["brats"]
 

@@ -1,10 +1,17 @@
 """`crfrefine info`: what a file is, which cases a folder holds, and what is wrong with them."""
 
 import json
+import os
+from importlib import metadata
 
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, run_process, save_nifti, write_folders
+
+import crfrefine
+from crfrefine.base.threads import available_threads
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.cupy_device import is_available
 
 
 @pytest.fixture
@@ -142,3 +149,36 @@ def test_a_dataset_of_test_cases_is_a_folder_of_cases_and_another_says_where_it_
     (root / "imagesTs").rename(root / "pictures")
     told = run_here("info", root, status=1).stdout
     assert "\n  Looked for images in it, and in images, imagesTr and imagesTs; name the folder of the images." in told
+
+
+def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
+    """The metadata are made, as crfrefine need not be installed."""
+    folder = tmp_path / "crfrefine-0.0.9.dist-info"
+    folder.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: crfrefine", "Version: 0.0.9", "Requires-Dist: nibabel>=5"]
+    for name, extra in (
+        ("numpy>=1.26", "here"),
+        ("scipy", "here"),
+        ("numpy", "absent"),
+        ("nowhere-at-all[x]>=2", "absent"),
+        ("crfrefine[here]", "all"),
+    ):
+        lines.append(f'Requires-Dist: {name}; extra == "{extra}"')
+    (folder / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = {line[:12].strip(): line[14:] for line in run_here("info", status=0).stdout.splitlines()}
+    assert shown["version"].startswith(f"crfrefine {crfrefine.__version__}, Python 3.")
+    assert shown["engine"].startswith(f"{get_backend('cpu').level}; compiled for baseline")
+    assert shown["threads"].startswith(f"{available_threads()}: ")
+    assert shown["here"] == f"numpy {np.__version__}, scipy {metadata.version('scipy')}"
+    assert shown["absent"] == "nowhere-at-all is not installed: pip install 'crfrefine[absent]'"
+    assert shown.keys() == {"version", "engine", "GPU", "threads", "here", "absent"}
+    if not is_available():
+        assert "no NVIDIA GPU was found" in shown["GPU"]
+    assert json.loads(run_here("info", "--json", status=0).stdout) == {"schema": 1, **shown}
+
+
+def test_an_engine_that_does_not_run_says_why():
+    done = run_process("info", env={**os.environ, "CRFREFINE_CPU_LEVEL": "sse\x1b[2"}, status=0)
+    assert "expected one of baseline, avx2, avx512" in done.stdout
+    assert "\x1b" not in done.stdout

@@ -7,12 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from cli_helpers import FAST, files_in, load_nifti, run_here
-from nnunet_helpers import DATASET, describe, write_json, write_postprocessing, write_predictions, write_tree
+from nnunet_helpers import DATASET, describe, write_json, write_predictions, write_tree
 from training_helpers import shorten
-
-from crfrefine.cases.nnunet.postprocessing import read_postprocessing
-from crfrefine.parameters.model import CrfParameters
-from crfrefine.train.methods import METHODS
 
 STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
@@ -42,32 +38,11 @@ def test_training_writes_its_files_beside_the_folds(trained):
     assert report["options"]["nnunet"] == str(tree.network)
     assert report["options"]["images"] == str(tree.raw / "imagesTr")
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
-    options = f"{DATASET} -c 3d_fullres -tr nnUNetTrainer -p nnUNetPlans -f 0 1"
-    assert f"not determined, so it is not among the methods: nnUNetv2_find_best_configuration {options}\n" in result.stderr
-    assert "nnU-Net postprocessing" not in result.stdout
 
 
 @pytest.mark.long
-def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
-    """The command replaces its own file, and none that it did not write."""
+def test_training_replaces_no_file_that_it_did_not_write(tmp_path):
     tree = write_tree(tmp_path)
-    path = write_postprocessing(tree, [1, 2, 3], 2)
-    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
-    result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=0)
-    assert f"note: nnU-Net's postprocessing: {path}: the largest component of 1+2+3, then of 2 is kept\n" in result.stderr
-    rows = [line.split("\t") for line in result.stdout.splitlines()[1:-1]]
-    methods = [row[1] for row in rows if row[0] == "core"]
-    assert methods == [*METHODS[:7], "nnU-Net postprocessing", *METHODS[7:]]
-    report = json.loads((tree.network / "crfrefine.report.json").read_text())
-    assert report["nnunet_postprocessing"]["rules"] == [{"labels": [1, 2, 3], "background": 0}, {"labels": [2], "background": 0}]
-    assert "nnU-Net postprocessing" in [rival["name"] for rival in report["verdict"]["rivals"]]
-    # The parameters are those of a run without it, and the number is that of the rule on the network's label map.
-    assert CrfParameters.load(tree.network / "crfrefine.toml") == CrfParameters.load(trained[0].network / "crfrefine.toml")
-    cleaned = read_postprocessing(path).apply(load_nifti(tree.validation(1) / "case3.nii.gz")) == 2
-    truth = load_nifti(tree.raw / "labelsTr" / "case3.nii.gz") == 2
-    measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
-    dice = 2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum())
-    assert measured["case3", "nnU-Net postprocessing", "core", "dice"] == pytest.approx(dice)
     (tree.network / "crfrefine.toml").write_text("schema = 1\n")
     result = run_here("train-crf", "--nnunet", tree.network, *SHORT, status=1)
     assert "was not written by train-crf" in result.stderr

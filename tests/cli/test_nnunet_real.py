@@ -14,8 +14,6 @@ import pytest
 from cli_helpers import AFFINE, load_nifti, run_here, save_nifti
 
 from crfrefine.apps.demo.phantom import make_phantom
-from crfrefine.cases.nnunet.layout import require_trained
-from crfrefine.cases.nnunet.postprocessing import find_postprocessing
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is None, reason="nnU-Net is not installed: make test-nnunet")
 
@@ -87,7 +85,7 @@ def network(root):
 
 @pytest.fixture(scope="module")
 def trained(root, network):
-    """Both folds, after the command that the first run of train-crf has named; with postprocessing; train-crf's result."""
+    """Both folds, after the command that the first run of train-crf has named; train-crf's result."""
     run_here("train-crf", "--nnunet", network, "--strict", status=1)
     left_out = run_here("train-crf", "--nnunet", network, "-o", root / "early.toml", "--folds", 2, "--num-iterations", 4, status=0)
     assert "3 of 6 cases are left out: no probabilities in fold_1/validation (3): case1, case3, case5" in left_out.stderr
@@ -95,12 +93,11 @@ def trained(root, network):
     command = command[command.index("nnUNetv2_train") :]
     assert command == f"nnUNetv2_train {DATASET} 3d_fullres 1 --val --npz {' '.join(NAMES)}"
     nnunet(root, *shlex.split(command), "-device", "cpu")
-    nnunet(root, "nnUNetv2_find_best_configuration", "7", "-c", "3d_fullres", "-f", "0", "1", "-np", "1", "--disable_ensembling")
     return run_here("train-crf", "--nnunet", network, "--folds", 2, "--num-iterations", 4)
 
 
 def test_training_takes_every_case_from_its_fold(trained, network):
-    """The Dice of the network is the one that nnU-Net has measured in its own validation; its postprocessing is applied as it does."""
+    """The Dice of the network is the one that nnU-Net has measured in its own validation."""
     assert trained.status == 0, trained.stderr
     assert "left out" not in trained.stderr
     report = json.loads((network / "crfrefine.report.json").read_text())
@@ -114,13 +111,6 @@ def test_training_takes_every_case_from_its_fold(trained, network):
             for name, label in (("shell", "1"), ("core", "2"), ("cyst", "3")):
                 wanted = case["metrics"][label]["Dice"]
                 assert own[case_id, "network", "dice", name] == pytest.approx(wanted, nan_ok=True)
-    folder = network / "crossval_results_folds_0_1"
-    found = find_postprocessing(require_trained(network))
-    assert found.path == folder / "postprocessing.json"
-    assert f"note: nnU-Net's postprocessing: {found.path}" in trained.stderr
-    for number in range(NUM_CASES):
-        before, after = (load_nifti(place / f"case{number}.nii.gz") for place in (folder, folder / "postprocessed"))
-        np.testing.assert_array_equal(found.apply(before), after)
 
 
 def test_without_weights_the_validated_label_maps_come_back(trained, network, tmp_path):

@@ -21,7 +21,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train import fitting
 from crfrefine.train.device import choose_device
-from crfrefine.train.methods import ALL_MEASURED, MEASURED, METHODS, NNUNET, RULES, TRAINED, TRAINED_RULES, shown_methods
+from crfrefine.train.methods import ALL_MEASURED, MEASURED, METHODS, RULES, TRAINED, TRAINED_RULES, shown_methods
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 # For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.
@@ -185,10 +185,8 @@ def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     result = run_here("train-crf", data, "-o", output, *SHORT, "--set", "bilateral.theta_beta=0.1", "--learn", groups, status=0)
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["options"]["learn"] == groups.split(",")
-    assert [method for region, method in rows_of(result) if region == "mean"] == [
-        name for name in shown_methods(ALL_MEASURED) if name != NNUNET
-    ]
-    assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED) - {NNUNET}
+    assert [method for region, method in rows_of(result) if region == "mean"] == list(shown_methods(ALL_MEASURED))
+    assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED)
     assert (report["verdict"]["method"], report["verdict_without_postprocessing"]["method"]) == (TRAINED_RULES, TRAINED)
     assert {row["method"] for row in report["comparison_with_small_object_rules"]} == {RULES, TRAINED_RULES}
     rules = [PostprocessParameters(**report["small_object_rules"][name]) for name in ("trained", "network")]

@@ -12,6 +12,7 @@ from cli_helpers import command, files_in, infer, run_here, run_process, statuse
 
 import crfrefine
 from crfrefine.cli.commands import COMMANDS, PANELS
+from crfrefine.cli.gone import GONE
 from crfrefine.cli.main import app
 
 
@@ -25,7 +26,7 @@ def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
-@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune", "bids"])
+@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune"])
 def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = run_here(name, "--help").stdout
@@ -64,7 +65,6 @@ infer {case} --max-memory 8X
 infer {case} -v -q
 convert only_one.nii.gz
 convert a.nii.gz b.nii.gz --to colors
-info
 demo --seed -3
 infer {case} -i ''
 infer {case} -p ''
@@ -92,6 +92,19 @@ def test_wrong_usage_exits_with_2(line, tmp_path, monkeypatch):
     assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
     assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_command_or_option_that_is_gone_says_what_does_its_job(name):
+    result = run_here(*["infer", name][not name.startswith("--") :], status=2)
+    assert GONE[name] in result.stderr.splitlines()[-1]
+    assert name not in COMMANDS
+
+
+def test_an_option_that_is_gone_says_so_with_a_value_too(monkeypatch):
+    monkeypatch.setitem(GONE, "--turbo", "`--turbo` is gone: every run is fast")
+    for words in (("--turbo", "3"), ("--turbo=3",)):
+        assert run_here("infer", *words, status=2).stderr.endswith("crfrefine: error: `--turbo` is gone: every run is fast\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -169,3 +182,21 @@ def test_one_word_for_one_thing_in_all_commands(tmp_path):
     for name in ("--resume", "--continue"):
         result = run_here("train-crf", name, "-o", tmp_path / "p.toml")
         assert "name the folder of the data" in " ".join(result.stderr.split()), "the option itself is known"
+
+
+def test_options_that_are_gone_name_what_does_their_job(tmp_path):
+    for name, inputs, option, reason in (
+        (
+            "infer",
+            ("-i", tmp_path, "-p", tmp_path),
+            ("--workers", "2"),
+            "start a Dask scheduler and workers and give its address with --dask",
+        ),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--case-timeout", "9"), "`--case-timeout` is gone"),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:all"), "run one `infer --device cuda:N` per GPU"),
+        ("infer", ("-i", tmp_path, "-p", tmp_path), ("--device", "cuda:0,1"), "run one `infer --device cuda:N` per GPU"),
+        ("evaluate", (tmp_path, tmp_path), ("--dask", "tcp://a:1"), "only infer takes it"),
+        ("train-crf", (tmp_path,), ("--workers", "2"), "`--workers` is gone"),
+    ):
+        result = run_here(name, *inputs, "-o", tmp_path / "out", *option, status=2)
+        assert reason in " ".join(result.stderr.split())

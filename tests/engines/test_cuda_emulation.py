@@ -1,11 +1,11 @@
-"""What the watched emulation of a GPU (tests/helpers/cuda_shim.py) notices, each fault planted; and every kernel of the engine, watched."""
+"""Every kernel of the GPU engine, with each access to memory watched (tests/helpers/cuda_shim.py)."""
 
 from pathlib import Path
 
 import cuda_shim
 import numpy as np
 import pytest
-from cuda_shim import KernelFaultError, ShimDevice
+from cuda_shim import ShimDevice
 from oracles import kernel_set, random_case, resolve
 from script_imports import importing_from
 from strict_device import StrictDevice
@@ -13,117 +13,13 @@ from strict_device import StrictDevice
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.device import row_width
-from crfrefine.engines.cuda.sources import KernelSource, Parameter, kernel_source, source_names
+from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.parameters.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-CONSTANTS = {"CRF_THREADS": 64}
-_PARAMETERS = tuple(
-    Parameter(name, np.dtype(dtype), is_array=is_array, is_rows=False)
-    for name, dtype, is_array in (("from", "f4", True), ("to", "f4", True), ("cell", "u8", True), ("count", "i8", False))
-)
-_SIGNATURE = "const float* from, float* to, uint64* cell, int64 count"
-_EACH = "const int64 i = thread_number(); if (i >= count) return;"
-_SHARE = "CRF_SHARED(float, shared, CRF_THREADS); CRF_PER_THREAD(float, own);"
-_RACE = "by one thread and .* by another, with no barrier between: element"
-_NAMED = r"^planted\.\w+ with {'CRF_THREADS': 64}: item \d+"
-
-# Bodies of a thread, one of 64, and what is said of them; the last element of `from` has not been written.
-THREADS = {
-    "none": ("to[i] = 2.0f * (i + 1 < count ? from[i] : 1.0f); to[i] += from[0];", None),
-    "none, of atomics": ("if (read_shared(cell) == 0) compare_and_swap(cell, 0, 1); to[i] = 0.0f;", None),
-    "a read behind": ("to[i] = from[i == 5 ? 64 : 0];", "a read outside of all arrays: element 64 of from, which has 64"),
-    "a write before": ("to[i - 1] = 0.0f;", "a write outside of all arrays: element -1 of to, which has 64"),
-    "a place too far": ("float own[4] = {}; own[i % 5] = 1.0f; to[i] = own[0] + own[3];", "an index outside of a thread's own array"),
-    "nobody has written": ("to[i] = from[i];", "read, though nobody has written it: element 63 of from"),
-    "two threads write": ("to[i / 2] = 1.0f;", f"written {_RACE} .* of to"),
-    "a neighbor's": ("to[i] = 1.0f; if (i > 0) to[i] += to[0];", f"{_RACE} 0 of to"),
-    "what an atomic writes": (
-        "compare_and_swap(cell, 0, 1); to[i] = float(*cell);",
-        "atomic by one thread and read by another, .*: element 0 of cell",
-    ),
-}
-
-# The same of a block of 64 threads.
-BLOCKS = {
-    "none, in memory of all": (
-        "CRF_PHASE(t) { to[t] = 1.0f; } CRF_PHASE(t) { own[t] = to[63 - t]; } CRF_PHASE(t) { to[t] = own[t]; }",
-        None,
-    ),
-    "a barrier is missing": ("CRF_PHASE(t) { shared[t] = float(t); if (t > 0) to[t] = shared[0]; }", f"{_RACE} .* of a shared array"),
-    "a loop's barrier is missing": (
-        "CRF_PHASE(t) { shared[t] = 0.0f; } const float x = shared[0]; CRF_PHASE(t) { shared[t] = x; }",
-        f"written {_RACE}",
-    ),
-    "two blocks write": ("CRF_PHASE(t) { if (t == 0) to[block_number() / 2] = 0.0f; }", f"written {_RACE}"),
-    "between phases": ("shared[0] = 1.0f;", "a write between phases, by all threads"),
-    "another's own": ("CRF_PHASE(t) { own[t] = 0.0f; } CRF_PHASE(t) { own[63 - t] = 1.0f; }", "takes what belongs to another thread"),
-}
-
-
-def _planted():
-    """All of them in one source, as kernels of their own."""
-    bodies = [f"CRF_KERNEL(thread_{i}, {_SIGNATURE}) {{ {_EACH} {body} }}" for i, (body, _) in enumerate(THREADS.values())]
-    bodies += [f"CRF_BLOCK_KERNEL(block_{i}, {_SIGNATURE}) {{ {_SHARE} {body} }}" for i, (body, _) in enumerate(BLOCKS.values())]
-    text = "\n".join([kernel_source("sums", CONSTANTS).text, "namespace crf {", *bodies, "}", ""])
-    kernels = [f"thread_{i}" for i in range(len(THREADS))] + [f"block_{i}" for i in range(len(BLOCKS))]
-    return KernelSource("planted", text, dict.fromkeys(kernels, _PARAMETERS), ())
-
-
-@pytest.mark.parametrize(
-    ("kernel", "body"),
-    [*((f"thread_{i}", body) for i, body in enumerate(THREADS)), *((f"block_{i}", body) for i, body in enumerate(BLOCKS))],
-)
-def test_a_planted_fault_is_noticed(kernel, body):
-    """In any order of threads, before it does harm; the message names kernel, constants and array. Nothing else is called a fault."""
-    is_block = kernel.startswith("block")
-    fault = (BLOCKS if is_block else THREADS)[body][1]
-    num_items = 3 if body == "two blocks write" else 1 if is_block else 64
-    for seed in (1, 7):
-        given, out, cell = ShimDevice(is_watched=True).xp.empty(64, np.float32), np.full(64, np.nan, np.float32), np.zeros(1, np.uint64)
-        given[:63] = 1.0
-
-        def run(arguments=(given, out, cell, 64), seed=seed):
-            cuda_shim.run_kernel(_planted(), kernel, CONSTANTS, num_items, arguments, order=seed, is_watched=True)
-
-        if fault is None:
-            run()
-            assert np.isfinite(out).all()
-        else:
-            with pytest.raises(KernelFaultError, match=f"{_NAMED}.*{fault}"):
-                run()
-
-
-def test_arithmetic_is_a_gpus():
-    """Fused unless an option forbids it, up to two units in the last place off, zero below the normal numbers; plain it is the host's."""
-    body = "to[i] = from[0] * from[0] + from[1]; to[i + 1] = exp(from[2] + float(i)); to[i + 2] = from[3] * 0.5f;"
-    kernel = f"namespace crf {{ CRF_KERNEL(own, {_SIGNATURE}) {{ {_EACH} {body} }} }}\n"
-    text = kernel_source("sums", CONSTANTS).text + kernel
-    x, num = np.float32(1.0 + 2.0**-12), 40
-    given = np.array([x, -1.0, 0.3, np.finfo(np.float32).tiny], np.float32)
-
-    def run(options=(), *, is_watched):
-        found = np.zeros((num, 3), np.float32)
-        source = KernelSource("own", text, {"own": _PARAMETERS}, options)
-        for i in range(num):
-            given[2] = 0.1 * i
-            cuda_shim.run_kernel(source, "own", {}, 1, (given, found[i], np.zeros(1, np.uint64), 1), is_watched=is_watched)
-        return found
-
-    plain, watched, uncontracted = run(is_watched=False), run(is_watched=True), run(("--fmad=false",), is_watched=True)
-    fused = np.float32(float(x) * float(x) - 1.0)
-    assert (plain[:, 0] == x * x - np.float32(1.0)).all()
-    assert (uncontracted[:, 0] == plain[:, 0]).all()
-    assert (watched[:, 0] == fused).all()
-    assert fused != plain[0, 0]
-    off = np.rint((watched[:, 1].astype(np.float64) - plain[:, 1]) / np.spacing(plain[:, 1]))
-    assert set(off) == {-2.0, -1.0, 0.0, 1.0, 2.0}
-    assert off[0] == 0.0  # exp(0)
-    assert (plain[:, 2] > 0.0).all()
-    assert (watched[:, 2] == 0.0).all()
 
 
 @pytest.fixture(scope="module")

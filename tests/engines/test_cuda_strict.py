@@ -1,21 +1,15 @@
-"""The GPU engine's memory, on a stand-in that counts it (strict_device.py): what is refused, estimated, shared, and taken from PyTorch."""
+"""The GPU engine's memory, on a stand-in that counts it (strict_device.py): what is refused, estimated and shared."""
 
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cuda_shim
 import numpy as np
 import pytest
 from oracles import kernel_set, random_case, resolve
-from strict_device import StrictDevice, StrictError
+from strict_device import StrictDevice
 
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.loss import GpuError
 from crfrefine.engines.cuda.memory import backward_bytes
-from crfrefine.engines.cuda.mode import VARIABLE
-from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
 
@@ -44,23 +38,6 @@ def _train(engine, case, model):
 
 def _refine(engine, case, model):
     engine.mean_field(case.logits, case.grid, model)
-
-
-def test_memory_that_no_kernel_may_have_is_seen():
-    """The host's, rows at an odd place, and the host's among the device's in arithmetic; new memory holds no numbers."""
-    device = StrictDevice(is_watched=True)
-    xp = device.xp
-    rows, begin, row = xp.zeros((5, 4), dtype=np.float32), xp.arange(2, dtype=np.uint32), xp.zeros(1, dtype=np.uint32)
-    piece = ("lattice", "sum_pieces", {"CRF_WIDTH": 4}, 1, begin, row, 1)
-    device.launch(*piece, rows[1:])
-    with pytest.raises(StrictError, match="not in the device's memory"):
-        device.launch(*piece, np.zeros((4, 4), np.float32))
-    with pytest.raises(StrictError, match="rows need 16"):
-        device.launch(*piece, xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4))
-    for operation in (lambda: rows + np.ones((5, 4), np.float32), lambda: xp.cumsum(np.ones(3)), lambda: device.download(np.ones(3))):
-        with pytest.raises(StrictError, match="of the host"):
-            operation()
-    assert np.isnan(device.download(xp.empty(3, dtype=np.float64)).view(np.float32)).all()
 
 
 def test_a_single_voxel_keeps_to_the_rules():
@@ -136,91 +113,3 @@ def test_building_and_going_back_are_done_when_they_return():
         notes.clear()
         run(CudaBackend(Noting(is_watched=True)), case, _model(case, "exact"))
         assert notes[-1] == "wait"
-
-
-class _Tensor:
-    """A tensor on the second GPU."""
-
-    device = SimpleNamespace(type="cuda", index=1)
-
-
-class _OutOfMemoryError(RuntimeError):
-    """PyTorch's."""
-
-
-@pytest.fixture
-def borrowed(monkeypatch):
-    """What is asked of CuPy and PyTorch, in order, and that CuPy; PyTorch frees only what lies at 64."""
-    notes = []
-
-    @contextmanager
-    def noted(what):
-        notes.append(what)
-        yield
-        notes.append(("no", what))
-
-    def allocate(size, device, stream):
-        if size > 1000:
-            raise _OutOfMemoryError("too much")
-        notes.append((size, device, stream))
-        return 64
-
-    def free(pointer):
-        if pointer != 64:
-            raise RuntimeError(f"invalid device pointer: {pointer}")
-        notes.append(("freed", pointer))
-
-    streams = SimpleNamespace(null="the default stream", from_external=lambda given: noted(given.__cuda_stream__()))
-    pool = SimpleNamespace(free_bytes=lambda: 1, free_all_blocks=lambda: notes.append("CuPy's pool is emptied"))
-    cupy = SimpleNamespace(
-        get_default_memory_pool=lambda: pool,
-        cuda=SimpleNamespace(
-            Stream=streams,
-            PythonFunctionAllocator=lambda malloc, free: SimpleNamespace(malloc=(malloc, free)),
-            using_allocator=lambda functions: noted(functions),
-        ),
-    )
-    memory = SimpleNamespace(memory_reserved=lambda device: 100 + device, memory_allocated=lambda device: 30)
-    current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=4000 + device), device=noted)
-    allocator = SimpleNamespace(caching_allocator_alloc=allocate, caching_allocator_delete=free, OutOfMemoryError=_OutOfMemoryError)
-    torch = SimpleNamespace(Tensor=_Tensor, cuda=SimpleNamespace(**vars(memory), **vars(current), **vars(allocator)))
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    return notes, cupy
-
-
-def test_work_for_a_tensor_is_pytorchs(borrowed, monkeypatch):
-    """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards. Plain: the stream alone."""
-    notes, cupy = borrowed
-    with following(cupy, _Tensor()):
-        emptied, device, stream, (malloc, free) = notes
-        assert (emptied, device, stream) == ("CuPy's pool is emptied", 1, (0, 4001))
-        assert malloc(256, 1) == 64
-        assert notes[-1] == (256, 1, 4001)
-        free(64, 1)
-        assert notes[-1] == ("freed", 64)
-        with pytest.raises(MemoryError, match="too much"):
-            malloc(2000, 1)
-        assert cached_bytes() == 101 - 30
-    assert notes[-3:] == [("no", (malloc, free)), ("no", stream), ("no", device)]
-    assert cached_bytes() is None
-    monkeypatch.setenv(VARIABLE, "plain")
-    with following(cupy, _Tensor()):
-        assert notes[-2:] == [1, (0, 4001)]
-        assert cached_bytes() is None
-
-
-def test_memory_that_cannot_be_given_back_is_an_error_of_the_run(borrowed):
-    """Of the one that gives it back, or of the next; CuPy's own call drops the exception."""
-    notes, cupy = borrowed
-
-    def give_back():
-        with pytest.raises(RuntimeError, match="invalid device pointer: 77"):
-            notes[3][1](77, 1)
-
-    with pytest.raises(GpuError, match="memory could not be given back to PyTorch: invalid device pointer: 77"), following(cupy, _Tensor()):
-        give_back()
-    give_back()
-    with pytest.raises(GpuError, match="pointer: 77"), following(cupy, _Tensor()):
-        raise AssertionError("the run has begun")
-    with following(cupy, _Tensor()):
-        pass

@@ -7,11 +7,18 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from pretended_gpus import CudaError
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.errors import BackendUnavailableError
+
+
+class CudaError(RuntimeError):
+    """Stands for CuPy's."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
 
 
 class CompileError(Exception):

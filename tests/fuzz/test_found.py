@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.nnunet.datasets import listed_cases
 from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder
 from crfrefine.cases.nnunet.predictions import find_predicted_cases
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import InputError
 from crfrefine.evaluate.records import from_json
 
 
@@ -68,13 +67,3 @@ def test_names_of_cases_cannot_lead_outputs_to_another_folder(name, tmp_path):
     if "/" not in name:
         with pytest.raises(InputError, match=r"predict_from_raw_data_args\.json: .*expected the name of a case"):
             predictions_of(tmp_path, [["a_0000.nii"]], [name])
-
-
-def test_a_name_of_a_column_that_is_no_text(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    path = tmp_path / "cases.parquet"
-    parquet.write_table(pyarrow.table({name: ["a"] for name in ("case", "images", "logits")}), path)
-    path.write_bytes(path.read_bytes().replace(b"images", b"im\xffges"))
-    with pytest.raises(UnsupportedFormatError, match=r"cases\.parquet: cannot be read as Parquet"):
-        read_manifest(path, tmp_path / "out")

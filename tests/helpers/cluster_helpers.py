@@ -1,8 +1,7 @@
-"""Real Dask clusters on this machine for tests: scheduler and workers with nannies, as `dask scheduler` and `dask worker` start them."""
+"""A Dask scheduler and two workers for tests, started from the shell as users do: `dask scheduler`, `dask worker`."""
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -10,66 +9,33 @@ import sys
 import time
 from dataclasses import dataclass
 
-import dask
-from distributed import LocalCluster
-
-WAIT_SECONDS = 120
+WAIT_SECONDS = 60
 """Longest time to wait for something that takes a second on an idle machine."""
-
-
-@contextlib.contextmanager
-def cluster_in_process(num_workers=2, memory_limit=0, **environment):
-    """A cluster whose scheduler runs in this process; the environment is that of its workers."""
-    settings = {
-        "distributed.scheduler.allowed-failures": 1,
-        "distributed.worker.memory.terminate": False,
-        "distributed.deploy.lost-worker-timeout": "10 minutes",  # the machine may be busy
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=num_workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=memory_limit,
-            env=environment,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
-        yield cluster
-
-
-def add_worker(cluster, **options):
-    """Let another worker join, which differs from the others."""
-    like = cluster.new_worker_spec()
-    ((name, spec),) = like.items()
-    cluster.worker_spec[name] = {**spec, "options": {**spec["options"], **options}}
-    cluster.sync(cluster._correct_state)  # what `scale` does with workers that are all alike
-    cluster.wait_for_workers(len(cluster.worker_spec), timeout=WAIT_SECONDS)
 
 
 @dataclass
 class Daemons:
-    """A scheduler and a worker, each a process of its own."""
+    """A scheduler and its workers, each a process of its own."""
 
-    address: str
+    address: str  # of the scheduler
+    file: str  # its scheduler file
     scheduler: subprocess.Popen[bytes]
-    worker: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]]
 
 
 @contextlib.contextmanager
-def daemons(folder, *worker_options, scheduler_options=(), **environment):
-    """Start a scheduler and a worker with Dask's own commands; the scheduler file is `scheduler.json` in the folder."""
+def daemons(folder, num_workers=2, scheduler_options=()):
+    """Start a scheduler and workers without nannies: a worker that is killed does not come back."""
     file = folder / "scheduler.json"
-    options = (f"--scheduler-file={file}", "--port=0", "--dashboard-address=127.0.0.1:0", *scheduler_options)
-    scheduler = _start("scheduler", *options, folder=folder)
-    try:
-        with worker_process(file, *worker_options, **environment) as worker:
-            wait_until(lambda: _is_written(file))
-            yield Daemons(str(file), scheduler, worker)
-    finally:
-        _end(scheduler)
+    options = (f"--scheduler-file={file}", "--port=0", "--no-dashboard", *scheduler_options)
+    with contextlib.ExitStack() as ending:
+        scheduler = _start("scheduler", *options, folder=folder)
+        ending.callback(_end, scheduler)
+        workers = [_start("worker", f"--scheduler-file={file}", "--nthreads=1", "--no-nanny", folder=folder) for _ in range(num_workers)]
+        for worker in workers:
+            ending.callback(_end, worker)
+        wait_until(lambda: _is_written(file))
+        yield Daemons(json.loads(file.read_text())["address"], str(file), scheduler, workers)
 
 
 def _is_written(file):
@@ -81,20 +47,11 @@ def _is_written(file):
     return True
 
 
-@contextlib.contextmanager
-def worker_process(file, *worker_options, **environment):
-    """Start a worker with Dask's own command; `file` is the scheduler file, which may come later."""
-    worker = _start("worker", f"--scheduler-file={file}", "--nthreads=1", *worker_options, folder=file.parent, **environment)
-    try:
-        yield worker
-    finally:
-        _end(worker)
-
-
-def _start(what, *options, folder, **environment):
+def _start(what, *options, folder):
     command = [sys.executable, "-m", "dask", what, "--host=127.0.0.1", *options]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder, **quiet)
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # that of the tests, from the folder of the workers
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, cwd=folder, **quiet)
 
 
 def _end(process):

@@ -16,7 +16,7 @@ from crfrefine.base.text import for_terminal
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
+from crfrefine.cases.nnunet import datasets, layout, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluate.records import from_json
@@ -29,7 +29,6 @@ from crfrefine.runs.status.finding import find_status
 _BRATS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_BRATS, "ignore": 4}, "file_ending": ".nii.gz"}
 _DECATHLON = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]}
-_FUNCTION = "remove_all_but_largest_component_from_segmentation"
 _ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
 _MEASURED = {
     **{"case": "a", "fingerprint": {"version": "1", "files": [["a", 1, 2]]}, "seconds": 0.5, "warnings": [], "notes": ["a note"]},
@@ -66,12 +65,6 @@ _CONTENTS = {
     "case.json": (_MEASURED,),
     "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
     "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
-    "postprocessing.json": (
-        {
-            "postprocessing_fns": [_FUNCTION] * 2,
-            "postprocessing_kwargs": [{"labels_or_regions": [1, [1, 2]]}, {"labels_or_regions": 1, "background_label": 0}],
-        },
-    ),
     "predict_from_raw_data_args.json": (
         _ARGUMENTS,
         {name: [value] for name, value in zip(_ARGUMENTS, (["a_0000.nii"], "out/a"), strict=True)},
@@ -119,8 +112,6 @@ def _read_nnunet(path, rng):
             layout.recognize_folder(path.parent)
         case "predict_from_raw_data_args.json":
             _require_cases(predictions.find_predicted_cases(layout.PredictionFolder(path.parent, None)))
-        case "postprocessing.json":
-            assert isinstance(postprocessing.read_postprocessing(path).describe(), str)
         case "splits_final.json":
             datasets._splits_in(path)
         case _:
@@ -212,23 +203,8 @@ _ROWS = (
 )
 
 
-@cache
-def _parquet():
-    """The rows as Parquet, some cells as lists."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {name: [cell or None for cell in cells] for name, cells in zip(_HEAD, zip(*_ROWS, strict=True), strict=True)}
-    columns["images"] = [cell.split(";") for cell in columns["images"]]
-    stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
-    return stream.getvalue()
-
-
 def _manifest(rng):
     files = {"a.nii": b"", "b.nii": b"", "l.nii": b""}
-    if rng.random() < 0.25:
-        return {"cases.parquet": mutated(_parquet(), rng) if rng.random() < 0.9 else _parquet(), **files}
     text = io.StringIO()
     csv.writer(text).writerows((_HEAD, *rng.sample(_ROWS, rng.randint(1, 3))))
     return {"cases.csv": _damaged_text(text.getvalue().encode(), rng), **files}
@@ -249,7 +225,7 @@ def text_targets():
     yield Target("dataset.json", _make("dataset.json"), _read_description, names_file=False)
     yield Target("regions.json", _make("regions.json"), _read_regions)
     yield Target("case.json", _make("case.json"), _read_measured, names_file=False)
-    nnunet = ("plans.json", "predict_from_raw_data_args.json", "postprocessing.json", "splits_final.json", "dataset.json")
+    nnunet = ("plans.json", "predict_from_raw_data_args.json", "splits_final.json", "dataset.json")
     yield Target("nnunet", _make(*nnunet), _read_nnunet, names_file=False)
     yield Target("checkpoint.json", lambda rng: {"c.json": wrong_somewhere(_trained(), rng)}, _read_checkpoint)
     yield Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(CrfParameters().to_toml().encode(), rng)}, _read_parameters)

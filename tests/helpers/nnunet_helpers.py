@@ -113,17 +113,3 @@ def write_predictions(tree, count=3, *, npz=True, **arguments):
     }
     write_json(tree.predictions / "predict_from_raw_data_args.json", given | arguments)
     return tree.predictions
-
-
-def write_postprocessing(tree, *labels, folds="0_1", **changes):
-    """A postprocessing.json as `nnUNetv2_find_best_configuration` writes it, with one rule per argument."""
-    path = tree.network / f"crossval_results_folds_{folds}" / "postprocessing.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".pkl").write_bytes(pickle.dumps(Trap(tree.trap)))
-    content = {
-        "input_folder": {},
-        "postprocessed": {},
-        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"] * len(labels),
-        "postprocessing_kwargs": [{"labels_or_regions": own} for own in labels],
-    }
-    return write_json(path, content | changes)

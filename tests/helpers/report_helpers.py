@@ -35,7 +35,7 @@ def make_images(case, *, has_image=True, has_before=True):
     after[3:7, 4:10, 2] = 1
     after[3:7, 9, 3:9] = 0
     image = np.random.default_rng(5).normal(100, 8, STORED_SHAPE).astype(np.float32) + 60 * (reference > 0)
-    return CaseImages(case, image[None] if has_image else None, reference, before if has_before else None, after, AFFINE)
+    return CaseImages(image[None] if has_image else None, reference, before if has_before else None, after, AFFINE)
 
 
 def spread(num_cases, center, width):
@@ -79,7 +79,12 @@ def make_report(num_cases=13, *, compared=True, **changes):
         "region_labels": {"1": (1,), "2": (2,)},
         "region_titles": {"1": "1 front <part>"},
         "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],
-        "settings": {"tolerance": "1 mm", "folder": 60 * "long", "command": f"crfrefine evaluate {NASTY}"},
+        "settings": {
+            "tolerance": "1 mm",
+            "direction": "☃\u200e\u202egpj\u2066\u2069",
+            "folder": 60 * "long",
+            "command": f"crfrefine evaluate {NASTY}",
+        },
         "load_case": lambda case: make_images(case, has_before=compared),
     }
     return ReportInput(**(content | changes))

@@ -208,14 +208,6 @@ def test_what_the_system_says_becomes_a_line(number, message):
     assert "\n" not in str(error)
 
 
-def test_a_file_that_another_program_has_open_on_windows_is_said_to_be(tmp_path):
-    error = OSError(errno.EACCES, "Access is denied")
-    error.winerror = 5
-    assert "cannot be written to (Access is denied)" in str(cannot_write(tmp_path / "preview.png", error))
-    (tmp_path / "preview.png").write_bytes(b"old")
-    assert "another program has it open" in str(cannot_write(tmp_path / "preview.png", error))
-
-
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
 def test_ordinary_permissions(mask, mode, tmp_path):
     """As any program's files: a private temporary file would lock out the group."""

@@ -10,7 +10,6 @@ from matplotlib.image import imread
 
 from crfrefine.pages.pictures.display import LABEL_COLORS
 from crfrefine.pages.pictures.preview import cut_planes, draw_preview
-from crfrefine.pages.report.cutting import CHANGE_COLORS
 
 GRID_SHAPE = (40, 30, 12)
 SPACING = (1.0, 1.5, 4.0)
@@ -78,6 +77,22 @@ def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_al
     assert different.min() > len(plain) - 40, "at the bottom"
 
 
+def test_a_reference_has_a_panel_of_its_own_and_is_part_of_the_structure(case):
+    """Without an image, panels are black; where the reference is drawn instead of a network, changes are errors."""
+    image, before, after = case
+    reference = np.zeros_like(after)
+    reference[4:24, 3:24, 1:11] = 3
+    cuts = cut_planes(None, before, after, SPACING, AFFINE, (), reference)
+    assert cuts.shown == "no image"
+    assert cuts.planes[0].reference.shape == cuts.planes[0].after.shape
+    assert [int((plane.reference == 3).sum()) for plane in cuts.planes] == [20 * 21, 20 * 10, 21 * 10]
+    wide = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, reference=reference))
+    plain = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
+    assert wide.shape[1] == plain.shape[1] + 320 + 8
+    names = {"affine": AFFINE, "before_name": "reference", "after_name": "crf"}
+    assert draw_preview(None, before, after, SPACING, **names) != draw_preview(None, before, after, SPACING, shows_errors=True, **names)
+
+
 def test_long_names_fit_into_the_picture(case):
     image, before, after = case
     many = (np.indices(GRID_SHAPE)[0] // 3).astype(np.uint8)
@@ -126,13 +141,12 @@ def test_two_and_four_dimensions_and_cases_without_contrast_or_labels():
         assert draw_preview(np.ones((1, *GRID_SHAPE), np.float32), before, after, SPACING).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("palette", [LABEL_COLORS, tuple(CHANGE_COLORS.values())], ids=["labels", "changes"])
-def test_colors_can_be_told_apart_by_people_who_see_two_primaries(palette):
+def test_colors_can_be_told_apart_by_people_who_see_two_primaries():
     """Simulated by the matrices of Viénot, Brettel and Mollon 1999; 0.1 of linear light is well above what can be told apart."""
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     protanope = np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]])
     deuteranope = np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]])
-    colors = [np.array(to_rgb(color)) ** 2.2 for color in palette]
+    colors = [np.array(to_rgb(color)) ** 2.2 for color in LABEL_COLORS]
     for matrix in (np.eye(3), protanope, deuteranope):
         seen = [np.linalg.inv(to_lms) @ matrix @ to_lms @ color for color in colors]
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.1

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from bids_helpers import write_bids
 from cli_helpers import run_here, save_nifti
 from dicom_helpers import save, slices
 from nnunet_helpers import AFFINE, write_json, write_predictions, write_tree
@@ -25,22 +24,20 @@ from training_helpers import phantom
 
 import crfrefine
 from crfrefine.apps.demo.phantom import Phantom, write_phantom
-from crfrefine.cli.entries import bids_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
 
 ELSEWHERE = {
-    r"pip (install|download)|make |docker |apptainer |export |set |mike ": "installs, builds, or sets a variable",
+    r"pip (install|download)|make |docker |export |mike ": "installs, builds, or sets a variable",
     r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
     r"\.venv/bin/python -c|printf |tumors=": "prepares benchmarks on the real cases",
-    r"nnUNetv2_|for fold in|TotalSegmentator|bosh |for gpu in": "other people's programs",
+    r"nnUNetv2_|for fold in|TotalSegmentator|for gpu in": "other people's programs",
     r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
-    r".*--(dask|workers) |.*--device cuda": "needs a cluster or a GPU; the tests of both have them made",
+    r".*--dask |.*--device cuda|dask (scheduler|worker) ": "needs a cluster or a GPU; the tests of both have them made",
     r"crfrefine infer .*labels --network-spacing ": "needs blocks in maps of more and smaller voxels; the tests of the command make them",
-    r"mkdir ": "writes into the home folder, or links to an executable on the path",
 }
 """The beginning of a statement of a shell, and why it does not run here."""
 
@@ -93,9 +90,9 @@ def run_statement(statement, folder):
     if is_elsewhere(statement):
         return
     words = [os.path.expandvars(word) for word in shlex.split(statement, comments=True)]
-    if words[0] not in ("crfrefine", "crfrefine-bids") or {"|", "&&", ">"} & set(words):
+    if words[0] != "crfrefine" or {"|", "&&", ">"} & set(words):
         return run_shell(statement, folder)
-    arguments = words[1:] if words[0] == "crfrefine" else bids_arguments(words[1:])
+    arguments = words[1:]
     result = run_here(*arguments, *SHORT.get(arguments[0], ()))
     # `status` leaves with 1 where something is missing: here, the parts of a run that other jobs would do.
     assert result.status <= (arguments[0] == "status"), f"{statement}\n{result.stdout}{result.stderr}"
@@ -193,13 +190,6 @@ def write_nnunet(root):
             shutil.copytree(folder, folder.parent / name)
 
 
-def write_clusters(root):
-    shutil.rmtree(root / "study")
-    case, folder = five_labels(0), root / "study" / "case0"
-    save_nifti(folder / "t1.nii.gz", case.image[0].astype(np.int16), AFFINE)
-    np.savez(folder / "probabilities.npz", probabilities=softmax(case.logits).transpose(0, 3, 2, 1))
-
-
 def write_manifest(root):
     lines = [
         "case,images,logits",
@@ -207,11 +197,6 @@ def write_manifest(root):
     ]
     (root / "archive").mkdir()
     (root / "archive" / "cases.csv").write_text("\n".join(lines), encoding="utf-8")
-
-
-def write_dataset(root):
-    write_bids(root, "sub-01", "sub-02")
-    shutil.move(root / "manual", root / "dataset" / "derivatives" / "manual")
 
 
 def write_radiology(root):
@@ -245,8 +230,6 @@ FILES = {
     "docs/for/nnunet.md": (write_nnunet,),
     "docs/guide/nnunet.md": (write_world, write_nnunet),
     "docs/guide/learning.md": (write_world, write_nnunet),
-    "docs/guide/bids.md": (write_dataset,),
-    "docs/guide/clusters.md": (write_world, write_clusters),
     "docs/guide/refining.md": (write_world, write_manifest),
     "docs/guide/evaluating.md": (write_world, write_refined),
     "docs/guide/logits.md": (),

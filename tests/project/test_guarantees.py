@@ -34,6 +34,3 @@ def test_every_promise_has_tests_that_exist():
     text = PAGE.read_text()
     assert len(rows(text)) > 20
     assert missing(text) == []
-    file = "tests/io/test_atomic.py"
-    for named in ("", f"`{file}::test_that_nobody_wrote`", "`tests/io/test_missing.py::test_a`", f"`{file}::names_of`"):
-        assert len(missing(f"| **A promise** | {named} |")) == 1

@@ -40,12 +40,9 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"pages.report"},
-    "pyarrow": {"cases.manifest_table"},
-    "dask": {"runs.execution.cluster"},
+    "matplotlib": {"pages.report.charts", "train"},
     "distributed": {"runs.execution.cluster"},
-    "cryptography": {"runs.execution.cluster"},
     "PIL": {"pages"},
-    "packaging": {"apps.tools.extras"},
     "monai": {"monai"},
     "starlette": {"apps.tune.server"},
     "uvicorn": {"apps.tune.server"},
@@ -134,15 +131,6 @@ def test_no_module_imports_itself_through_others():
     assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules) - 1
 
 
-def test_the_rules_see_what_breaks_them():
-    assert upward_imports("from crfrefine.refinement import refine", "parameters.model")
-    assert upward_imports("def f():\n    import crfrefine.cli.main", "runs.infer.run")
-    assert upward_imports("from crfrefine import engines", "errors")
-    assert misplaced_imports("import nibabel.nifti1", "cases.case")
-    assert misplaced_imports("from rich import print", "runs.infer.run")
-    assert prints("print(1)", "refine")
-
-
 def run_python(code, *arguments, path_first=None):
     """Run code in a fresh interpreter, outside of the repository."""
     lines = [f"import sys; sys.path.insert(0, {str(path_first)!r})"] if path_first else []
@@ -168,8 +156,6 @@ def tripwires(tmp_path):
 
 def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tripwires):
     """The demo refines through the same code as `infer`."""
-    code = "try:\n    import torch\nexcept AssertionError as seen:\n    print(seen)"
-    assert run_python(code, path_first=tripwires) == "torch was imported\n", "tripwires are found before the real libraries"
     code = (
         "import sys, crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]\n"
         "from crfrefine import *\n"

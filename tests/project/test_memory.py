@@ -20,7 +20,7 @@ from crfrefine.base.memory import (
     require_memory,
     resource_limits,
 )
-from crfrefine.base.threads import SHARE, available_threads, thread_limit
+from crfrefine.base.threads import available_threads, thread_limit
 from crfrefine.errors import CapacityError, InputError
 
 GIB = 1 << 30
@@ -174,17 +174,6 @@ def test_a_system_that_says_nothing_has_no_limit(monkeypatch):
     require_memory(10**17, "x: takes", limit)
 
 
-def test_without_proc_the_physical_memory_is_the_limit(monkeypatch):
-    pages = {"SC_PHYS_PAGES": 1 << 22, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(memory, "read_text", lambda _: "")
-    monkeypatch.setattr(memory, "_soft_limits", dict)
-    monkeypatch.setattr(memory.os, "environ", {})
-    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
-    assert memory_limit() == MemoryLimit(16 * GIB - 16 * GIB // 20, "the memory of this machine")
-    monkeypatch.delattr(memory.os, "sysconf")
-    assert not memory_limit().is_known
-
-
 def test_what_does_not_fit_is_refused_with_sizes_and_a_way_out():
     with pytest.raises(CapacityError) as caught:
         require_memory(5 * GIB, "a.nii.gz: its voxels take\n  a.nii.gz  1000 voxels", MemoryLimit(GIB, "--max-memory"))
@@ -222,9 +211,8 @@ def test_a_group_without_a_usable_quota_limits_nothing(tmp_path, content):
     assert core_quota("0::/\n", V2_MOUNT, tmp_path) is None
 
 
-def test_affinity_quota_and_share_limit_the_threads(monkeypatch):
-    """A machine with 16 cores, of which this process may use 12; a part of a core is one. A worker's share goes before all."""
-    monkeypatch.delenv(SHARE, raising=False)
+def test_affinity_and_quota_limit_the_threads(monkeypatch):
+    """A machine with 16 cores, of which this process may use 12; a part of a core is one."""
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 16)
     for cores, quota, number, source in (
         (16, None, 16, "the cores of this machine"),
@@ -239,8 +227,3 @@ def test_affinity_quota_and_share_limit_the_threads(monkeypatch):
         monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
         assert thread_limit().number == available_threads() == number
         assert source in thread_limit().source
-    monkeypatch.setenv(SHARE, "3")
-    assert thread_limit().number == 3
-    assert SHARE in thread_limit().source
-    monkeypatch.setenv(SHARE, "many")
-    assert thread_limit().number == 12

@@ -20,7 +20,7 @@ from crfrefine.refinement.case import refine
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-TABLES = ("summary", "study", "size", "quality", "calibration", "cost", "label-maps", "paper")  # by their markers in the page
+TABLES = ("summary", "study", "label-maps")  # by their markers in the page
 
 
 def keep_every_other_plane(file):
@@ -84,20 +84,3 @@ def test_each_case_has_logits_of_a_network_that_has_not_seen_it(tmp_path):
             link = network / "logits" / f"{case}.nii.gz"
             assert link.resolve() == (fold / "logits" / link.name).resolve()
             assert nibabel.load(link).shape[:3] == nibabel.load(data / "images" / f"{case}_0000.nii.gz").shape
-
-
-def test_a_taste_of_learning_end_to_end_gives_all_tables(tmp_path, monkeypatch):
-    page = Path(shutil.copy(BENCHMARKS.parent / "docs" / "reference" / "end-to-end.md", tmp_path))
-    options = ("--quick", "--folds", "1", "--workers", "1", "-o", tmp_path, "--document", page)
-    monkeypatch.setattr(sys, "argv", ["study_end_to_end.py", *map(str, options)])
-    with importing_from(BENCHMARKS) as load:
-        load("study_end_to_end").main()
-    fold = tmp_path / "generated" / "cases_2" / "fold_1"
-    found = {file.parent.name: json.loads(file.read_text())["measurements"] for file in sorted(fold.glob("*/result.json"))}
-    assert list(found) == ["added", "end_to_end", "longer", "network"]
-    assert len({row["method"] for rows in found.values() for row in rows}) == 8
-    for marker in ("summary", "dice", "networks", "learned", "paper", "cost"):
-        part = page.read_text().partition(f"<!-- {marker}:begin -->")[2].partition(f"<!-- {marker}:end -->")[0]
-        assert "generated, 2 training cases" in part
-    trained = CrfParameters.load(fold / "end_to_end" / "params.toml")
-    assert trained.bilateral[0].theta_beta != CrfParameters().bilateral[0].theta_beta

@@ -7,9 +7,10 @@ import weakref
 from pathlib import Path
 
 import pytest
-from cli_helpers import write_folders
+from cli_helpers import Folders, write_folders
 
 import crfrefine.cases.case
+from crfrefine.base.failures import Failure
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
@@ -126,3 +127,43 @@ def test_a_summary_has_null_for_what_json_has_no_number_for():
     content = json.loads(summary.to_json(), parse_constant=pytest.fail)
     assert content["cases"][0]["energy"] == [1.5, None, None]
     assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]
+
+
+def test_after_an_error_of_a_case_the_run_goes_on_or_stops_as_asked(tmp_path):
+    """The case after it, which was read ahead, is not begun then."""
+    folders = write_folders(tmp_path, *"abc")
+    (folders.logits / "b.nii.gz").write_bytes(b"no volume")
+    assert [case.status for case in run_inference(options_for(folders)).cases] == ["done", "failed", "done"]
+    stopped = run_inference(options_for(Folders(folders.images, folders.logits, tmp_path / "again"), fail_fast=True))
+    assert [case.status for case in stopped.cases] == ["done", "failed"]
+
+
+def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
+    """It comes while the second case is computed and the third one is read; no unfinished file is left."""
+    folders = write_folders(tmp_path, *"abc")
+    ended = []
+
+    class Interrupting(Observer):
+        def stage_changed(self, case_id, *_):
+            if case_id == "b":
+                raise KeyboardInterrupt
+
+        def run_ended(self, summary):
+            ended.append([(case.case_id, case.status) for case in summary.cases])
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inference(options_for(folders), Interrupting())
+    assert ended == [[("a", "done")]]
+    assert [path.name for path in folders.output.iterdir() if path.is_file()] == ["a.nii.gz"]
+
+
+def test_a_record_in_json_begins_with_the_case_and_ends_with_its_error():
+    record = CaseRecord("a", "done", {"read": 1.0, "refine": 2.0, "refine.lattice": 1.5}, ["assumed"])
+    assert record.seconds == 3.0
+    names = list(record.to_dict())
+    assert (names[:2], names[-5:]) == (["case_id", "status"], ["times", "notes", "error", "error_kind", "error_traceback"])
+    assert record.to_dict()["error"] is None
+    record.fail(Failure("a.nii: cut off", "InputError"))
+    record.fail(Failure("of what followed", "InputError"))
+    content = record.to_dict()
+    assert (content["status"], content["error"], content["error_kind"]) == ("failed", "a.nii: cut off", "InputError")

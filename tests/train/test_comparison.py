@@ -34,8 +34,8 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
     told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
     assert told.startswith("The trained CRF with the largest component ")
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.NNUNET: 0.03, methods.TRAINED_LARGEST: 0.06}
-    check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST, methods.NNUNET}, set())
+    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}
+    check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
 
 
 def test_the_untrained_preset_is_a_rival():
@@ -63,16 +63,11 @@ def test_the_preset_is_measured_as_infer_runs_it():
         assert found[name] not in (found[methods.NETWORK], found[methods.TRAINED])
 
 
-def test_the_postprocessing_of_nnunet_is_a_rival():
-    gains = {methods.TRAINED: 0.05, methods.NNUNET: 0.09}
-    check((*methods.MEASURED, methods.NNUNET), gains, methods.TRAINED, methods.NETWORK, set(), {methods.NNUNET})
-
-
 def test_rivals_of_a_crf_with_rules_have_rules_too():
     """Here the recalibration with rules is as good as the CRF with them."""
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05}
     gains |= {methods.RULES: 0.01, methods.TRAINED_RULES: 0.06, methods.with_rules(methods.SCALING): 0.06}
-    measured = [name for name in methods.ALL_MEASURED if name != methods.NNUNET]
+    measured = methods.ALL_MEASURED
     rivals = {*WITH_RULES, methods.LARGEST, methods.RULES}
     told = check(measured, gains, methods.TRAINED_RULES, methods.NETWORK, rivals, {methods.with_rules(methods.SCALING)})
     assert told.startswith("The trained CRF with small-object rules helps.")

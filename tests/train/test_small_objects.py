@@ -140,7 +140,7 @@ def test_the_methods_with_rules_are_measured_if_there_are_rules():
     fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
     tuned = Tuned(fitted, VectorScaling(0.5, (0.0,) * len(case.logits)), 1.5, "foreground", rules)
     found, without = (measure_methods(case, regions, one, "cpu", 1) for one in (tuned, replace(tuned, rules=None)))
-    assert set(found) == set(methods.ALL_MEASURED) - {methods.NNUNET} | set(methods.PROBABILITIES.values())
+    assert set(found) == set(methods.ALL_MEASURED) | set(methods.PROBABILITIES.values())
     assert set(without) == set(methods.MEASURED) | set(methods.PROBABILITIES.values())
     assert {name: found[name] for name in without} == without
     trained = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters(), input_type="logits").label_map

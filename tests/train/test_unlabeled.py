@@ -340,7 +340,7 @@ def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
         (("-l", tmp_path), "--labels"),
         (("--learn", "theta", "--folds", 3), "--learn, --folds"),
         (("-c", "brats", "--set", "spatial.weight=1"), "--config, --set"),
-        (("--continue", "--workers", 2), "--workers, --continue"),
+        (("--continue", "--device", "cpu"), "--device, --continue"),
     ):
         message = errors(choose(tmp_path, *options, status=2).stderr)[0]
         assert "Invalid value for --unlabeled: " in message

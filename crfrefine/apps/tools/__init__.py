@@ -1,1 +1,1 @@
-"""`crfrefine info`, `crfrefine convert`, `crfrefine doctor`, and the descriptions that `crfrefine describe` prints."""
+"""`crfrefine info` and `crfrefine convert`."""

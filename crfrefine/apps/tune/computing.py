@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from crfrefine.refinement.refining_again import RefiningAgain
 if TYPE_CHECKING:
     from crfrefine.apps.tune.case import TuneCase
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Bool, Float32, Labels
+    from crfrefine.base.array_types import Bool, Float32
     from crfrefine.engines.base import Progress
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.result import RefinementResult
@@ -60,13 +60,10 @@ class CaseRefiner:
         self._lock = threading.Lock()
         self._normalized: tuple[object, Float32] | None = None
 
-    def refine_whole(
-        self, parameters: CrfParameters, progress: Progress | None = None, show: Callable[[int, int, Labels], None] | None = None
-    ) -> RefinementResult:
+    def refine_whole(self, parameters: CrfParameters, progress: Progress | None = None) -> RefinementResult:
         """Return the refined case: the result of `infer` with these parameters. One call at a time.
 
-        `progress` is called between stages and may raise to stop; `show` as in `RefiningAgain`, with the label map after steps but the
-        last.
+        `progress` is called between stages and may raise to stop.
         """
         case, mask = self.case, self.case.mask_for(parameters)
         image = self._normalized_image(parameters, mask)
@@ -76,8 +73,8 @@ class CaseRefiner:
         else:
             network = ArrayNetwork(case.logits, "logits", case.regions)
         shared: dict[str, Any] = {"spacing": case.spacing, "parameters": replace(parameters, intensity=NORMALIZED), "mask": mask}
-        context, again = RunContext(self._threads, progress), replace(self._again, show=show)
-        return refine_network(network, image, device=self._device, context=context, again=again, allow_vanishing=True, **shared)
+        context = RunContext(self._threads, progress)
+        return refine_network(network, image, device=self._device, context=context, again=self._again, allow_vanishing=True, **shared)
 
     def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
         """Return a box of the case, refined by itself; None if nothing in it can be refined.

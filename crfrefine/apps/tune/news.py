@@ -31,24 +31,22 @@ class News:
         self.number = 0  # Of the newest request.
         self.shown: Shown | None = None  # The newest result.
         self.has_ended = False  # Whether the page is about to end.
-        self._version = self._serial = self._first = 0
+        self._version = self._serial = 0
         self._working = ""
         self._error: dict[str, Any] | None = None
 
-    def begin(self, *, is_other_case: bool = False) -> int:
-        """Return the number of a new request, which is larger than that of earlier ones; results of another case are forgotten."""
+    def begin(self) -> int:
+        """Return the number of a new request, which is larger than that of earlier ones."""
         with self._changed:
             self.number += 1
             self._error, self._working = None, "box"
-            if is_other_case:
-                self._first, self.shown = self.number, None
             self._tell()
             return self.number
 
     def publish(self, shown: Shown, working: str) -> None:
-        """Show a result unless there is a newer one, or it is of another case; `working` is what follows: "whole", or "": nothing."""
+        """Show a result unless there is a newer one; `working` is what follows: "whole", or "": nothing."""
         with self._changed:
-            if shown.number < self._first or (self.shown is not None and self.shown.number > shown.number):
+            if self.shown is not None and self.shown.number > shown.number:
                 return
             self.shown = shown
             self._serial += 1

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.apps.tune.session import BehindError
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
 
 if TYPE_CHECKING:
@@ -118,8 +117,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return as_json(session.news(_number(request, "after"), _LONGEST_WAIT))
 
     def plane(request: Request) -> Response:
-        opened, number, index, modality = (_number(request, name) for name in ("opened", "number", "index", "modality"))
-        content = session.plane(opened, number, index, modality)
+        content = session.plane(*(_number(request, name) for name in ("number", "index", "modality")))
         return Response(content, media_type="application/octet-stream")
 
     def post(action: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
@@ -135,13 +133,12 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return {}
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return as_json({"error": str(error)}, 409 if isinstance(error, BehindError) else 400)
+        return as_json({"error": str(error)}, 400)
 
     actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "change": lambda sent: session.change(_whole(sent.get("number")), _table(sent, "changes"), _place(sent)),
-        "preset": lambda sent: session.take_preset(_whole(sent.get("number")), str(sent.get("name", "")), _place(sent)),
-        "case": lambda sent: session.take_case(_whole(sent.get("number")), str(sent.get("name", ""))),
-        "save": lambda sent: session.save(_whole(sent.get("number"))),
+        "change": lambda sent: session.change(_table(sent, "changes"), _place(sent)),
+        "preset": lambda sent: session.take_preset(str(sent.get("name", "")), _place(sent)),
+        "save": lambda sent: session.save(),
         "end": close,
     }
     routes = [

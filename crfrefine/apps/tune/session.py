@@ -1,7 +1,6 @@
 """What the page shows: the parameters, the newest results, and the case; nothing here knows of HTTP.
 
-The page may be open in several tabs, and all of them show one state. Each message has the number of the state that its tab shows; one of a
-tab that is behind is refused. No tab can thus change, see or save a mixture of two states.
+The page may be open in several tabs: the newest change wins, and all tabs show it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.apps.tune.case import TuneCase, open_case
+from crfrefine.apps.tune.case import open_case
 from crfrefine.apps.tune.computing import CaseRefiner
 from crfrefine.apps.tune.news import News
 from crfrefine.apps.tune.planes import plane_bytes, shown_planes, stored_place
@@ -48,7 +47,7 @@ class TuneOptions:
     # The references: a folder, or a file for one case; None: those that a network of nnU-Net was trained on, if any.
     labels: Path | None = None
     output: Path | None = None  # The TOML file to save to; None: the page offers the text alone.
-    first: str | None = None  # The case to open first; None: the first one.
+    first: str | None = None  # The case to show; None means the first one.
     regions: tuple[Region, ...] = ()  # Sigmoid channels of the network, if it has one for each; else labels that count together.
     class_order: tuple[int, ...] | None = None  # The label that each region writes, if they are channels; None: the only one left to it.
 
@@ -56,55 +55,33 @@ class TuneOptions:
 AS_GIVEN = ""
 """Stands among the presets for the parameters that the page was opened with."""
 
-_BEHIND = "the case or the parameters have changed since, in another tab"
-
-
-class BehindError(InputError):
-    """A message is of a tab that shows an older state; the tab has to ask for the present one."""
-
 
 @dataclass(frozen=True, eq=False)
 class _State:
     """What every tab shows."""
 
     number: int  # Of the request that this state is refined by; larger than that of earlier states.
-    opened: int  # Number of the first state of the case.
-    refiner: CaseRefiner  # Of the case.
     parameters: CrfParameters  # The model.
     place: tuple[int, ...]  # A voxel of the upright grid.
 
-    @property
-    def text(self) -> str:
-        """The parameter file."""
-        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.refiner.case.case_id)}; not validated.")
-
 
 class Session:
-    """One page on one case at a time. Its methods may be called from any thread; they raise as `infer` does, or BehindError."""
+    """One page on one case. Its methods may be called from any thread; they raise as `infer` does."""
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
-        self._inputs, self._cases = find_cases(options)
-        add_volumes(options.labels, *(path for case in self._cases for path in case.paths))
+        self._inputs, files = find_case(options)
+        add_volumes(options.labels, *files.paths)
         if options.output is not None:
             check_small_file(options.output)
         self._lock = threading.Lock()
-        names = [case.case_id for case in self._cases]
-        refiner = self._open(0 if options.first is None else names.index(options.first))
+        threads = options.inputs.threads
+        self.case = open_case(files, self._inputs.reading, threads)
+        self._refiner = CaseRefiner(self.case, threads, options.inputs.device)
         self._news = News()
         self._work = Work(self._news)
         with self._lock:
-            self._state = self._begin(refiner, options.inputs.parameters, refiner.case.first_place(), None)
-
-    @property
-    def case(self) -> TuneCase:
-        """The case that is shown."""
-        return self._state.refiner.case
-
-    @property
-    def number(self) -> int:
-        """Of the present state."""
-        return self._state.number
+            self._state = self._begin(options.inputs.parameters, self.case.first_place())
 
     def wake(self) -> None:
         """Answer all that wait: the page is about to end."""
@@ -118,16 +95,12 @@ class Session:
     # ---- What the page asks for
 
     def describe(self) -> dict[str, Any]:
-        """Return what stays the same while a case is shown, and the present parameters."""
-        with self._lock:
-            state, names = self._state, self._inputs.names
-        case = state.refiner.case
+        """Return what stays the same while the page is open, and the present parameters."""
+        state, names, case = self._state, self._inputs.names, self.case
         modalities = [name for _, name in zip(case.image, names.modalities, strict=False)]
         labels = [{"label": label, "name": self._label_name(label), "color": label_color(label)} for label in range(1, case.num_labels)]
         return {
-            "cases": [files.case_id for files in self._cases],
             "case": case.case_id,
-            "opened": state.opened,
             "grid": list(case.upright_grid),
             "spacing": list(case.upright_spacing),
             "place": list(state.place),
@@ -142,57 +115,36 @@ class Session:
             **self._described_parameters(state),
         }
 
-    def parameters(self) -> dict[str, Any]:
-        """Return the present parameters: number of the state, controls, text of the file."""
-        with self._lock:
-            state = self._state
-        return self._described_parameters(state)
+    def change(self, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
+        """Take changed entries, as `CrfParameters.replace` does, and refine; return number of the state, controls, text of the file.
 
-    def change(self, number: int, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take changed entries of the state with a number, as `CrfParameters.replace` does, and refine; return the new parameters.
-
-        The box that is refined first lies around a voxel of the upright grid; None: that of the state.
+        The box that is refined first lies around a voxel of the upright grid; None means that of the state.
         """
-        return self._refine(number, lambda present: present.replace(**changes), place)
+        return self._refine(lambda present: present.replace(**changes), place)
 
-    def take_preset(self, number: int, name: str, place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take the parameters of a preset, or those that the page was opened with, and refine; return them. Arguments as in `change`."""
+    def take_preset(self, name: str, place: Sequence[int] | None = None) -> dict[str, Any]:
+        """Take the parameters of a preset, or those that the page was opened with, and refine; return them as `change` does."""
         if name != AS_GIVEN and name not in list_presets():
             raise ConfigError(f"{name}: no such preset")
         parameters = self._options.inputs.parameters if name == AS_GIVEN else CrfParameters.load(name)
-        return self._refine(number, lambda present: parameters, place)
+        return self._refine(lambda present: parameters, place)
 
-    def take_case(self, number: int, name: str) -> dict[str, Any]:
-        """Show another case; return its description. If it cannot be read, the present one stays."""
-        names = [files.case_id for files in self._cases]
-        if name not in names:
-            raise InputError(f"{name}: no such case")
-        self._checked(number)
-        refiner = self._open(names.index(name))
-        with self._lock:
-            state = self._checked(number)
-            self._state = self._begin(refiner, state.parameters, refiner.case.first_place(), None)
-        return self.describe()
-
-    def save(self, number: int) -> dict[str, Any]:
-        """Write the parameters of a state to the output; return its path."""
+    def save(self) -> dict[str, Any]:
+        """Write the present parameters to the output; return its path, and the parameters as `change` does."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
         with self._lock:  # Of two that save, the file has the later state.
-            write_small_file(self._options.output, self._checked(number).text.encode())
-        return {"saved": str(self._options.output)}
+            described = self._described_parameters(self._state)
+            write_small_file(self._options.output, described["toml"].encode())
+        return {"saved": str(self._options.output), **described}
 
     def news(self, after: int, seconds: float) -> dict[str, Any]:
         """Return the state of the computation as soon as it is newer than a version, or after some seconds."""
         return self._news.wait(after, seconds)
 
-    def plane(self, opened: int, number: int, index: int, modality: int) -> bytes:
-        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels, of the case that was opened with this number."""
-        with self._lock:
-            state, shown = self._state, self._news.shown
-        if opened != state.opened:
-            raise BehindError(_BEHIND)
-        case = state.refiner.case
+    def plane(self, number: int, index: int, modality: int) -> bytes:
+        """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels."""
+        case, shown = self.case, self._news.shown
         found = next((plane for plane in shown_planes(case) if plane["number"] == number), None)
         is_there = found is not None and (found["through"] is None or 0 <= index < case.upright_grid[found["through"]])
         if not is_there or not 0 <= modality < len(case.image):
@@ -201,13 +153,9 @@ class Session:
 
     # ---- Work
 
-    def _open(self, number: int) -> CaseRefiner:
-        threads = self._options.inputs.threads
-        case = open_case(self._cases[number], self._inputs.reading, threads)
-        return CaseRefiner(case, threads, self._options.inputs.device)
-
-    def _counted_together(self, case: TuneCase) -> tuple[Region, ...]:
+    def _counted_together(self) -> tuple[Region, ...]:
         """Return the regions that the table has rows for: those of the options, or those of the network's channels."""
+        case = self.case
         if self._options.regions or case.regions is None:
             return self._options.regions
         return tuple(Region(name, labels) for name, labels in zip(case.regions.names, case.regions.labels, strict=True))
@@ -216,52 +164,45 @@ class Session:
         return "background" if label == 0 else self._inputs.names.titles.get(label, f"label {label}")
 
     def _described_parameters(self, state: _State) -> dict[str, Any]:
-        labels = [self._label_name(label) for label in range(state.refiner.case.num_labels)]
+        labels = [self._label_name(label) for label in range(self.case.num_labels)]
         controls = describe_controls(state.parameters, list(self._inputs.names.modalities), labels)
-        return {"number": state.number, "controls": controls, "toml": state.text}
+        text = state.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {printable(self.case.case_id)}; not validated.")
+        return {"number": state.number, "controls": controls, "toml": text}
 
-    def _checked(self, number: int) -> _State:
-        """Return the present state if it has this number."""
-        state = self._state
-        if number != state.number:
-            raise BehindError(_BEHIND)
-        return state
-
-    def _refine(self, number: int, changed: Callable[[CrfParameters], CrfParameters], place: Sequence[int] | None) -> dict[str, Any]:
+    def _refine(self, changed: Callable[[CrfParameters], CrfParameters], place: Sequence[int] | None) -> dict[str, Any]:
+        grid = self.case.upright_grid
+        if place is not None and (len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True))):
+            raise InputError("the place lies outside of the grid")
         with self._lock:
-            state = self._checked(number)
-            grid = state.refiner.case.upright_grid
-            if place is not None and (len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True))):
-                raise InputError("the place lies outside of the grid")
-            self._state = self._begin(state.refiner, changed(state.parameters), tuple(place or state.place), state.opened)
+            self._state = self._begin(changed(self._state.parameters), tuple(place or self._state.place))
             return self._described_parameters(self._state)
 
-    def _begin(self, refiner: CaseRefiner, parameters: CrfParameters, place: tuple[int, ...], opened: int | None) -> _State:
-        """Ask for the result of a new state, and return it; `opened` is None for another case. Whoever calls this holds the lock."""
-        number = self._news.begin(is_other_case=opened is None)
-        self._work.request(number, refiner, parameters, self._counted_together(refiner.case), stored_place(refiner.case, place))
-        return _State(number, number if opened is None else opened, refiner, parameters, place)
+    def _begin(self, parameters: CrfParameters, place: tuple[int, ...]) -> _State:
+        """Ask for the result of a new state, and return it. The caller holds the lock."""
+        number = self._news.begin()
+        self._work.request(number, self._refiner, parameters, self._counted_together(), stored_place(self.case, place))
+        return _State(number, parameters, place)
 
 
-# The cases that the page offers, their references, and what the regions of the options mean for them.
+# The case, its reference, and what the regions of the options mean for it.
 
 
-def find_cases(options: TuneOptions) -> tuple[RunInputs, tuple[CaseFiles, ...]]:
-    """Find the cases to choose from, with their references; raise an error for options that contradict each other."""
+def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
+    """Find the case with its reference; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
     names = [case.case_id for case in inputs.cases]
     if options.first is not None and options.first not in names:
         raise InputError(f"--case {shorten(options.first)}: no such case; there are {listed(names)}")
-    first = inputs.cases[0 if options.first is None else names.index(options.first)]
-    if options.regions and _are_channels(options, inputs, first):
+    place = 0 if options.first is None else names.index(options.first)
+    if options.regions and _are_channels(options, inputs, inputs.cases[place]):
         inputs = find_inputs(replace(options.inputs, regions=_scheme_of(options)))
     elif options.class_order is not None:
         raise ConfigError("--regions-class-order: it belongs to --regions that name a network's sigmoid channels, and there are none")
     references = _references(options, inputs)
-    cases = tuple(replace(case, labels=references.get(case.case_id)) for case in inputs.cases)
     if options.labels is not None and not references:
-        raise InputError(f"{options.labels}: no labels of any of the {counted(len(cases), 'case')}")
-    return inputs, cases
+        raise InputError(f"{options.labels}: no labels of any of the {counted(len(inputs.cases), 'case')}")
+    case = inputs.cases[place]
+    return inputs, replace(case, labels=references.get(case.case_id))
 
 
 def _references(options: TuneOptions, inputs: RunInputs) -> Mapping[str, Path]:

@@ -1,4 +1,4 @@
-"""What is computed after a change: first a box around the shown place, then the whole case, step by step.
+"""What is computed after a change: first a box around the shown place, then the whole case.
 
 Each has a thread of its own: a whole case that is out of date stops at its next step, and must not hold up the next box.
 """
@@ -9,9 +9,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,10 +49,6 @@ class NewestOnly:
         self._pool.shutdown(cancel_futures=True)
 
 
-STEP_SECONDS = 0.5
-"""The label map of a step is shown if nothing newer was for so long; showing it takes about a tenth of a step of the default model."""
-
-
 class _StaleError(Exception):
     """A newer request waits."""
 
@@ -66,7 +62,6 @@ class Request:
     parameters: CrfParameters  # The model.
     regions: tuple[Region, ...]  # Labels that count together in the table.
     box: Box | None = None  # What to refine first; None: nothing.
-    in_box: Array | None = None  # Its labels, once they are known.
 
 
 class Work:
@@ -102,67 +97,45 @@ class Work:
         except Exception:
             result = None  # A box may lack what the whole case has, which tells of its own errors.
         if result is not None:
-            facts = self._facts(wanted, result.label_map, wanted.box, started) | _outcome(result)
-            self._news.publish(Shown(wanted.number, wanted.box, result.label_map, facts), "whole")
-            wanted = replace(wanted, in_box=result.label_map)
+            self._publish(wanted, result, wanted.box, started)
         if wanted.number == self._news.number and not self._news.has_ended:
             self._thorough.submit(partial(self._refine_whole, wanted))
 
     def _refine_whole(self, wanted: Request) -> None:
-        started = last = time.perf_counter()
+        started = time.perf_counter()
 
         def check(stage: str, step: int, num_steps: int) -> None:
             # A small case is finished, so that something is shown while a slider moves.
             if self._news.has_ended or (wanted.box is not None and wanted.number != self._news.number):
                 raise _StaleError
 
-        def show(step: int, num_steps: int, labels: Array) -> None:
-            nonlocal last
-            if time.perf_counter() - last < STEP_SECONDS:
-                return
-            if wanted.in_box is not None:  # It has had all steps.
-                labels = labels.copy(order="K")
-                labels[wanted.box] = wanted.in_box
-            frame = None if wanted.in_box is None else wanted.box
-            facts = self._facts(wanted, labels, None, started, frame) | {"step": step, "num_steps": num_steps}
-            self._news.publish(Shown(wanted.number, None, labels, facts), "whole")
-            last = time.perf_counter()
-
         try:
-            result = wanted.refiner.refine_whole(wanted.parameters, check, show)
+            result = wanted.refiner.refine_whole(wanted.parameters, check)
         except _StaleError:
             return
         except Exception as error:  # The page lives on, and says so.
             self._news.fail(wanted.number, error)
             return
-        facts = self._facts(wanted, result.label_map, None, started) | _outcome(result)
-        self._news.publish(Shown(wanted.number, None, result.label_map, facts), "")
+        self._publish(wanted, result, None, started)
 
-    def _facts(self, wanted: Request, labels: Array, box: Box | None, started: float, frame: Box | None = None) -> dict[str, Any]:
-        """Return what can be said of labels of the whole case, or of a box; `frame` is a box that is drawn all the same."""
-        case, part, frame = wanted.refiner.case, box or (), box or frame
+    def _publish(self, wanted: Request, result: RefinementResult, box: Box | None, started: float) -> None:
+        """Show the result of the whole case, or of a box."""
+        case, part, labels = wanted.refiner.case, box or (), result.label_map
         reference = None if case.labels is None else case.labels[part]
         rows, num_changed = score_labels(case.network_labels[part], labels, reference, case.num_labels, wanted.regions)
-        return {
+        facts = {
             "is_whole": box is None,
-            "box": None if frame is None else [[axis.start, axis.stop] for axis in upright_box(case, frame)],
+            "box": None if box is None else [[axis.start, axis.stop] for axis in upright_box(case, box)],
             "voxels_changed": num_changed,
             "labels": rows,
             "seconds": time.perf_counter() - started,
-            "step": None,
+            "num_iterations": result.num_iterations,
+            "converged": result.converged,
+            "filters": list(result.filters),
+            "notes": list(result.notes),
+            "device": result.device,
         }
-
-
-def _outcome(result: RefinementResult) -> dict[str, Any]:
-    """Return what is known when the last step is done."""
-    return {
-        "num_iterations": result.num_iterations,
-        "converged": result.converged,
-        "energy": list(result.energy),
-        "filters": list(result.filters),
-        "notes": list(result.notes),
-        "device": result.device,
-    }
+        self._news.publish(Shown(wanted.number, box, labels, facts), "" if box is None else "whole")
 
 
 # Voxels and Dice of each label, and of labels that count together, before and after.

@@ -37,7 +37,7 @@ class CudaBackend:
             host: Backend = CpuBackend()
         except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
             host = ReferenceBackend()
-        # Computed on the host, as what follows.
+        # Computed on the host, like the rest.
         self.label_map, self.softmax, self.channel_ranges = host.label_map, host.softmax, host.channel_ranges
 
     def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> CudaKernels:
@@ -47,7 +47,7 @@ class CudaBackend:
 
         Raises:
             InputError: the mask is empty, an intensity is not finite, or the filter is `grid` and the modalities are not one or two.
-            ConfigError: there is no such filter.
+            ConfigError: the filter does not exist.
             CapacityError: not enough memory, or bandwidths too small for the lattice or the grid.
         """
         with self._lock, active_for(self.device, image.values), capacity(image.values.shape):

@@ -1,6 +1,6 @@
 """The backward pass of the mean field on the device (docs/reference/math.md; kernels/cuda/mean_field_backward.cu has the names).
 
-The host decides what is launched, and waits once, for the sums of all steps; with a volume term twice per step more.
+The host decides on the launches, and waits once, for the sums of all steps; with a volume term twice per step more.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Backward:
         wants_theta: bool,
         by_image: Any,
     ) -> None:
-        """Take the model of the forward pass, and allocate what the steps need; see `memory.backward_bytes`.
+        """Take the model of the forward pass, and allocate the memory of the steps; see `memory.backward_bytes`.
 
-        `by_image`, (modality, *grid) zeros on the device, becomes the gradient with respect to the image; None: it is not asked for.
+        `by_image`, (modality, *grid) zeros on the device, becomes the gradient with respect to the image; None if it is not asked for.
         """
         self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
         self._device, self._dtype = voxels.device, np.dtype(dtype)
@@ -68,7 +68,7 @@ class Backward:
         self._by_voxels = None if by_image is None else xp.zeros((len(by_image), num_voxels), dtype=dtype)
         self._is_differentiated = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
         self._wants_theta = wants_theta
-        # Rows of the marginals, and of the gradients with respect to messages and marginals; what is filtered from the first two.
+        # Rows of the marginals, and of the gradients with respect to messages and marginals; filtered values of the first two.
         shape = (num_groups, num_voxels, width)
         self._marginals, self._by_message, self._by_marginals = (xp.zeros(shape, dtype=dtype) for _ in range(3))
         self._filtered, self._filtered_back = (xp.empty(shape, dtype=dtype) for _ in range(2))
@@ -123,7 +123,7 @@ class Backward:
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
         self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, self._by_message)
         if moments is not None:
-            moments.add_step(self._marginals, self._by_message)  # first: it computes in the memory of what is filtered below
+            moments.add_step(self._marginals, self._by_message)  # first: it computes in the memory of the filter below
         kernel.filter.accumulate(self._marginals, sent_scale, None, self._unit, self._filtered, adds=False)
         kernel.filter.accumulate(self._by_message, scale, None, self._unit, self._filtered_back, transposed=True, adds=False)
         filtered = (self._marginals, self._by_message, self._filtered, self._filtered_back, scale, sent_scale, kernel.ones)
@@ -132,7 +132,7 @@ class Backward:
         self._products[m].add(self._messages, self._by_x)
 
     def _normalizations_back(self) -> None:
-        """Add what the normalizations pass on to bandwidths and image."""
+        """Add the normalizations' part of the gradients of bandwidths and image."""
         xp, num_voxels = self._device.xp, self._voxels.num_voxels
         unit = xp.ones((1, num_voxels, 1), dtype=self._dtype)
         by_ones, filtered_back = (xp.empty_like(unit) for _ in range(2))

@@ -44,7 +44,7 @@ _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if 
 
 
 class ForkedError(BackendUnavailableError):
-    """CUDA does not work in this process, which was forked from one that had used the GPU."""
+    """CUDA does not work in this process, which was forked from a process that had used the GPU."""
 
     def __init__(self, name: str = "cuda") -> None:
         """Say what to do."""
@@ -55,7 +55,7 @@ class ForkedError(BackendUnavailableError):
 
 
 def num_driver_devices() -> int:
-    """Return how many GPUs the driver shows; 0 without a driver, or with one that does not start. Loads only the driver's library.
+    """Return how many GPUs the driver shows; 0 without a driver, or with a driver that does not start. Loads only the driver's library.
 
     Raises:
         ForkedError: the driver was used before this process was forked.
@@ -64,7 +64,7 @@ def num_driver_devices() -> int:
 
 
 def _ask_driver() -> tuple[int, int]:
-    """Return how many GPUs the driver shows, and its status; `_NO_DRIVER`: there is none."""
+    """Return how many GPUs the driver shows, and its status; `_NO_DRIVER` without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -123,7 +123,7 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
     expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
     return BackendUnavailableError(
         f"--device {shorten(requested, MOST_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
-        "use one of these, cuda:all for all of them, or cpu"
+        "use one of these, or cpu"
     )
 
 
@@ -251,7 +251,7 @@ class CupyDevice:
         """Make the GPU the current one; see `Device.active`.
 
         Raises:
-            ForkedError: this process was forked from the one that created this device.
+            ForkedError: this process was forked from the process that created this device.
             DeviceLostError: the GPU stopped working; raised on entering or leaving the context.
         """
         if os.getpid() != self._process:

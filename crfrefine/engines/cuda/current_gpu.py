@@ -1,4 +1,4 @@
-"""The GPU that a thread is set to while the engine works, and the one that it is left on.
+"""The GPU of a thread while the engine works, and afterwards.
 
 CUDA opens a context (some 500 MB) on every GPU that a thread is set to, also where it is only set back; on a GPU that admits one process
 (exclusive mode), that fails if another process has it.
@@ -18,14 +18,14 @@ _is_own_process = False
 
 
 def own_process() -> None:
-    """Leave threads of this process on the GPU that they worked on: nobody else in it counts on their current one."""
+    """Leave threads of this process on the GPU that they worked on: nothing else in it depends on the current GPU."""
     global _is_own_process
     _is_own_process = True
 
 
 @contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
-    """Set this thread to a GPU; at the end to the one that it was on before, unless the process is our own (`own_process`).
+    """Set this thread to a GPU; at the end to its GPU before, unless the process is our own (`own_process`).
 
     If a GPU refuses to be set back to, its context would be this process's first one there: a warning says that the thread stays.
     `runtime` is CuPy's `cuda.runtime`.

@@ -1,4 +1,4 @@
-"""What the GPU engine needs from a device: arrays with numpy's functions, and kernels to launch on them."""
+"""The parts of a device that the GPU engine uses: arrays with numpy's functions, and kernels to launch on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Device(Protocol):
     """The array module, numpy or one like it: bincount, cumsum, flatnonzero, searchsorted, sort, stable argsort, elementwise arithmetic."""
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None means a null pointer."""
         ...
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
@@ -38,7 +38,7 @@ class Device(Protocol):
         ...
 
     def upload(self, array: Any) -> Any:
-        """Return the array on the device in C order: a numpy array is copied; one that is there already is shared by DLPack."""
+        """Return the array on the device in C order: a numpy array is copied; an array on the device is shared by DLPack."""
         ...
 
     def download(self, array: Any) -> Array:

@@ -1,4 +1,4 @@
-"""What the GPU engine's filters have in common; its direct sums, over all pairs or the pairs of a window; and its spatial kernel."""
+"""The common part of the GPU engine's filters; its direct sums, over all pairs or the pairs of a window; and its spatial kernel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Filter(ABC):
             received: likewise.
             channel_weight: (group, width).
             total: like `values`; the result is added to it.
-            adds: False: the result takes the place of what is in `total`.
+            adds: False: the result replaces the content of `total`.
             transposed: apply the transpose of K, which differs from K only for the lattice.
         """
         for group, weight, out in zip(values, channel_weight, total, strict=True):
@@ -135,7 +135,7 @@ def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[Float64, Flo
     """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
 
     Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, so that no weight jumps when another voxel comes
-    within reach (docs/reference/math.md). `sigma` is in voxels, of which the axis has `extent`.
+    within reach (docs/reference/math.md). `sigma` is in voxels; the axis has `extent` voxels.
     """
     reach = min(radius * sigma, 1e18)
     distance = np.arange(int(min(math.ceil(reach), extent - 1)) + 1)

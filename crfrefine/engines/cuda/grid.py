@@ -165,7 +165,7 @@ class GridFilter(Filter):
         self._intensity = bilateral.features[: len(size.bins)]
         self._lowest = self._device.upload(np.array(size.lowest, dtype=self._dtype))
         self._bins, self._size = size.bins, size
-        # Cells of the grid, then of what is left to be added up along one axis more, up to the planes; and of the grid once more.
+        # Cells of the grid, then of the rest to be added up along one more axis, up to the planes; and of the grid once more.
         outer, num_axes = voxels.box_shape[:-2], voxels.num_axes
         self._plane_cells = math.prod(size.cells[-2:]) * (1 if num_axes > 1 else _SPAN) * math.prod(size.bins)
         levels = [math.prod(outer[:a]) * math.prod(size.cells[a : len(outer)]) * self._plane_cells for a in range(len(outer) + 1)]
@@ -191,7 +191,7 @@ class GridFilter(Filter):
         self._slice(levels, to)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
-        """Memory for rows of so many channels: (row, width) of each level, and of the grid once more; what was in it is lost."""
+        """Memory for rows of so many channels: (row, width) of each level, and of the grid once more; its content is lost."""
         memory = self._memory.array((width * sum(self._counts),), self._dtype)
         ends = accumulate(width * count for count in self._counts)
         parts = zip(ends, self._counts, strict=True)

@@ -108,7 +108,7 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
     """Build the filter of an appearance kernel: "auto", "exact", "truncated", "grid" or "lattice".
 
     Raises:
-        ConfigError: there is no such filter.
+        ConfigError: the filter does not exist.
         InputError: the filter is "grid", and the modalities are not one or two.
     """
     num_vertices = None

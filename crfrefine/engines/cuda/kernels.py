@@ -94,7 +94,7 @@ class CudaKernels:
             return MeanFieldResult(refined, report, timings)
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         plain = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = run_bytes(self._shape(), self.num_voxels, plain, self.dtype, records=True)
@@ -154,7 +154,7 @@ class CudaKernels:
             )
 
     def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
-        """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
+        """Return the masked voxels on which the volume term of a run acts; None means all of them, or no term.
 
         `given` are the logits on the device, which are downloaded only where components have to be found, `logits` as they were passed.
         """

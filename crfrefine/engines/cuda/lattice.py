@@ -25,7 +25,7 @@ class Lattice:
     Attributes:
         num_features: D of the lattice, at least that of the image.
         num_vertices: K.
-        vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is None if 64 bits are enough.
+        vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is only used beyond 64 bits, else None.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
         lists: the same sorted by vertex, as splatting reads them.
         before, after: (direction, vertex) neighbors, -1 = absent.

@@ -16,7 +16,7 @@ class Pieces:
     """Neighbors in a list that are added up."""
 
     begin: Any  # (piece + 1) where each begins, among the entries or rows
-    row: Any  # (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a row of its own
+    row: Any  # (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a separate row
 
     def __len__(self) -> int:
         return int(self.row.size)

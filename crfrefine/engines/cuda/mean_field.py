@@ -1,4 +1,4 @@
-"""The mean-field iteration on the device (docs/reference/math.md, section 3): the host only decides what is launched next."""
+"""The mean-field iteration on the device (docs/reference/math.md, section 3): the host only decides on the next launch."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class MeanFieldRun:
     ) -> None:
         """Take a run.
 
-        `volume_part` is where the volume term applies, (voxel); None: everywhere, or there is no term. If it `records`, what the backward
-        pass needs is saved.
+        `volume_part` is where the volume term applies, (voxel); None means everywhere, or no term. If it `records`, data of the backward
+        pass are saved.
         """
         self._voxels, self._spec, self._logits = voxels, spec, logits
         self._device, xp = voxels.device, voxels.device.xp
@@ -73,7 +73,7 @@ class MeanFieldRun:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
-        # The first kernel does not look at what was there, the others add theirs.
+        # The first kernel overwrites, the others add.
         self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
@@ -144,7 +144,7 @@ class MeanFieldRun:
     def _outcome(self) -> MeanFieldOutcome:
         """Return the present result."""
         if self._volume is not None:
-            self._store_marginals()  # before what the host waits for, or it would return too early
+            self._store_marginals()  # before the host's wait, or it would return too early
         state = self._device.download(self._state)
         done = int(state[_NUM_STEPS])
         energy = state[_NUM_STATES : _NUM_STATES + done]

@@ -81,10 +81,10 @@ def backward_bytes(
     size, padded, threads = _itemsize(dtype), padded_channels(num_labels - 1), sum_threads(num_voxels)
     sums = 8.0 * threads * sum(features) + len(features) * product_bytes(num_labels, num_labels, num_voxels, dtype)
     throughout = size * (num_voxels * (2.0 * num_labels + num_image) + grid_size * num_image) + sums + num_given
-    rows = 5.0 * padded + num_labels  # marginals, gradients, what is filtered; messages
+    rows = 5.0 * padded + num_labels  # marginals, gradients, filtered values; messages
     if num_theta:  # columns of features, one of them times a factor; sums for the normalization
         rows += sum(features) + 1.0 + 2.0 * num_theta
-    # First the steps; then three single channels in place of the rows; then the gradient for the logits with its sums.
+    # First the steps; then three single channels instead of the rows; then the gradient for the logits with its sums.
     products = product_bytes(num_labels, 1, num_voxels, dtype) + product_bytes(1, 1, num_labels * grid_size, dtype)
     at_the_end = (2.0 * size + 1.0) * num_labels * grid_size + products
     return throughout + max(size * num_voxels * rows, at_the_end)
@@ -123,7 +123,7 @@ def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bo
 
 
 def table_bits_for(num_vertices: float) -> int:
-    """Return the bits of a hash table that such a number of vertices fills to less than half, with room for a quarter more."""
+    """Return the bits of a hash table that so many vertices fill to less than half, with room for a quarter more."""
     return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
 
@@ -142,7 +142,7 @@ def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_b
 
 
 def grid_bytes(num_cells: int, width: int, dtype: Any, *, num_places: int, num_voxels: int) -> float:
-    """Return the bytes of a bilateral grid: rows of `width` channels in the cells of all its arrays, and what it takes to lay it out.
+    """Return the bytes of a bilateral grid: rows of `width` channels in the cells of all its arrays, and of the memory to lay it out.
 
     That are the places of all axes, whose weights are computed in double precision, and the voxels inside the mask, whose tiles are listed.
     """

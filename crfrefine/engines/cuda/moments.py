@@ -38,7 +38,7 @@ class Moments:
     ) -> None:
         """Allocate the sums; `rows` are numbers to compute in, as many as a pair of a step has.
 
-        `by_image`, (modality, voxel), is the gradient with respect to the image, which is added to; None: it is not asked for.
+        `by_image`, (modality, voxel), is the gradient with respect to the image, which is added to; None if it is not asked for.
         """
         self._kernel, self._voxels, self._features = kernel, voxels, features
         self._dtype, self._wants_theta = np.dtype(dtype), wants_theta
@@ -66,10 +66,10 @@ class Moments:
         self._add_pair(marginals, self._sent_scale, by_message, self._kernel.scale)
 
     def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
-        """Add what the row sums D pass on, which normalize the messages and depend on bandwidths and image too.
+        """Add the gradient through the row sums D, which normalize the messages and depend on bandwidths and image too.
 
         With the gradient for the message of all ones, summed over the steps, and that for D, which takes its place, there are two more
-        sums of the form <u, K v>. All are (1, voxel, 1): ones, that gradient, and memory for what is filtered.
+        sums of the form <u, K v>. All are (1, voxel, 1): ones, that gradient, and memory for the filtered values.
         """
         kernel, features, num_voxels = self._kernel, self._features, self._voxels.num_voxels
         scale = kernel.scale
@@ -110,7 +110,7 @@ class Moments:
                 self._add(rows, values, sent, None, 0.0, None, by_image, inverse[f])
 
     def _rows_for(self, values: Any) -> Any:
-        """Return memory for what is filtered from such rows; until the next call."""
+        """Return memory for the filtered values of these rows; valid until the next call."""
         return self._rows[: values.size].reshape(values.shape)
 
     def _filter(self, plain: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False) -> None:
@@ -120,7 +120,7 @@ class Moments:
     def _add(
         self, rows: Any, other: Any, factor: Any, column: Any, coefficient: float, partial: Any, by_image: Any, inverse_theta: float = 0.0
     ) -> None:
-        """Add products of what was filtered and the other value of the pair; see `add_moments` in kernels/cuda/moments.cu."""
+        """Add products of the filtered value and the other value of the pair; see `add_moments` in kernels/cuda/moments.cu."""
         num_voxels, num_threads = self._voxels.num_voxels, self._num_threads
         arguments = (rows, other, len(rows), factor, column, num_voxels, coefficient, num_threads, partial, inverse_theta, by_image)
         self._device.launch("moments", "add_moments", row_constants(rows), num_threads, *arguments)

@@ -39,7 +39,7 @@ class Products:
     """Sums over the voxels of the products of each row of one array with each row of another.
 
     Attributes:
-        parts: (pair, part) what is added up in the end.
+        parts: (pair, part) the terms of the last sum.
     """
 
     def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> None:

@@ -91,7 +91,7 @@ def _as_pytorchs(cupy: Any, stream: int) -> AbstractContextManager[Any]:
 
 
 def cached_bytes() -> int | None:
-    """Unused memory that PyTorch holds, if this thread allocates through it; None: it does not."""
+    """Unused memory that PyTorch holds, if this thread allocates through it; None if it does not."""
     if _state.device is None:
         return None
     import torch

@@ -43,7 +43,7 @@ class MassSums:
         products = self._of_pairs.totals()[0].reshape(self._num_labels, self._num_labels)
         masses = products.sum(axis=1)  # marginals sum to 1
         np.fill_diagonal(products, 0.0)
-        # What is left of a label's variance when nothing cancels.
+        # The part of a label's variance that stays when nothing cancels.
         return masses, np.diag(products.sum(axis=1)) - products
 
     def masses(self, logits: Any) -> Float64:

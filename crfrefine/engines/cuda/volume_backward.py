@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class VolumeBackward:
-    """What the biases of the steps pass on to the logits, and to the masses that are kept.
+    """The gradients of the logits and of the kept masses through the biases of the steps.
 
     Attributes:
         by_slack: gradient with respect to the slack, of the steps so far.
@@ -45,7 +45,7 @@ class VolumeBackward:
         self._pull(marginals, -pull, by_x)
 
     def finish(self, by_start: Any) -> None:
-        """Add to the gradient (label, voxel) for the first logits what the masses that are kept pass on, if they depend on these."""
+        """Add to the gradient (label, voxel) for the first logits the part through the kept masses, if they depend on these."""
         if not self._spec.keeps_counts:
             self._pull(self._marginals(0), self._by_target, by_start)
 

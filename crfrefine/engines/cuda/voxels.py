@@ -33,7 +33,7 @@ class Voxels:
     def __init__(
         self, device: Device, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
     ) -> None:
-        """Number the voxels inside the mask, None: all. `axes`: the user's number of each grid axis; None: they are in the user's order.
+        """Number the voxels inside the mask (None means all). `axes`: the user's number of each grid axis; None means the user's order.
 
         Raises:
             InputError: the mask is empty.
@@ -94,7 +94,7 @@ class Voxels:
 
 
 def extremes(device: Device, arrays: Iterable[Any]) -> list[Array]:
-    """Return (smallest, largest) of each array, of which one is there at a time; not a number if one of its values is none.
+    """Return (smallest, largest) of each array, one of them in memory at a time; NaN if an array has a NaN.
 
     The host waits once for all of them.
     """

@@ -124,7 +124,7 @@ class ReferenceKernels:
         )
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         trace = self._run(logits, replace(spec, tolerance=0.0))
         record = np.stack([marginals.T for marginals in trace.marginals])
         biases = np.stack(trace.volume_biases) if trace.volume_biases else None
@@ -235,7 +235,7 @@ def _built(
 
 
 def _filter(features: Float64, num_positions: int, name: str) -> tuple[Filter, str]:
-    """The filter of that name for these features, and a line that says what it is."""
+    """The filter of that name for these features, and a line that describes it."""
     if name in ("exact", "auto"):
         return DenseKernel(features), "exact"
     if name == "truncated":

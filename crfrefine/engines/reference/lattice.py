@@ -105,7 +105,7 @@ def simplex_keys(remainder0: Integer, rank: Integer) -> Integer:
 def amplitude(num_dims: int) -> float:
     """Factor that gives the lattice's kernel the mass of exp(-d^2 / 2), so that sums over many points agree with exact ones.
 
-    Splat, blur and slice alone conserve mass: a single value of 1 becomes a bump whose sum over all vertices is 1. There is
+    By themselves, splat, blur and slice conserve mass: a single value of 1 becomes a bump whose sum over all vertices is 1. There is
     one vertex per volume of (D+1)^(D-1/2), and the Gaussian has volume (2 pi)^(D/2) * ((D+1) * sqrt(2/3))^D. Normalized messages do not
     depend on it.
 

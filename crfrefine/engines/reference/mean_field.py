@@ -100,7 +100,7 @@ def with_penalties(messages: Float64, spec: MeanFieldSpec, labels: NDArray[np.in
 
 
 def volume_term(marginals: Float64, spec: MeanFieldSpec) -> VolumeTerm | None:
-    """The volume term of a run whose first marginals are these where the term applies; None: the run has none."""
+    """The volume term of a run whose first marginals are these where the term applies; None without one."""
     return VolumeTerm.of_network(marginals, spec.volume_slack, counts=spec.keeps_counts) if spec.volume_weight > 0.0 else None
 
 

@@ -19,7 +19,7 @@ MOST_PASSES = 100
 """More than any problem needs whose labels do not have to vanish."""
 
 LAST_CHANGE = 1e-7
-"""Nats; what follows a Newton step of this size is its square."""
+"""Nats; the error after a Newton step of this size is its square."""
 
 RIDGE = 1e-9
 """Relative; labels that no voxel is uncertain of would make the equations singular."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
 _DIMMED = 0.55  # below changed voxels
-_COLUMNS = ("image", "before", "refined", "changed voxels")
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
 _PANEL_WIDTH, _LARGEST_PANEL = 320, 640
@@ -41,6 +40,7 @@ class Plane:
     image: NDArray[np.uint8]  # Gray values.
     before: Array  # Labels of the network.
     after: Array  # Labels after refinement.
+    reference: Array | None = None  # Labels of the reference, if it is shown.
     # Columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
     frame: tuple[int, int, int, int] | None = None
 
@@ -54,7 +54,7 @@ class Cuts:
 
 
 def draw_preview(
-    image: Float32,
+    image: Float32 | None,
     before: Array,
     after: Array,
     spacing: Sequence[float],
@@ -65,11 +65,14 @@ def draw_preview(
     label_names: Mapping[int, str] | None = None,
     modality_names: Sequence[str] = (),
     before_name: str = "network",
+    after_name: str = "refined",
+    reference: Array | None = None,
+    shows_errors: bool = False,
 ) -> bytes:
     """Draw the effect of the refinement on one case and return the picture as PNG.
 
     Args:
-        image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown.
+        image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown. None means black.
         before: (*grid) integer labels before refinement; 0 is background.
         after: (*grid) integer labels after refinement.
         spacing: mm, one per grid axis.
@@ -79,14 +82,24 @@ def draw_preview(
         label_names: names for the legend; labels without one are numbered.
         modality_names: names of the modalities, in order; without them they are numbered.
         before_name: what the labels before refinement come from.
+        after_name: what the labels after refinement come from.
+        reference: (*grid) integer labels that have a panel of their own.
+        shows_errors: `before` is the reference, so that the voxels in the last panel are errors.
     """
-    cuts = cut_planes(image, before, after, spacing, affine, modality_names)
+    cuts = cut_planes(image, before, after, spacing, affine, modality_names, reference)
+    headings = {"image": "image", "reference": "reference", "before": before_name, "refined": after_name, "changes": "changed voxels"}
+    if reference is None:
+        del headings["reference"]
+    if shows_errors:
+        headings["changes"] = "errors"
     widest = max(max(plane.image.shape) for plane in cuts.planes)
     panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _LARGEST_PANEL)))
-    width = _CORNER + len(_COLUMNS) * (panels[0][0] + _GAP) - _GAP + _MARGIN
+    width = _CORNER + len(headings) * (panels[0][0] + _GAP) - _GAP + _MARGIN
     room = width - _CORNER - _MARGIN
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(cuts.shown, _TEXT, room)]
-    legend = _lay_out_legend(_legend_entries(cuts.planes, label_names or {}, room), room)
+    legend = _lay_out_legend(
+        _legend_entries(cuts.planes, label_names or {}, "missed" if shows_errors else "changed to background", room), room
+    )
     top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
     height = top + sum(down + _GAP for _, down in panels) + len(legend) * _LEGEND_LINE + _MARGIN
     canvas = drawing.Canvas((width, height), _PAPER)
@@ -94,11 +107,12 @@ def draw_preview(
     for number, line in enumerate(lines):
         canvas.text((_CORNER, _MARGIN + _TITLE_LINE + number * _TEXT_LINE), line, _TEXT, _FAINT_INK)
     for row, (plane, size) in enumerate(zip(cuts.planes, panels, strict=True)):
-        for column, heading in enumerate(_COLUMNS):
+        for column, (panel, heading) in enumerate(headings.items()):
             left = _CORNER + column * (size[0] + _GAP)
             if row == 0:
-                canvas.text((left + size[0] / 2, top - 9), before_name if heading == "before" else heading, _TEXT, _INK, anchor="md")
-            _draw_panel(canvas, plane, heading, (left, top), size)
+                heading = drawing.cut_off(heading, _TEXT, size[0])
+                canvas.text((left + size[0] / 2, top - 9), heading, _TEXT, _INK, anchor="md")
+            _draw_panel(canvas, plane, panel, (left, top), size)
         canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK, _PAPER)
         top += size[1] + _GAP
     for entries in legend:
@@ -108,7 +122,13 @@ def draw_preview(
 
 
 def cut_planes(
-    image: Float32, before: Array, after: Array, spacing: Sequence[float], affine: Float64 | None, modality_names: Sequence[str] = ()
+    image: Float32 | None,
+    before: Array,
+    after: Array,
+    spacing: Sequence[float],
+    affine: Float64 | None,
+    modality_names: Sequence[str] = (),
+    reference: Array | None = None,
 ) -> Cuts:
     """Cut the volume through its labels and their largest change, upright if the orientation is known, and cropped around the labels.
 
@@ -117,16 +137,17 @@ def cut_planes(
     keep = min(3, before.ndim)
     pose = Upright.of(affine, keep)
     # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
-    modalities = [pose.turn(channel) for channel in image]
-    network, refined = pose.turn(before), pose.turn(after)
+    modalities = [pose.turn(channel) for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)]
+    maps = [pose.turn(labels) for labels in (before, after, reference) if labels is not None]
     steps = [float(spacing[axis]) for axis in pose.axis_order]
     if before.ndim > keep:  # Further axes (time) are fixed where most changes.
-        moment = choose_places((network, refined), network != refined, [*steps, *(float(step) for step in spacing[keep:])]).structure[keep:]
+        moment = choose_places(maps, maps[0] != maps[1], [*steps, *(float(step) for step in spacing[keep:])]).structure[keep:]
         when: Any = (..., *moment)
         modalities = [channel[when] for channel in modalities]
-        network, refined = network[when], refined[when]
-    structure = (network > 0) | (refined > 0)
-    places = choose_places((network, refined), network != refined, steps)
+        maps = [labels[when] for labels in maps]
+    network, refined, *references = maps
+    structure = np.logical_or.reduce([labels > 0 for labels in maps])
+    places = choose_places(maps, network != refined, steps)
     windows = [choose_window(channel, structure) for channel in modalities]
     chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
     window = windows[chosen]
@@ -145,13 +166,15 @@ def cut_planes(
             image=window.gray(modalities[chosen][index]).T[::-1],
             before=network[index].T[::-1],
             after=labels,
+            reference=references[0][index].T[::-1] if references else None,
             frame=_frame_of(places, (across, up), crop, steps) if is_change else None,
         )
 
     planes = [cut(plane, places.structure) for plane in planes_of(refined.shape)]
     if places.change is not None:
         planes.append(cut(places.change_plane, places.change, is_change=True))
-    return Cuts(tuple(planes), _describe_image(chosen, len(image), modality_names, str(window), window.name))
+    shown = "no image" if image is None else _describe_image(chosen, len(image), modality_names, str(window), window.name)
+    return Cuts(tuple(planes), shown)
 
 
 def _frame_of(places: Places, axes: tuple[int, int], crop: Sequence[slice], steps: Sequence[float]) -> tuple[int, int, int, int]:
@@ -176,29 +199,30 @@ def _describe_image(chosen: int, num_modalities: int, names: Sequence[str], leve
     return f"{text}; black to white: {levels}{f' HU ({window})' if window else ''}"
 
 
-def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
     """Draw a plane in the middle of its panel, in true proportions."""
     scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
     inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
     left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
-    dimmed = _DIMMED if heading == "changed voxels" else 1.0
+    dimmed = _DIMMED if panel == "changes" else 1.0
     pixels = (drawing.resize_gray(plane.image, inner) * (dimmed * drawing.WHITE / 255)).astype(np.uint8)
-    if heading in ("before", "refined"):
-        labels = drawing.enlarge(plane.before if heading == "before" else plane.after, inner)
+    outlined = {"reference": plane.reference, "before": plane.before, "refined": plane.after}.get(panel)
+    if outlined is not None:
+        labels = drawing.enlarge(outlined, inner)
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line])
-    elif heading == "changed voxels":
+    elif panel == "changes":
         before, after = drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner)
         pixels = np.where(before != after, drawing.label_levels(after), pixels)  # In the color of the new label; white is background.
     canvas.paste(pixels, (left, top))
-    if plane.frame is not None and heading in ("image", "changed voxels"):
+    if plane.frame is not None and panel in ("image", "changes"):
         across, down = inner[0] / plane.image.shape[1], inner[1] / plane.image.shape[0]
         first, above, last, below = plane.frame
         canvas.frame(
             (left + round(first * across), top + round(above * down), left + round(last * across) - 1, top + round(below * down) - 1),
             _FRAME,
         )
-    if heading == "image" and plane.edges:
+    if panel == "image" and plane.edges:
         middle, center = left + inner[0] / 2, top + inner[1] / 2
         places = (
             (left + 5, center, "lm"),
@@ -210,14 +234,15 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tupl
             canvas.text((x, y), letter, _SMALL, _INK, anchor=anchor, edge=_PAPER)  # type: ignore[arg-type]
 
 
-def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], room: float) -> list[tuple[int | None, str]]:
+def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], lost: str, room: float) -> list[tuple[int | None, str]]:
     """Return label and text of each entry; the label is 0 for changes to background, and None for text alone."""
-    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in foreground_labels(labels)})
+    shown = [labels for plane in planes for labels in (plane.before, plane.after, plane.reference) if labels is not None]
+    seen = sorted({label for labels in shown for label in foreground_labels(labels)})
     entries: list[tuple[int | None, str]] = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
     if len(seen) > _MAX_LEGEND_ENTRIES:
         entries.append((None, f"and {len(seen) - _MAX_LEGEND_ENTRIES} more"))
     if any(((plane.before != plane.after) & (plane.after == 0)).any() for plane in planes):
-        entries.append((0, "changed to background"))
+        entries.append((0, lost))
     return [(label, drawing.cut_off(text, _SMALL, room / 3)) for label, text in entries]
 
 

@@ -63,9 +63,9 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
 
 
 def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, uncertain: float) -> bool | None:
-    """Return how a case in memory is computed: True: direct sums on tiles; False: filters on tiles; None: all labels everywhere.
+    """Return how a case in memory is computed: True for direct sums on tiles, False for filters on tiles, None for all labels everywhere.
 
-    `uncertain` is the share of voxels inside the mask of which the network is not certain.
+    `uncertain` is the share of voxels inside the mask where the network is not certain.
     """
     tile, channels = math.prod(TILE), problem.spec.mean_field.num_channels
     num_voxels = problem.image.num_voxels

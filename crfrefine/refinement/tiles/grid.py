@@ -55,7 +55,7 @@ class TileGrid:
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
     def voxels(self, tiles: Array, box: Box | None = None) -> Array:
-        """Spread values per tile over the voxels of a box; None: of the grid."""
+        """Spread values per tile over the voxels of a box; None means the grid."""
         for axis, part in enumerate(box or tuple(slice(0, extent) for extent in self.shape)):
             tiles = tiles.take(np.arange(part.start, part.stop) // TILE[axis], axis=axis)
         return tiles

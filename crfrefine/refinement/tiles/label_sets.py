@@ -114,7 +114,7 @@ class LabelSets:
         return self._places[label]
 
     def flagged(self, flags: NDArray[np.uint8]) -> Bool | None:
-        """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None: no entry is flagged."""
+        """Return (L, *tiles), the labels and tiles of the entries whose flag is not 0; None if no entry is flagged."""
         if not flags.any():
             return None
         found = np.zeros_like(self.domains)

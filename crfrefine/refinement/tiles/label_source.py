@@ -1,4 +1,4 @@
-"""A label map as the channels of its labels: a label takes part at the voxels within reach of one that has it."""
+"""A label map as the channels of its labels: a label takes part at the voxels within reach of a voxel that has it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_NEIGHBORHOOD = 1 << 17
-"""Voxels of a tile and what is within its reach up to which each tile looks for a label by itself; else the whole grid is searched."""
+"""Voxels of a tile and its surroundings up to which each tile looks for a label by itself; else the whole grid is searched."""
 
 
 class LabelMapChannels:
@@ -40,7 +40,7 @@ class LabelMapChannels:
             numbers: (*grid) channel of each voxel's label, uint8 or uint16, C-contiguous; three axes.
             reach: voxels along each axis within which a label takes part.
             first_plane: from which on the map is asked for; the planes before and after count as neighbors.
-            num_planes: that are asked for; None: all from there on.
+            num_planes: number of planes; None means all from there on.
         """
         self.numbers = numbers
         self.reach = reach
@@ -121,7 +121,7 @@ class OutsideLogits:
         source, engine = self._source, grid.engine(self._threads)
         near = find_tiles_near_labels(grid, source.numbers, self._num_labels, source.reach, self._threads)
         near &= grid.reduced(np.add, self._outside, np.int64) > 0
-        # Relative to a voxel's own label, whose logit is the largest; labels that are not near add as much as one that is absent.
+        # Relative to a voxel's own label, whose logit is the largest; labels that are not near add as much as an absent one.
         absent = np.exp((np.float32(ABSENT_LOGIT) - np.float32(CONFIDENCE)) / temperature)
         sums = np.full((grid.num_tiles, math.prod(TILE)), np.float32(self._num_labels) * absent, np.float32)
         for label in range(self._num_labels):

@@ -53,7 +53,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class PackedTape(Tape):
-    """A tape whose record is that of shared channels, and what it was recorded with."""
+    """A tape whose record is that of shared channels, and its settings."""
 
     packed: _Packed = field(kw_only=True)
 
@@ -129,7 +129,7 @@ class PackedKernels:
         return 0 if self._packed.packing is None else self._packed.packing.num_channels
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> PackedTape:
-        """Run the mean field and save what the backward pass needs; see `RecordingKernels.forward`.
+        """Run the mean field and save the data of the backward pass; see `RecordingKernels.forward`.
 
         A run in which a label came to matter near the border of its domain is repeated with a larger one.
         """

@@ -42,7 +42,7 @@ class Packing:
     """
 
     def __init__(self, problem: TileProblem, sets: LabelSets, *, tells_labels: bool) -> None:
-        """Plan for the labels of tiles of which at least one has several; `tells_labels` is as in `channel_table`."""
+        """Plan for the labels of tiles, if at least one tile has several; `tells_labels` is as in `channel_table`."""
         self._sets, self._grid, self._mask = sets, problem.grid, problem.mask
         near = widen(sets.active, num_rings(problem.reach))
         table = channel_table(sets, problem.present, problem.reach, near, tells_labels=tells_labels)

@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TilePlan:
-    """What a case on tiles is run with."""
+    """The inputs of a run on tiles."""
 
     problem: TileProblem  # the volume
     sets: LabelSets  # the labels of its tiles
     best: Float64  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
-    is_direct: bool | None  # whether sums are direct; None: what is less work
-    box: Box | None = None  # the part of the grid that tiles cover; None: all of it
+    is_direct: bool | None  # whether sums are direct; None means whichever is less work
+    box: Box | None = None  # the part of the grid that tiles cover; None means all of it
     labels: Labels | None = None  # (*grid), the network's label map, if its logits are not in memory; else None
     outside: OutsideLogits | None = None  # the logits outside the mask, if they are neither in memory nor forgotten
-    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
@@ -65,7 +65,7 @@ def plan_array(
 ) -> TilePlan | None:
     """Return the labels that are present in each tile of a case in memory; None: tiles would not save anything.
 
-    `values` are (L, *grid), C-contiguous, and the image is normalized, of the box alone if there is one.
+    `values` are (L, *grid), C-contiguous, and the image is normalized, cut to the box if there is one.
     """
     num_dims = values.ndim - 1
     # Volumes are sums over all voxels, also where a label would take no part.

@@ -34,7 +34,7 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None: no check
+    threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
     maps: Sequence[IntensityMap] | None = None  # of the intensities of each modality, for an image that is not normalized
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
     settled: float = -math.inf

@@ -77,7 +77,7 @@ class RefinedTiles:
     ) -> None:
         """Write a label's refined logits into planes where the model applies and labels took part: `absent` if others did.
 
-        `convert` returns what is written, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
+        `convert` returns the values to write, from (tiles, voxels of a tile) and the tiles' places among the active ones; None: the logits.
         """
         sets, shape = self.sets, self.sets.grid.shape
         rows = slice(planes.start // TILE[0], -(-planes.stop // TILE[0]))
@@ -102,7 +102,7 @@ class RefinedTiles:
 
 
 def nothing_refined(problem: TileProblem, sets: LabelSets) -> RefinedTiles:
-    """Return what is refined where each tile has one label."""
+    """Result when every tile has a single label."""
     values, exceeds = np.zeros((0, math.prod(TILE)), np.float32), np.zeros(0, np.uint8)
     return RefinedTiles(sets, values, exceeds, problem.mask, MeanFieldReport(0, True, ()), {}, problem.spec.mean_field.bias is not None)
 
@@ -131,7 +131,7 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direc
 
 
 def run_tiles(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool) -> RefinedTiles:
-    """Run the mean field on label sets of which at least one is active, by direct sums or by the filters that the model asks for."""
+    """Run the mean field on label sets, at least one of them active, by direct sums or by the filters that the model asks for."""
     logits, is_open = pack(problem, sets, context.threads, is_direct=is_direct)
     started = time.perf_counter()
     image = problem.normalized()
@@ -182,14 +182,21 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
-    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=2)[:, :, : grid.shape[2]]
-    return widen(near, (0, 0, 2 * reach[2]))
+    rows = widen(rows, (2 * reach[0], 2 * reach[1], 0))
+    near = np.repeat(rows[..., None], TILE[2], axis=-1)
+    left = 2 * reach[2]  # voxels along a row that are still to be marked on either side
+    for away in range(1, min(num_rings(reach)[2], grid.counts[2] - 1) + 1):
+        lanes = min(left, TILE[2])
+        near[:, :, away:, :lanes] |= rows[:, :, :-away, None]
+        near[:, :, :-away, TILE[2] - lanes :] |= rows[:, :, away:, None]
+        left -= lanes
+    return np.ascontiguousarray(near.reshape(*rows.shape[:2], -1)[:, :, : grid.shape[2]])
 
 
 def build_kernels(problem: TileProblem, near: Bool, image: Float32, num_channels: int, backend: Backend, context: RunContext) -> CpuKernels:
     """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
 
-    A row counts as far as the normalization of those who send reaches: twice the kernels' reach.
+    A row counts within reach of the normalization of the sending voxels: twice the kernels' reach.
     """
     if problem.mask is not None:
         near &= problem.mask
@@ -262,7 +269,7 @@ def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int
 def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
     """Return the channels in an order in which those that are filtered together have labels in the same tiles.
 
-    A group is filtered wherever one of its labels is: each channel after its first is the one that shares most active tiles with it. The
+    A group is filtered wherever one of its labels is: each channel after its first shares most active tiles with it. The
     last channel, which takes part in all groups, stays: few tiles have it.
     """
     tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]

@@ -31,7 +31,7 @@ MOST_REPEATS = 3
 def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool | None = None) -> RefinedTiles:
     """Run the mean field on the tiles with several labels, in slabs if it does not fit into memory at once.
 
-    Sums are direct, or filters of the whole volume are used; without a choice, what is less work. CapacityError: not even a slab fits.
+    Sums are direct, or filters of the whole volume are used; without a choice, whichever is less work. CapacityError: not even a slab fits.
     """
     problem.spec.mean_field.check_tiles()
     repeats = 0
@@ -105,11 +105,11 @@ BYTES_OF_RESULT = 4
 BYTES_OF_FILTERS, BYTES_OF_MODALITY = 160, 40
 """Per voxel around active tiles, and for each modality after the first, where whole-volume filters are used:
 values of four channels on their way, padded copies, normalization, and the lattice of a usual image.
-docs/reference/math.md says what is measured."""
+See docs/reference/math.md for the measurements."""
 
 
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
-    """Return an estimate of what a run on a slab takes."""
+    """Return an estimate of the memory of a run on a slab."""
     rows = slice(slab.first // TILE[0], -(-slab.last // TILE[0]))
     voxels = slab.extent * problem.grid.shape[1] * problem.grid.shape[2]
     entries = int(sets.num_labels_of[rows][sets.active[rows]].sum())
@@ -132,10 +132,10 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
     """Return as few slabs as fit into a number of bytes; None: any amount.
 
     Raises:
-        CapacityError: not even a slab of one tile's height fits; both numbers are told.
+        CapacityError: not even a slab of one tile's height fits; the error has both numbers.
     """
     needed, num_iterations = 0, problem.spec.mean_field.num_iterations
-    # In small slabs, messages of two steps must cross: what comes from farther changed no label of a CT.
+    # In small slabs, messages of two steps must cross: messages from farther away changed no label of a CT.
     halo = halo_planes(num_iterations if problem.largest_slab is None else min(2, num_iterations), problem.reach[0])
     for slabs in cuts(problem.grid.shape[0], halo):
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)

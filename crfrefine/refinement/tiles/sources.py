@@ -17,7 +17,7 @@ class ChannelSource(Protocol):
     """The channels of a network's output."""
 
     is_probability: bool
-    """Whether the values are probabilities, of which the logarithm is taken."""
+    """Whether the values are probabilities, whose logarithm is taken."""
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
@@ -36,7 +36,7 @@ class DenseChannels:
     """Channels in an array: a box of its grid."""
 
     def __init__(self, values: Float32, box: tuple[slice, ...], *, is_probability: bool = False) -> None:
-        """Take (L, *grid) float32 channels of three grid axes, of which a box counts."""
+        """Take (L, *grid) float32 channels of three grid axes, cut to a box."""
         self.values = values
         self.box = box
         self.is_probability = is_probability

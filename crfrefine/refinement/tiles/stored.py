@@ -90,7 +90,7 @@ class StoredChannels:
         return sum(values.nbytes for parts in self._parts for _, values in parts)
 
     def keep(self, label: int, tiles: NDArray[np.int64], values: Array) -> None:
-        """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, none of which is kept already."""
+        """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, all of them new."""
         if len(tiles):
             self._parts[label].append((tiles, values))
 
@@ -167,7 +167,7 @@ class Candidates:
         """
         self._read, self._thresholds, self._threads = read, thresholds, threads
         self._most_bytes = math.inf if most_bytes is None else most_bytes
-        self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None: there was no room
+        self._parts: dict[int, list[tuple[NDArray[np.int64], Array]]] | None = {}  # of each label; None if there was no room
         self._num_bytes, self._next_look = 0, min(FIRST_LOOK, self._most_bytes)
 
     def add(self, survey: Survey, brick: Brick) -> None:
@@ -192,7 +192,7 @@ class Candidates:
         Args:
             survey: of all channels.
             reach: voxels along each axis within which labels take part.
-            num_bytes: that may be taken beyond what is in memory already; None: any amount.
+            num_bytes: bytes that may be taken in addition to the present memory; None means any amount.
 
         Returns:
             (the channels, where labels are present, where they may matter), the latter (L, *tiles).

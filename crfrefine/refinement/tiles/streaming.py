@@ -40,7 +40,7 @@ class StreamedNetwork:
     num_labels: int  # L
     grid_shape: tuple[int, ...]  # in storage order
     input_type: str  # "auto", "logits" or "probabilities"
-    kind: str | None  # the same if the file says so
+    kind: str | None  # the same if the file declares it
     path: Path  # the file, for messages
 
     @property
@@ -64,7 +64,7 @@ SHARE_OF_CANDIDATES = 4
 def survey_stream(
     stream: StreamedNetwork, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, thresholds: Thresholds, context: RunContext
 ) -> tuple[Survey, Candidates, str]:
-    """Return what one pass over the channels finds, the tiles where labels may take part, and what the channels were taken for."""
+    """Return what one pass over the channels finds, the tiles where labels may take part, and the kind of the channels."""
     left = None if context.num_bytes is None else context.num_bytes()
     most_bytes = None if left is None else left // SHARE_OF_CANDIDATES
     kind = stream.kind
@@ -92,11 +92,11 @@ class KindFinder:
     """Tells logits from probabilities by the first channel, and checks all; the rules are those of `crfrefine.arrays.probabilities`.
 
     Attributes:
-        is_probability: what the channels are taken for; None: no channel was seen, and nobody has said it.
+        is_probability: the kind of the channels; None before the first channel, if it was not declared.
     """
 
     def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
-        """Start with what the user says, and the file."""
+        """Start with the declarations of the user and the file."""
         check_input_type(input_type)
         self._input_type, self._path = input_type, path
         said = input_type if input_type != "auto" else kind
@@ -125,10 +125,10 @@ class KindFinder:
         return not guessed or self._is_said
 
     def finish(self, is_equal: Bool) -> str:
-        """Return a sentence that says what the channels were taken for, and why; voxels where all labels are equal are not checked.
+        """Return a sentence on the kind of the channels, with the reason; voxels where all labels are equal are not checked.
 
         Raises:
-            InputError: the values are not what the user or the file calls them, sigmoid channels, or
+            InputError: the values contradict the user or the file, or are sigmoid channels or
                 scaled probabilities such as percent.
         """
         if self._sums is not None and self._outside is not None and self._input_type != "logits":

@@ -25,14 +25,14 @@ SAMPLED_PLANES, SMALLEST_DOUBT = 5, 1e-5
 
 
 class Survey:
-    """What is known of each voxel, and each label in each tile, after some channels; channels are added in the order of their labels.
+    """Knowledge of each voxel, and each label in each tile, after some channels; channels are added in the order of their labels.
 
     Attributes:
         log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
         best: (*grid) float32, the largest logit.
         labels: (*grid) uint16, its label; the lowest of equal ones.
         is_equal: (*grid), True where all labels have exactly the same logit.
-        best_biased: (*grid) float32, the largest logit + bias; None: no label has a bias.
+        best_biased: (*grid) float32, the largest logit + bias; None if no label has a bias.
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
     """
 
@@ -44,7 +44,7 @@ class Survey:
             run: with the temperature that divides the logits, and the bias that is added to them.
             mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
             threads: None: the cores this process may use.
-            is_probability: whether the channels are probabilities, of which the logarithm is taken.
+            is_probability: whether the channels are probabilities, whose logarithm is taken.
         """
         self.grid = grid
         self.num_labels = num_labels = run.num_labels
@@ -109,7 +109,7 @@ class Survey:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles.
 
         Where it is not above `exact_above`, it may be an upper bound that is not either. The values are the whole channel, (*grid), or
-        those of the tiles alone, (tiles, voxels of a tile).
+        those of the tiles, (tiles, voxels of a tile).
         """
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
@@ -160,7 +160,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds | None:
     """Return the thresholds of a model; None if all labels must take part everywhere.
 
     A message raises a label's logarithm relative to the others by at most the sum of the weights times a row sum of the normalized kernel,
-    1. A Potts model raises no label that is absent around a voxel: its penalty is the largest. A penalty matrix may raise such a label by
+    1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by
     the difference between the largest penalty of any label and the smallest of this one; the first threshold is lowered by as much. With
     negative penalties or weights a region of one label may flip by itself (docs/reference/math.md).
 

@@ -10,6 +10,10 @@ from crfrefine.base.failures import Failure
 FAILED = "failed"
 
 
+def ignore(*arguments: object) -> None:
+    """Nobody is told."""
+
+
 @dataclass
 class Record:
     """The outcome of a case."""
@@ -60,9 +64,6 @@ class Observer(Generic[RunT, RecordT]):
 
     def note(self, text: str, *, case_id: str = "") -> None:
         """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
-
-    def warning(self, text: str) -> None:
-        """Something concerns the security of the user's account; shown even where nothing but errors is."""
 
     def case_ended(self, record: RecordT) -> None:
         """A case is done, was done earlier, or failed."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from crfrefine.runs.execution.executor import Item, Result, ignore
+from crfrefine.runs.execution.records import ignore
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Workers:

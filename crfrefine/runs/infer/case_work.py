@@ -1,6 +1,6 @@
 """The work on one case of `infer`: read, refine, write, and what its record says of them.
 
-`run.py` runs the stages of several cases at once, or whole cases elsewhere: in other processes and on other machines.
+`run.py` runs these stages, and sends whole cases to the workers of a Dask cluster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.text import counted, listed
 from crfrefine.base.threads import available_threads
-from crfrefine.runs.execution.executor import ignore
+from crfrefine.runs.execution.records import ignore
 from crfrefine.runs.infer.options import InferenceOptions
 from crfrefine.runs.infer.records import VANISHED, CaseRecord, time_of_change
 
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class CaseSettings:
-    """What the work on each case depends on; it can be sent to other processes."""
+    """What the work on each case depends on; it can be sent to other machines."""
 
     options: InferenceOptions
     reading: ReadingOptions
@@ -88,13 +88,10 @@ def process_case(settings: CaseSettings, task: Task) -> CaseRecord:
     return work.record
 
 
-def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], None] = ignore) -> None:
-    """Read a case, unless the record of an earlier run is to be kept, and record what its files are.
-
-    `admit` is told how many bytes its arrays take before they are read.
-    """
+def read_case(settings: CaseSettings, work: CaseInWork) -> None:
+    """Read a case, unless the record of an earlier run is to be kept, and record what its files are."""
     from crfrefine.cases import case as cases
-    from crfrefine.cases.case_memory import case_bytes, what_to_keep
+    from crfrefine.cases.case_memory import what_to_keep
     from crfrefine.runs.infer.outputs import check_case_outputs
 
     task, record = work.task, work.record
@@ -106,9 +103,6 @@ def read_case(settings: CaseSettings, work: CaseInWork, admit: Callable[[int], N
     started = time.perf_counter()
     headers = cases.read_case_headers(task.files, settings.reading)
     kept = what_to_keep(headers, settings.reading, may_stream=_may_stream(settings))
-    waiting = time.perf_counter()
-    admit(case_bytes(headers, kept))
-    started += time.perf_counter() - waiting
     case = work.case = cases.read_case(headers, settings.reading, kept=kept, threads=settings.options.threads)
     record.times["read"] = time.perf_counter() - started
     record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})

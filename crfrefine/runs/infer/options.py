@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.io.paths import suffix_of
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.execution.executor import HERE, Placement
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class InferenceOptions:
     # The regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
     regions: RegionScheme | None = None
     resample: bool = False  # whether logits and masks on another grid are interpolated onto the image's
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:N", or several GPUs that share out the cases: "cuda:N,M", "cuda:all"
+    device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
     threads: int | None = None  # CPU threads; None: the cores this process may use
     max_memory: int | None = None  # bytes that the run may take; None, or more than the system allows: what the system allows
     save_probabilities: bool = False  # also write the marginals
@@ -41,15 +40,25 @@ class InferenceOptions:
     part_id: int = 0  # number of this process, from 0
     fail_fast: bool = False  # stop at the first bad case
     summary: Path | None = None  # JSON file to write; JSON lines if its name ends in `.jsonl`
-    record: bool = True  # whether a folder of results gets a record of the run, which `status` and `resume` read
     choice: Mapping[str, Any] | None = None  # how `parameters` were chosen for these cases, for the record; None: they were given
     nnunet: Path | None = None  # folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found
     manifest: Path | None = None  # a table that names the files of each case, in place of `images`, `logits` and files of masks
     command: tuple[str, ...] = ()  # the arguments of the command line, for the summary
-    # Whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
-    placement: Placement = HERE
+    dask: str | None = None  # address of a Dask scheduler, or its scheduler file; None means that cases are computed here
     allow_vanishing: bool = False  # whether rules of [postprocess] may empty a structure, or remove more than a tenth of it
     output_format: str | None = None  # suffix of the label maps in a folder; None: each as its image
+
+    def with_absolute_paths(self) -> InferenceOptions:
+        """Return these options for workers, which run in other folders."""
+        return replace(
+            self,
+            images=tuple(path.absolute() for path in self.images),
+            logits=tuple(path.absolute() for path in self.logits),
+            output=self.output.absolute(),
+            masks=self.masks.absolute() if isinstance(self.masks, Path) else self.masks,
+            nnunet=self.nnunet and self.nnunet.absolute(),
+            manifest=self.manifest and self.manifest.absolute(),
+        )
 
     @property
     def is_folder_run(self) -> bool:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.base.memory import memory_limit
-from crfrefine.base.text import counted, printable, see
+from crfrefine.base.text import counted, printable
 from crfrefine.base.threads import available_threads
 from crfrefine.cases.case import CaseFiles
-from crfrefine.engines import FORMS, devices_of, get_backend, is_list
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.engines import get_backend
+from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
 from crfrefine.parameters.model import CrfParameters
@@ -32,7 +32,6 @@ class RunPlan:
     inputs: RunInputs
     settings: CaseSettings
     tasks: list[Task]
-    devices: tuple[str, ...]  # a process for each if there are several
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
     names_file: Path | None  # where the names of structures are written; None: nowhere
@@ -49,12 +48,12 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
 
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return what a run will do, after all checks that can be made in advance."""
-    device, devices = _choose_device(options)
+    device, device_name = _choose_device(options)
     inputs = find_inputs(options)
     cases = select_part(inputs.cases, options.num_parts, options.part_id)
     outputs = plan_outputs(cases, options, inputs.names.labels)
     named = tuple(map(os.path.realpath, options.inputs))
-    can_record = options.record and not options.writes_file and any(not files.problem for files in cases)
+    can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_file(options.output, named, options.part_id, options.num_parts) if can_record else None
     earlier = _read_earlier(options, cases, outputs, named, record)
     tasks = [
@@ -73,7 +72,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     limit = memory_limit(options.max_memory)
     planned = label_maps_of(select_part(inputs.cases, 1, 0), options)
     summary = RunSummary(
-        device=devices[0] if len(devices) == 1 else "cuda:" + ",".join(name.partition(":")[2] for name in devices),
+        device=device_name,
         threads=options.threads or available_threads(),
         max_memory=limit.bytes if limit.is_known else None,
         max_memory_source=limit.source,
@@ -94,7 +93,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     )
     settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
     notes = (*inputs.notes, *earlier.notes, *_note_on_training(cases, options.parameters))
-    return RunPlan(inputs, settings, tasks, devices, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
+    return RunPlan(inputs, settings, tasks, summary, notes, names_file, record, options.resume and record not in earlier.damaged)
 
 
 def _note_on_training(cases: Sequence[CaseFiles], parameters: CrfParameters) -> tuple[str, ...]:
@@ -106,23 +105,13 @@ def _note_on_training(cases: Sequence[CaseFiles], parameters: CrfParameters) -> 
     return (f"{number} of {counted(len(cases), 'case')} {'is' if number == 1 else 'are'} {learned}",)
 
 
-def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
-    """Return the device for `get_backend`, and the names of all devices of the run."""
-    placement = options.placement
-    if placement.is_cluster and is_list(options.device):
-        raise ConfigError(
-            f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
-            f"GPU each: use --device cuda ({see('docs/guide/clusters.md#gpus')}), or leave the cluster out"
-        )
-    devices = devices_of(options.device)
-    if len(devices) > 1:
-        return devices[0], devices
-    device = devices[0]
-    # The machine that gives cases to a cluster needs no GPU itself.
-    name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device, also=FORMS).name
-    if placement.is_cluster and device == "auto":
-        device = name  # the same on all machines
-    return device, (name,)
+def _choose_device(options: InferenceOptions) -> tuple[str, str]:
+    """Return the device for `get_backend`, and its name."""
+    if options.dask is None:
+        return options.device, get_backend(options.device).name
+    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on all workers.
+    name = options.device if options.device.startswith("cuda") else get_backend(options.device).name
+    return name, name
 
 
 def _read_earlier(

@@ -92,7 +92,7 @@ _NOT_REACHED: dict[str, dict[str, Any]] = {
 class RunSummary:
     """The outcome of a run."""
 
-    device: str  # or several, such as "cuda:0,1"
+    device: str
     threads: int
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
     choice: Mapping[str, Any] | None = None  # how they were chosen for these cases (`-c auto`); None: they were given

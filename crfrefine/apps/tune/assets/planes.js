@@ -9,10 +9,9 @@ export function make(tag, attributes, ...children) {
 }
 
 export class Plane {
-  // opened: of which case. page: place (a voxel), grid, modality, look (what is drawn), colors (by label), box (the refined frame or null), move(place).
-  constructor(spec, opened, page) {
+  // page: place (a voxel), grid, modality, look (what is drawn), colors (by label), box (the refined frame or null), move(place).
+  constructor(spec, page) {
     this.spec = spec;
-    this.opened = opened;
     this.page = page;
     this.canvas = make("canvas", { tabIndex: 0 });
     this.canvas.setAttribute("role", "img");
@@ -71,7 +70,7 @@ export class Plane {
       this.isOutdated = false;
       const { spec, page } = this, index = spec.through === null ? 0 : page.place[spec.through];
       try {
-        const answer = await fetch(`plane?opened=${this.opened}&number=${spec.number}&index=${index}&modality=${page.modality}`);
+        const answer = await fetch(`plane?number=${spec.number}&index=${index}&modality=${page.modality}`);
         if (answer.ok) this.take(await answer.arrayBuffer());
       } catch { this.isOutdated = false; }
     } while (this.isOutdated);

@@ -21,7 +21,7 @@ function placeOf(control, value) {
   return (STEPS * (value - low)) / (high - low);
 }
 
-// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", why it was refused, or null if the controls were built anew.
+// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", or why it was refused.
 export function buildControls(parent, controls, change) {
   const lists = new Map(controls.filter((control) => Array.isArray(control.value)).map((control) => [control.key, [...control.value]]));
   const send = (control, value) => {
@@ -76,7 +76,7 @@ function slider(control, send, restore) {
     place(value);
     const why = await send(control, value);
     if (why === "") applied = value;
-    else if (why && field.valueAsNumber === value) refuse(why.replace(`${control.key}: `, ""));
+    else if (field.valueAsNumber === value) refuse(why.replace(`${control.key}: `, ""));
   };
   range.addEventListener("input", () => {
     field.value = valueAt(control, Number(range.value));

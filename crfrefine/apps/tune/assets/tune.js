@@ -19,67 +19,43 @@ function tell(text) {
   find("error").hidden = !text;
 }
 
-// ---- Messages: one after the other, each with the number of the state that this tab shows
+// ---- Messages: one after the other; the newest change wins, also one of another tab
 
-let queue = Promise.resolve(), numWaiting = 0, numBuilt = 0;
+let queue = Promise.resolve(), numWaiting = 0;
 
-// Do a job after the others; return what it returns, or the text of its error. A tab that is behind shows the present state; null stands for that.
-function enqueue(job) {
-  const run = async () => {
-    try {
-      return await job();
-    } catch (error) {
-      return error.status === 409 ? catchUp(" What you chose in the meantime was not applied.") : error.message;
-    }
-  };
+// Send a message after the others; return "", or the text of an error.
+function post(action, content, then) {
   numWaiting += 1;
-  queue = queue.then(run).finally(() => {
+  queue = queue.then(async () => {
+    then(await ask(action, content()));
+    tell("");
+    return "";
+  }).finally(() => {
     numWaiting -= 1;
     digest();
   }).catch((error) => error.message);
   return queue;
 }
 
-// Send a message; return "", the text of an error, or null. What was meant for controls that are no longer there is not sent.
-function post(action, content, then) {
-  const built = numBuilt;
-  return enqueue(async () => {
-    if (built !== numBuilt) return null;
-    then(await ask(action, { ...content(), number }));
-    tell("");
-    return "";
-  });
-}
-
-async function catchUp(more = "") {
-  show(await ask("describe"));
-  tell(`The case or the parameters were changed in another tab; this one shows them now.${more}`);
-  return null;
-}
-
 // ---- The case
 
 function show(described) {
-  const isOther = described.opened !== about?.opened;
+  const isFirst = about === null;
   about = described;
-  options(find("case"), about.cases.map((name) => [name, name]), about.case);
   options(find("preset"), [...about.presets.map((name) => [name, name || "as opened"]), [CHANGED, CHANGED]], about.is_as_opened ? "" : CHANGED);
   find("preset").lastElementChild.hidden = true;
-  if (isOther) showCase();
+  if (isFirst) showCase();
   take(about, true);
 }
 
 function showCase() {
-  Object.assign(page, { place: about.place, grid: about.grid, modality: Math.min(page.modality, about.modalities.length - 1), box: null });
-  page.hidden = new Set();
-  page.colors = [];
-  names = [];
+  Object.assign(page, { place: about.place, grid: about.grid });
   for (const { label, color, name } of about.labels) {
     page.colors[label] = color;
     names[label] = name;
   }
   page.rgb = page.colors.map((color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)));
-  find("case").disabled = about.cases.length === 1;
+  find("case").textContent = about.case;
   find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
   options(find("modality"), about.modalities.map((name, place) => [String(place), name]), String(page.modality));
   find("reference-choice").hidden = !about.has_reference;
@@ -87,13 +63,8 @@ function showCase() {
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
   showNotes(about.notes);
-  // Remove everything that shows another case.
-  result = null;
-  find("scores").tBodies[0].replaceChildren();
-  find("energy").replaceChildren();
-  for (const id of ["scores-caption", "steps"]) find(id).textContent = "";
   find("status").textContent = "computing …";
-  planes = about.planes.map((spec) => new Plane(spec, about.opened, page));
+  planes = about.planes.map((spec) => new Plane(spec, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
   loadAll();
 }
@@ -133,8 +104,6 @@ function take(parameters, isNew) {
     find("preset").value = CHANGED;  // Then each of them can be chosen again.
     return;
   }
-  numBuilt += 1;
-  changes.clear();
   buildControls(find("sliders"), parameters.controls, change);
 }
 
@@ -152,7 +121,7 @@ function change(key, value) {
   found.answer = post("change", () => {
     changes.delete(key);
     return { changes: { [key]: found.value }, place: page.place };
-  }, (parameters) => take(parameters, false));
+  }, (parameters) => take(parameters, parameters.number !== number + 1));
   return found.answer;
 }
 
@@ -181,17 +150,17 @@ async function listen() {
 function digest() {
   if (!news || hasEnded) return;
   if (news.number > number) {
-    if (!numWaiting) enqueue(() => catchUp());
+    if (!numWaiting) post("describe", () => undefined, show);  // Another tab changed something.
     return;
   }
   if (news.error?.number === number) tell(news.error.text);
-  if (news.result && news.result.number >= about.opened && news.result.serial !== result?.serial) {
+  if (news.result && news.result.serial !== result?.serial) {
     result = news.result;
     page.box = result.box;
     showResult();
     loadAll();
   }
-  if (!find("main").inert) showStatus();
+  showStatus();
 }
 
 function showStatus() {
@@ -199,23 +168,16 @@ function showStatus() {
   state.number = result ? result.number : "";
   state.state = news.error ? "error" : working || "done";
   const parts = [];
-  state.step = result?.step ?? "";
   if (result) {
-    const where = result.step ? `Preliminary, ${placeOf(result)}` : result.is_whole ? "Whole case" : "In the dashed frame";
+    const where = result.is_whole ? "Whole case" : "In the dashed frame";
     parts.push(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
   }
-  if (working) parts.push(working === "box" ? "computing …" : result?.step ? "the other steps follow …" : "the whole case follows …");
+  if (working) parts.push(working === "box" ? "computing …" : "the whole case follows …");
   find("status").textContent = parts.join("; ");
 }
 
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 const count = (value) => value.toLocaleString("en");
-
-// What the labels of a result are those of. In the frame, a preliminary result has had all steps.
-function placeOf({ is_whole: isWhole, step, num_steps: steps, box }) {
-  if (step) return `step ${step} of ${steps}${box ? " outside of the dashed frame" : ""}`;
-  return isWhole ? "whole case" : "in the dashed frame only";
-}
 
 function showResult() {
   const rows = result.labels.map((row) => {
@@ -236,43 +198,11 @@ function showResult() {
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
   find("scores").tBodies[0].replaceChildren(...rows);
-  find("scores-caption").textContent = `${result.step ? "Preliminary: " : "Labels, "}${placeOf(result)}`;
+  find("scores-caption").textContent = `Labels, ${result.is_whole ? "whole case" : "in the dashed frame only"}`;
   showNotes([...about.notes, ...(result.notes ?? [])]);
-  find("energy").style.opacity = result.step ? 0.3 : 1;
-  if (result.step) {  // The energy is known when the last step is done.
-    find("steps").textContent = `step ${result.step} of ${result.num_steps} done; convergence and energy follow`;
-    return;
-  }
   const steps = `${result.num_iterations} step${result.num_iterations === 1 ? "" : "s"}`;
   const device = result.device === "cpu" ? "" : `; on ${result.device}`;
-  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; energy before each; ${result.filters.join("; ")}${device}`;
-  drawEnergy(result.energy);
-}
-
-// The highest and the lowest energy, with as many digits as tell them apart.
-function energyLabels(high, low) {
-  const words = (value, digits) => (Math.abs(value) >= 1e4 ? value.toExponential(digits - 1) : value.toPrecision(digits)).replace("-", "\u2212");
-  let digits = 3;
-  while (digits < 15 && high !== low && words(high, digits) === words(low, digits)) digits++;
-  return high === low ? [words(high, digits)] : [words(high, digits), words(low, digits)];
-}
-
-function drawEnergy(energy) {
-  const low = Math.min(...energy), high = Math.max(...energy), root = find("energy"), space = "http://www.w3.org/2000/svg";
-  const node = (tag, attributes, text = "") => {
-    const made = document.createElementNS(space, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    return made;
-  };
-  const labels = energy.length ? energyLabels(high, low) : [], left = Math.max(40, ...labels.map((text) => 7 * text.length)) + 6;
-  const points = energy.map((value, step) => [left + 5 + ((285 - left) * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
-  const path = points.map(([x, y], step) => `${step ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  root.replaceChildren(
-    node("line", { x1: left, x2: left, y1: 5, y2: 80 }), node("line", { x1: left, x2: 295, y1: 80, y2: 80 }),
-    ...labels.map((text, place) => node("text", { x: left - 4, y: place ? 79 : 14, "text-anchor": "end" }, text)),
-    node("path", { d: path }), ...points.map(([cx, cy]) => node("circle", { cx, cy, r: 3 })),
-  );
+  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; ${result.filters.join("; ")}${device}`;
 }
 
 // ---- What people press
@@ -295,17 +225,7 @@ for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
 }
 find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); loadAll(); });
 find("preset").addEventListener("change", () => act("preset", { name: find("preset").value, place: page.place }, (found) => take(found, true)));
-find("case").addEventListener("change", async () => {
-  find("main").inert = find("case").disabled = true;  // What is chosen meanwhile would be meant for the old case.
-  find("status").textContent = "Reading …";
-  document.body.dataset.state = "reading";
-  await act("case", { name: find("case").value }, show);
-  find("main").inert = false;
-  find("case").disabled = hasEnded;
-  find("case").value = about.case;
-  digest();
-});
-find("save").addEventListener("click", () => act("save", {}, (found) => { find("saved").textContent = `saved to ${found.saved}`; }));
+find("save").addEventListener("click", () => act("save", {}, (found) => { take(found, found.number !== number); find("saved").textContent = `saved to ${found.saved}`; }));
 find("copy").addEventListener("click", () => navigator.clipboard.writeText(find("toml").textContent).then(
   () => { find("saved").textContent = "copied"; }, () => { find("saved").textContent = "the browser does not allow it; select the text"; }));
 find("end").addEventListener("click", () => ask("end", {}).catch(() => {}));

@@ -1,0 +1,117 @@
+"""`infer --dask` on real clusters: one in this process, and a scheduler with workers that were started from the shell."""
+
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+
+import dask
+import pytest
+from cli_helpers import FAST, command, files_in, run_here, write_folders
+from cluster_helpers import daemons, wait_until
+from distributed import LocalCluster
+
+import crfrefine
+from crfrefine.errors import InputError
+from crfrefine.runs.execution.cluster import map_on_cluster, run_on_worker
+
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
+SLOW = ("--set", "mean_field.num_iterations=1000", "--set", "mean_field.tolerance=0")
+
+
+def contents(folder):
+    """The files but for hidden ones: a killed worker may leave some, which the next run removes."""
+    return {name: (folder / name).read_bytes() for name in files_in(folder) if not name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def local():
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster:
+        yield cluster
+
+
+def test_outputs_and_records_are_those_of_the_plain_run(local, tmp_path, monkeypatch):
+    """Bit for bit, a bad case among them. The workers run in another folder than the command."""
+    write_folders(tmp_path, *"abc")
+    (tmp_path / "logits" / "b.nii.gz").write_bytes(b"no volume")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("infer", "-i", "images", "-p", "logits", *FAST, "--threads", 1, "--save-probabilities", "-o")
+    plain = run_here(*arguments, tmp_path / "plain", "--summary", "plain.json")
+    there = run_here(*arguments, "there", "--summary", "there.json", "--dask", local.scheduler_address)
+    assert (plain.status, there.status) == (1, 1)
+    assert len(contents(tmp_path / "plain")) == 4
+    assert contents(tmp_path / "plain") == contents(tmp_path / "there")
+    texts = (Path("plain.json").read_text().replace(f"{tmp_path}/plain/", f"{tmp_path}/there/"), Path("there.json").read_text())
+    expected, found = ([{name: case[name] for name in SAME} for case in json.loads(text)["cases"]] for text in texts)
+    found[1]["error"] = found[1]["error"].replace(f"{tmp_path}/", "")
+    assert found == expected
+    again = run_here(*arguments, "there", "--dask", local.scheduler_address, "--continue")
+    assert again.stderr.count("exists, skipped") == 2
+
+
+def test_fail_fast_begins_no_further_case(local, tmp_path):
+    folders = write_folders(tmp_path, *"abcdefgh")
+    for name in "abcdefgh":
+        (folders.logits / f"{name}.nii.gz").write_bytes(b"no volume")
+    result = run_here("infer", *folders.arguments, *FAST, "--fail-fast", "--dask", local.scheduler_address)
+    assert (result.status, result.stdout.count("failed")) == (1, 1)
+    assert "7 not started" in result.stderr
+
+
+def started_there(folders, output, address):
+    """Start the command on a cluster, and return once it has the output of a first case."""
+    arguments = ("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o", output)
+    run = subprocess.Popen(command(*arguments, "--dask", address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(output.glob("*.nii.gz")))
+    return run
+
+
+def test_the_cases_of_a_killed_worker_are_done_by_the_other_one(tmp_path):
+    """By its scheduler file. The outputs have the bytes of a run without Dask."""
+    folders = write_folders(tmp_path, *"abcdefgh")
+    plain, there = tmp_path / "plain", tmp_path / "there"
+    run_here("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o", plain, status=0)
+    with daemons(tmp_path) as cluster:
+        run = started_there(folders, there, cluster.file)
+        cluster.workers[0].kill()
+        _, messages = run.communicate(timeout=60)
+    assert run.returncode == 0, messages
+    assert contents(plain) == contents(there)
+
+
+def test_a_case_that_kills_its_workers_is_given_up(local):
+    """Dask itself counts how often: `distributed.scheduler.allowed-failures`."""
+    (failed,) = (outcome for _, outcome in map_on_cluster(local.scheduler_address, os._exit, [7]))
+    assert isinstance(failed, InputError)
+    assert "its worker was lost each time" in str(failed)
+
+
+def test_a_scheduler_that_is_gone_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
+    folders = write_folders(tmp_path, *"abcdefgh")
+    with daemons(tmp_path) as cluster:
+        run = started_there(folders, folders.output, cluster.address)
+        cluster.scheduler.kill()
+        _, messages = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert f"the scheduler {cluster.address} is gone, or was restarted" in messages
+    assert "run again with --continue" in messages
+
+
+def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    for address in ("tcp://127.0.0.1:1", "no_such_file.json", "tls://127.0.0.1:1"):
+        with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+            result = run_here("infer", *folders.arguments, *FAST, "--dask", address, status=1)
+        assert f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file" in result.stderr
+        assert files_in(folders.output) == []
+
+
+def test_a_worker_with_another_version_does_no_case():
+    assert run_on_worker(crfrefine.__version__, abs, -1) == 1
+    with pytest.raises(InputError, match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version"):
+        run_on_worker("9.8.7", abs, -1)

@@ -1,0 +1,94 @@
+"""Items in separate processes: each has its outcome, an error or a lost process costs its item alone, and nothing is left behind."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pool_functions
+import pytest
+from evaluation_helpers import children
+
+from crfrefine.base.failures import describe_failure
+from crfrefine.errors import InputError
+from crfrefine.runs.execution.processes import map_in_processes
+from crfrefine.runs.execution.threads import Workers
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_every_item_has_its_result(num_processes):
+    found = [(item, *result) for item, result in map_in_processes(pool_functions.square, [*range(5), 3], num_processes)]
+    assert sorted(number for number, _, _ in found) == [0, 1, 2, 3, 3, 4]
+    assert all(square == number**2 for number, square, _ in found)
+    processes = {process for _, _, process in found}
+    assert processes == {os.getpid()} if num_processes == 1 else os.getpid() not in processes
+    assert len(processes) <= 2
+    assert list(map_in_processes(pool_functions.square, [], num_processes)) == []
+    sizes = [10, 1 << 14, 1 << 20]  # larger than a pipe takes at once
+    assert sorted((size, len(result)) for size, result in map_in_processes(pool_functions.repeat, sizes, num_processes)) == [
+        (size, size) for size in sizes
+    ]
+
+
+def test_a_single_item_needs_no_process():
+    assert list(map_in_processes(pool_functions.square, [3], 2)) == [(3, (9, os.getpid()))]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_error_costs_its_item_alone_and_says_where_it_was_raised(num_processes):
+    outcomes = dict(map_in_processes(pool_functions.fail_at_two, range(4), num_processes))
+    failure = describe_failure(outcomes.pop(2))
+    assert outcomes == {0: 0, 1: 1, 3: 3}
+    assert failure.kind == "ValueError"
+    assert "no 2" in failure.message
+    assert "in fail_at_two" in failure.traceback
+
+
+def test_of_several_errors_the_one_of_the_first_item_is_raised():
+    """Which one comes first depends on the machine; what a command says must not."""
+    with Workers(3) as workers, pytest.raises(ValueError, match="no 0"):
+        workers.run(lambda item, _: pool_functions.fail_from_the_end(item), range(3))
+
+
+def test_what_cannot_be_sent_costs_its_item_alone():
+    outcomes = dict(map_in_processes(pool_functions.fail_oddly_at_one, range(4), 2))
+    assert (outcomes[0], outcomes[3]) == (0, 3)
+    assert "TwoArgumentsError: salt and pepper" in str(outcomes[1])
+    assert "in fail_oddly_at_one" in describe_failure(outcomes[1]).traceback
+    assert "lambda" in str(outcomes[2])
+
+
+def test_a_killed_process_costs_its_item_alone():
+    outcomes = dict(map_in_processes(pool_functions.die_at_three, range(6), 2))
+    lost = outcomes.pop(3)
+    assert outcomes == {number: number for number in (0, 1, 2, 4, 5)}
+    assert isinstance(lost, InputError)
+    assert "SIGKILL" in str(lost)
+    assert "try fewer --processes" in str(lost)
+
+
+def test_a_process_that_ends_by_itself_costs_its_item_alone():
+    outcomes = dict(map_in_processes(pool_functions.leave_at_one, range(3), 2))
+    assert (outcomes[0], outcomes[2]) == (0, 2)
+    assert "status 7" in str(outcomes[1])
+
+
+def test_whoever_stops_early_leaves_no_process_behind():
+    before = set(children(os.getpid()))
+    with contextlib.closing(map_in_processes(pool_functions.sleep, [0, 3600], 2)) as outcomes:
+        assert next(outcomes) == (0, 0)
+        assert set(children(os.getpid())) - before
+    assert set(children(os.getpid())) == before
+
+
+def test_a_script_is_not_run_again_in_each_process(tmp_path):
+    """Python's own pools import the main script in each process, which then starts processes of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import math\nfrom crfrefine.runs.execution.processes import map_in_processes\n"
+        "print(sorted(result for _, result in map_in_processes(math.sqrt, [1.0, 4.0], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout) == ("", "[1.0, 2.0]\n")
