@@ -5,8 +5,6 @@ import shutil
 import numpy as np
 from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
 
-from crfrefine.io import read_header
-
 CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
 
@@ -134,15 +132,3 @@ def test_all_values_of_a_label_map_in_place_of_an_image_are_counted(folders, tmp
     scores = save_nifti(tmp_path / "scores.nii.gz", 8.0 * logits.astype(np.float32) - 4.0)
     result = run_here("infer", "-i", image, "-p", scores, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
     assert "image.nii.gz looks like a label map, not like an image: 27 values" in result.stderr
-
-
-def test_the_name_of_a_series_stands_once_before_what_is_told_of_it(tmp_path):
-    for number, one in enumerate(found):
-        one.InstanceNumber = number + 7
-    series = save(tmp_path / "scan", found)
-    header = read_header(series)
-    scores = np.random.default_rng(0).normal(0, 3, (5, 6, 4, 2)).astype(np.float32)
-    logits = save_nifti(tmp_path / "scores.nii.gz", scores, header.affine)
-    result = run_here("infer", "-i", series, "-p", logits, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
-    assert "scan: the series begins with instance 7" in result.stderr
-    assert "scan: scan:" not in result.stderr

@@ -76,7 +76,7 @@ def test_types_scalings_and_frames(dtype, tmp_path):
     found = list(slices(STORED.astype(dtype), AFFINE))
     for number, one in enumerate(found):
         one.RescaleSlope = 0.5 * (number + 1)  # As PET has.
-    expected = STORED * (0.5 * np.arange(1, SHAPE[2] + 1))
+    expected = STORED.astype(dtype) * (0.5 * np.arange(1, SHAPE[2] + 1))
     read = dicom.read(save(tmp_path / "slices", found))
     np.testing.assert_array_equal(read.data, expected)
     assert read.data.dtype == np.float32
@@ -239,7 +239,7 @@ def test_other_commands_say_what_to_run(series, tmp_path):
     with pytest.raises(UnsupportedFormatError, match=r"a DICOM file: `crfrefine convert`"):
         io.read_header(source)
     save(tmp_path / "images" / "case", slices(STORED, AFFINE))
-    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path, "-o", tmp_path / "results", status=1)
+    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "images", "-o", tmp_path / "results", status=1)
     assert f"crfrefine convert {tmp_path}/images/case {tmp_path}/images/case.nii.gz" in result.stderr
 
 
