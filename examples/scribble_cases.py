@@ -10,7 +10,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from generated import smooth_noise
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from study_network import read_stack
 from study_unet import Stack
 
@@ -133,3 +134,9 @@ def generate(folder: Path, count: int, seed: int) -> Path:
             file = f"heart_{number}{'_0000' if name == 'images' else ''}.nii.gz"
             nibabel.Nifti1Image(values, affine).to_filename(folder / name / file)
     return folder
+
+
+def smooth_noise(rng: np.random.Generator, grid_shape: Sequence[int], spacing: Sequence[float], length_mm: float) -> NDArray[np.float32]:
+    """Noise with mean 0, variance 1 and structures of about `length_mm`."""
+    noise = gaussian_filter(rng.standard_normal(grid_shape, np.float32), [length_mm / step for step in spacing], mode="wrap")
+    return np.asarray((noise - noise.mean()) / noise.std(), np.float32)

@@ -27,7 +27,6 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # study_unet.py: the network of the study, and its patches
 
-from reporting import print_table
 from scribble_cases import ScribbleData, generate, read_data
 from scribble_training import LABELS, SCRIBBLES, WITH_CRF, Recipe, train
 from study_unet import Schedule, SliceUNet, predict
@@ -48,6 +47,13 @@ SEED = 0
 
 Scores = dict[str, dict[str, float]]
 """Dice by case and structure."""
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, the first one left-aligned."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip())
 
 
 def run(
