@@ -27,8 +27,8 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 DIMENSIONS = range(2, 10)
 SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
 FILTERS = ("lattice", "grid", "truncated")
-LARGEST_TRUNCATED_MM = 3.0  # beyond it nobody waits for the direct sum
-LARGEST_GRID_MODALITIES = 2
+MAX_TRUNCATED_MM = 3.0  # beyond it nobody waits for the direct sum
+MAX_GRID_MODALITIES = 2
 NUM_ROWS = 400
 
 
@@ -48,8 +48,8 @@ def _message_errors(workload: Workload, filter_name: str, exact: NDArray[np.floa
 
 def _serves(filter_name: str, spec: WorkloadSpec) -> bool:
     if filter_name == "truncated":
-        return spec.theta_alpha <= LARGEST_TRUNCATED_MM
-    return filter_name != "grid" or spec.num_modalities <= LARGEST_GRID_MODALITIES
+        return spec.theta_alpha <= MAX_TRUNCATED_MM
+    return filter_name != "grid" or spec.num_modalities <= MAX_GRID_MODALITIES
 
 
 def measure() -> list[dict[str, Any]]:

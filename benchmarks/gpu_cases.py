@@ -32,7 +32,7 @@ FILTERS = ("exact", "truncated", "grid", "lattice")
 CPU_THREADS = 2
 # float32 logits of size 10 after five steps whose messages are summed in another order. Gradients: a share of the largest; those of
 # bandwidths lose digits to squares that all but cancel.
-MOST_DIFFERENCE, MOST_OF_BANDWIDTHS = 1e-3, 5e-3
+MAX_DIFFERENCE, MAX_OF_BANDWIDTHS = 1e-3, 5e-3
 
 
 def parameters_of(spec: WorkloadSpec, *, num_iterations: int, filter_name: str = "lattice") -> CrfParameters:
@@ -90,7 +90,7 @@ def contact(gpu: Backend, cpu: Backend, kind: str, way: str) -> dict[str, Any]:
         warnings.simplefilter("always", RuntimeWarning)
         once, twice, expected = (_results(backend, spec, arrays, way) for backend in (gpu, gpu, cpu))
     differences = {name: _difference(name, once[name], value) for name, value in expected.items()}
-    most = {name: MOST_OF_BANDWIDTHS if "theta" in name else MOST_DIFFERENCE for name in expected}
+    most = {name: MAX_OF_BANDWIDTHS if "theta" in name else MAX_DIFFERENCE for name in expected}
     wrong = [f"{name} differ from those expected by {value:.2g}" for name, value in differences.items() if not value <= most[name]]
     wrong += [f"two runs differ in {name}" for name in {"logits", "energy"} & once.keys() if once[name].tobytes() != twice[name].tobytes()]
     wrong += [str(warning.message) for warning in warned if issubclass(warning.category, RuntimeWarning)]

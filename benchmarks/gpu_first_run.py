@@ -29,7 +29,7 @@ import gpu_tests
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MOST_SECONDS = 555
+MAX_SECONDS = 555
 """Of a call, all steps at their limits."""
 CASES = ("Lm", "L", "CT")
 WAYS = ("exact", "truncated", "grid", "lattice", "refine", "layer")

@@ -30,7 +30,7 @@ from cuda_shim import FilledXp, ShimDevice, run_kernel
 from crfrefine.engines.cuda.cupy_device import BLOCK
 from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 
-MOST_BYTES = 48 << 20
+MAX_BYTES = 48 << 20
 _ENOUGH = 1 << 19
 """Bytes of a launch: the first one below is kept, or else the smallest."""
 _UNWRITTEN = 0x55555555
@@ -152,9 +152,9 @@ def write(path: Path, launches: Sequence[dict[str, Any]]) -> int:
     partial = path.with_name(path.name + ".partial.npz")
     np.savez_compressed(partial, index=np.frombuffer(index, dtype=np.uint8), **arrays)
     size = partial.stat().st_size
-    if size >= MOST_BYTES:
+    if size >= MAX_BYTES:
         partial.unlink()
-        raise SystemExit(f"gpu_record: expected a record below {MOST_BYTES >> 20} MiB, found {size / 2**20:.0f} MiB: record smaller cases")
+        raise SystemExit(f"gpu_record: expected a record below {MAX_BYTES >> 20} MiB, found {size / 2**20:.0f} MiB: record smaller cases")
     partial.replace(path)
     return size
 

@@ -39,7 +39,7 @@ Line = dict[str, Any]
 TOLERANCES = {"float32": 2e-5, "float64": 1e-11}
 REPEATS = 10
 START_SECONDS, LAUNCH_SECONDS = 60.0, 30.0  # compilation takes a second
-MOST_HANGS = 2
+MAX_HANGS = 2
 """Of a kernel: more of its launches would take the time of others."""
 _KILL_SECONDS = 5.0
 _ENDS_WITH_PARENT = 1
@@ -265,8 +265,8 @@ class Player:
         """What may still run; all else is told why not."""
         late, due = time.monotonic() >= self._end, []
         for number in numbers:
-            if late or self._hangs[self.record.launches[number]["kernel"]] >= MOST_HANGS:
-                error = "the time was up" if late else f"this kernel has hung {MOST_HANGS} times"
+            if late or self._hangs[self.record.launches[number]["kernel"]] >= MAX_HANGS:
+                error = "the time was up" if late else f"this kernel has hung {MAX_HANGS} times"
                 self._keep(number, {"outcome": "not run", "error": error})
             else:
                 due.append(number)

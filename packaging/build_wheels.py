@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "build" / "manylinux"
 GLIBC = "2.28"
 PROCESSORS = ("x86_64", "aarch64")
-LARGEST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 FIRST_OF_STABLE_ABI = (3, 12)
 """Before it, nanobind needs a wheel for each Python."""
 
@@ -158,8 +158,8 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
         raise BuildError(f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older")
     if "abi3" in wheel.name:
         run(tools, "-m", "abi3audit", "--strict", wheel)
-    if wheel.stat().st_size > LARGEST_BYTES:
-        raise BuildError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {LARGEST_BYTES}")
+    if wheel.stat().st_size > MAX_BYTES:
+        raise BuildError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {MAX_BYTES}")
     print(f"{wheel.stat().st_size / 1e6:.2f} MB  {wheel.name}  (auditwheel: {', '.join(found)})", flush=True)
     return wheel
 

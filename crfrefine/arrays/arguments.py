@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.geometry import SPACING_RANGE, is_plausible
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.errors import InputError
 
 BOUNDS = f"from {SPACING_RANGE[0]:g} to {SPACING_RANGE[1]:g}; convert other units"
@@ -159,8 +159,8 @@ def given_label_map(labels: Array, image: Array) -> Labels:
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise InputError("the label map holds values that are not finite (NaN or infinity); expected whole numbers from 0 up")
     low, high = labels.min(), labels.max()
-    if low < 0 or high > LARGEST_LABEL:
-        raise InputError(f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {LARGEST_LABEL}")
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {MAX_LABEL}")
     if labels.dtype.kind == "f" and not _holds_whole_numbers(labels):
         raise InputError(
             'the label map holds values that are not whole numbers; for logits or probabilities, leave input_type="labels" out'

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.base.array_types import Array, Bool, Labels
 
-LEAST_PROBABILITY = 0.1
+MIN_PROBABILITY = 0.1
 """A label whose probability is nowhere above this is taken to be absent, as in the authors' implementation: any voxel would be a guess."""
 
-MOST_ROUNDS = 50
+MAX_ROUNDS = 50
 """A bound that is not reached: two to ten rounds are usual."""
 
 _BLOCK = 1 << 16
@@ -74,7 +74,7 @@ def dice_labels(probabilities: Array, mask: Bool | None = None) -> Labels:
         return labels
     values = {label: values[label] for label in takes}
     best, best_mean = takes, -1.0
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         found = _counted(values, takes)
         mean = sum(take.threshold for take in found.values())
         if not mean > best_mean:
@@ -114,7 +114,7 @@ def _best_alone(values: Array) -> _Take | None:
     the sorting by which RankSEG ranks voxels.
     """
     highest = float(values.max(initial=0.0))
-    if highest <= LEAST_PROBABILITY:
+    if highest <= MIN_PROBABILITY:
         return None
     mass = float(values.sum(dtype=np.float64))
     first = values[values > 0.5 * highest]

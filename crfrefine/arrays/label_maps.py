@@ -15,7 +15,7 @@ Box = tuple[slice, ...]
 """A part of a grid: one slice per axis, with a start and a stop."""
 
 # A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
-_MOST_PASSES = 16
+_MAX_PASSES = 16
 
 _BLOCK = 1 << 18
 
@@ -37,7 +37,7 @@ def argmax_labels(scores: Array) -> Array:
 
 def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
     """Return the number of voxels of each label 0 … num_labels - 1."""
-    if num_labels > _MOST_PASSES:
+    if num_labels > _MAX_PASSES:
         flat = labels.ravel(order="K")
         counts = np.zeros(num_labels, np.int64)
         for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.

@@ -25,10 +25,10 @@ ABSENT_LOGIT = -1e4
 MANY_LABELS = 16
 """Channels from which on a label takes part only near where it occurs: e^0 for each of many others would outweigh a voxel's own label."""
 
-LARGEST_IN_MEMORY = 1 << 29
+MAX_IN_MEMORY = 1 << 29
 """Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes part only near where it occurs."""
 
-MOST_SHOWN = 12
+MAX_SHOWN = 12
 """Most labels that a message lists."""
 
 
@@ -103,7 +103,7 @@ def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[
 
 def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
     """Return whether the labels of a label map take part only within the kernels' reach of where they occur."""
-    return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > LARGEST_IN_MEMORY
+    return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > MAX_IN_MEMORY
 
 
 def leave_far_out(logits: Float32, reach: Sequence[int]) -> None:
@@ -150,4 +150,4 @@ def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, a
 
 def describe_labels(labels: Sequence[int]) -> str:
     """Return the labels as a list for a message."""
-    return listed([str(label) for label in labels], MOST_SHOWN)
+    return listed([str(label) for label in labels], MAX_SHOWN)

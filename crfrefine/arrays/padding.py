@@ -16,7 +16,7 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool
 
-LARGEST_SHARE = 0.999
+MAX_SHARE = 0.999
 """Largest share of padding in the mask. With more, the logits are probably not the network's output for this image."""
 
 ENOUGH_VOXELS = 1000
@@ -77,7 +77,7 @@ def leave_out(padding: Bool, mask: Bool | None, what: str) -> tuple[Bool, int]:
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
     """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
-    if num_padded and num_padded > LARGEST_SHARE * num_voxels and num_voxels - num_padded < ENOUGH_VOXELS:
+    if num_padded and num_padded > MAX_SHARE * num_voxels and num_voxels - num_padded < ENOUGH_VOXELS:
         raise InputError(
             f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so the labels there are unknown\n"
             "  Expected the network's output on this image. Is this a cropped output with mostly padding, or a placeholder file?"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 InputType = Literal["auto", "logits", "probabilities", "labels"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 
-SMALLEST_PROBABILITY = 1e-7
+MIN_PROBABILITY = 1e-7
 """Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever."""
 
 SUM_TOLERANCE = 1e-3
@@ -187,7 +187,7 @@ def take_logarithms(probabilities: Float32) -> None:
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
         block = flat[start : start + BLOCK_VOXELS]
-        np.clip(block, SMALLEST_PROBABILITY, 1.0, out=block)
+        np.clip(block, MIN_PROBABILITY, 1.0, out=block)
         np.log(block, out=block)
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.padding import BLOCK_VOXELS
-from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Float32
 
 
-LARGEST_LOG_ODDS = 1e4
+MAX_LOG_ODDS = 1e4
 """Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
 
 
@@ -64,8 +64,8 @@ def take_log_odds(probabilities: Float32) -> None:
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
         block = flat[start : start + BLOCK_VOXELS]
-        others = np.log(np.maximum(1.0 - block, SMALLEST_PROBABILITY))
-        np.log(np.maximum(block, SMALLEST_PROBABILITY), out=block)
+        others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
+        np.log(np.maximum(block, MIN_PROBABILITY), out=block)
         np.subtract(block, others, out=block)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError
 
@@ -195,8 +195,8 @@ def _check_labels(name: str, labels: Sequence[int]) -> None:
         raise ConfigError(f"region {shorten_value(name)}: it has no labels")
     if min(labels) < 1:
         raise ConfigError(f"region {shorten_value(name)}: label 0 is the background; regions hold labels of at least 1")
-    if max(labels) > LARGEST_LABEL:
-        raise ConfigError(f"region {shorten_value(name)}: label {shorten(max(labels), 20)}: label maps hold labels up to {LARGEST_LABEL}")
+    if max(labels) > MAX_LABEL:
+        raise ConfigError(f"region {shorten_value(name)}: label {shorten(max(labels), 20)}: label maps hold labels up to {MAX_LABEL}")
 
 
 def _joined(labels: Sequence[int]) -> str:

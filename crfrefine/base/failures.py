@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.text import MOST_LISTED, MOST_OF_A_REASON, counted, listed, shorten
+from crfrefine.base.text import MAX_LISTED, MAX_OF_A_REASON, counted, listed, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
 
 
@@ -61,7 +61,7 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     if isinstance(error, CrfRefineError):
         return Failure(str(error) or kind, kind)
     if isinstance(error, MemoryError):
-        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, MOST_OF_A_REASON)}" if str(error) else ""), kind)
+        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, MAX_OF_A_REASON)}" if str(error) else ""), kind)
     if isinstance(error, OSError):
         return Failure(("" if error.filename else _of_files(paths)) + str(error), kind)
     return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
@@ -102,14 +102,14 @@ def reading(path: Path) -> Generator[None]:
 
 
 def _please_report(error: BaseException) -> str:
-    reason = f" ({shorten(error, MOST_OF_A_REASON)})" if str(error) else ""
+    reason = f" ({shorten(error, MAX_OF_A_REASON)})" if str(error) else ""
     return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
 
 
 def _of_files(paths: tuple[Path | None, ...]) -> str:
     named = [str(path) for path in paths if path is not None]
-    more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
-    return f"{', '.join(named[:MOST_LISTED])}{more}: " if named else ""
+    more = f" and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
+    return f"{', '.join(named[:MAX_LISTED])}{more}: " if named else ""
 
 
 def _where(error: BaseException) -> str:

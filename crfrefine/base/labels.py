@@ -8,7 +8,7 @@ import numpy as np
 
 from crfrefine.errors import CapacityError
 
-LARGEST_LABEL = 65535
+MAX_LABEL = 65535
 """They are read and written as 16-bit integers at most."""
 
 
@@ -31,6 +31,6 @@ def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
     Raises:
         CapacityError: a label above 65535.
     """
-    if largest_label > LARGEST_LABEL:
-        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
+    if largest_label > MAX_LABEL:
+        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {MAX_LABEL}")
     return np.uint8 if largest_label <= 255 else np.uint16

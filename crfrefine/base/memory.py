@@ -31,7 +31,7 @@ LARGEST = 1 << 60
 """Limits from here on mean no limit: cgroups write 2^63 rounded to pages, `getrlimit` 2^64 - 1."""
 
 RESERVED_SHARE = 20
-MOST_RESERVED = 1 << 30
+MAX_RESERVED = 1 << 30
 
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:(B|bytes?)|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -164,7 +164,7 @@ def machine_limit(meminfo: str, own: OwnUse) -> Limit | None:
 
 def reserve(total: int) -> int:
     """Return the part of a machine's memory that is left to others."""
-    return min(total // RESERVED_SHARE, MOST_RESERVED)
+    return min(total // RESERVED_SHARE, MAX_RESERVED)
 
 
 def resource_limits(limits: Mapping[str, int], own: OwnUse) -> Iterator[Limit]:

@@ -11,17 +11,17 @@ from itertools import islice
 TIMES = "\u00d7"
 """Between the extents of a grid, as in 240×240×155."""
 
-MOST_CHARACTERS = 80
-MOST_LISTED = 5
-MOST_OF_A_PATH = 300
-MOST_OF_A_REASON = 200
-MOST_OF_A_LINE = 5000
+MAX_CHARACTERS = 80
+MAX_LISTED = 5
+MAX_OF_A_PATH = 300
+MAX_OF_A_REASON = 200
+MAX_OF_A_LINE = 5000
 """Longer than the longest path that systems allow; a longer line of a message can only be an attempt to flood the terminal."""
 
 PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
 """Titles in the navigation of the site (`mkdocs.yml`)."""
 
-_LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
+_MAX_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 
 
 def printable(text: str) -> str:
@@ -31,7 +31,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def shorten(text: object, most: int = MOST_CHARACTERS) -> str:
+def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return text that prints on one line; beyond `most` characters, its end is replaced by "…"."""
     whole = str(text)
     shown = printable(whole[: most + 1])
@@ -40,7 +40,7 @@ def shorten(text: object, most: int = MOST_CHARACTERS) -> str:
 
 def shorten_value(value: object, most: int = 60) -> str:
     """Return the repr of a value, shortened like `shorten`."""
-    if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"a whole number of about {int(value.bit_length() * 0.30103) + 1} digits"
     if isinstance(value, str):
         value = value[: most + 1]
@@ -61,13 +61,13 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
+def listed(items: Collection[object], most: int = MAX_LISTED) -> str:
     """Return the first few items, each shortened, separated by commas, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(shorten, islice(items, most))) + more
 
 
-def for_terminal(message: str, most: int = MOST_OF_A_LINE) -> str:
+def for_terminal(message: str, most: int = MAX_OF_A_LINE) -> str:
     r"""Return a message without terminal control characters; line breaks stay where the next line is indented, as in our messages.
 
     A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a separate message.

@@ -43,7 +43,7 @@ class CaseList(list[CaseFiles]):
 # Incomplete cases: which ones, what they lack, and the messages about them. Such a case is left out and is not a failure: half-finished
 # cross-validations are common.
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def _by_reason(incomplete: Sequence[IncompleteCase]) -> dict[str, list[str]]:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -11,23 +11,23 @@ import numpy as np
 from crfrefine.base.memory import PROCESS, RUN_BYTES, format_size, memory_limit, require_memory
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.cases.label_input import KIND
-from crfrefine.io.content import MOST_BYTES
+from crfrefine.io.content import MAX_BYTES
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders
     from crfrefine.cases.reading_options import ReadingOptions
 
-LARGEST_IN_MEMORY = 1 << 29
+MAX_IN_MEMORY = 1 << 29
 """Bytes of logits in float32 from which on they are streamed."""
 
 SHARE_IN_MEMORY = 8
 """Logits that take more than this part of the allowed memory are streamed, too: a run on all labels takes several times as much."""
 
-SMALLEST_STREAMED = 1 << 26
+MIN_STREAMED = 1 << 26
 """Bytes of logits up to which they are always read as a whole: streaming takes as much for pieces on their way."""
 
-MOST_DIMS = 3
+MAX_DIMS = 3
 """Most axes of a grid that can be streamed: as many as `refinement.tiles`, which imports this room and not the other way round, can cut."""
 
 _FILTER_BYTES = 40
@@ -36,12 +36,12 @@ _FILTER_BYTES = 40
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
 """Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps."""
 
-_STREAM_BYTES = 3 * MOST_BYTES + 2 * PROCESS
+_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS
 """Pieces on their way from the file, and the process itself."""
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 _FLOAT = 4
-_FEWEST_CHANNELS = 2
+_MIN_CHANNELS = 2
 """A label map becomes one channel for each label that occurs, and for background; only its voxels tell how many."""
 
 
@@ -63,10 +63,10 @@ def what_to_keep(headers: CaseHeaders, options: ReadingOptions, *, may_stream: b
         return Kept.LABELS
     if network is None or not may_stream or options.input_type == KIND or headers.files.are_structures:
         return Kept.LOGITS
-    if len(network.grid_shape) > MOST_DIMS or not headers.images[0].on_same_grid(network.files[0]):
+    if len(network.grid_shape) > MAX_DIMS or not headers.images[0].on_same_grid(network.files[0]):
         return Kept.LOGITS
     limit, voxels = memory_limit(options.max_memory).bytes, math.prod(network.grid_shape)
-    largest = max(min(LARGEST_IN_MEMORY, limit // SHARE_IN_MEMORY), SMALLEST_STREAMED)
+    largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)
     run = PROCESS + case_bytes(headers, Kept.LOGITS) + voxels * (RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities)
     is_large = _FLOAT * network.num_labels * voxels >= largest or run > limit
     # Only the number of channels decides here; a softmax of as many channels as there are regions is rare, and read as a whole.
@@ -105,9 +105,9 @@ def require_case_fits(headers: CaseHeaders, kept: Kept, max_memory: int | None, 
     needed = PROCESS + sum(size for _, size in sizes)
     if needed <= limit.bytes:
         return
-    largest = sorted(sizes, key=lambda size: -size[1])[:_MOST_NAMED]
+    largest = sorted(sizes, key=lambda size: -size[1])[:_MAX_NAMED]
     named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
-    more = [f"  and {len(sizes) - _MOST_NAMED} more"] if len(sizes) > _MOST_NAMED else []
+    more = [f"  and {len(sizes) - _MAX_NAMED} more"] if len(sizes) > _MAX_NAMED else []
     require_memory(needed, "\n".join([f"case {case_id!r}: the program and its files, read as float32, take", *named, *more]), limit)
 
 
@@ -124,7 +124,7 @@ def _sizes(headers: CaseHeaders, kept: Kept) -> list[tuple[VolumeHeader, int]]:
         if kept is Kept.LABELS:
             sizes.append((first, of_file))
         elif network.kind == KIND:  # Structures are read one after the other into one array.
-            sizes.append((first, _FLOAT * (of_file + _FEWEST_CHANNELS * grid)))
+            sizes.append((first, _FLOAT * (of_file + _MIN_CHANNELS * grid)))
         else:
             copied = 0 if headers.images[0].on_same_grid(first) else network.num_labels * grid
             sizes.append((first, _FLOAT * (of_file * first.num_channels + copied)))

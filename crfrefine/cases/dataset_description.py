@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
@@ -17,8 +17,8 @@ from crfrefine.io.json import read_json, require_usable
 if TYPE_CHECKING:
     from crfrefine.io.segments import Segment
 
-_MOST_CHANNELS = 10_000
-_MOST_DIGITS = 9  # Most digits of a channel or label number.
+_MAX_CHANNELS = 10_000
+_MAX_DIGITS = 9  # Most digits of a channel or label number.
 _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 
@@ -125,8 +125,8 @@ def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
             if not _is_number(number):
                 raise ValueError(f"{expected}; got the number {shorten_value(number)}")
         channels = [channels[number] for number in sorted(channels, key=int)]
-    if len(channels) > _MOST_CHANNELS:
-        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MOST_CHANNELS - 1}")
+    if len(channels) > _MAX_CHANNELS:
+        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
     for number, name in enumerate(channels):
         if not isinstance(name, str):
             raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
@@ -142,13 +142,13 @@ def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
 
 def _label_number(value: Any, key: str) -> int:
     number = int(value) if isinstance(value, str) and _is_number(value) else value
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= LARGEST_LABEL:
-        raise ValueError(f"{key}: expected a whole number from 0 to {LARGEST_LABEL}, got {shorten_value(value)}")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
+        raise ValueError(f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}")
     return number
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 # Names of labels and modalities for notes, pictures and files: those of `dataset.json` beside the

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import description_or_note
@@ -76,8 +76,8 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
             f"{reserved}: a structure cannot have the name {stem_of(reserved)!r}, which has a meaning in dataset.json; "
             "background is where no structure is. Rename the file or leave it out"
         )
-    if len(by_name) > LARGEST_LABEL:
-        raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {LARGEST_LABEL}")
+    if len(by_name) > MAX_LABEL:
+        raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}")
     for name, path in by_name.items():
         if shorten(name, 200) != name:
             raise InputError(f"{shorten(path, 300)}: the name of a structure must be printable and have at most 200 characters")

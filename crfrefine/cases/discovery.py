@@ -28,7 +28,7 @@ _IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
 _MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
 _LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
 
-_MOST_MODALITIES = 16  # Most modalities that a message lists.
+_MAX_MODALITIES = 16  # Most modalities that a message lists.
 
 
 def discover_cases(
@@ -154,7 +154,7 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
         problem = f"case {case_id!r}: one modality in two files, {file_names(twice)} in {twice[0].parent}"
     elif sorted(numbers) != list(range(num_expected)):
         there, wanted = (
-            listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
+            listed([f"{number:04d}" for number in several], _MAX_MODALITIES) for several in (sorted(numbers), range(num_expected))
         )
         problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
         missing = tuple(f"no modality {number:04d} in {images[0].parent}" for number in range(num_expected) if number not in numbers)

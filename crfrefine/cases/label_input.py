@@ -11,12 +11,12 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import count_labels
-from crfrefine.arrays.one_hot import MOST_SHOWN, channels_of, describe_labels, labels_of_one_hot, present_labels
+from crfrefine.arrays.one_hot import MAX_SHOWN, channels_of, describe_labels, labels_of_one_hot, present_labels
 from crfrefine.arrays.padding import plane_blocks
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.labels import MOST_OFF, read_where, read_whole_numbers
+from crfrefine.io.labels import MAX_OFF, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
 from crfrefine.io.paths import stem_of
 from crfrefine.io.segments import Segment
@@ -35,7 +35,7 @@ KIND = "labels"
 LOST = "structures that lose most of their voxels"
 """The note on structures that others cover begins with it."""
 
-_MOST_GRAY_VALUES = 256
+_MAX_GRAY_VALUES = 256
 """Under "auto", a file with more different values is rather an image."""
 
 
@@ -171,7 +171,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
     found = read_whole_numbers(file)
-    if found.off > (MOST_OFF if is_certain else 0.0):  # in doubt, only whole numbers are labels
+    if found.off > (MAX_OFF if is_certain else 0.0):  # in doubt, only whole numbers are labels
         raise InputError(
             f"{file.path}: one label only: one value per voxel, and not a whole number (up to {found.off:.2g} away from one) as in a "
             "label map\n"
@@ -181,7 +181,7 @@ def _read_one(file: VolumeHeader, options: ReadingOptions) -> tuple[NDArray[np.u
         )
     found.require_range(file.path)
     present = present_labels(found.labels)
-    if not is_certain and len(present) > _MOST_GRAY_VALUES:
+    if not is_certain and len(present) > _MAX_GRAY_VALUES:
         raise InputError(
             f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; expected logits with one value per label, "
             "background included. For a label map, give --input-type labels"
@@ -221,7 +221,7 @@ class Overlap:
     def lost(self) -> str:
         """The structures that keep less than half of their voxels, in words; empty if there are none."""
         losers = [f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()]
-        return f"{LOST} to smaller ones: {listed(losers, MOST_SHOWN)}" if losers else ""
+        return f"{LOST} to smaller ones: {listed(losers, MAX_SHOWN)}" if losers else ""
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:

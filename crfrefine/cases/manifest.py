@@ -20,12 +20,12 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of,
 from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.system import ignores_case
 
-_MOST_NAMED = 20
-_MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
-_LONGEST_NAME = 255  # Bytes; the limit of usual file systems.
-_MOST_OF_A_NAME = 200
-_MOST_OF_A_PROBLEM = 1000
-_MOST_AXES = 3
+_MAX_NAMED = 20
+_MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
+_MAX_NAME = 255  # Bytes; the limit of usual file systems.
+_MAX_OF_A_NAME = 200
+_MAX_OF_A_PROBLEM = 1000
+_MAX_AXES = 3
 _COMPANIONS = ("_probabilities", "_logits", "_preview")
 """Endings of the files that `infer` writes beside a label map."""
 
@@ -53,8 +53,8 @@ def read_manifest(path: Path, output: Path, *, input_type: str = "auto") -> Case
             cases.append((row, files))
     problems += _clashes(cases, output)
     if problems:
-        more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
-        lines = "".join("\n  " + shorten(line, _MOST_OF_A_PROBLEM) for text in problems[:_MOST_NAMED] for line in text.split("\n"))
+        more = f"\n  and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+        lines = "".join("\n  " + shorten(line, _MAX_OF_A_PROBLEM) for text in problems[:_MAX_NAMED] for line in text.split("\n"))
         raise InputError(f"{path}: {counted(len(problems), 'problem')}; no case is refined{lines}{more}")
     return CaseList(sorted((files for _, files in cases), key=lambda files: files.case_id))
 
@@ -70,18 +70,18 @@ def _cell_problems(row: Row) -> list[str]:
     ]
     problems += [f"{name}: a path cannot hold the character NUL" for name, parts in row.cells.items() if "\0" in "".join(parts)]
     problems += [
-        f"{name}: {shorten(text)} is too long: a path has at most {_MOST_OF_A_PATH} characters, and each of its names {_LONGEST_NAME} bytes"
+        f"{name}: {shorten(text)} is too long: a path has at most {_MAX_OF_A_PATH} characters, and each of its names {_MAX_NAME} bytes"
         for name in ("images", "logits", "mask", "output")
         for text in row.cells.get(name, ())
-        if len(text) > _MOST_OF_A_PATH or any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in Path(text).parts)
+        if len(text) > _MAX_OF_A_PATH or any(len(part.encode(errors="replace")) > _MAX_NAME for part in Path(text).parts)
     ]
     if problems:
         return problems
     (name,) = row.cells["case"]
-    if "/" in name or "\\" in name or name.startswith(".") or shorten(name, _MOST_OF_A_NAME) != name:
+    if "/" in name or "\\" in name or name.startswith(".") or shorten(name, _MAX_OF_A_NAME) != name:
         problems.append(
             f"case: {shorten_value(name)} cannot name a file: it must be printable, without '/', '\\' and a dot in front, and have at most "
-            f"{_MOST_OF_A_NAME} characters"
+            f"{_MAX_OF_A_NAME} characters"
         )
     problems += _spacing_problems(row.cells.get("spacing", ()))
     for text in row.cells.get("output", ()):
@@ -99,7 +99,7 @@ def _spacing_problems(parts: Sequence[str]) -> list[str]:
         usable = is_plausible([float(part) for part in parts])
     except ValueError:
         usable = False
-    if usable and len(parts) <= _MOST_AXES and len(parts) != 1:
+    if usable and len(parts) <= _MAX_AXES and len(parts) != 1:
         return []
     return [f"spacing: expected mm along each axis, such as 1{SEPARATOR}1{SEPARATOR}2.5; got {shorten_value(SEPARATOR.join(parts))}"]
 

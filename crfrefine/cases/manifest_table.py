@@ -17,7 +17,7 @@ REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
 SEPARATOR = ";"
 
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 """Largest manifest that is read: a million cases with long paths."""
 
 
@@ -34,8 +34,8 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a manifest, CSV in UTF-8 with a line of names; its columns are checked."""
     require_file(path)
     size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MOST_BYTES / 1e6:.0f} MB are read")
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read")
     return list(_csv_rows(path))
 
 

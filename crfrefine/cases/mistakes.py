@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
 
 _VOXELS_LOOKED_AT = 1 << 16
-_MOST_LABELS = 256
-_FEWEST_GRAY_VALUES = 32
-_LEAST_ALIKE = 0.5
+_MAX_LABELS = 256
+_MIN_GRAY_VALUES = 32
+_MIN_ALIKE = 0.5
 """Share of foreground voxels that have the value of their neighbor: nearly all in a label map, few in an image, which has noise."""
 
 
@@ -93,7 +93,7 @@ def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> li
 def looks_like_image(values: NDArray[Any]) -> bool:
     """Return whether a sample of values that were read as a label map looks like an image: many values, with noise."""
     stored = StorageOrder.of_files(values.ndim).to_storage(values)
-    return len(np.unique(_sample(stored))) > _FEWEST_GRAY_VALUES and _count_labels(stored) == 0
+    return len(np.unique(_sample(stored))) > _MIN_GRAY_VALUES and _count_labels(stored) == 0
 
 
 def _count_labels(values: NDArray[Any]) -> int:
@@ -103,10 +103,10 @@ def _count_labels(values: NDArray[Any]) -> int:
     # np.unique imports numpy.ma, a twentieth of the time of a small case.
     present = np.sort(sample, axis=None)
     present = present[np.append(True, present[1:] != present[:-1])]
-    if not inside.any() or not 1 < len(present) <= _MOST_LABELS or present[0] < 0 or np.mod(present, 1).any():
+    if not inside.any() or not 1 < len(present) <= _MAX_LABELS or present[0] < 0 or np.mod(present, 1).any():
         return 0
     alike = np.mean(sample[:, 1:][inside] == sample[:, :-1][inside])
-    return len(present) if alike >= _LEAST_ALIKE else 0
+    return len(present) if alike >= _MIN_ALIKE else 0
 
 
 def _sample(values: NDArray[Any]) -> NDArray[Any]:

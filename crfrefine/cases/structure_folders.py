@@ -18,10 +18,10 @@ from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of
 _FEWEST = 3
 """Fewer files on one grid are rather label maps of cases."""
 
-_MOST_READ = 8
+_MAX_READ = 8
 """Most files whose voxels are looked at to tell structures from cases."""
 
-_LARGEST_OVERLAP = 0.2
+_MAX_OVERLAP = 0.2
 """Structures share fewer of their voxels; masks of one organ in several registered cases share more."""
 
 
@@ -59,7 +59,7 @@ def looks_like_structures(folder: Path) -> bool:
         first = headers[0]
         if any(header.num_channels > 1 or not first.on_same_grid(header) for header in headers):
             return False
-        steps = range(0, len(headers), -(-len(headers) // _MOST_READ))
+        steps = range(0, len(headers), -(-len(headers) // _MAX_READ))
         return _hardly_overlap([headers[number].path for number in steps])
     except CrfRefineError:
         return False  # Measuring it reports the error.
@@ -78,4 +78,4 @@ def _hardly_overlap(paths: Sequence[Path]) -> bool:
         shared += int(np.count_nonzero(inside & seen))
         total += int(np.count_nonzero(inside))
         seen |= inside
-    return total > 0 and shared <= _LARGEST_OVERLAP * total
+    return total > 0 and shared <= _MAX_OVERLAP * total

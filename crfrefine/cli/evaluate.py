@@ -12,7 +12,7 @@ import typer
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.cli import options as shared
 
-MOST_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
+MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 
 
 def parse_named(text: str) -> str:
@@ -27,8 +27,8 @@ def parse_named(text: str) -> str:
 
 def parse_name(text: str) -> str:
     """Return the name of a method unchanged; raise BadParameter if it is too long for a table."""
-    if len(text) > MOST_OF_A_NAME:
-        raise typer.BadParameter(f"{shorten(text)}: a name of {len(text)} characters; at most {MOST_OF_A_NAME}")
+    if len(text) > MAX_OF_A_NAME:
+        raise typer.BadParameter(f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}")
     return str(text)
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.records import CaseResult
     from crfrefine.statistics.comparison import SummaryRow
 
-_MOST_LISTED = 20
-_MOST_REGIONS = 20
+_MAX_LISTED = 20
+_MAX_REGIONS = 20
 """Most regions that the tables have a row for."""
 
 _RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
@@ -75,7 +75,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     if verbosity > QUIET:
         rows = _print_means(evaluation, verbosity)
         lines = _empty_lines(evaluation)
-        shown = lines if verbosity >= VERBOSE else lines[:_MOST_REGIONS]
+        shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
         for line in shown:
             print(for_terminal(f"empty masks: {line}"))
         if len(shown) < len(lines):
@@ -112,7 +112,7 @@ def _print_files(evaluation: Evaluation) -> None:
     failures = evaluation.failures
     if failures:
         cases = list(dict.fromkeys(case for case, _ in failures))
-        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
+        print(f"failed: {listed(cases, most=_MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
 
 
 def _print_means(evaluation: Evaluation, verbosity: int) -> list[SummaryRow]:
@@ -126,7 +126,7 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> list[SummaryRow]:
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     num_regions = len(evaluation.regions)
-    if num_regions > _MOST_REGIONS and verbosity < VERBOSE:
+    if num_regions > _MAX_REGIONS and verbosity < VERBOSE:
         rows = [row for row in rows if row.region not in evaluation.regions]
         told = f"{num_regions} regions: the table has their means; {evaluation.options.output / METRICS_NAME} has each, and -v prints them"
         print(for_terminal(told), file=sys.stderr)

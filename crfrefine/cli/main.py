@@ -38,7 +38,7 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
-_MOST_OF_A_USAGE_ERROR = 500
+_MAX_OF_A_USAGE_ERROR = 500
 _ASKS_FOR_COMPLETION = "_CRFREFINE_COMPLETE"  # Variable of the environment that the scripts of shells set.
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -68,7 +68,7 @@ def _usage_errors() -> Generator[None]:
         if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
             if (option := getattr(error, "option_name", None)) in GONE:
                 error.message, error.possibilities = GONE[option], None
-            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR) + _advice_on_files(error.message)
+            error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + _advice_on_files(error.message)
             error.show = partial(_show_usage_error, error)
         raise
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The name after `infer -c` that means: choose the parameters for these cases."""
 
-MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
+MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
 MAX_PARTS = 1_000_000
 MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
 
@@ -32,7 +32,7 @@ NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave 
 # What a value is. Each raises BadParameter for anything else.
 
 
-def path_text(text: str | Path, most: int = MOST_OF_A_PATH) -> str:
+def path_text(text: str | Path, most: int = MAX_OF_A_PATH) -> str:
     """Return the text of a path, or of what may be one; Python would take an empty one for the current folder."""
     text = str(text)
     if not text:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from crfrefine.runs.infer.records import CaseRecord, RunSummary
 
-_MOST_LISTED = 20
+_MAX_LISTED = 20
 
 SILENT_SECONDS = 30.0
 """Seconds that a case may take without a line about it."""
@@ -102,10 +102,10 @@ class Reporter(RunReporter, InferenceObserver):
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         if vanished and summary.num_cases > 1:
-            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MOST_LISTED)}")
+            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MAX_LISTED)}")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
-            self._say(f"failed: {listed(failed, most=_MOST_LISTED)}")
+            self._say(f"failed: {listed(failed, most=_MAX_LISTED)}")
 
 
 def describe_part(summary: RunSummary) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from crfrefine.runs.status.report import CaseStatus, RunStatus
 
-_MOST_LISTED = 20
-_MOST_OF_A_REASON = 300
+_MAX_LISTED = 20
+_MAX_OF_A_REASON = 300
 _RUN = {"interrupted": "; interrupted, or still running", "not started": "; no record of it: not started"}
 
 
@@ -39,7 +39,7 @@ def status(
         print(json.dumps(content, indent=2))
     else:
         for runs in _grouped(report.runs):
-            _show(runs, None if verbose else _MOST_LISTED)
+            _show(runs, None if verbose else _MAX_LISTED)
         for note in report.notes:
             print(for_terminal(f"note: {note}"))
     if not report.is_complete:
@@ -98,6 +98,6 @@ def _show_cases(cases: Sequence[CaseStatus], state: str, most: int | None) -> No
     shown = cases if most is None else cases[:most]
     for case in shown:
         reason = (case.reason or "").partition("\n")[0]
-        print(f"  {state}: {shorten(case.case_id)}: {shorten(reason, _MOST_OF_A_REASON)}")
+        print(f"  {state}: {shorten(case.case_id)}: {shorten(reason, _MAX_OF_A_REASON)}")
     if len(cases) > len(shown):
         print(f"  {state}: {len(cases) - len(shown)} more, which -v names")

@@ -11,7 +11,7 @@ import typer
 
 from crfrefine.cli import options as shared
 
-LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
+MAX_SEED = 2**63 - 1  # Accepted by all random number generators.
 
 
 _WITH_LABELS = (
@@ -87,7 +87,7 @@ def train_crf(
     ] = None,
     input_type: shared.InputTypeOption = shared.InputType.AUTO,
     resample: shared.ResampleOption = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="The same seed gives the same result.")] = 0,
     device: shared.DeviceOption = "auto",
     threads: shared.ThreadsOption = None,
     max_minutes: Annotated[

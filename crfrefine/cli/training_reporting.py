@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crfrefine.train.unlabeled import Choice
 
 _SECONDS_BETWEEN_LINES = 10.0
-_MOST_SETS = 5
+_MAX_SETS = 5
 
 
 class TrainingReporter(RunReporter, TrainingObserver):
@@ -110,7 +110,7 @@ def _print_written(options: CommonOptions) -> None:
 def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
     """Print the sets of parameters that gain most, the written files, and the verdict as the last line."""
     if verbosity > QUIET:
-        order = sorted(enumerate(choice.gains), key=lambda pair: -pair[1])[:_MOST_SETS]
+        order = sorted(enumerate(choice.gains), key=lambda pair: -pair[1])[:_MAX_SETS]
         gain = "points against default, synthetic cases"
         if order:
             print_table(("parameters", gain), [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order], (gain,))

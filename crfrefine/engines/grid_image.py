@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.base.array_types import Array, Bool
 
-_LARGEST_INDEX = 2**31
+_MAX_INDEX = 2**31
 """No grid is longer, and sums of two such indices fit into 64 bits."""
 
 
@@ -98,6 +98,6 @@ def checked_origin(image: GridImage) -> FeatureOrigin | None:
             f"the feature origin has {len(origin.position)} axes and {len(origin.intensity)} modalities; "
             f"the image has {num_axes} axes and {num_modalities} modalities"
         )
-    if any(abs(index) > _LARGEST_INDEX for index in origin.position) or not all(map(math.isfinite, origin.intensity)):
+    if any(abs(index) > _MAX_INDEX for index in origin.position) or not all(map(math.isfinite, origin.intensity)):
         raise InputError(f"the feature origin must be a voxel and finite intensities; got {origin.position} and {origin.intensity}")
     return origin

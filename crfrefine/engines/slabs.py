@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEIGHT = 8
 """Planes; the heights of slabs and of their surroundings are multiples of it, as those of tiles."""
 
-_MOST_SHORTAGE = 2.0
+_MAX_SHORTAGE = 2.0
 """A shortage is known for one stage at a time, after the earlier stages have their memory: slabs shrink by at most this factor at once."""
 
 
@@ -109,7 +109,7 @@ def run_in_slabs(
 
 def _smaller(num_planes: int, halo: int, extent: int, shortage: float) -> list[Slab] | None:
     """Return as few slabs as may fit where those of some extent do not; None if no smaller slabs exist."""
-    target = extent / min(max(shortage, 1.0), _MOST_SHORTAGE)
+    target = extent / min(max(shortage, 1.0), _MAX_SHORTAGE)
     slabs: list[Slab] = []
     for slabs in cuts(num_planes, halo, 2):
         if max(slab.extent for slab in slabs) < min(target, extent):

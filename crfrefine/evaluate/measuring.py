@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crfrefine.metrics.registry import RegionValues
 
 
-MOST_LABELS = 2000
+MAX_MEASURED = 2000
 """The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
 
 
@@ -85,9 +85,9 @@ def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
     labels = {*foreground_labels(label_map), *foreground_labels(wanted.data)}
-    if len(labels) > MOST_LABELS:
+    if len(labels) > MAX_MEASURED:
         raise InputError(
-            f"the label map and the reference have {len(labels)} different labels; expected at most {MOST_LABELS}: is one of them an image?"
+            f"the label map and the reference have {len(labels)} different labels; expected at most {MAX_MEASURED}: is one of them an image?"
         )
     regions, ignored = settings.plan.all_regions(sorted(labels)), settings.plan.ignore_label
     return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=settings.tolerance_mm, ignore_label=ignored)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
@@ -72,8 +72,8 @@ def check_options(options: EvaluationOptions) -> None:
             raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
     if not 0 <= options.tolerance_mm < math.inf:
         raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}")
-    if options.ignore_label is not None and not 1 <= options.ignore_label <= LARGEST_LABEL:
-        raise ConfigError(f"--ignore-label: expected a label from 1 to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}")
+    if options.ignore_label is not None and not 1 <= options.ignore_label <= MAX_LABEL:
+        raise ConfigError(f"--ignore-label: expected a label from 1 to {MAX_LABEL}, got {shorten_value(options.ignore_label)}")
     for path in options.inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")

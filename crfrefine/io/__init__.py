@@ -15,8 +15,8 @@ from crfrefine.base.axes import StorageOrder, file_order
 from crfrefine.base.geometry import same_shape
 from crfrefine.base.labels import smallest_label_type
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.content import MOST_BYTES, Content
-from crfrefine.io.labels import MOST_OFF, read_whole_numbers
+from crfrefine.io.content import MAX_BYTES, Content
+from crfrefine.io.labels import MAX_OFF, read_whole_numbers
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces
@@ -96,7 +96,7 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
         header = placed_on(header, grid)
     header.geometry()
     found = read_whole_numbers(header)
-    if found.off > MOST_OFF:
+    if found.off > MAX_OFF:
         raise InputError(
             f"{path}: not a label map: expected whole numbers, found values up to {found.off:.2g} away from one; "
             "it may be a probability map or an image"
@@ -176,7 +176,7 @@ def write_pieces(
     *,
     kind: str = "logits",
     threads: int = 1,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MAX_BYTES,
 ) -> None:
     """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`, without the whole array.
 

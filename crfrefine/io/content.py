@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.segments import Segment
 
-MOST_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 """Bytes of a piece, if a plane of it is not larger."""
 
 ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
@@ -37,7 +37,7 @@ class Content:
     grid_shape: tuple[int, ...]  # ([z,] y, x)
     dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
     piece: ChannelPiece  # called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`
-    most_bytes: int = MOST_BYTES  # asked for at once, unless a plane has more
+    most_bytes: int = MAX_BYTES  # asked for at once, unless a plane has more
     voxel_files: tuple[Path, ...] = ()  # the file beside the header that gets the voxels; none if they are in the same file
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK_VALUES = BLOCK_BYTES // 4
-_LEAST_RUN = 1024  # Values of one channel that are worth a read of their own.
+_MIN_RUN = 1024  # Values of one channel that are worth a read of their own.
 _HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00  # All bits of a float16 but the sign; those of infinity, below those of NaN.
 _FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
@@ -153,7 +153,7 @@ class Decoder:
         # The repeating unit of the stream: single values, or `inner` of each channel.
         rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
         num_rows = max(_BLOCK_VALUES // (num_channels * inner), 1)
-        if num_rows == 1 and inner >= _LEAST_RUN:
+        if num_rows == 1 and inner >= _MIN_RUN:
             for row in rows:
                 for run in row:
                     yield from _runs(run)

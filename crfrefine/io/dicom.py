@@ -29,8 +29,8 @@ from crfrefine.base.text import counted, listed, printable, shorten
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.segments import MOST_OF_A_NAME, Segment, segments_of
-from crfrefine.io.streams import LARGEST_RATIO, cut_off
+from crfrefine.io.segments import MAX_OF_A_NAME, Segment, segments_of
+from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _limit(request: Mapping[str, Any], num_bytes: int, num_voxels: int) -> None:
 def _allow(path: Path, request: Mapping[str, Any], files: Sequence[Path], num_voxels: int, bits: int) -> None:
     """Set the limits for the voxels of files; raise an error if the files are too small for them."""
     num_bytes, size = num_voxels * bits // 8, sum(file.stat().st_size for file in files)
-    if num_bytes > max(size * LARGEST_RATIO, _SMALL):
+    if num_bytes > max(size * MAX_RATIO, _SMALL):
         raise cut_off(path, f"{num_bytes} bytes of voxels", f"it holds {size}")
     _limit(request, size, num_voxels)
 
@@ -475,7 +475,7 @@ def _read_segmentation(
         series = _series(like, request, notes)
         _require_same_identity(path, dataset, like, series.first)
         stored, affine = _placed(path, stored, affine, like, series), series.affine
-    names = [shorten(str(item.get("SegmentLabel") or f"Label {label}"), MOST_OF_A_NAME) for label, item in described.values()]
+    names = [shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME) for label, item in described.values()]
     return [[label, name, _color(item)] for name, (label, item) in zip(names, described.values(), strict=True)], stored, affine
 
 
@@ -583,7 +583,7 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
         artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
         algorithm = highdicom.AlgorithmIdentificationSequence(name="unknown", version="unknown", family=artificial)
         color = highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in Segment(label, name).shown_color))
-        text = name[:MOST_OF_A_NAME].replace("\\", "/")
+        text = name[:MAX_OF_A_NAME].replace("\\", "/")
         item = highdicom.seg.SegmentDescription(number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color)
     before = _LABEL.sub("", str(item.get("SegmentDescription") or ""))
     ending = f"label value {label}" if label != number else ""

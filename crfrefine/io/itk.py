@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from crfrefine.io.decode import VoxelStream
     from crfrefine.io.volume import Volume
 
-MOST_SECONDS = 600.0
+MAX_SECONDS = 600.0
 """What takes longer is given up."""
 
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
@@ -254,12 +254,12 @@ def _run(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=MOST_SECONDS,
+            timeout=MAX_SECONDS,
             check=False,
             pass_fds=files,
         )
     except subprocess.TimeoutExpired:
-        raise UnsupportedFormatError(f"{path}: ITK did not end within {MOST_SECONDS:g} s: the file is damaged, or too large") from None
+        raise UnsupportedFormatError(f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large") from None
     if done.returncode == 0:
         return
     said = (done.stderr.strip().splitlines() or [""])[-1]

@@ -17,11 +17,11 @@ from typing import Any
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 
-MOST_BYTES = 1 << 26
+MAX_BYTES = 1 << 26
 """Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
 
-_MOST_DIGITS = 30
-_MOST_OF_A_KEY = 400
+_MAX_DIGITS = 30
+_MAX_OF_A_KEY = 400
 
 _REASONS = {
     "Expecting value": "expected a value",
@@ -45,7 +45,7 @@ class Unusable:
     reason: str  # what is wrong with it
 
 
-def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(path: Path, most_bytes: int = MAX_BYTES) -> Any:
     """Read a JSON file of at most `most_bytes`; unusable values become `Unusable`.
 
     Raises:
@@ -100,12 +100,12 @@ def require_usable(value: Any, key: str) -> None:
             ]
         elif isinstance(entry, list):
             waiting += [(f"{name}[{index}]", below) for index, below in reversed(list(enumerate(entry)))]
-        if len(name) > _MOST_OF_A_KEY:
+        if len(name) > _MAX_OF_A_KEY:
             raise ValueError(f"{shorten(name)}: lists or tables are nested too deeply")
 
 
 def _integer(text: str) -> int | Unusable:
-    return int(text) if len(text) <= _MOST_DIGITS else Unusable(f"{shorten(text, 20)} is a number of {len(text)} digits")
+    return int(text) if len(text) <= _MAX_DIGITS else Unusable(f"{shorten(text, 20)} is a number of {len(text)} digits")
 
 
 def _number(text: str) -> float | Unusable:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.errors import InputError
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import decoded_pieces
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import VolumeHeader
 
-MOST_OFF = 0.1
+MAX_OFF = 0.1
 """Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
 
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
@@ -38,8 +38,8 @@ class WholeNumbers:
 
     def require_range(self, path: Path) -> None:
         """Raise InputError if a value cannot be a label."""
-        if self.low < 0 or self.high > LARGEST_LABEL:
-            raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {self.low:.0f} to {self.high:.0f}")
+        if self.low < 0 or self.high > MAX_LABEL:
+            raise InputError(f"{path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {self.low:.0f} to {self.high:.0f}")
 
 
 def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
@@ -63,7 +63,7 @@ def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
             off = max(off, float(np.abs(values - rounded).max()))
             values = rounded
         low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if low < 0 or high > LARGEST_LABEL:
+        if low < 0 or high > MAX_LABEL:
             continue  # The rest tells how far they are out of range.
         if high > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)

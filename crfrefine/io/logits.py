@@ -14,7 +14,7 @@ from crfrefine.base.axes import file_order
 from crfrefine.base.labels import require_few_labels
 from crfrefine.base.parallel import run_ahead, run_all
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.content import MOST_BYTES
+from crfrefine.io.content import MAX_BYTES
 from crfrefine.io.decode import allocate_array
 from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
@@ -53,7 +53,7 @@ class LogitsHeader:
         parts = [values] if len(self.files) == 1 else [values[i : i + 1] for i in range(len(self.files))]
         return values, [partial(read_into, file, part) for file, part in zip(self.files, parts, strict=True)]
 
-    def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
         """Read the values piece by piece, one file after the other; see `read_pieces`.
 
         Channels are numbered over all files. Pieces of different files may have different types.

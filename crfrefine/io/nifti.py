@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.nifti_header import LONGEST, header_to_write, interpret, parse
-from crfrefine.io.segments import MOST_OF_A_NAME, Segment
+from crfrefine.io.segments import MAX_OF_A_NAME, Segment
 from crfrefine.io.streams import GZIP_MAGIC, inflated, is_named_gzip, misnamed, open_bytes, read_start
 from crfrefine.io.volume import open_voxels
 
@@ -139,8 +139,8 @@ def _table(content: bytes) -> tuple[Segment, ...]:
         key = attributes.get("Key", "").strip()
         if not key.isdecimal():  # Names change no result: the others are used.
             return
-        label, shown = int(key[:9]), shorten(text.strip(), MOST_OF_A_NAME)
-        if 1 <= label <= LARGEST_LABEL and shown:
+        label, shown = int(key[:9]), shorten(text.strip(), MAX_OF_A_NAME)
+        if 1 <= label <= MAX_LABEL and shown:
             color = _color([attributes.get(part) for part in ("Red", "Green", "Blue")])
             segments.setdefault(label, Segment(label, shown, color))
 

@@ -198,7 +198,7 @@ def header_to_write(content: Content, like: Volume, *, is_pair: bool, extension:
     if content.num_channels is not None:
         shape = shape[:-1] + (1,) * (3 - len(like.spacing)) + shape[-1:]
     template: Any = like.header.template if like.header is not None else None
-    if isinstance(template, np.ndarray) and max(shape) <= _LARGEST_SIDE:
+    if isinstance(template, np.ndarray) and max(shape) <= _MAX_SIDE:
         header: Any = template.copy()
         header["dim"] = (len(shape), *shape, *(1,) * (7 - len(shape)))
         header["pixdim"][len(shape) + 1 :] = 1.0
@@ -241,7 +241,7 @@ def _header_of_nibabel(template: Any, like: Volume) -> Any:
 # nibabel takes a quarter of the processor time of a small case, in which a header of 348 bytes is all that is asked of it. Whatever is out
 # of the ordinary is left to nibabel: NIfTI-2, pairs, big-endian files, damaged or odd fields.
 
-_LARGEST_SIDE = 32767  # Most voxels along an axis.
+_MAX_SIDE = 32767  # Most voxels along an axis.
 _FIRST_VOXEL = 352  # Behind the header and four bytes that say whether extensions follow.
 _MAGIC = b"n+1"
 # All bytes of the header, as in nifti1.h, https://nifti.nimh.nih.gov/nifti-1.

@@ -18,14 +18,14 @@ from crfrefine.base.text import listed, see, shorten_value
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import VoxelStream
-from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
+from crfrefine.io.streams import MAX_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
-LONGEST_ARRAY_HEADER = 1 << 16
+MAX_ARRAY_HEADER = 1 << 16
 
 _ARRAY_HEADER = re.compile(
     r"\{'descr': '(?P<type>[<>|=]?(?:[biufc][0-9]{1,4}|O))', 'fortran_order': (?P<order>True|False), "
@@ -65,7 +65,7 @@ def read_header(path: Path) -> VolumeHeader:
             f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
         )
     member_info, promised = archive.getinfo(f"{key}.npy"), math.prod(shape) * dtype.itemsize
-    if promised > min(member_info.file_size, LARGEST_RATIO * min(member_info.compress_size, path.stat().st_size)):
+    if promised > min(member_info.file_size, MAX_RATIO * min(member_info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")
@@ -194,7 +194,7 @@ def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[in
     """Return shape, whether the first axis is the fastest, and type, from the header of the .npy format."""
     magic = member.read(8)
     size = int.from_bytes(member.read(2 if magic[6:7] == b"\1" else 4), "little")
-    text = member.read(min(size, LONGEST_ARRAY_HEADER)).decode("latin-1")
+    text = member.read(min(size, MAX_ARRAY_HEADER)).decode("latin-1")
     match = _ARRAY_HEADER.fullmatch(text)
     if not magic.startswith(b"\x93NUMPY") or match is None:
         raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged or not of plain numbers")

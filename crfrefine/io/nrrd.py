@@ -53,7 +53,7 @@ _ENCODINGS = {
     **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "hex": "hex"},
     **dict.fromkeys(("ascii", "text", "txt"), "text"),
 }
-_MOST_DIMS = 16
+_MAX_DIMS = 16
 _DOMAIN_KINDS = ("domain", "space", "time")
 _NO_KIND = ("none", "???")
 _CHANNEL_KINDS = (
@@ -93,8 +93,8 @@ def _parse(path: Path) -> VolumeHeader:
     if not has_end and "data file" not in fields:
         raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
     num_dims = fields.whole("dimension")
-    if not 1 <= num_dims <= _MOST_DIMS:
-        raise fields.damaged("dimension", f"1 to {_MOST_DIMS} dimensions")
+    if not 1 <= num_dims <= _MAX_DIMS:
+        raise fields.damaged("dimension", f"1 to {_MAX_DIMS} dimensions")
     sizes = fields.sizes("sizes", num_dims)
     channel_axis = _channel_axis(fields, num_dims)
     axes = [axis for axis in range(num_dims) if axis != channel_axis]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.base.failures import reading
 from crfrefine.base.parallel import run_ahead
-from crfrefine.io.content import MOST_BYTES, cuts
+from crfrefine.io.content import MAX_BYTES, cuts
 from crfrefine.io.decode import Decoder, allocate_array, read_whole
 from crfrefine.io.volumes import open_voxels
 
@@ -32,7 +32,7 @@ class Piece:
     values: NDArray[Any]
 
 
-def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read a file piece by piece, while a thread reads one piece ahead.
 
     Every voxel of the planes is in one piece. Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels
@@ -58,7 +58,7 @@ def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes:
     return run_ahead(decoded_pieces(header, planes, most_bytes))
 
 
-def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     first, last, step = planes.indices(shape[1])

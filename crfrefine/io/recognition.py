@@ -95,7 +95,7 @@ FOREIGN_KINDS = (
 )
 
 
-_MOST_LOOKED_AT = 32
+_MAX_LOOKED_AT = 32
 
 
 def recognize(path: Path) -> Format | ForeignKind | None:
@@ -171,7 +171,7 @@ def suffix_to_write(path: Path) -> str:
 def describe_others(folder: Path) -> str:
     """Say, on a separate line, what the files of a folder are if none has a known suffix; "" if unknown."""
     others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
-    paths = sorted(path for path in others if path.is_file())[:_MOST_LOOKED_AT]
+    paths = sorted(path for path in others if path.is_file())[:_MAX_LOOKED_AT]
     kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}
     if not kinds:
         inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and is_series(path)), None)
@@ -189,7 +189,7 @@ def is_series(path: Path) -> bool:
     """Return whether a folder holds DICOM slices; a few files without a known suffix are looked into."""
     try:
         with os.scandir(path) as entries:
-            files = [path / entry.name for entry in islice(entries, _MOST_LOOKED_AT) if entry.is_file()]
+            files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
     except (OSError, ValueError):
         return False
     return any(FOREIGN_KINDS[0].recognizes(read_start(file)) for file in files if not suffix_of(file))

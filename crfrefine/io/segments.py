@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_OF_A_NAME = 64
+MAX_OF_A_NAME = 64
 """Characters of a segment's name: DICOM holds no more."""
 
 

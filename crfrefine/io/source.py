@@ -17,7 +17,7 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import VoxelStream
-from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, MAX_RATIO, BlockReader, ByteReader, cut_off, finish, open_bytes, skip
 from crfrefine.io.text_header import shown
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FROM_THE_END = -1
 
 # The most bytes that one compressed byte can expand to; bzip2: its longest runs.
-_MOST_PER_BYTE = {"zlib": LARGEST_RATIO, "gzip": LARGEST_RATIO, "bzip2": 1 << 21}
+_MAX_PER_BYTE = {"zlib": MAX_RATIO, "gzip": MAX_RATIO, "bzip2": 1 << 21}
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class VoxelSource:
         needed = num_values * self.dtype.itemsize
         for path in self.files:
             found = max(_size_of(path, self.header_path) - max(self.offset, 0), 0)
-            if self.encoding in _MOST_PER_BYTE:
+            if self.encoding in _MAX_PER_BYTE:
                 if self.stored_bytes is not None and self.stored_bytes > found:
                     raise cut_off(path, f"{self.stored_bytes} bytes of voxels", f"it holds {found}")
                 promised = needed + self.num_bytes_after
-                if promised > found * _MOST_PER_BYTE[self.encoding]:
+                if promised > found * _MAX_PER_BYTE[self.encoding]:
                     raise cut_off(path, f"{promised} bytes of voxels", f"more than the {found} compressed bytes in it can hold")
                 continue
             least = {"text": 2 * num_values - 1, "hex": 2 * needed}.get(self.encoding, needed)
@@ -148,7 +148,7 @@ def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> i
 TEXT_DTYPE = np.dtype(np.float64)
 """The type of numbers that were text, whatever the type of the voxels."""
 
-_LONGEST_WORD = 64
+_MAX_WORD = 64
 _TO_SPACE = bytes.maketrans(b"\t\r\n\v\f", b"     ")
 _NUMBERS = re.compile(rb"[-+0-9.eEnaifNAIF ]*")
 
@@ -169,7 +169,7 @@ def _text_blocks(reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> _Block
 
 def _numbers(text: bytes, rest: bytes, path: Path, dtype: np.dtype[Any]) -> NDArray[np.float64]:
     words, wrong, values = text.split(), "something that is not a number", np.empty(0, TEXT_DTYPE)
-    is_sane = max(map(len, words), default=0) <= _LONGEST_WORD and len(rest) <= _LONGEST_WORD and _NUMBERS.fullmatch(text) is not None
+    is_sane = max(map(len, words), default=0) <= _MAX_WORD and len(rest) <= _MAX_WORD and _NUMBERS.fullmatch(text) is not None
     if is_sane and words:
         try:
             values = np.array(words).astype(TEXT_DTYPE)

@@ -20,7 +20,7 @@ _KINDS = (
 )
 # Names such as /dev/stdout and /proc/self/fd/1 point there.
 _DESCRIPTOR_FOLDERS = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
-_MOST_LINKS = 40  # as many as Linux follows
+_MAX_LINKS = 40  # as many as Linux follows
 
 
 def special_kind(path: Path) -> str | None:
@@ -82,7 +82,7 @@ def _open(path: Path) -> int:
 def _descriptor(path: Path) -> int | None:
     """Return the file descriptor of this process that a name such as /dev/stdout points to; None for any other name."""
     folders = {Path(os.path.realpath(folder)) for folder in _DESCRIPTOR_FOLDERS}
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_LINKS):
         folder = Path(os.path.realpath(path.parent))
         if path.name.isdecimal() and folder in folders:
             return int(path.name)

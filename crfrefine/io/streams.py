@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 from crfrefine.errors import InputError, UnsupportedFormatError
 
 # One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us allocate memory for it.
-LARGEST_RATIO = 1040
+MAX_RATIO = 1040
 INPUT_BYTES = 1 << 18  # Read from disk at once.
 BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
 COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.

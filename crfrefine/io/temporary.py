@@ -23,7 +23,7 @@ from crfrefine.io.system import lock
 # Disks that one machine alone writes to, and whose locks all its processes see, in containers too.
 _LOCAL_DISKS = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"})
 _LOCK = "lock"
-LONGEST_NAME = 255  # bytes, if the system does not tell
+MAX_NAME = 255  # bytes, if the system does not tell
 _NAME = re.compile(
     r"\..*\.tmp-(?:(?P<lock>lock)|(?P<system>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20}))-[0-9a-f]{16}", re.DOTALL
 )
@@ -42,7 +42,7 @@ def temporary_name(path: Path, *, may_lock: bool = True) -> Path:
     try:
         longest = os.pathconf(path.parent, "PC_NAME_MAX")
     except (OSError, ValueError):  # A missing folder, which is reported when the file is opened.
-        longest = LONGEST_NAME
+        longest = MAX_NAME
     name = path.name
     while len(os.fsencode(f".{name}{ending}")) > longest:
         name = name[:-1]  # by letters: half a letter is not a legal name everywhere

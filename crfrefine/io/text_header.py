@@ -15,13 +15,13 @@ from typing import BinaryIO
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
 
-LARGEST_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
-MOST_LINES = 1 << 18
-LONGEST_FIELD = 1 << 16  # characters of a field that is interpreted
-LONGEST_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
+MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
+MAX_LINES = 1 << 18
+MAX_FIELD = 1 << 16  # characters of a field that is interpreted
+MAX_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_LARGEST_WHOLE = 1 << 62
+_MAX_WHOLE = 1 << 62
 
 
 class HeaderLines:
@@ -45,12 +45,12 @@ class HeaderLines:
             yield line
 
     def _read(self) -> bytes | None:
-        line = self._file.readline(LARGEST_HEADER - self.offset + 1)
+        line = self._file.readline(MAX_HEADER - self.offset + 1)
         self.offset += len(line)
         self.number += 1
-        if self.offset > LARGEST_HEADER or self.number > MOST_LINES:
+        if self.offset > MAX_HEADER or self.number > MAX_LINES:
             raise UnsupportedFormatError(
-                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB and {MOST_LINES} lines; "
+                f"{self._path}: its header does not end within {MAX_HEADER >> 20} MiB and {MAX_LINES} lines; "
                 "damaged, or not a file of this format"
             )
         if not line:
@@ -101,8 +101,8 @@ class Fields:
         value = self._texts.get(name, default)
         if value is None:
             raise UnsupportedFormatError(f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`")
-        if len(value) > LONGEST_FIELD:
-            raise self.damaged(name, f"at most {LONGEST_FIELD} characters")
+        if len(value) > MAX_FIELD:
+            raise self.damaged(name, f"at most {MAX_FIELD} characters")
         return value
 
     def flag(self, name: str, default: str = "False") -> bool:
@@ -145,7 +145,7 @@ class Fields:
 
 def finite_number(word: str) -> float | None:
     """Return a word as a number; None if it is not a finite number."""
-    if len(word) > LONGEST_NUMBER or not _NUMBER.fullmatch(word):
+    if len(word) > MAX_NUMBER or not _NUMBER.fullmatch(word):
         return None
     value = float(word)
     return value if math.isfinite(value) else None
@@ -154,7 +154,7 @@ def finite_number(word: str) -> float | None:
 def whole_number(word: str) -> int | None:
     """Return a word as a whole number, even if written as 4.0 or 1e2; None if it is not one, or larger than any file."""
     value = finite_number(word)
-    if value is None or not value.is_integer() or abs(value) > _LARGEST_WHOLE:
+    if value is None or not value.is_integer() or abs(value) > _MAX_WHOLE:
         return None
     return int(word) if word.lstrip("+-").isdigit() else int(value)
 

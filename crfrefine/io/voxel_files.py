@@ -10,7 +10,7 @@ from pathlib import Path
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.text_header import Fields, shown, whole_number
 
-MOST_FILES = 1 << 16
+MAX_FILES = 1 << 16
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
 # One running number such as %d or %03d, then its first value, its last value and its step.
@@ -51,8 +51,8 @@ def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int)
     if not 1 <= dims <= len(sizes):
         raise fields.damaged(key, f"files of 1 to {len(sizes)} dimensions")
     num_files = math.prod(sizes[dims:])
-    if num_files > MOST_FILES:
-        raise fields.damaged(key, f"at most {MOST_FILES} files of voxels, its sizes ask for {num_files:.4g}")
+    if num_files > MAX_FILES:
+        raise fields.damaged(key, f"at most {MAX_FILES} files of voxels, its sizes ask for {num_files:.4g}")
     return num_files
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.sections import LARGEST_BIAS
+from crfrefine.parameters.sections import MAX_BIAS
 
 WEIGHT_RANGE = (0.0, 1e3)
 """Weights of kernels; 0 is included."""
@@ -27,7 +27,7 @@ INTENSITY_RANGE = (1e-3, 1e5)
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
-BIAS_RANGE = (-LARGEST_BIAS, LARGEST_BIAS)
+BIAS_RANGE = (-MAX_BIAS, MAX_BIAS)
 """Of a label, in the unit of the logits."""
 
 VOLUME_RANGE = (0.0, 1.0)

@@ -42,7 +42,7 @@ _HOST = torch.device("cpu")
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 """One number for all labels, axes or modalities, or one each."""
 
-LEAST_LEARNED = 1e-6
+MIN_LEARNED = 1e-6
 """Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
 
 KernelMaker = Callable[[int, Any, Any, Sequence[float]], "RecordingKernels | None"]
@@ -300,7 +300,7 @@ def _volume(volume: tuple[Tensor | float, str] | None) -> tuple[Tensor | None, s
         return None, "expected", 0.0
     weight = torch.as_tensor(volume[0], dtype=torch.float64, device=_HOST).reshape(())
     VolumeParameters(weight=float(weight.detach()), keep=volume[1])  # checks
-    return weight, volume[1], LEAST_LEARNED if weight.requires_grad else 0.0
+    return weight, volume[1], MIN_LEARNED if weight.requires_grad else 0.0
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from crfrefine.errors import BackendUnavailableError, InputError
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
-LARGEST_PADDING = 1e4
+MAX_PADDING = 1e4
 """Well above any logit of a network."""
 
 _LOOKED_AT = 8
@@ -192,7 +192,7 @@ def without_huge_padding(logits: Tensor, padding: Tensor) -> Tensor:
     The gradient with respect to the temperature sums such values times gradients that cancel up to rounding: with huge values, only the
     rounding would be left.
     """
-    huge = padding & (logits.detach()[:, 0].abs() > LARGEST_PADDING)
+    huge = padding & (logits.detach()[:, 0].abs() > MAX_PADDING)
     return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from crfrefine.engines import get_backend
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.layer.autograd import to_array
-from crfrefine.refinement.tiles.grid import MOST_DIMS
+from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["PackSettings", "are_possible", "differs", "pack_item", "saves_work"]
 
 def are_possible(logits: Tensor) -> bool:
     """Return whether labels of (B, L, *grid) logits may share channels: on the CPU, in float32, with up to three axes."""
-    return logits.device.type == "cpu" and logits.dtype != torch.float64 and logits.ndim - 2 <= MOST_DIMS
+    return logits.device.type == "cpu" and logits.dtype != torch.float64 and logits.ndim - 2 <= MAX_DIMS
 
 
 def differs(weight: Any) -> bool:

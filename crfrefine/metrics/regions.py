@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.labels import LARGEST_LABEL
+from crfrefine.base.labels import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json, require_usable
@@ -20,10 +20,10 @@ RESERVED = "mean"
 ALL_LABELS = "all"
 """Name that tables use for the calibration of all labels together; with this row, no region may have this name."""
 
-MOST_OF_A_NAME = 200
+MAX_OF_A_NAME = 200
 """Most characters of a region's name, which appears in tables."""
 
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 _EXAMPLE = 'such as "core=1+3+4"'
 
 
@@ -106,8 +106,8 @@ def _region(name: str, labels: Any) -> Region:
     name = " ".join(name.split())  # no tabs or line breaks in tables
     if not name:
         raise ValueError(f"it has no name; expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
-    if len(name) > MOST_OF_A_NAME:
-        raise ValueError(f"a name of {len(name)} characters; at most {MOST_OF_A_NAME}")
+    if len(name) > MAX_OF_A_NAME:
+        raise ValueError(f"a name of {len(name)} characters; at most {MAX_OF_A_NAME}")
     if name == RESERVED:
         raise ValueError(f'the name "{RESERVED}" is reserved for the mean over regions; choose another one')
     if isinstance(labels, str):
@@ -126,6 +126,6 @@ def _label(value: Any) -> int:
         raise ValueError(f"{shorten_value(value)} is not the number of a label; expected numbers of at least 1, {_EXAMPLE}")
     if not text.strip("0"):
         raise ValueError("label 0 is the background; regions hold labels of at least 1")
-    if len(text) > _MOST_DIGITS or int(text) > LARGEST_LABEL:
-        raise ValueError(f"label {shorten(text, 20)}: label maps hold labels up to {LARGEST_LABEL}")
+    if len(text) > _MAX_DIGITS or int(text) > MAX_LABEL:
+        raise ValueError(f"label {shorten(text, 20)}: label maps hold labels up to {MAX_LABEL}")
     return int(text)

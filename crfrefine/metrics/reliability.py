@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NUM_BINS = 15
 """Number of bins of equal width between 0 and 1, as in Guo et al. 2017 and most later work."""
 
-SMALLEST_PROBABILITY = 1e-7
+MIN_PROBABILITY = 1e-7
 """Smallest probability of the true outcome: a single exact zero would make the mean infinite."""
 
 
@@ -49,7 +49,7 @@ class ReliabilitySums:
         self.gaps += np.bincount(bins, confidence - is_hit, NUM_BINS)
 
     def _add_logarithms(self, of_truth: Float64) -> None:
-        self.logarithms += float(np.log(np.maximum(of_truth, SMALLEST_PROBABILITY)).sum())
+        self.logarithms += float(np.log(np.maximum(of_truth, MIN_PROBABILITY)).sum())
 
 
 def expected_calibration_error(sums: ReliabilitySums) -> float:

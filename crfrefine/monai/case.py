@@ -11,14 +11,14 @@ from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
 
 from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
-from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.errors import GridMismatchError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FILE = "filename_or_obj"
-_MOST_AXES = 3
+_MAX_AXES = 3
 """Axes that an affine of MONAI places in the world."""
 
 
@@ -27,7 +27,7 @@ def file_of(*values: Any) -> str | None:
     for value in values:
         name = value.meta.get(_FILE) if isinstance(value, MetaTensor) else None
         if isinstance(name, str) and name:
-            return shorten(name, MOST_OF_A_PATH)
+            return shorten(name, MAX_OF_A_PATH)
     return None
 
 
@@ -64,12 +64,12 @@ def is_batch_of(logits: Any, image: Any, spacing: float | Sequence[float] | None
 def _is_batch_by_shape(logits: tuple[int, ...], image: tuple[int, ...]) -> bool:
     """Return whether shapes are those of a batch; where they may be either, a grid has at most three axes."""
     may_be_batch = len(logits) > 2 and logits[:1] + logits[2:] == image[:1] + image[2:]
-    if len(logits) == _MOST_AXES + 1 and may_be_batch and logits == image:
+    if len(logits) == _MAX_AXES + 1 and may_be_batch and logits == image:
         raise InputError(
             f"logits and image both have shape {logits}: of one case in 3-D, or of a batch in 2-D? Give spacing as one distance per axis "
             "of the grid, which tells"
         )
-    return may_be_batch and (logits[1:] != image[1:] or len(logits) > _MOST_AXES + 1)
+    return may_be_batch and (logits[1:] != image[1:] or len(logits) > _MAX_AXES + 1)
 
 
 def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: float | Sequence[float] | None) -> tuple[float, ...]:
@@ -102,8 +102,8 @@ def case_spacing(logits: Any, image: Any, mask: Any | None, spacing: float | Seq
     known = next((place for place in (places[1], places[0]) if place is not None), None)
     if known is None:
         raise InputError(f"the spacing is unknown: {_no_place(_label('image', image), image)}, and neither have the logits one; {_ADVICE}")
-    if not 1 <= len(grid) <= _MOST_AXES:
-        raise InputError(f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {_MOST_AXES}")
+    if not 1 <= len(grid) <= _MAX_AXES:
+        raise InputError(f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {_MAX_AXES}")
     return spacing_of(known, len(grid))
 
 
@@ -142,7 +142,7 @@ def to_numpy(value: Any) -> NDArray[Any]:
 def _check_grid(one: tuple[str, Any, tuple[int, ...], Any], other: tuple[str, Any, tuple[int, ...], Any]) -> None:
     """Raise GridMismatchError if two tensors of a case, each with name, shape and affine, are on different grids."""
     (name, value, shape, affine), (other_name, other_value, other_shape, other_affine) = one, other
-    are_placed = affine is not None and other_affine is not None and len(shape) <= _MOST_AXES
+    are_placed = affine is not None and other_affine is not None and len(shape) <= _MAX_AXES
     if shape == other_shape and not (are_placed and not same_grid(shape, affine, other_shape, other_affine)):
         return
     both = (_label(name, value), shape, affine), (_label(other_name, other_value), other_shape, other_affine)

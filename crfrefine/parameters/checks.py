@@ -11,16 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from crfrefine.base.text import MOST_CHARACTERS, shorten, shorten_value
+from crfrefine.base.text import MAX_CHARACTERS, shorten, shorten_value
 from crfrefine.errors import ConfigError
 
 Check = Callable[[Any, str], Any]
 
-LARGEST_PENALTY = 1e6
+MAX_PENALTY = 1e6
 """Largest weight or penalty, in the unit of logits: products must stay far inside float32's range, or the marginals would be noise."""
 
 
-LARGEST_COUNT = 1_000_000
+MAX_COUNT = 1_000_000
 """Largest number of iterations: engines count in 32 bits and store values per iteration, and no model needs as many."""
 
 describe = shorten_value
@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """Suggest a known name, or list them all."""
-    close = difflib.get_close_matches(name[:MOST_CHARACTERS], list(known), n=1)
+    close = difflib.get_close_matches(name[:MAX_CHARACTERS], list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
 
 
@@ -101,7 +101,7 @@ class Range:
         return result
 
 
-penalty = Range(-LARGEST_PENALTY, LARGEST_PENALTY)
+penalty = Range(-MAX_PENALTY, MAX_PENALTY)
 """A weight or an entry of the compatibility, in the unit of logits."""
 
 
@@ -110,7 +110,7 @@ class Whole:
     """A whole number between two bounds."""
 
     low: int
-    high: int = LARGEST_COUNT
+    high: int = MAX_COUNT
 
     def __call__(self, value: Any, key: str) -> int:
         """Return the number."""

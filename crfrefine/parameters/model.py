@@ -36,8 +36,8 @@ from crfrefine.parameters.toml import toml_entry, toml_problem, toml_value
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
-_MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
-_MOST_DIGITS = 9  # Most digits of a kernel number.
+_MAX_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_MAX_DIGITS = 9  # Most digits of a kernel number.
 
 
 @dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
@@ -105,8 +105,8 @@ class CrfParameters:
 
         path = find_config(name_or_path)
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise ConfigError(f"{path}: too large for a parameter file; at most {_MOST_BYTES / 1e6:.0f} MB are read")
+            if path.stat().st_size > _MAX_BYTES:
+                raise ConfigError(f"{path}: too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read")
             add_inputs(path)
             text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
         except OSError as error:
@@ -231,7 +231,7 @@ class CrfParameters:
             count = len(self.bilateral)
             if rest and rest[0].isdecimal():
                 number = rest.pop(0)
-                index = int(number) if len(number) <= _MOST_DIGITS else count
+                index = int(number) if len(number) <= _MAX_DIGITS else count
                 if index >= count:
                     raise ConfigError(f"{shorten(key)}: there {'is 1 kernel' if count == 1 else f'are {count} kernels'}, counted from 0")
             elif count > 1:

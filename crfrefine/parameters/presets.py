@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from crfrefine.base.text import MOST_OF_A_PATH, shorten
+from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.errors import ConfigError
 
 REMOVED_PRESETS = {"liver-ct": "body-ct", "prostate": "body-mr"}
@@ -52,4 +52,4 @@ def find_config(name_or_path: str | Path) -> Path:
         raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
     if is_there:
         raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{shorten(name_or_path, MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
+    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")

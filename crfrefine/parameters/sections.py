@@ -14,10 +14,10 @@ from crfrefine.base import notices
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 
-LARGEST_TEMPERATURE = 1e6
+MAX_TEMPERATURE = 1e6
 """Far above any temperature that preserves the logits; the smallest one depends on the logits (`refine`)."""
 
-LARGEST_BIAS = 1e3
+MAX_BIAS = 1e3
 """Far above any useful difference between logits, and far below the logits of labels that are absent, -1e4, which must stay absent."""
 
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
@@ -176,10 +176,10 @@ class MeanFieldParameters(Section):
     tolerance: float = _key(
         1e-5, checks.Range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
-    temperature: float = _key(1.0, checks.Range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
+    temperature: float = _key(1.0, checks.Range(0.0, MAX_TEMPERATURE, low_open=True), "divides the logits")
     bias: float | tuple[float, ...] = _key(
         0.0,
-        checks.OneOrMany(checks.Range(-LARGEST_BIAS, LARGEST_BIAS)),
+        checks.OneOrMany(checks.Range(-MAX_BIAS, MAX_BIAS)),
         "added to the logits inside the mask, before the temperature; a number, or one per label",
     )
     output_temperature: float = _key(

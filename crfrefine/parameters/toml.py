@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from crfrefine.base.text import MOST_OF_A_REASON, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 
@@ -43,7 +43,7 @@ def toml_problem(error: ValueError | RecursionError) -> str:
         return "lists or tables are nested too deeply"
     # Python reads integers of at most 4300 digits; its message about that is not for users.
     is_known = isinstance(error, tomllib.TOMLDecodeError)
-    return shorten(error, MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
+    return shorten(error, MAX_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
 
 
 # `KEY=VALUE`, as `--set` takes it.

@@ -16,15 +16,15 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
-from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array
-from crfrefine.arrays.region_channels import LARGEST_LOG_ODDS, identify_regions, take_log_odds
+from crfrefine.arrays.probabilities import MIN_PROBABILITY, identify_array
+from crfrefine.arrays.region_channels import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.arrays.shares import share_logits, share_sigma
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.axes import StorageOrder
 from crfrefine.base.memory import memory_limit, require_memory
 from crfrefine.engines.grid_image import GridImage
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.refinement.tiles.grid import MOST_DIMS
+from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 WORTH_IT = 0.9
 """Share of the grid below which the mask's bounding box is refined by itself: the voxels outside cost one pass of reading and writing."""
 
-LARGEST_LOGIT = 1e34
+MAX_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
 
-_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def _in_memory(
 
     if not take_part_nearby(len(network.channels), stored.size):
         return logits()
-    if backend.name == "cpu" and stored.ndim <= MOST_DIMS and parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0:
+    if backend.name == "cpu" and stored.ndim <= MAX_DIMS and parameters.mean_field.label_threshold > 0 and parameters.volume.weight <= 0:
         return None
     what = (
         f"the logits of {len(network.channels)} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
@@ -193,13 +193,13 @@ def _prepare_array(
     if padding is not None:
         mask, num_padding = leave_out(padding, mask, "logits")
         notes = (describe_padding(num_padding, padding.size, are_regions=are_regions),) if num_padding else ()
-        if (largest + bias) / temperature > LARGEST_LOGIT:
+        if (largest + bias) / temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
             largest = check_finite(backend, channels, "logits", threads)
     is_probability = not are_regions and identify_array(channels, network.input_type) == "probabilities"
     if is_probability:
-        largest = -math.log(SMALLEST_PROBABILITY)
+        largest = -math.log(MIN_PROBABILITY)
     check_temperature(temperature, largest + bias)
 
     started = time.perf_counter()
@@ -230,9 +230,9 @@ def _as_log_odds(channels: Float32, input_type: str, largest: float) -> tuple[Fl
     if input_type != "logits" and identify_regions(channels, input_type, kind="logits")[0] == "probabilities":
         channels = np.array(channels, order="C")
         take_log_odds(channels)
-        return channels, -math.log(SMALLEST_PROBABILITY)
-    if largest > LARGEST_LOG_ODDS:
-        return np.clip(channels, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), LARGEST_LOG_ODDS
+        return channels, -math.log(MIN_PROBABILITY)
+    if largest > MAX_LOG_ODDS:
+        return np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
     return channels, largest
 
 
@@ -243,7 +243,7 @@ def largest_bias(model: ModelSpec) -> float:
 
 def check_temperature(temperature: float, largest: float) -> None:
     """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
-    if largest / temperature > LARGEST_LOGIT:
+    if largest / temperature > MAX_LOGIT:
         raise ConfigError(
             f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
             "too large for float32; use a larger temperature"
@@ -258,7 +258,7 @@ def check_finite(backend: Backend, channels: Array, name: str, threads: int | No
     with np.errstate(over="ignore"):
         ranges = backend.channel_ranges(channels, threads=threads)
     for number, (lowest, highest) in enumerate(ranges):
-        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
+        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _MAX_FLOAT):
             with np.errstate(over="ignore"):
                 bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
             raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")

@@ -13,7 +13,7 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.arrays.probabilities import add_bias, over_output_temperature, take_logarithms
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
-from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid
 from crfrefine.refinement.volumes import matching_bias
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class RefinedChannels:
         """
         assert self._own is not None
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        own = planes if len(self._shape) == MOST_DIMS else slice(0, len(self._own))
+        own = planes if len(self._shape) == MAX_DIMS else slice(0, len(self._own))
         piece = np.where(self._own[own] == label, np.float32(alone[0]), np.float32(alone[1]))
         if self.tiles is not None and self.tiles.sets.num_entries:
             if output_temperature is None:

@@ -10,7 +10,7 @@ from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, metric_named
 from crfrefine.statistics.comparison import CORRECTED, MEAN, Family, SummaryRow, format_p
 from crfrefine.statistics.paired import PairedComparison
 
-_MOST_NAMED = 6
+_MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,6 @@ def _figures(decline: Decline, unit: str) -> str:
 
 def _joined(names: Sequence[str], *, last: str) -> str:
     """Join names; of many, only the first ones."""
-    if len(names) > _MOST_NAMED:
-        return ", ".join(names[:_MOST_NAMED]) + f" and {len(names) - _MOST_NAMED} more"
+    if len(names) > _MAX_NAMED:
+        return ", ".join(names[:_MAX_NAMED]) + f" and {len(names) - _MAX_NAMED} more"
     return ", ".join(names) if last == ", " or len(names) < 2 else ", ".join(names[:-1]) + last + names[-1]

@@ -24,7 +24,7 @@ _METRIC = DICE
 ENDPOINT = _METRIC.name
 """The deciding metric: its mean over the regions of each case."""
 
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 _DO_NOT_USE = "Advice: do not use it."
 
 
@@ -337,8 +337,8 @@ def _notes(
 
 def _some(names: Sequence[str]) -> str:
     """Join names; of a long list, only the first ones."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:

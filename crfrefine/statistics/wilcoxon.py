@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Up to here the distribution takes some hundredths of a second. Beyond, the normal approximation is good to a few percent near p = 1e-3;
 # farther out it errs toward a larger p, by a factor of two at 1e-10.
-_MOST_EXACT = 500
+_MAX_EXACT = 500
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def signed_rank(differences: NDArray[np.float64]) -> SignedRank:
     doubled = _doubled_ranks(np.abs(nonzero))
     total, positive = int(doubled.sum()), int(doubled[nonzero > 0].sum())
     smaller = min(positive, total - positive)
-    is_exact = nonzero.size <= _MOST_EXACT
+    is_exact = nonzero.size <= _MAX_EXACT
     p_value = _exact_p(doubled, smaller) if is_exact else _approximate_p(doubled, smaller)
     return SignedRank(nonzero.size, p_value, (2 * positive - total) / total, is_exact)
 

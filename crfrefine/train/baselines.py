@@ -27,7 +27,7 @@ Choice = TypeVar("Choice")
 SIGMAS_VOXELS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Widths of the Gaussian that are tried, in typical voxels; 0 is the network itself."""
 
-LARGEST_KINDS = ("foreground", "each")
+MAX_KINDS = ("foreground", "each")
 """Which largest component is kept: that of all labels together, or that of each label."""
 
 SCALING_STEPS = 60
@@ -144,9 +144,9 @@ def largest_scores(material: Material, workers: Workers) -> Scores[str]:
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         network = network_labels(crop)
-        return (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in LARGEST_KINDS)
+        return (postprocess(network, PostprocessParameters(keep_largest=kind), 1.0) for kind in MAX_KINDS)
 
-    return score_choices(LARGEST_KINDS, material, workers, label_maps)
+    return score_choices(MAX_KINDS, material, workers, label_maps)
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:

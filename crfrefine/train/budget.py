@@ -7,7 +7,7 @@ import time
 RESERVED_SHARE = 0.15
 """Share of the allowed time that no training gets: for the comparison and for writing."""
 
-MOST_FINISHING_SECONDS = 10.0
+MAX_FINISHING_SECONDS = 10.0
 """Work ends this long before the limit, or a tenth of the time before it if that is shorter, so that the results can still be written."""
 
 
@@ -40,7 +40,7 @@ class Budget:
 
     def check(self) -> None:
         """Raise TimeIsUpError if only the time to write is left; called before each piece of work, such as a case."""
-        if self._limit is not None and self._elapsed >= self._limit - min(MOST_FINISHING_SECONDS, 0.1 * self._limit):
+        if self._limit is not None and self._elapsed >= self._limit - min(MAX_FINISHING_SECONDS, 0.1 * self._limit):
             raise TimeIsUpError
 
     def start_part(self, parts_left: int) -> None:

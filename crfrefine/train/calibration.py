@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import LARGEST_BIAS, MeanFieldParameters
+from crfrefine.parameters.sections import MAX_BIAS, MeanFieldParameters
 from crfrefine.runs.execution.threads import Workers
 from crfrefine.train.baselines import VectorScaling, fit_scaling
 from crfrefine.train.between import rounded
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 CALIBRATION_GROUPS = ("temperature", "bias")
 """What is learned of the calibration, if it is learned at all."""
 
-FEWEST_CALIBRATED = 8
+MIN_CALIBRATED = 8
 """Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
 
 
 def starts_calibrated(learn: Sequence[str], num_cases: int) -> bool:
     """Return whether a training on so many cases starts on the recalibrated network, too."""
-    return num_cases >= FEWEST_CALIBRATED and any(group in learn for group in CALIBRATION_GROUPS)
+    return num_cases >= MIN_CALIBRATED and any(group in learn for group in CALIBRATION_GROUPS)
 
 
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
@@ -67,7 +67,7 @@ def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:
     """Return the parameters with logits / temperature + bias as (logits + bias) / temperature, in the ranges that these may have."""
     low, high = TEMPERATURE_RANGE
     temperature = min(max(scaling.temperature, low), high)
-    bias = tuple(min(max(value * temperature, -LARGEST_BIAS), LARGEST_BIAS) for value in scaling.bias)
+    bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
     settings: MeanFieldParameters = replace(parameters.mean_field, temperature=temperature, bias=bias)
     return replace(parameters, mean_field=settings)
 
@@ -75,8 +75,8 @@ def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:
 RANGE = (0.25, 20.0)
 """Of what is learned: cases without a single wrong voxel would ask for 0, which no new case should be judged by."""
 
-MOST_CASES = 48
-MOST_VALUES = 400_000
+MAX_CASES = 48
+MAX_VALUES = 400_000
 """Cases, and refined logits of each, that the temperature is fitted to: a single number needs no more."""
 
 _PRECISION = 1e-4  # Of its logarithm.
@@ -118,7 +118,7 @@ def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, w
     temperature = 1.0
     if not fit.is_network:
         model = None if fit.is_calibration else Model(fit.parameters, (), material.sizes, material.device)
-        stride = max(1, math.ceil(len(cases) / MOST_CASES))
+        stride = max(1, math.ceil(len(cases) / MAX_CASES))
 
         def refined(case: int, threads: int) -> RefinedVoxels | None:
             return _refined_voxels(fit, model, case, material, threads)
@@ -146,7 +146,7 @@ def fit_output_temperature(cases: Sequence[RefinedVoxels]) -> float:
 
 
 def _refined_voxels(fit: FitResult, model: Model | None, case: int, material: Material, threads: int) -> RefinedVoxels | None:
-    """Return refined voxels of a crop that have a reference, at most MOST_VALUES logits; None if it has no such voxel."""
+    """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits; None if it has no such voxel."""
     crop: Crop = material.crops[case]
     kept: list[tuple[Tensor, Tensor]] = []
 
@@ -160,7 +160,7 @@ def _refined_voxels(fit: FitResult, model: Model | None, case: int, material: Ma
     else:
         model.score(crop, keep, threads)
     refined, labels = kept[0]
-    most = max(1, MOST_VALUES // len(refined))
+    most = max(1, MAX_VALUES // len(refined))
     if labels.numel() > most:
         chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), most, replace=False))
         index = torch.from_numpy(chosen).to(labels.device)

@@ -45,10 +45,10 @@ HARM = 2.0
 KEPT_GAIN = 0.95
 """Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
 
-FEWEST_DECIDING = 8
+MIN_DECIDING = 8
 """Fewer deciding cases never prefer the trained model, without a volume term, to a gentler one: they say little of cases unlike them."""
 
-FEWEST_CASES = 3
+MIN_CASES = 3
 """Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates."""
 
 
@@ -134,7 +134,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
     gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains. Where there are models with one
     weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
-    what they choose by more than chance, on FEWEST_DECIDING cases or more.
+    what they choose by more than chance, on MIN_DECIDING cases or more.
     """
     useful = [one for one in candidates if is_gain(one.gains) and float(valued(one.gains).mean()) > 0.0]
     if not any(one.kind.startswith(ONE_WEIGHT) for one in candidates):
@@ -143,7 +143,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     full = next((one for one in useful if one.kind == CRF), None)
     if chosen is None or full is None:
         return chosen or full
-    is_better = len(full.gains) >= FEWEST_DECIDING and is_gain(valued(full.gains) - valued(chosen.gains))
+    is_better = len(full.gains) >= MIN_DECIDING and is_gain(valued(full.gains) - valued(chosen.gains))
     return full if is_better else chosen
 
 

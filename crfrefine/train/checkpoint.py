@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.plain import from_plain, to_plain
-from crfrefine.base.text import MOST_OF_A_REASON, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_files, remove_file
@@ -89,7 +89,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
-            reason = shorten(error, MOST_OF_A_REASON)
+            reason = shorten(error, MAX_OF_A_REASON)
             raise InputError(f"{self._path}: not a checkpoint of train-crf ({reason}); remove it to start anew") from None
         raise InputError(
             f"{self._path}: is of a run with other data, options or another version; repeat its options exactly, "

@@ -15,7 +15,7 @@ from crfrefine.train.calibration import calibrate, calibrate_output, starts_cali
 from crfrefine.train.candidates import (
     CALIBRATION,
     CRF,
-    FEWEST_CASES,
+    MIN_CASES,
     NO_RIVALS,
     UNTRAINED,
     Candidate,
@@ -77,7 +77,7 @@ def _fit(number: int, prepared: Prepared, session: Session) -> FitResult:
         own = [start for start in every if chosen is None or start.name == chosen.start]
         num_left = plan.num_trainings_left(number, len(session.part(number).halves))
         kind = None if chosen is None else chosen.kind
-        rivals = plan.rivals if len(split.seen) >= FEWEST_CASES else NO_RIVALS
+        rivals = plan.rivals if len(split.seen) >= MIN_CASES else NO_RIVALS
         task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, rivals, kind)
         return train(task, material, session)
 

@@ -36,7 +36,7 @@ from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.recognition import add_volumes
 from crfrefine.train.options import DataFolders
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 Result = TypeVar("Result")
 
@@ -75,8 +75,8 @@ def describe_bad(problems: Sequence[str], num_cases: int, folder: Path) -> str:
     """Return the message about several cases: the first ones of the first few causes, and the others with one of these causes."""
     causes = Causes()
     first = [problem for problem in problems if causes.is_new(_case_of(problem), problem)]
-    shown = "\n  ".join([*first[:_MOST_NAMED], *causes.others()])
-    more = f"\n  and {len(first) - _MOST_NAMED} more" if len(first) > _MOST_NAMED else ""
+    shown = "\n  ".join([*first[:_MAX_NAMED], *causes.others()])
+    more = f"\n  and {len(first) - _MAX_NAMED} more" if len(first) > _MAX_NAMED else ""
     return f"{folder}: {len(problems)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from crfrefine.train.crops import Crop
     from crfrefine.train.material import Sample
 
-MOST_DECIDING = 48
+MAX_DECIDING = 48
 """More deciding cases take longer without improving the decision."""
 
 
@@ -89,7 +89,7 @@ class Fit:
         self._position = 0
         self._is_stopped = False
         deciding = task.split.deciding
-        self._deciding = deciding[:: max(1, math.ceil(len(deciding) / MOST_DECIDING))]
+        self._deciding = deciding[:: max(1, math.ceil(len(deciding) / MAX_DECIDING))]
         if state is not None:
             self._restore(state)
 

@@ -11,7 +11,7 @@ from crfrefine.errors import ConfigError
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-FEWEST_DECIDING = 12
+MIN_DECIDING = 12
 """With fewer cases, the halves take turns: training uses one half and the other half decides, then they swap."""
 
 
@@ -75,7 +75,7 @@ def all_cases(num_cases: int) -> Split:
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
     """Set aside the deciding cases among those that may be trained on."""
     num_deciding = round(DECIDING_SHARE * len(cases))
-    if num_deciding < FEWEST_DECIDING:
+    if num_deciding < MIN_DECIDING:
         return Split(tuple(sorted(cases)), tuple(sorted(cases)), tuple(held_out))
     chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
     deciding = sorted(int(case) for case in chosen[:num_deciding])

@@ -18,7 +18,7 @@ from crfrefine.train.losses import Loss
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_VOXELS = 65_536
+MAX_VOXELS = 65_536
 """Voxels of a case, at most: with ten cases and a few values to fit, more change the third digit."""
 
 
@@ -31,10 +31,10 @@ class Voxels:
 
 
 def draw_voxels(crop: Crop, device: TrainingDevice) -> Voxels:
-    """Return the voxels in a crop's mask that have a reference, or MOST_VOXELS of them at equal distances."""
+    """Return the voxels in a crop's mask that have a reference, or MAX_VOXELS of them at equal distances."""
     places = np.flatnonzero(crop.mask & (crop.labels < crop.num_labels))
-    if places.size > MOST_VOXELS:
-        places = places[np.arange(MOST_VOXELS) * places.size // MOST_VOXELS]
+    if places.size > MAX_VOXELS:
+        places = places[np.arange(MAX_VOXELS) * places.size // MAX_VOXELS]
     logits = np.stack([np.ravel(channel)[places] for channel in crop.logits]).astype(np.float32)
     labels = np.ravel(crop.labels)[places].astype(np.int64)
     return Voxels(torch.from_numpy(logits).to(device.tensors), torch.from_numpy(labels).to(device.tensors))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.sections import MeanFieldParameters
     from crfrefine.train.losses import Loss
 
-MOST_CACHED_VOXELS = 2_000_000
+MAX_CACHED_VOXELS = 2_000_000
 """Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
 
 
@@ -157,7 +157,7 @@ class Model:
         """Return the kernels of a crop, cached if memory allows: unless theta is learned, they stay the same."""
         key = identity(crop)
         if key not in self._kernels:
-            if self._cached_voxels > MOST_CACHED_VOXELS:
+            if self._cached_voxels > MAX_CACHED_VOXELS:
                 return None
             num_labels = None if crop.regions is None else 2
             self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, num_labels=num_labels, threads=threads)

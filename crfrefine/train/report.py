@@ -15,7 +15,7 @@ import numpy as np
 
 import crfrefine
 from crfrefine.base.plain import to_plain
-from crfrefine.base.text import MOST_OF_A_LINE
+from crfrefine.base.text import MAX_OF_A_LINE
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
@@ -135,7 +135,7 @@ def default_output(folder: Path) -> Path:
         if not path.is_file():
             raise InputError(f"{path}: is not a regular file, so it is not replaced; name another file with --output")
         with path.open("rb") as file:
-            if not file.readline(MOST_OF_A_LINE).startswith(f"# {_FIRST_WORDS}".encode()):
+            if not file.readline(MAX_OF_A_LINE).startswith(f"# {_FIRST_WORDS}".encode()):
                 raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
     return path
 

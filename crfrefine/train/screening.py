@@ -22,7 +22,7 @@ from crfrefine.train.starts import NUM_TRAINED, Start
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_SCREENED = 40
+MAX_SCREENED = 40
 """Cases that the starts are tried on, at most."""
 
 
@@ -45,7 +45,7 @@ def starts_for(split: Split, prepared: Prepared, session: Session) -> list[Start
 
 def screened_cases(num_cases: int) -> list[int]:
     """Return the cases that starts are tried on, spread evenly."""
-    return sorted({int(number) for number in np.linspace(0, num_cases - 1, min(num_cases, MOST_SCREENED)).round()})
+    return sorted({int(number) for number in np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()})
 
 
 def screen(

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 MARGIN = 0.001
 """Smallest gain of mean Dice for which a rule is kept."""
 
-FEWEST_CASES = 8
+MIN_CASES = 8
 """With fewer cases, all labels get the same rule, and fewer rules are tried."""
 
-MOST_LABELS_APART = 30
+MAX_LABELS_APART = 30
 """With more labels, all get the same rule."""
 
 MIN_ML = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -66,11 +66,11 @@ def choose_rules(
 ) -> PostprocessParameters:
     """Return the rules that are best for the label maps (*box) of some crops; no rules if none adds enough."""
     num_labels = crops[0].num_labels
-    is_few = len(crops) < FEWEST_CASES
+    is_few = len(crops) < MIN_CASES
     sizes, numbers = (MIN_ML_OF_FEW, NUMS_KEPT_OF_FEW) if is_few else (MIN_ML, NUMS_KEPT)
     # The gentlest first: it is taken among equals.
     removals = [*(ObjectRule(min_ml=size) for size in sizes), *(ObjectRule(num_kept=number) for number in numbers)]
-    are_alike = is_few or num_labels > MOST_LABELS_APART
+    are_alike = is_few or num_labels > MAX_LABELS_APART
     groups = [tuple(range(1, num_labels))] if are_alike else [(label,) for label in range(1, num_labels)]
     cases = list(zip(crops, maps, strict=True))
 

@@ -31,15 +31,15 @@ NOISE_SIGMAS = (1.0, 2.0)
 """Widths of the noise in voxels of the network, in equal parts: errors of a voxel, which any smoothing removes, and such as look like
 structures."""
 
-LEAST_VOXELS = 30
+MIN_VOXELS = 30
 """A label with fewer voxels has no part in a mean Dice: a few voxels would decide it."""
 
 DICE_TOLERANCE = 0.002
 """How near the noise comes to the Dice that is asked for: a fifth of what a choice of parameters must gain to be looked at."""
 
-_MOST_HALVINGS = 16
-_LARGEST_SCALE = 1024.0
-_SMALLEST_PROBABILITY = 1e-12
+_MAX_HALVINGS = 16
+_MAX_SCALE = 1024.0
+_MIN_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Channels:
 
     def logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the inverse of `probabilities`, up to a constant over labels."""
-        logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _SMALLEST_PROBABILITY))
+        logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
         if self.regions is not None:
-            logarithms -= np.log(np.maximum(1.0 - probabilities, _SMALLEST_PROBABILITY))
+            logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
         return logarithms
 
     def agreeing(self, logits: NDArray[np.float32], truth: NDArray[Any]) -> NDArray[np.float32]:
@@ -87,11 +87,11 @@ class Channels:
 
 
 def dice_of(found: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
-    """Return the mean Dice of two (*grid) label maps over the groups of labels with LEAST_VOXELS in the truth; NaN if none has."""
+    """Return the mean Dice of two (*grid) label maps over the groups of labels with MIN_VOXELS in the truth; NaN if none has."""
     num_labels = 1 + max(int(found.max()), int(truth.max()), *(max(labels) for labels in groups))
     confusion = count_confusion(truth, found, num_labels)
     of_groups = [counts.OverlapCounts.of_confusion(confusion, labels) for labels in groups]
-    values = [counts.dice(one) for one in of_groups if one.num_reference >= LEAST_VOXELS]
+    values = [counts.dice(one) for one in of_groups if one.num_reference >= MIN_VOXELS]
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -104,13 +104,13 @@ def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], channels
         channels: what the channels are.
 
     Returns:
-        The mean over labels or regions that the network gives LEAST_VOXELS; NaN if there are none.
+        The mean over labels or regions that the network gives MIN_VOXELS; NaN if there are none.
     """
     labels, probabilities = channels.decode(logits), channels.probabilities(logits)
     values = []
     for number, group in enumerate(channels.groups, start=channels.regions is None):
         inside = np.isin(labels, group) & mask
-        if (size := int(inside.sum())) >= LEAST_VOXELS:
+        if (size := int(inside.sum())) >= MIN_VOXELS:
             within = float(probabilities[number][inside].sum(dtype=np.float64))
             values.append(2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64))))
     return float(np.mean(values)) if values else float("nan")
@@ -143,9 +143,9 @@ def noise_scale(
         return dice_of(np.where(mask, channels.decode(logits + np.float32(scale) * noise), 0), truth, channels.groups)
 
     low, high = 0.0, 1.0
-    while reached(high) > dice and high < _LARGEST_SCALE:
+    while reached(high) > dice and high < _MAX_SCALE:
         low, high = high, 2.0 * high
-    for _ in range(_MOST_HALVINGS):
+    for _ in range(_MAX_HALVINGS):
         middle = (low + high) / 2.0
         if abs((found := reached(middle)) - dice) <= DICE_TOLERANCE:
             return middle

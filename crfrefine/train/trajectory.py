@@ -19,7 +19,7 @@ from crfrefine.train.starts import STEP_LENGTHS, Schedule, Start
 LAST_STEP_LENGTH = 0.05
 """Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""
 
-LARGEST_GRADIENT = 10.0
+MAX_GRADIENT = 10.0
 """Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size."""
 
 
@@ -61,7 +61,7 @@ class Trajectory:
         pulls = self.model.pull(self._origin)
         for parameter, gradient, pull in zip(parameters, gradients, pulls, strict=True):
             parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
-        torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
         share = min(1.0, self.optimizer_step / self.num_optimizer_steps)
         factor = LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * 0.5 * (1.0 + math.cos(math.pi * share))
         for group, step_length in zip(self._optimizer.param_groups, self._step_lengths, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crfrefine.train.baselines import LARGEST_KINDS, VectorScaling, fit_scaling
+from crfrefine.train.baselines import MAX_KINDS, VectorScaling, fit_scaling
 from crfrefine.train.candidates import FitResult
 from crfrefine.train.checkpoint import Part
 from crfrefine.train.dice_rival import ARGMAX, DiceDecision, tune_decision
@@ -55,6 +55,6 @@ def tuned_so_far(part: Part, fit: FitResult, cases: Sequence[int], plan: Plan, p
     """Return a trained CRF and its rivals; a rival that was not tuned yet, or all if the cases were not read, is the network unchanged."""
     scaling = part.scaling or VectorScaling(1.0, (0.0,) * plan.cases.num_channels)
     if prepared is None:
-        return Tuned(fit, scaling, 0.0, LARGEST_KINDS[0], part.rules)
+        return Tuned(fit, scaling, 0.0, MAX_KINDS[0], part.rules)
     sigma_mm, kind = prepared.smoothing.best(cases), prepared.largest.best(cases)
     return Tuned(fit, scaling, sigma_mm, kind, part.rules, prepared.guided.best(cases), part.decision or ARGMAX)

@@ -22,7 +22,7 @@ from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import refine
 from crfrefine.refinement.refining_again import RefiningAgain
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, voxel_length
-from crfrefine.train.synthetic import LEAST_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
+from crfrefine.train.synthetic import MIN_VOXELS, Channels, block_means, dice_of, expected_dice, halving, make_noise, noise_scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,32 +39,32 @@ WEIGHTS = (2.5, 8.0)
 VOLUME_WEIGHTS = (0.0, 0.75)
 """Without the volume term, and with one that keeps much of each label's main body (`volume.keep` `largest`)."""
 
-MOST_CASES = 20
+MAX_CASES = 20
 """Cases that are looked at, evenly spread: the parameters are a handful of numbers, which more cases hardly change."""
-MOST_CASES_OF_A_RUN = 10
+MAX_CASES_OF_A_RUN = 10
 """The same for `infer`, whose user waits for results."""
 FEW_CASES = 4
 """With fewer, the noise seeds of each case count by themselves where chance is judged."""
 NUM_SEEDS = 2
-"""Seeds of the noise for each case; of few cases as many as give FEWEST_DRAWS."""
-FEWEST_DRAWS = 8
-LEAST_UNITS = 4
+"""Seeds of the noise for each case; of few cases as many as give MIN_DRAWS."""
+MIN_DRAWS = 8
+MIN_UNITS = 4
 """Cases, or draws of few cases, with fewer of which nothing is sure: two for each half."""
 
-MOST_VOXELS = 400_000
+MAX_VOXELS = 400_000
 """Of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most."""
 MARGIN = 16
 """Voxels around the foreground that belong to a synthetic case: more than most kernels reach."""
 NOISE_LEVELS = (1.0, 1.5)
 """What the noise that the network expects of itself is multiplied by: networks expect too much of themselves."""
 
-LEAST_GAIN = 0.01
+MIN_GAIN = 0.01
 """Dice above `default` that a choice must gain in every kind of synthetic case. On real cases, larger promises became gains, though not as
 large; smaller promises were worth nothing (docs/decisions/unlabeled.md)."""
-LEAST_AGREEMENT = 0.85
+MIN_AGREEMENT = 0.85
 """Dice between the two truths below which it stays with `default`: where this changes more of the network's labels, neither is like the
 case. On phantoms of white noise the choice did harm there; on real cases they agree by 0.92 to 0.98."""
-LEAST_UNIT = 0.001
+MIN_UNIT = 0.001
 """Smallest gain over the network that gains are measured in, so that a kind of synthetic case without errors does not decide."""
 
 DEFAULT = "default"
@@ -114,7 +114,7 @@ def _name_of(parameters: CrfParameters) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What the synthetic cases of one case are made from: the part around its foreground, coarsened to MOST_VOXELS."""
+    """What the synthetic cases of one case are made from: the part around its foreground, coarsened to MAX_VOXELS."""
 
     case_id: str
     voxel: float  # side in mm of a voxel of the case
@@ -132,7 +132,7 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     """Return what a case's synthetic ones are made from: truths are the case refined with `default`, and the network's own labels.
 
     Raises:
-        InputError: a label map, which does not say how sure the network is; the case has no label of LEAST_VOXELS.
+        InputError: a label map, which does not say how sure the network is; the case has no label of MIN_VOXELS.
     """
     if case.input_kind == "labels":
         raise InputError(
@@ -161,14 +161,14 @@ def make_source(case: Case, default: CrfParameters, threads: int, noise_voxels: 
     image, mask, spacing = image[(slice(None), *box)], mask[box], np.array(case.spacing, dtype=float)
     # Without what is outside the mask, such as the constant of padding, which may be the lowest float32.
     logits, refined = (np.where(mask, found[(slice(None), *box)], np.float32(0.0)) for found in (case.logits, result.logits))
-    while mask.size > MOST_VOXELS:
+    while mask.size > MAX_VOXELS:
         factors = halving(mask.shape, spacing.tolist())
         refined = channels.logits(block_means(channels.probabilities(refined), factors))
         logits, image, mask = block_means(logits, factors), block_means(image, factors), block_means(mask[None], factors)[0] >= 0.5
         spacing *= factors
     truths = [np.where(mask, channels.decode(found), 0) for found in (refined, logits)]
     if np.isnan([expected, *(dice_of(truth, truth, channels.groups) for truth in truths)]).any():
-        raise InputError(f"case {case.case_id!r}: no label has {LEAST_VOXELS} voxels, which a comparison needs")
+        raise InputError(f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs")
     agreement = dice_of(truths[1], truths[0], channels.groups)
     agreeing = tuple((truth, channels.agreeing(logits, truth)) for truth in truths)
     return Source(
@@ -232,7 +232,7 @@ def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
         (units, candidates): in an easy kind, small gains count.
     """
     over_network = table[:, :, 1:] - table[:, :, :1]
-    best = np.maximum(over_network.mean(axis=0).max(axis=-1), LEAST_UNIT)
+    best = np.maximum(over_network.mean(axis=0).max(axis=-1), MIN_UNIT)
     gains = table[:, :, 1:] - table[:, :, 1:2]
     return gains, (gains / best[:, None]).mean(axis=1)
 
@@ -240,12 +240,12 @@ def scores_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 def pick(table: NDArray[np.float64]) -> int:
     """Return the candidate whose score is surely highest: the mean less its standard error, if that is above 0; else 0, for `default`.
 
-    Candidates that gain less than LEAST_GAIN over `default` in a kind of synthetic case are out.
+    Candidates that gain less than MIN_GAIN over `default` in a kind of synthetic case are out.
     """
     gains, scores = scores_of(table)
     root = np.sqrt(len(table))
     lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / root
-    lower[(gains.mean(axis=0) < LEAST_GAIN).any(axis=0)] = -np.inf
+    lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
     lower[0] = 0.0
     return int(lower.argmax())
 
@@ -292,8 +292,8 @@ class Choice:
 
     @cached_property
     def halves(self) -> list[tuple[int, float]]:
-        """What each half of the units would choose, and what this scores on the other half; empty with fewer than LEAST_UNITS."""
-        if len(self.units) < LEAST_UNITS:
+        """What each half of the units would choose, and what this scores on the other half; empty with fewer than MIN_UNITS."""
+        if len(self.units) < MIN_UNITS:
             return []
         scores = scores_of(self.units)[1]
         chosen = [pick(self.units[start::2]) for start in (0, 1)]
@@ -308,12 +308,12 @@ class Choice:
     @property
     def doubt(self) -> str:
         """Why it stays with `default`; empty if it does not."""
-        if len(self.units) < LEAST_UNITS:
+        if len(self.units) < MIN_UNITS:
             return "the time ran out before enough was tried" if self.out_of_time else "no case could be used"
-        if float(np.median(self.agreements)) < LEAST_AGREEMENT:
+        if float(np.median(self.agreements)) < MIN_AGREEMENT:
             return "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
         if self.best == 0:
-            return f"no other set gains {100 * LEAST_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
+            return f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case"
         if sum(score for _, score in self.halves) <= 0.0:
             return "what one half of the synthetic cases would choose does not help the other half"
         return ""
@@ -325,7 +325,7 @@ class Choice:
 
     def describe(self) -> str:
         """Return the verdict in plain English."""
-        if len(self.units) < LEAST_UNITS:
+        if len(self.units) < MIN_UNITS:
             return f"it stays with `{DEFAULT}`: {self.doubt}"
         on = f"on synthetic cases made from {counted(len(self.measured), 'case')}"
         early = "the time ran out before all was tried; " if self.out_of_time else ""

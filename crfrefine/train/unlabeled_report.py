@@ -60,10 +60,10 @@ def make_report(choice: Choice, options: UnlabeledOptions) -> dict[str, Any]:
         "rule": {
             "noise_sigmas_voxels": synthetic.NOISE_SIGMAS,
             "noise_levels": unlabeled.NOISE_LEVELS,
-            "least_voxels": synthetic.LEAST_VOXELS,
+            "least_voxels": synthetic.MIN_VOXELS,
             "num_seeds": choice.table.shape[1],
-            "least_gain": unlabeled.LEAST_GAIN,
-            "least_agreement": unlabeled.LEAST_AGREEMENT,
+            "least_gain": unlabeled.MIN_GAIN,
+            "least_agreement": unlabeled.MIN_AGREEMENT,
         },
         "choice": choice.to_dict(),
         "parameters": choice.chosen.parameters.to_dict(),

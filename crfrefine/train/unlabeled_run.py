@@ -33,9 +33,9 @@ from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions, check_outputs
 from crfrefine.train.starts import voxel_length
 from crfrefine.train.unlabeled import (
-    FEWEST_DRAWS,
-    MOST_CASES,
-    MOST_CASES_OF_A_RUN,
+    MAX_CASES,
+    MAX_CASES_OF_A_RUN,
+    MIN_DRAWS,
     NOISE_LEVELS,
     NUM_SEEDS,
     Candidate,
@@ -100,7 +100,7 @@ def choose_for(options: InferenceOptions, overrides: Mapping[str, Any], observer
         return replace(options, parameters=chosen, choice=earlier["choice"])
     inputs = plan.inputs
     choice = Search(
-        inputs.cases, inputs.reading, observer, Budget(None), most_cases=MOST_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
+        inputs.cases, inputs.reading, observer, Budget(None), most_cases=MAX_CASES_OF_A_RUN, overrides=overrides, threads=options.threads
     ).run()
     if not choice.case_ids:
         observer.note("\n  ".join(causes_of(choice.left_out)))
@@ -158,7 +158,7 @@ class Search:
         observer: TrainingObserver,
         budget: Budget,
         *,
-        most_cases: int = MOST_CASES,
+        most_cases: int = MAX_CASES,
         overrides: Mapping[str, Any] | None = None,
         seed: int = 0,
         threads: int | None = None,
@@ -189,7 +189,7 @@ class Search:
                 self._observer.note("\n  ".join([f"{counted(len(self._left_out), 'case')} not used:", *causes_of(self._left_out)]))
             voxel = float(np.median([source.voxel for source in sources])) if sources else 1.0
             candidates = make_candidates(voxel, self._overrides)
-            num_seeds = max(NUM_SEEDS, math.ceil(FEWEST_DRAWS / max(1, len(sources))))
+            num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
             table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
             cells = [(case, seed) for seed in range(num_seeds) for case in range(len(sources))]
             try:

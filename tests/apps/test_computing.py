@@ -8,7 +8,7 @@ from cli_helpers import load_nifti, run_here, save_nifti
 from tune_helpers import options_for, write_labeled, write_large
 
 from crfrefine.apps.tune.case import open_case
-from crfrefine.apps.tune.computing import MOST_VALUES, CaseRefiner, box_around
+from crfrefine.apps.tune.computing import MAX_VALUES, CaseRefiner, box_around
 from crfrefine.apps.tune.session import find_case
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
@@ -32,7 +32,7 @@ def test_a_box_holds_the_place_and_is_a_cube_in_mm_as_far_as_the_grid_goes(large
         extents = [axis.stop - axis.start for axis in box]
         for axis, at, size in zip(box, place, large.grid, strict=True):
             assert 0 <= axis.start <= at < axis.stop <= size
-        assert 0.7 < np.prod(extents) * len(large.logits) / MOST_VALUES < 1.1
+        assert 0.7 < np.prod(extents) * len(large.logits) / MAX_VALUES < 1.1
         lengths = [extent * step for extent, step in zip(extents, large.spacing, strict=True)]
         free = [length for length, extent, size in zip(lengths, extents, large.grid, strict=True) if extent < size]
         assert max(free) - min(free) < 2.6, "one voxel of the longest spacing"

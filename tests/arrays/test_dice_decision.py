@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from crfrefine.arrays.dice_decision import LEAST_PROBABILITY, dice_labels, dice_region_labels
+from crfrefine.arrays.dice_decision import MIN_PROBABILITY, dice_labels, dice_region_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 
 
@@ -49,7 +49,7 @@ def test_several_labels_come_close_to_the_best_label_map():
 
 
 def test_a_label_without_any_likely_voxel_stays_absent():
-    values = np.full((4, 5, 6), 0.99 * LEAST_PROBABILITY, np.float32)
+    values = np.full((4, 5, 6), 0.99 * MIN_PROBABILITY, np.float32)
     assert not dice_labels(np.stack([1 - values, values])).any()
     assert dice_labels(np.stack([1 - 1.5 * values, 1.5 * values])).all()
 

@@ -54,7 +54,7 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
 
 
-@pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lists, "MOST_TOGETHER", 3)], ids=["table", "lists"])
+@pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lists, "MAX_TOGETHER", 3)], ids=["table", "lists"])
 def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
     """From sixteen slots the table is found full and made larger: the same bits. Sums of sums are rounded otherwise."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
@@ -71,7 +71,7 @@ def test_no_thread_adds_up_more_than_a_few():
     found = lattice.Lattice(_input(random_case(3, num_modalities=2, grid_shape=(17, 29, 47)), 1e3, 1e3, ShimDevice())).lists
     assert len(found.levels) == 2
     longest = [np.diff(pieces.begin.astype(np.int64)).max() for pieces in (found.pieces, *found.levels)]
-    assert max(longest) == lists.MOST_TOGETHER
+    assert max(longest) == lists.MAX_TOGETHER
 
 
 def test_a_full_table_is_noticed():

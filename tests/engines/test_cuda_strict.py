@@ -16,7 +16,7 @@ from crfrefine.parameters.specs import MeanFieldSpec
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
 # Of memory that a case was seen to take, what its estimates may come to: they have room for sorts, which numpy does in place.
-MOST_ESTIMATED = 2.0
+MAX_ESTIMATED = 2.0
 
 
 def _model(case, filter_name, **changes):
@@ -60,7 +60,7 @@ def test_a_single_voxel_keeps_to_the_rules():
     ],
 )
 def test_memory_is_estimated_before_it_is_taken(run, filter_name, num_labels, grid_shape, masked, changes):
-    """With too little, an error with the numbers, and never more taken than there is; with MOST_ESTIMATED times what it takes, none."""
+    """With too little, an error with the numbers, and never more taken than there is; with MAX_ESTIMATED times what it takes, none."""
     case = random_case(len(grid_shape), 2, num_labels, masked=masked, grid_shape=grid_shape)
     model = _model(case, filter_name, **changes)
 
@@ -70,7 +70,7 @@ def test_memory_is_estimated_before_it_is_taken(run, filter_name, num_labels, gr
         return device.most
 
     most = taken(1 << 40)
-    assert taken(int(MOST_ESTIMATED * most)) == most
+    assert taken(int(MAX_ESTIMATED * most)) == most
     for part in (0.3, 0.95):
         with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
             taken(int(part * most))

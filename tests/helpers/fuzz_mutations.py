@@ -24,7 +24,7 @@ _WORDS = (
     *b'raw big little int8 double MET_CHAR MET_FLOAT background ignore [] {} null "\\ud800" \xff\xfe \x1b]0;x\x07 \0 \xe2\x80\xae'.split(),
     *(b"", b"%d 1 4 1", b"x" * 2000),
 )
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 _INTEGERS = (0, 7, 127, 255, 32767, 65535, *(sign * (1 << bits) for bits in (0, 1, 3, 7, 8, 15, 16, 31, 62) for sign in (1, -1)))
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-320, 3e38, 1e300, float("inf"), float("-inf"), float("nan"), 352.0, 1e9, 2.0**53)
 _ENCODINGS = ("utf-16", "utf-16-be", "utf-32", "utf-8-sig", "cp1252", "utf-7")
@@ -62,7 +62,7 @@ def mutated_text(content, rng):
             case 0:
                 lines = content.splitlines(keepends=True) or [b""]
                 number = rng.randrange(len(lines))
-                times = min(rng.choice((2, 2, 500)), 1 + _MOST_BYTES // max(1, len(lines[number])))
+                times = min(rng.choice((2, 2, 500)), 1 + _MAX_BYTES // max(1, len(lines[number])))
                 lines[number : number + 1] = rng.choice(([], [lines[number]] * times, lines[number:] + lines[:number]))
                 content = b"".join(lines)
             case 1 | 2 | 3:
@@ -73,7 +73,7 @@ def mutated_text(content, rng):
                 content = content.decode("latin-1").encode(rng.choice(_ENCODINGS), "replace")
             case _:
                 content = mutated(content, rng)
-        content = content[:_MOST_BYTES]
+        content = content[:_MAX_BYTES]
     return content
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fuzz_mutations import mutated, mutated_text, wrong_somewhere
-from fuzz_worker import MOST_OF_A_MESSAGE, Target
+from fuzz_worker import MAX_OF_A_MESSAGE, Target
 
 from crfrefine.base import memory
 from crfrefine.base.plain import to_plain
@@ -121,13 +121,13 @@ def _read_nnunet(path, rng):
 
 def _require_cases(cases):
     _require_lines(cases.notes)
-    assert all(isinstance(case.case_id, str) and len(case.problem or "") < MOST_OF_A_MESSAGE for case in cases)
+    assert all(isinstance(case.case_id, str) and len(case.problem or "") < MAX_OF_A_MESSAGE for case in cases)
 
 
 def _require_lines(notes):
     for note in notes:
         assert for_terminal(note) == note
-        assert all(len(line) < MOST_OF_A_MESSAGE for line in note.splitlines()), note[:300]
+        assert all(len(line) < MAX_OF_A_MESSAGE for line in note.splitlines()), note[:300]
 
 
 @cache

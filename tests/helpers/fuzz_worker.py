@@ -22,10 +22,10 @@ from pathlib import Path
 from crfrefine.base.text import for_terminal
 from crfrefine.errors import CapacityError, CrfRefineError, UnexpectedError
 
-MOST_OF_A_MESSAGE = 2000  # characters
-MOST_BYTES = 1 << 28  # resident, beyond those at the start
-MOST_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
-MOST_FINDINGS = 20
+MAX_OF_A_MESSAGE = 2000  # characters
+MAX_BYTES = 1 << 28  # resident, beyond those at the start
+MAX_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
+MAX_FINDINGS = 20
 _RENEWED = 50  # inputs between two settings of the hard limit, which starts a thread
 
 
@@ -78,10 +78,10 @@ class NoiseError(Exception):
 
 
 def fuzz(target, folder, *, first=0, inputs=None, seconds=None):
-    """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MOST_FINDINGS is reached."""
+    """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MAX_FINDINGS is reached."""
     started = time.monotonic()
     tally = Tally()
-    while (inputs is None or tally.inputs < inputs) and len(tally.findings) < MOST_FINDINGS:
+    while (inputs is None or tally.inputs < inputs) and len(tally.findings) < MAX_FINDINGS:
         if seconds is not None and time.monotonic() - started >= seconds:
             break
         files = (folder.with_name(f"{folder.name}.{kind}") for kind in ("results", "noise"))
@@ -89,7 +89,7 @@ def fuzz(target, folder, *, first=0, inputs=None, seconds=None):
             deadline = None if seconds is None else started + seconds
             left = None if inputs is None else inputs - tally.inputs
             seeds = itertools.islice(itertools.count(first + tally.inputs), left)
-            most = MOST_FINDINGS - len(tally.findings)
+            most = MAX_FINDINGS - len(tally.findings)
             status = _fork(lambda: _work(target, folder, seeds, deadline, most, results, noise))  # noqa: B023
             results.seek(0)
             for outcome in map(json.loads, results):
@@ -125,7 +125,7 @@ def examine(target, folder, seed):
 def _require_readable(error, path):
     message = str(error)
     assert message, type(error)
-    assert len(message) < MOST_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
+    assert len(message) < MAX_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
     assert for_terminal(message) == message, f"not for a terminal: {message!r:.300}"
     assert path is None or str(path.parent) in message, f"does not name the file: {message:.300}"
     # The system refused memory that the reader had not asked about.
@@ -154,7 +154,7 @@ def _work(target, folder, seeds, deadline, most, results, noise):
     faulthandler.enable(noise)
     _set_limits()
     signal.signal(signal.SIGPROF, _late)
-    largest, quiet = _resident() + MOST_BYTES, 0
+    largest, quiet = _resident() + MAX_BYTES, 0
     for number, seed in enumerate(seeds):
         if most == 0 or (deadline is not None and time.monotonic() >= deadline):
             break
@@ -172,8 +172,8 @@ def _work(target, folder, seeds, deadline, most, results, noise):
                 quiet = written
                 raise NoiseError("something was written to the standard streams")
             if (resident := _resident()) > largest:
-                largest = resident + MOST_BYTES
-                raise MemoryError(f"it took more than {MOST_BYTES >> 20} MiB")
+                largest = resident + MAX_BYTES
+                raise MemoryError(f"it took more than {MAX_BYTES >> 20} MiB")
         except (Exception, TookTooLong):
             outcome, most = traceback.format_exc()[-3000:], most - 1
         results.write(json.dumps(outcome).encode() + b"\n")
@@ -182,7 +182,7 @@ def _work(target, folder, seeds, deadline, most, results, noise):
 
 def _set_limits():
     own = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
-    resource.setrlimit(resource.RLIMIT_AS, (own + MOST_ADDRESSES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (own + MAX_ADDRESSES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26,) * 2)
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crfrefine.base.text import MOST_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
+from crfrefine.base.text import MAX_CHARACTERS, for_terminal, listed, printable, shorten, shorten_value
 
 
 def test_what_does_not_print_is_written_as_in_python_and_long_texts_end_in_an_ellipsis():
@@ -16,7 +16,7 @@ def test_what_does_not_print_is_written_as_in_python_and_long_texts_end_in_an_el
         assert printable(text) == shown
     assert shorten("x" * 80) == "x" * 80
     assert shorten("x" * 81) == "x" * 79 + "…"
-    assert len(shorten("\0" * 60)) == MOST_CHARACTERS  # Escaped, it is longer.
+    assert len(shorten("\0" * 60)) == MAX_CHARACTERS  # Escaped, it is longer.
 
 
 def test_values():
@@ -64,4 +64,4 @@ def test_no_text_steers_a_terminal(text):
     assert all(line.startswith("  ") for line in shown.split("\n")[1:])
     assert printable(text).isprintable()
     assert shorten(text).isprintable()
-    assert len(shorten(text)) <= MOST_CHARACTERS
+    assert len(shorten(text)) <= MAX_CHARACTERS

@@ -135,7 +135,7 @@ def test_few_labels_take_part_everywhere(num_labels, nearby):
 def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
     labels, image = blocks((9, 16, 23), 5, size=9)
     assert not is_on_tiles(refined(labels, image, {"mean_field.filter": "exact"}))
-    monkeypatch.setattr(one_hot, "LARGEST_IN_MEMORY", 4 * 5 * labels.size - 1)
+    monkeypatch.setattr(one_hot, "MAX_IN_MEMORY", 4 * 5 * labels.size - 1)
     found, whole = (refined(labels, image, changes) for changes in ({}, DENSE))
     assert is_on_tiles(found)
     assert (found.marginals == 0).any()

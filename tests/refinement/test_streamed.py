@@ -73,7 +73,7 @@ def run(folders, monkeypatch, *options, streams):
         return plan_stream(*arguments)
 
     monkeypatch.setattr("crfrefine.refinement.networks.plan_stream", count)
-    for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
+    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
         monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"
     options = (*options, "-m", masks) if masks.is_dir() else options
@@ -150,7 +150,7 @@ def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
     folders = write_folders(tmp_path, "a")
     labels = logits_of(folders).argmax(axis=0).astype(np.uint8)
     labels[labels == 2] = 3
-    for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
+    for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
         monkeypatch.setattr(f"crfrefine.cases.case_memory.{limit}", 0 if streams else 1 << 40)
     written = []
     for name, values in (("map", labels), ("one_hot", np.eye(NUM_LABELS, dtype=dtype)[labels])):

@@ -75,7 +75,7 @@ def test_a_fit_gets_one_and_labels_stay(cases, trained, monkeypatch):
     shared = material(cases)
     with Workers(2) as workers:
         found = calibrate_output(trained, range(3), shared, workers)
-        monkeypatch.setattr("crfrefine.train.calibration.MOST_VALUES", 4 * 900)
+        monkeypatch.setattr("crfrefine.train.calibration.MAX_VALUES", 4 * 900)
         few = calibrate_output(trained, range(3), shared, workers).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3

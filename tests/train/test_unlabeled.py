@@ -69,7 +69,7 @@ def disturbed(channels, logits, truth, mask, dice):
 def few(monkeypatch):
     """Fewer sets of parameters and seeds, for what does not depend on their number."""
     monkeypatch.setattr(unlabeled_run, "NUM_SEEDS", 1)
-    monkeypatch.setattr(unlabeled_run, "FEWEST_DRAWS", 4)
+    monkeypatch.setattr(unlabeled_run, "MIN_DRAWS", 4)
     monkeypatch.setattr(unlabeled, "THETA_ALPHA_VOXELS", (1.0, 3.0))
 
 
@@ -130,7 +130,7 @@ def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
 
 def test_few_voxels_have_no_part_and_thick_slices_stay():
     truth, found = np.zeros((2, 20, 30), np.uint8)
-    truth[:10], truth[15, : synthetic.LEAST_VOXELS - 1] = 1, 2
+    truth[:10], truth[15, : synthetic.MIN_VOXELS - 1] = 1, 2
     found[:5] = 1
     assert dice_of(found, truth, ((1,), (2,))) == pytest.approx(2 / 3)
     assert np.isnan(dice_of(found, truth, ((2,),)))
@@ -272,7 +272,7 @@ def test_sets_are_named_by_what_they_hold_and_tried_once():
 @pytest.mark.usefixtures("few")
 def test_cases_that_lack_a_file_take_no_place_of_others(tmp_path, monkeypatch):
     write_data(tmp_path, "noisy", 5)
-    monkeypatch.setattr(unlabeled_run, "MOST_CASES", 3)
+    monkeypatch.setattr(unlabeled_run, "MAX_CASES", 3)
     for number in range(5):
         save_nifti(tmp_path / "images" / f"case{number}_0001.nii.gz", np.ones(GRID_SHAPE, np.float32), AFFINE)
     for number in (0, 4):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Float32
 
-_MOST_LISTED_VALUES = 32
+_MAX_LISTED_VALUES = 32
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     lines += header.details
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
     if names:
-        lines.append(("labels", listed(names.values(), _MOST_LISTED_VALUES)))
+        lines.append(("labels", listed(names.values(), _MAX_LISTED_VALUES)))
     lines += [("note", note) for note in header.remarks]
     if values:
         lines += _describe_values(header, names)
@@ -229,6 +229,6 @@ def _count_whole_values(values: Float32, names: Mapping[int, str]) -> list[tuple
     import numpy as np
 
     found, counts = np.unique(values, return_counts=True)
-    if (len(found) > _MOST_LISTED_VALUES and not names) or (found != np.rint(found)).any():
+    if (len(found) > _MAX_LISTED_VALUES and not names) or (found != np.rint(found)).any():
         return []
     return [("voxels", ", ".join(f"{names.get(int(value), int(value))}: {count}" for value, count in zip(found, counts, strict=True)))]

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refinement.result import RefinementResult
 
-MOST_VALUES = 700_000
+MAX_VALUES = 700_000
 """Logits of a box, voxels times labels: refined in about 0.2 s of processor time (docs/guide/tuning.md)."""
 
-_FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
+_MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 
 def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
     """Return a box around a voxel of the grid, as nearly a cube in mm as the grid allows; None: the whole grid is small enough."""
     num_channels = len(case.channel_labels) if isinstance(case.network, LabelMap) else len(case.logits)
-    most = MOST_VALUES / max(num_channels, _FEWEST_LABELS)
+    most = MAX_VALUES / max(num_channels, _MIN_LABELS)
     if np.prod(case.grid) <= most:
         return None
     # Axes that the cube does not fit into are taken whole, the shortest first, and the others get what is left.

@@ -30,8 +30,8 @@ _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _ASSETS = files("crfrefine.apps.tune") / "assets"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_LONGEST_WAIT = 20.0  # s; then the page asks again.
-_MOST_BYTES = 1 << 20  # of what the page sends
+_MAX_WAIT = 20.0  # s; then the page asks again.
+_MAX_BYTES = 1 << 20  # of what the page sends
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -114,7 +114,7 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return as_json(session.describe())
 
     def news(request: Request) -> Response:
-        return as_json(session.news(_number(request, "after"), _LONGEST_WAIT))
+        return as_json(session.news(_number(request, "after"), _MAX_WAIT))
 
     def plane(request: Request) -> Response:
         content = session.plane(*(_number(request, name) for name in ("number", "index", "modality")))
@@ -180,8 +180,8 @@ async def _sent(request: Request) -> dict[str, Any]:
     content = b""
     async for part in request.stream():
         content += part
-        if len(content) > _MOST_BYTES:
-            raise InputError(f"expected at most {_MOST_BYTES} bytes")
+        if len(content) > _MAX_BYTES:
+            raise InputError(f"expected at most {_MAX_BYTES} bytes")
     try:
         sent = json.loads(content)
     except (ValueError, RecursionError) as error:

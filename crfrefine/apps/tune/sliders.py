@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-MOST_ENTRIES = 8
+MAX_ENTRIES = 8
 """Longest list that gets a slider for each of its values; longer ones are only in the text."""
 
 
@@ -50,7 +50,7 @@ def describe_controls(parameters: CrfParameters, modalities: list[str], labels: 
     found = []
     for key, title, scale, value in _numbers(parameters):
         entries = list(value) if isinstance(value, tuple) else [value]
-        if len(entries) > MOST_ENTRIES:
+        if len(entries) > MAX_ENTRIES:
             continue
         parts = names.get(key.rpartition(".")[2], [])
         for place, entry in enumerate(entries):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import add_inputs
-from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
@@ -135,7 +135,7 @@ def listed_cases(dataset: Path) -> CaseList:
             )
         images = tuple(_expanded(dataset, file) for file in entry["images"])
         label = _expanded(dataset, entry["label"])
-        missing = tuple(f"no file {shorten(file, MOST_OF_A_PATH)}" for file in (*images, label) if not is_there(file))
+        missing = tuple(f"no file {shorten(file, MAX_OF_A_PATH)}" for file in (*images, label) if not is_there(file))
         problem = f"case {name!r}: {missing[0]}, which {path} names" if missing else None
         cases.append(CaseFiles(name, images, labels=label, problem=problem, missing=missing))
     if not cases:

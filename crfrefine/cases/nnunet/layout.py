@@ -23,7 +23,7 @@ PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
 """What `nnUNetv2_predict` writes about its own run."""
 
 _FOLD = "fold_"
-_MOST_OF_A_NAME = 200
+_MAX_OF_A_NAME = 200
 _RESULTS = "nnUNet_results"
 _OF_VERSION_1 = (
     "plans.pkl",
@@ -35,7 +35,7 @@ _OF_VERSION_1 = (
 
 _LEVELS_ABOVE = 4
 _LEVELS_BELOW = 3
-_MOST_CANDIDATES = 8
+_MAX_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def read_table(path: Path) -> Mapping[str, Any]:
 
 def require_case_name(name: str, where: str) -> str:
     """Return the name of a case that a file gives, if outputs can be called so: they must not leave their folder."""
-    if not 0 < len(name) <= _MOST_OF_A_NAME or Path(name).name != name or name == "..":
+    if not 0 < len(name) <= _MAX_OF_A_NAME or Path(name).name != name or name == "..":
         raise InputError(
-            f"{where}: {shorten_value(name)}: expected the name of a case, at most {_MOST_OF_A_NAME} characters without folders"
+            f"{where}: {shorten_value(name)}: expected the name of a case, at most {_MAX_OF_A_NAME} characters without folders"
         )
     return name
 
@@ -190,8 +190,8 @@ def _advice(networks: Sequence[Path]) -> str:
     """Return the lines of an error that say what to name instead."""
     if not networks:
         return f"\n  Expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION, with {PLANS} and {_FOLD}0, {_FOLD}1, ..."
-    shown = "".join(f"\n    {network}" for network in networks[:_MOST_CANDIDATES])
-    more = f"\n    and {len(networks) - _MOST_CANDIDATES} more" if len(networks) > _MOST_CANDIDATES else ""
+    shown = "".join(f"\n    {network}" for network in networks[:_MAX_CANDIDATES])
+    more = f"\n    and {len(networks) - _MAX_CANDIDATES} more" if len(networks) > _MAX_CANDIDATES else ""
     return f"\n  Name {'this folder' if len(networks) == 1 else 'one of these folders'}:{shown}{more}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import MOST_OF_A_PATH, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.datasets import are_names, check_orientation, describe_dataset
@@ -73,7 +73,7 @@ def _images_of(folder: Path, arguments: Any, images: Path | None, masks: Path | 
         if place is None:
             where = "" if Path(source).is_absolute() else ", seen from the folder in which nnUNetv2_predict was started"
             raise InputError(
-                f"{folder / PREDICTION_ARGUMENTS}: the images were in {shorten(source, MOST_OF_A_PATH)}{where}; "
+                f"{folder / PREDICTION_ARGUMENTS}: the images were in {shorten(source, MAX_OF_A_PATH)}{where}; "
                 "there is no such folder now\n"
                 "  Name the folder of the images with -i."
             )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.base.array_types import Array
-from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_REASON, shorten, shorten_value
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import GpuError, LossWatch
@@ -122,7 +122,7 @@ def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableEr
     there = "has one NVIDIA GPU, number 0" if count == 1 else f"has {count} NVIDIA GPUs, numbers 0 to {count - 1}"
     expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
     return BackendUnavailableError(
-        f"--device {shorten(requested, MOST_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
+        f"--device {shorten(requested, MAX_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
         "use one of these, or cpu"
     )
 

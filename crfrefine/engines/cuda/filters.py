@@ -20,7 +20,7 @@ TRUNCATION_RADIUS = 3.0
 ROUNDING = 1e-6
 """Relative tolerance: voxels on the window's surface belong to it."""
 
-_MOST_OFFSETS = 1 << 27
+_MAX_OFFSETS = 1 << 27
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
@@ -98,7 +98,7 @@ class TruncatedFilter(Filter):
         """
         voxels, radius = bilateral.voxels, window_radius(bilateral)
         num_offsets = math.prod(2 * r + 1 for r in radius)
-        if num_offsets > _MOST_OFFSETS:
+        if num_offsets > _MAX_OFFSETS:
             raise CapacityError(
                 f"a truncated sum with theta_alpha {bilateral.theta_position} visits up to {num_offsets:.2g} neighbors of each voxel; "
                 "use smaller bandwidths, or mean_field.filter = lattice"

@@ -16,18 +16,18 @@ from crfrefine.engines.cuda.memory import grid_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
 from crfrefine.errors import CapacityError, InputError
 
-MOST_MODALITIES = 2
+MAX_MODALITIES = 2
 
 _SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
 LANES = 32
 """Places of a tile along its last axis: the threads of a warp."""
 _THREADS = 128
 _ROWS = _THREADS // LANES  # of a tile of voxels
-_CELL_BYTES, _MOST_CELL_BYTES = 16 * 1024, 48 * 1024  # of shared memory for the cells of a block: as a rule; what every GPU has
+_CELL_BYTES, _MAX_CELL_BYTES = 16 * 1024, 48 * 1024  # of shared memory for the cells of a block: as a rule; what every GPU has
 _CELL_STEP = 256  # kernels are compiled for few numbers of cells
-_MOST_PART = 4  # channels per thread of splat_planes
+_MAX_PART = 4  # channels per thread of splat_planes
 # As for the CPU engine: so many cells are no mistake, nor so many per voxel; beyond the last number they always are.
-_GENEROUS_GRID, _GENEROUS_PER_VOXEL, _LARGEST_GRID = 1e7, 200.0, 2e9
+_GENEROUS_GRID, _GENEROUS_PER_VOXEL, _MAX_GRID = 1e7, 200.0, 2e9
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class GridSize:
     @property
     def is_possible(self) -> bool:
         """Whether the filter takes this input: one or two modalities, not far more cells than voxels, and cells not much smaller."""
-        most = min(_LARGEST_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * self.num_voxels))
+        most = min(_MAX_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * self.num_voxels))
         # Gradients are filtered in the widest rows whatever the number of labels.
-        fits = self.shared_cells(WIDEST_ROW) * WIDEST_ROW * self.itemsize <= _MOST_CELL_BYTES
-        return 1 <= len(self.bins) <= MOST_MODALITIES and self.num_cells <= most and fits
+        fits = self.shared_cells(WIDEST_ROW) * WIDEST_ROW * self.itemsize <= _MAX_CELL_BYTES
+        return 1 <= len(self.bins) <= MAX_MODALITIES and self.num_cells <= most and fits
 
     def shared_cells(self, width: int) -> int:
         """Return the cells in a block's shared memory at a time, in rows of `width` channels; at least those of one intensity cell."""
@@ -156,7 +156,7 @@ class GridFilter(Filter):
             CapacityError: far more cells than voxels, or too little memory.
         """
         voxels, size = bilateral.voxels, GridSize.of(bilateral)
-        if not 1 <= len(size.bins) <= MOST_MODALITIES:
+        if not 1 <= len(size.bins) <= MAX_MODALITIES:
             raise InputError(f'the grid filter takes one or two modalities, not {len(size.bins)}; use filter = "lattice" or "auto"')
         if not size.is_possible:
             raise CapacityError('the bilateral grid would have too many cells for these bandwidths; use filter = "auto"')
@@ -199,7 +199,7 @@ class GridFilter(Filter):
         return levels, other
 
     def _splat(self, group: Any, sent: Any, levels: list[Any]) -> None:
-        num_parts = max(1, group.shape[1] // _MOST_PART)
+        num_parts = max(1, group.shape[1] // _MAX_PART)
         homes, bins, num_groups = self._groups()
         rows, last = self._rows, self._last
         geometry = (rows.num_places, last.num_places, rows.begin, rows.weight, rows.num_cells, last.begin, last.weight, last.num_cells)

@@ -16,7 +16,7 @@ COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
 
 _SAMPLED = 100
 """One of so many voxels is looked at for the estimate."""
-_LEAST_SAMPLE = 4096
+_MIN_SAMPLE = 4096
 """With fewer voxels than this, all are looked at."""
 
 
@@ -114,7 +114,7 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     estimation of the number of classes in a population): if some vertices have many more voxels than others, they are more than that.
     """
     voxels, xp = bilateral.voxels, bilateral.voxels.device.xp
-    every = max(1, min(_SAMPLED, voxels.num_voxels // _LEAST_SAMPLE))
+    every = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
     number = xp.arange(voxels.num_voxels // every, dtype=np.uint64)
     # One of `every` neighbors, as if by chance: a fixed stride would meet neighboring rows at the same places.
     place = number * np.uint64(every) + (number * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(every)

@@ -16,7 +16,7 @@ from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 _EMPTY = np.uint64(2**64 - 1)
-_MOST_TABLE_BITS = 32
+_MAX_TABLE_BITS = 32
 
 
 class Lattice:
@@ -79,7 +79,7 @@ class Lattice:
         num_corners = int(key_low.size)
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
         while True:
-            if bits > _MOST_TABLE_BITS:
+            if bits > _MAX_TABLE_BITS:
                 raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
             check_memory(self.device, table_bytes(bits), "the lattice's hash table")
             table = xp.full(2**bits, _EMPTY, dtype=np.uint64)

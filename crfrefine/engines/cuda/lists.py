@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-MOST_TOGETHER = 32
+MAX_TOGETHER = 32
 """Entries of a list, or sums of such, that one thread adds up: several levels of sums are a tree."""
 
 
@@ -51,7 +51,7 @@ class VertexLists:
 
 
 def _cut(xp: Any, length: Any, vertex: Any, first: int, free: int) -> tuple[Pieces, Any, Any]:
-    """Cut lists into pieces of at most `MOST_TOGETHER`; return them, and of the lists in several pieces their number and the vertices.
+    """Cut lists into pieces of at most `MAX_TOGETHER`; return them, and of the lists in several pieces their number and the vertices.
 
     Args:
         xp: the device's array module.
@@ -60,13 +60,13 @@ def _cut(xp: Any, length: Any, vertex: Any, first: int, free: int) -> tuple[Piec
         first: where the first list begins.
         free: the first row that no vertex and no earlier piece has.
     """
-    num_pieces = (length + (MOST_TOGETHER - 1)) // MOST_TOGETHER
+    num_pieces = (length + (MAX_TOGETHER - 1)) // MAX_TOGETHER
     first_piece = xp.cumsum(num_pieces) - num_pieces
     total = int(num_pieces.sum())
     piece = xp.arange(total, dtype=np.int64)
     owner = xp.searchsorted(first_piece, piece, side="right") - 1
     begin = xp.empty(total + 1, dtype=np.uint32)
-    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * MOST_TOGETHER
+    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * MAX_TOGETHER
     begin[-1] = first + length.sum()
     is_one_of_several = num_pieces[owner] > 1
     row = xp.where(is_one_of_several, free - 1 + xp.cumsum(is_one_of_several.astype(np.int64)), vertex[owner]).astype(np.uint32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from crfrefine.base.text import MOST_OF_A_REASON, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import CapacityError, DeviceLostError
 
 _OUT_OF_MEMORY = 2
@@ -59,7 +59,7 @@ class LossWatch:
             try:
                 self._ask()
             except self._errors:
-                self._reason = shorten(error, MOST_OF_A_REASON)
+                self._reason = shorten(error, MAX_OF_A_REASON)
                 raise DeviceLostError(
                     f"--device {self._name}: the GPU stopped working in this case ({self._reason}); "
                     "nvidia-smi and the system's log may say why; start again, or use --device cpu"

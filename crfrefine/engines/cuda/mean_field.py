@@ -11,7 +11,7 @@ import numpy as np
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.memory import MOST_THREADS
+from crfrefine.engines.cuda.memory import MAX_THREADS
 from crfrefine.engines.cuda.sums import add_up
 from crfrefine.engines.cuda.volume import VolumeSteps
 from crfrefine.engines.cuda.voxels import Voxels
@@ -75,7 +75,7 @@ class MeanFieldRun:
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
         # The first kernel overwrites, the others add.
         self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
-        self._num_threads = min(num_voxels, MOST_THREADS)
+        self._num_threads = min(num_voxels, MAX_THREADS)
         self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
         self._state = xp.zeros(_NUM_STATES + max(spec.num_iterations, 1), dtype=np.float64)

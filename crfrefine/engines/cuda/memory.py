@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.engines.cuda.device import padded_channels
-from crfrefine.engines.cuda.lists import MOST_TOGETHER
+from crfrefine.engines.cuda.lists import MAX_TOGETHER
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
-MOST_THREADS = 1 << 16
+MAX_THREADS = 1 << 16
 """Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
 
 PAIR_THREADS = 128
@@ -24,7 +24,7 @@ PAIR_THREADS = 128
 
 _SHARED = 48 * 1024.0  # bytes of shared memory per block
 _PAIR_SUMS = 1 << 19
-_FEWEST_PAIR_BLOCKS, _MOST_PAIR_BLOCKS = 256, 2048
+_MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048
 
 _SUMS = 5 * 8.0  # per thread
 _CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
@@ -52,7 +52,7 @@ def run_bytes(logits_shape: Sequence[int], num_voxels: int, spec: MeanFieldSpec,
     rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
     num_recorded = (spec.num_iterations + (spec.volume_weight > 0.0)) * records
     record = num_voxels * float(num_recorded * num_channels)
-    steps = size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
+    steps = size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MAX_THREADS)
     return steps + volume_bytes(num_voxels, spec, dtype)
 
 
@@ -92,7 +92,7 @@ def backward_bytes(
 
 def sum_threads(num_voxels: int) -> int:
     """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
-    return min(-(-num_voxels // 4), MOST_THREADS)
+    return min(-(-num_voxels // 4), MAX_THREADS)
 
 
 def pair_tile(num_rows: int, num_others: int, dtype: Any) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def pair_blocks(num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> 
     """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
     tile, num_slices = pair_tile(num_rows, num_others, dtype)
     most = _PAIR_SUMS // (num_rows * num_others * num_slices)
-    return min(-(-num_voxels // tile), max(_FEWEST_PAIR_BLOCKS, min(most, _MOST_PAIR_BLOCKS)))
+    return min(-(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(most, _MAX_PAIR_BLOCKS)))
 
 
 def product_bytes(num_rows: int, num_others: int, num_voxels: int, dtype: Any) -> float:
@@ -134,7 +134,7 @@ def table_bytes(bits: int) -> float:
 
 def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_bits: int) -> float:
     """Return the bytes needed once the vertices are counted, besides corners and table: numbers, neighbors, and pieces of lists."""
-    num_pieces = min(num_corners, num_vertices + num_corners // MOST_TOGETHER)
+    num_pieces = min(num_corners, num_vertices + num_corners // MAX_TOGETHER)
     # Keys, their order, the starts of their lists, and two neighbors along each direction.
     own = num_vertices * (40.0 + 8.0 * (num_features + 1))
     # In addition, one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of pieces.

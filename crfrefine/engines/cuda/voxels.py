@@ -14,7 +14,7 @@ from crfrefine.engines.cuda.device import Device, check_memory
 from crfrefine.engines.grid_image import FeatureOrigin
 from crfrefine.errors import CapacityError, InputError
 
-LARGEST_FEATURE = 1e6
+MAX_FEATURE = 1e6
 """Single precision resolves a difference of one bandwidth up to about this many bandwidths."""
 
 
@@ -134,7 +134,7 @@ class BilateralInput:
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
         first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_position, first, voxels.box_shape, voxels.spacing, strict=True):
-            if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
+            if max(abs(low), abs(low + extent)) * step / theta > MAX_FEATURE:
                 raise CapacityError(
                     f"theta_alpha {theta:g} is less than a millionth of the volume's extent, {extent} voxels {step:g} apart; use a larger "
                     "bandwidth, and check the spacing"
@@ -147,7 +147,7 @@ class BilateralInput:
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
             if origin is not None:
                 zero[m] = float(dtype.type(origin.intensity[m]))
-            if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > LARGEST_FEATURE:
+            if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > MAX_FEATURE:
                 raise CapacityError(
                     f"theta_beta {theta:g} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"

@@ -15,7 +15,7 @@ from crfrefine.base.array_types import Float64
 PSEUDO_VOXELS = 1.0
 """Added to all masses, so that a label whose mass vanishes has a finite energy."""
 
-MOST_PASSES = 100
+MAX_PASSES = 100
 """More than any problem needs whose labels do not have to vanish."""
 
 LAST_CHANGE = 1e-7
@@ -75,7 +75,7 @@ class VolumeTerm:
             last_change: size in nats of a Newton step that is the last one.
         """
         bias = start
-        for _ in range(MOST_PASSES):
+        for _ in range(MAX_PASSES):
             masses, covariance = masses_of(bias)
             balanced = self._balanced(bias)
             change = -np.linalg.solve(self._curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)

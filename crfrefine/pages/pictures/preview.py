@@ -24,7 +24,7 @@ _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.06
 _DIMMED = 0.55  # below changed voxels
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
-_PANEL_WIDTH, _LARGEST_PANEL = 320, 640
+_PANEL_WIDTH, _MAX_PANEL = 320, 640
 _CORNER, _MARGIN, _GAP = 32, 14, 8
 _TITLE, _TEXT, _SMALL = 21, 15, 13
 _TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
@@ -93,7 +93,7 @@ def draw_preview(
     if shows_errors:
         headings["changes"] = "errors"
     widest = max(max(plane.image.shape) for plane in cuts.planes)
-    panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _LARGEST_PANEL)))
+    panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _MAX_PANEL)))
     width = _CORNER + len(headings) * (panels[0][0] + _GAP) - _GAP + _MARGIN
     room = width - _CORNER - _MARGIN
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(cuts.shown, _TEXT, room)]

@@ -20,9 +20,9 @@ LOWEST_WITHOUT_AIR = -500.0
 """Images with a smaller value are taken for CT in Hounsfield units: air is -1000, and no other modality has such numbers."""
 
 _BORDER_MM = 3.0
-_MOST_SAMPLES = 1_000_000
+_MAX_SAMPLES = 1_000_000
 _BACKGROUND_SHARE = 0.1
-_MOST_LABELS = 40  # with more, as of a whole body, the first ones decide
+_MAX_LABELS = 40  # with more, as of a whole body, the first ones decide
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], la
     if len(modalities) == 1:
         return 0
     sums = np.zeros(len(modalities))
-    for label in foreground_labels(labels)[:_MOST_LABELS]:
+    for label in foreground_labels(labels)[:_MAX_LABELS]:
         inside, outside, box = _border(labels == label, steps)
         contrasts = [_contrast(channel[box], window, inside, outside) for channel, window in zip(modalities, windows, strict=True)]
         sums += np.count_nonzero(inside) * np.array(contrasts)
@@ -95,7 +95,7 @@ def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], la
 
 def _thinned(image: Float32) -> Float32:
     """Return a large image with fewer voxels, evenly spread."""
-    step = max(1, int((image.size / _MOST_SAMPLES) ** (1 / image.ndim)))
+    step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
     thinned: Float32 = image[(slice(None, None, step),) * image.ndim]
     return thinned
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.label_sets import LabelSets
     from crfrefine.refinement.tiles.problem import TileProblem
 
-LARGEST_DIRECT_REACH = 12
+MAX_DIRECT_REACH = 12
 """Voxels along an axis up to which sums are direct; the copies of a tile's surroundings would outgrow the processor's cache."""
 
 BALL = 4.0 / 3.0 * math.pi
@@ -54,7 +54,7 @@ def window_voxels(problem: TileProblem) -> float:
 def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
     """Return whether each voxel's window is summed directly: if that is less work than a filter of all voxels around, or asked for."""
     name = problem.spec.kernels.filter
-    if max(problem.reach) > LARGEST_DIRECT_REACH or name not in ("auto", "truncated"):
+    if max(problem.reach) > MAX_DIRECT_REACH or name not in ("auto", "truncated"):
         return False
     num_active = np.count_nonzero(sets.active)
     num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach)))
@@ -79,7 +79,7 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None, unc
     num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
     own_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
     with_filters = min(float(num_around * own_groups), float(groups * num_voxels))
-    if max(problem.reach) <= LARGEST_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
+    if max(problem.reach) <= MAX_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
         pairs = window_voxels(problem) * num_active
         if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
             return True

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TILE = (8, 8, 16)
 """Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine."""
 
-MOST_DIMS = 3
+MAX_DIMS = 3
 """Most axes of a grid that is cut into tiles."""
 
 Extents = tuple[int, ...]
@@ -38,7 +38,7 @@ class TileGrid:
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:
         """Return the tiles of a grid of one to three axes."""
-        return cls((1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape))
+        return cls((1,) * (MAX_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape))
 
     @cached_property
     def counts(self) -> Extents:
@@ -100,5 +100,5 @@ class TileGrid:
 
 def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float], grid: TileGrid) -> Extents:
     """Return the voxels along each axis of the tiles' grid after which every kernel ends, or the grid; all in storage order."""
-    leading = MOST_DIMS - len(spacing)
+    leading = MAX_DIMS - len(spacing)
     return (0,) * leading + spec.reach(spacing, grid.shape[leading:])

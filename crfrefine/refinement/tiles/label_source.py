@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.grid import Extents
 
 
-LARGEST_NEIGHBORHOOD = 1 << 17
+MAX_NEIGHBORHOOD = 1 << 17
 """Voxels of a tile and its surroundings up to which each tile looks for a label by itself; else the whole grid is searched."""
 
 
@@ -52,7 +52,7 @@ class LabelMapChannels:
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
-        if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > LARGEST_NEIGHBORHOOD:
+        if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > MAX_NEIGHBORHOOD:
             engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)

@@ -12,10 +12,10 @@ import numpy as np
 from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, RunContext, Tape
 from crfrefine.engines.grid_image import GridImage, default_origin
-from crfrefine.refinement.tiles.grid import MOST_DIMS, TileGrid
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TileGrid
 from crfrefine.refinement.tiles.packing import Packing
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.solving import MOST_REPEATS
+from crfrefine.refinement.tiles.solving import MAX_REPEATS
 from crfrefine.refinement.tiles.sources import DenseChannels
 from crfrefine.refinement.tiles.survey import find_present, find_thresholds, survey_channels
 
@@ -61,7 +61,7 @@ class PackedTape(Tape):
 def plan_packing(logits: Float32, image: GridImage, spec: ModelSpec, settings: PackSettings) -> _Packed | None:
     """Return how labels share channels; None if that is not possible, or saves nothing."""
     thresholds = find_thresholds(settings.threshold, spec)
-    if thresholds is None or not spec.kernels.kernels or logits.ndim - 1 > MOST_DIMS or logits.dtype != np.float32:
+    if thresholds is None or not spec.kernels.kernels or logits.ndim - 1 > MAX_DIMS or logits.dtype != np.float32:
         return None
     if not math.isfinite(float(logits.sum(dtype=np.float64))):
         return None
@@ -145,7 +145,7 @@ class PackedKernels:
                 refined = packed.packing.unpack(tape.logits, logits, spec.temperature)
                 return PackedTape(refined, tape.record, spec, packed=packed)
             repeats += 1
-            if repeats >= MOST_REPEATS:
+            if repeats >= MAX_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True
             problem = replace(packed.problem, present=packed.problem.present | exceeding)
             self._packed = self._build(_share(problem, self._settings))

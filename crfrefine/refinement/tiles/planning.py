@@ -13,8 +13,8 @@ from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.arrays.shares import share_reach
-from crfrefine.refinement.tiles.choosing import LARGEST_DIRECT_REACH, choose_tiles, window_voxels
-from crfrefine.refinement.tiles.grid import MOST_DIMS, TILE, TileGrid, kernel_reach
+from crfrefine.refinement.tiles.choosing import MAX_DIRECT_REACH, choose_tiles, window_voxels
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, TileGrid, kernel_reach
 from crfrefine.refinement.tiles.label_source import LabelMapChannels, OutsideLogits, find_tiles_near_labels
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.share_source import ShareChannels
@@ -69,12 +69,12 @@ def plan_array(
     """
     num_dims = values.ndim - 1
     # Volumes are sums over all voxels, also where a label would take no part.
-    if spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MOST_DIMS:
+    if spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MAX_DIMS:
         return None
     thresholds = find_thresholds(threshold, spec)
     if thresholds is None:
         return None
-    lead = (1,) * (MOST_DIMS - num_dims)
+    lead = (1,) * (MAX_DIMS - num_dims)
     whole = values.reshape(len(values), *lead, *values.shape[1:])
     exact = None if mask is None else bounding_box(mask)
     if exact is not None:
@@ -97,10 +97,10 @@ def plan_array(
 
 # Whether a few tiles already show that label sets would hold nearly all labels, so that the others need not be looked at.
 
-EVERY, FEWEST_LAYERS = 5, 13
+EVERY, MIN_LAYERS = 5, 13
 """One of so many layers of tiles is looked at; grids with few layers are not sampled: one or two would say little about the others."""
 
-MOST_LABELS = 8
+MAX_SAMPLED_LABELS = 8
 """With more labels no tile has nearly all of them."""
 
 CROWDED = 1.1
@@ -114,7 +114,7 @@ def is_crowded(
 
     Only time depends on the answer: with all labels everywhere the result is right in any case.
     """
-    if run.num_labels > MOST_LABELS or grid.counts[0] < FEWEST_LAYERS:
+    if run.num_labels > MAX_SAMPLED_LABELS or grid.counts[0] < MIN_LAYERS:
         return False
     num_entries = num_voxels = 0
     for layer in range(EVERY // 2, grid.counts[0], EVERY):
@@ -175,12 +175,12 @@ def plan_stream(network: StreamedNetwork, image: GridImage, spec: ModelSpec, par
     return TilePlan(problem, problem.label_sets(), best, None, labels=labels, notes=tuple(notes), num_padding=num_padding)
 
 
-MOST_PAIRS = 1000
+MAX_PAIRS = 1000
 """Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels take half as long as the lattice, and less
 than half its memory."""
 
 
-MOST_SHARED_VOXELS = 40_000_000
+MAX_SHARED_VOXELS = 40_000_000
 """Voxels of a label map of a coarser network that are refined at once. With filters of the whole volume, which such
 maps mostly need, they take about 2 GiB."""
 
@@ -207,12 +207,12 @@ def plan_label_map(
         source, settled, confidence = LabelMapChannels(labels, reach), settled_probability(spec), CONFIDENCE
         extents = reach_of_messages(spec, reach)
     else:
-        sigma = (*(0.0,) * (MOST_DIMS - len(sigma)), *sigma)
+        sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source, confidence = ShareChannels(labels, sigma), 0.0
         thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
         settled = -math.inf if thresholds is None else float(thresholds.may_matter.min())
         # Messages reach farther than shares, and matter there if they differ between labels.
-        farther = (0,) * MOST_DIMS if run.is_potts and run.has_one_weight else reach
+        farther = (0,) * MAX_DIMS if run.is_potts and run.has_one_weight else reach
         extents = tuple(one + other for one, other in zip(share_reach(sigma), farther, strict=True))
     near = find_tiles_near_labels(grid, labels, run.num_labels, extents, threads)
     voxels = grid.reduced(np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64)
@@ -228,7 +228,7 @@ def plan_label_map(
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=settled,
         precision=parameters.mean_field.label_threshold,
-        largest_slab=None if sigma is None else MOST_SHARED_VOXELS,
+        largest_slab=None if sigma is None else MAX_SHARED_VOXELS,
     )
     sets = problem.label_sets()
     # The logit of the only label of a settled tile.
@@ -237,7 +237,7 @@ def plan_label_map(
         own += np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled]) / run.temperature
     if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
         sets = replace(sets, domains=np.zeros_like(sets.domains))
-    is_fine = spec.kernels.filter == "auto" and max(reach) <= LARGEST_DIRECT_REACH and window_voxels(problem) <= MOST_PAIRS
+    is_fine = spec.kernels.filter == "auto" and max(reach) <= MAX_DIRECT_REACH and window_voxels(problem) <= MAX_PAIRS
     outside = None
     if inside is not None and isinstance(source, LabelMapChannels):
         outside = OutsideLogits(source, inside, run.num_labels, run.temperature, threads)

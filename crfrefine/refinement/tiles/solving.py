@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.problem import TileProblem
 
 
-MOST_REPEATS = 3
+MAX_REPEATS = 3
 """Runs after which a label whose domain is still too small takes part everywhere."""
 
 
@@ -50,7 +50,7 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
             return found
         del found  # The next run needs its memory.
         repeats += 1
-        if repeats >= MOST_REPEATS:
+        if repeats >= MAX_REPEATS:
             exceeding[exceeding.any(axis=(1, 2, 3))] = True
         problem = replace(problem, present=problem.present | exceeding)
         sets = problem.label_sets()

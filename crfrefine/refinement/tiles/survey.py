@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.sources import DenseChannels
 
 
-SAMPLED_PLANES, SMALLEST_DOUBT = 5, 1e-5
+SAMPLED_PLANES, MIN_DOUBT = 5, 1e-5
 """One of so many planes shows how certain a network is; a smaller probability may be rounding."""
 
 
@@ -94,14 +94,14 @@ class Survey:
     def uncertain_share(self, log_probability: float) -> float:
         """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together.
 
-        A few planes say enough; float32 tells no doubt below SMALLEST_DOUBT.
+        A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         """
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
         largest = self.best if self.best_biased is None else self.best_biased
         doubt = -np.expm1(largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
-        return float(np.mean(doubt > max(math.exp(log_probability), SMALLEST_DOUBT))) if doubt.size else 1.0
+        return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
 
     def margins_of(
         self, label: int, values: Array, tiles: NDArray[np.int64], *, is_whole_grid: bool, exact_above: float = -math.inf

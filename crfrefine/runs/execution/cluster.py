@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import crfrefine
-from crfrefine.base.text import MOST_OF_A_REASON, see, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, see, shorten
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _connect(address: str) -> Client:
         return Client(scheduler_file=address)
     except Exception as error:  # Dask raises many kinds of them for a wrong address, no answer, or missing certificates.
         expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
-        reason = shorten(str(error) or type(error).__name__, MOST_OF_A_REASON)
+        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
         raise InputError(f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})") from error
 
 
@@ -97,7 +97,7 @@ def _outcome(future: Future[Result], address: str) -> Result | Exception:
     try:
         result: Result = future.result()
     except KilledWorker as error:
-        return InputError(f"its worker was lost each time: {shorten(error, MOST_OF_A_REASON)}")
+        return InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
     except CancelledError as error:
         raise InputError(
             f"the scheduler {address} is gone, or was restarted\n  What is finished is kept; run again with --continue for the rest."

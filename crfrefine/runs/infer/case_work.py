@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from crfrefine.runs.infer.outputs import OutputFiles
     from crfrefine.runs.infer.writing import RefinedArrays
 
-MOST_VANISHED = 50
+MAX_VANISHED = 50
 """Most labels that a note names; the record has all of them."""
 
 
@@ -140,7 +140,7 @@ def refine_case(settings: CaseSettings, work: CaseInWork, *, progress: Progress 
         gone = [f"{names.labels.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
         advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
-        notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
+        notes.append(f"{VANISHED}: {listed(gone, MAX_VANISHED)}{advice}")
     if not result.changes.voxels_changed and any(result.changes.voxels_before[1:]) and settings.options.parameters.has_weight:
         is_narrow = any(text.startswith(NARROW) for text in notes)
         advice = "" if is_narrow else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.arrays.label_maps import LabelChanges
-from crfrefine.base.text import MOST_OF_A_REASON, listed, shorten
+from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.io.special_files import special_kind
@@ -161,7 +161,7 @@ def _read(path: Path) -> list[RecordedCase]:
         for one in found:
             _record(one.values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}") from None
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MAX_OF_A_REASON)}") from None
     return found
 
 

@@ -58,7 +58,7 @@ def _labels(structures: Mapping[str, int]) -> dict[str, int]:
 
 # One binary file per label beside a label map, for `--save-structures` where the input is not such files already.
 
-_MOST_OF_A_STEM = 100
+_MAX_OF_A_STEM = 100
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LabelFiles:
         found: dict[str, tuple[Path, Segment]] = {}
         for segment in segments_of(labels, segments or named_segments(named)):
             # Such as `Niere__linke` for `Niere, linke`.
-            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MOST_OF_A_STEM] or f"Label_{segment.label}"
+            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
             while stem.casefold() in found:
                 stem = f"{stem}_{segment.label}"
             found[stem.casefold()] = self.folder / f"{stem}{self.suffix}", segment

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import MOST_OF_A_REASON, shorten, shorten_value
+from crfrefine.base.text import MAX_OF_A_REASON, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import read_json, require_usable, without_nonfinite
 from crfrefine.io.lines import parse_line, unfinished_line
@@ -22,7 +22,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.execution.records import FAILED
 from crfrefine.runs.infer.records import SCHEMA, is_lines
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
 
 
@@ -109,7 +109,7 @@ def read_summary(path: Path) -> list[RecordedRun]:
         raise NotASummaryError(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         is_damaged = not isinstance(error, _OtherContentError)
-        reason = shorten(error, MOST_OF_A_REASON)
+        reason = shorten(error, MAX_OF_A_REASON)
         raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {reason}", is_damaged=is_damaged) from None
 
 
@@ -136,7 +136,7 @@ def text(value: Any) -> str:
 
 
 def _read_table(path: Path) -> RecordedRun:
-    content = read_json(path, MOST_BYTES)
+    content = read_json(path, MAX_BYTES)
     require_usable(content, "")
     if not isinstance(content, dict) or "cases" not in content:
         raise _OtherContentError("it has other content")
@@ -150,8 +150,8 @@ def _read_table(path: Path) -> RecordedRun:
 def _read_lines(path: Path) -> list[RecordedRun]:
     require_file(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: is too large for a summary; at most {MOST_BYTES / 1e6:.0f} MB are read")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: is too large for a summary; at most {MAX_BYTES / 1e6:.0f} MB are read")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import is_there, suffix_of
 from crfrefine.runs.execution.records import FAILED
 from crfrefine.runs.infer.records import LINES_SUFFIX, RECORD_FOLDER, note_on_num_labels, records_in, time_of_change
-from crfrefine.runs.infer.summary_reading import MOST_BYTES, NotASummaryError, RecordedCase, RecordedRun, read_summary
+from crfrefine.runs.infer.summary_reading import MAX_BYTES, NotASummaryError, RecordedCase, RecordedRun, read_summary
 from crfrefine.runs.status.report import DONE, MISSING, CaseStatus, PartStatus, RunStatus, StatusReport, go_there, quote, rest_command
 
 SUFFIXES = (".json", LINES_SUFFIX)
@@ -242,7 +242,7 @@ _KEYS = {"settings", "cases", "failures", "left_out"}
 def evaluation_status(path: Path) -> RunStatus | None:
     """Return which cases an evaluation has measured, which failed, and which lack a file; None if the file is no summary of one."""
     try:
-        content = read_json(path, MOST_BYTES)
+        content = read_json(path, MAX_BYTES)
         require_usable(content, "")
         if not isinstance(content, dict) or not content.keys() >= _KEYS:
             return None
