@@ -48,7 +48,7 @@ def read_header(path: Path) -> VolumeHeader:
             size, end = int(template["sizeof_hdr"]), header.source.num_bytes_after
             block += reader.read(max(0, min(end, size + MAX_EXTENSION_BYTES) - len(block)))
             try:
-                segments = labels_in(block[size:end], getattr(template, "endianness", "<"))
+                segments = labels_in(block[size:end], template.endianness)
             except ValueError as error:
                 notes += (f"the table of label names in its header cannot be read: {shorten(error, 80)}",)
     return replace(
