@@ -23,21 +23,6 @@ MAX_BYTES = 1 << 26
 _MAX_DIGITS = 30
 _MAX_OF_A_KEY = 400
 
-_REASONS = {
-    "Expecting value": "expected a value",
-    "Expecting property name enclosed in double quotes": 'expected a name in "double quotes"',
-    "Expecting ':' delimiter": "expected a colon after the name",
-    "Expecting ',' delimiter": "expected a comma, or the end of the list or table",
-    "Extra data": "expected nothing after the end of the table",
-    "Unterminated string starting at": "the text that begins here has no closing quote",
-    "Invalid control character at": "a line break or control character inside a text",
-    "Invalid \\escape": "a backslash that begins no known character; write \\\\ for a backslash",
-    "Invalid \\uXXXX escape": "expected four hexadecimal digits after \\u",
-    "Illegal trailing comma before end of object": "a comma before the end of the table",
-    "Illegal trailing comma before end of array": "a comma before the end of the list",
-}
-
-
 @dataclass(frozen=True)
 class Unusable:
     """Stands for a value that JSON does not allow or that has no meaning."""
@@ -81,8 +66,7 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_table)
     except json.JSONDecodeError as error:
-        reason = _REASONS.get(error.msg.removesuffix(": "), error.msg)
-        raise ValueError(f"line {error.lineno}, column {error.colno}: {reason}") from None
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg.removesuffix(': ')}") from None
     except RecursionError:
         raise ValueError("lists or tables are nested too deeply") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.text import listed, see, shorten_value
-from crfrefine.errors import UnsupportedFormatError
+from crfrefine.base.text import listed, see, shorten, shorten_value
+from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.decode import VoxelStream
 from crfrefine.io.streams import MAX_RATIO, ByteReader, cannot_read, finish, open_bytes
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     from crfrefine.io.volume import Volume
 
 MAX_ARRAY_HEADER = 1 << 16
-
-_ARRAY_HEADER = re.compile(
-    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc][0-9]{1,4}|O))', 'fortran_order': (?P<order>True|False), "
-    r"'shape': \((?P<shape>(?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\),? *\}\s*"
-)
 
 KINDS = ("probabilities", "logits")
 
@@ -192,16 +186,14 @@ def _choose(path: Path, members: list[str]) -> str:
 
 def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether the first axis is the fastest, and type, from the header of the .npy format."""
-    magic = member.read(8)
-    size = int.from_bytes(member.read(2 if magic[6:7] == b"\1" else 4), "little")
-    text = member.read(min(size, MAX_ARRAY_HEADER)).decode("latin-1")
-    match = _ARRAY_HEADER.fullmatch(text)
-    if not magic.startswith(b"\x93NUMPY") or match is None:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged or not of plain numbers")
-    if match["type"].endswith("O"):
-        raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
     try:
-        dtype: np.dtype[Any] = np.dtype(match["type"])
-    except TypeError:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} has an unknown type, {match['type']}") from None
-    return tuple(int(axis) for axis in re.findall(r"[0-9]+", match["shape"])), match["order"] == "True", dtype
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(member, MAX_ARRAY_HEADER)
+    except CrfRefineError:
+        raise
+    except Exception as error:  # numpy's parser raises errors of many kinds.
+        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged ({shorten(error)})") from None
+    if dtype.hasobject:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
+    return shape, fortran_order, dtype
