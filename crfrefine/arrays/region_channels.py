@@ -44,6 +44,12 @@ def identify_regions(values: Array, input_type: str, *, kind: str | None = None,
             f"{name}: whole numbers from 0 to {highest:.0f}, as in a label map; expected log-odds or sigmoid probabilities of regions; "
             "for a label map, give --input-type labels"
         )
+    if told != "probabilities" and input_type != "logits" and not is_inside and lowest >= 0:
+        raise InputError(
+            f"{name}: no value is negative, and the largest is {highest:.4g}, as in percent or from 0 to 255; log-odds "
+            "without negative values\n  would put every voxel into every region. Divide probabilities by their largest possible value; if "
+            "these are\n  log-odds nevertheless, give --input-type logits (in Python: input_type)."
+        )
     if told == "logits" and is_inside:
         raise InputError(
             f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do\n"

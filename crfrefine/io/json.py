@@ -23,6 +23,7 @@ MAX_BYTES = 1 << 26
 _MAX_DIGITS = 30
 _MAX_OF_A_KEY = 400
 
+
 @dataclass(frozen=True)
 class Unusable:
     """Stands for a value that JSON does not allow or that has no meaning."""

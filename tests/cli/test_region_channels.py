@@ -91,6 +91,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
         assert files_in(folders.output) == []
 
 
+@pytest.mark.parametrize(("factor", "dtype"), [(100, np.float32), (255, np.float32), (7.5, np.float32)])
+def test_scaled_probabilities_of_regions_are_refused_and_taken_as_log_odds_on_the_users_word(factor, dtype, tmp_path):
+    folders, _ = write_regions(tmp_path, "a")
+    scaled = factor * load_nifti(folders.logits / "a.nii.gz")
+    save_nifti(folders.logits / "a.nii.gz", scaled.astype(dtype))
+    result = infer(folders, status=1)
+    assert "a.nii.gz: no value is negative, and the largest is" in result.stderr
+    infer(folders, "--input-type", "logits", status=0)
+
+
 def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
     folders, _ = write_regions(tmp_path, "a", "b", "c")
     softmax = write_folders(tmp_path / "other", "c")

@@ -143,6 +143,45 @@ def test_scaled_probabilities_are_refused_and_taken_as_logits_on_the_users_word(
         assert run(folders, monkeypatch, "--input-type", "logits", streams=streams).status == 0
 
 
+def padded(folders, padding, factor=1.0):
+    """Probabilities, times a factor; logits without one. Where the network did not look, all labels have one value."""
+    channels = factor * softmax(logits_of(folders)) if factor else logits_of(folders)
+    channels[:, :3] = padding
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32))
+
+
+RANDOM = np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)  # a value for each plane, equal in all labels
+
+
+@pytest.mark.parametrize("padding", [-1.0, -5.0, 7.0, 0.3, RANDOM], ids=["-1", "-5", "7", "0.3", "random"])
+@pytest.mark.parametrize(
+    ("factor", "words"), [(1, "probabilities: all values lie in"), (0, "logits: it has values outside"), (100, "sum to 100 at")]
+)
+def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, words, tmp_path, monkeypatch):
+    folders = write_folders(tmp_path, "a")
+    padded(folders, padding, factor)
+    found = []
+    for name, streams in (("memory", False), ("streamed", True)):
+        own = Folders(folders.images, folders.logits, tmp_path / name)
+        result = run(own, monkeypatch, streams=streams)
+        assert words in result.stderr
+        assert result.status == (factor == 100)
+        if factor != 100:
+            found.append(load_nifti(own.output / "a.nii.gz"))
+    if found:
+        np.testing.assert_array_equal(*found)
+
+
+def test_a_constant_first_channel_is_no_padding(tmp_path, monkeypatch):
+    """Its only value outside [0, 1] is that of padding, but the other labels differ from it."""
+    folders = write_folders(tmp_path, "a")
+    channels = softmax(logits_of(folders))
+    channels[0] = -5.0
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(channels, 0, -1).astype(np.float32))
+    for streams in (False, True):
+        assert "a.nii.gz is taken as logits: it has values outside [0, 1]" in run(folders, monkeypatch, "-v", streams=streams).stderr
+
+
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
 def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):

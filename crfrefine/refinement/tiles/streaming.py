@@ -24,6 +24,8 @@ from crfrefine.refinement.tiles.stored import Candidates, ReadPieces, read_brick
 from crfrefine.refinement.tiles.survey import Survey
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from crfrefine.base.array_types import Array, Bool, Float32
     from crfrefine.engines.base import RunContext
     from crfrefine.parameters.specs import MeanFieldSpec
@@ -67,15 +69,14 @@ def survey_stream(
     """Return what one pass over the channels finds, the tiles where labels may take part, and the kind of the channels."""
     left = None if context.num_bytes is None else context.num_bytes()
     most_bytes = None if left is None else left // SHARE_OF_CANDIDATES
-    kind = stream.kind
+    guess: bool | None = None
     while True:
-        finder = KindFinder(grid, stream.input_type, kind, stream.path)
+        finder = KindFinder(grid, stream.input_type, stream.kind, stream.path, guess)
         survey = Survey(grid, run, mask, context.threads)
         candidates = Candidates(stream.read, thresholds, most_bytes, context.threads)
         is_right = True
-        bricks = read_bricks(stream.read, grid)
-        for brick in bricks:
-            is_right = finder.watch(brick)
+        for brick in read_bricks(stream.read, grid):
+            is_right = finder.watch(brick, survey.is_equal)
             if not is_right:
                 break
             if context.progress is not None:
@@ -84,45 +85,77 @@ def survey_stream(
             survey.add(brick.label, brick.values, brick.first_plane)
             candidates.add(survey, brick)
         if is_right:
+            finder.leave_out(survey.is_equal)
+            is_right = finder.is_right
+        if is_right:
             return survey, candidates, finder.finish(survey.is_equal)
-        kind = "logits"
+        guess = not finder.is_probability
+
+
+_ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
 
 
 class KindFinder:
-    """Tells logits from probabilities by the first channel, and checks all; the rules are those of `crfrefine.arrays.probabilities`.
+    """Tells logits from probabilities while channels stream; the rules are those of `crfrefine.arrays.probabilities`.
+
+    A value outside [0, 1] means logits, except in padding, where all labels are equal. Padding is known after the last channel, so the
+    kind is guessed from the first one; a wrong guess is noticed, and the channels are read again.
 
     Attributes:
         is_probability: the kind of the channels; None before the first channel, if it was not declared.
     """
 
-    def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path) -> None:
-        """Start with the declarations of the user and the file."""
+    def __init__(self, grid: TileGrid, input_type: str, kind: str | None, path: Path, guess: bool | None = None) -> None:
+        """Start with the declarations of the user and the file, else with a guess, if there is one."""
         check_input_type(input_type)
         self._input_type, self._path = input_type, path
         said = input_type if input_type != "auto" else kind
-        self.is_probability: bool | None = None if said is None else said == "probabilities"
+        self.is_probability: bool | None = guess if said is None else said == "probabilities"
         self._is_said = said is not None
         self._sums: Float32 | None = np.zeros(grid.shape, np.float32)
-        self._outside: str | None = None
+        self._candidates = np.zeros(grid.shape, np.uint8)  # voxels with values outside [0, 1], which may be padding
+        self._example: str | None = None
+        self._outside: str | None = None  # a value outside [0, 1] that is not padding
 
-    def watch(self, brick: Brick) -> bool:
-        """Take note of a brick; False: the channels are logits after all, and must be read again from the beginning."""
+    @property
+    def is_right(self) -> bool:
+        """Whether the channels are still what they were taken for."""
+        return self._is_said or bool(self.is_probability) == (self._outside is None)
+
+    def watch(self, brick: Brick, is_equal: Bool) -> bool:
+        """Take note of a brick; False: the channels are logits after all, and must be read again from the beginning.
+
+        `is_equal` tells where all labels before this one are equal.
+        """
         if self._sums is None:
             return True
-        low, high = float(brick.values.min()), float(brick.values.max())
-        is_outside = low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE
-        if low < -SUM_TOLERANCE:
-            self._sums = None
-        else:
-            self._sums[brick.first_plane : brick.first_plane + len(brick.values)] += brick.values
-        if self.is_probability is None:
-            self.is_probability = not is_outside
-        if not is_outside or self._outside is not None:
+        values, planes = brick.values, slice(brick.first_plane, brick.first_plane + len(brick.values))
+        self._sums[planes] += values
+        low, high = float(values.min()), float(values.max())
+        if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
+            if self.is_probability is None:
+                self.is_probability = True
             return True
-        # Padding, where all labels are equal, may have any value; here it only makes logits likelier.
-        self._outside = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
-        guessed, self.is_probability = self.is_probability, self.is_probability and self._is_said
-        return not guessed or self._is_said
+        kinds = np.where(values < -SUM_TOLERANCE, np.uint8(_NEGATIVE), (values > 1 + SUM_TOLERANCE).astype(np.uint8))
+        if self.is_probability is None:  # Padding usually has a single value.
+            outside = values[kinds > 0]
+            self.is_probability = bool((outside == outside[0]).all())
+        if self._example is None:
+            self._example = f"{low if low < -SUM_TOLERANCE else high:.4g} for label {brick.label}"
+        self._candidates[planes] |= kinds
+        if brick.label > 0:
+            self._settle(kinds[~is_equal[planes]])
+        return not self.is_probability or self.is_right
+
+    def leave_out(self, is_equal: Bool) -> None:
+        """Leave out padding, which is known once all channels were read."""
+        self._settle(self._candidates[~is_equal])
+
+    def _settle(self, kinds: NDArray[np.uint8]) -> None:
+        if kinds.any():
+            self._outside = self._example
+        if (kinds == _NEGATIVE).any() or (kinds == _NEGATIVE | _ABOVE).any():
+            self._sums = None  # Logits, and no scaled probabilities: nothing is left to find out.
 
     def finish(self, is_equal: Bool) -> str:
         """Return a sentence on the kind of the channels, with the reason; voxels where all labels are equal are not checked.
