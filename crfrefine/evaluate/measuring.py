@@ -87,7 +87,8 @@ def _measure_masks(label_map: Array, reference: Reference) -> RegionValues:
     labels = {*foreground_labels(label_map), *foreground_labels(wanted.data)}
     if len(labels) > MAX_MEASURED:
         raise InputError(
-            f"the label map and the reference have {len(labels)} different labels; at most {MAX_MEASURED}; is one of them an image?"
+            f"the label map and the reference have {len(labels)} different labels; expected at most {MAX_MEASURED}: "
+            "is one of them an image?"
         )
     regions, ignored = settings.plan.all_regions(sorted(labels)), settings.plan.ignore_label
     return measure_case(label_map, wanted.data, regions, wanted.spacing, tolerance_mm=settings.tolerance_mm, ignore_label=ignored)

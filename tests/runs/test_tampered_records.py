@@ -10,7 +10,7 @@ from fuzz_mutations import tampered
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.infer.earlier import read_earlier
 from crfrefine.runs.infer.records import records_in
-from crfrefine.runs.status.finding import find_status
+from crfrefine.runs.status import find_status
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def read_again(folders, source, parameters, *, is_summary):
     label_maps = {case_id: folders.output / f"{case_id}.nii.gz" for case_id in "abc"}
     summary, folder = (source, None) if is_summary else (None, folders.output)
     with suppress(CrfRefineError):
-        [status.to_dict() for status in find_status([source]).runs]
+        [status.to_dict() for status in find_status([source])[0]]
     with suppress(CrfRefineError):
         earlier = read_earlier(summary, label_maps, parameters, (1, 0), folder=folder, inputs=["x"])
         [record.to_dict() for record in earlier.all]

@@ -185,7 +185,7 @@ def time_of_change(path: Path) -> str | None:
     """Return the time of a file's last change, UTC; None if it does not exist."""
     try:
         changed = path.stat().st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # The latter is of names that no system takes.
         return None
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
 
