@@ -25,7 +25,7 @@ from crfrefine.cases.case_memory import Kept, require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot, refuse_structures
-from crfrefine.cases.mistakes import label_maps_among, naming_exchanged_files
+from crfrefine.cases.mistakes import naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import InputError
@@ -178,7 +178,7 @@ def read_case(
         with naming_exchanged_files(images, network.files[0]):
             found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
     (values,) = read
-    notes = [*found.notes, *label_maps_among(images, values)]
+    notes = [*found.notes]
     mask = _mask(headers, masks, values, options.mask_mode, notes)
     labels = _read_reference(headers, notes) if with_labels else None
     image = file_order(values).to_user(values)

@@ -16,7 +16,7 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.declared_labels import number_structures
 from crfrefine.cases.discovery import list_files, probabilities_beside
 from crfrefine.cases.label_input import merge_structures
-from crfrefine.cases.structure_folders import case_folders, is_nested, looks_like_structures
+from crfrefine.cases.structure_folders import case_folders, is_nested
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
@@ -35,10 +35,9 @@ class _Place:
 
 
 def has_structures(options: EvaluationOptions) -> bool:
-    """Return whether the folders hold one binary file per structure: on request, or where nothing else is likely.
+    """Return whether the folders hold one binary file per structure: on request, or where it is clear.
 
-    It is clear if a folder holds only folders of volumes, or if many files are measured for one image. Otherwise the files must be binary,
-    be on one grid, hardly overlap, and have names that are not one name with different numbers.
+    It is clear if a folder holds only folders of volumes, or if many files are measured for one image.
     """
     if options.structures is not None:
         return options.structures
@@ -49,9 +48,7 @@ def has_structures(options: EvaluationOptions) -> bool:
     if not options.labels.is_dir() or len(folders) < len(places):
         return False
     is_single = options.images is not None and options.images.is_file()
-    if is_single and all(len(list_files(folder, VOLUME_SUFFIXES)) > 1 for folder in folders):
-        return True
-    return looks_like_structures(options.labels)
+    return is_single and all(len(list_files(folder, VOLUME_SUFFIXES)) > 1 for folder in folders)
 
 
 def pair_structures(options: EvaluationOptions) -> Pairing:

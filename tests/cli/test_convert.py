@@ -92,11 +92,11 @@ def test_bad_input(files, tmp_path, arguments):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_image_of_whole_numbers_is_called_an_image(files, tmp_path):
+def test_signed_whole_numbers_are_not_called_a_label_map(files, tmp_path):
     image = save_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, GRID_SHAPE).astype(np.int16))
     told = run_here("convert", image, tmp_path / "out.nrrd")
     target = tmp_path / "out.nrrd"
-    assert (told.stdout, told.stderr) == (f"{target}\n", f"{image}: image, 18×15×11 -> {target}: image\n")
+    assert (told.stdout, told.stderr) == (f"{target}\n", f"{image}: volume, 18×15×11 -> {target}: volume\n")
     assert ": label map" in run_here("convert", files["labels"], tmp_path / "out.nrrd").stderr
     (tmp_path / "dataset.json").write_text("no JSON")
     note, line = run_here("convert", files["logits"], tmp_path / "out.nrrd").stderr.splitlines()

@@ -3,7 +3,7 @@
 import shutil
 
 import numpy as np
-from cli_helpers import FAST, GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
+from cli_helpers import GRID_SHAPE, errors, infer, load_nifti, run_here, save_nifti
 
 CASES = ("c0", "c1", "c2")
 EXCHANGED = "-i and -p seem to be exchanged"
@@ -66,17 +66,6 @@ def test_exchanged_inputs_are_named(folders, tmp_path):
         assert EXCHANGED in result.stderr
 
 
-def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
-    labels = np.zeros(GRID_SHAPE, np.uint8)
-    labels[2:12, 3:10, 2:8] = 1
-    labels[5:9, 5:9, 3:7] = 117
-    image = save_nifti(tmp_path / "labels.nii.gz", labels)
-    noise = save_nifti(tmp_path / "noise.nii.gz", np.random.default_rng(0).integers(0, 40, GRID_SHAPE).astype(np.uint8))
-    for given, logits in ((image, folders.logits / "c0.nii.gz"), (image, image), (noise, folders.logits / "c0.nii.gz")):
-        result = run_here("infer", "-i", given, "-p", logits, "-o", folders.output / "x.nii.gz", *FAST, status=0)
-        assert result.stderr.count("labels.nii.gz looks like a label map, not like an image: 3 values") == (given == image)
-
-
 def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     data = tmp_path / "data"
     for seed, case_id in enumerate(("s0001", "s0002")):
@@ -121,14 +110,3 @@ def test_a_label_map_of_a_name_that_logits_have_not_is_suggested(folders):
     result = run_here("infer", "-i", folders.images / "c0_0000.nii.gz", "-p", folders.logits, "-o", folders.output, status=1)
     assert errors(result.stderr)[0].endswith(hint)
     infer(folders, "--input-type", "labels", status=0)
-
-
-def test_all_values_of_a_label_map_in_place_of_an_image_are_counted(folders, tmp_path):
-    """Not only those of a sample."""
-    labels = np.zeros((70, 60, 50), np.uint8)
-    for label in range(1, 27):
-        labels[10:60, 3 : 4 if label % 2 else 40, label] = label
-    image, logits = save_nifti(tmp_path / "image.nii.gz", labels), np.stack([labels == 0, labels > 0], axis=-1)
-    scores = save_nifti(tmp_path / "scores.nii.gz", 8.0 * logits.astype(np.float32) - 4.0)
-    result = run_here("infer", "-i", image, "-p", scores, "-o", tmp_path / "out.nii.gz", *FAST, status=0)
-    assert "image.nii.gz looks like a label map, not like an image: 27 values" in result.stderr

@@ -8,7 +8,7 @@ from cli_helpers import load_nifti, run_here, save_nifti
 from evaluation_helpers import SHAPE, affine, disturbed, label_map
 
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import has_structures, pair_structures
+from crfrefine.evaluate.structures import pair_structures
 
 NAMES = {"aorta": 1, "kidney_left": 2, "kidney_right": 3, "nothing": 4}
 
@@ -54,13 +54,12 @@ def test_a_folder_per_case_has_named_labels(study):
             assert means[str(number)] == pytest.approx(expected, rel=1e-12)
 
 
-def test_two_flat_folders_are_one_case_unless_each_file_is_to_be_one(study):
-    result, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1")
+def test_two_flat_folders_are_one_case_on_request(study):
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--structures")
     assert [case["case"] for case in summary["cases"]] == ["p1"]
     assert mean_dice(summary)["1"] == pytest.approx(dice(study, "p1", "aorta"), rel=1e-12)
-    assert "--no-structures takes each file for a case" in result.stderr
     assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
-    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-structures", "--no-report")
+    _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report")
     assert [case["case"] for case in summary["cases"]] == ["aorta", "kidney_left", "kidney_right", "nothing"]
 
 
@@ -95,29 +94,6 @@ def test_incomplete_cases_are_left_out_and_results_are_measured_again_when_a_str
         ("p2", (f"no prediction in {study / 'pred'}",)),
         ("p3", (f"no label map in {study / 'ref'}",)),
     ]
-
-
-def test_structures_are_told_from_cases(tmp_path):
-    """By names without numbers, of at least three binary files, that do not overlap, on one grid."""
-    halves = [np.arange(13)[:, None, None] % 4 == part for part in range(4)]
-    for number, (names, masks, expected) in enumerate(
-        (
-            ("heart liver lung spleen", halves, True),
-            ("case_01 case_02 case_03 case_04", halves, False),
-            ("anna berta carla dora", [halves[0]] * 4, False),
-            ("anna berta carla dora", [2 * half for half in halves], False),
-            ("heart liver", halves[:2], False),
-        )
-    ):
-        root = tmp_path / str(number)
-        options = EvaluationOptions(root / "pred", root / "ref", root / "report")
-        for what in ("pred", "ref"):
-            for name, mask in zip(names.split(), masks, strict=True):
-                save_nifti(root / what / f"{name}.nii.gz", np.broadcast_to(mask, SHAPE).astype(np.uint8), affine())
-        assert has_structures(options) == expected
-        for what in ("pred", "ref"):
-            save_nifti(root / what / f"{name}.nii.gz", np.zeros((5, 4, 3), np.uint8), affine())
-        assert not has_structures(options)
 
 
 def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):

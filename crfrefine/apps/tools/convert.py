@@ -15,7 +15,6 @@ from crfrefine.base.axes import file_order
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import read_names
-from crfrefine.cases.mistakes import looks_like_image
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
@@ -79,8 +78,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).labels)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
-    # Whole numbers may be those of an image, too, where a scanner has no scaling.
-    kind = "image" if looks_like_image(labels.data) else "label map"
+    kind = "label map" if header.dtype in ("uint8", "uint16") else "volume"  # CT has signed integers.
     return f"{_told(header, kind)} -> {target}: {kind}"
 
 

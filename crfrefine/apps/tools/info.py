@@ -18,7 +18,7 @@ from crfrefine.cases.nnunet.layout import PLANS, PREDICTION_ARGUMENTS
 from crfrefine.cases.nnunet.trained import find_cases_to_refine
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
-from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
+from crfrefine.cases.structure_folders import case_folders, structures_folder
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import VolumeHeader
@@ -162,12 +162,10 @@ def _of_nnunet(folder: Path, archives: Sequence[Path]) -> CaseList:
 
 
 def _structures(folder: Path) -> dict[str, Path]:
-    """Return the folders of structures by case, if the folder holds one binary file per structure, or folders of such files."""
+    """Return the folders of structures by case, if the folder holds nothing but such folders."""
     known = {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"}
-    if list_files(folder, io.VOLUME_SUFFIXES):
-        return {folder.resolve().name: folder} if looks_like_structures(folder) else {}
-    found = case_folders(folder)
-    return {} if known & set(found) or not all(looks_like_structures(path) for path in found.values()) else found
+    found = {} if list_files(folder, io.VOLUME_SUFFIXES) else case_folders(folder)
+    return {} if known & set(found) else found
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
