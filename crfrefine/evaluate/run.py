@@ -19,7 +19,7 @@ from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
 from crfrefine.evaluate.structures import has_structures, pair_structures
-from crfrefine.io.atomic import check_replaceable, check_small_file, check_writable
+from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.recognition import add_volumes
 from crfrefine.runs.execution.processes import map_in_processes
 
@@ -43,7 +43,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     pairing = pair_structures(options) if has_structures(options) else pair_cases(options)
     add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
-        check_small_file(options.output / name)
+        check_replaceable(options.output / name)
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
     settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))

@@ -1,65 +1,74 @@
 """Atomic files: written under a hidden name beside the target, then renamed.
 
-If the target is a link, the file it points to is written and the link stays. An input of the command is never replaced (`base.inputs`).
-Anything but a regular file is never replaced: small files are written to it directly (`special_files`), volumes are refused.
+If the target is a link, the file behind it is written and the link stays. Inputs of the command (`base.inputs`) and anything
+but regular files are refused. A killed process leaves its hidden file, which is removed after a day.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
-from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.streams import is_named_gzip, write_gzip
-from crfrefine.io.temporary import is_locked, open_scratch, open_temporary, remove_leftovers, temporary_name
+
+_TEMPORARY_NAME = re.compile(r"\..*\.tmp-[0-9a-f]{16}", re.DOTALL)
+_MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
+_MAX_LINKS = 40  # Linux follows as many.
+_LEFTOVER_SECONDS = 86_400
 
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     """Open files of one folder for writing; they get their names only if the block ends without an error.
 
-    If anything ends the block early, Ctrl-C included, the partial files are removed; those of a killed process, when the next one writes
-    into the folder (`temporary`).
+    If anything ends the block early, Ctrl-C included, the partial files are removed.
 
     Args:
-        paths: one file, or several that belong together: the last one names the others and is renamed after them. Existing regular files
-            are replaced at the end.
+        paths: one file, or several that belong together: the last one names the others and is renamed after them.
 
     Raises:
-        CrfRefineError: the folder is not writable, the disk is full, or a name belongs to an input of the command or to something other
-            than a regular file; existing files stay unchanged.
+        CrfRefineError: the folder is not writable, the disk is full, or a name is refused; existing files stay unchanged.
     """
     targets = check_replaceable(*paths)
     temporary: list[Path] = []
     files: list[BinaryIO] = []
     try:
         for target in targets:
-            files.append(open_temporary(target, temporary))
+            remove_leftovers(target.parent)
+            # The file has its place in the list before it exists, so that an interrupt at any moment finds it.
+            temporary.append(_temporary_name(target))
+            try:
+                files.append(temporary[-1].open("xb"))
+            except FileExistsError:
+                temporary.pop()  # The file belongs to another process.
+                raise
         yield tuple(files)
-        for name, file in zip(temporary, files, strict=True):
+        for file in files:
             file.flush()
             os.fsync(file.fileno())
-            if not is_locked(name):
-                file.close()
+            file.close()
         if len(targets) == 1:
             temporary[0].replace(targets[0])
         else:
             _replace_together(temporary, targets)
-        for file in files:
-            file.close()
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
-        for leftover in temporary:
+        for name in temporary:
             with suppress(OSError):
-                leftover.unlink(missing_ok=True)
+                name.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(paths[-1], error) from error
         raise
@@ -75,22 +84,13 @@ def write_bytes(path: Path, parts: Iterable[bytes | memoryview], threads: int) -
 
 
 def write_small_file(path: Path, content: bytes) -> None:
-    """Write a file atomically; write to a character device or a pipe directly; raise CrfRefineError if that is not possible."""
-    if _kind(path) is not None:
-        write_special(path, content)
-        return
+    """Write a file atomically."""
     with atomic_files(path) as (file,):
         file.write(content)
 
 
-def check_small_file(path: Path) -> None:
-    """Raise CrfRefineError if `write_small_file` would refuse this path, whatever its folder allows."""
-    if _kind(path) is not None:
-        check_special(path)
-
-
 def remove_file(path: Path) -> None:
-    """Remove a file, if there is one; raise CrfRefineError for anything but a regular file, as for writing, or if that is not possible."""
+    """Remove a regular file, if there is one; raise CrfRefineError if that is not possible."""
     (target,) = check_replaceable(path)
     try:
         target.unlink(missing_ok=True)
@@ -128,7 +128,11 @@ def check_replaceable(*paths: Path) -> list[Path]:
         CrfRefineError: `atomic_files` cannot write one of them; so a run finds out before it computes.
     """
     for path in paths:
-        kind = _kind(path)
+        check_no_input(path)
+        try:
+            kind = _special_kind(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         if kind is not None:
             raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
     targets = [real_path(path) for path in paths]
@@ -142,12 +146,61 @@ def check_replaceable(*paths: Path) -> list[Path]:
     return targets
 
 
-def _kind(path: Path) -> str | None:
-    check_no_input(path)
+def check_writable(folder: Path) -> None:
+    """Create a folder and a file in it, so that a run does not fail only at the end of its first case.
+
+    Raises:
+        InputError: the folder cannot be created or written to.
+    """
     try:
-        return special_kind(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        TemporaryFile(dir=folder).close()
+    except FileExistsError as error:
+        raise InputError(f"{folder}: expected a folder, this is a file") from error
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
+
+
+def check_small_output(path: Path) -> None:
+    """Raise CrfRefineError if `write_small_file` could not write this file; create its folder."""
+    (target,) = check_replaceable(path)
+    check_writable(target.parent)
+
+
+@cache
+def remove_leftovers(folder: Path) -> None:
+    """Remove hidden files of this user in a folder that nobody has written to for a day; look into a folder once."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY_NAME.fullmatch(entry.name):
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    is_own = S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+                    if is_own and status.st_mtime < time.time() - _LEFTOVER_SECONDS:
+                        Path(entry.path).unlink()
+
+
+def _temporary_name(path: Path) -> Path:
+    name = os.fsencode(path.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+    return path.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
+
+
+def _special_kind(path: Path) -> str | None:
+    """Return what a path is, links followed, that is not a regular file; None for a regular file or a free name."""
+    link = path
+    for _ in range(_MAX_LINKS):
+        link = Path(os.path.realpath(link.parent)) / link.name
+        if link.is_relative_to("/proc"):  # Standard output may be a regular file, which other programs write to.
+            return "a stream of a process"
+        if not link.is_symlink():
+            break
+        link = link.parent / link.readlink()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    return None if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a device, pipe or socket"
 
 
 def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -157,7 +210,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
     try:
         # An old header must not exist beside new voxels, not even for an instant: it is removed first.
         for target in reversed(targets):
-            aside.append((temporary_name(target, may_lock=False), target))
+            aside.append((_temporary_name(target), target))
             with suppress(FileNotFoundError):
                 target.replace(aside[-1][0])
         for name, target in zip(temporary, targets, strict=True):
@@ -174,29 +227,3 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
     for old, _ in aside:
         with suppress(OSError):
             old.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Create a folder and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
-
-    Raises:
-        InputError: the folder cannot be created or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        open_scratch(folder).close()
-    except FileExistsError as error:
-        raise InputError(f"{folder}: expected a folder, this is a file") from error
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
-
-
-def check_small_output(path: Path) -> None:
-    """Raise CrfRefineError if `write_small_file` could not write this file; create its folder.
-
-    The folder of a device or a pipe is not checked: nothing is created there.
-    """
-    check_small_file(path)
-    if special_kind(path) is None:
-        check_writable(real_path(path).parent)

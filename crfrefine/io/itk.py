@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crfrefine.base.geometry import same_grid
@@ -27,7 +28,6 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unsuppor
 from crfrefine.io import nrrd
 from crfrefine.io.atomic import write_bytes
 from crfrefine.io.streams import BLOCK_BYTES, cut_off, inflated, open_bytes, read_start, write_gzip
-from crfrefine.io.temporary import open_scratch
 from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _scratch(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file without a name for the conversion of a file."""
     folder = Path(tempfile.gettempdir())
     try:
-        with open_scratch(folder) as file:
+        with TemporaryFile(dir=folder) as file:
             yield file
     except OSError as error:
         raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +16,6 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files, real_path
 from crfrefine.io.source import FROM_THE_END, VoxelSource
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
-from crfrefine.io.temporary import open_scratch
 from crfrefine.io.text_formats import LPS, affine_of, checked, detached_voxels, grid_and_channels, lines_to_write, volume_header
 from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
 from crfrefine.io.volume import open_voxels
@@ -219,7 +219,7 @@ def write(content: Content, like: Volume, threads: int) -> None:
             header_file.write(_header(content, lines, num_bytes, content.voxel_files[0].name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
-    with atomic_files(path) as (file,), open_scratch(real_path(path).parent) as compressed:
+    with atomic_files(path) as (file,), TemporaryFile(dir=real_path(path).parent) as compressed:
         num_bytes = write_zlib(compressed, content.together())
         file.write(_header(content, lines, num_bytes, "LOCAL"))
         compressed.seek(0)

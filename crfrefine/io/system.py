@@ -12,15 +12,6 @@ from pathlib import Path
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def lock(descriptor: int) -> bool:
-    """Lock a file until it is closed; return False if another process has it, or it has no name left."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(descriptor).st_nlink > 0
-
-
 @contextmanager
 def locked(descriptor: int) -> Iterator[None]:
     """Hold the lock of a file in this block, after every other process that has it; storage without locks is used without one."""

@@ -169,7 +169,7 @@ class CrfParameters:
         """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
 
         Args:
-            path: the file to write; a character device or a pipe is written to directly.
+            path: the file to write.
             comment: lines for the head of the file, without the comment sign.
 
         Raises:

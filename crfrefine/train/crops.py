@@ -20,7 +20,6 @@ from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import softmax
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.cases.label_input import KIND
-from crfrefine.io.temporary import open_scratch, remove_leftovers
 from crfrefine.parameters.sections import IntensityParameters
 
 if TYPE_CHECKING:
@@ -235,8 +234,7 @@ class CropStore:
     def _on_disk(self, array: NDArray[Any]) -> NDArray[Any]:
         if self._folder is None:
             self._folder = Path(tempfile.gettempdir())
-            remove_leftovers(self._folder)
-        with open_scratch(self._folder) as file:
+        with tempfile.TemporaryFile(dir=self._folder) as file:
             np.ascontiguousarray(array).tofile(file)
             file.flush()
             return np.memmap(file, array.dtype, "r", shape=array.shape)

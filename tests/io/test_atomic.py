@@ -15,7 +15,6 @@ from io_helpers import affine_of, numbers
 from crfrefine import io
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_files, cannot_write, write_small_file
-from crfrefine.io.temporary import temporary_name
 from crfrefine.io.volume import Volume
 
 
@@ -96,7 +95,7 @@ def test_not_even_a_link_under_the_very_name_is_followed_or_removed(tmp_path, mo
     monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
     victim, path = tmp_path / "victim", tmp_path / "a.nii.gz"
     victim.write_bytes(b"precious")
-    link = temporary_name(path)
+    link = tmp_path / f".a.nii.gz.tmp-{'0' * 16}"
     link.symlink_to(victim)
     with pytest.raises(CrfRefineError, match=r"a\.nii\.gz: cannot be written: File exists"):
         write_small_file(path, b"new")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cli_helpers import command, files_in, infer, load_nifti, refined, save_nifti, write_folders
+from cli_helpers import command, files_in, infer, load_nifti, refined, run_here, save_nifti, write_folders
 
 from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, RunSummary
 from crfrefine.runs.infer.summary_reading import read_summary
@@ -220,9 +220,10 @@ def test_a_file_that_is_no_summary_of_infer_is_not_replaced(folders, summary):
     assert content(summary)["num_done"] == 3
 
 
-def test_a_summary_that_is_thrown_away_is_not_read(folders, summary):
+def test_a_device_as_summary_is_refused_before_it_is_read(folders, summary):
     summary.symlink_to("/dev/zero")  # reading it would take for ever
-    run(folders, "--summary", summary, "--continue")
+    result = run_here("infer", *folders.arguments, "--summary", summary, "--continue", status=1)
+    assert "it is a device, pipe or socket, which is not replaced by a file" in result.stderr
 
 
 @pytest.mark.long

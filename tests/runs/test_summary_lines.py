@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 from cli_helpers import infer
-from special_file_helpers import Reader, make_pipe
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, RunSummary
@@ -87,13 +86,6 @@ def test_another_file_is_not_taken_up(folders, lines):
         assert said.startswith(f"crfrefine: error: {lines}: ")
         assert problem in said
         assert lines.read_bytes() == content
-
-
-def test_a_pipe_takes_all_lines(folders, tmp_path):
-    pipe = make_pipe(tmp_path / "summary.jsonl")
-    reader = Reader(pipe)
-    run(folders, pipe)
-    assert [json.loads(line).get("case_id") for line in reader.result().splitlines()] == [None, "a", "b", "c", None]
 
 
 def test_what_the_disk_does_not_take_is_written_later(tmp_path, monkeypatch):

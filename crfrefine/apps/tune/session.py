@@ -23,7 +23,7 @@ from crfrefine.cases.discovery import labels_of
 from crfrefine.cases.label_input import KIND as LABEL_MAP
 from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.atomic import check_small_file, write_small_file
+from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.recognition import add_volumes
 from crfrefine.metrics.regions import Region
 from crfrefine.pages.pictures.display import label_color
@@ -73,7 +73,7 @@ class Session:
         self._inputs, files = find_case(options)
         add_volumes(options.labels, *files.paths)
         if options.output is not None:
-            check_small_file(options.output)
+            check_replaceable(options.output)
         self._lock = threading.Lock()
         threads = options.inputs.threads
         self.case = open_case(files, self._inputs.reading, threads)

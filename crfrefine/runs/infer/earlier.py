@@ -16,7 +16,6 @@ from crfrefine.arrays.label_maps import LabelChanges
 from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
-from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import RECORD_FOLDER, CaseRecord, records_in, time_of_change
 from crfrefine.runs.infer.summary_reading import NotASummaryError, RecordedCase, as_read, read_summary, text, whole
 
@@ -51,7 +50,7 @@ def read_earlier(
             damaged.append(path)
             notes.append(f"{error}; continuing without it")
     place = None if folder is None else folder / RECORD_FOLDER
-    if summary is not None and special_kind(summary) is None and summary.exists() and summary.stat().st_size > 0:
+    if summary is not None and summary.exists() and summary.stat().st_size > 0:
         of_summary = _read_summary(summary, label_maps, part)
         if others := [case_id for case_id in dict.fromkeys(one.case_id for one in of_summary) if case_id not in label_maps]:
             notes.append(f"{summary}: the records of cases that are not in this run are left out: {listed(others)}")
@@ -129,7 +128,7 @@ def _read_summary(path: Path, label_maps: Mapping[str, Path], part: tuple[int, i
 
 def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
     """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file."""
-    if part[0] == 1 or special_kind(path) is not None or not path.exists():
+    if part[0] == 1 or not path.exists():
         return None
     try:
         run = read_summary(path)[-1]

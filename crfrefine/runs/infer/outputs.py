@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from crfrefine.base.inputs import check_no_input, identities
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import check_replaceable, check_small_file
+from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import files_read, files_written, suffix_to_write
-from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import RECORD_FOLDER
 from crfrefine.runs.infer.structure_names import LabelFiles
 
@@ -115,7 +114,7 @@ def check_case_outputs(outputs: OutputFiles) -> None:
     for path in outputs.volumes():
         check_replaceable(*reversed(files_written(path)))
     if outputs.preview is not None:
-        check_small_file(outputs.preview)
+        check_replaceable(outputs.preview)
 
 
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
@@ -124,9 +123,7 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
         raise InputError(f"{path}: is a folder; name a file for the summary")
     if path.parent.name == RECORD_FOLDER:
         raise InputError(f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder")
-    check_small_file(path)
-    if special_kind(path) is not None and not suffix_of(path):
-        return  # A device or a pipe replaces no file.
+    check_replaceable(path)
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]
     if suffix_of(path) or identities(path) & set().union(*map(identities, written)):
         raise InputError(f"{path}: the summary would replace an output of this run, or has a volume's suffix; choose another name in .json")

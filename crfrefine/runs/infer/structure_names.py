@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.declared_labels import RESERVED_NAMES
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import check_small_file, write_small_file
+from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.segments import Segment, named_segments, segments_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], 
         return None
     path = output / NAMES_FILE
     if not os.path.lexists(path):
-        check_small_file(path)
+        check_replaceable(path)
         return path
     try:
         description = read_dataset_description(output)

@@ -16,7 +16,6 @@ from pathlib import Path
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import cannot_write, write_small_file
 from crfrefine.io.lines import append_lines, open_lines
-from crfrefine.io.special_files import special_kind
 from crfrefine.runs.infer.records import CaseRecord, RunSummary, is_lines, to_line
 
 SAVE_SECONDS = 1.0
@@ -37,10 +36,7 @@ def summary_file(path: Path, summary: RunSummary, *, resume: bool) -> SummaryFil
 
 
 class SummaryLines:
-    """The file of a run's summary, as JSON lines: a line of the run, one per case, and a last one when the run ends.
-
-    A pipe or a device takes all of it at the end.
-    """
+    """The file of a run's summary, as JSON lines: a line of the run, one per case, and a last one when the run ends."""
 
     def __init__(self, path: Path, summary: RunSummary, *, append: bool) -> None:
         self._path = path
@@ -55,9 +51,6 @@ class SummaryLines:
         """Write the line of the run."""
         head = {name: value for name, value in self._summary.head().items() if name not in ("seconds", "interrupted")}
         line = to_line({"run": "started", **head})
-        if special_kind(self._path) is not None:
-            self._waiting = line
-            return
         if not self._append:
             write_small_file(self._path, line)
         self._file = open_lines(self._path)
@@ -105,15 +98,12 @@ class SummaryLines:
 
 
 class SummaryFile:
-    """The file of a run's summary; until `save_last`, its content says that the run was interrupted, which is true if it is killed.
-
-    A pipe or a device takes the last content alone.
-    """
+    """The file of a run's summary; until `save_last`, its content says that the run was interrupted, which is true if it is killed."""
 
     def __init__(self, path: Path, summary: RunSummary) -> None:
         self._path = path
         self._summary = summary
-        self._saves_early = special_kind(path) is None
+        self._saves_early = True
         self._started = time.perf_counter()
         self._timer: threading.Timer | None = None
         self._due = time.monotonic()
